@@ -1,0 +1,1 @@
+"""Typed configuration: model sizes (`models`), run settings (`run`) and YAML loading (`loading`)."""

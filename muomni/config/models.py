@@ -1,0 +1,167 @@
+"""Typed sizes of every model; the same objects describe an export and rebuild its model.
+
+Counts are `num_*`, widths `*_size`, rates `*_hz`. Nothing here imports torch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+
+# One frame rate serves encoder and codec: 100 mel frames a second, subsampled by 4.
+SAMPLE_RATE_HZ = 16_000
+MEL_HOP = 160
+MEL_RATE_HZ = SAMPLE_RATE_HZ // MEL_HOP
+FRAME_SUBSAMPLING = 4
+FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
+
+
+class Section(BaseModel):
+    """Base of all config sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MoEConfig(Section):
+    """Mixture of experts in place of the feed-forward layer (every layer; dropless, softmax top-k)."""
+
+    num_experts: Positive
+    num_experts_per_token: Positive
+    expert_intermediate_size: Positive
+    normalise_top_k: bool = True
+    balance_loss_weight: float = 0.01
+    z_loss_weight: float = 0.001
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoEConfig":
+        if self.num_experts_per_token > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token={self.num_experts_per_token} exceeds num_experts={self.num_experts}"
+            )
+        return self
+
+
+class TransformerConfig(Section):
+    """Sizes that every transformer stack shares."""
+
+    hidden_size: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    intermediate_size: Positive
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "TransformerConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        return self
+
+
+class ThinkerConfig(TransformerConfig):
+    """Decoder LM with exactly Qwen3's architecture (dense, or MoE when `moe` is given)."""
+
+    vocab_size: Positive
+    max_positions: Positive = 2048
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    moe: MoEConfig | None = None
+
+
+class MelConfig(Section):
+    """Log-mel front end; `num_fft` and `hop` are in samples at `SAMPLE_RATE_HZ`."""
+
+    num_mels: Positive = 80
+    num_fft: Positive = 512
+    hop: Literal[160] = MEL_HOP
+    min_hz: float = 20.0
+    max_hz: float = 7600.0
+
+
+class AudioEncoderConfig(TransformerConfig):
+    """Log-mel, 4x convolutional subsampling to 25 Hz, bidirectional encoder, subword CTC head."""
+
+    vocab_size: Positive
+    mel: MelConfig = MelConfig()
+    conv_channels: Positive = 64
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class VisionTowerConfig(TransformerConfig):
+    """Pre-norm CLIP ViT (class token and patch tokens, learned positions, LayerNorm, GELU)."""
+
+    image_size: Positive = 64
+    patch_size: Positive = 16
+    norm_eps: float = 1e-5
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+class TextTowerConfig(TransformerConfig):
+    """CLIP text transformer: causal, learned positions, pooled at the end-of-sequence token."""
+
+    vocab_size: Positive
+    max_positions: Positive = 64
+    norm_eps: float = 1e-5
+
+
+class ClipConfig(Section):
+    """Both towers and the shared embedding of the contrastive stage."""
+
+    vision: VisionTowerConfig
+    text: TextTowerConfig
+    embedding_size: Positive
+    initial_temperature: float = 0.07
+
+
+class CodecConfig(Section):
+    """Mel encoder, residual vector quantiser (EMA codebooks), mel decoder; one code frame is 40 ms."""
+
+    mel: MelConfig = MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)
+    hidden_size: Positive = 128
+    latent_size: Positive = 32
+    num_blocks: Positive = 2
+    num_codebooks: Positive = 2
+    codebook_size: Positive = 128
+    ema_decay: float = Field(0.97, gt=0, lt=1)
+    commitment_weight: float = 0.25
+    dead_code_usage: float = Field(
+        0.1, description="a code whose EMA use falls below this is given a new vector"
+    )
+
+
+class TalkerConfig(TransformerConfig):
+    """Code LM: text tokens as prefix, then K codes a frame; codes k>0 are conditioned on codes <k."""
+
+    text_vocab_size: Positive
+    num_codebooks: Positive
+    codebook_size: Positive
+    max_positions: Positive = 1024
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    thinker_hidden_size: Positive | None = None
+    num_speakers: int = Field(0, ge=0)
+
+
+class OmniConfig(Section):
+    """The whole: Thinker, both encoders with projectors, and optionally the Talker and its codec."""
+
+    thinker: ThinkerConfig
+    audio_encoder: AudioEncoderConfig
+    vision_encoder: VisionTowerConfig
+    talker: TalkerConfig | None = None
+    codec: CodecConfig | None = None
+    projector_hidden_size: Positive = 256
+    audio_stack: Positive = Field(2, description="encoder frames joined into one Thinker position")
+
+    @property
+    def num_image_tokens(self) -> int:
+        return self.vision_encoder.num_patches
