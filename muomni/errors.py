@@ -1,8 +1,9 @@
 """The errors that muomni raises for its users, each with an exit code.
 
-A user's mistake or a broken input becomes one of these: one sentence that names the thing and says what to
-do. Commands print that sentence without a traceback (`exit_on_error`) and leave with `exit_code`, so that
-batch scripts can decide whether to requeue. Anything else that escapes is a bug and keeps its traceback.
+A user's mistake or a broken input becomes one of these: one sentence that names the thing and says
+what to do. Commands print that sentence without a traceback (`exit_on_error`) and leave with
+`exit_code`, so that batch scripts can decide whether to requeue. Anything else is a bug
+and keeps its traceback.
 """
 
 import sys
@@ -52,7 +53,7 @@ class MachineError(MuomniError):
     exit_code = 7
 
 
-class Preempted(MuomniError):
+class PreemptedError(MuomniError):
     """A signal asked for a stop; the state was saved and the job should be submitted again."""
 
     exit_code = 85

@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 class MoEConfig(Section):
-    """Mixture of experts in place of the feed-forward layer (every layer; dropless, softmax top-k)."""
+    """Mixture of experts in place of every feed-forward layer (dropless, softmax top-k)."""
 
     num_experts: Positive
     num_experts_per_token: Positive
@@ -37,7 +37,8 @@ class MoEConfig(Section):
     def _check(self) -> "MoEConfig":
         if self.num_experts_per_token > self.num_experts:
             raise ValueError(
-                f"num_experts_per_token={self.num_experts_per_token} exceeds num_experts={self.num_experts}"
+                f"num_experts_per_token={self.num_experts_per_token} exceeds "
+                f"num_experts={self.num_experts}"
             )
         return self
 
@@ -123,7 +124,7 @@ class ClipConfig(Section):
 
 
 class CodecConfig(Section):
-    """Mel encoder, residual vector quantiser (EMA codebooks), mel decoder; one code frame is 40 ms."""
+    """Mel encoder, residual vector quantiser (EMA codebooks), mel decoder; 40 ms a frame."""
 
     mel: MelConfig = MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)
     hidden_size: Positive = 128
@@ -139,7 +140,7 @@ class CodecConfig(Section):
 
 
 class TalkerConfig(TransformerConfig):
-    """Code LM: text tokens as prefix, then K codes a frame; codes k>0 are conditioned on codes <k."""
+    """Code LM: text tokens as prefix, then K codes a frame; code k is conditioned on codes < k."""
 
     text_vocab_size: Positive
     num_codebooks: Positive
@@ -152,7 +153,7 @@ class TalkerConfig(TransformerConfig):
 
 
 class OmniConfig(Section):
-    """The whole: Thinker, both encoders with projectors, and optionally the Talker and its codec."""
+    """The whole: Thinker, both encoders with projectors, optionally the Talker and its codec."""
 
     thinker: ThinkerConfig
     audio_encoder: AudioEncoderConfig
