@@ -1,0 +1,101 @@
+"""The settings of one run: which stage, which data, how it is batched, optimised, saved and logged.
+
+Each number has one owner. What DeepSpeed's JSON may say (ZeRO stage, buckets, communication) is not
+repeated here; what stands here (batch sizes, precision, clipping, schedule) is not allowed there.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from muomni.config.models import Positive, Section
+
+StageName = Literal["thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft"]
+STAGE_NAMES: tuple[str, ...] = StageName.__args__
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataSection(Section):
+    """Where samples come from and how many processes decode them."""
+
+    root: str = Field("data/sample", description="one dataset, or a folder of datasets")
+    tokenizer: str | None = Field(None, description="default: ROOT/tokenizer.model")
+    num_workers: int = Field(
+        0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
+    )
+    prefetch: Positive = Field(4, description="batches that each worker keeps ready")
+    max_bad_samples: int = Field(
+        100, ge=0, description="samples that may fail to decode before the run stops"
+    )
+
+
+class BatchSection(Section):
+    """How samples become micro-batches; what one unit of `size` is depends on the stage."""
+
+    size: Positive = Field(description="samples, tokens a row, or seconds: see the stage's recipe")
+    rows: Positive = Field(1, description="rows of a packed micro-batch")
+    micro_batches_per_step: Positive | None = Field(
+        None, description="over all ranks and accumulation steps; default: one a rank"
+    )
+    window: Positive = Field(2048, description="samples that are bucketed or packed together")
+
+
+class OptimSection(Section):
+    """AdamW, gradient clipping and the schedule."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    final_lr_fraction: Fraction = 0.1
+
+
+class TrainingSection(Section):
+    """Length of the run and how often it validates, saves and logs."""
+
+    max_steps: Positive | None = None
+    max_epochs: Positive | None = None
+    validate_every: Positive = 200
+    validate_batches: Positive | None = Field(
+        None, description="micro-batches a validation looks at; default: the whole split"
+    )
+    save_every: Positive = 200
+    keep_last: Positive = 2
+    log_every: Positive = 10
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "TrainingSection":
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError("give exactly one of training.max_steps and training.max_epochs")
+        return self
+
+
+class Fp16Section(Section):
+    """DeepSpeed's dynamic loss scaling."""
+
+    initial_scale_power: int = Field(16, ge=0)
+    scale_window: Positive = 500
+    min_scale: float = Field(1.0, gt=0)
+    hysteresis: Positive = 1
+
+
+class RunConfig(Section):
+    """Everything that a run is made of; written to `RUN/STAGE/config.yaml` as resolved."""
+
+    stage: StageName
+    preset: str
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+    data: DataSection = DataSection()
+    batch: BatchSection
+    optim: OptimSection
+    training: TrainingSection
+    fp16: Fp16Section = Fp16Section()
+    model: dict[str, Any] = Field(default_factory=dict, description="sizes of the stage's model")
+    options: dict[str, Any] = Field(default_factory=dict, description="the stage's own settings")
