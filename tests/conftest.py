@@ -1,0 +1,27 @@
+"""Fixtures that all tests share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports torch: ranks and the test process share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.ranks import RankPool
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[RankPool]:
+    """A warm rank alone in its world, for what needs DeepSpeed but no peer."""
+    pool = RankPool(1)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    """Two warm ranks of one process group (tests/ranks.py shows how to use them)."""
+    pool = RankPool(2)
+    yield pool
+    pool.close()

@@ -1,0 +1,325 @@
+"""A warm pool of gloo ranks that tests send functions to.
+
+Importing DeepSpeed and starting its process group takes 15-20 s, so the ranks are started once per
+pytest session and shared. A test writes its body as a top-level function and calls it on every
+rank (fixtures `one_rank` and `two_ranks` of tests/conftest.py):
+
+    def sum_of_ranks(offset: int) -> int:
+        ...torch.distributed, deepspeed.initialize, anything...
+
+    def test_sum(two_ranks: RankPool) -> None:
+        assert two_ranks.run(sum_of_ranks, offset=1) == [3, 3]
+
+This module imports no torch: a rank sets its environment first.
+"""
+
+import atexit
+import contextlib
+import copy
+import faulthandler
+import gc
+import inspect
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a fresh machine
+RUN_TIMEOUT_S = 120.0
+STRAGGLER_GRACE_S = 5.0  # after one rank failed, the others may wait for it in a collective
+LOG_TAIL_CHARS = 4000
+
+
+class RankError(Exception):
+    """A rank died, hung or sent back something that cannot be pickled."""
+
+
+class RankTracebackError(Exception):
+    """Carries the traceback text of a rank as the cause of the re-raised exception."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
+
+class RankPool:
+    """`num_ranks` processes with torch.distributed (gloo) and DeepSpeed started, on the CPU.
+
+    Ranks start at the first `run` and again after a hang or a death, so that one bad test does not
+    take others with it.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self.num_ranks = num_ranks
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+        self._logs: list[Path] = []
+        self._log_dir = tempfile.TemporaryDirectory(prefix="muomni-ranks-")
+        atexit.register(self.close)
+
+    def run(
+        self, function: Callable[..., Any], *, timeout_s: float = RUN_TIMEOUT_S, **kwargs: Any
+    ) -> list[Any]:
+        """Call `function(**kwargs)` on every rank and return the results, ordered by rank.
+
+        `function`, arguments and results must be picklable; tensors are returned by value. An
+        exception on a rank is raised here, with that rank's traceback as its cause. After
+        `timeout_s` the ranks are killed and RankError shows where each of them stood.
+        """
+        payload = pickle.dumps((function, kwargs))
+        if not self._processes:
+            self._start()
+        self._send("call", payload)
+        replies = self._collect(timeout_s)
+        failures = [reply for reply in replies if not reply[0]]
+        if failures:
+            self._raise(failures)
+        self._settle()
+        return [pickle.loads(reply[1]) for reply in replies]
+
+    def close(self) -> None:
+        """End the ranks, by force when they do not end by themselves. Idempotent."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=3)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes, self._connections = [], []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        port = _free_port()
+        self._logs = []
+        for rank in range(self.num_ranks):
+            ours, theirs = context.Pipe()
+            log = Path(self._log_dir.name) / f"rank{rank}-{port}.log"
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.num_ranks),
+                "LOCAL_SIZE": str(self.num_ranks),
+                "LOCAL_WORLD_SIZE": str(self.num_ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+                # DeepSpeed compiles with ninja, which lies beside the interpreter in a venv.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            }
+            # Not daemonic: a test may start data loader workers on a rank.
+            process = context.Process(
+                target=_serve, args=(theirs, environment, log), name=f"rank{rank}of{self.num_ranks}"
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+            self._logs.append(log)
+        failures = [reply for reply in self._collect(START_TIMEOUT_S) if not reply[0]]
+        if failures:
+            self._kill()
+            self._raise(failures)
+
+    def _send(self, action: str, payload: bytes) -> None:
+        for rank, connection in enumerate(self._connections):
+            try:
+                connection.send((action, list(sys.path), payload))
+            except BrokenPipeError:
+                self._raise_dead(rank, {})
+
+    def _collect(self, timeout_s: float) -> list[tuple[bool, Any, str]]:
+        """Wait for a reply of every rank: (succeeded, pickled result or exception, traceback).
+
+        Raises RankError on a death or the timeout. When one rank failed and the others do not
+        follow soon, they are killed and their replies say so.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        replies: dict[int, tuple[bool, Any, str]] = {}
+        has_failed = False
+        while len(replies) < self.num_ranks:
+            waiting = {self._connections[r]: r for r in range(self.num_ranks) if r not in replies}
+            ready = wait(list(waiting), timeout=max(0.0, deadline_s - time.monotonic()))
+            for connection in ready:
+                rank = waiting[connection]
+                try:
+                    replies[rank] = connection.recv()
+                except EOFError:
+                    self._raise_dead(rank, replies)
+                if not replies[rank][0] and not has_failed:
+                    has_failed = True
+                    deadline_s = min(deadline_s, time.monotonic() + STRAGGLER_GRACE_S)
+            if not ready:
+                stacks = self._kill()
+                if not has_failed:
+                    raise RankError(
+                        f"ranks {sorted(waiting.values())} gave no answer in {timeout_s:.0f} s "
+                        f"and were stopped\n{stacks}"
+                    )
+                for rank in waiting.values():
+                    replies[rank] = (False, None, f"did not return; last output:\n{stacks}")
+        return [replies[rank] for rank in range(self.num_ranks)]
+
+    def _raise_dead(self, rank: int, replies: dict[int, tuple[bool, Any, str]]) -> NoReturn:
+        process = self._processes[rank]
+        process.join(timeout=3)
+        stacks = self._kill()
+        before = "".join(text for succeeded, _, text in replies.values() if not succeeded)
+        raise RankError(f"rank {rank} died with exit code {process.exitcode}\n{before}{stacks}")
+
+    def _raise(self, failures: list[tuple[bool, Any, str]]) -> NoReturn:
+        text = "\n".join(failure[2] for failure in failures)
+        if self._processes:
+            with contextlib.suppress(RankError):  # the ranks are stopped then; `failures` says why
+                self._settle()
+        pickled = next((failure[1] for failure in failures if failure[1] is not None), None)
+        error = RankError("a rank failed") if pickled is None else pickle.loads(pickled)
+        raise error from RankTracebackError(text)
+
+    def _settle(self) -> None:
+        """Restore what a function may have left behind, and check that the ranks still agree."""
+        self._send("settle", b"")
+        try:
+            replies = self._collect(timeout_s=30.0)
+        except RankError as error:
+            raise RankError(f"the function left its ranks out of step: {error}") from None
+        failures = [reply for reply in replies if not reply[0]]
+        if failures:
+            self._kill()
+            raise RankError("the function left its ranks out of step") from RankTracebackError(
+                "\n".join(failure[2] for failure in failures)
+            )
+
+    def _kill(self) -> str:
+        """Abort all ranks and return the end of their output, which has their stacks."""
+        for process in self._processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGABRT)  # faulthandler writes all stacks
+        for process in self._processes:
+            process.join(timeout=3)
+        tails = [
+            f"--- output of rank {rank}:\n{log.read_text(errors='replace')[-LOG_TAIL_CHARS:]}"
+            for rank, log in enumerate(self._logs)
+            if log.exists()
+        ]
+        self.close()
+        return "\n".join(tails)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(connection: Connection, environment: dict[str, str], log: Path) -> None:
+    """Body of a rank: start the process group, then answer until the test session goes away."""
+    os.environ.update(environment)
+    output = log.open("w", buffering=1)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    faulthandler.enable(file=output, all_threads=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        restore = _start_process_group()
+    except BaseException as error:
+        connection.send(_failure(error))
+        return
+    connection.send((True, pickle.dumps(None), ""))
+    while True:
+        try:
+            action, path, payload = connection.recv()
+        except EOFError:
+            sys.stdout.flush()
+            os._exit(0)  # skips destructors of a process group whose peers may be gone
+        try:
+            if action == "call":
+                sys.path[:] = path
+                function, kwargs = pickle.loads(payload)
+                result = function(**kwargs)
+                del function, kwargs
+                reply = (True, pickle.dumps(result), "")
+                del result
+            else:
+                restore()
+                reply = (True, pickle.dumps(None), "")
+        except BaseException as error:
+            reply = _failure(error)
+        connection.send(reply)
+
+
+def _start_process_group() -> Callable[[], None]:
+    """Start gloo through DeepSpeed; return the function that restores the state of this moment."""
+    import deepspeed
+    import torch
+    from deepspeed.utils import groups
+
+    torch.set_num_threads(1)
+    deepspeed.init_distributed(
+        dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
+    )
+    environment, folder = dict(os.environ), Path.cwd()
+    handlers = {number: signal.getsignal(number) for number in (2, 10, 12, 15)}
+    # Expert-parallel groups are remembered by size here; a later engine must build its own.
+    remembered = {
+        name: copy.copy(value)
+        for name, value in vars(groups).items()
+        if not name.startswith("__")
+        and not callable(value)
+        and not inspect.ismodule(value)
+        and (value is None or isinstance(value, (dict, list, int)))
+    }
+
+    def restore() -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name, value in remembered.items():
+            setattr(groups, name, copy.copy(value))
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        random.seed(0)
+        gc.collect()
+        # Wrong unless every rank reached this very collective: a peer that still stood in
+        # another one would have sent something else.
+        token = torch.ones(1)
+        torch.distributed.all_reduce(token)
+        if int(token.item()) != torch.distributed.get_world_size():
+            raise RankError(f"the ranks disagree: sum of ones is {token.item()}")
+
+    return restore
+
+
+def _failure(error: BaseException) -> tuple[bool, bytes | None, str]:
+    text = f"rank {os.environ.get('RANK')}:\n{traceback.format_exc()}"
+    pickled = None
+    with contextlib.suppress(Exception):
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)  # some exceptions pickle but cannot be rebuilt
+    if pickled is None:
+        pickled = pickle.dumps(RankError(f"{type(error).__name__}: {error}"))
+    return (False, pickled, text)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
