@@ -1,0 +1,283 @@
+"""The one transformer of muomni: norms, rotary positions, attention, feed-forwards, blocks, stack.
+
+Thinker, Talker, audio encoder, vision tower and text tower are all a `TransformerStack` with other
+`StackOptions`. Norms, rotary angles and router scores are fp32 whatever the weights' precision is;
+positions live in no buffer, so casting a model to half precision cannot harm them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import MoEConfig, TransformerConfig
+from muomni.models.kv_cache import CacheStep, KVCache
+from muomni.models.moe import Experts, MoEBlock
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What distinguishes one stack from another, beside its sizes.
+
+    `rope_theta=None` means no rotary positions (the model adds learned ones to its input).
+    """
+
+    norm: Literal["rms", "layer"] = "rms"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    bias: bool = False
+    causal: bool = True
+    rope_theta: float | None = 10_000.0
+    qk_norm: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    moe: MoEConfig | None = None
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467), computed in fp32."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size] in the dtype of `x`."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+def make_norm(kind: Literal["rms", "layer"], size: int, eps: float) -> nn.Module:
+    """RMSNorm or torch's LayerNorm (which accumulates in fp32 itself)."""
+    return RMSNorm(size, eps) if kind == "rms" else nn.LayerNorm(size, eps=eps)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of RoPE (Su et al. 2021, arXiv:2104.09864), fp32.
+
+    `positions` [B, T] -> two tensors [B, 1, T, head_dim / 2], ready to broadcast over heads.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / (theta ** (exponents / head_dim))
+    angles = positions[:, None, :, None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [B, H, T, D] in fp32; dimension i is paired with i + D/2, as in the Qwen family."""
+    first, second = x.float().chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GeluMLP(nn.Module):
+    """Plain feed-forward with the exact (erf) GELU."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+@dataclass(slots=True)
+class AttentionContext:
+    """Everything that all layers of one forward share, computed once by the stack."""
+
+    mask: Tensor | None  # bool or additive, broadcastable to [B, H, T, S]
+    is_causal: bool
+    rotary: tuple[Tensor, Tensor] | None
+    cache: KVCache | None = None
+    step: CacheStep | None = None
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245) through torch's SDPA.
+
+    `num_kv_heads == num_heads` is ordinary multi-head attention. Queries and keys are optionally
+    RMS-normalised per head before the rotation (QK-norm), as Qwen3 does.
+    """
+
+    def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_dim = config.head_dim
+        size, bias = config.hidden_size, options.bias
+        self.q_proj = nn.Linear(size, self.num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=bias)
+        has_norm = options.qk_norm
+        self.q_norm = RMSNorm(self.head_dim, options.norm_eps) if has_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, options.norm_eps) if has_norm else nn.Identity()
+
+    def forward(self, x: Tensor, context: AttentionContext, layer: int = 0) -> Tensor:
+        """[B, T, hidden_size] -> the same; `layer` names this layer's part of the cache."""
+        batch, length, _ = x.shape
+        query = self.q_norm(self.q_proj(x).view(batch, length, self.num_heads, self.head_dim))
+        key = self.k_norm(self.k_proj(x).view(batch, length, self.num_kv_heads, self.head_dim))
+        value = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        if context.rotary is not None:
+            query = apply_rotary(query, *context.rotary)
+            key = apply_rotary(key, *context.rotary)
+        if context.cache is not None and context.step is not None:
+            key, value = context.cache.write(layer, context.step, key, value)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=context.mask,
+            is_causal=context.is_causal,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
+        self.attention = Attention(config, options)
+        self.mlp_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
+        self.mlp = _make_mlp(config, options)
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, x: Tensor, context: AttentionContext, layer: int = 0) -> Tensor:
+        """[B, T, hidden_size] -> [B, T, hidden_size]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), context, layer))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def _make_mlp(config: TransformerConfig, options: StackOptions) -> nn.Module:
+    if options.moe is not None:
+        return MoEBlock(config.hidden_size, options.moe)
+    if options.mlp == "swiglu":
+        return SwiGLU(config.hidden_size, config.intermediate_size, options.bias)
+    return GeluMLP(config.hidden_size, config.intermediate_size, options.bias)
+
+
+class TransformerStack(nn.Module):
+    """Blocks and a final norm; serves causal and bidirectional models alike.
+
+    `is_checkpointing = True` recomputes each block in the backward pass instead of keeping its
+    activations.
+    """
+
+    def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
+        super().__init__()
+        self.config = config
+        self.options = options
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config, options) for _ in range(config.num_layers)
+        )
+        self.final_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
+        self.is_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B, T, hidden_size] -> normed states of the same shape.
+
+        `positions` [B, T] default to 0..T-1, or with a cache to the count of real tokens so far.
+        `mask` (bool, True = may look, or additive) is broadcastable to [B, H, T, T] and complete: a
+        causal stack given a mask adds no causality. With a cache the mask is the cache's own, and
+        `valid` [B, T] marks the real tokens among the new ones.
+        """
+        context = self._context(x, positions, mask, cache, valid)
+        for layer, block in enumerate(self.blocks):
+            if self.is_checkpointing and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, context, layer, use_reentrant=False)
+            else:
+                x = block(x, context, layer)
+        return self.final_norm(x)
+
+    def _context(
+        self,
+        x: Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        valid: Tensor | None,
+    ) -> AttentionContext:
+        step = None
+        is_causal = self.options.causal and mask is None
+        if cache is not None:
+            if mask is not None:
+                raise ValueError("a cached forward takes `valid`, not a mask of its own")
+            step = cache.begin(x.shape[1], valid)
+            positions = step.positions if positions is None else positions
+            mask, is_causal = step.mask, step.is_causal
+        elif valid is not None:
+            raise ValueError("`valid` belongs to a cached forward; pass a mask instead")
+        rotary = None
+        if self.options.rope_theta is not None:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device)[None]
+            rotary = rotary_angles(positions, self.config.head_dim, self.options.rope_theta)
+        return AttentionContext(mask, is_causal, rotary, cache, step)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache of this stack's shape, in its weights' dtype and on their device."""
+        weight = self.blocks[0].attention.k_proj.weight
+        config = self.config
+        return KVCache(
+            config.num_layers,
+            batch_size,
+            max_length,
+            config.num_kv_heads,
+            config.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+
+def init_weights(module: nn.Module, num_layers: int, std: float = INIT_STD) -> None:
+    """Draw linear and embedding weights from N(0, std^2), biases zero, norms as they are.
+
+    Projections that write into the residual stream are scaled by 1/sqrt(2 * num_layers), so that
+    its variance does not grow with depth (Radford et al. 2019, GPT-2).
+    """
+    residual_std = std / math.sqrt(2 * num_layers)
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear):
+            is_residual = name.endswith(("o_proj", "down_proj"))
+            nn.init.normal_(child.weight, std=residual_std if is_residual else std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Embedding):
+            nn.init.normal_(child.weight, std=std)
+        elif isinstance(child, Experts):
+            nn.init.normal_(child.gate_up_proj, std=std)
+            nn.init.normal_(child.down_proj, std=residual_std)

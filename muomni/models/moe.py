@@ -1,0 +1,124 @@
+"""Mixture-of-experts feed-forward in plain PyTorch, laid out for DeepSpeed AutoEP to take over.
+
+The block is `gate: Linear(d, E)` and `experts` with `gate_up_proj` [E, 2f, d], `down_proj` [E, d, f]
+(Qwen3-MoE; Fedus et al. 2021, arXiv:2101.03961 for softmax top-k routing). No token is dropped.
+Called as `block(x [B, T, d]) -> [B, T, d]`, which is all that AutoEP's replacement promises too.
+
+Router logits [B*T, E] leave the block only as the output of its router linear: a forward hook on
+it (`record_router_logits`) sees them under the names of this file and of AutoEP alike, so balance
+losses work on both.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import MoEConfig
+
+# Where the router linear lives in our block, and in the layer that AutoEP puts in its place.
+ROUTER_NAMES = ("gate", "router.gate")
+
+
+class Experts(nn.Module):
+    """E SwiGLU feed-forwards whose weights are stacked in two tensors."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(num_experts, 2 * intermediate_size, hidden_size)
+        )
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
+        nn.init.normal_(self.down_proj, std=intermediate_size**-0.5)
+
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Tokens sorted by expert [N, d] -> [N, d]; `counts[e]` rows belong to expert e."""
+        # unbind, not indexing: its gradient is one stack instead of a full-size tensor per expert.
+        gate_ups, downs = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
+        outputs = []
+        for rows, gate_up, down in zip(x.split(counts), gate_ups, downs, strict=True):
+            gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+            outputs.append(F.linear(F.silu(gate) * up, down))
+        return torch.cat(outputs)
+
+
+class MoEBlock(nn.Module):
+    """Softmax top-k routing over `Experts`; the scores are computed in fp32.
+
+    `tokens_per_expert` [E] counts the assignments since it was last zeroed (AutoEP's layer has a
+    buffer of the same name and meaning).
+    """
+
+    tokens_per_expert: Tensor
+
+    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.top_k = config.num_experts_per_token
+        self.normalise_top_k = config.normalise_top_k
+        self.gate = nn.Linear(hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, hidden_size, config.expert_intermediate_size)
+        # Integer, so that casting the model to half precision leaves the counts exact.
+        counts = torch.zeros(config.num_experts, dtype=torch.long)
+        self.register_buffer("tokens_per_expert", counts, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        tokens = x.reshape(-1, x.shape[-1])
+        scores, chosen = route(self.gate(tokens), self.top_k, self.normalise_top_k)
+        flat = chosen.reshape(-1)
+        counts = torch.bincount(flat, minlength=self.num_experts)
+        with torch.no_grad():
+            self.tokens_per_expert += counts
+        order = flat.argsort(stable=True)
+        outputs = self.experts(tokens[order // self.top_k], counts.tolist())
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        outputs = outputs[inverse].view(*chosen.shape, -1)
+        mixed = (outputs * scores.to(outputs.dtype)[..., None]).sum(dim=1)
+        return mixed.view_as(x)
+
+
+def route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+    """Router logits [N, E] -> fp32 scores [N, top_k] and expert numbers [N, top_k]."""
+    scores, chosen = torch.topk(logits.float().softmax(dim=-1), top_k, dim=-1)
+    if normalise:
+        scores = scores / scores.sum(dim=-1, keepdim=True)
+    return scores, chosen
+
+
+def find_routers(model: nn.Module) -> list[nn.Module]:
+    """The router linears of all MoE layers in order, before or after AutoEP replaced the blocks."""
+    routers = []
+    for module in model.modules():
+        if not isinstance(getattr(module, "experts", None), nn.Module):
+            continue
+        for name in ROUTER_NAMES:
+            parent, _, leaf = name.rpartition(".")
+            owner = getattr(module, parent, None) if parent else module
+            router = getattr(owner, leaf, None)
+            if isinstance(router, nn.Module):
+                routers.append(router)
+    return routers
+
+
+@contextmanager
+def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the router logits [N, E] of every forward inside the block, one tensor per MoE layer.
+
+    The list is in layer order for one forward; clear it between forwards. Do not combine with
+    recomputation of activations, which would run each router twice.
+    """
+    recorded: list[Tensor] = []
+    hooks = [
+        router.register_forward_hook(lambda _module, _args, output: recorded.append(output))
+        for router in find_routers(model)
+    ]
+    try:
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
