@@ -1,0 +1,119 @@
+"""Bytes of a sample to arrays: pictures, recordings, and the checks that both are whole.
+
+Pictures come as PNG, JPEG or WebP in any mode, recordings as FLAC, WAV, OGG or MP3 in any rate and
+channel count. A broken file raises `DataError`; the caller adds the key of its sample.
+torch and torchaudio are imported only to resample, so data preparation stays light.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+from PIL import Image, ImageOps
+
+from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.errors import DataError
+
+if TYPE_CHECKING:
+    from torchaudio.transforms import Resample
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What a recording is, before resampling."""
+
+    duration_ms: int
+    sample_rate_hz: int
+    num_channels: int
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode a picture fully, upright and as RGB; transparency is laid on white.
+
+    Raises `DataError` when the bytes are no picture or are cut off.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                layer = image.convert("RGBA")
+                image = Image.new("RGBA", layer.size, "white")
+                image.alpha_composite(layer)
+            return image.convert("RGB")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(f"broken picture ({error})") from error
+
+
+def decode_image(data: bytes, size: int) -> np.ndarray:
+    """Decode a picture to uint8 [3, size, size].
+
+    The shorter side is resized to `size` (bicubic, antialiased) and the centre is cut out, as
+    CLIP does at evaluation.
+    """
+    image = ImageOps.fit(open_image(data), (size, size), method=Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def read_audio(data: bytes) -> tuple[np.ndarray, int]:
+    """Decode a recording to float32 [num_samples, num_channels] and its own sample rate.
+
+    Raises `DataError` when it cannot be decoded, is empty, cut off, or holds non-finite values.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            num_declared = file.frames
+            samples = file.read(dtype="float32", always_2d=True)
+            sample_rate_hz = int(file.samplerate)
+    except (soundfile.SoundFileError, ValueError, OSError) as error:
+        raise DataError(f"broken recording ({str(error).strip()})") from error
+    if len(samples) == 0:
+        raise DataError("recording of zero length")
+    # MP3 and streams may not know their length (frames is then huge); others must be whole.
+    if 0 < num_declared < 2**62 and len(samples) < num_declared:
+        raise DataError(f"broken recording (holds {len(samples)} of {num_declared} samples)")
+    if not np.isfinite(samples).all():
+        raise DataError("broken recording (non-finite samples)")
+    return samples, sample_rate_hz
+
+
+def audio_facts(data: bytes) -> AudioFacts:
+    """Decode a recording fully and say how long it is; raises as `read_audio`."""
+    samples, sample_rate_hz = read_audio(data)
+    duration_ms = max(1, round(len(samples) * 1000 / sample_rate_hz))
+    return AudioFacts(duration_ms, sample_rate_hz, samples.shape[1])
+
+
+def decode_audio(data: bytes) -> np.ndarray:
+    """Decode a recording to float32 [num_samples], mono (mean of channels) at `SAMPLE_RATE_HZ`."""
+    samples, sample_rate_hz = read_audio(data)
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if sample_rate_hz == SAMPLE_RATE_HZ:
+        return np.ascontiguousarray(mono)
+    import torch
+
+    resampled = _resampler(sample_rate_hz)(torch.from_numpy(np.ascontiguousarray(mono)))
+    return resampled.numpy()
+
+
+@lru_cache(maxsize=32)
+def _resampler(sample_rate_hz: int) -> "Resample":
+    """Windowed-sinc resampler from `sample_rate_hz`; its filter is computed once a process."""
+    from torchaudio.transforms import Resample
+
+    return Resample(sample_rate_hz, SAMPLE_RATE_HZ)

@@ -1,0 +1,98 @@
+"""The SentencePiece tokenizer of all stages, with ids for padding, ends, roles and media.
+
+Roles and media are *control* symbols: they have ids, but no text encodes to them, so a user who
+types "<|assistant|>" gets ordinary characters. The text is not normalised (identity), so decoding
+returns what was encoded, except for U+2581, SentencePiece's own mark, which becomes a space.
+Nothing here imports torch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from muomni.errors import DataError
+
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+MARKERS = (
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|image|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|audio|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+)
+
+
+class Tokenizer:
+    """Text to ids and back; markers have ids of their own that `encode` never yields."""
+
+    def __init__(self, model: bytes, origin: str) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(f"{origin} is not a SentencePiece model") from error
+        self._model = model
+        self._origin = origin
+        self.digest = hashlib.sha256(model).hexdigest()
+        found = tuple(
+            getattr(self._processor, name)() for name in ("pad_id", "unk_id", "bos_id", "eos_id")
+        )
+        if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
+            raise DataError(
+                f"tokenizer {origin} has pad, unk, bos, eos ids {found}, not (0, 1, 2, 3); "
+                "train one with `python -m data_prep tokenizer`"
+            )
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = found
+        markers = [self._marker_id(name) for name in MARKERS]
+        self.system_id, self.user_id, self.assistant_id = markers[:3]
+        self.image_id, self.image_start_id, self.image_end_id = markers[3:6]
+        self.audio_id, self.audio_start_id, self.audio_end_id = markers[6:]
+        self._without_text = {self.pad_id, self.bos_id, self.eos_id, *markers}
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Read a model file; raises `DataError` when it is missing or was not made for muomni."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"cannot read tokenizer {path} ({error.strerror}); "
+                f"make one with `python -m data_prep tokenizer --data DIR --out {path}`"
+            ) from error
+        return cls(model, str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without BOS and EOS."""
+        return self._processor.encode(text, out_type=int)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; padding, ends and markers have no text. Broken UTF-8 becomes U+FFFD."""
+        return self._processor.decode([int(i) for i in ids if int(i) not in self._without_text])
+
+    def save(self, path: Path | str) -> None:
+        """Write the model file, byte for byte as it was loaded."""
+        Path(path).write_bytes(self._model)
+
+    def __getstate__(self) -> tuple[bytes, str]:
+        return self._model, self._origin
+
+    def __setstate__(self, state: tuple[bytes, str]) -> None:
+        self.__init__(*state)
+
+    def _marker_id(self, name: str) -> int:
+        piece = self._processor.piece_to_id(name)
+        if piece == UNK_ID or not self._processor.is_control(piece):
+            raise DataError(
+                f"tokenizer {self._origin} lacks the marker {name}; "
+                "train one with `python -m data_prep tokenizer`"
+            )
+        return piece
