@@ -7,11 +7,12 @@ positions live in no buffer, so casting a model to half precision cannot harm th
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from muomni.config.models import MoEConfig, TransformerConfig
 from muomni.models.kv_cache import CacheStep, KVCache
@@ -49,7 +50,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size] in the dtype of `x`."""
         wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        mean_square = torch.linalg.vecdot(wide, wide)[..., None] / wide.shape[-1]
+        scale = torch.rsqrt(mean_square + self.eps)
         return (wide * scale).to(x.dtype) * self.weight
 
 
@@ -103,9 +105,11 @@ class GeluMLP(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
-@dataclass(slots=True)
-class AttentionContext:
-    """Everything that all layers of one forward share, computed once by the stack."""
+class AttentionContext(NamedTuple):
+    """Everything that all layers of one forward share, computed once by the stack.
+
+    A named tuple, because wrappers that look for tensors among a module's inputs see into those.
+    """
 
     mask: Tensor | None  # bool or additive, broadcastable to [B, H, T, S]
     is_causal: bool
@@ -218,7 +222,7 @@ class TransformerStack(nn.Module):
         context = self._context(x, positions, mask, cache, valid)
         for layer, block in enumerate(self.blocks):
             if self.is_checkpointing and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, context, layer, use_reentrant=False)
+                x = checkpoint(block, x, context, layer, use_reentrant=False)
             else:
                 x = block(x, context, layer)
         return self.final_norm(x)

@@ -37,17 +37,3 @@ def padding_mask(valid: Tensor) -> Tensor:
 def valid_positions(valid: Tensor) -> Tensor:
     """Positions [B, T] that count only the real tokens of each row; padding before them gets 0."""
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def shift_labels(labels: Tensor, document_ids: Tensor | None = None, ignore: int = -100) -> Tensor:
-    """Move labels [B, T] from their own tokens to the positions that predict them.
-
-    The last position of a row predicts nothing, nor, when `document_ids` [B, T] is given, does the
-    last one of a document.
-    """
-    shifted = torch.full_like(labels, ignore)
-    shifted[:, :-1] = labels[:, 1:]
-    if document_ids is not None:
-        crosses = document_ids[:, 1:] != document_ids[:, :-1]
-        shifted[:, :-1] = shifted[:, :-1].masked_fill(crosses, ignore)
-    return shifted

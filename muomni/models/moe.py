@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from muomni.config.models import MoEConfig
 
 # Where the router linear lives in our block, and in the layer that AutoEP puts in its place.
-ROUTER_NAMES = ("gate", "router.gate")
+ROUTER_PATHS = ("gate", "router.gate")
 
 
 class Experts(nn.Module):
@@ -77,7 +77,7 @@ class MoEBlock(nn.Module):
         outputs = self.experts(tokens[order // self.top_k], counts.tolist())
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
-        outputs = outputs[inverse].view(*chosen.shape, -1)
+        outputs = outputs[inverse].view(*chosen.shape, x.shape[-1])
         mixed = (outputs * scores.to(outputs.dtype)[..., None]).sum(dim=1)
         return mixed.view_as(x)
 
@@ -92,17 +92,14 @@ def route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
 
 def find_routers(model: nn.Module) -> list[nn.Module]:
     """The router linears of all MoE layers in order, before or after AutoEP replaced the blocks."""
-    routers = []
-    for module in model.modules():
-        if not isinstance(getattr(module, "experts", None), nn.Module):
-            continue
-        for name in ROUTER_NAMES:
-            parent, _, leaf = name.rpartition(".")
-            owner = getattr(module, parent, None) if parent else module
-            router = getattr(owner, leaf, None)
-            if isinstance(router, nn.Module):
-                routers.append(router)
-    return routers
+    named = dict(model.named_modules())
+    layers = [name for name in named if f"{name}.experts" in named]
+    return [
+        named[f"{name}.{path}"]
+        for name in layers
+        for path in ROUTER_PATHS
+        if f"{name}.{path}" in named
+    ]
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""Names of the Thinker's weights in the checkpoints of transformers' Qwen3 and Qwen3Moe, both ways.
+
+The weights themselves are equal; only names differ. Mixture-of-experts weights stay stacked, which is
+how `Qwen3MoeForCausalLM.load_state_dict` takes them.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from muomni.config.models import ThinkerConfig
+
+# Ours -> theirs; the longer name stands first where one contains the other.
+_PARTS = (
+    ("embed_tokens.", "model.embed_tokens."),
+    ("stack.final_norm.", "model.norm."),
+    ("stack.blocks.", "model.layers."),
+    (".attention_norm.", ".input_layernorm."),
+    (".mlp_norm.", ".post_attention_layernorm."),
+    (".attention.", ".self_attn."),
+)
+
+
+def to_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
+    """The Thinker's state dict under transformers' names, the head included when it is tied."""
+    renamed = {}
+    for name, tensor in state.items():
+        for ours, theirs in _PARTS:
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    if config.tie_embeddings:
+        renamed["lm_head.weight"] = renamed["model.embed_tokens.weight"]
+    return renamed
+
+
+def from_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
+    """The inverse of `to_qwen3`: transformers' state dict under the Thinker's names."""
+    renamed = {}
+    for name, tensor in state.items():
+        if name == "lm_head.weight" and config.tie_embeddings:
+            continue
+        for ours, theirs in _PARTS:
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    return renamed
+
+
+def qwen3_config(config: ThinkerConfig) -> dict[str, Any]:
+    """The `config.json` of transformers for a Thinker: what loads its renamed weights."""
+    values: dict[str, Any] = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": False,
+        "hidden_act": "silu",
+    }
+    if config.moe is not None:
+        values |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": config.moe.num_experts,
+            "num_experts_per_tok": config.moe.num_experts_per_token,
+            "moe_intermediate_size": config.moe.expert_intermediate_size,
+            "norm_topk_prob": config.moe.normalise_top_k,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    return values

@@ -1,0 +1,138 @@
+"""Losses of the language models: sums over real tokens, never means.
+
+Whoever trains divides by the weight of the whole accumulation window over all ranks. Cross entropy
+never holds the logits of all tokens at once: it computes them chunk by chunk in fp32 and turns each
+chunk into its gradient on the spot, so that memory does not grow with the vocabulary times the batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from muomni.models.moe import route
+
+IGNORE = -100
+CHUNK_TOKENS = 1024
+
+
+class LossSum(NamedTuple):
+    """A loss summed over what `weight` counts (both 0-d fp32), and how often the best guess hit."""
+
+    total: Tensor
+    weight: Tensor
+    num_correct: Tensor
+
+
+class RouterLosses(NamedTuple):
+    """Mean over the MoE layers, times the number of real tokens (`weight`); all 0-d fp32."""
+
+    balance: Tensor
+    z: Tensor
+    weight: Tensor
+
+
+def next_token_loss(
+    hidden: Tensor, labels: Tensor, weight: Tensor, chunk_tokens: int = CHUNK_TOKENS
+) -> LossSum:
+    """Cross entropy of the output head, summed over the positions whose label is not -100.
+
+    `hidden` [..., D], `labels` [...] (what each position shall predict: already shifted), `weight`
+    [V, D] of the head. Gradients flow to `hidden` and `weight`.
+    """
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    if flat.device.type == "cpu":
+        # Free of cost here; on an accelerator the unknown size would stall it.
+        kept = targets != IGNORE
+        flat, targets = flat[kept], targets[kept]
+    total, num_correct = _ChunkedCrossEntropy.apply(flat, weight, targets, chunk_tokens)
+    return LossSum(total, (labels != IGNORE).sum().float(), num_correct)
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
+    """Cross entropy of ready logits [..., V] against labels [...], -100 ignored; fp32 sums."""
+    flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+    total = torch.nn.functional.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum")
+    num_correct = (flat.detach().argmax(dim=-1) == targets).sum().float()
+    return LossSum(total, (targets != IGNORE).sum().float(), num_correct)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Head and cross entropy in one, with gradients made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        total = torch.zeros((), device=hidden.device)
+        num_correct = torch.zeros((), device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            target = targets[rows, None]
+            is_real = target != IGNORE
+            target = target.clamp(min=0)
+            logits = (hidden[rows] @ weight.T).float()
+            chosen = logits.gather(1, target)
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            total += ((normaliser - chosen) * is_real).sum()
+            num_correct += ((logits.amax(dim=1, keepdim=True) == chosen) & is_real).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            # d loss / d logits = softmax - one-hot, zero where nothing is to be predicted.
+            grad = logits.sub_(normaliser).exp_()
+            grad.scatter_add_(1, target, torch.full_like(chosen, -1.0))
+            grad = grad.mul_(is_real).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += grad.T @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(num_correct)
+        return total, num_correct
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None
+
+
+def router_losses(
+    logits: list[Tensor], top_k: int, token_mask: Tensor | None = None
+) -> RouterLosses:
+    """Load balance and size of router logits, both times the number of real tokens.
+
+    Balance is E * sum_e f_e P_e with f_e the assignments to expert e a token and P_e its mean
+    probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` when even. z is the
+    mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds one [N, E] tensor
+    a layer, `token_mask` [...] of N elements is False on padding.
+    """
+    first = logits[0]
+    if token_mask is None:
+        real = torch.ones(first.shape[0], device=first.device)
+    else:
+        real = token_mask.reshape(-1).float()
+    num_real = real.sum()
+    share = (real / num_real.clamp(min=1))[:, None]
+    balance = torch.zeros((), device=first.device)
+    z = torch.zeros((), device=first.device)
+    for layer in logits:
+        wide = layer.float()
+        num_experts = wide.shape[1]
+        _, chosen = route(wide.detach(), top_k, normalise=False)
+        assigned = torch.zeros(num_experts, device=wide.device)
+        assigned.scatter_add_(0, chosen.reshape(-1), share.expand(-1, top_k).reshape(-1))
+        probability = (wide.softmax(dim=-1) * share).sum(dim=0)
+        balance = balance + num_experts * (assigned * probability).sum()
+        z = z + (wide.logsumexp(dim=-1).square() * share[:, 0]).sum()
+    scale = num_real / len(logits)
+    return RouterLosses(balance * scale, z * scale, num_real)
