@@ -1,0 +1,60 @@
+# `make` lists the targets. Each makes the environment first (scripts/bootstrap.sh); set
+# MUOMNI_VENV=DIR to use an existing environment instead of .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := $(abspath $(or $(MUOMNI_VENV),.venv))
+# ninja and the deepspeed launcher must be found; an environment from elsewhere does not know us.
+export PATH := $(VENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+# Ranks share the cores; more threads than cores only slow each other down.
+export OMP_NUM_THREADS ?= 1
+
+# The interpreters that the lock is written for.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+PYTEST = python -m pytest $(PYTEST_ARGS)
+
+.PHONY: help install quickstart test test-slow test-slurm test-gpu lint types fmt lock bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install:  ## make .venv with the locked versions (once; several GB)
+	@scripts/bootstrap.sh
+
+quickstart: install  ## sample data, all stages at nano size, held-out results, spoken answer
+	@scripts/quickstart.sh
+
+test: install  ## the default test suite; no GPU needed (PYTEST_ARGS="-k name" to choose)
+	@$(PYTEST) -m "not slow and not gpu and not slurm"
+
+test-slow: install  ## the tests that take minutes each
+	@$(PYTEST) -m "slow and not gpu and not slurm"
+
+test-slurm: install  ## the tests that submit jobs to a Slurm cluster of two nodes
+	@$(PYTEST) -m slurm
+
+test-gpu: install  ## the tests that need a CUDA device
+	@$(PYTEST) -m gpu
+
+lint: install types  ## style, lint and types, as CI sees them
+	@ruff check .
+	@ruff format --check .
+
+types: install  ## static types
+	@pyright
+
+fmt: install  ## format the code and apply safe fixes
+	@ruff check --fix .
+	@ruff format .
+
+lock:  ## choose new versions for requirements/lock.txt (then run all tests)
+	@python3 scripts/write_lock.py $(PYTHONS)
+
+bench: install  ## the measurements behind the README (benchmarks/)
+	@python benchmarks/step_overhead.py
+	@python benchmarks/loader.py
+
+clean:  ## remove caches; keeps .venv, data/ and runs/
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

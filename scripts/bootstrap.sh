@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Makes the Python environment of this clone in .venv; `make install` calls it.
+#
+#   scripts/bootstrap.sh            make .venv, or return at once when it is up to date
+#   MUOMNI_VENV=DIR ...             use the environment in DIR as it is; nothing is installed into it
+#   MUOMNI_PYTHON=PROGRAM ...       build .venv with this interpreter
+#
+# Every failure is one sentence that says what to install. The stamp is written last, so an
+# interrupted installation is done again from the start.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly venv=.venv
+readonly stamp=$venv/.stamp
+readonly marker=$venv/.made-by-bootstrap # tells our unfinished folder from somebody else's
+readonly num_free_gb_needed=14           # measured: 6.6 GB installed, the rest while pip unpacks
+
+die() {
+    echo "bootstrap: $*" >&2
+    exit 1
+}
+
+say() { echo "bootstrap: $*"; }
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+
+# Prints the first Python >= 3.10 that can make environments.
+find_python() {
+    local python old_enough=""
+    for python in ${MUOMNI_PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+        is_new_enough "$python" || continue
+        old_enough=$python
+        if "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+            echo "$python"
+            return
+        fi
+    done
+    [ -z "$old_enough" ] ||
+        die "$old_enough has no venv module; install it, for example with: apt-get install python3-venv"
+    if [ -n "${MUOMNI_PYTHON:-}" ]; then
+        die "MUOMNI_PYTHON=$MUOMNI_PYTHON is no Python 3.10 or newer; name another interpreter"
+    fi
+    die "no Python 3.10 or newer found; install one, for example with: apt-get install python3 python3-venv"
+}
+
+# DeepSpeed compiles its shared-memory op when ranks first start on a CPU.
+check_compiler() {
+    local python=$1 compiler=${CXX:-c++}
+    echo '#include <vector>' | $compiler -x c++ -fsyntax-only - >/dev/null 2>&1 ||
+        die "no working C++ compiler ($compiler); install one, for example with: apt-get install g++"
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+        die "the C headers of $python are missing; install them, for example with: apt-get install python3-dev"
+}
+
+check_disk() {
+    local num_free_kb
+    num_free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+    [ "$num_free_kb" -ge $((num_free_gb_needed * 1000 * 1000)) ] ||
+        die "$PWD has $((num_free_kb / 1000 / 1000)) GB of free disk space, the installation needs $num_free_gb_needed GB; make room, or put the clone on another disk"
+}
+
+# What an up-to-date stamp says: where it was made (scripts in bin/ name that path), and from what.
+fingerprint() {
+    echo "$PWD"
+    cat pyproject.toml requirements/lock.txt | sha256sum
+}
+
+use_existing() {
+    local python=$MUOMNI_VENV/bin/python
+    [ -x "$python" ] || die "MUOMNI_VENV=$MUOMNI_VENV is no virtual environment: bin/python is not there"
+    "$python" - <<'PYTHON' || exit 1
+import importlib.util
+import sys
+
+needed = "torch torchvision torchaudio deepspeed webdataset sentencepiece mlflow yaml jiwer soundfile"
+needed += " pydantic safetensors PIL numpy tqdm psutil pytest hypothesis ruff transformers open_clip"
+missing = [name for name in needed.split() if importlib.util.find_spec(name) is None]
+if missing:
+    print(
+        f"bootstrap: MUOMNI_VENV={sys.prefix} lacks {', '.join(missing)}; install them there with: "
+        f"{sys.executable} -m pip install -e '.[dev]' -c requirements/lock.txt",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+PYTHON
+}
+
+install() {
+    local python
+    python=$(find_python)
+    check_compiler "$python"
+    if [ -e "$venv" ] && [ ! -e "$marker" ]; then
+        die "$PWD/$venv exists and was not made by this script; remove it, or set MUOMNI_VENV=$PWD/$venv to use it"
+    fi
+    if [ ! -e "$stamp" ] || [ "$(head -n 1 "$stamp")" != "$PWD" ]; then
+        rm -rf "$venv"
+        check_disk
+        say "[1/3] making $venv with $("$python" --version)"
+        mkdir "$venv"
+        touch "$marker"
+        "$python" -m venv "$venv" || die "$python -m venv $venv failed; see the messages above"
+    fi
+    rm -f "$stamp"
+    say "[2/3] installing the versions of requirements/lock.txt (minutes; several GB)"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+        --editable '.[dev]' --constraint requirements/lock.txt ||
+        die "pip could not install the packages; see its messages above, then run the command again"
+    say "[3/3] compiling DeepSpeed's shared-memory op (about a minute, once)"
+    # Cached in the home folder, so that the first training run does not wait for it.
+    DS_ACCELERATOR=cpu PATH="$PWD/$venv/bin:$PATH" "$venv/bin/python" -c \
+        'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >"$venv/compile.log" 2>&1 || {
+        tail -n 20 "$venv/compile.log" >&2
+        die "DeepSpeed's shared-memory op did not compile; the log is $venv/compile.log"
+    }
+    fingerprint >"$stamp"
+    say "done: $PWD/$venv"
+}
+
+if [ -n "${MUOMNI_VENV:-}" ]; then
+    use_existing
+elif [ "$(cat "$stamp" 2>/dev/null)" != "$(fingerprint)" ]; then
+    # One at a time, should `make test` and `make quickstart` start together.
+    exec 9>.venv.lock
+    flock 9
+    [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ] || install
+fi
