@@ -1,0 +1,165 @@
+"""Who may import whom, read from the syntax trees.
+
+Imports inside functions count too. Each rule is also shown a tree that breaks it.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A room may import itself and rooms on lower floors; rooms of one floor do not see each other.
+FLOORS = {
+    "errors": 0,
+    "config": 0,
+    "dist": 1,
+    "models": 1,
+    "data": 1,
+    "run_folder": 2,
+    "observe": 2,
+    "checkpoint": 3,
+    "training": 4,
+    "evaluation": 5,
+    "inference": 5,
+    "cli": 6,
+}
+OPEN_FLOORS = {0}  # whose rooms may see each other
+MODELS_MAY_IMPORT = {"torch", "torchaudio", "muomni"} | set(sys.stdlib_module_names)
+MODELS_MAY_IMPORT_OF_US = {"muomni.errors", "muomni.config", "muomni.models"}
+DATA_PREP_MAY_NOT_IMPORT = ("deepspeed", "muomni.models", "muomni.training", "muomni.checkpoint")
+DEEPSPEED_HOMES = (
+    "muomni/training/engine.py",
+    "muomni/training/ds_config.py",
+    "muomni/checkpoint/",
+)
+
+Import = tuple[str, str]  # the file below the root, the full name that it imports
+
+
+def imports_below(root: Path, folder: str) -> Iterator[Import]:
+    """Yield what each Python file below `root/folder` imports; relative imports are resolved."""
+    for path in sorted((root / folder).rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        package = list(path.relative_to(root).parent.parts)
+        for node in ast.walk(ast.parse(path.read_text(), filename=name)):
+            if isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) + 1 - node.level] if node.level else []
+                module = ".".join(base + (node.module.split(".") if node.module else []))
+                # `from muomni import data` imports the room `muomni.data`.
+                yield from ((name, f"{module}.{alias.name}") for alias in node.names)
+
+
+def is_in(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def room_of(file: str) -> str:
+    return file.split("/")[1].removesuffix(".py")
+
+
+def upward_imports(root: Path) -> list[Import]:
+    """Imports inside muomni that do not point downwards, and rooms that have no floor."""
+    wrong = []
+    for file, module in imports_below(root, "muomni"):
+        if not is_in(module, "muomni") or room_of(file) == "__init__":
+            continue
+        source, target = room_of(file), module.split(".")[1]
+        if target == "__version__":
+            continue
+        high, low = FLOORS.get(source), FLOORS.get(target)
+        is_open = high == low and high in OPEN_FLOORS
+        if high is None or low is None or (source != target and low >= high and not is_open):
+            wrong.append((file, module))
+    return wrong
+
+
+def impure_models(root: Path) -> list[Import]:
+    """Imports of muomni/models beyond mathematics."""
+    return [
+        (file, module)
+        for file, module in imports_below(root, "muomni/models")
+        if module.split(".")[0] not in MODELS_MAY_IMPORT
+        or is_in(module, "torch.distributed")
+        or (is_in(module, "muomni") and not is_in(module, *MODELS_MAY_IMPORT_OF_US))
+    ]
+
+
+def stray_deepspeed(root: Path) -> list[Import]:
+    """Imports of deepspeed outside of its homes, launch/ included."""
+    return [
+        (file, module)
+        for folder in ("muomni", "data_prep", "launch")
+        for file, module in imports_below(root, folder)
+        if is_in(module, "deepspeed") and not file.startswith(DEEPSPEED_HOMES)
+    ]
+
+
+def stages_that_know_each_other(root: Path) -> list[Import]:
+    stages = "muomni/training/stages"
+    names = {path.stem for path in (root / stages).glob("*.py")} - {"__init__"}
+    return [
+        (file, module)
+        for file, module in imports_below(root, stages)
+        if Path(file).stem in names
+        and is_in(module, *(f"muomni.training.stages.{name}" for name in names))
+    ]
+
+
+def heavy_data_prep(root: Path) -> list[Import]:
+    return [
+        (file, module)
+        for file, module in imports_below(root, "data_prep")
+        if is_in(module, *DATA_PREP_MAY_NOT_IMPORT)
+    ]
+
+
+RULES: list[tuple[Callable[[Path], list[Import]], str, str]] = [
+    (upward_imports, "muomni/models/layers.py", "from muomni.training import loop"),
+    (upward_imports, "muomni/data/plan.py", "import muomni.models.layers"),
+    (upward_imports, "muomni/data/plan.py", "from .. import dist"),
+    (upward_imports, "muomni/checkpoint/commit.py", "def f():\n    from muomni import training"),
+    (upward_imports, "muomni/new_room/thing.py", "import muomni.errors"),
+    (impure_models, "muomni/models/codec.py", "import torch.distributed as dist"),
+    (impure_models, "muomni/models/codec.py", "from torch import distributed"),
+    (impure_models, "muomni/models/codec.py", "import soundfile"),
+    (impure_models, "muomni/models/codec.py", "from muomni.data import plan"),
+    (stray_deepspeed, "muomni/training/loop.py", "import deepspeed"),
+    (stray_deepspeed, "launch/train.py", "from deepspeed import comm"),
+    (stages_that_know_each_other, "muomni/training/stages/sft.py", "from . import thinker"),
+    (heavy_data_prep, "data_prep/sharder.py", "from muomni.models import mel"),
+]
+
+
+@pytest.mark.parametrize(
+    "rule", list(dict.fromkeys(rule for rule, _, _ in RULES)), ids=lambda rule: rule.__name__
+)
+def test_rule_holds(rule: Callable[[Path], list[Import]]) -> None:
+    assert rule(ROOT) == []
+
+
+@pytest.mark.parametrize(("rule", "file", "line"), RULES)
+def test_rule_sees_a_breach(
+    rule: Callable[[Path], list[Import]], file: str, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(f"{line}\n")
+    (tmp_path / "muomni/training/stages").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "muomni/training/stages/thinker.py").touch()
+    assert [found for found, _ in rule(tmp_path)] == [file]
+
+
+@pytest.mark.parametrize("module", ["muomni", "muomni.errors", "muomni.config.models", "data_prep"])
+def test_light_imports_stay_light(module: str) -> None:
+    heavy = ["torch", "deepspeed", "mlflow", "transformers"]
+    probe = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    outcome = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (outcome.returncode, outcome.stdout.strip()) == (0, "[]"), outcome.stderr
