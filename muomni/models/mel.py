@@ -1,0 +1,131 @@
+"""Waveform to log-mel spectrogram, always in fp32, the same for a padded batch and single samples.
+
+Frame t is centred on sample t * hop; samples outside the recording count as zero, so a recording of
+N samples has ceil(N / hop) frames. Mel filters follow Slaney's scale and unit-area norm (Slaney,
+Auditory Toolbox, 1998): HTK filters below 500 Hz would be narrower than a bin of a 512-point FFT.
+Values are natural logarithms of mel *magnitudes*, floored at `LOG_FLOOR`.
+
+The modules own no parameters or buffers: filters and window are built in fp32 on the device of
+the input and cached, so that casting the model to fp16 or bf16 cannot change them.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import SAMPLE_RATE_HZ, MelConfig
+
+MAGNITUDE_FLOOR = 1e-5
+LOG_FLOOR = math.log(MAGNITUDE_FLOOR)
+# Mean and spread of the log-mel of speech on average: close enough to centre it, and constant,
+# so that it can be undone.
+SPEECH_LOG_MEAN = -4.5
+SPEECH_LOG_STD = 2.5
+
+
+@lru_cache(maxsize=16)
+def mel_filters(config: MelConfig, device: torch.device) -> Tensor:
+    """Return the mel filter bank [num_fft // 2 + 1, num_mels] in fp32 on `device`."""
+    from torchaudio.functional import melscale_fbanks
+
+    # A tensor born in inference mode could never serve a later training step.
+    with torch.inference_mode(False):
+        filters = melscale_fbanks(
+            config.num_fft // 2 + 1,
+            f_min=config.min_hz,
+            f_max=config.max_hz,
+            n_mels=config.num_mels,
+            sample_rate=SAMPLE_RATE_HZ,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        return filters.to(device=device, dtype=torch.float32)
+
+
+@lru_cache(maxsize=16)
+def hann_window(num_fft: int, device: torch.device) -> Tensor:
+    """Return the periodic Hann window [num_fft] in fp32 on `device`."""
+    with torch.inference_mode(False):
+        return torch.hann_window(num_fft, dtype=torch.float32, device=device)
+
+
+def length_mask(lengths: Tensor, num_positions: int) -> Tensor:
+    """Return a boolean mask [B, num_positions] that is true before each length [B]."""
+    positions = torch.arange(num_positions, device=lengths.device)
+    return positions[None, :] < lengths[:, None]
+
+
+def num_mel_frames(num_samples: Tensor, hop: int) -> Tensor:
+    """Return the number of mel frames of recordings of `num_samples` samples."""
+    return (num_samples + hop - 1) // hop
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram of a padded batch of 16 kHz recordings."""
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-mel [B, T, num_mels] in fp32 and its frame lengths [B].
+
+        `waveform` is [B, N], any float dtype, `lengths` [B] counts samples. What lies beyond a
+        length is ignored; frames beyond a frame length hold `LOG_FLOOR` (silence).
+        """
+        config = self.config
+        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
+            num_frames = -(-waveform.shape[1] // config.hop)
+            signal = waveform.float() * length_mask(lengths, waveform.shape[1])
+            # Half a window of zeros on both sides, and whole hops between them.
+            tail = num_frames * config.hop - waveform.shape[1]
+            margin = config.num_fft // 2
+            signal = F.pad(signal, (margin, margin + tail))
+            spectrum = torch.stft(
+                signal,
+                config.num_fft,
+                hop_length=config.hop,
+                window=hann_window(config.num_fft, signal.device),
+                center=False,
+                return_complex=True,
+            )
+            magnitude = spectrum.abs()[:, :, :num_frames].transpose(1, 2)
+            mel = magnitude @ mel_filters(config, signal.device)
+            log_mel = mel.clamp(min=MAGNITUDE_FLOOR).log()
+            frame_lengths = num_mel_frames(lengths, config.hop)
+            valid = length_mask(frame_lengths, num_frames)
+            return log_mel.masked_fill(~valid[:, :, None], LOG_FLOOR), frame_lengths
+
+
+def normalise_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
+    """Give each mel channel of each utterance zero mean and unit variance over its valid frames.
+
+    Takes and returns [B, T, num_mels] fp32; frames beyond the length become zero. Removes gain and
+    microphone colour, which an encoder should not depend on. Cannot be undone.
+    """
+    valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
+    num_valid = frame_lengths.clamp(min=1)[:, None, None]
+    mean = (log_mel * valid).sum(1, keepdim=True) / num_valid
+    centred = (log_mel - mean) * valid
+    variance = centred.square().sum(1, keepdim=True) / num_valid
+    # The floor keeps a recording of one frame, or of silence, at zero in place of dividing by it.
+    return centred / (variance.sqrt() + 1e-2)
+
+
+def normalise_fixed(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
+    """Centre and scale [B, T, num_mels] by constants; frames beyond the length become zero."""
+    valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
+    return (log_mel - SPEECH_LOG_MEAN) / SPEECH_LOG_STD * valid
+
+
+def denormalise_fixed(normalised: Tensor) -> Tensor:
+    """Undo `normalise_fixed` (padding excepted): back to log-mel."""
+    return normalised * SPEECH_LOG_STD + SPEECH_LOG_MEAN
+
+
+def count_flops_log_mel(config: MelConfig, num_frames: int) -> int:
+    """Return the matrix FLOPs of the filter bank for `num_frames` frames (the FFT is left out)."""
+    return 2 * num_frames * (config.num_fft // 2 + 1) * config.num_mels
