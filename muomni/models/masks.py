@@ -37,3 +37,13 @@ def padding_mask(valid: Tensor) -> Tensor:
 def valid_positions(valid: Tensor) -> Tensor:
     """Positions [B, T] that count only the real tokens of each row; padding before them gets 0."""
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def causal_padding_mask(valid: Tensor) -> Tensor:
+    """Causal mask over the real tokens of each row: `valid` [B, T] -> bool [B, 1, T, T].
+
+    Padding may stand anywhere. Every position sees itself, so padding stays finite too.
+    """
+    length = valid.shape[1]
+    own = torch.eye(length, dtype=torch.bool, device=valid.device)
+    return (valid.to(torch.bool)[:, None, :] | own).tril()[:, None]

@@ -1,0 +1,37 @@
+"""Choosing the next token from logits, for every model that generates."""
+
+import torch
+from torch import Tensor
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token a row: logits [..., V] -> ids [...].
+
+    `temperature=0` takes the likeliest. `top_k=0` keeps all tokens; `top_p` keeps the smallest set
+    of likeliest tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751).
+    Raises ValueError for settings out of range.
+    """
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"temperature={temperature} and top_k={top_k} must be at least 0, top_p={top_p} in (0, 1]"
+        )
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    scores = logits.float() / temperature
+    if 0 < top_k < scores.shape[-1]:
+        floor = scores.topk(top_k, dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < floor, float("-inf"))
+    probabilities = scores.softmax(dim=-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        is_out = ordered.cumsum(dim=-1) - ordered >= top_p
+        ordered = ordered.masked_fill(is_out, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    flat = probabilities.reshape(-1, probabilities.shape[-1])
+    return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])

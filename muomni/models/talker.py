@@ -1,0 +1,246 @@
+"""The Talker: a language model over speech codes with the text to be spoken as its prefix.
+
+A row is [text tokens (+ projected Thinker states)] [speaker] [start of audio] [frames ...]. The
+state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
+last frame the stop class. A frame's base code comes from the state alone; its residual code k comes
+from a small head that also sees the frame's codes below k (teacher-forced in training, one after
+the other in generation), after the residual prediction of Wang et al. 2023 (VALL-E,
+arXiv:2301.02111). Positions count real tokens only, so padding never matters.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from muomni.config.models import TalkerConfig
+from muomni.models.kv_cache import KVCache
+from muomni.models.layers import RMSNorm, StackOptions, SwiGLU, TransformerStack, init_weights
+from muomni.models.losses import IGNORE, cross_entropy_sum
+from muomni.models.masks import causal_padding_mask, valid_positions
+from muomni.models.sampling import sample
+
+
+class TalkerOutput(NamedTuple):
+    """Logits of one teacher-forced pass over Tf frames; V codes a codebook, class V is stop."""
+
+    base: Tensor  # [B, Tf + 1, V + 1]: position t predicts frame t, or stop
+    residual: list[Tensor]  # codebooks 1..K-1, each [B, Tf, V]
+
+
+class TalkerLoss(NamedTuple):
+    """Cross entropy summed over `weight` predictions: K codes a frame and one stop a recording.
+
+    `logs[name]` is a detached pair [sum, weight].
+    """
+
+    total: Tensor
+    weight: Tensor
+    logs: dict[str, Tensor]
+
+
+class GeneratedCodes(NamedTuple):
+    """`codes` [B, T, K] are real up to `lengths` [B]; `stopped` [B] tells who reached the stop."""
+
+    codes: Tensor
+    lengths: Tensor
+    stopped: Tensor
+
+
+class ResidualHead(nn.Module):
+    """Logits of one residual codebook from state plus embeddings of the codes below it."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.output_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., codebook_size]."""
+        return self.head(self.output_norm(x + self.mlp(self.input_norm(x))))
+
+
+class Talker(nn.Module):
+    """Text ids and codes in, logits of the next codes out."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, num_codes = config.hidden_size, config.codebook_size
+        self.embed_text = nn.Embedding(config.text_vocab_size, size)
+        # One table for all codebooks: code c of codebook k is row k * num_codes + c.
+        self.embed_codes = nn.Embedding(config.num_codebooks * num_codes, size)
+        self.embed_start = nn.Embedding(1, size)
+        if config.thinker_hidden_size is not None:
+            self.thinker_proj = nn.Linear(config.thinker_hidden_size, size, bias=False)
+        if config.num_speakers:
+            self.embed_speaker = nn.Embedding(config.num_speakers, size)
+        options = StackOptions(rope_theta=config.rope_theta, norm_eps=config.norm_eps)
+        self.stack = TransformerStack(config, options)
+        self.base_head = nn.Linear(size, num_codes + 1, bias=False)
+        self.residual_heads = nn.ModuleList(
+            ResidualHead(config) for _ in range(config.num_codebooks - 1)
+        )
+        init_weights(self, config.num_layers)
+
+    @property
+    def stop(self) -> int:
+        """The class of the base codebook that ends the speech."""
+        return self.config.codebook_size
+
+    def forward(
+        self,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        codes: Tensor,
+        code_mask: Tensor,
+        thinker_hidden: Tensor | None = None,
+        speaker: Tensor | None = None,
+    ) -> TalkerOutput:
+        """Teacher-forced logits of all frames.
+
+        `text_ids`, `text_mask` [B, Tt]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the
+        end; `thinker_hidden` [B, Tt, thinker_hidden_size]; `speaker` [B]. What is padded may hold
+        any valid id. Raises ValueError when Thinker states or speaker do not fit the config.
+        """
+        prefix, prefix_valid = self._prefix(text_ids, text_mask, thinker_hidden, speaker)
+        code_embeds = self._code_embeddings(codes)
+        x = torch.cat([prefix, code_embeds.sum(dim=2)], dim=1)
+        valid = torch.cat([prefix_valid, code_mask.to(torch.bool)], dim=1)
+        states = self.stack(x, positions=valid_positions(valid), mask=causal_padding_mask(valid))
+        states = states[:, prefix.shape[1] - 1 :]
+        residual, known = [], states[:, :-1]
+        for k, head in enumerate(self.residual_heads):
+            known = known + code_embeds[:, :, k]
+            residual.append(head(known))
+        return TalkerOutput(self.base_head(states), residual)
+
+    def loss(self, output: TalkerOutput, codes: Tensor, code_mask: Tensor) -> TalkerLoss:
+        """Sum of all code and stop cross entropies; rows without frames count nothing.
+
+        `codes` [B, Tf, K], `code_mask` [B, Tf] as given to `forward`; the shift is in there.
+        """
+        mask = code_mask.to(torch.bool)
+        targets = codes.masked_fill(~mask[..., None], IGNORE)
+        base = cross_entropy_sum(output.base, self._base_targets(targets[..., 0], mask))
+        total, weight = base.total, base.weight
+        logs = {"base_loss": torch.stack([base.total, base.weight])}
+        is_hit = (output.base[:, :-1].argmax(dim=-1) == targets[..., 0]).sum()
+        logs["accuracy_0"] = torch.stack([is_hit.float(), mask.sum().float()])
+        for k, logits in enumerate(output.residual, start=1):
+            part = cross_entropy_sum(logits, targets[..., k])
+            total, weight = total + part.total, weight + part.weight
+            logs[f"accuracy_{k}"] = torch.stack([part.num_correct, part.weight])
+        return TalkerLoss(total, weight, {name: pair.detach() for name, pair in logs.items()})
+
+    def _base_targets(self, base_codes: Tensor, mask: Tensor) -> Tensor:
+        """Base codes [B, Tf], then stop once after the last frame of each row: [B, Tf + 1]."""
+        lengths = mask.sum(dim=1)
+        targets = nn.functional.pad(base_codes, (0, 1), value=IGNORE)
+        stops = torch.where(lengths > 0, self.stop, IGNORE)
+        return targets.scatter(1, lengths[:, None], stops[:, None])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text_ids: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        max_frames: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        generator: torch.Generator | None = None,
+        thinker_hidden: Tensor | None = None,
+        speaker: Tensor | None = None,
+    ) -> GeneratedCodes:
+        """Speak `text_ids` [B, Tt]: codes until the stop class, at most `max_frames` frames.
+
+        `temperature=0` is greedy; other arguments as in `forward` and `sampling.sample`.
+        """
+        if text_mask is None:
+            text_mask = torch.ones_like(text_ids, dtype=torch.bool)
+        x, valid = self._prefix(text_ids, text_mask, thinker_hidden, speaker)
+        num_rows, device = x.shape[0], x.device
+        cache = self.new_cache(num_rows, x.shape[1] + max_frames)
+        state = self.stack(x, cache=cache, valid=valid)[:, -1:]
+        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        frames: list[Tensor] = []
+        for step in range(max_frames + 1):
+            base = sample(self.base_head(state), temperature, top_k, generator=generator)
+            stopped = stopped | (base[:, 0] == self.stop)
+            # The last look only tells a finished row from a cut one.
+            if step == max_frames or bool(stopped.all()):
+                break
+            lengths = lengths + (~stopped).long()
+            # Rows that have stopped go on with code 0; `lengths` says that it is not speech, and a
+            # row that names the stop again stays stopped.
+            base = base.masked_fill(stopped[:, None], 0)
+            frame, embedding = self._complete_frame(state, base, temperature, top_k, generator)
+            frames.append(frame)
+            state = self.stack(embedding, cache=cache)
+        shape = (num_rows, 0, self.config.num_codebooks)
+        codes = torch.cat(frames, dim=1) if frames else text_ids.new_zeros(shape)
+        return GeneratedCodes(codes, lengths, stopped)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty KV cache for `max_length` positions a row (prefix and frames)."""
+        return self.stack.new_cache(batch_size, max_length)
+
+    def _complete_frame(
+        self,
+        state: Tensor,
+        base: Tensor,
+        temperature: float,
+        top_k: int,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Residual codes of one frame: codes [B, 1, K] and their summed embedding [B, 1, D]."""
+        codes = [base]
+        embedding = self._embed_codebook(base, 0)
+        for k, head in enumerate(self.residual_heads, start=1):
+            code = sample(head(state + embedding), temperature, top_k, generator=generator)
+            codes.append(code)
+            embedding = embedding + self._embed_codebook(code, k)
+        return torch.stack(codes, dim=-1), embedding
+
+    def _embed_codebook(self, codes: Tensor, k: int) -> Tensor:
+        return self.embed_codes(codes + k * self.config.codebook_size)
+
+    def _code_embeddings(self, codes: Tensor) -> Tensor:
+        """Codes [B, Tf, K] -> embeddings [B, Tf, K, D]."""
+        offsets = torch.arange(self.config.num_codebooks, device=codes.device)
+        return self.embed_codes(codes + offsets * self.config.codebook_size)
+
+    def _prefix(
+        self,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        thinker_hidden: Tensor | None,
+        speaker: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, Tp, D] of everything before the first frame, and which are real."""
+        text = self.embed_text(text_ids)
+        if thinker_hidden is not None:
+            if self.config.thinker_hidden_size is None:
+                raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
+            text = text + self.thinker_proj(thinker_hidden.to(text.dtype))
+        if (speaker is None) == bool(self.config.num_speakers):
+            raise ValueError(
+                f"speaker must be given exactly when num_speakers={self.config.num_speakers} is not 0"
+            )
+        num_rows = text_ids.shape[0]
+        start = self.embed_start(text_ids.new_zeros(num_rows, 1))
+        parts = [text, start]
+        if speaker is not None:
+            parts.insert(1, self.embed_speaker(speaker[:, None]))
+        valid = nn.functional.pad(text_mask.to(torch.bool), (0, len(parts) - 1), value=True)
+        return torch.cat(parts, dim=1), valid
+
+
+def num_predictions(code_mask: Tensor, num_codebooks: int) -> Tensor:
+    """What `Talker.loss` counts, known beforehand: K a frame and one stop a row that has frames."""
+    lengths = code_mask.to(torch.bool).sum(dim=1)
+    return (lengths * num_codebooks + (lengths > 0)).sum().float()

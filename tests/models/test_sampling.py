@@ -1,0 +1,40 @@
+"""Sampling draws from the distribution it is told to."""
+
+import pytest
+import torch
+
+from muomni.models.sampling import sample
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+
+
+def frequencies(**settings: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(LOGITS.expand(8000, 4), generator=generator, **settings)
+    return torch.bincount(drawn, minlength=4) / 8000
+
+
+@pytest.mark.parametrize(
+    "settings,expected",
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [0.685, 0.247, 0.062, 0.007]),
+        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.4}, [1, 0, 0, 0]),
+    ],
+)
+def test_frequencies_follow_the_settings(settings: dict, expected: list[float]) -> None:
+    torch.testing.assert_close(
+        frequencies(**settings), torch.tensor(expected, dtype=torch.float32), atol=0.02, rtol=0
+    )
+
+
+def test_shape_is_kept() -> None:
+    assert sample(torch.randn(2, 3, 7)).shape == (2, 3)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="top_p=0"):
+        sample(LOGITS, top_p=0)
