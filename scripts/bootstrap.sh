@@ -46,7 +46,7 @@ find_python() {
 # DeepSpeed compiles its shared-memory op when ranks first start on a CPU.
 check_compiler() {
     local python=$1 compiler=${CXX:-c++}
-    echo '#include <vector>' | $compiler -x c++ -fsyntax-only - >/dev/null 2>&1 ||
+    $compiler -x c++ -fsyntax-only - >/dev/null 2>&1 <<<'#include <vector>' ||
         die "no working C++ compiler ($compiler); install one, for example with: apt-get install g++"
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||

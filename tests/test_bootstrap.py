@@ -1,0 +1,170 @@
+"""scripts/bootstrap.sh on machines that lack something, and when it is interrupted.
+
+The machine is played by a folder of small programs that is the whole PATH; nothing is downloaded.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("bash", "dirname", "cat", "head", "tail", "sha256sum", "awk", "flock", "mkdir", "rm")
+TOOLS += ("touch", "chmod", "env")
+# Plays an interpreter: answers the probes, and makes an environment whose pip can fail.
+FAKE_PYTHON = """\
+#!/bin/bash
+case "$*" in
+    *version_info*) [ "$FAKE_VERSION" != old ] ;;
+    *ensurepip*) [ "$FAKE_VENV" != missing ] ;;
+    *Python.h*) [ "$FAKE_HEADERS" != missing ] ;;
+    --version) echo Python 3.11.0 ;;
+    "-m venv "*) mkdir -p .venv/bin && cat "$0" > .venv/bin/python && chmod +x .venv/bin/python ;;
+    "-m pip "*) echo "pip ran" && [ "$FAKE_PIP" != fails ] ;;
+    *build_shm_op*) echo "no such header" && [ "$FAKE_OP" != fails ] ;;
+    *) exit 9 ;;
+esac
+"""
+
+
+class Machine:
+    """A clone with scripts/bootstrap.sh and a PATH of our making."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clone, self.bin = folder / "clone", folder / "bin"
+        for name in ("scripts/bootstrap.sh", "pyproject.toml", "requirements/lock.txt"):
+            (self.clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.clone / name)
+        self.bin.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found is not None, tool
+            (self.bin / tool).symlink_to(found)
+        self.add("python3", FAKE_PYTHON)
+        self.add("c++", "#!/bin/bash\n")
+        self.add("df", "#!/bin/bash\necho header\necho disk 1 1 ${FAKE_FREE_KB:-90000000} 1% /\n")
+
+    def add(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def bootstrap(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.clone / "scripts/bootstrap.sh")],
+            env={"PATH": str(self.bin), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lack", "sentence"),
+    [
+        ({"FAKE_VERSION": "old"}, "no Python 3.10 or newer found; install one"),
+        ({"FAKE_VENV": "missing"}, "python3 has no venv module; install it"),
+        ({"FAKE_HEADERS": "missing"}, "the C headers of python3 are missing; install them"),
+        ({"FAKE_FREE_KB": "3000000"}, "has 3 GB of free disk space, the installation needs"),
+        ({"CXX": "no-such-compiler"}, "no working C++ compiler (no-such-compiler); install one"),
+        ({"MUOMNI_PYTHON": "python2.7"}, "MUOMNI_PYTHON=python2.7 is no Python 3.10 or newer"),
+        ({"MUOMNI_VENV": "/no/such/folder"}, "MUOMNI_VENV=/no/such/folder is no virtual environ"),
+    ],
+)
+def test_one_sentence_says_what_is_missing(
+    machine: Machine, lack: dict[str, str], sentence: str
+) -> None:
+    outcome = machine.bootstrap(**lack)
+    assert outcome.returncode == 1
+    assert sentence in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not (machine.clone / ".venv").exists()
+
+
+def test_no_python_at_all(machine: Machine) -> None:
+    (machine.bin / "python3").unlink()
+    outcome = machine.bootstrap()
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (1, 1)
+    assert "apt-get install python3" in outcome.stderr
+
+
+def test_second_time_does_nothing(machine: Machine) -> None:
+    assert "done" in machine.bootstrap().stdout
+    again = machine.bootstrap(FAKE_PIP="fails", FAKE_VERSION="old")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("trouble", ["FAKE_PIP", "FAKE_OP"])
+def test_failed_installation_is_done_again(machine: Machine, trouble: str) -> None:
+    first = machine.bootstrap(**{trouble: "fails"})
+    assert first.returncode == 1
+    assert first.stderr.splitlines()[-1].startswith("bootstrap: ")
+    half_made = machine.clone / ".venv/bin/half-made"
+    half_made.touch()
+    assert machine.bootstrap().returncode == 0
+    assert not half_made.exists()
+
+
+def test_new_lock_is_installed_into_the_same_environment(machine: Machine) -> None:
+    machine.bootstrap()
+    kept = machine.clone / ".venv/kept"
+    kept.touch()
+    with (machine.clone / "requirements/lock.txt").open("a") as lock:
+        lock.write("some-package==1.0\n")
+    assert "pip ran" in machine.bootstrap().stdout
+    assert kept.exists()
+    assert machine.bootstrap().stdout == ""
+
+
+def test_moved_clone_gets_a_new_environment(machine: Machine) -> None:
+    machine.bootstrap()
+    machine.clone = machine.clone.rename(machine.clone.with_name("moved"))
+    assert "making .venv" in machine.bootstrap().stdout
+
+
+def test_somebody_elses_folder_is_left_alone(machine: Machine) -> None:
+    precious = machine.clone / ".venv/precious"
+    precious.parent.mkdir()
+    precious.touch()
+    outcome = machine.bootstrap()
+    assert outcome.returncode == 1
+    assert "was not made by this script" in outcome.stderr
+    assert precious.exists()
+
+
+def test_existing_environment_is_used_as_it_is(machine: Machine) -> None:
+    outcome = machine.bootstrap(MUOMNI_VENV=sys.prefix)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "", "")
+    assert not (machine.clone / ".venv").exists()
+
+
+def test_existing_environment_that_lacks_a_package_is_named(
+    machine: Machine, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    outcome = machine.bootstrap(MUOMNI_VENV=str(bare))
+    assert outcome.returncode == 1
+    assert f"MUOMNI_VENV={bare} lacks torch, " in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+
+
+def test_ci_ends_with_the_summary_and_its_exit_code(tmp_path: Path) -> None:
+    """`.ci/run` passes the exit code on, and make's own message does not come last."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
+    (tmp_path / "Makefile").write_text(
+        "test:\n\t@echo '1 failed, 2 passed, 3 deselected in 4.56s (0:00:04)'; exit 1\n"
+    )
+    outcome = subprocess.run(
+        ["bash", ".ci/run"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True
+    )
+    assert outcome.returncode == 2  # what make returns when a recipe fails
+    assert outcome.stdout.splitlines()[-1].startswith("1 failed, 2 passed")
