@@ -60,10 +60,14 @@ class PreemptedError(MuomniError):
 
 
 @contextmanager
-def exit_on_error(command: str) -> Iterator[None]:
-    """Turn a `MuomniError` inside the block into one line on standard error and its exit code."""
+def exit_on_error(command: str, is_speaker: bool = True) -> Iterator[None]:
+    """Turn a `MuomniError` inside the block into one line on standard error and its exit code.
+
+    Of several ranks that find the same mistake only the speaker says it.
+    """
     try:
         yield
     except MuomniError as error:
-        print(f"{command}: {error}", file=sys.stderr, flush=True)
+        if is_speaker:
+            print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

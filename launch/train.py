@@ -1,0 +1,113 @@
+"""Train one stage: `deepspeed launch/train.py --stage sft`.
+
+Works the same under deepspeed, torchrun, srun and plain python, on CPUs and GPUs. The last line of
+standard output is one JSON object with the result.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from muomni.config.loading import CONFIG_ROOT, merge, parse_override, preset_names, resolve
+from muomni.config.run import STAGE_NAMES
+from muomni.dist.discovery import Ranks, discover, export_environment
+from muomni.errors import exit_on_error
+
+SAMPLE_RUN = Path("runs/quickstart")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line (docs/configuration.md lists the keys for key=value)."""
+    flags = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--stage", required=True, help=f"one of {', '.join(STAGE_NAMES)}")
+    flags.add_argument(
+        "--preset", default="nano", help=f"sizes: {', '.join(preset_names())} (nano)"
+    )
+    flags.add_argument("--config", type=Path, help="YAML file laid over the stage's recipe")
+    flags.add_argument("--data", help="a dataset or a folder of datasets (data/sample)")
+    flags.add_argument("--run", type=Path, help="run folder (runs/default)")
+    flags.add_argument(
+        "--upstream", type=Path,
+        help=f"run folder whose exports this stage loads (--run; without --run: {SAMPLE_RUN})",
+    )  # fmt: skip
+    flags.add_argument(
+        "--deepspeed_config", type=Path, default=CONFIG_ROOT / "deepspeed" / "zero1.json",
+        help="engine JSON, see configs/deepspeed (zero1.json)",
+    )  # fmt: skip
+    flags.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"))
+    flags.add_argument("--max-steps", type=int, help="optimiser steps of the whole run")
+    flags.add_argument(
+        "--resume", default="auto", help="auto, never, or a checkpoint folder (auto)"
+    )
+    flags.add_argument(
+        "--dry-run", action="store_true", help="check everything, print it, do not train"
+    )
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    flags.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=3e-4")
+    return flags
+
+
+def build_request(arguments: argparse.Namespace) -> Any:
+    """Resolve files, flags and overrides; raises ConfigError."""
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.session import Request
+
+    overrides: dict[str, Any] = {}
+    for text in arguments.overrides:
+        overrides = merge(overrides, parse_override(text))
+    if arguments.data:
+        overrides = merge(overrides, {"data": {"root": arguments.data}})
+    if arguments.precision:
+        overrides = merge(overrides, {"precision": arguments.precision})
+    if arguments.max_steps is not None:
+        length = {"max_steps": arguments.max_steps, "max_epochs": None}
+        overrides = merge(overrides, {"training": length})
+    run = arguments.run or Path("runs/default")
+    upstream = arguments.upstream or arguments.run or SAMPLE_RUN
+    config = resolve(arguments.stage, arguments.preset, arguments.config, overrides)
+    return Request(
+        config, run, upstream, read_engine_json(arguments.deepspeed_config), arguments.resume
+    )
+
+
+def main() -> None:
+    arguments = parser().parse_intermixed_args()
+    ranks = discover()
+    # Every rank finds the same mistake; one sentence is enough.
+    with exit_on_error("train", is_speaker=ranks.is_main):
+        logging.basicConfig(
+            level=logging.WARNING if ranks.is_main else logging.ERROR, format="%(message)s"
+        )
+        result = train(arguments, ranks)
+        if ranks.is_main:
+            print(json.dumps(result), flush=True)
+
+
+def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """Check, start the process group, train; returns the result."""
+    request = build_request(arguments)
+    from muomni.training import session as sessions
+
+    session = sessions.prepare(request, ranks)
+    if arguments.dry_run:
+        return sessions.describe(session)
+    finished = sessions.finished_result(session)
+    if finished is not None:
+        return finished
+    from muomni.training.engine import process_group
+
+    export_environment(ranks, os.environ)
+    with process_group(session.device):
+        return sessions.open_loop(session).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Exports: what a finished stage hands to later stages and to inference.
+
+An export is a folder of safetensors weights, the model's sizes, tokenizer, metrics and hashes. It is
+written aside and renamed, so it is complete or absent; it is loaded strictly, and never by pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from muomni.config.loading import validate
+from muomni.data.tokenizer import Tokenizer
+from muomni.errors import UpstreamError
+
+SCHEMA_VERSION = 1
+_WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
+_METRICS, _MANIFEST = "metrics.json", "export.json"
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One stage's export folder."""
+
+    path: Path
+    stage: str
+    tokenizer_digest: str
+    content: dict[str, Any]
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / _TOKENIZER
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return json.loads((self.path / _METRICS).read_text(encoding="utf-8"))
+
+    def config(self, config_type: type[Config]) -> Config:
+        """The sizes of the exported model."""
+        content = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))
+        return validate(config_type, content, str(self.path / _CONFIG))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The exported fp32 weights."""
+        try:
+            return load_file(self.path / _WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise UpstreamError(f"weights of export {self.path} are unreadable ({error})") from None
+
+    def load_into(self, module: nn.Module) -> None:
+        """Load the weights strictly; raises UpstreamError naming the first tensor that does not fit."""
+        state, own = self.state(), module.state_dict()
+        for name in sorted(own.keys() | state.keys()):
+            if name not in state or name not in own:
+                where = "the export" if name not in state else "this model"
+                raise UpstreamError(
+                    f"export {self.path} does not fit: {where} has no tensor '{name}'; "
+                    f"train stage {self.stage} again with the same preset"
+                )
+            if state[name].shape != own[name].shape:
+                raise UpstreamError(
+                    f"export {self.path} has another size: '{name}' is {tuple(state[name].shape)}, "
+                    f"expected {tuple(own[name].shape)}; train stage {self.stage} with the same preset"
+                )
+        module.load_state_dict(state, strict=True)
+
+
+def write_export(
+    path: Path,
+    stage: str,
+    state: dict[str, torch.Tensor],
+    config: BaseModel,
+    tokenizer: Tokenizer,
+    metrics: dict[str, float],
+    about: dict[str, Any],
+) -> None:
+    """Write an export aside, then put it in place of an older one by rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside / _WEIGHTS)
+    (aside / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(aside / _TOKENIZER)
+    (aside / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "sha256": {name: _sha256(aside / name) for name in (_WEIGHTS, _CONFIG, _TOKENIZER)},
+        **about,
+    }
+    (aside / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)
+
+
+def read_export(path: Path, stage: str) -> Export:
+    """Open an export and check its hashes; raises UpstreamError when it is missing or damaged."""
+    manifest = path / _MANIFEST
+    if not manifest.is_file():
+        raise UpstreamError(
+            f"no export of stage {stage} at {path}; make it with {train_command(stage)}"
+        )
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        hashes, found = content["sha256"], content["stage"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise UpstreamError(
+            f"{manifest} is damaged ({error!r}); train stage {stage} again"
+        ) from None
+    if found != stage:
+        raise UpstreamError(f"{path} is an export of stage {found}, not of {stage}")
+    for name, expected in hashes.items():
+        if not (path / name).is_file() or _sha256(path / name) != expected:
+            raise UpstreamError(f"{path / name} is missing or damaged; train stage {stage} again")
+    return Export(path, stage, hashes[_TOKENIZER], content)
+
+
+def find_exports(run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
+    """Open the exports of several stages of a run; one UpstreamError names all missing ones."""
+    missing = [stage for stage in stages if not (run / stage / "export" / _MANIFEST).is_file()]
+    if missing:
+        commands = " && ".join(f"{train_command(stage)} --run {run}" for stage in missing)
+        raise UpstreamError(
+            f"{run} has no export of {', '.join(missing)}; make {'it' if len(missing) == 1 else 'them'} "
+            f"with 'make quickstart', or with: {commands}"
+        )
+    return {stage: read_export(run / stage / "export", stage) for stage in stages}
+
+
+def train_command(stage: str) -> str:
+    return f"deepspeed launch/train.py --stage {stage}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Plan + source + view = a stream of batches for one rank.
+
+A map-style dataset gets micro-batches of sample ids from the plan; PyTorch's DataLoader hands them to its
+workers and returns them in order, so the stream is the same for any number of workers and needs no
+worker state. A sample that cannot be decoded is left out of its micro-batch, counted and named: the
+number of batches never changes, so ranks cannot drift apart.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from muomni.data.plan import MicroBatch, generator
+from muomni.data.source import Source
+from muomni.data.view import Batch, View
+from muomni.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_AUGMENT_KEY = 4
+
+
+class PlannedDataset(Dataset[Batch]):
+    """Decodes the samples of a micro-batch and collates them."""
+
+    def __init__(self, source: Source, view: View, seed: int) -> None:
+        self.source = source
+        self.view = view
+        self.seed = seed
+
+    def __getitem__(self, batch: MicroBatch) -> Batch:
+        num_bad = 0
+        rows = []
+        for row in batch.rows:
+            examples = []
+            for index in row:
+                random = None
+                if batch.epoch is not None:
+                    random = generator(self.seed, batch.epoch, index, _AUGMENT_KEY)
+                try:
+                    examples.append(self.view.example(self.source.read(index), random))
+                except DataError as error:
+                    num_bad += 1
+                    logger.warning("left out %s: %s", self.source.describe(index), error)
+            rows.append(examples)
+        tensors = self.view.collate(rows)
+        tensors["num_bad"] = torch.tensor(num_bad)
+        return tensors
+
+
+class Loader:
+    """Iterates batches and keeps the time that the caller waited for them (`wait_s`)."""
+
+    def __init__(
+        self,
+        dataset: PlannedDataset,
+        batches: Iterable[MicroBatch],
+        num_workers: int = 0,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        max_bad_samples: int = 0,
+    ) -> None:
+        self.wait_s = 0.0
+        self.num_bad = 0
+        self.max_bad_samples = max_bad_samples
+        self._loader = DataLoader(
+            dataset,
+            sampler=batches,  # type: ignore[arg-type]  # one "index" is one micro-batch
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            pin_memory=pin_memory,
+            # Workers must not inherit the threads and locks of a process that runs collectives.
+            multiprocessing_context="forkserver" if num_workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._loader)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.wait_s += time.perf_counter() - start
+            self.num_bad += int(batch.pop("num_bad"))
+            if self.num_bad > self.max_bad_samples:
+                raise DataError(
+                    f"{self.num_bad} samples could not be decoded, more than data.max_bad_samples="
+                    f"{self.max_bad_samples}; see the warnings above, or run "
+                    f"'python -m data_prep verify --decode 1' on the dataset"
+                )
+            yield batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to the device without waiting for it (pinned memory makes the copy asynchronous)."""
+    if device.type == "cpu":
+        return batch
+    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}

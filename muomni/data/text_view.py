@@ -1,0 +1,83 @@
+"""Text for next-token prediction: documents packed into rows that cannot see each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from muomni.data.measure import measured_lengths
+from muomni.data.source import Source
+from muomni.data.tokenizer import Tokenizer
+from muomni.data.view import Batch, View
+from muomni.errors import DataError
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document as token ids, BOS first and EOS last, and its length in UTF-8 bytes."""
+
+    ids: list[int]
+    num_bytes: int
+
+
+class TextView(View[Document]):
+    """Rows of `context` positions; each document's inputs are its ids but the last, its labels
+    its ids but the first, so that EOS is learnt and nothing is predicted across documents.
+
+    A document longer than a row is cut to it.
+    """
+
+    unit = "tokens"
+
+    def __init__(self, tokenizer: Tokenizer, context: int, rows: int) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self.rows = rows
+
+    def lengths(self, source: Source) -> np.ndarray:
+        depends_on = f"text tokenizer={self.tokenizer.digest}"
+        lengths = measured_lengths(source, self._measure, depends_on)
+        return np.clip(lengths, 1, self.context)
+
+    def _measure(self, sample: dict[str, Any]) -> int:
+        return len(self.tokenizer.encode(_text(sample))) + 1
+
+    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
+        text = _text(sample)
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
+        return Document(ids[: self.context + 1], len(text.encode()))
+
+    def collate(self, rows: list[list[Document]]) -> Batch:
+        shape = (self.rows, self.context)
+        input_ids = torch.full(shape, self.tokenizer.pad_id)
+        labels = torch.full(shape, IGNORE)
+        document_ids = torch.zeros(shape, dtype=torch.long)
+        num_bytes = 0
+        for row, documents in enumerate(rows):
+            start = 0
+            for number, document in enumerate(documents, start=1):
+                end = start + len(document.ids) - 1
+                input_ids[row, start:end] = torch.tensor(document.ids[:-1])
+                labels[row, start:end] = torch.tensor(document.ids[1:])
+                document_ids[row, start:end] = number
+                num_bytes += document.num_bytes
+                start = end
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "document_ids": document_ids,
+            "num_bytes": torch.tensor(float(num_bytes)),
+            "units": (labels != IGNORE).sum().float(),
+        }
+
+
+def _text(sample: dict[str, Any]) -> str:
+    if "txt" not in sample:
+        raise DataError(f"sample '{sample['__key__']}' has no .txt member")
+    try:
+        return sample["txt"].decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"the text of sample '{sample['__key__']}' is not UTF-8") from None

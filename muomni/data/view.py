@@ -1,0 +1,44 @@
+"""What a stage sees of its corpora: samples become examples, examples become a batch.
+
+A view decodes and collates; it knows no model, no rank and no order. One file a view: `text_view`,
+`speech_view`, `image_text_view`, `waveform_view`, `tts_view`, `conversation_view`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from muomni.data.source import Source
+
+Batch = dict[str, torch.Tensor]
+Example = TypeVar("Example")
+
+
+class View(ABC, Generic[Example]):
+    """Turns the bytes of samples into batches of tensors with a fixed set of keys.
+
+    `unit` names what `units(batch)` counts, for throughput: tokens, audio_s, images.
+    """
+
+    unit: str = "samples"
+
+    @abstractmethod
+    def lengths(self, source: Source) -> np.ndarray:
+        """Cost of each sample in the unit of the stage's batching, int array [len(source)]."""
+
+    @abstractmethod
+    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Example:
+        """Decode one sample; `random` drives augmentation and is None in evaluation.
+
+        Raises DataError for a sample that cannot be used.
+        """
+
+    @abstractmethod
+    def collate(self, rows: list[list[Example]]) -> Batch:
+        """Put the examples of each row into tensors of fixed keys and types; a row may be empty.
+
+        The tensor `units` (float, 0-d) counts the batch in `unit`. All keys are present even when
+        no row holds a usable example, so that no rank ever runs another graph than its peers.
+        """

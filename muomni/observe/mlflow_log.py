@@ -1,0 +1,120 @@
+"""Sends what a run logs to MLflow, in a thread of rank 0; its failure never harms training.
+
+The run id is kept in the checkpoint, so a resumed run goes on in the same MLflow run on the same step
+axis. Where MLflow cannot be reached, one warning says so and `metrics.jsonl` still has everything.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_MAX_PARAM_LENGTH = 500
+
+
+def default_tracking_uri(run: Path) -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite file beside the run folder."""
+    return (
+        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.resolve().parent / 'mlflow.db'}"
+    )
+
+
+class MlflowLog:
+    """A queue of calls to MLflow, worked off by one thread."""
+
+    def __init__(self, run: Path, stage: str, run_id: str | None, params: dict[str, Any]) -> None:
+        self.run_id = run_id
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._broken = False
+        self._client: Any = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+        self._queue.put(lambda: self._start(run, stage, params))
+
+    def metrics(self, step: int, figures: dict[str, float]) -> None:
+        self._queue.put(lambda: self._log_metrics(step, figures))
+
+    def artefact(self, path: Path, folder: str) -> None:
+        self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
+        """The id of the MLflow run, None when MLflow could not be reached in time."""
+        self._started.wait(timeout_s)
+        return self.run_id
+
+    def close(self, status: str, timeout_s: float = 60.0) -> None:
+        """Send what is queued and end the run with `status` (FINISHED, FAILED, KILLED)."""
+        self._queue.put(lambda: self._client.set_terminated(self.run_id, status))
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning(
+                "MLflow did not take all figures in %.0f s; metrics.jsonl has them", timeout_s
+            )
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            if self._broken:
+                continue
+            try:
+                call()
+            except Exception as error:  # whatever MLflow or its store raises: training goes on
+                self._broken = True
+                logger.warning(
+                    "MLflow logging stopped (%s: %s); metrics.jsonl goes on",
+                    type(error).__name__,
+                    error,
+                )
+            finally:
+                self._started.set()
+
+    def _start(self, run: Path, stage: str, params: dict[str, Any]) -> None:
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self._client = MlflowClient(tracking_uri=default_tracking_uri(run))
+        if self.run_id is None:
+            self.run_id = self._create(run, stage)
+            for key, value in params.items():
+                self._client.log_param(self.run_id, key, str(value)[:_MAX_PARAM_LENGTH])
+        else:
+            self._client.update_run(self.run_id, status="RUNNING")
+
+    def _create(self, run: Path, stage: str) -> str:
+        name = f"muomni/{stage}"
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None
+            if default_tracking_uri(run).startswith("sqlite:"):
+                location = (run.resolve().parent / "mlartifacts").as_uri()
+            experiment_id = self._client.create_experiment(name, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
+        return created.info.run_id
+
+    def _log_metrics(self, step: int, figures: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        entities = [Metric(key, value, now, step) for key, value in figures.items()]
+        self._client.log_batch(self.run_id, metrics=entities)
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, the form in which MLflow compares parameters."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,60 @@
+"""The progress line: one line a logged step, with everything an operator looks for."""
+
+import time
+
+
+class Progress:
+    """Rates and remaining time, measured from the first logged step after a start or resume."""
+
+    def __init__(self, stage: str, unit: str, start_step: int, num_steps: int) -> None:
+        self.stage = stage
+        self.unit = unit
+        self.num_steps = num_steps
+        self._start = self._last = time.perf_counter()
+        self._start_step = self._last_step = start_step
+        self._paused_s = self._paused_last_s = 0.0
+        self._last_wait_s = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave time spent in validation and saving out of the rates."""
+        self._paused_s += seconds
+
+    def rates(self, step: int, units: float, wait_s: float) -> dict[str, float]:
+        """Figures since the last call: step time, units a second over all ranks, data wait."""
+        now = time.perf_counter()
+        busy = max(1e-9, now - self._last - (self._paused_s - self._paused_last_s))
+        steps = max(1, step - self._last_step)
+        figures = {
+            "step_time_s": busy / steps,
+            f"{self.unit}_per_s": units / busy,
+            "data_wait_fraction": min(1.0, max(0.0, wait_s - self._last_wait_s) / busy),
+        }
+        self._last, self._last_step, self._last_wait_s = now, step, wait_s
+        self._paused_last_s = self._paused_s
+        return figures
+
+    def eta_s(self, step: int) -> float:
+        done = step - self._start_step
+        per_step = (time.perf_counter() - self._start) / max(1, done)
+        return per_step * (self.num_steps - step)
+
+    def line(self, step: int, figures: dict[str, float]) -> str:
+        parts = [
+            f"{self.stage} {step}/{self.num_steps}",
+            f"loss {figures['loss']:.4f}",
+            f"lr {figures['lr']:.2e}",
+            f"grad {figures['grad_norm']:.2f}",
+            f"{figures[f'{self.unit}_per_s']:,.0f} {self.unit}/s",
+            f"wait {100 * figures['data_wait_fraction']:.0f} %",
+            f"eta {duration(self.eta_s(step))}",
+        ]
+        if "loss_scale" in figures:
+            parts.insert(4, f"scale {figures['loss_scale']:g} skipped {figures['num_skipped']:.0f}")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1:15`, an hour and more as `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

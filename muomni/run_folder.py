@@ -1,0 +1,95 @@
+"""What a run keeps where, and how a stage finds the exports of earlier ones.
+
+RUN/STAGE/config.yaml      the resolved config
+RUN/STAGE/metrics.jsonl    every logged figure, the truth that MLflow is fed from
+RUN/STAGE/checkpoints/     step_00000100/, latest, best
+RUN/STAGE/samples/         sample outputs
+RUN/STAGE/export/          what later stages and inference load
+"""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muomni.data.atomic_write import write_atomic
+from muomni.errors import ConfigError
+
+_PACKAGES = ("muomni", "torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece", "mlflow")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one stage of one run."""
+
+    run: Path
+    stage: str
+
+    @property
+    def root(self) -> Path:
+        return self.run / self.stage
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    def create(self) -> None:
+        """Make the folder; raises ConfigError when that is not possible."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create run folder {self.root}: {error.strerror}") from None
+        if not os.access(self.root, os.W_OK):
+            raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        write_atomic(self.config_file, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and git state, for config files and checkpoints."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> str:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "not a git checkout"
+    return described.stdout.strip()

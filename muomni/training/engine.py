@@ -1,0 +1,191 @@
+"""The one place that talks to DeepSpeed's engine.
+
+It completes the engine config, keeps buffers in fp32, turns loss sums into gradients of the global mean
+(contract *Loss*), and gathers whole fp32 weights for exports. Gradients are those of
+sum(losses of all ranks and micro-batches) / sum(their weights), whatever the split: DeepSpeed averages
+over ranks, so each micro-batch's sum is multiplied by world size / global weight.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.utils import clip_grad_norm_
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import nn
+
+from muomni.config.run import RunConfig
+from muomni.dist import collectives
+from muomni.training import ds_config
+from muomni.training.optim import build_optimizer
+from muomni.training.stage import StageOutput
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A DeepSpeed engine around a stage's task module."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        config: RunConfig,
+        engine_json: dict[str, Any],
+        precision: str,
+        num_accumulation: int,
+        device: torch.device,
+    ) -> None:
+        if precision == "fp16" and device.type == "cpu":
+            # CPUs compute fp16 slowly but correctly; DeepSpeed asks before it agrees.
+            get_accelerator().is_fp16_supported = lambda: True
+        self.zero_stage = ds_config.zero_stage(engine_json)
+        self.precision = precision
+        self.num_accumulation = num_accumulation
+        full = ds_config.complete(
+            engine_json, config, precision, num_accumulation, collectives.world_size()
+        )
+        # Plain fp32 without ZeRO is the one engine that clips without telling the norm.
+        self._clips_itself = self.zero_stage == 0 and precision == "fp32"
+        if self._clips_itself:
+            full["gradient_clipping"] = 0.0
+        self._max_grad_norm = config.optim.max_grad_norm
+        self._own_norm: torch.Tensor | None = None
+        task.to(device)
+        buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
+        optimizer = build_optimizer(task, config.optim)
+        with quiet_deepspeed():
+            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+                model=task, optimizer=optimizer, config=full
+            )
+        _restore_buffers(self.task, buffers)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def task(self) -> nn.Module:
+        return self.deepspeed.module
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> StageOutput:
+        return self.deepspeed(batch)
+
+    def backward(
+        self,
+        output: StageOutput,
+        global_weights: dict[str, torch.Tensor],
+        coefficients: dict[str, float],
+    ) -> None:
+        """Add this micro-batch's share of the gradient of the window's mean loss."""
+        num_ranks = collectives.world_size()
+        total = sum(
+            # A term that no rank has in this step weighs nothing; its sum is zero, too.
+            coefficients[term] * num_ranks * loss / global_weights[term].clamp(min=1e-6)
+            for term, loss in output.losses.items()
+        )
+        self.deepspeed.backward(total, scale_wrt_gas=False)
+
+    def end_micro_step(self, lr_factor: float) -> None:
+        """Count a micro-step; on the last of a window clip, update and zero the gradients."""
+        if self.deepspeed.is_gradient_accumulation_boundary():
+            for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+                group["lr"] = base * lr_factor
+            if self._clips_itself:
+                limit = self._max_grad_norm or float("inf")
+                self._own_norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
+        self.deepspeed.step()
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm before clipping of the last step's gradient, NaN when the step was skipped."""
+        norm = self._own_norm if self._clips_itself else self.deepspeed.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @property
+    def loss_scale(self) -> float:
+        scale = getattr(self.optimizer, "cur_scale", getattr(self.optimizer, "loss_scale", 1.0))
+        return float(scale) if self.precision == "fp16" else 1.0
+
+    @property
+    def num_skipped(self) -> int:
+        return int(self.deepspeed.skipped_steps)
+
+    @property
+    def last_step_was_applied(self) -> bool:
+        return bool(self.deepspeed.was_step_applied())
+
+    def train(self) -> None:
+        self.deepspeed.train()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode without gradient."""
+        self.deepspeed.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.deepspeed.train()
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[nn.Module]:
+        """The task module with whole parameters on every rank (ZeRO-3 gathers them for the block)."""
+        parameters = list(self.task.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
+            yield self.task
+
+    def full_state(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Parameters and buffers below `prefix` as whole fp32 CPU tensors; all ranks must call it."""
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self.task.named_parameters():
+            if name.startswith(prefix):
+                state[name.removeprefix(prefix)] = self._full_parameter(parameter)
+        for name, buffer in self.task.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            if name.startswith(prefix) and leaf not in (
+                self.task.get_submodule(owner)._non_persistent_buffers_set
+            ):
+                state[name.removeprefix(prefix)] = buffer.detach().clone().cpu()
+        return state
+
+    def _full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
+        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if full is None:  # frozen, or an engine without fp32 copies
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
+                full = parameter.detach()
+        full = (
+            full.detach().to("cpu", copy=True).view(getattr(parameter, "ds_shape", parameter.shape))
+        )
+        return full.float() if full.is_floating_point() else full
+
+
+def _restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """Undo the cast of buffers to 16 bits: statistics and codebooks need fp32."""
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._buffers[leaf] = buffer
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Run the block inside a process group of all ranks: NCCL on GPUs, gloo on CPUs."""
+    with quiet_deepspeed():
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        deepspeed.comm.destroy_process_group()
+
+
+@contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """Keep DeepSpeed's start-up log out of the progress output; warnings stay."""
+    from deepspeed.utils import logger as deepspeed_logger
+
+    level = deepspeed_logger.level
+    deepspeed_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        deepspeed_logger.setLevel(level)

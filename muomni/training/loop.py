@@ -1,0 +1,308 @@
+"""The training loop: it reads as the story of a step and knows nothing about any stage."""
+
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.checkpoint import commit
+from muomni.checkpoint.commit import Topology, TrainState
+from muomni.checkpoint.export import write_export
+from muomni.data.loader import Loader, PlannedDataset, to_device
+from muomni.data.plan import Plan
+from muomni.data.source import Source
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.errors import NonFiniteError, PreemptedError
+from muomni.observe.metrics_log import MetricsLog
+from muomni.observe.mlflow_log import MlflowLog, flatten
+from muomni.observe.progress import Progress
+from muomni.run_folder import RunFolder, provenance
+from muomni.training.engine import Engine
+from muomni.training.optim import lr_factor
+from muomni.training.stage import Stage, StageOutput, Sums
+from muomni.training.stop import StopFlag
+from muomni.training.validation import validate_split
+from muomni.training.window import RunningSums, WindowReduction
+
+logger = logging.getLogger(__name__)
+
+_MAX_NON_FINITE_LOGS = 3
+
+
+@dataclass(slots=True)
+class LoopParts:
+    """What the loop is given; each part is built and tested on its own."""
+
+    stage: Stage
+    engine: Engine
+    plan: Plan
+    train: Source
+    val: Source | None
+    folder: RunFolder
+    device: torch.device
+    num_steps: int
+    topology: Topology
+    plan_digest: str
+
+
+class Loop:
+    """Trains one stage from its state to `num_steps`, then writes the export."""
+
+    def __init__(self, parts: LoopParts, state: TrainState) -> None:
+        self.parts = parts
+        self.state = state
+        self.stage, self.engine = parts.stage, parts.engine
+        self.config = parts.stage.config
+        self.is_main = collectives.rank() == 0
+        self.view = self.stage.view()
+        self.coefficients = self.stage.coefficients()
+        self.window = WindowReduction(self.stage, parts.device)
+        self.sums = RunningSums()
+        self.units = torch.zeros((), device=parts.device)
+        self.num_non_finite = 0
+        self.last_metrics: dict[str, float] = {}
+        self.loader = self._loader()
+
+    # -- the story ---------------------------------------------------------------------------------
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the result that is printed as the last line.
+
+        Raises PreemptedError after a signal (the state is saved), NonFiniteError when the loss stays
+        non-finite.
+        """
+        self._open_logs()
+        status = "FAILED"
+        try:
+            with StopFlag().installed() as stop:
+                self._train(stop)
+            result = self._finish()
+            status = "FINISHED"
+            return result
+        except PreemptedError:
+            status = "KILLED"
+            raise
+        finally:
+            self._close_logs(status)
+
+    def _train(self, stop: StopFlag) -> None:
+        self.engine.train()
+        batches = iter(self.loader)
+        while self.state.step < self.parts.num_steps:
+            self._step(batches, bool(stop))
+            step = self.state.step
+            training = self.config.training
+            if step % training.log_every == 0 or step == self.parts.num_steps:
+                self._log(step)
+            if step % training.validate_every == 0 and step < self.parts.num_steps:
+                self._outside_of_rates(self._validate)
+            if step % training.save_every == 0 and step < self.parts.num_steps:
+                self._outside_of_rates(self._save)
+            if self.window.stop_agreed() and step < self.parts.num_steps:
+                folder = self._save()
+                raise PreemptedError(
+                    f"stopped by {stop.signal_name or 'a signal to another rank'} after step {step}; "
+                    f"the state is in {folder}: start the same command again to go on"
+                )
+
+    def _step(self, batches: Iterator[Batch], wants_stop: bool) -> None:
+        window = [
+            self._prepared(batch)
+            for batch in itertools.islice(batches, self.engine.num_accumulation)
+        ]
+        weights = self.window.reduce(window, wants_stop)
+        window = self.stage.begin_step(self.engine.forward, window)
+        factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
+        state: Sums = {}
+        for batch in window:
+            output = self.engine.forward(batch)
+            self.engine.backward(output, weights, self.coefficients)
+            self.engine.end_micro_step(factor)
+            self._account(batch, output, state)
+        self.state = replace(self.state, step=self.state.step + 1)
+        self.stage.after_step(self.engine.task, state, self.state.step)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        with torch.no_grad():
+            return self.stage.prepare(to_device(batch, self.parts.device))
+
+    def _account(self, batch: Batch, output: StageOutput, state: Sums) -> None:
+        self.units += batch["units"]
+        self.sums.add(output.logs)
+        for name, value in output.state.items():
+            state[name] = state[name] + value if name in state else value
+
+    # -- what happens beside training --------------------------------------------------------------
+    def _log(self, step: int) -> None:
+        units = float(collectives.sum_over_ranks(self.units))
+        self.units = torch.zeros_like(self.units)
+        self.state = replace(self.state, units_seen=self.state.units_seen + units)
+        figures = self.stage.metrics(self.sums.take())
+        figures |= self.progress.rates(step, units, self.loader.wait_s)
+        figures["lr"] = self.config.optim.lr * lr_factor(
+            step - 1, self.parts.num_steps, self.config.optim
+        )
+        figures["grad_norm"] = self.engine.grad_norm
+        figures[f"{self.view.unit}_seen"] = self.state.units_seen
+        figures["num_bad_samples"] = float(self.loader.num_bad)
+        if self.config.precision == "fp16":
+            figures["loss_scale"] = self.engine.loss_scale
+            figures["num_skipped"] = float(self.engine.num_skipped)
+        self._check_finite(step, figures["loss"])
+        self._record(step, "train", figures)
+        if self.is_main:
+            print(self.progress.line(step, figures), flush=True)
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        self.num_non_finite = 0 if math.isfinite(loss) else self.num_non_finite + 1
+        if self.num_non_finite >= _MAX_NON_FINITE_LOGS:
+            raise NonFiniteError(
+                f"the loss of {self.num_non_finite} logged steps up to step {step} is not finite; lower "
+                f"optim.lr, or look at the data near the last checkpoint in {self.parts.folder.checkpoints}"
+            )
+
+    def _validate(self) -> None:
+        if self.parts.val is None:
+            return
+        figures = validate_split(
+            self.stage,
+            self.engine,
+            self.parts.val,
+            self.parts.device,
+            self.config.training.validate_batches,
+        )
+        self.last_metrics = {f"val/{name}": value for name, value in figures.items()}
+        self._record(self.state.step, "val", self.last_metrics)
+        if self.is_main:
+            text = "  ".join(f"{name} {value:.4f}" for name, value in self.last_metrics.items())
+            print(f"{self.stage.name} {self.state.step}/{self.parts.num_steps}  {text}", flush=True)
+        self._note_best(figures)
+
+    def _note_best(self, figures: dict[str, float]) -> None:
+        value = figures.get(self.stage.best_metric, math.nan)
+        best = self.state.best
+        lower = self.stage.best_is_lower
+        if math.isfinite(value) and (best is None or (value < best if lower else value > best)):
+            self.state = replace(self.state, best=value)
+            self._save()
+            if self.is_main:
+                commit.mark_best(self.parts.folder.checkpoints, self.state.step)
+
+    def _save(self) -> Path:
+        folder = commit.step_folder(self.parts.folder.checkpoints, self.state.step)
+        already = collectives.broadcast_object(folder.is_dir())
+        if not already:
+            run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
+            self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
+            commit.save(
+                self.engine.deepspeed,
+                self.parts.folder.checkpoints,
+                self.state,
+                self.parts.topology,
+            )
+            commit.prune(self.parts.folder.checkpoints, self.config.training.keep_last)
+        return folder
+
+    def _finish(self) -> dict[str, Any]:
+        """Validate, save, write sample outputs and the export; returns the result."""
+        self._validate()
+        self._save()
+        state = self.engine.full_state(_model_prefix(self.stage, self.engine.task))
+        metrics = dict(self.last_metrics)
+        if self.is_main:
+            write_export(
+                self.parts.folder.export,
+                self.stage.name,
+                state,
+                self.stage.model_config(),
+                self.stage.tokenizer,
+                metrics,
+                {"preset": self.config.preset, "step": self.state.step, **provenance()},
+            )
+        self._write_samples()
+        collectives.barrier()
+        return {
+            "stage": self.stage.name,
+            "step": self.state.step,
+            **metrics,
+            "export": str(self.parts.folder.export),
+        }
+
+    def _write_samples(self) -> None:
+        if self.parts.val is None:
+            return
+        with self.engine.whole_parameters() as task:
+            if self.is_main and self.mlflow is not None:
+                folder = self.parts.folder.samples
+                folder.mkdir(exist_ok=True)
+                task.eval()
+                with torch.no_grad():
+                    for artefact in self.stage.sample_outputs(task, self.parts.val, folder):
+                        self.mlflow.artefact(artefact.path, f"samples/{artefact.kind}")
+                task.train()
+
+    # -- plumbing ----------------------------------------------------------------------------------
+    def _loader(self) -> Loader:
+        data = self.config.data
+        return Loader(
+            PlannedDataset(self.parts.train, self.view, self.config.seed),
+            self.parts.plan.rank_batches(
+                self.state.step, collectives.rank(), collectives.world_size()
+            ),
+            num_workers=data.num_workers,
+            prefetch=data.prefetch,
+            pin_memory=self.parts.device.type == "cuda",
+            max_bad_samples=data.max_bad_samples,
+        )
+
+    def _open_logs(self) -> None:
+        self.progress = Progress(
+            self.stage.name, self.view.unit, self.state.step, self.parts.num_steps
+        )
+        self.metrics_log: MetricsLog | None = None
+        self.mlflow: MlflowLog | None = None
+        if self.is_main:
+            content = self.config.model_dump(mode="json")
+            self.metrics_log = MetricsLog(self.parts.folder.metrics_file, self.state.step)
+            self.mlflow = MlflowLog(
+                self.parts.folder.run, self.stage.name, self.state.mlflow_run_id, flatten(content)
+            )
+            self.mlflow.artefact(self.parts.folder.config_file, "config")
+
+    def _close_logs(self, status: str) -> None:
+        if self.metrics_log is not None:
+            self.metrics_log.close()
+        if self.mlflow is not None:
+            self.mlflow.close(status)
+
+    def _record(self, step: int, kind: str, figures: dict[str, float]) -> None:
+        if self.metrics_log is not None:
+            self.metrics_log.write(step, kind, figures)
+        if self.mlflow is not None:
+            self.mlflow.metrics(step, figures)
+
+    def _outside_of_rates(self, call: Any) -> None:
+        start = time.perf_counter()
+        call()
+        self.progress.pause(time.perf_counter() - start)
+
+
+def _model_prefix(stage: Stage, task: torch.nn.Module) -> str:
+    """Where the exported model lies in the task module's parameter names."""
+    model = stage.model(task)
+    for name, module in task.named_modules():
+        if module is model:
+            return f"{name}." if name else ""
+    raise AssertionError(f"stage {stage.name}: the model is no part of its task module")
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The result as the last line of standard output, for scripts."""
+    print(json.dumps(result), flush=True)

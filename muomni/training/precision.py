@@ -1,0 +1,33 @@
+"""Which floating-point format a run uses on which device."""
+
+import torch
+
+from muomni.config.run import Precision
+from muomni.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(local_rank: int) -> torch.device:
+    """The GPU of this rank, or the CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def pick_precision(wanted: Precision, device: torch.device) -> str:
+    """Resolve `auto`: bf16 where the device computes in it, else fp16 on GPUs and fp32 on CPUs.
+
+    Raises ConfigError for a precision that the device lacks.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if wanted == "auto":
+            return "bf16" if has_bf16 else "fp16"
+        if wanted == "bf16" and not has_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"{name} does not compute in bf16; use --precision fp16 or fp32")
+        return wanted
+    # Small models on a CPU spend their time outside of matrix products, where bf16 only costs.
+    return "fp32" if wanted == "auto" else wanted

@@ -1,0 +1,244 @@
+"""From a run config to a ready loop: everything that is checked before the first step.
+
+What can be refused is refused before a process group starts: a bad config, a contradicting DeepSpeed
+JSON, a missing dataset or upstream export, a world size that cannot share a step.
+"""
+
+import hashlib
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from muomni.checkpoint import commit
+from muomni.checkpoint.commit import Topology, TrainState
+from muomni.checkpoint.export import Export, find_exports, read_export
+from muomni.config.run import RunConfig
+from muomni.data.loader import PlannedDataset
+from muomni.data.manifest import find_datasets
+from muomni.data.plan import Plan, check_world_size
+from muomni.data.source import Source
+from muomni.data.tokenizer import Tokenizer
+from muomni.dist import collectives
+from muomni.dist.discovery import Ranks
+from muomni.errors import CheckpointError, UpstreamError
+from muomni.run_folder import RunFolder, provenance
+from muomni.training.loop import Loop, LoopParts
+from muomni.training.precision import pick_device, pick_precision
+from muomni.training.stage import Stage, StageContext
+from muomni.training.stages import load_stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Request:
+    """What the command line asks for."""
+
+    config: RunConfig
+    run: Path
+    upstream: Path
+    engine_json: dict[str, Any]
+    resume: str = "auto"
+
+
+@dataclass(slots=True)
+class Session:
+    """A checked request: the stage, its data and its plan; no process group yet."""
+
+    request: Request
+    ranks: Ranks
+    device: torch.device
+    precision: str
+    stage: Stage
+    train: Source
+    val: Source | None
+    plan: Plan
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        training = self.request.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        return sum(self.plan.num_steps(epoch) for epoch in range(training.max_epochs or 0))
+
+    @property
+    def num_accumulation(self) -> int:
+        return self.plan.micro_batches_per_step // self.ranks.world_size
+
+    @property
+    def plan_digest(self) -> str:
+        """Changes when the order of samples would."""
+        config = self.request.config
+        parts = (
+            self.train.fingerprint,
+            self.stage.tokenizer.digest,
+            str(self.plan.batching),
+            str(self.plan.micro_batches_per_step),
+            str(config.seed),
+            hashlib.sha256(np.ascontiguousarray(self.plan.lengths).tobytes()).hexdigest(),
+        )
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def prepare(request: Request, ranks: Ranks) -> Session:
+    """Check everything that needs no process group; raises MuomniError."""
+    config = request.config
+    stage_type = load_stage(config.stage)
+    device = pick_device(ranks.local_rank)
+    precision = pick_precision(config.precision, device)
+    group = config.batch.micro_batches_per_step or ranks.world_size
+    check_world_size(group, ranks.world_size)
+    root = Path(config.data.root)
+    upstream = find_exports(request.upstream, stage_type.upstream)
+    datasets = [found for task in stage_type.tasks for found in find_datasets(root, task)]
+    tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
+    _check_tokenizers(tokenizer, upstream, root)
+    # Sizes may be asked for before the ranks agree on seeds; models are built later.
+    stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    train = Source(datasets, "train")
+    has_val = any("val" in dataset.splits for dataset in datasets)
+    val = Source(datasets, "val") if has_val else None
+    plan = Plan(stage.view().lengths(train), stage.batching(), group, config.seed)
+    plan.num_steps(0)
+    return Session(request, ranks, device, precision, stage, train, val, plan)
+
+
+def open_loop(session: Session) -> Loop:
+    """Build model and engine, resume if there is a checkpoint, and return the loop.
+
+    The process group must be running. Every rank must call it.
+    """
+    from muomni.training.engine import Engine
+
+    request, config = session.request, session.request.config
+    folder = RunFolder(request.run, config.stage)
+    if collectives.rank() == 0:
+        folder.create()
+    collectives.barrier()
+    checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
+    seed_everything(config.seed)
+    task = session.stage.build()
+    engine = Engine(
+        task,
+        config,
+        request.engine_json,
+        session.precision,
+        session.num_accumulation,
+        session.device,
+    )
+    topology = Topology(session.ranks.world_size, engine.zero_stage, session.precision)
+    state = TrainState(0, session.plan_digest, None, None, 0.0)
+    if checkpoint is not None:
+        state = commit.load(engine.deepspeed, checkpoint, topology)
+        _check_plan(state, session, checkpoint)
+    if collectives.rank() == 0:
+        folder.write_config({**config.model_dump(mode="json"), "provenance": provenance()})
+        origin = f"resumed from {checkpoint}" if checkpoint else "from the start"
+        print(
+            f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "
+            f"{session.ranks.world_size} ranks x {session.num_accumulation} micro-batches, "
+            f"{session.precision} on {session.device.type}, ZeRO {engine.zero_stage}, "
+            f"{count_parameters(engine.task):,} parameters",
+            flush=True,
+        )
+    parts = LoopParts(
+        session.stage, engine, session.plan, session.train, session.val, folder, session.device,
+        session.num_steps, topology, session.plan_digest,
+    )  # fmt: skip
+    return Loop(parts, state)
+
+
+def finished_result(session: Session) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do, None otherwise."""
+    folder = RunFolder(session.request.run, session.request.config.stage)
+    newest = (
+        commit.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
+    )
+    if newest is None or newest.name != commit.step_folder(Path(), session.num_steps).name:
+        return None
+    if not folder.export.is_dir():
+        return None
+    export = read_export(folder.export, session.request.config.stage)
+    if session.ranks.is_main:
+        print(
+            f"{export.stage} in {folder.root} is finished ({session.num_steps} steps); to go on, raise "
+            f"--max-steps; to start over, give --resume never or another --run",
+            flush=True,
+        )
+    return {
+        "stage": export.stage, "step": session.num_steps, **export.metrics, "export": str(export.path)
+    }  # fmt: skip
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """What a dry run reports: the resolved config, sizes, and the first batch's shapes."""
+    config = session.request.config
+    dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
+    first = session.plan.step(0, 0)[0]
+    with torch.device("meta"):
+        task = session.stage.build()
+    if session.ranks.is_main:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), flush=True)
+    return {
+        "stage": config.stage,
+        "parameters": count_parameters(task),
+        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "precision": session.precision,
+        "device": session.device.type,
+        "train_samples": len(session.train),
+        "val_samples": len(session.val) if session.val else 0,
+        "steps_per_epoch": session.plan.num_steps(0),
+        "steps": session.num_steps,
+        "micro_batches_per_step": session.plan.micro_batches_per_step,
+        "accumulation": session.num_accumulation,
+        "first_micro_batch": {key: list(value.shape) for key, value in dataset[first].items()},
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator equally on all ranks, so that all build the same weights."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Parameters of a module, also where ZeRO-3 has partitioned them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
+def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: Path) -> None:
+    for stage, export in upstream.items():
+        if export.tokenizer_digest != tokenizer.digest:
+            raise UpstreamError(
+                f"the tokenizer of {root} is not the one that {export.path} was trained with; "
+                f"use data.tokenizer={export.tokenizer_file}, or train stage {stage} again on this data"
+            )
+
+
+def _checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return commit.newest_complete(folder.checkpoints)
+    path = Path(resume)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"--resume {path} is no checkpoint folder; give one, or auto, or never"
+        )
+    return path
+
+
+def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
+    if state.plan_digest != session.plan_digest:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed; "
+            f"put them back, or start over with --resume never"
+        )

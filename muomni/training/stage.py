@@ -1,0 +1,133 @@
+"""The interface of a stage: model + loss + the view of the data it needs.
+
+The loop knows only this interface; it never asks which stage it runs. A stage's *task module* holds the
+model and computes the loss inside `forward`, because under ZeRO-3 parameters exist only there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from muomni.checkpoint.export import Export
+from muomni.config.loading import validate
+from muomni.config.models import Section
+from muomni.config.run import RunConfig
+from muomni.data.plan import Batching
+from muomni.data.source import Source
+from muomni.data.tokenizer import Tokenizer
+from muomni.data.view import Batch, View
+
+Sums = dict[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class StageOutput:
+    """What one forward pass gives to the loop.
+
+    `losses[term]` is a sum over what `Stage.weights` counts (0-d, with gradient). `logs[name]` is a
+    detached pair [sum, weight], added up over micro-batches and ranks before the ratio is formed.
+    `state` carries what `Stage.after_step` needs (sums that may be added over micro-batches).
+    """
+
+    losses: dict[str, torch.Tensor]
+    logs: Sums = field(default_factory=dict)
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class NoOptions(Section):
+    """For stages without settings of their own."""
+
+
+@dataclass(slots=True)
+class StageContext:
+    """What a stage is built from besides its config."""
+
+    tokenizer: Tokenizer
+    upstream: dict[str, Export]
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A sample output of a stage: a file that is kept in the run folder and sent to MLflow."""
+
+    path: Path
+    kind: str  # text | image | audio
+
+
+class Stage(ABC):
+    """One kind of training. Subclasses live in `muomni/training/stages/`, one file each."""
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]  # tasks of the datasets it reads
+    upstream: ClassVar[tuple[str, ...]] = ()  # stages whose exports it loads
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
+    options_type: ClassVar[type[BaseModel]] = NoOptions
+    # The validation metric that decides which checkpoint is best, and its direction.
+    best_metric: ClassVar[str] = "loss"
+    best_is_lower: ClassVar[bool] = True
+
+    def __init__(self, config: RunConfig, context: StageContext) -> None:
+        self.config = config
+        self.context = context
+        self.tokenizer = context.tokenizer
+        self.options: Any = validate(self.options_type, config.options, "section 'options'")
+
+    # -- data ------------------------------------------------------------------------------------
+    @abstractmethod
+    def view(self) -> View[Any]:
+        """How this stage reads its samples."""
+
+    @abstractmethod
+    def batching(self) -> Batching:
+        """How samples become micro-batches."""
+
+    # -- model -----------------------------------------------------------------------------------
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The task module: forward(batch) -> StageOutput."""
+
+    @abstractmethod
+    def model(self, task: nn.Module) -> nn.Module:
+        """The part of the task module that is exported."""
+
+    @abstractmethod
+    def model_config(self) -> BaseModel:
+        """Sizes of the exported model; written into its export."""
+
+    def coefficients(self) -> dict[str, float]:
+        """How much each loss term counts."""
+        return dict.fromkeys(self.terms, 1.0)
+
+    # -- one step --------------------------------------------------------------------------------
+    def prepare(self, batch: Batch) -> Batch:
+        """Add to a batch on the device what needs frozen models; runs without gradient."""
+        return batch
+
+    @abstractmethod
+    def weights(self, batch: Batch) -> Sums:
+        """Per loss term, the count (0-d tensor) that its sum is divided by, known before forward."""
+
+    def begin_step(
+        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+    ) -> list[Batch]:
+        """See all micro-batches of a step before any backward pass (contrastive losses do)."""
+        return batches
+
+    def after_step(self, task: nn.Module, state: Sums, step: int) -> None:  # noqa: B027
+        """Update what no gradient updates, from state summed over micro-batches and ranks."""
+
+    # -- results ---------------------------------------------------------------------------------
+    def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
+        """Turn log ratios into reported metrics (perplexity from loss, say)."""
+        return ratios
+
+    def sample_outputs(self, task: nn.Module, source: Source, folder: Path) -> Iterator[Artefact]:
+        """Write a few outputs of the model for held-out samples; rank 0 only, whole weights."""
+        return iter(())

@@ -1,0 +1,67 @@
+"""Stage `thinker`: next-token prediction over packed documents."""
+
+import math
+
+import torch
+from torch import nn
+
+from muomni.config.loading import validate
+from muomni.config.models import ThinkerConfig
+from muomni.data.plan import Batching
+from muomni.data.text_view import IGNORE, TextView
+from muomni.data.view import Batch
+from muomni.models.thinker import Thinker
+from muomni.training.stage import Stage, StageOutput, Sums
+
+
+class ThinkerTask(nn.Module):
+    """The Thinker and its loss."""
+
+    def __init__(self, config: ThinkerConfig) -> None:
+        super().__init__()
+        self.thinker = Thinker(config)
+
+    def forward(self, batch: Batch) -> StageOutput:
+        hidden = self.thinker(batch["input_ids"], document_ids=batch["document_ids"])
+        loss = self.thinker.loss(hidden, batch["labels"])
+        total = loss.total.detach()
+        logs = {
+            "loss": torch.stack([total, loss.weight]),
+            "accuracy": torch.stack([loss.num_correct, loss.weight]),
+            # nats per byte; `metrics` turns it into bits
+            "bits_per_byte": torch.stack([total, batch["num_bytes"]]),
+        }
+        return StageOutput({"loss": loss.total}, logs)
+
+
+class ThinkerStage(Stage):
+    """Trains the decoder LM."""
+
+    name = "thinker"
+    tasks = ("text",)
+
+    def model_config(self) -> ThinkerConfig:
+        sizes = {**self.config.model, "vocab_size": self.tokenizer.vocab_size}
+        return validate(ThinkerConfig, sizes, "section 'model'")
+
+    def view(self) -> TextView:
+        return TextView(self.tokenizer, self.config.batch.size, self.config.batch.rows)
+
+    def batching(self) -> Batching:
+        batch = self.config.batch
+        return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
+
+    def build(self) -> ThinkerTask:
+        return ThinkerTask(self.model_config())
+
+    def model(self, task: ThinkerTask) -> nn.Module:
+        return task.thinker
+
+    def weights(self, batch: Batch) -> Sums:
+        return {"loss": (batch["labels"] != IGNORE).sum().float()}
+
+    def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
+        figures = dict(ratios)
+        figures["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
+        figures["perplexity"] = math.exp(min(50.0, ratios["loss"]))
+        return figures

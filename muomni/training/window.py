@@ -1,0 +1,72 @@
+"""One reduction a step: the weights of all ranks, and whether any of them wants to stop."""
+
+import torch
+
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.training.stage import Stage, Sums
+
+
+class WindowReduction:
+    """Sums the loss weights of an accumulation window over its micro-batches and all ranks.
+
+    The stop flag travels in the same tensor. It is read one step late from an asynchronous copy, so
+    the host never waits for the device; all ranks read the same value at the same step.
+    """
+
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        self.stage = stage
+        self.device = device
+        self._flag: torch.Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def reduce(self, batches: list[Batch], wants_stop: bool) -> Sums:
+        """Global weight of each loss term (0-d tensors on the device); every rank must call it."""
+        local = [self.stage.weights(batch) for batch in batches]
+        values = [sum(weights[term] for weights in local) for term in self.stage.terms]
+        flag = torch.tensor(float(wants_stop)).to(self.device, non_blocking=True)
+        control = torch.stack([*(value.to(self.device).float() for value in values), flag])
+        collectives.sum_over_ranks(control)
+        self._remember(control[-1])
+        return dict(zip(self.stage.terms, control[:-1], strict=True))
+
+    def _remember(self, flag: torch.Tensor) -> None:
+        if self.device.type == "cuda":
+            self._flag = torch.empty((), pin_memory=True)
+            self._flag.copy_(flag, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._flag = flag
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank wanted to stop when `reduce` was last called."""
+        if self._flag is None:
+            return False
+        if self._copied is not None:
+            self._copied.synchronize()  # the copy was made a whole step ago
+        return bool(self._flag > 0)
+
+
+class RunningSums:
+    """Adds up [sum, weight] pairs on the device; ratios are formed only when they are logged."""
+
+    def __init__(self) -> None:
+        self._sums: Sums = {}
+
+    def add(self, logs: Sums) -> None:
+        for name, pair in logs.items():
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair.clone()
+
+    def take(self) -> dict[str, float]:
+        """Ratios over all ranks since the last call; every rank must call it."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        table = torch.stack([self._sums[name].double() for name in names])
+        self._sums = {}
+        collectives.sum_over_ranks(table)
+        return {
+            name: (total / weight if weight else float("nan"))
+            for name, (total, weight) in zip(names, table.tolist(), strict=True)
+        }
