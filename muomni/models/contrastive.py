@@ -1,0 +1,148 @@
+"""Symmetric InfoNCE over a global batch that is split over ranks and micro-batches, exactly.
+
+The full loss over N pairs is sum_i [LSE_j s(x_i, y_j) + LSE_j s(x_j, y_i)] / 2 - s(x_i, y_i), with
+s(x, y) = scale * x.y (van den Oord et al., 2018; Radford et al., 2021). It is no sum over
+micro-batches. But once the log-sum-exps of all rows and columns are known, the softmax weight of
+each pair is a constant, and a surrogate linear in the similarities of the local pairs has the same
+gradient (feature caching: Gao et al., 2021). So a step has two passes: features of all micro-batches
+without gradient, gathered; then per micro-batch `contrastive_surrogate`, backward. Memory is
+O(n * N) for n local pairs; gradients never pass through a collective.
+
+Pairs that share a group (the same picture, the same caption) are not negatives of each other. Group
+-1 marks padding rows, which neither count nor serve as negatives.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PADDING_GROUP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredFeatures:
+    """Unit features of all N pairs of a global batch, in one order on all ranks, no gradient."""
+
+    x: Tensor  # [N, d]
+    y: Tensor  # [N, d]
+    # [N] or [N, G] int64, -1 in every place of a padding row; two pairs with one equal number in the
+    # same of the G columns are not contrasted. None means that all pairs are distinct.
+    groups: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """Return the number of pairs that count: what the loss sum is divided by."""
+        if self.groups is None:
+            return torch.tensor(float(len(self.x)), device=self.x.device)
+        return (~_is_padding(self.groups)).sum().float()
+
+
+def gathered_logsumexp(
+    offset: int, num_local: int, gathered: GatheredFeatures, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exps [n] of rows and columns offset .. offset + num_local.
+
+    Row i runs over all y for x_i, column i over all x for y_i. The ranks share this work and gather
+    the results, or each calls it for all N rows, in chunks.
+    """
+    with torch.no_grad():
+        local = slice(offset, offset + num_local)
+        masked = _masked_pairs(gathered.groups, offset, num_local)
+        rows = _similarity(gathered.x[local], gathered.y, scale)
+        columns = _similarity(gathered.y[local], gathered.x, scale)
+        if masked is not None:
+            rows, columns = (t.masked_fill(masked, -torch.inf) for t in (rows, columns))
+        return rows.logsumexp(1), columns.logsumexp(1)
+
+
+def contrastive_surrogate(
+    x: Tensor,
+    y: Tensor,
+    gathered: GatheredFeatures,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    offset: int,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return (loss sum, weight, logs) of the local pairs x, y [n, d], which carry gradient.
+
+    `row_lse`, `column_lse` [N] are those of the whole global batch, `offset` is the place of the
+    first local pair in it, `scale` is the multiplier of the similarities (not its logarithm).
+    Summed over all ranks and micro-batches, the value is the full loss and the gradients with
+    respect to features and scale are its gradients. Logs are pairs [sum, weight]: accuracy of the
+    best match among all N, each way.
+    """
+    num_local = len(x)
+    masked = _masked_pairs(gathered.groups, offset, num_local)
+    counts = _counts(gathered.groups, offset, num_local, x.device)
+    rows = _similarity(x, gathered.y.detach(), scale)
+    # The gradient of the scale comes from the rows alone: all N x N pairs appear there once.
+    columns = _similarity(y, gathered.x.detach(), scale.detach())
+    if masked is not None:
+        rows, columns = (t.masked_fill(masked, -torch.inf) for t in (rows, columns))
+    own = torch.arange(num_local, device=x.device)
+    local = slice(offset, offset + num_local)
+    surrogate = rows.new_zeros(())
+    for logits, local_lse, other_lse in (
+        (rows, row_lse[local], column_lse),
+        (columns, column_lse[local], row_lse),
+    ):
+        weights = _pair_weights(logits.detach(), local_lse, other_lse)
+        weights[own, own + offset] -= counts.to(weights.dtype)
+        # A masked pair has weight zero, and zero times its -inf must not become NaN.
+        finite = logits if masked is None else logits.masked_fill(masked, 0.0)
+        surrogate = surrogate + (weights * finite).sum()
+    lse = (row_lse[local] + column_lse[local]).to(rows.dtype) / 2
+    value = torch.where(counts > 0, lse - rows.detach()[own, own + offset], 0.0).sum()
+    weight = counts.sum()
+    logs = {
+        "accuracy_x_to_y": _accuracy(rows, own + offset, counts),
+        "accuracy_y_to_x": _accuracy(columns, own + offset, counts),
+    }
+    return value + surrogate - surrogate.detach(), weight, logs
+
+
+def _similarity(local: Tensor, others: Tensor, scale: Tensor) -> Tensor:
+    """Return scale * local @ others.T [n, N], in fp32 or wider."""
+    dtype = torch.promote_types(local.dtype, torch.float32)
+    with torch.autocast(local.device.type, enabled=False):
+        return scale.to(dtype) * (local.to(dtype) @ others.to(dtype).T)
+
+
+def _masked_pairs(groups: Tensor | None, offset: int, num_local: int) -> Tensor | None:
+    """Return a boolean mask [n, N] of the pairs that are no negatives (and not the positive)."""
+    if groups is None:
+        return None
+    local = slice(offset, offset + num_local)
+    same = torch.zeros(num_local, len(groups), dtype=torch.bool, device=groups.device)
+    for column in groups.reshape(len(groups), -1).unbind(1):
+        same |= column[local, None] == column[None, :]
+    own = torch.arange(num_local, device=groups.device)
+    same[own, own + offset] = False
+    padding = _is_padding(groups)
+    return same | padding[local, None] | padding[None, :]
+
+
+def _is_padding(groups: Tensor) -> Tensor:
+    return (groups == PADDING_GROUP).reshape(len(groups), -1).all(1)
+
+
+def _counts(groups: Tensor | None, offset: int, num_local: int, device: torch.device) -> Tensor:
+    """Return 1 for each local pair that counts and 0 for padding, [n] fp32."""
+    if groups is None:
+        return torch.ones(num_local, device=device)
+    return (~_is_padding(groups[offset : offset + num_local])).float()
+
+
+def _pair_weights(logits: Tensor, local_lse: Tensor, other_lse: Tensor) -> Tensor:
+    """Return dL/dlogit [n, N], the positive's -1 excepted: mean of both softmax shares."""
+    shares = [torch.exp(logits - local_lse[:, None]), torch.exp(logits - other_lse[None, :])]
+    # A padding row has no finite logit and a log-sum-exp of -inf: its shares are zero.
+    hidden = logits == -torch.inf
+    return sum(share.masked_fill(hidden, 0.0) for share in shares) / 2
+
+
+def _accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Return [sum, weight] of rows whose largest logit is the target's."""
+    hits = (logits.detach().argmax(1) == target) * counts
+    return torch.stack([hits.sum(), counts.sum()])
