@@ -175,8 +175,7 @@ class Talker(nn.Module):
             if step == max_frames or bool(stopped.all()):
                 break
             lengths = lengths + (~stopped).long()
-            # Rows that have stopped go on with code 0; `lengths` says that it is not speech, and a
-            # row that names the stop again stays stopped.
+            # Rows that have stopped go on with code 0 until all have; `lengths` cuts that off.
             base = base.masked_fill(stopped[:, None], 0)
             frame, embedding = self._complete_frame(state, base, temperature, top_k, generator)
             frames.append(frame)
