@@ -115,7 +115,7 @@ def _masked_pairs(groups: Tensor | None, offset: int, num_local: int) -> Tensor 
         return None
     local = slice(offset, offset + num_local)
     same = torch.zeros(num_local, len(groups), dtype=torch.bool, device=groups.device)
-    for column in groups.reshape(len(groups), -1).unbind(1):
+    for column in groups.unsqueeze(-1).flatten(1).unbind(1):
         same |= column[local, None] == column[None, :]
     own = torch.arange(num_local, device=groups.device)
     same[own, own + offset] = False
@@ -124,7 +124,7 @@ def _masked_pairs(groups: Tensor | None, offset: int, num_local: int) -> Tensor 
 
 
 def _is_padding(groups: Tensor) -> Tensor:
-    return (groups == PADDING_GROUP).reshape(len(groups), -1).all(1)
+    return (groups == PADDING_GROUP).unsqueeze(-1).flatten(1).all(1)
 
 
 def _counts(groups: Tensor | None, offset: int, num_local: int, device: torch.device) -> Tensor:
