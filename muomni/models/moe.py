@@ -119,3 +119,20 @@ def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def from_autoep(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a state dict with all experts in it from AutoEP's layers back to `MoEBlock`.
+
+    AutoEP keeps gate and up projections apart (`w1`, `w3` [E, f, d]), down is `w2` [E, d, f].
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith(".experts.w1"):
+            stem = name.removesuffix("w1")
+            renamed[f"{stem}gate_up_proj"] = torch.cat([tensor, state[f"{stem}w3"]], dim=1)
+        elif name.endswith(".experts.w2"):
+            renamed[f"{name.removesuffix('w2')}down_proj"] = tensor
+        elif not name.endswith(".experts.w3"):
+            renamed[name.replace(".router.gate.", ".gate.")] = tensor
+    return renamed

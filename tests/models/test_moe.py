@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from deepspeed.module_inject.auto_ep import AutoEP
+from deepspeed.module_inject.auto_ep_config import parse_autoep_config
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
 from muomni.config.models import MoEConfig, ThinkerConfig
-from muomni.models.moe import MoEBlock, find_routers, record_router_logits
+from muomni.models.moe import MoEBlock, find_routers, from_autoep, record_router_logits
 from muomni.models.thinker import Thinker
 
 CONFIG = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=12)
@@ -62,19 +65,23 @@ def test_empty_batch_passes_through() -> None:
     assert make_block()(torch.zeros(0, 5, 8)).shape == (0, 5, 8)
 
 
-def test_router_logits_are_recorded_in_layer_order() -> None:
-    model = Thinker(
-        ThinkerConfig(
-            vocab_size=11,
-            hidden_size=8,
-            num_layers=3,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=4,
-            intermediate_size=8,
-            moe=CONFIG,
-        )
+def make_thinker() -> Thinker:
+    config = ThinkerConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_layers=3,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
+        moe=CONFIG,
     )
+    torch.manual_seed(0)
+    return Thinker(config)
+
+
+def test_router_logits_are_recorded_in_layer_order() -> None:
+    model = make_thinker()
     assert find_routers(model) == [block.mlp.gate for block in model.stack.blocks]
     with record_router_logits(model) as logits:
         model(torch.ones(2, 5, dtype=torch.long))
@@ -83,9 +90,33 @@ def test_router_logits_are_recorded_in_layer_order() -> None:
     assert len(logits) == 3
 
 
-def test_router_is_found_under_the_names_of_autoep() -> None:
-    layer = torch.nn.Module()
-    layer.router, layer.experts = torch.nn.Module(), torch.nn.Module()
-    layer.router.gate = torch.nn.Linear(8, 4, bias=False)
-    model = torch.nn.ModuleDict({"mlp": layer})
-    assert find_routers(model) == [layer.router.gate]
+def test_autoep_takes_the_block_over_and_gives_it_back() -> None:
+    model, ids = make_thinker(), torch.randint(0, 11, (2, 7))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with record_router_logits(model) as plain_logits:
+        plain = model(ids)
+    section = {
+        "enabled": True,
+        "autoep_size": 1,
+        "moe_layer_pattern": r".*blocks\.\d+\.mlp",
+        "router_pattern": "gate",
+        "expert_pattern": "experts",
+        "expert_w1": "gate_up_proj",
+        "expert_w2": "down_proj",
+        "expert_w3": None,
+        "num_experts_attr": "num_experts",
+        "top_k_attr": "num_experts_per_token",
+        "top_k": CONFIG.num_experts_per_token,
+        "score_func": "softmax",
+        "score_apply": "post",
+        "route_norm": CONFIG.normalise_top_k,
+    }
+    replacer = AutoEP(model, parse_autoep_config(section))
+    for spec in replacer.ep_parser():
+        replacer.replace_moe_layer(spec, ep_size=1, ep_rank=0)
+    assert all(isinstance(block.mlp, AutoEPMoELayer) for block in model.stack.blocks)
+    with record_router_logits(model) as logits:
+        torch.testing.assert_close(model(ids), plain)
+    torch.testing.assert_close(logits, plain_logits)
+    assert all(int(block.mlp.tokens_per_expert.sum()) == 14 * 2 for block in model.stack.blocks)
+    torch.testing.assert_close(from_autoep(model.state_dict()), state)
