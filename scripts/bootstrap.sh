@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly venv=.venv
 readonly stamp=$venv/.stamp
 readonly marker=$venv/.made-by-bootstrap # tells our unfinished folder from somebody else's
-readonly num_free_gb_needed=14           # measured: 6.6 GB installed, the rest while pip unpacks
+readonly num_free_gb_needed=12           # 6.6 GB stay; pip holds its downloads meanwhile
 
 die() {
     echo "bootstrap: $*" >&2
