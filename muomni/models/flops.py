@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from muomni.config.models import MoEConfig, TalkerConfig, ThinkerConfig, TransformerConfig
-from muomni.models.moe import Experts
+from muomni.models.moe import MoEBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
     idle = 0
     for module in model.modules():
-        experts = getattr(module, "experts", None)
-        if isinstance(experts, Experts):
-            size = sum(parameter.numel() for parameter in experts.parameters())
+        if isinstance(module, MoEBlock):
+            size = sum(parameter.numel() for parameter in module.experts.parameters())
             idle += size * (module.num_experts - module.top_k) // module.num_experts
     return ParameterCount(total, total - idle, embedding)
 

@@ -151,15 +151,27 @@ class Attention(nn.Module):
             key = apply_rotary(key, *context.rotary)
         if context.cache is not None and context.step is not None:
             key, value = context.cache.write(layer, context.step, key, value)
+        is_grouped = self.num_heads != self.num_kv_heads
+        if is_grouped and context.mask is not None and not query.is_cpu:
+            # CUDA's masked kernels know no grouped heads and would fall back to the slow one.
+            key, value = (repeat_heads(t, self.num_heads) for t in (key, value))
+            is_grouped = False
         mixed = F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=context.mask,
             is_causal=context.is_causal,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=is_grouped,
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Keys or values [B, num_kv_heads, T, D] -> [B, num_heads, T, D], each head in a row."""
+    batch, num_kv_heads, length, size = x.shape
+    shape = (batch, num_kv_heads, num_heads // num_kv_heads, length, size)
+    return x[:, :, None].expand(shape).reshape(batch, num_heads, length, size)
 
 
 class TransformerBlock(nn.Module):
@@ -252,9 +264,13 @@ class TransformerStack(nn.Module):
             rotary = rotary_angles(positions, self.config.head_dim, self.options.rope_theta)
         return AttentionContext(mask, is_causal, rotary, cache, step)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights, to which inputs are cast."""
+        return next(self.parameters()).dtype
+
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache of this stack's shape, in its weights' dtype and on their device."""
-        weight = self.blocks[0].attention.k_proj.weight
         config = self.config
         return KVCache(
             config.num_layers,
@@ -262,8 +278,8 @@ class TransformerStack(nn.Module):
             max_length,
             config.num_kv_heads,
             config.head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=self.dtype,
+            device=next(self.parameters()).device,
         )
 
 

@@ -110,10 +110,11 @@ def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     recomputation of activations, which would run each router twice.
     """
     recorded: list[Tensor] = []
-    hooks = [
-        router.register_forward_hook(lambda _module, _args, output: recorded.append(output))
-        for router in find_routers(model)
-    ]
+
+    def record(_router: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        recorded.append(output)
+
+    hooks = [router.register_forward_hook(record) for router in find_routers(model)]
     try:
         yield recorded
     finally:

@@ -57,10 +57,12 @@ class Thinker(nn.Module):
         Without it (or a complete `mask`) attention is causal over the row. With `cache`, `valid`
         [B, T] marks the real ones among the new tokens. Raises ValueError when inputs conflict.
         """
-        if (input_ids is None) == (inputs_embeds is None):
+        if input_ids is not None and inputs_embeds is None:
+            x = self.embed(input_ids)
+        elif inputs_embeds is not None and input_ids is None:
+            x = inputs_embeds.to(self.stack.dtype)
+        else:
             raise ValueError("give either input_ids or inputs_embeds")
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        x = x.to(self.embed_tokens.weight.dtype)
         if document_ids is not None:
             if mask is not None or cache is not None:
                 raise ValueError("document_ids build the mask; give neither mask nor cache")

@@ -11,6 +11,7 @@ from muomni.models.layers import (
     TransformerStack,
     apply_rotary,
     init_weights,
+    repeat_heads,
     rotary_angles,
 )
 from muomni.models.masks import document_mask, document_positions, padding_mask, valid_positions
@@ -71,6 +72,13 @@ def test_grouped_heads_equal_repeated_heads() -> None:
     full.load_state_dict(state)
     x = torch.randn(2, 9, 32)
     torch.testing.assert_close(grouped(x), full(x))
+
+
+def test_repeated_heads_attend_like_grouped_ones() -> None:
+    query, key, value = (torch.randn(2, heads, 5, 8) for heads in (6, 2, 2))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    repeated = attend(query, repeat_heads(key, 6), repeat_heads(value, 6))
+    torch.testing.assert_close(repeated, attend(query, key, value, enable_gqa=True))
 
 
 def test_causal_stack_ignores_the_future_and_bidirectional_does_not() -> None:
