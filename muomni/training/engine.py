@@ -7,6 +7,7 @@ over ranks, so each micro-batch's sum is multiplied by world size / global weigh
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 
 from muomni.config.run import RunConfig
 from muomni.dist import collectives
+from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.training import ds_config
 from muomni.training.optim import build_optimizer
 from muomni.training.stage import StageOutput
@@ -61,6 +63,8 @@ class Engine:
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=task, optimizer=optimizer, config=full
             )
+        if self.zero_stage == 0 and precision == "fp16":
+            _undo_warm_up_step(self.optimizer)
         _restore_buffers(self.task, buffers)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -167,9 +171,24 @@ def _restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> Non
         module.get_submodule(owner)._buffers[leaf] = buffer
 
 
+def _undo_warm_up_step(optimizer: Any) -> None:
+    """DeepSpeed's fp16 optimizer without ZeRO allocates its state by a step with zero gradients.
+
+    That step counts for Adam's bias correction (the first real updates would be a quarter too small)
+    and decays the fp32 copies: forget it, and copy the weights again.
+    """
+    optimizer.optimizer.state.clear()
+    optimizer.refresh_fp32_params()
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Run the block inside a process group of all ranks: NCCL on GPUs, gloo on CPUs."""
+    add_interpreter_folder(os.environ)
+    missing = missing_for_compiling(os.environ) if device.type == "cpu" else None
+    if missing is not None:
+        logger.warning("DeepSpeed's shared-memory op needs %s; gloo alone is slower", missing)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet_deepspeed():
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     try:

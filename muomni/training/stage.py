@@ -26,7 +26,7 @@ from muomni.data.view import Batch, View
 Sums = dict[str, torch.Tensor]
 
 
-@dataclass(slots=True)
+@dataclass  # without slots: ZeRO-3 looks for tensors in the attributes of what a module returns
 class StageOutput:
     """What one forward pass gives to the loop.
 

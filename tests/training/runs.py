@@ -1,0 +1,84 @@
+"""Runs of the real session and loop inside a warm rank, for tests of training."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.config.loading import CONFIG_ROOT, merge
+from muomni.config.run import RunConfig
+from muomni.dist.discovery import discover
+from muomni.observe.metrics_log import read_lines
+from muomni.training.ds_config import read_engine_json
+from muomni.training.session import Request, open_loop, prepare
+
+TINY_THINKER = {
+    "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
+    "intermediate_size": 64, "max_positions": 128,
+}  # fmt: skip
+
+
+def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+    """A thinker run of seconds: 20 steps of 4 micro-batches of 64 tokens, logged at each step."""
+    content: dict[str, Any] = {
+        "stage": "thinker",
+        "preset": "test",
+        "precision": "fp32",
+        "data": {"root": str(data)},
+        "batch": {"size": 64, "rows": 1, "micro_batches_per_step": 4, "window": 64},
+        "optim": {"lr": 3e-3},
+        "training": {
+            "max_steps": 20, "log_every": 1, "validate_every": 1000, "save_every": 1000,
+            "validate_batches": 2,
+        },
+        "model": TINY_THINKER,
+    }  # fmt: skip
+    return RunConfig.model_validate(merge(content, changes or {}))
+
+
+def train(
+    config: RunConfig, run: Path, zero: str | dict[str, Any] = "zero1", resume: str = "auto"
+) -> dict[str, Any]:
+    """Train in this rank's process group; returns the result, with the `curve` of logged figures."""
+    engine_json = zero
+    if isinstance(engine_json, str):
+        engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine_json}.json")
+    session = prepare(Request(config, run, run, engine_json, resume), discover())
+    loop = open_loop(session)
+    try:
+        result = loop.run()
+    finally:
+        loop.engine.deepspeed.destroy()
+        del loop
+        gc.collect()
+    lines = read_lines(run / config.stage / "metrics.jsonl")
+    curve = [line for line in lines if line["kind"] == "train"]
+    return {**result, "curve": curve, "losses": [line["loss"] for line in curve]}
+
+
+def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
+    """The same steps in plain PyTorch: one process, the mean over all tokens of a step."""
+    engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+    session = prepare(Request(config, Path(), Path(), engine_json, "never"), discover({}))
+    from muomni.data.loader import PlannedDataset
+    from muomni.training.optim import build_optimizer, lr_factor
+    from muomni.training.session import seed_everything
+
+    seed_everything(config.seed)
+    task = session.stage.build()
+    optimizer = build_optimizer(task, config.optim)
+    dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
+    losses = []
+    for step in range(num_steps):
+        batches = [dataset[micro] for micro in session.plan.step(*session.plan.locate(step))]
+        weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
+        total = sum(task(batch).losses["loss"] for batch in batches) / weight
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.optim.lr * lr_factor(step, session.num_steps, config.optim)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    return losses

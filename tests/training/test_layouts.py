@@ -1,0 +1,104 @@
+"""Ranks, accumulation, ZeRO stage and precision change speed and memory, never the loss curve."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.training.stages.thinker import ThinkerTask
+from tests.ranks import RankPool
+from tests.training.runs import reference_losses, thinker_config, train
+
+CURVES: dict[str, list[float]] = {}
+
+
+@pytest.fixture(scope="module")
+def reference(text_data: Path) -> list[float]:
+    return reference_losses(thinker_config(text_data), 20)
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_ranks_accumulation_and_zero_give_the_reference_curve(
+    num_ranks: int,
+    zero: str,
+    text_data: Path,
+    tmp_path: Path,
+    reference: list[float],
+    one_rank: RankPool,
+    two_ranks: RankPool,
+) -> None:
+    """1 rank x 4 and 2 ranks x 2 micro-batches against a plain loop over the same 4."""
+    pool = one_rank if num_ranks == 1 else two_ranks
+    result = pool.run(train, config=thinker_config(text_data), run=tmp_path, zero=zero)[0]
+    assert result["losses"] == pytest.approx(reference, abs=2e-5)
+    assert result["losses"][-1] < result["losses"][0] - 1
+
+
+def test_two_micro_batches_on_two_ranks_without_accumulation(
+    text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data, {"batch": {"micro_batches_per_step": 2}})
+    result = two_ranks.run(train, config=config, run=tmp_path)[0]
+    assert result["losses"] == pytest.approx(reference_losses(config, 20), abs=2e-5)
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.08), ("fp16", 0.02)])
+def test_sixteen_bits_follow_the_reference(
+    precision: str,
+    tolerance: float,
+    zero: str,
+    text_data: Path,
+    tmp_path: Path,
+    reference: list[float],
+    two_ranks: RankPool,
+) -> None:
+    config = thinker_config(text_data, {"precision": precision, "fp16": {"initial_scale_power": 8}})
+    result = two_ranks.run(train, config=config, run=tmp_path, zero=zero)[0]
+    assert result["losses"] == pytest.approx(reference, abs=tolerance)
+
+
+def _train_with_overflow(config: Any, run: Path, zero: str, bad_rank: int) -> dict[str, Any]:
+    """Train while the third forward pass of one rank yields an infinite loss."""
+    rank = torch.distributed.get_rank()
+    original, calls = ThinkerTask.forward, [0]
+
+    def forward(self: ThinkerTask, batch: Any) -> Any:
+        output = original(self, batch)
+        calls[0] += 1
+        if calls[0] == 3 and rank == bad_rank:
+            output.losses["loss"] = output.losses["loss"] * float("inf")
+        return output
+
+    ThinkerTask.forward = forward  # type: ignore[method-assign]
+    try:
+        return train(config, run, zero)
+    finally:
+        ThinkerTask.forward = original  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
+def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
+    zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(
+        text_data,
+        {
+            "precision": "fp16",
+            "fp16": {"initial_scale_power": 8},
+            "batch": {"micro_batches_per_step": 2},
+        },
+    )
+    results = two_ranks.run(
+        _train_with_overflow, config=config, run=tmp_path, zero=zero, bad_rank=1
+    )
+    curve = results[0]["curve"]
+    scales = [line["loss_scale"] for line in curve]
+    skipped = [line["num_skipped"] for line in curve]
+    assert scales[1] == 256 and scales[2] == 128 and set(scales[2:]) == {128}
+    assert skipped[1] == 0 and set(skipped[2:]) == {1}
+    losses = [line["loss"] for line in curve]
+    assert math.isfinite(losses[-1]) and losses[-1] < losses[0] - 1
