@@ -17,9 +17,9 @@ from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
 from muomni.models.mel import (
     LOG_FLOOR,
     LogMel,
-    count_flops_log_mel,
     denormalise_fixed,
     length_mask,
+    log_mel_flops,
     normalise_fixed,
 )
 from muomni.models.quantizer import QuantizerStatistics, ResidualQuantizer
@@ -248,7 +248,7 @@ def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tenso
     return torch.stack([error.sum(), mel_lengths.sum().float()])
 
 
-def count_flops_codec(config: CodecConfig, num_mel_frames: int, with_decoder: bool = True) -> int:
+def codec_flops(config: CodecConfig, num_mel_frames: int, with_decoder: bool = True) -> int:
     """Return the forward FLOPs (2 a multiply-add) for one recording of `num_mel_frames` frames.
 
     Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
@@ -262,4 +262,4 @@ def count_flops_codec(config: CodecConfig, num_mel_frames: int, with_decoder: bo
     decoder = frames * (KERNEL * latent * hidden + config.num_blocks * block)
     decoder += frames * ((1 + 2) * 2 * hidden * hidden + (2 + 4) * block + 4 * hidden * mels)
     products = encoder + search + (decoder if with_decoder else 0)
-    return count_flops_log_mel(config.mel, num_mel_frames) + 2 * products
+    return log_mel_flops(config.mel, num_mel_frames) + 2 * products

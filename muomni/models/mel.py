@@ -126,6 +126,6 @@ def denormalise_fixed(normalised: Tensor) -> Tensor:
     return normalised * SPEECH_LOG_STD + SPEECH_LOG_MEAN
 
 
-def count_flops_log_mel(config: MelConfig, num_frames: int) -> int:
+def log_mel_flops(config: MelConfig, num_frames: int) -> int:
     """Return the matrix FLOPs of the filter bank for `num_frames` frames (the FFT is left out)."""
     return 2 * num_frames * (config.num_fft // 2 + 1) * config.num_mels

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from muomni.models.counter_random import uniform_hash
+
 # A code starts, or starts again, with this share of the average use, so that it has a dozen or two
 # steps to win frames before it counts as dead.
 FRESH_USE = 0.2
@@ -208,37 +210,6 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
         # |x - e|^2 without |x|^2, which is the same for all codes.
         similarity = 2 * latents @ codebook.T - codebook.square().sum(-1)
     return similarity.argmax(-1)
-
-
-def uniform_hash(*keys: Tensor) -> Tensor:
-    """Return fp32 numbers in [0, 1) that depend on broadcastable int64 keys only.
-
-    A counter-based generator (the mixing steps of Steele et al., "Fast Splittable Pseudorandom
-    Number Generators", 2014): the same on every device, in any order, and without a host loop.
-    """
-    state = torch.zeros((), dtype=torch.int64, device=keys[0].device)
-    for key in keys:
-        state = _mix(state + key.to(torch.int64) + _GOLDEN)
-    return ((state >> 40) & 0xFFFFFF).float() / 2**24
-
-
-def _signed(constant: int) -> int:
-    return constant - 2**64 if constant >= 2**63 else constant
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble 64-bit integers; shifts are logical, products wrap around."""
-    x = (x ^ _shift(x, 30)) * _FACTORS[0]
-    x = (x ^ _shift(x, 27)) * _FACTORS[1]
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def count_codes(codes: Tensor, valid: Tensor, codebook_size: int) -> Tensor:

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from muomni.config.models import CodecConfig
 from muomni.models.codec import (
     Codec,
+    codec_flops,
     codec_loss,
-    count_flops_codec,
     mean_mel_l1,
 )
 from muomni.models.mel import LOG_FLOOR, length_mask
@@ -168,7 +168,7 @@ def test_flops_agree_with_torch() -> None:
     waveform, lengths = voices(1, seed=0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         codec(waveform, lengths)
-    assert counter.get_total_flops() == count_flops_codec(SMALL, 100)
+    assert counter.get_total_flops() == codec_flops(SMALL, 100)
     with FlopCounterMode(display=False) as counter:
         codec.encode(waveform, lengths)
-    assert counter.get_total_flops() == count_flops_codec(SMALL, 100, with_decoder=False)
+    assert counter.get_total_flops() == codec_flops(SMALL, 100, with_decoder=False)

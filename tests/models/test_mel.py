@@ -7,8 +7,8 @@ from muomni.config.models import MelConfig
 from muomni.models.mel import (
     LOG_FLOOR,
     LogMel,
-    count_flops_log_mel,
     denormalise_fixed,
+    log_mel_flops,
     mel_filters,
     normalise_fixed,
     normalise_per_utterance,
@@ -99,4 +99,4 @@ def test_fixed_normalisation_can_be_undone() -> None:
 
 
 def test_flops_count_the_filter_bank() -> None:
-    assert count_flops_log_mel(CONFIG, 10) == 2 * 10 * 257 * 80
+    assert log_mel_flops(CONFIG, 10) == 2 * 10 * 257 * 80
