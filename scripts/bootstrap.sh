@@ -45,12 +45,9 @@ find_python() {
 
 # DeepSpeed compiles its shared-memory op when ranks first start on a CPU.
 check_compiler() {
-    local python=$1 compiler=${CXX:-c++}
+    local compiler=${CXX:-c++}
     $compiler -x c++ -fsyntax-only - >/dev/null 2>&1 <<<'#include <vector>' ||
         die "no working C++ compiler ($compiler); install one, for example with: apt-get install g++"
-    "$python" -c 'import os, sys, sysconfig
-sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
-        die "the C headers of $python are missing; install them, for example with: apt-get install python3-dev"
 }
 
 check_disk() {
@@ -86,10 +83,26 @@ if missing:
 PYTHON
 }
 
+# Cached in the home folder, so that the first training run does not wait for it. Without the C
+# headers of Python the ranks talk through gloo alone: slower, but right.
+compile_op() {
+    if ! "$venv/bin/python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
+        say "[3/3] Python.h is missing, so ranks will exchange gradients a little slower; to change that: apt-get install python3-dev"
+        return
+    fi
+    say "[3/3] compiling DeepSpeed's shared-memory op (about a minute, once)"
+    DS_ACCELERATOR=cpu PATH="$PWD/$venv/bin:$PATH" "$venv/bin/python" -c \
+        'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >"$venv/compile.log" 2>&1 || {
+        tail -n 20 "$venv/compile.log" >&2
+        die "DeepSpeed's shared-memory op did not compile; the log is $venv/compile.log"
+    }
+}
+
 install() {
     local python
     python=$(find_python)
-    check_compiler "$python"
+    check_compiler
     if [ -e "$venv" ] && [ ! -e "$marker" ]; then
         die "$PWD/$venv exists and was not made by this script; remove it, or set MUOMNI_VENV=$PWD/$venv to use it"
     fi
@@ -106,13 +119,7 @@ install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
         --editable '.[dev]' --constraint requirements/lock.txt ||
         die "pip could not install the packages; see its messages above, then run the command again"
-    say "[3/3] compiling DeepSpeed's shared-memory op (about a minute, once)"
-    # Cached in the home folder, so that the first training run does not wait for it.
-    DS_ACCELERATOR=cpu PATH="$PWD/$venv/bin:$PATH" "$venv/bin/python" -c \
-        'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >"$venv/compile.log" 2>&1 || {
-        tail -n 20 "$venv/compile.log" >&2
-        die "DeepSpeed's shared-memory op did not compile; the log is $venv/compile.log"
-    }
+    compile_op
     fingerprint >"$stamp"
     say "done: $PWD/$venv"
 }

@@ -37,6 +37,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
+from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
+
 START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a fresh machine
 RUN_TIMEOUT_S = 120.0
 STRAGGLER_GRACE_S = 5.0  # after one rank failed, the others may wait for it in a collective
@@ -117,8 +119,6 @@ class RankPool:
                 "MASTER_PORT": str(port),
                 "DS_ACCELERATOR": "cpu",
                 "OMP_NUM_THREADS": "1",
-                # DeepSpeed compiles with ninja, which lies beside the interpreter in a venv.
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             }
             # Not daemonic: a test may start data loader workers on a rank.
             process = context.Process(
@@ -268,6 +268,9 @@ def _start_process_group() -> Callable[[], None]:
     from deepspeed.utils import groups
 
     torch.set_num_threads(1)
+    add_interpreter_folder(os.environ)
+    if missing_for_compiling(os.environ):
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
     )
