@@ -194,6 +194,7 @@ class Loop:
             self._save()
             if self.is_main:
                 commit.mark_best(self.parts.folder.checkpoints, self.state.step)
+                commit.prune(self.parts.folder.checkpoints, self.config.training.keep_last)
 
     def _save(self) -> Path:
         folder = commit.step_folder(self.parts.folder.checkpoints, self.state.step)

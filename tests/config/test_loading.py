@@ -1,0 +1,78 @@
+"""Configs: layers win in order; every mistake is one sentence with the key and a suggestion."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.config.loading import parse_override, preset_names, resolve
+from muomni.config.run import STAGE_NAMES
+from muomni.errors import ConfigError
+
+
+def test_command_line_wins_over_file_over_preset_over_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("optim: {lr: 0.5, weight_decay: 0.25}\n")
+    config = resolve("thinker", "nano", file, parse_override("optim.lr=1e-3"))
+    assert config.optim.lr == 1e-3
+    assert config.optim.weight_decay == 0.25
+    assert config.batch.size == 256  # the preset's, not the recipe's 512
+    assert config.optim.max_grad_norm == 1.0  # the recipe's
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim.lr=3e-4", {"optim": {"lr": 3e-4}}),
+        ("seed=7", {"seed": 7}),
+        ("data.tokenizer=a b.model", {"data": {"tokenizer": "a b.model"}}),
+        ("options.freeze=[a, b]", {"options": {"freeze": ["a", "b"]}}),
+        ("training.max_epochs=null", {"training": {"max_epochs": None}}),
+    ],
+)
+def test_overrides_read_their_value_as_yaml(text: str, expected: dict[str, Any]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"unknown key 'optim.lrr'.*did you mean 'lr'.*keys here: "),
+        ("optim.lr=fast", r"bad value 'fast' for 'optim.lr'.*number"),
+        ("batch.size=-3", r"bad value -3 for 'batch.size'"),
+        ("precison=fp32", r"unknown key 'precison'.*did you mean 'precision'"),
+        ("precision=fp8", r"bad value 'fp8' for 'precision'"),
+        ("training.max_epochs=2", r"exactly one of training.max_steps and training.max_epochs"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve("thinker", "nano", None, parse_override(override))
+
+
+@pytest.mark.parametrize("text", ["lr", "=3", "a..b=1", "--lr=3"])
+def test_what_is_no_override_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not an override"):
+        parse_override(text)
+
+
+def test_unknown_stage_preset_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown stage 'thinkr'.*did you mean 'thinker'"):
+        resolve("thinkr", "nano")
+    with pytest.raises(ConfigError, match=r"unknown preset 'nanoo'.*did you mean 'nano'"):
+        resolve("thinker", "nanoo")
+    with pytest.raises(ConfigError, match="does not exist"):
+        resolve("thinker", "nano", tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("optim: {lr: 1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        resolve("thinker", "nano", broken)
+    broken.write_text("stage: codec\n")
+    with pytest.raises(ConfigError, match="is for stage 'codec'"):
+        resolve("thinker", "nano", broken)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_resolves_for_every_stage(preset: str) -> None:
+    for stage in STAGE_NAMES:
+        assert resolve(stage, preset).stage == stage

@@ -1,0 +1,37 @@
+"""The schedule reaches what it says at the steps it says; only matrices decay."""
+
+import itertools
+
+import pytest
+from torch import nn
+
+from muomni.config.run import OptimSection
+from muomni.training.optim import lr_factor, parameter_groups
+
+
+def test_warm_up_then_cosine_to_the_floor_over_the_real_number_of_steps() -> None:
+    optim = OptimSection(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.2)
+    factors = [lr_factor(step, 100, optim) for step in range(100)]
+    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.2)
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
+
+
+def test_constant_stays() -> None:
+    optim = OptimSection(lr=1.0, schedule="constant", warmup_fraction=0.0)
+    assert {lr_factor(step, 50, optim) for step in range(50)} == {1.0}
+
+
+def test_a_run_of_one_step_has_a_rate() -> None:
+    optim = OptimSection(lr=1.0, warmup_fraction=0.0)
+    assert lr_factor(0, 1, optim) == 1.0
+
+
+def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    module[3].requires_grad_(False)
+    decayed, plain = parameter_groups(module, 0.1)
+    assert [p is module[1].weight for p in decayed["params"]] == [True]
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
+    assert len(plain["params"]) == 4

@@ -1,0 +1,124 @@
+"""A run that was stopped and resumed gives the curve of one that was not."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.checkpoint import commit
+from muomni.errors import CheckpointError, PreemptedError
+from muomni.training.stages.thinker import ThinkerTask
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config, train
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
+def test_a_resumed_run_repeats_the_losses_bit_for_bit(
+    zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"save_every": 8}})
+    straight = two_ranks.run(train, config=config, run=tmp_path / "run", zero=zero)[0]
+    checkpoints = tmp_path / "run" / "thinker" / "checkpoints"
+    for newer in sorted(checkpoints.glob("step_*"))[1:]:
+        shutil.rmtree(newer)  # as if the job had been killed after the save of this step
+    shutil.rmtree(tmp_path / "run" / "thinker" / "export")
+    resumed = two_ranks.run(train, config=config, run=tmp_path / "run", zero=zero)[0]
+    assert [line["step"] for line in resumed["curve"]] == list(range(1, 21))
+    assert resumed["losses"] == straight["losses"]
+    assert resumed["val/loss"] == straight["val/loss"]
+
+
+def test_fp16_resumes_with_its_loss_scale(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(
+        text_data,
+        {
+            "precision": "fp16",
+            "fp16": {"initial_scale_power": 6, "scale_window": 5},
+            "training": {"save_every": 8, "max_steps": 12},
+        },
+    )
+    straight = one_rank.run(train, config=config, run=tmp_path / "run")[0]
+    shutil.rmtree(tmp_path / "run" / "thinker" / "checkpoints" / "step_00000012")
+    resumed = one_rank.run(train, config=config, run=tmp_path / "run")[0]
+    scales = [line["loss_scale"] for line in resumed["curve"]]
+    assert scales == [line["loss_scale"] for line in straight["curve"]]
+    assert scales[-1] > scales[0]
+    assert resumed["losses"] == straight["losses"]
+
+
+def _train_with_signal(config: Any, run: Path, at_step: int) -> str:
+    """Rank 1 alone gets the signal; returns what the loop says."""
+    rank = torch.distributed.get_rank()
+    original, calls = ThinkerTask.forward, [0]
+
+    def forward(self: ThinkerTask, batch: Any) -> Any:
+        calls[0] += 1
+        if rank == 1 and calls[0] == 2 * at_step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, batch)
+
+    ThinkerTask.forward = forward  # type: ignore[method-assign]
+    try:
+        train(config, run)
+    except PreemptedError as error:
+        return str(error)
+    finally:
+        ThinkerTask.forward = original  # type: ignore[method-assign]
+    return "not stopped"
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data)
+    straight = two_ranks.run(train, config=config, run=tmp_path / "straight")[0]
+    said = two_ranks.run(_train_with_signal, config=config, run=tmp_path / "run", at_step=5)
+    assert "stopped by a signal to another rank after step 6" in said[0]
+    assert "stopped by SIGUSR1 after step 6" in said[1]
+    resumed = two_ranks.run(train, config=config, run=tmp_path / "run")[0]
+    assert resumed["losses"] == straight["losses"]
+
+
+def test_a_checkpoint_of_another_topology_or_data_is_refused_in_a_sentence(
+    text_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"max_steps": 4, "save_every": 2}})
+    one_rank.run(train, config=config, run=tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 ranks, ZeRO 1.*2 ranks, ZeRO 1.*--resume never"):
+        two_ranks.run(train, config=config, run=tmp_path)
+    other = thinker_config(text_data, {"training": {"max_steps": 4}, "seed": 5})
+    with pytest.raises(CheckpointError, match="other data, tokenizer, batch sizes or seed"):
+        one_rank.run(train, config=other, run=tmp_path)
+
+
+def test_old_checkpoints_go_and_the_best_and_the_last_stay(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    changes = {"training": {"save_every": 2, "validate_every": 3, "keep_last": 1, "max_steps": 10}}
+    one_rank.run(train, config=thinker_config(text_data, changes), run=tmp_path)
+    checkpoints = tmp_path / "thinker" / "checkpoints"
+    best, latest = commit.marked(checkpoints, "best"), commit.marked(checkpoints, "latest")
+    assert best is not None and latest is not None
+    assert latest.name == "step_00000010"
+    assert {folder.name for folder in checkpoints.glob("step_*")} == {best.name, latest.name}
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"save_every": 2, "max_steps": 6}})
+    one_rank.run(train, config=config, run=tmp_path)
+    checkpoints = tmp_path / "thinker" / "checkpoints"
+    newest = checkpoints / "step_00000006"
+    weights = next(newest.rglob("*optim_states.pt"))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    found = commit.newest_complete(checkpoints)
+    assert found is not None and found.name == "step_00000004"
+    (found / "complete.json").unlink()  # a save that was killed before its end has no list
+    assert commit.newest_complete(checkpoints) is None
