@@ -1,0 +1,277 @@
+"""Makes the folder `samples/` from the full corpora; run once, its result is committed.
+
+    python data_prep/build_samples.py --corpora DIR --out samples
+
+Pictures, texts and sample values stay as they are; clips are chosen by hash of their id, so the choice
+can be repeated. FLAC holds exactly the values of the WAV files.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import soundfile
+
+from data_prep.corpus import transcript_group
+from muomni.data.manifest import hash64
+
+_SPEAKER = "7001"
+_SHORT_CLIP_S, _LONG_CLIP_S = 1.5, 3.0
+_SHORT_SHARE, _MIDDLE_SHARE = 0.66, 0.33
+_LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 2.0, 0.42
+_NUM_SYNTHETIC = 56
+_QUESTIONS = (
+    "What is this?",
+    "What do you see in this picture?",
+    "What does the picture show?",
+    "Please describe the image.",
+    "Name the thing in this picture.",
+    "Can you tell me what it is?",
+)
+_TRANSCRIBE = (
+    "Transcribe the recording.",
+    "What is said in the recording?",
+    "Write down what you hear.",
+)
+_SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
+T = TypeVar("T")
+Conversation = dict[str, object]
+
+
+def main() -> None:
+    """Build all parts of the samples folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    corpora, out = arguments.corpora, arguments.out
+    captions = copy_pictures(corpora / "coco_emoji", out / "coco_emoji")
+    clips = choose_clips(corpora / "ljspeech_allison")
+    shared = write_ljspeech(corpora / "ljspeech_allison", out / "ljspeech_allison", clips)
+    paths = write_librispeech(corpora / "ljspeech_allison", out, clips, shared)
+    triples, questions = copy_trimodal(corpora, out, clips, paths)
+    write_conversations(out / "llava", captions, clips, paths, triples, questions)
+    (out / "text").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(corpora / "text/wordnet_examples.txt", out / "text/wordnet_examples.txt")
+    copy_licences(corpora / "LICENSES", out / "LICENSES")
+
+
+def copy_pictures(source: Path, target: Path) -> dict[str, str]:
+    """Copy all pictures and English captions; returns the first caption by picture path."""
+    names: dict[str, str] = {}
+    for subset in ("train2017", "val2017"):
+        (target / subset).mkdir(parents=True, exist_ok=True)
+        (target / "annotations").mkdir(exist_ok=True)
+        annotation = f"captions_{subset}.json"
+        content = json.loads((source / "annotations" / annotation).read_text(encoding="utf-8"))
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (target / "annotations" / annotation).write_text(text + "\n", encoding="utf-8")
+        first: dict[int, str] = {}
+        for entry in content["annotations"]:
+            first.setdefault(entry["image_id"], entry["caption"])
+        for image in sorted(content["images"], key=lambda image: image["file_name"]):
+            name = image["file_name"]
+            shutil.copyfile(source / subset / name, target / subset / name)
+            names[f"coco_emoji/{subset}/{name}"] = first[image["id"]]
+    return names
+
+
+def choose_clips(source: Path) -> dict[str, str]:
+    """Id and text of the clips to keep.
+
+    Two thirds of the short clips, a third of those up to 3 s, and every letter and keycap word
+    that the tri-modal pictures need.
+    """
+    needed = {*"abcdefghijklmnopqrstuvwxyz", "pound", "star"}
+    needed |= {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+    chosen = {}
+    for line in (source / "metadata.csv").read_text(encoding="utf-8").splitlines():
+        name, _, text = line.split("|")
+        duration_s = soundfile.info(source / "wavs" / f"{name}.wav").duration
+        share = _SHORT_SHARE if duration_s < _SHORT_CLIP_S else _MIDDLE_SHARE
+        if text.lower() in needed or (duration_s < _LONG_CLIP_S and _fraction(name) < share):
+            chosen[name] = text
+    return chosen
+
+
+def write_librispeech(
+    source: Path, out: Path, clips: dict[str, str], shared: set[str]
+) -> dict[str, str]:
+    """Write all chosen clips as FLAC in LibriSpeech's layout; returns paths by clip id.
+
+    train-clean-100 holds the clips that the LJSpeech folder has too, train-clean-360 the others, so
+    both together can be read without repeats. The hundreds of a clip's number give its chapter.
+    """
+    root = out / "librispeech_allison/LibriSpeech"
+    paths = {}
+    lines: dict[Path, list[str]] = {}
+    num_seconds = 0.0
+    for name, text in sorted(clips.items()):
+        number = int(name.partition("-")[2])
+        chapter = f"{10 + number // 100}" if name in shared else f"{20 + number // 100}"
+        subset = "train-clean-100" if name in shared else "train-clean-360"
+        folder = root / subset / _SPEAKER / chapter
+        folder.mkdir(parents=True, exist_ok=True)
+        utterance = f"{_SPEAKER}-{chapter}-{number:04d}"
+        samples, rate = soundfile.read(source / "wavs" / f"{name}.wav", dtype="int16")
+        soundfile.write(folder / f"{utterance}.flac", samples, rate, compression_level=1.0)
+        num_seconds += len(samples) / rate
+        words = transcript_group(text).partition(":")[2].upper()
+        transcript = folder / f"{_SPEAKER}-{chapter}.trans.txt"
+        lines.setdefault(transcript, []).append(f"{utterance} {words}\n")
+        paths[name] = str((folder / f"{utterance}.flac").relative_to(out))
+    for transcript, entries in lines.items():
+        transcript.write_text("".join(entries), encoding="utf-8")
+    table = ";ID  |SEX| SUBSET           |MINUTES| NAME\n"
+    table += f"{_SPEAKER} | F | train-clean-460  | {num_seconds / 60:.2f} | Allison Smith\n"
+    (root / "SPEAKERS.TXT").write_text(table, encoding="utf-8")
+    return paths
+
+
+def write_ljspeech(source: Path, target: Path, clips: dict[str, str]) -> set[str]:
+    """Copy part of the chosen clips, with their lines of metadata.csv; returns their ids."""
+    copied = set()
+    (target / "wavs").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for line in (source / "metadata.csv").read_text(encoding="utf-8").splitlines():
+        name = line.partition("|")[0]
+        wav = source / "wavs" / f"{name}.wav"
+        if name not in clips or soundfile.info(wav).duration > _LJSPEECH_CLIP_S:
+            continue
+        if _fraction(f"ljspeech {name}") < _LJSPEECH_SHARE:
+            lines.append(line + "\n")
+            copied.add(name)
+            shutil.copyfile(wav, target / "wavs" / wav.name)
+    (target / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return copied
+
+
+def copy_trimodal(
+    corpora: Path, out: Path, clips: dict[str, str], paths: dict[str, str]
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Keep the items on emoji: spoken by Allison (pointing to her clips) or by flite.
+
+    Also writes the synthetic recordings as a table of speech. Returns triples and questions, with
+    paths relative to `out`/trimodal.
+    """
+    (out / "trimodal").mkdir(parents=True, exist_ok=True)
+    by_text = {text.lower(): paths[name] for name, text in clips.items()}
+    rows = _jsonl(corpora / "trimodal/manifest.jsonl")
+    emoji = [row for row in rows if "coco_emoji" in row["image"] and row["lang"] == "en"]
+    synthetic = sorted(
+        (row for row in emoji if row["kind"] == "synthetic"), key=lambda row: hash64(row["id"])
+    )[:_NUM_SYNTHETIC]
+    human = [row for row in emoji if row["speaker"] == "allison"]
+    kept = []
+    for row in sorted([*human, *synthetic], key=lambda row: row["id"]):
+        if row["speaker"] == "allison":
+            row["audio"] = f"../{by_text[row['transcript'].lower()]}"
+        else:
+            _copy(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
+        row["duration"] = round(soundfile.info(out / "trimodal" / row["audio"]).duration, 3)
+        kept.append(row)
+    questions = _jsonl(corpora / "trimodal/questions.jsonl")
+    for row in questions:
+        _copy(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
+    _write_jsonl(out / "trimodal/manifest.jsonl", kept)
+    _write_jsonl(out / "trimodal/questions.jsonl", questions)
+    spoken = [row for row in kept if row["kind"] == "synthetic"] + questions
+    _write_jsonl(
+        out / "trimodal/synthetic_speech.jsonl",
+        [
+            {
+                "id": Path(row["audio"]).stem,
+                "audio": row["audio"],
+                "text": row["transcript"],
+                "speaker": row["speaker"],
+            }
+            for row in spoken
+        ],
+    )
+    return kept, questions
+
+
+def write_conversations(
+    target: Path,
+    captions: dict[str, str],
+    clips: dict[str, str],
+    paths: dict[str, str],
+    triples: list[dict[str, str]],
+    questions: list[dict[str, str]],
+) -> None:
+    """Four kinds of conversations: caption, spoken question, transcribe, speak."""
+    made: list[Conversation] = []
+    for path, caption in sorted(captions.items()):
+        stem = Path(path).stem
+        question = _pick(_QUESTIONS, stem)
+        made.append(_conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path))
+        spoken = f"trimodal/{_pick(questions, stem)['audio']}"
+        made.append(
+            _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
+        )
+    recordings = [(paths[name], text, name) for name, text in sorted(clips.items())]
+    recordings += [
+        (f"trimodal/{row['audio']}", row["transcript"], row["id"])
+        for row in triples
+        if row["kind"] == "synthetic"
+    ]
+    for path, text, name in recordings:
+        group = transcript_group(text)
+        prompt = f"<audio>\n{_pick(_TRANSCRIBE, name)}"
+        made.append(_conversation(f"transcribe-{name}", prompt, text, audio=path, group=group))
+    for name, text in sorted(clips.items()):
+        prompt = _pick(_SPEAK, name).format(text)
+        entry = _conversation(f"speak-{name}", prompt, text, group=transcript_group(text))
+        turns = entry["conversations"]
+        assert isinstance(turns, list)
+        turns[1]["audio"] = paths[name]
+        made.append(entry)
+    target.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in made)
+    (target / "conversations.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def copy_licences(source: Path, target: Path) -> None:
+    """Copy the licence texts of the packages that the samples come from."""
+    for name in (
+        "asterisk-core-sounds-en-g722",
+        "fonts-noto-color-emoji",
+        "unicode-cldr-core",
+        "wordnet-base",
+        "flite",
+    ):
+        _copy(source / f"{name}.copyright", target / f"{name}.copyright")
+
+
+def _conversation(name: str, prompt: str, answer: str, **fields: str) -> Conversation:
+    turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
+    return {"id": name, **fields, "conversations": turns}
+
+
+def _fraction(name: str) -> float:
+    return hash64(name) / 2**64
+
+
+def _pick(choices: Sequence[T], name: str) -> T:
+    return choices[hash64(name) % len(choices)]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _jsonl(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

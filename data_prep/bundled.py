@@ -1,0 +1,143 @@
+"""The corpora in `samples/` as one data root: datasets and a tokenizer, in one command.
+
+One split rule serves all, and pictures and recordings have the same group in each, so what a
+later stage tests on was never in the training data of an earlier one.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.corpus import ReaderOptions
+from data_prep.prepare import OpenProgress, prepare
+from data_prep.shard_plan import ShardingOptions
+from data_prep.train_tokenizer import train_tokenizer
+from muomni.data.atomic_write import write_atomic
+from muomni.data.manifest import Manifest, Task
+from muomni.data.tokenizer import Tokenizer
+from muomni.errors import DataError
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+_VAL_FRACTION, _TEST_FRACTION = 0.07, 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class BundledCorpus:
+    """One corpus of the samples folder and how it becomes a dataset."""
+
+    folder: str
+    task: Task
+    reader: str
+    source: str
+    shard_size: str
+    licence: str
+    options: ReaderOptions = field(default_factory=ReaderOptions)
+
+
+CORPORA = (
+    BundledCorpus(
+        "text", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 licence"
+    ),
+    BundledCorpus(
+        "image_caption",
+        "image-caption",
+        "coco",
+        "coco_emoji",
+        "500",
+        "Apache-2.0 (pictures), Unicode-DFS-2016 (captions)",
+    ),
+    BundledCorpus(
+        "speech",
+        "speech",
+        "librispeech",
+        "librispeech_allison/LibriSpeech",
+        "100",
+        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
+        ReaderOptions(group_by="transcript", language="en", speaker="allison"),
+    ),
+    BundledCorpus(
+        "speech_synthetic",
+        "speech",
+        "jsonl",
+        "trimodal/synthetic_speech.jsonl",
+        "100",
+        "made with flite (BSD-like)",
+        ReaderOptions(language="en"),
+    ),
+    BundledCorpus(
+        "tts",
+        "tts",
+        "ljspeech",
+        "ljspeech_allison",
+        "50",
+        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
+        ReaderOptions(language="en", speaker="allison"),
+    ),
+    BundledCorpus(
+        "tts_librispeech",
+        "tts",
+        "librispeech",
+        "librispeech_allison/LibriSpeech",
+        "100",
+        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
+        # The other subset repeats the clips of the LJSpeech folder.
+        ReaderOptions(
+            group_by="transcript",
+            language="en",
+            speaker="allison",
+            subsets=("train-clean-360",),
+        ),
+    ),
+    BundledCorpus(
+        "sft",
+        "sft",
+        "llava",
+        "llava/conversations.json",
+        "1000",
+        "Apache-2.0, Unicode-DFS-2016, CC-BY-SA-3.0 (see samples/README.md)",
+        ReaderOptions(media_root=SAMPLES),
+    ),
+)
+
+
+def make_sample(
+    out: Path, vocab_size: int, num_workers: int, open_progress: OpenProgress
+) -> tuple[list[Manifest], Tokenizer]:
+    """Shard all bundled corpora into `out` and train their tokenizer.
+
+    Raises `DataError` when the samples folder is not there (an installation without the checkout).
+    """
+    if not (SAMPLES / "README.md").is_file():
+        raise DataError(f"the bundled corpora {SAMPLES} are missing; run from a clone of muomni")
+    manifests = []
+    for corpus in CORPORA:
+        options = ShardingOptions(
+            name=corpus.folder,
+            task=corpus.task,
+            reader=corpus.reader,
+            reader_options=corpus.options.as_text(),
+            source=SAMPLES / corpus.source,
+            val_fraction=_VAL_FRACTION,
+            test_fraction=_TEST_FRACTION,
+            shard_size=corpus.shard_size,
+            max_bad_fraction=0.0,
+            licence=corpus.licence,
+        )
+        folder = out / corpus.folder
+        manifest = prepare(options, corpus.options, folder, num_workers, (0, 1), open_progress)
+        assert manifest is not None, "a single task finishes its dataset"
+        manifests.append(manifest)
+    tokenizer = train_tokenizer([out], vocab_size, out / "tokenizer.model")
+    write_atomic(out / "README.md", _card(manifests, tokenizer).encode())
+    return manifests, tokenizer
+
+
+def _card(manifests: list[Manifest], tokenizer: Tokenizer) -> str:
+    lines = [
+        "# Sample data",
+        "",
+        "Made by `python -m data_prep sample` from the corpora in `samples/`, whose README names",
+        f"origins and licences. Tokenizer: {tokenizer.vocab_size} pieces.",
+        "",
+    ]
+    lines += [f"- [{m.name}]({m.root.name}/README.md): {m.task}" for m in manifests]
+    return "\n".join(lines) + "\n"

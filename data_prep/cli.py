@@ -1,0 +1,387 @@
+"""Command line of data preparation: `python -m data_prep VERB ...`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import adopt, preview, stats
+from data_prep.bundled import make_sample
+from data_prep.corpus import ReaderOptions
+from data_prep.finalize import finalize
+from data_prep.prepare import prepare, remove_dataset
+from data_prep.readers import READERS
+from data_prep.readers.plain_text import DOCUMENTS
+from data_prep.shard_plan import ShardingOptions
+from data_prep.sharder import Progress
+from data_prep.train_tokenizer import train_tokenizer
+from data_prep.verify import verify
+from muomni.data.manifest import TASKS, Manifest, Task
+from muomni.errors import ConfigError, DataError, exit_on_error
+
+_TASK_HELP: dict[Task, str] = {
+    "image-caption": "pictures with captions",
+    "speech": "recordings with transcripts (to recognise speech, to train the codec)",
+    "tts": "recordings with the text to speak",
+    "text": "documents",
+    "sft": "conversations with pictures and recordings",
+}
+_EPILOG = """\
+examples:
+  python -m data_prep sample --out data/sample
+  python -m data_prep image-caption --format coco --src COCO --out data/coco --workers 8
+  python -m data_prep speech --format librispeech --src LibriSpeech --out data/asr --split-from source
+  python -m data_prep tokenizer --data data/coco data/asr --vocab-size 8192 --out data/tokenizer.model
+  python -m data_prep verify --full data/coco
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and run its verb; errors of the user leave with one line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with exit_on_error(f"data_prep {arguments.verb}"):
+            try:
+                arguments.run(arguments)
+            except OSError as error:
+                place = f"{error.filename}: " if error.filename else ""
+                raise DataError(f"{place}{error.strerror or error}") from error
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep",
+        description="Raw corpora to WebDataset shards that muomni trains on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for task in TASKS:
+        _add_task(verbs, task)
+    _add_sample(verbs)
+    _add_tokenizer(verbs)
+    verb = verbs.add_parser("finalize", help="write the manifest when all array tasks are done")
+    verb.add_argument("dir", type=Path, metavar="DIR")
+    verb.set_defaults(run=_run_finalize)
+    _add_reports(verbs)
+    _add_index(verbs)
+    return parser
+
+
+def _add_task(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", task: Task) -> None:
+    verb = verbs.add_parser(
+        task,
+        help=f"shard {_TASK_HELP[task]}",
+        description=f"Shard {_TASK_HELP[task]}. Running again continues; finished shards are kept.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    verb.add_argument(
+        "--format", required=True, choices=sorted(READERS[task]), help="corpus layout"
+    )
+    verb.add_argument("--src", required=True, type=Path, help="corpus folder, or its table or file")
+    verb.add_argument("--out", required=True, type=Path, help="dataset folder to make")
+    verb.add_argument("--name", help="dataset name (default: the name of --out)")
+    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
+    verb.add_argument(
+        "--array-task",
+        metavar="I/N",
+        help="write only the shards of task I of N, counted from 0 (default: SLURM_ARRAY_TASK_ID of "
+        "SLURM_ARRAY_TASK_COUNT, where set)",
+    )
+    verb.add_argument(
+        "--val-fraction", type=float, default=0.01, help="share for the loop's checks"
+    )
+    verb.add_argument("--test-fraction", type=float, default=0.01, help="share for evaluation")
+    verb.add_argument(
+        "--split-from",
+        choices=("hash", "source"),
+        default="hash",
+        help="hash: by the group's hash, equal in all corpora; source: as the corpus declares, a "
+        "split that it lacks taken from train by hash",
+    )
+    verb.add_argument("--seed", type=int, default=0, help="order of the samples")
+    verb.add_argument("--max-bad-fraction", type=float, default=0.01, help="bad samples to accept")
+    verb.add_argument("--shard-size", default="256MB", help="a number of samples, or like 256MB")
+    verb.add_argument("--licence", default="", help="licence of the corpus, for the manifest")
+    verb.add_argument("--overwrite", action="store_true", help="delete the dataset at --out first")
+    _add_reader_options(verb, task)
+    verb.set_defaults(run=_run_task, task=task)
+
+
+def _add_reader_options(verb: argparse.ArgumentParser, task: Task) -> None:
+    options = verb.add_argument_group("reader")
+    if task == "text":
+        options.add_argument(
+            "--document", choices=DOCUMENTS, default="line", help="what is one text"
+        )
+    else:
+        options.add_argument(
+            "--media",
+            type=Path,
+            help="folder that the media paths of a table or conversation are relative to",
+        )
+    if task == "image-caption":
+        options.add_argument("--annotations", default="", help="file pattern, like captions_*.json")
+    if task in ("speech", "tts"):
+        options.add_argument(
+            "--subsets", nargs="+", default=(), help="only these LibriSpeech subsets"
+        )
+        options.add_argument(
+            "--group",
+            choices=("chapter", "speaker", "transcript"),
+            default="",
+            help="what may not stand in two splits (default: by the reader)",
+        )
+        options.add_argument(
+            "--keep-case", action="store_true", help="keep LibriSpeech's upper case"
+        )
+        options.add_argument("--language", default="", help="language code for all samples")
+        options.add_argument("--speaker", default="", help="speaker name for all samples")
+    if task != "sft":
+        options.add_argument(
+            "--columns", default="", metavar="NAME=COLUMN,...", help="other column names of a table"
+        )
+
+
+def _add_sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser("sample", help="shard the bundled corpora and train their tokenizer")
+    verb.add_argument("--out", required=True, type=Path, help="data root to make")
+    verb.add_argument("--vocab-size", type=_positive, default=2048, help="pieces (default 2048)")
+    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
+    verb.set_defaults(run=_run_sample)
+
+
+def _add_tokenizer(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser("tokenizer", help="train a tokenizer on the text of datasets")
+    verb.add_argument("--data", required=True, nargs="+", type=Path, help="datasets or data roots")
+    verb.add_argument("--vocab-size", required=True, type=_positive, help="number of pieces")
+    verb.add_argument("--out", required=True, type=Path, help="model file to write")
+    verb.set_defaults(run=_run_tokenizer)
+
+
+def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser("verify", help="check datasets on disk")
+    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    level = verb.add_mutually_exclusive_group()
+    level.add_argument("--quick", action="store_true", help="sizes and counts only (default)")
+    level.add_argument("--full", action="store_true", help="also digests, headers, keys")
+    verb.add_argument(
+        "--decode", type=float, default=0.0, metavar="P", help="decode P %% of samples"
+    )
+    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
+    verb.add_argument("--json", type=Path, help="write the report to this file")
+    verb.set_defaults(run=_run_verify)
+    verb = verbs.add_parser("stats", help="figures of datasets")
+    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=_run_stats)
+    verb = verbs.add_parser("inspect", help="show samples of a dataset")
+    verb.add_argument("dir", type=Path, metavar="DIR")
+    verb.add_argument("--split", default="train")
+    verb.add_argument("--count", type=_positive, default=16, help="samples to show")
+    verb.add_argument("--png", type=Path, help="write pictures and spectrograms to this file")
+    verb.set_defaults(run=_run_inspect)
+
+
+def _add_index(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "index", help="adopt WebDataset tars made elsewhere, without copying them"
+    )
+    verb.add_argument("dir", type=Path, metavar="DIR", help="folder of tars (train/, val/, test/)")
+    verb.add_argument("--task", required=True, choices=TASKS)
+    verb.add_argument("--name", help="dataset name (default: the name of DIR)")
+    verb.add_argument("--licence", default="")
+    verb.add_argument("--max-bad-fraction", type=float, default=0.01)
+    verb.set_defaults(run=_run_index)
+
+
+def _run_task(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
+    reader_options = ReaderOptions(
+        media_root=given.get("media"),
+        document=given.get("document", "line"),
+        group_by=given.get("group", ""),
+        columns=_columns(given.get("columns", "")),
+        annotations=given.get("annotations", ""),
+        subsets=tuple(given.get("subsets", ())),
+        keep_case=given.get("keep_case", False),
+        language=given.get("language", ""),
+        speaker=given.get("speaker", ""),
+    )
+    options = ShardingOptions(
+        name=arguments.name or arguments.out.resolve().name,
+        task=arguments.task,
+        reader=arguments.format,
+        reader_options=reader_options.as_text(),
+        source=arguments.src,
+        seed=arguments.seed,
+        val_fraction=arguments.val_fraction,
+        test_fraction=arguments.test_fraction,
+        split_from=arguments.split_from,
+        shard_size=arguments.shard_size,
+        max_bad_fraction=arguments.max_bad_fraction,
+        licence=arguments.licence,
+    )
+    task = _array_task(arguments.array_task)
+    if arguments.overwrite:
+        if task[1] > 1:
+            raise ConfigError("--overwrite cannot be used in a job array: tasks would race")
+        remove_dataset(arguments.out)
+    manifest = prepare(
+        options, reader_options, arguments.out, arguments.workers, task, _open_progress
+    )
+    if manifest is None:
+        print(f"task {task[0]} of {task[1]} is done; the last task writes the manifest")
+        return
+    _print_stats([manifest])
+
+
+def _run_sample(arguments: argparse.Namespace) -> None:
+    manifests, tokenizer = make_sample(
+        arguments.out, arguments.vocab_size, arguments.workers, _open_progress
+    )
+    _print_stats(manifests)
+    print(f"tokenizer: {tokenizer.vocab_size} pieces, {arguments.out / 'tokenizer.model'}")
+
+
+def _run_tokenizer(arguments: argparse.Namespace) -> None:
+    tokenizer = train_tokenizer(arguments.data, arguments.vocab_size, arguments.out)
+    print(f"tokenizer: {tokenizer.vocab_size} pieces, {arguments.out}, sha256 {tokenizer.digest}")
+
+
+def _run_finalize(arguments: argparse.Namespace) -> None:
+    _print_stats([finalize(arguments.dir)])
+
+
+def _run_verify(arguments: argparse.Namespace) -> None:
+    problems: list[str] = []
+    reports = {}
+    for manifest in _manifests(arguments.dirs):
+        report = verify(manifest, arguments.full, arguments.decode, arguments.workers)
+        problems += report.problems
+        reports[str(manifest.root)] = asdict(report)
+        state = f"{len(report.problems)} problems" if report.problems else "sound"
+        decoded = f", {report.num_decoded} decoded" if arguments.decode else ""
+        print(
+            f"{manifest.root}: {report.num_samples} samples in {report.num_shards} shards"
+            f"{decoded}: {state}"
+        )
+        for problem in report.problems:
+            print(f"  {problem}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+    if problems:
+        raise DataError(f"{len(problems)} problems found, the first: {problems[0]}")
+
+
+def _run_stats(arguments: argparse.Namespace) -> None:
+    manifests = _manifests(arguments.dirs)
+    if arguments.json:
+        figures = {str(manifest.root): stats.split_stats(manifest) for manifest in manifests}
+        print(json.dumps(figures, indent=1))
+    else:
+        _print_stats(manifests)
+
+
+def _run_inspect(arguments: argparse.Namespace) -> None:
+    manifest = Manifest.load(arguments.dir)
+    print(preview.describe(manifest, arguments.split, arguments.count))
+    if arguments.png:
+        if not preview.save_sheet(manifest, arguments.split, arguments.count, arguments.png):
+            raise DataError(f"the samples of {arguments.dir} have neither pictures nor recordings")
+        print(f"pictures and spectrograms: {arguments.png}")
+
+
+def _run_index(arguments: argparse.Namespace) -> None:
+    if not arguments.dir.is_dir():
+        raise DataError(f"folder {arguments.dir} does not exist")
+    name = arguments.name or arguments.dir.resolve().name
+    with _open_progress(None, name) as progress:
+        manifest = adopt.adopt(
+            arguments.dir,
+            arguments.task,
+            name,
+            arguments.licence,
+            arguments.max_bad_fraction,
+            progress,
+        )
+    _print_stats([manifest])
+
+
+def _print_stats(manifests: list[Manifest]) -> None:
+    print("\n\n".join(stats.table(manifest, stats.split_stats(manifest)) for manifest in manifests))
+
+
+def _manifests(folders: list[Path]) -> list[Manifest]:
+    """The datasets in the given folders or directly below them."""
+    found = []
+    for folder in folders:
+        if (folder / "manifest.json").is_file():
+            found.append(Manifest.load(folder))
+            continue
+        inside = sorted(folder.glob("*/manifest.json"))
+        if not inside:
+            found.append(Manifest.load(folder))
+        found += [Manifest.load(path.parent) for path in inside]
+    return found
+
+
+def _open_progress(total: int | None, name: str) -> AbstractContextManager[Progress]:
+    """A progress bar with rate on standard error; silent when that is no terminal."""
+    return tqdm(
+        total=total,
+        desc=name,
+        unit=" samples",
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    )
+
+
+def _array_task(text: str | None) -> tuple[int, int]:
+    """Index and number of array tasks from the option or from Slurm; (0, 1) without either."""
+    if text is None:
+        index = os.environ.get("SLURM_ARRAY_TASK_ID")
+        count = os.environ.get("SLURM_ARRAY_TASK_COUNT")
+        if index is None or count is None:
+            return 0, 1
+        first = os.environ.get("SLURM_ARRAY_TASK_MIN", "0")
+        if first != "0" or os.environ.get("SLURM_ARRAY_TASK_STEP", "1") != "1":
+            raise ConfigError(
+                "this is no job array of tasks 0 to N-1; submit with --array=0-..., or name the task "
+                "with --array-task I/N"
+            )
+        text = f"{index}/{count}"
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--array-task {text!r} is not I/N with 0 <= I < N")
+    return int(index), int(count)
+
+
+def _columns(text: str) -> dict[str, str]:
+    columns = {}
+    for pair in filter(None, text.split(",")):
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise ConfigError(f"--columns {text!r} is not NAME=COLUMN,...")
+        columns[name.strip()] = column.strip()
+    return columns
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)

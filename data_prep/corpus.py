@@ -1,0 +1,175 @@
+"""What a reader yields: one `Item` a sample, cheap to list, not yet decoded or checked.
+
+A reader lists items and names problems that it sees in the annotations; the sharder opens the
+media. Groups decide the split, so everything that must not leak shares one group.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from muomni.data.manifest import hash64
+from muomni.errors import DataError
+
+MAX_KEY_LENGTH = 90
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+# Reasons for which a sample is left out; they are keys of `dropped` in manifest and records.
+EMPTY_TEXT = "empty-text"
+BAD_UTF8 = "bad-utf8"
+MISSING_MEDIA = "missing-media"
+BROKEN_IMAGE = "broken-image"
+BROKEN_AUDIO = "broken-audio"
+CAPTION_WITHOUT_IMAGE = "caption-without-image"
+MISSING_TRANSCRIPT = "missing-transcript"
+BAD_RECORD = "bad-record"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a sample cannot be used: a reason code and a sentence."""
+
+    reason: str
+    message: str
+
+
+class BadSampleError(Exception):
+    """Raised while a sample is made; the sharder puts it into quarantine."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(reason, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a turn: text, or the path of a picture or recording."""
+
+    kind: Literal["text", "image", "audio"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation; an audio part of an assistant turn is a spoken answer."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Bytes `start` to `end` of a text file: a document that is read when it is written."""
+
+    path: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A sample as its corpus describes it.
+
+    `source` says where it stands, for messages; `declared_split` is the split that the corpus itself
+    gives; `texts` are the captions or the transcript; `media` the files of a picture or recording.
+    """
+
+    key: str
+    group: str
+    source: str
+    declared_split: str | None = None
+    texts: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    span: TextSpan | None = None
+    turns: tuple[Turn, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    problem: Problem | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that the sample is read from."""
+        in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
+        spans = () if self.span is None else (self.span.path,)
+        return (*self.media, *in_turns, *spans)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderOptions:
+    """Choices of the command line that readers look at."""
+
+    media_root: Path | None = None
+    document: str = "line"
+    group_by: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    annotations: str = ""
+    subsets: tuple[str, ...] = ()
+    keep_case: bool = False
+    language: str = ""
+    speaker: str = ""
+
+    def as_text(self) -> dict[str, str]:
+        """The options that were set, for the manifest; paths stay out, since data may move."""
+        texts = {
+            "document": self.document if self.document != "line" else "",
+            "group_by": self.group_by,
+            "columns": ",".join(f"{k}={v}" for k, v in sorted(self.columns.items())),
+            "annotations": self.annotations,
+            "subsets": ",".join(self.subsets),
+            "keep_case": "yes" if self.keep_case else "",
+            "language": self.language,
+            "speaker": self.speaker,
+        }
+        return {name: text for name, text in texts.items() if text}
+
+
+Reader = Callable[[Path, ReaderOptions], Iterator[Item]]
+
+
+def clean_key(text: str) -> str:
+    """A key of [A-Za-z0-9_-]{1,90} for an id; a changed or long one gets a hash, to stay unique."""
+    cleaned = re.sub(r"[^A-Za-z0-9_-]", "-", text)
+    if cleaned == text and 0 < len(text) <= MAX_KEY_LENGTH:
+        return text
+    return f"{cleaned[: MAX_KEY_LENGTH - 17]}-{hash64(text.encode(errors='surrogatepass')):016x}"
+
+
+def picture_group(path: str) -> str:
+    """The group of a picture: its file name without folder, so it is the same in every corpus."""
+    return f"picture:{Path(path).stem}"
+
+
+def transcript_group(text: str) -> str:
+    """The group of a spoken text: words only, so that equal prompts stay together.
+
+    Case, punctuation and spacing do not count; apostrophes do.
+    """
+    words = re.sub(r"[^\w']+", " ", text.lower()).split()
+    return f"speech:{' '.join(words)}"
+
+
+def text_problem(text: str, what: str) -> Problem | None:
+    """The problem with a text: bytes that are no UTF-8 (read by surrogateescape), or no content."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Problem(BAD_UTF8, f"{what} is not valid UTF-8")
+    if not text.strip():
+        return Problem(EMPTY_TEXT, f"{what} is empty")
+    return None
+
+
+def require_file(path: Path, what: str) -> Path:
+    """The path when it is a file; raises `DataError` that names it otherwise."""
+    if not path.is_file():
+        raise DataError(f"{what} {path} does not exist; check --src")
+    return path
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """The path when it is a folder; raises `DataError` that names it otherwise."""
+    if not path.is_dir():
+        raise DataError(f"{what} {path} does not exist; check --src")
+    return path

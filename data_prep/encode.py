@@ -1,0 +1,206 @@
+"""From an item to the members of a sample: reads its files, checks them, counts their cost.
+
+Media bytes are copied as they are: nothing is transcoded. Each picture and recording is decoded
+once in full, so what reaches a shard can be trained on. Raises `BadSampleError` otherwise.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    BAD_UTF8,
+    BROKEN_AUDIO,
+    BROKEN_IMAGE,
+    EMPTY_TEXT,
+    MISSING_MEDIA,
+    BadSampleError,
+    Item,
+    Part,
+)
+from muomni.data.decode import (
+    AUDIO_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    AudioFacts,
+    audio_facts,
+    open_image,
+)
+from muomni.data.manifest import Task
+from muomni.data.shard_writer import SampleCost
+from muomni.errors import DataError
+
+# A picture or question may serve many conversations; the last ones are not decoded again.
+_NUM_KEPT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """Members as (extension, bytes) in their order in the tar, and the cost of the sample."""
+
+    members: tuple[tuple[str, bytes], ...]
+    cost: SampleCost
+
+
+def encode(item: Item, task: Task) -> EncodedSample:
+    """Make the sample of an item; raises `BadSampleError` with reason and message."""
+    if item.problem:
+        raise BadSampleError(item.problem.reason, item.problem.message)
+    return _ENCODERS[task](item)
+
+
+def read_media(path: str) -> bytes:
+    """The bytes of a media file; raises `BadSampleError` when it is missing or unreadable."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadSampleError(MISSING_MEDIA, f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=_NUM_KEPT)
+def checked_image(path: str) -> tuple[str, bytes, int]:
+    """Extension, bytes and number of pixels of a picture that decodes."""
+    extension = _extension(path, IMAGE_EXTENSIONS, BROKEN_IMAGE)
+    data = read_media(path)
+    try:
+        image = open_image(data)
+    except DataError as error:
+        raise BadSampleError(BROKEN_IMAGE, f"{path}: {error}") from error
+    return extension, data, image.width * image.height
+
+
+@lru_cache(maxsize=_NUM_KEPT)
+def checked_audio(path: str) -> tuple[str, bytes, AudioFacts]:
+    """Extension, bytes and facts of a recording that decodes and is not empty."""
+    extension = _extension(path, AUDIO_EXTENSIONS, BROKEN_AUDIO)
+    data = read_media(path)
+    try:
+        return extension, data, audio_facts(data)
+    except DataError as error:
+        raise BadSampleError(BROKEN_AUDIO, f"{path}: {error}") from error
+
+
+def _extension(path: str, known: tuple[str, ...], reason: str) -> str:
+    extension = Path(path).suffix.lower().lstrip(".")
+    if extension not in known:
+        raise BadSampleError(reason, f"{path} is none of {', '.join(known)}")
+    return extension
+
+
+def _json(content: dict[str, object]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _encode_text(item: Item) -> EncodedSample:
+    if item.span is None:
+        data = item.texts[0].encode()
+    else:
+        try:
+            with open(item.span.path, "rb") as file:
+                file.seek(item.span.start)
+                data = file.read(item.span.end - item.span.start)
+        except OSError as error:
+            raise BadSampleError(
+                MISSING_MEDIA, f"cannot read {item.span.path}: {error.strerror}"
+            ) from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadSampleError(BAD_UTF8, f"{item.source} is not valid UTF-8") from error
+    if not text.strip():
+        raise BadSampleError(EMPTY_TEXT, f"{item.source} is empty")
+    members = [("txt", data)]
+    if item.metadata:
+        members.append(("json", _json(dict(item.metadata))))
+    return EncodedSample(tuple(members), SampleCost(num_chars=len(text)))
+
+
+def _encode_image_caption(item: Item) -> EncodedSample:
+    extension, data, num_pixels = checked_image(item.media[0])
+    content: dict[str, object] = {**_present(item.metadata), "captions": list(item.texts)}
+    members = ((extension, data), ("json", _json(content)), ("txt", item.texts[0].encode()))
+    cost = SampleCost(num_chars=len(item.texts[0]), num_pixels=num_pixels, num_images=1)
+    return EncodedSample(members, cost)
+
+
+def _encode_speech(item: Item) -> EncodedSample:
+    extension, data, facts = checked_audio(item.media[0])
+    text = item.texts[0]
+    content: dict[str, object] = {
+        **_present(item.metadata),
+        "text": text,
+        "duration_s": facts.duration_ms / 1000,
+        "sample_rate_hz": facts.sample_rate_hz,
+    }
+    members = ((extension, data), ("json", _json(content)), ("txt", text.encode()))
+    cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
+    return EncodedSample(members, cost)
+
+
+def _encode_conversation(item: Item) -> EncodedSample:
+    _check_turns(item)
+    media: list[tuple[str, bytes]] = []
+    turns: list[dict[str, object]] = []
+    num_chars = num_pixels = num_images = duration_ms = 0
+    for turn in item.turns:
+        content: list[dict[str, str]] = []
+        for part in turn.parts:
+            if part.kind == "text":
+                content.append({"type": "text", "text": part.value})
+                num_chars += len(part.value)
+                continue
+            if part.kind == "image":
+                extension, data, size = checked_image(part.value)
+                num_pixels += size
+                num_images += 1
+            else:
+                extension, data, facts = checked_audio(part.value)
+                duration_ms += facts.duration_ms
+            name = f"{len(media)}.{extension}"
+            media.append((name, data))
+            content.append({"type": part.kind, "name": name})
+        turns.append({"role": turn.role, "content": content})
+    cost = SampleCost(
+        duration_ms=duration_ms,
+        num_chars=num_chars,
+        num_pixels=num_pixels,
+        num_images=num_images,
+        num_audios=len(media) - num_images,
+    )
+    body: dict[str, object] = {**_present(item.metadata), "turns": turns}
+    return EncodedSample((("json", _json(body)), *media), cost)
+
+
+def _check_turns(item: Item) -> None:
+    if not item.turns or item.turns[-1].role != "assistant":
+        raise BadSampleError(BAD_RECORD, "the conversation does not end with an answer")
+    for turn in item.turns:
+        if not turn.parts:
+            raise BadSampleError(EMPTY_TEXT, f"a turn of {turn.role} is empty")
+        if turn.role == "assistant":
+            _check_answer(turn.parts)
+
+
+def _check_answer(parts: tuple[Part, ...]) -> None:
+    kinds = [part.kind for part in parts]
+    if "text" not in kinds:
+        raise BadSampleError(
+            EMPTY_TEXT, "an answer has no text (a spoken one needs its transcript)"
+        )
+    if "image" in kinds:
+        raise BadSampleError(BAD_RECORD, "an answer holds a picture; only text and speech can be")
+
+
+def _present(metadata: dict[str, str]) -> dict[str, object]:
+    return {name: text for name, text in metadata.items() if text}
+
+
+_ENCODERS: dict[Task, Callable[[Item], EncodedSample]] = {
+    "text": _encode_text,
+    "image-caption": _encode_image_caption,
+    "speech": _encode_speech,
+    "tts": _encode_speech,
+    "sft": _encode_conversation,
+}

@@ -1,0 +1,118 @@
+"""COCO captions: `annotations/captions_SUBSET.json` beside the picture folder `SUBSET/`.
+
+All captions of a picture make one sample. Group: the picture's file name.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    CAPTION_WITHOUT_IMAGE,
+    EMPTY_TEXT,
+    Item,
+    Problem,
+    ReaderOptions,
+    clean_key,
+    picture_group,
+    require_folder,
+    text_problem,
+)
+from muomni.errors import DataError
+
+_PREFIX = "captions_"
+
+
+def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the pictures of all `captions_*.json` under SRC/annotations with a picture folder.
+
+    `options.annotations` is a file pattern in that folder. Raises `DataError` when there is none
+    or when a file is no COCO annotation.
+    """
+    folder = require_folder(src / "annotations", "COCO annotation folder")
+    pattern = options.annotations or f"{_PREFIX}*.json"
+    pairs = [
+        (path, pictures)
+        for path in sorted(folder.glob(pattern))
+        if (pictures := _picture_folder(src, path)) is not None
+        and (options.annotations or pictures.name == path.stem.removeprefix(_PREFIX))
+    ]
+    if not pairs:
+        raise DataError(
+            f"no annotation file {folder}/{pattern} with a picture folder of its name beside "
+            "'annotations'; check --src and --annotations"
+        )
+    for path, pictures in pairs:
+        yield from _read_subset(path, pictures)
+
+
+def _picture_folder(src: Path, annotation: Path) -> Path | None:
+    """`SRC/train2017` for captions_train2017.json and for captions_train2017_fr.json."""
+    name = annotation.stem.removeprefix(_PREFIX)
+    while name:
+        if (src / name).is_dir():
+            return src / name
+        name = name.rpartition("_")[0]
+    return None
+
+
+def _read_subset(path: Path, pictures: Path) -> Iterator[Item]:
+    content = _load(path)
+    captions: dict[int | str, list[str]] = {}
+    for annotation in content["annotations"]:
+        if not isinstance(annotation, dict) or "image_id" not in annotation:
+            yield _bad(path, "annotation", str(annotation)[:80], BAD_RECORD, "has no image_id")
+            continue
+        captions.setdefault(annotation["image_id"], []).append(str(annotation.get("caption", "")))
+    for image in content["images"]:
+        if not isinstance(image, dict) or not {"id", "file_name"} <= image.keys():
+            yield _bad(path, "image", str(image)[:80], BAD_RECORD, "has no id and file_name")
+            continue
+        yield _item(path, pictures, image, captions.pop(image["id"], []))
+    for image_id in captions:
+        message = "has captions but is not in the list of images"
+        yield _bad(path, "image", str(image_id), CAPTION_WITHOUT_IMAGE, message)
+
+
+def _item(path: Path, pictures: Path, image: dict, captions: list[str]) -> Item:
+    name = str(image["file_name"])
+    problems = [text_problem(caption, "the caption") for caption in captions]
+    problem = next((p for p in problems if p and p.reason != EMPTY_TEXT), None)
+    texts = tuple(" ".join(caption.split()) for caption in captions if caption.strip())
+    if problem is None and not texts:
+        problem = Problem(EMPTY_TEXT, "the picture has no caption")
+    return Item(
+        key=clean_key(Path(name).stem),
+        group=picture_group(name),
+        source=f"{path.name} image {image['id']}",
+        declared_split=_declared_split(pictures.name),
+        texts=() if problem else texts,
+        media=(str(pictures / name),),
+        metadata={"image_id": str(image["id"])},
+        problem=problem,
+    )
+
+
+def _declared_split(folder: str) -> str | None:
+    return next((split for split in ("train", "val", "test") if folder.startswith(split)), None)
+
+
+def _bad(path: Path, what: str, name: str, reason: str, message: str) -> Item:
+    return Item(
+        key=clean_key(f"{path.stem}-{what}-{name}"),
+        group=f"{path.stem}:{name}",
+        source=f"{path.name} {what} {name}",
+        problem=Problem(reason, f"{what} {name} {message}"),
+    )
+
+
+def _load(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read annotations {path}: {error}") from error
+    for name in ("images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise DataError(f"{path} is no COCO annotation file: it has no list {name!r}")
+    return content

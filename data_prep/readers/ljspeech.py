@@ -1,0 +1,60 @@
+"""LJSpeech: `metadata.csv` of lines `ID|text|normalised text` without header, `wavs/ID.wav`.
+
+The normalised text (third column, or the second where it is empty) is the text of the sample.
+Group: its words, so that a prompt that was recorded twice never stands on both sides of a split.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    Item,
+    Problem,
+    ReaderOptions,
+    clean_key,
+    require_file,
+    text_problem,
+    transcript_group,
+)
+
+
+def read_ljspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the lines of SRC/metadata.csv; raises `DataError` when that file is missing."""
+    path = require_file(src / "metadata.csv", "LJSpeech table")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _item(line.rstrip("\r"), number, src, options)
+
+
+def _item(line: str, number: int, src: Path, options: ReaderOptions) -> Item:
+    fields = line.split("|")
+    source = f"metadata.csv line {number}"
+    if len(fields) not in (2, 3) or not fields[0].strip():
+        message = f"expected ID|text|normalised text, found {len(fields)} fields"
+        return Item(
+            key=f"metadata-line-{number:08d}",
+            group=source,
+            source=source,
+            problem=Problem(BAD_RECORD, message),
+        )
+    name = fields[0].strip()
+    raw = fields[1]
+    normalised = fields[2] if len(fields) == 3 and fields[2].strip() else raw
+    problem = text_problem(normalised, "the transcript") or text_problem(raw, "the transcript")
+    text = " ".join(normalised.split())
+    metadata = {
+        "speaker": options.speaker or "ljspeech",
+        "language": options.language,
+        "original_text": "" if problem or text == raw else raw,
+    }
+    return Item(
+        key=clean_key(name),
+        group=transcript_group(text.encode(errors="replace").decode()),
+        source=source,
+        texts=() if problem else (text,),
+        media=(str(src / "wavs" / f"{name}.wav"),),
+        metadata=metadata,
+        problem=problem,
+    )

@@ -1,0 +1,143 @@
+"""LLaVA conversations, extended to recordings.
+
+A JSON list of {"id", "image": path or list, "audio": path or list, "conversations": [{"from", "value"}]}.
+Each `<image>` and `<audio>` in a value stands for the next file of its list; files without any
+placeholder go before the first human turn, as in LLaVA. A gpt turn may carry "audio": the
+recording of its value, a spoken answer. Group: the field "group" when given, else the first
+picture, else the first recording, else the id.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    BadSampleError,
+    Item,
+    Part,
+    Problem,
+    ReaderOptions,
+    Role,
+    Turn,
+    clean_key,
+    picture_group,
+    require_file,
+    text_problem,
+)
+from muomni.errors import DataError
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+_PLACEHOLDER = re.compile(r"(<image>|<audio>)")
+
+
+def read_llava(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the conversations of a JSON file; media paths are relative to it or to `media_root`.
+
+    Raises `DataError` when the file is missing or no JSON list.
+    """
+    path = require_file(src, "conversation file")
+    try:
+        records = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except ValueError as error:
+        raise DataError(f"cannot read conversations {path}: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(f"{path} is no LLaVA file: the top level is not a list")
+    root = options.media_root or path.parent
+    for number, record in enumerate(records):
+        source = f"{path.name} record {number}"
+        try:
+            yield _item(record, root, source, f"{path.stem}-{number:08d}")
+        except BadSampleError as error:
+            name = record.get("id") if isinstance(record, dict) else None
+            yield Item(
+                key=clean_key(str(name or f"{path.stem}-{number:08d}")),
+                group=source,
+                source=source,
+                problem=error.problem,
+            )
+
+
+def _item(record: object, root: Path, source: str, default_id: str) -> Item:
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        raise BadSampleError(BAD_RECORD, "the record has no list 'conversations'")
+    files = {kind: _paths(record, kind, root) for kind in ("image", "audio")}
+    given = {kind: list(paths) for kind, paths in files.items()}
+    values = [_fields(turn) for turn in record["conversations"]]
+    unplaced = [
+        kind
+        for kind in ("image", "audio")
+        if files[kind] and not any(f"<{kind}>" in value for _, value, _ in values)
+    ]
+    turns = []
+    for role, value, spoken in values:
+        parts: list[Part] = []
+        if role == "user" and unplaced:
+            parts = [Part(kind, path) for kind in unplaced for path in _take_all(files[kind])]
+            unplaced = []
+        parts += _parts(value, files)
+        if spoken:
+            parts.append(Part("audio", str(root / spoken)))
+        turns.append(Turn(role, tuple(parts)))
+    left = [path for paths in files.values() for path in paths]
+    if left:
+        raise BadSampleError(BAD_RECORD, f"{left[0]} is named but has no placeholder")
+    name = str(record.get("id") or default_id)
+    first = next((paths[0] for paths in (given["image"], given["audio"]) if paths), "")
+    group = str(record.get("group") or "") or (picture_group(first) if first else f"id:{name}")
+    return Item(
+        key=clean_key(name),
+        group=group,
+        source=source,
+        turns=tuple(turns),
+    )
+
+
+def _fields(turn: object) -> tuple[Role, str, str]:
+    """Role, text and spoken answer of one raw turn."""
+    if not isinstance(turn, dict) or turn.get("from") not in _ROLES:
+        raise BadSampleError(BAD_RECORD, f"a turn is not from human, gpt or system: {turn!r}"[:120])
+    value = turn.get("value")
+    if not isinstance(value, str):
+        raise BadSampleError(BAD_RECORD, "a turn has no text 'value'")
+    problem: Problem | None = text_problem(value, "a turn")
+    if problem:
+        raise BadSampleError(problem.reason, problem.message)
+    role = _ROLES[turn["from"]]
+    spoken = str(turn.get("audio") or "")
+    if spoken and role != "assistant":
+        raise BadSampleError(BAD_RECORD, "only a gpt turn can carry 'audio'; use <audio> elsewhere")
+    return role, value, spoken
+
+
+def _parts(value: str, files: dict[str, list[str]]) -> list[Part]:
+    """Cut a value at its placeholders, taking the next file for each."""
+    parts = []
+    for piece in _PLACEHOLDER.split(value):
+        if _PLACEHOLDER.fullmatch(piece):
+            kind = "image" if piece == "<image>" else "audio"
+            if not files[kind]:
+                raise BadSampleError(BAD_RECORD, f"a {piece} has no file in {kind!r}")
+            parts.append(Part(kind, files[kind].pop(0)))
+        elif piece.strip():
+            parts.append(Part("text", piece.strip()))
+    return parts
+
+
+def _paths(record: dict, kind: str, root: Path) -> list[str]:
+    value = record.get(kind)
+    names = value if isinstance(value, list) else [value] if value else []
+    return [str(root / str(name)) for name in names]
+
+
+def _take_all(paths: list[str]) -> list[str]:
+    taken = list(paths)
+    paths.clear()
+    return taken

@@ -1,0 +1,72 @@
+"""Plain text files: a document is a line, a paragraph (blank line between) or a whole file.
+
+Only byte ranges are kept, so a corpus larger than memory can be listed. Group: the words of the
+document, so repeated lines stay together.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import BAD_UTF8, Item, Problem, ReaderOptions, TextSpan, clean_key
+from muomni.data.manifest import hash64
+from muomni.errors import DataError
+
+DOCUMENTS = ("line", "paragraph", "file")
+
+
+def read_plain_text(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the documents of a text file, or of all *.txt below a folder.
+
+    Empty lines are separators, not documents. Raises `DataError` when there is no file.
+    """
+    if not src.exists():
+        raise DataError(f"text source {src} does not exist; check --src")
+    files = [src] if src.is_file() else sorted(src.rglob("*.txt"))
+    if not files:
+        raise DataError(f"{src} holds no *.txt file; check --src")
+    root = src.parent if src.is_file() else src
+    for path in files:
+        name = str(path.relative_to(root).with_suffix(""))
+        for number, (start, content) in enumerate(_documents(path, options.document), start=1):
+            yield _item(path, name, number, start, content, options.document)
+
+
+def _documents(path: Path, document: str) -> Iterator[tuple[int, bytes]]:
+    """Byte offset and bytes of each document; documents without content are skipped."""
+    with path.open("rb") as file:
+        if document == "file":
+            content = file.read()
+            if content.strip():
+                yield 0, content
+            return
+        start = position = 0
+        paragraph: list[bytes] = []
+        for line in file:
+            if document == "line":
+                if line.strip():
+                    yield position, line.rstrip(b"\r\n")
+            elif line.strip():
+                start = start if paragraph else position
+                paragraph.append(line)
+            elif paragraph:
+                yield start, b"".join(paragraph).rstrip(b"\r\n")
+                paragraph = []
+            position += len(line)
+        if paragraph:
+            yield start, b"".join(paragraph).rstrip(b"\r\n")
+
+
+def _item(path: Path, name: str, number: int, start: int, content: bytes, document: str) -> Item:
+    problem = None
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        message = f"byte {start + error.start} of {path.name} is not valid UTF-8"
+        problem = Problem(BAD_UTF8, message)
+    return Item(
+        key=clean_key(f"{name}-{number:08d}"),
+        group=f"text:{hash64(b' '.join(content.lower().split())):016x}",
+        source=f"{path.name} {document} {number}",
+        span=TextSpan(str(path), start, start + len(content)),
+        problem=problem,
+    )

@@ -1,0 +1,182 @@
+"""Which sample goes into which shard: a pure function of the items and the options.
+
+Items are split by their group, put into one seeded order and cut into slices. No coordinator is
+needed, for every process that lists the same corpus gets the same plan.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_prep.corpus import Item
+from muomni.data.manifest import SPLIT_NAMES, Task, hash64
+from muomni.data.tar_index import BLOCK_BYTES, padded
+from muomni.errors import ConfigError, DataError
+
+# Two members of about one block each accompany the media: json and txt.
+_SIDE_MEMBER_BYTES = 4 * BLOCK_BYTES
+_NUM_SIZED_ITEMS = 256
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardingOptions:
+    """What makes a dataset, apart from its items; recorded in the manifest by digest."""
+
+    name: str
+    task: Task
+    reader: str
+    reader_options: dict[str, str]
+    source: Path
+    seed: int = 0
+    val_fraction: float = 0.01
+    test_fraction: float = 0.01
+    split_from: str = "hash"
+    shard_size: str = "256MB"
+    max_bad_fraction: float = 0.01
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
+            raise ConfigError(f"--name {self.name!r} may hold letters, digits, _ and - (1 to 64)")
+        for option, value in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"--{option}-fraction {value} lies outside [0, 1)")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ConfigError("--val-fraction and --test-fraction leave nothing to train on")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"--max-bad-fraction {self.max_bad_fraction} lies outside [0, 1]")
+        parse_shard_size(self.shard_size)
+
+    @property
+    def split_rule(self) -> str:
+        """How a sample's split follows from its group, for the manifest."""
+        by_hash = (
+            "u = hash64(group) / 2^64; "
+            f"test where u < {self.test_fraction}, val where u < "
+            f"{round(self.test_fraction + self.val_fraction, 9)}, else train"
+        )
+        return f"declared by the source, else {by_hash}" if self.split_from == "source" else by_hash
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """One shard to be: path relative to the dataset, split, items in their order."""
+
+    path: str
+    split: str
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """All shards of a dataset; `digest` covers items and options."""
+
+    options: ShardingOptions
+    shards: tuple[PlannedShard, ...]
+    digest: str
+
+    @property
+    def num_items(self) -> int:
+        return sum(len(shard.items) for shard in self.shards)
+
+
+def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a group by its hash: independent of seed, corpus and all other samples."""
+    position = hash64(group) / 2**64
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
+
+
+def parse_shard_size(text: str) -> tuple[int, bool]:
+    """A shard size as (number, is it bytes): "5000" are samples, "256MB" bytes.
+
+    Raises `ConfigError` for anything else.
+    """
+    match = re.fullmatch(r"([1-9][0-9]*)\s*([KMG]I?B)?", text.strip().upper())
+    if not match:
+        raise ConfigError(f"--shard-size {text!r} is neither a number of samples nor like 256MB")
+    number, unit = int(match[1]), match[2]
+    return (number * _UNITS[unit], True) if unit else (number, False)
+
+
+def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
+    """Check keys, assign splits, order by seed, cut into shards.
+
+    Raises `DataError` for an empty corpus or a key that occurs twice (naming both sources).
+    """
+    by_key: dict[str, Item] = {}
+    for item in items:
+        first = by_key.setdefault(item.key, item)
+        if first is not item:
+            raise DataError(
+                f"key {item.key!r} occurs twice: {first.source} and {item.source}; "
+                "rename or remove one"
+            )
+    if not by_key:
+        raise DataError(f"{options.source} holds no sample for {options.task}; check --src")
+    ordered = sorted(by_key.values(), key=lambda item: _order(item, options.seed))
+    digest = _digest(ordered, options)
+    splits: dict[str, list[Item]] = {name: [] for name in SPLIT_NAMES}
+    declared = {item.declared_split for item in ordered if item.declared_split}
+    for item in ordered:
+        splits[_split(item, declared, options)].append(item)
+    per_shard = _samples_per_shard(ordered, options)
+    shards = []
+    for split, members in splits.items():
+        for number, start in enumerate(range(0, len(members), per_shard)):
+            path = f"{split}/{options.name}-{split}-{number:06d}.tar"
+            shards.append(PlannedShard(path, split, tuple(members[start : start + per_shard])))
+    return ShardPlan(options, tuple(shards), digest)
+
+
+def _order(item: Item, seed: int) -> tuple[int, str]:
+    return hash64(f"{seed}:{item.key}"), item.key
+
+
+def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
+    """The split of an item; with `source`, a split that the source lacks is taken from train."""
+    if options.split_from == "source" and item.declared_split:
+        if item.declared_split != "train":
+            return item.declared_split
+        val = 0.0 if "val" in declared else options.val_fraction
+        test = 0.0 if "test" in declared else options.test_fraction
+        return split_of(item.group, val, test)
+    return split_of(item.group, options.val_fraction, options.test_fraction)
+
+
+def _samples_per_shard(ordered: list[Item], options: ShardingOptions) -> int:
+    """Samples of a shard; for a size in bytes from the mean of the first items' files."""
+    number, is_bytes = parse_shard_size(options.shard_size)
+    if not is_bytes:
+        return number
+    sized = ordered[:_NUM_SIZED_ITEMS]
+    return max(1, int(number // (sum(_tar_bytes(item) for item in sized) / len(sized))))
+
+
+def _tar_bytes(item: Item) -> int:
+    """About how many bytes of tar an item becomes; a missing file counts nothing."""
+    if item.span is not None:
+        return BLOCK_BYTES + padded(item.span.end - item.span.start)
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in item.files]
+    text = sum(len(text) for text in item.texts)
+    return _SIDE_MEMBER_BYTES + text + sum(BLOCK_BYTES + padded(size) for size in sizes)
+
+
+def _digest(ordered: list[Item], options: ShardingOptions) -> str:
+    """SHA-256 over options and items; paths count relative to the source, so data may move."""
+    settings = asdict(options)
+    for name in ("source", "max_bad_fraction"):
+        del settings[name]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    base = options.source if options.source.is_dir() else options.source.parent
+    prefix = f"{base}{os.sep}"
+    for item in ordered:
+        text = json.dumps(asdict(item), sort_keys=True)
+        digest.update(text.replace(json.dumps(prefix)[1:-1], "").encode())
+    return digest.hexdigest()

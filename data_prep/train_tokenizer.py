@@ -1,0 +1,121 @@
+"""Trains the SentencePiece tokenizer on the text of datasets' train splits.
+
+BPE with byte fallback, so any text has an encoding; identity normalisation, so it comes back as it
+was. Training is deterministic: one thread, texts in dataset order.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from muomni.data.atomic_write import write_atomic
+from muomni.data.manifest import MANIFEST_NAME, Manifest
+from muomni.data.shard_reader import SplitReader
+from muomni.data.tokenizer import MARKERS, Tokenizer
+from muomni.errors import ConfigError, DataError
+
+# Longer texts are cut: BPE needs words, not whole books, and the trainer counts bytes a line.
+_MAX_CHARS = 4096
+
+
+def train_texts(manifests: list[Manifest]) -> Iterator[str]:
+    """All texts of the train splits: documents, captions, transcripts, turns."""
+    for manifest in manifests:
+        reader = SplitReader(manifest, "train")
+        for index in range(len(reader)):
+            yield from sample_texts(reader.read(index), manifest.task)
+
+
+def sample_texts(sample: dict[str, bytes | str], task: str) -> list[str]:
+    """The texts of one sample as `SplitReader.read` gives it."""
+    body = json.loads(sample["json"]) if "json" in sample else {}
+    if task == "sft":
+        parts = [part for turn in body["turns"] for part in turn["content"]]
+        return [part["text"] for part in parts if part["type"] == "text"]
+    if task == "image-caption" and "captions" in body:
+        return list(body["captions"])
+    text = sample.get("txt", b"")
+    return [text.decode() if isinstance(text, bytes) else text]
+
+
+def train_tokenizer(folders: list[Path], vocab_size: int, out: Path) -> Tokenizer:
+    """Train on the datasets in `folders` (each one itself, or its subfolders) and write `out`.
+
+    Raises `DataError` when there is no dataset or text, `ConfigError` when `vocab_size` does not
+    fit the text (naming the limit).
+    """
+    manifests = _datasets(folders)
+    pieces = (
+        text[i : i + _MAX_CHARS]
+        for text in train_texts(manifests)
+        for i in range(0, len(text), _MAX_CHARS)
+    )
+    lines = (line for piece in pieces for line in piece.splitlines() if line.strip())
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            # Keeps rare letters as bytes; what is left out costs no vocabulary.
+            character_coverage=0.9995,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece="<|pad|>",
+            unk_piece="<|unk|>",
+            bos_piece="<|bos|>",
+            eos_piece="<|eos|>",
+            control_symbols=list(MARKERS),
+            max_sentence_length=4 * _MAX_CHARS + 1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explain(str(error), vocab_size, folders) from error
+    tokenizer = Tokenizer(model.getvalue(), str(out))
+    write_atomic(out, model.getvalue())
+    return tokenizer
+
+
+def _datasets(folders: list[Path]) -> list[Manifest]:
+    found: list[Manifest] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"data folder {folder} does not exist; check --data")
+        inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        complete = [Manifest.load(path) for path in inside if (path / MANIFEST_NAME).is_file()]
+        if not complete:
+            raise DataError(
+                f"{folder} holds no finished dataset; make one with `python -m data_prep text` "
+                "(or image-caption, speech, tts, sft) or `index`"
+            )
+        found += complete
+    return found
+
+
+def _explain(message: str, vocab_size: int, folders: list[Path]) -> ConfigError | DataError:
+    names = ", ".join(str(folder) for folder in folders)
+    if match := re.search(r"too high \(\d+\).*value <= (\d+)", message):
+        return ConfigError(
+            f"--vocab-size {vocab_size} is too large for the text of {names}: "
+            f"at most {match[1]} pieces can be learnt from it"
+        )
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return ConfigError(
+            f"--vocab-size {vocab_size} is too small: bytes, markers and characters of {names} "
+            f"alone need {match[1]}"
+        )
+    if "sentences_.empty" in message:
+        return DataError(f"the train splits of {names} hold no text to train a tokenizer on")
+    return DataError(f"SentencePiece could not train on {names}: {message}")
