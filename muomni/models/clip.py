@@ -1,0 +1,116 @@
+"""Picture and text towers with a shared embedding (CLIP: Radford et al., 2021).
+
+The forward pass returns unit features and the similarity scale; `contrastive.py` makes the loss of
+them. Reference in tests: open_clip.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import ClipConfig, TextTowerConfig
+from muomni.models.flops import linear_flops, stack_flops
+from muomni.models.layers import TransformerStack, init_weights
+from muomni.models.vision_encoder import (
+    VisionEncoder,
+    clip_stack_options,
+    vision_encoder_flops,
+)
+
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOutput:
+    """Unit features of B pairs, fp32, and the multiplier of their similarities."""
+
+    image: Tensor  # [B, embedding_size]
+    text: Tensor  # [B, embedding_size]
+    scale: Tensor  # 0-d fp32, between 0 and MAX_SCALE
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer over subwords, pooled at the last real token (end of sequence)."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, size)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_positions, size))
+        self.stack = TransformerStack(config, clip_stack_options(config.norm_eps, is_causal=True))
+        init_weights(self, config.num_layers, std=size**-0.5)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+
+    def forward(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
+        """Return the state [B, D] at the last of the `token_lengths` [B] tokens.
+
+        `token_ids` [B, L] end with the end-of-sequence token and are padded behind it; what the
+        padding holds does not matter. Raises ValueError for L above the config's positions.
+        """
+        length = token_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"a text of {length} tokens exceeds max_positions={self.config.max_positions}"
+            )
+        x = self.stack(self.token_embedding(token_ids) + self.position_embedding[:length])
+        rows = torch.arange(len(x), device=x.device)
+        return x[rows, (token_lengths - 1).clamp(min=0)]
+
+
+class Clip(nn.Module):
+    """Both towers, their projections and the learned temperature."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text = TextEncoder(config.text)
+        vision_size, text_size = config.vision.hidden_size, config.text.hidden_size
+        self.vision_projection = nn.Linear(vision_size, config.embedding_size, bias=False)
+        self.text_projection = nn.Linear(text_size, config.embedding_size, bias=False)
+        nn.init.normal_(self.vision_projection.weight, std=vision_size**-0.5)
+        nn.init.normal_(self.text_projection.weight, std=text_size**-0.5)
+        # One element and not a scalar: sharding optimizers cut parameters along a dimension.
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(config.initial_temperature)]))
+
+    def forward(self, pixels: Tensor, token_ids: Tensor, token_lengths: Tensor) -> ClipOutput:
+        """Embed B pairs: pixels as `VisionEncoder` takes them, tokens as `TextEncoder` does.
+
+        The scale is part of the output because a sharded parameter exists only in here.
+        """
+        return ClipOutput(
+            self.embed_image(pixels), self.embed_text(token_ids, token_lengths), self.scale()
+        )
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return unit features [B, embedding_size] fp32 of pictures."""
+        return F.normalize(self.vision_projection(self.vision(pixels)[0]).float(), dim=-1)
+
+    def embed_text(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
+        """Return unit features [B, embedding_size] fp32 of texts."""
+        return F.normalize(
+            self.text_projection(self.text(token_ids, token_lengths)).float(), dim=-1
+        )
+
+    def scale(self) -> Tensor:
+        """Return exp(log_scale), at most MAX_SCALE, fp32.
+
+        The limit changes the value and not the gradient: one that came to lie above it by the
+        momentum of the optimizer still comes back when the loss wants it to.
+        """
+        log_scale = self.log_scale[0].float()
+        excess = (log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
+        return (log_scale - excess).exp()
+
+
+def clip_flops(config: ClipConfig, num_tokens: int) -> int:
+    """Forward FLOPs of one picture and one text of `num_tokens` (see `flops.py`)."""
+    towers = vision_encoder_flops(config.vision)
+    towers += stack_flops(config.text, num_tokens, is_gated=False)
+    sizes = config.vision.hidden_size + config.text.hidden_size
+    return towers + linear_flops(sizes, config.embedding_size)
