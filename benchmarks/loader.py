@@ -1,0 +1,84 @@
+"""How fast the loader alone delivers, against what training consumes.
+
+    OMP_NUM_THREADS=1 python benchmarks/loader.py --data data/sample --run runs/quickstart
+
+For each stage: units a second of one process that only reads, decodes and collates, and the share of
+the units a second that one rank consumed in the given run (last logged lines of its metrics.jsonl).
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from muomni.config.loading import resolve
+from muomni.config.run import STAGE_NAMES
+from muomni.dist.discovery import Ranks
+from muomni.errors import exit_on_error
+from muomni.observe.metrics_log import read_lines
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--preset", default="nano")
+    flags.add_argument("--run", type=Path, help="a finished run whose consumption is compared with")
+    flags.add_argument("--ranks", type=int, default=2, help="ranks of that run")
+    flags.add_argument("--seconds", type=float, default=5.0, help="time a stage")
+    flags.add_argument("--stages", default=",".join(STAGE_NAMES))
+    flags.add_argument("--json", type=Path)
+    arguments = flags.parse_args()
+    with exit_on_error("loader"):
+        results = {stage: measure(stage, arguments) for stage in arguments.stages.split(",")}
+    print(f"{'stage':16}{'unit':>10}{'delivers/s':>14}{'a rank consumes/s':>20}{'ratio':>8}")
+    for stage, row in results.items():
+        consumed, ratio = row.get("consumed_per_s"), row.get("ratio")
+        tail = f"{consumed:>20,.0f}{ratio:>8.1f}" if consumed else f"{'-':>20}{'-':>8}"
+        print(f"{stage:16}{row['unit']:>10}{row['delivered_per_s']:>14,.0f}{tail}")
+    if arguments.json:
+        content = {"stages": results, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Units a second of the loader of one stage, and of the run when it has that stage."""
+    from muomni.data.loader import Loader, PlannedDataset
+    from muomni.training.session import Request, prepare
+
+    config = resolve(stage_name, arguments.preset, None, {"data": {"root": arguments.data}})
+    upstream = arguments.run or Path("runs/quickstart")
+    session = prepare(Request(config, upstream, upstream, {}, "never"), Ranks())
+    view = session.stage.view()
+    loader = Loader(
+        PlannedDataset(session.train, view, config.seed), session.plan.rank_batches(0, 0, 1)
+    )
+    batches = iter(loader)
+    for _ in itertools.islice(batches, 3):
+        continue  # opens files, fills caches
+    units, start = 0.0, time.perf_counter()
+    while time.perf_counter() - start < arguments.seconds:
+        units += float(next(batches)["units"])
+    row: dict[str, Any] = {
+        "unit": view.unit,
+        "delivered_per_s": units / (time.perf_counter() - start),
+    }
+    metrics = upstream / stage_name / "metrics.jsonl"
+    if arguments.run and metrics.is_file():
+        rates = [line.get(f"{view.unit}_per_s") for line in read_lines(metrics)]
+        known = [rate for rate in rates if rate]
+        row["consumed_per_s"] = statistics.median(known) / arguments.ranks
+        row["ratio"] = row["delivered_per_s"] / row["consumed_per_s"]
+    return row
+
+
+if __name__ == "__main__":
+    main()

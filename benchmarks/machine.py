@@ -1,0 +1,27 @@
+"""What a benchmark ran on, written beside its figures."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from muomni.run_folder import provenance
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores in use, threads a rank, accelerator, versions."""
+    import torch
+
+    cpu = "unknown"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads_per_rank": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.platform(),
+        **provenance(),
+    }

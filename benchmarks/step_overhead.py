@@ -1,0 +1,140 @@
+"""What muomni adds to the step time of a bare DeepSpeed loop over the same model and batches.
+
+    OMP_NUM_THREADS=1 deepspeed --num_gpus 2 benchmarks/step_overhead.py --data data/sample
+
+Both loops run in one process, in turn, a round of steps each, so that a slow moment of the machine hits
+both. The bare loop has its batches in memory; muomni's reads, decodes and packs them, reduces weights
+over ranks, logs to metrics.jsonl and MLflow. Reported is the median over rounds of the ratio.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from muomni.config.loading import CONFIG_ROOT, parse_override, resolve
+from muomni.data.loader import PlannedDataset
+from muomni.dist.discovery import discover, export_environment
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--preset", default="nano")
+    flags.add_argument("--zero", type=int, default=1)
+    flags.add_argument("--rounds", type=int, default=12)
+    flags.add_argument("--steps", type=int, default=10, help="steps a round")
+    flags.add_argument("--json", type=Path)
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
+    ranks = discover()
+    export_environment(ranks, os.environ)
+
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine import process_group
+    from muomni.training.session import Request, open_loop, prepare
+
+    num_steps = arguments.rounds * arguments.steps + arguments.steps
+    changes = {**parse_override("training.max_epochs=null")["training"], "max_steps": num_steps}
+    config = resolve(
+        "thinker", arguments.preset, None,
+        {"data": {"root": arguments.data}, "training": changes},
+    )  # fmt: skip
+    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        session = prepare(Request(config, run, run, engine_json, "never"), ranks)
+        with process_group(session.device):
+            result = compare(open_loop(session), bare_loop(session, arguments.steps), arguments)
+    if ranks.is_main:
+        result |= {"arguments": vars(arguments) | {"json": None}, "machine": machine_facts()}
+        result["ranks"] = ranks.world_size
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(
+            json.dumps({key: result[key] for key in ("overhead_percent", "bare_ms", "muomni_ms")})
+        )
+
+
+def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
+    """`num_steps` steps of plain DeepSpeed over batches that are in memory."""
+    import deepspeed
+
+    from muomni.training import ds_config
+    from muomni.training.engine import quiet_deepspeed
+    from muomni.training.optim import build_optimizer
+
+    config, stage = session.request.config, session.stage
+    task = stage.build()
+    full = ds_config.complete(
+        session.request.engine_json, config, session.precision, session.num_accumulation,
+        session.ranks.world_size,
+    )  # fmt: skip
+    with quiet_deepspeed():
+        engine, *_ = deepspeed.initialize(
+            model=task, optimizer=build_optimizer(task, config.optim), config=full
+        )
+    dataset = PlannedDataset(session.train, stage.view(), config.seed)
+    plan = session.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
+    batches = []
+    for _ in range(num_steps * session.num_accumulation):
+        batch = dataset[next(plan)]
+        batch.pop("num_bad")
+        batches.append((batch, float(stage.weights(batch)["loss"])))
+
+    def run() -> None:
+        for batch, weight in batches:
+            loss = engine(batch).losses["loss"] / weight
+            engine.backward(loss)
+            engine.step()
+
+    return run
+
+
+def compare(loop: Any, bare: Callable[[], None], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times of both loops, round by round in turn; the first round of each only warms up."""
+    loop._open_logs()
+    loop.engine.train()
+    batches = iter(loop.loader)
+
+    def ours() -> None:
+        for _ in range(arguments.steps):
+            loop._step(batches, False)
+            loop.window.stop_agreed()
+            if loop.state.step % loop.config.training.log_every == 0:
+                loop._log(loop.state.step)
+
+    times: dict[str, list[float]] = {"bare": [], "muomni": []}
+    for number in range(arguments.rounds + 1):
+        pair = [("bare", bare), ("muomni", ours)]
+        for name, run in pair if number % 2 else reversed(pair):
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(1000 * (time.perf_counter() - start) / arguments.steps)
+    loop._close_logs("FINISHED")
+    ratios = [ours / theirs for ours, theirs in zip(times["muomni"], times["bare"], strict=True)]
+    return {
+        "overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),
+        "overhead_percent_of_minima": round(
+            100 * (min(times["muomni"]) / min(times["bare"]) - 1), 2
+        ),
+        "bare_ms": round(statistics.median(times["bare"]), 2),
+        "muomni_ms": round(statistics.median(times["muomni"]), 2),
+        "rounds_ms": times,
+    }
+
+
+if __name__ == "__main__":
+    main()
