@@ -69,7 +69,7 @@ def merge(answers: dict[Version, dict[str, str]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write requirements/lock.txt.")
     parser.add_argument("python", nargs="*", default=[sys.executable])
     answers = dict(resolve(python) for python in parser.parse_args().python)
     versions = ", ".join(f"{major}.{minor}" for major, minor in sorted(answers))

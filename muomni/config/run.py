@@ -20,14 +20,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class DataSection(Section):
     """Where samples come from and how many processes decode them."""
 
-    root: str = Field("data/sample", description="one dataset, or a folder of datasets")
-    tokenizer: str | None = Field(None, description="default: ROOT/tokenizer.model")
+    root: str = Field(default="data/sample", description="one dataset, or a folder of datasets")
+    tokenizer: str | None = Field(default=None, description="default: ROOT/tokenizer.model")
     num_workers: int = Field(
-        0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
+        default=0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
     )
-    prefetch: Positive = Field(4, description="batches that each worker keeps ready")
+    prefetch: Positive = Field(default=4, description="batches that each worker keeps ready")
     max_bad_samples: int = Field(
-        100, ge=0, description="samples that may fail to decode before the run stops"
+        default=100, ge=0, description="samples that may fail to decode before the run stops"
     )
 
 
@@ -35,11 +35,13 @@ class BatchSection(Section):
     """How samples become micro-batches; what one unit of `size` is depends on the stage."""
 
     size: Positive = Field(description="samples, tokens a row, or seconds: see the stage's recipe")
-    rows: Positive = Field(1, description="rows of a packed micro-batch")
+    rows: Positive = Field(default=1, description="rows of a packed micro-batch")
     micro_batches_per_step: Positive | None = Field(
-        None, description="over all ranks and accumulation steps; default: one a rank"
+        default=None, description="over all ranks and accumulation steps; default: one a rank"
     )
-    window: Positive = Field(2048, description="samples that are bucketed or packed together")
+    window: Positive = Field(
+        default=2048, description="samples that are bucketed or packed together"
+    )
 
 
 class OptimSection(Section):
@@ -47,9 +49,9 @@ class OptimSection(Section):
 
     lr: float = Field(gt=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.05
     final_lr_fraction: Fraction = 0.1
@@ -62,7 +64,7 @@ class TrainingSection(Section):
     max_epochs: Positive | None = None
     validate_every: Positive = 200
     validate_batches: Positive | None = Field(
-        None, description="micro-batches a validation looks at; default: the whole split"
+        default=None, description="micro-batches a validation looks at; default: the whole split"
     )
     save_every: Positive = 200
     keep_last: Positive = 2
@@ -79,9 +81,9 @@ class TrainingSection(Section):
 class Fp16Section(Section):
     """DeepSpeed's dynamic loss scaling."""
 
-    initial_scale_power: int = Field(16, ge=0)
+    initial_scale_power: int = Field(default=16, ge=0)
     scale_window: Positive = 500
-    min_scale: float = Field(1.0, gt=0)
+    min_scale: float = Field(default=1.0, gt=0)
     hysteresis: Positive = 1
 
 
@@ -90,7 +92,7 @@ class RunConfig(Section):
 
     stage: StageName
     preset: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     data: DataSection = DataSection()
     batch: BatchSection

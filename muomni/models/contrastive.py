@@ -136,10 +136,11 @@ def _counts(groups: Tensor | None, offset: int, num_local: int, device: torch.de
 
 def _pair_weights(logits: Tensor, local_lse: Tensor, other_lse: Tensor) -> Tensor:
     """Return dL/dlogit [n, N], the positive's -1 excepted: mean of both softmax shares."""
-    shares = [torch.exp(logits - local_lse[:, None]), torch.exp(logits - other_lse[None, :])]
+    forward = torch.exp(logits - local_lse[:, None])
+    backward = torch.exp(logits - other_lse[None, :])
     # A padding row has no finite logit and a log-sum-exp of -inf: its shares are zero.
     hidden = logits == -torch.inf
-    return sum(share.masked_fill(hidden, 0.0) for share in shares) / 2
+    return (forward.masked_fill(hidden, 0.0) + backward.masked_fill(hidden, 0.0)) / 2
 
 
 def _accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:

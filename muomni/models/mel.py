@@ -93,7 +93,7 @@ class LogMel(nn.Module):
                 return_complex=True,
             )
             magnitude = spectrum.abs()[:, :, :num_frames].transpose(1, 2)
-            mel = magnitude @ mel_filters(config, signal.device)
+            mel = magnitude @ mel_filters(config, signal.device)  # pyright: ignore[reportArgumentType]
             log_mel = mel.clamp(min=MAGNITUDE_FLOOR).log()
             frame_lengths = num_mel_frames(lengths, config.hop)
             valid = length_mask(frame_lengths, num_frames)

@@ -62,6 +62,11 @@ class ResidualQuantizer(nn.Module):
     before it; one that is not yet filled adds nothing to the output.
     """
 
+    codebooks: Tensor  # [K, V, d]
+    ema_counts: Tensor  # [K, V]
+    ema_sums: Tensor  # [K, V, d]
+    num_filled: Tensor  # []
+
     def __init__(
         self,
         num_codebooks: int,
@@ -86,7 +91,9 @@ class ResidualQuantizer(nn.Module):
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None:
+                self._buffers[name] = buffer.to(moved.device)
         return self
 
     def forward(self, latents: Tensor, valid: Tensor, seeds: Tensor | None) -> QuantizerOutput:
@@ -115,7 +122,7 @@ class ResidualQuantizer(nn.Module):
         stacked = torch.stack(codes, -1)
         quantised = (latents + (total - latents).detach()) * valid[:, :, None]
         statistics = None
-        if self.training:
+        if self.training and seeds is not None:
             statistics = self._statistics(torch.stack(residuals), stacked, valid, seeds)
         return QuantizerOutput(quantised, stacked, commitment, statistics)
 

@@ -21,7 +21,7 @@ MOMENTUM = 0.99
 
 def mel_to_magnitude(log_mel: Tensor, config: MelConfig) -> Tensor:
     """Return STFT magnitudes [T, num_fft // 2 + 1] whose mel spectrogram is `log_mel` [T, M]."""
-    filters = mel_filters(config, log_mel.device)
+    filters = mel_filters(config, log_mel.device)  # pyright: ignore[reportArgumentType]
     target = log_mel.float().exp() @ filters.T
     gram = filters @ filters.T
     magnitude = target
