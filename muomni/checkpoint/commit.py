@@ -36,6 +36,7 @@ class Topology:
     world_size: int
     zero_stage: int
     precision: str
+    num_expert_ranks: int = 0  # that share one set of experts; 0 = plain layers everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,9 @@ def prune(root: Path, keep_last: int) -> None:
 
 
 def _describe(topology: Topology) -> str:
-    return f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}"
+    experts = topology.num_expert_ranks
+    shared = f", experts over {experts} ranks" if experts else ""
+    return f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}"
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:

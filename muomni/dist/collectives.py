@@ -25,13 +25,16 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate `[n, ...]` of all ranks in rank order, without gradient; n is the same on each."""
+def gather_rows(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """Concatenate `[n, ...]` of all ranks in rank order, without gradient; n is the same on each.
+
+    With `group`, of its ranks.
+    """
     tensor = tensor.detach().contiguous()
     if not is_distributed():
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor)
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, tensor, group=group)
     return torch.cat(parts)
 
 

@@ -25,11 +25,15 @@ class LossSum(NamedTuple):
 
 
 class RouterLosses(NamedTuple):
-    """Mean over the MoE layers, times the number of real tokens (`weight`); all 0-d fp32."""
+    """Mean over the MoE layers, times the number of real tokens (`weight`); 0-d fp32.
+
+    `load` [layers, E] counts how many of the real tokens each expert was chosen for.
+    """
 
     balance: Tensor
     z: Tensor
     weight: Tensor
+    load: Tensor
 
 
 def next_token_loss(
@@ -124,14 +128,17 @@ def router_losses(
     share = (real / num_real.clamp(min=1))[:, None]
     balance = torch.zeros((), device=first.device)
     z = torch.zeros((), device=first.device)
+    load = []
     for layer in logits:
         wide = layer.float()
         num_experts = wide.shape[1]
         _, chosen = route(wide.detach(), top_k, normalise=False)
         assigned = torch.zeros(num_experts, device=wide.device)
-        assigned.scatter_add_(0, chosen.reshape(-1), share.expand(-1, top_k).reshape(-1))
+        assigned.scatter_add_(0, chosen.reshape(-1), real[:, None].expand(-1, top_k).reshape(-1))
+        load.append(assigned)
         probability = (wide.softmax(dim=-1) * share).sum(dim=0)
-        balance = balance + num_experts * (assigned * probability).sum()
+        frequency = assigned / num_real.clamp(min=1)
+        balance = balance + num_experts * (frequency * probability).sum()
         z = z + (wide.logsumexp(dim=-1).square() * share[:, 0]).sum()
     scale = num_real / len(logits)
-    return RouterLosses(balance * scale, z * scale, num_real)
+    return RouterLosses(balance * scale, z * scale, num_real, torch.stack(load))

@@ -50,6 +50,9 @@ class Progress:
         ]
         if "loss_scale" in figures:
             parts.insert(4, f"scale {figures['loss_scale']:g} skipped {figures['num_skipped']:.0f}")
+        if "moe/max_load" in figures:
+            load, dead = figures["moe/max_load"], figures["moe/num_dead"]
+            parts.insert(4, f"experts max {load:.1f}x dead {dead:.0f}")
         return "  ".join(parts)
 
 

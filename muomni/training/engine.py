@@ -10,20 +10,23 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
-from muomni.config.run import RunConfig
+from muomni.config.run import OptimSection, RunConfig
 from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
-from muomni.training import ds_config
-from muomni.training.optim import build_optimizer
+from muomni.models.moe import from_autoep
+from muomni.training import ds_config, expert_parallel
+from muomni.training.optim import build_optimizer, parameter_groups
 from muomni.training.stage import StageOutput
 
 logger = logging.getLogger(__name__)
@@ -56,9 +59,14 @@ class Engine:
             full["gradient_clipping"] = 0.0
         self._max_grad_norm = config.optim.max_grad_norm
         self._own_norm: torch.Tensor | None = None
+        self.num_expert_ranks = expert_parallel.group_size(full)
+        self._device = device
+        self._hollow = expert_parallel.meta_copy(task) if self.num_expert_ranks else None
         task.to(device)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
-        optimizer = build_optimizer(task, config.optim)
+        optimizer = partial(_moe_optimizer, task, config.optim)
+        if not self.num_expert_ranks:
+            optimizer = build_optimizer(task, config.optim)
         with quiet_deepspeed():
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=task, optimizer=optimizer, config=full
@@ -97,7 +105,10 @@ class Engine:
                 group["lr"] = base * lr_factor
             if self._clips_itself:
                 limit = self._max_grad_norm or float("inf")
-                self._own_norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
+                if self.num_expert_ranks:
+                    self._own_norm = expert_parallel.clip_grad_norm(self.task, limit)
+                else:
+                    self._own_norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
         self.deepspeed.step()
 
     @property
@@ -134,24 +145,44 @@ class Engine:
 
     @contextmanager
     def whole_parameters(self) -> Iterator[nn.Module]:
-        """The task module with whole parameters on every rank (ZeRO-3 gathers them for the block)."""
+        """The task module with whole parameters on rank 0, for use by that rank alone.
+
+        ZeRO-3 gathers them for the block. Experts of other ranks would have to be asked for at each
+        token, so with expert parallelism rank 0 gets a plain copy of the module instead.
+        """
+        if self._hollow is not None:
+            state = self.full_state("")
+            is_main = collectives.rank() == 0
+            yield (
+                expert_parallel.plain_module(self._hollow, state, self.task, self._device)
+                if is_main
+                else self.task
+            )
+            return
         parameters = list(self.task.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
             yield self.task
 
     def full_state(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Parameters and buffers below `prefix` as whole fp32 CPU tensors; all ranks must call it."""
+        """Parameters and buffers below `prefix` as whole fp32 CPU tensors; all ranks must call it.
+
+        Experts of all ranks are there, too, under the names of the plain block.
+        """
         state: dict[str, torch.Tensor] = {}
+        groups = expert_parallel.expert_groups(self.task)
         for name, parameter in self.task.named_parameters():
             if name.startswith(prefix):
-                state[name.removeprefix(prefix)] = self._full_parameter(parameter)
+                full = self._full_parameter(parameter)
+                if name in groups:
+                    full = expert_parallel.gather_experts(full, groups[name], self._device)
+                state[name.removeprefix(prefix)] = full
         for name, buffer in self.task.named_buffers():
             owner, _, leaf = name.rpartition(".")
             if name.startswith(prefix) and leaf not in (
                 self.task.get_submodule(owner)._non_persistent_buffers_set
             ):
                 state[name.removeprefix(prefix)] = buffer.detach().clone().cpu()
-        return state
+        return from_autoep(state) if groups else state
 
     def _full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
         full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
@@ -162,6 +193,19 @@ class Engine:
             full.detach().to("cpu", copy=True).view(getattr(parameter, "ds_shape", parameter.shape))
         )
         return full.float() if full.is_floating_point() else full
+
+
+def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) -> Any:
+    """The optimizer over expert-parallel layers; DeepSpeed calls this once it has made them.
+
+    ZeRO partitions experts over fewer ranks than the rest, so it wants them in groups of their own.
+    """
+    groups = [
+        {**group, "name": f"group{number}"}
+        for number, group in enumerate(parameter_groups(task, optim.weight_decay))
+    ]
+    split = split_params_into_different_moe_groups_for_optimizer(groups)
+    return build_optimizer(task, optim, [group for group in split if group["params"]])
 
 
 def _restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:

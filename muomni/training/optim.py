@@ -23,9 +23,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, optim: OptimSection) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike."""
-    groups = parameter_groups(module, optim.weight_decay)
+def build_optimizer(
+    module: nn.Module, optim: OptimSection, groups: list[dict[str, object]] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike.
+
+    `groups` replace the module's own `parameter_groups`.
+    """
+    groups = groups or parameter_groups(module, optim.weight_decay)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

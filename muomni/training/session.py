@@ -7,7 +7,7 @@ JSON, a missing dataset or upstream export, a world size that cannot share a ste
 import hashlib
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
 from muomni.run_folder import RunFolder, provenance
+from muomni.training import expert_parallel
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.precision import pick_device, pick_precision
+from muomni.training.routing import find_moe
 from muomni.training.stage import Stage, StageContext
 from muomni.training.stages import load_stage
 
@@ -102,6 +104,10 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     _check_tokenizers(tokenizer, upstream, root)
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    if expert_parallel.SECTION in request.engine_json:
+        moe = find_moe(stage.model_config())
+        completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
+        request = replace(request, engine_json=completed)
     train = Source(datasets, "train")
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val") if has_val else None
@@ -133,7 +139,9 @@ def open_loop(session: Session) -> Loop:
         session.num_accumulation,
         session.device,
     )
-    topology = Topology(session.ranks.world_size, engine.zero_stage, session.precision)
+    topology = Topology(
+        session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks
+    )
     state = TrainState(0, session.plan_digest, None, None, 0.0)
     if checkpoint is not None:
         state = commit.load(engine.deepspeed, checkpoint, topology)

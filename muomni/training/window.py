@@ -49,7 +49,10 @@ class WindowReduction:
 
 
 class RunningSums:
-    """Adds up [sum, weight] pairs on the device; ratios are formed only when they are logged."""
+    """Adds up [sum, weight] pairs on the device; ratios are formed only when they are logged.
+
+    A pair may be of vectors ([2, n]); its ratios are then called `name.0` to `name.n-1`.
+    """
 
     def __init__(self) -> None:
         self._sums: Sums = {}
@@ -62,11 +65,14 @@ class RunningSums:
         """Ratios over all ranks since the last call; every rank must call it."""
         if not self._sums:
             return {}
-        names = sorted(self._sums)
-        table = torch.stack([self._sums[name].double() for name in names])
+        columns: list[str] = []
+        for name, pair in sorted(self._sums.items()):
+            indices = range(pair.shape[1]) if pair.ndim == 2 else ()
+            columns += [f"{name}.{index}" for index in indices] or [name]
+        table = torch.cat([self._sums[name].double().view(2, -1) for name in sorted(self._sums)], 1)
         self._sums = {}
-        collectives.sum_over_ranks(table)
+        totals, weights = collectives.sum_over_ranks(table).tolist()
         return {
             name: (total / weight if weight else float("nan"))
-            for name, (total, weight) in zip(names, table.tolist(), strict=True)
+            for name, total, weight in zip(columns, totals, weights, strict=True)
         }

@@ -1,6 +1,7 @@
 """Stage `thinker`: next-token prediction over packed documents."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -10,19 +11,24 @@ from muomni.config.models import ThinkerConfig
 from muomni.data.plan import Batching
 from muomni.data.text_view import IGNORE, TextView
 from muomni.data.view import Batch
+from muomni.models.moe import record_router_logits
 from muomni.models.thinker import Thinker
+from muomni.training.routing import load_figures, router_term
 from muomni.training.stage import Stage, StageOutput, Sums
 
 
 class ThinkerTask(nn.Module):
-    """The Thinker and its loss."""
+    """The Thinker and its loss; with a mixture of experts also those of its routers."""
 
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
         self.thinker = Thinker(config)
+        self.moe = config.moe
 
     def forward(self, batch: Batch) -> StageOutput:
-        hidden = self.thinker(batch["input_ids"], document_ids=batch["document_ids"])
+        recording = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
+        with recording as router_logits:
+            hidden = self.thinker(batch["input_ids"], document_ids=batch["document_ids"])
         loss = self.thinker.loss(hidden, batch["labels"])
         total = loss.total.detach()
         logs = {
@@ -31,7 +37,13 @@ class ThinkerTask(nn.Module):
             # nats per byte; `metrics` turns it into bits
             "bits_per_byte": torch.stack([total, batch["num_bytes"]]),
         }
-        return StageOutput({"loss": loss.total}, logs)
+        output = StageOutput({"loss": loss.total}, logs)
+        if self.moe is not None and self.training:
+            is_real = batch["document_ids"] > 0
+            term, router_logs = router_term(router_logits, self.moe, is_real, loss.weight)
+            output.losses["loss"] = loss.total + term
+            output.logs |= router_logs
+        return output
 
 
 class ThinkerStage(Stage):
@@ -61,7 +73,7 @@ class ThinkerStage(Stage):
         return {"loss": (batch["labels"] != IGNORE).sum().float()}
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = dict(ratios)
+        figures = load_figures(ratios)
         figures["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
         figures["perplexity"] = math.exp(min(50.0, ratios["loss"]))
         return figures
