@@ -43,7 +43,7 @@ Conversation = dict[str, object]
 
 def main() -> None:
     """Build all parts of the samples folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Make samples/ from the full corpora.")
     parser.add_argument("--corpora", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
@@ -171,7 +171,6 @@ def copy_trimodal(
             row["audio"] = f"../{by_text[row['transcript'].lower()]}"
         else:
             _copy(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
-        row["duration"] = round(soundfile.info(out / "trimodal" / row["audio"]).duration, 3)
         kept.append(row)
     questions = _jsonl(corpora / "trimodal/questions.jsonl")
     for row in questions:
@@ -185,7 +184,7 @@ def copy_trimodal(
             {
                 "id": Path(row["audio"]).stem,
                 "audio": row["audio"],
-                "text": row["transcript"],
+                "text": transcript_group(row["transcript"]).partition(":")[2],
                 "speaker": row["speaker"],
             }
             for row in spoken

@@ -1,11 +1,11 @@
 """Command line of data preparation: `python -m data_prep VERB ...`."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -335,16 +335,18 @@ def _manifests(folders: list[Path]) -> list[Manifest]:
     return found
 
 
-def _open_progress(total: int | None, name: str) -> AbstractContextManager[Progress]:
+@contextlib.contextmanager
+def _open_progress(total: int | None, name: str) -> Iterator[Progress]:
     """A progress bar with rate on standard error; silent when that is no terminal."""
-    return tqdm(
+    with tqdm(
         total=total,
         desc=name,
         unit=" samples",
         file=sys.stderr,
         disable=not sys.stderr.isatty(),
         dynamic_ncols=True,
-    )
+    ) as bar:
+        yield bar
 
 
 def _array_task(text: str | None) -> tuple[int, int]:

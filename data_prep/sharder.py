@@ -37,7 +37,7 @@ _counter: Synchronized | None = None
 class Progress(Protocol):
     """The part of tqdm that is used here."""
 
-    def update(self, num_samples: int) -> object: ...
+    def update(self, n: int) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,10 @@ def _start_worker(counter: Synchronized) -> None:
 class _SharedProgress:
     """Counts in memory that the parent process reads, a batch of samples at a time."""
 
-    def update(self, num_samples: int) -> None:
+    def update(self, n: int) -> None:
         assert _counter is not None
         with _counter.get_lock():
-            _counter.value += num_samples
+            _counter.value += n
 
 
 def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:

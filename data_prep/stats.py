@@ -31,7 +31,7 @@ def split_stats(manifest: Manifest) -> dict[str, dict[str, object]]:
 
 def table(manifest: Manifest, stats: dict[str, dict[str, object]]) -> str:
     """The figures as text: a line a split, then what was left out."""
-    head = (
+    head: tuple[str, ...] = (
         "split",
         "samples",
         "groups",
@@ -42,7 +42,7 @@ def table(manifest: Manifest, stats: dict[str, dict[str, object]]) -> str:
         "chars a sample",
         "seconds a sample",
     )
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, row in stats.items():
         minutes = float(str(row["duration_ms"])) / 60_000
         rows.append(

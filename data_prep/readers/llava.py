@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from data_prep.corpus import (
     BAD_RECORD,
@@ -35,6 +36,8 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+MediaKind = Literal["image", "audio"]
+_KINDS: tuple[MediaKind, ...] = ("image", "audio")
 _PLACEHOLDER = re.compile(r"(<image>|<audio>)")
 
 
@@ -68,12 +71,12 @@ def read_llava(src: Path, options: ReaderOptions) -> Iterator[Item]:
 def _item(record: object, root: Path, source: str, default_id: str) -> Item:
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise BadSampleError(BAD_RECORD, "the record has no list 'conversations'")
-    files = {kind: _paths(record, kind, root) for kind in ("image", "audio")}
+    files: dict[MediaKind, list[str]] = {kind: _paths(record, kind, root) for kind in _KINDS}
     given = {kind: list(paths) for kind, paths in files.items()}
     values = [_fields(turn) for turn in record["conversations"]]
-    unplaced = [
+    unplaced: list[MediaKind] = [
         kind
-        for kind in ("image", "audio")
+        for kind in _KINDS
         if files[kind] and not any(f"<{kind}>" in value for _, value, _ in values)
     ]
     turns = []
@@ -117,12 +120,12 @@ def _fields(turn: object) -> tuple[Role, str, str]:
     return role, value, spoken
 
 
-def _parts(value: str, files: dict[str, list[str]]) -> list[Part]:
+def _parts(value: str, files: dict[MediaKind, list[str]]) -> list[Part]:
     """Cut a value at its placeholders, taking the next file for each."""
-    parts = []
+    parts: list[Part] = []
     for piece in _PLACEHOLDER.split(value):
         if _PLACEHOLDER.fullmatch(piece):
-            kind = "image" if piece == "<image>" else "audio"
+            kind: MediaKind = "image" if piece == "<image>" else "audio"
             if not files[kind]:
                 raise BadSampleError(BAD_RECORD, f"a {piece} has no file in {kind!r}")
             parts.append(Part(kind, files[kind].pop(0)))

@@ -144,7 +144,8 @@ def _read_jsonl(_src: Path, file: Iterator[str]) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row: object = json.loads(line)
         except ValueError as error:
-            row = {"": f"the line is no JSON: {error}"}
-        yield number, row if isinstance(row, dict) else {"": "the line is no JSON object"}
+            yield number, {"": f"the line is no JSON: {error}"}
+            continue
+        yield number, dict(row) if isinstance(row, dict) else {"": "the line is no JSON object"}

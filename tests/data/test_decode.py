@@ -1,0 +1,98 @@
+"""Pictures in all modes, recordings in all rates, and everything that can be broken."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from muomni.data.decode import audio_facts, decode_audio, decode_image, open_image
+from muomni.errors import DataError
+
+
+def _encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _tone(rate: int, channels: int = 1, form: str = "FLAC", duration_s: float = 0.5) -> bytes:
+    buffer = io.BytesIO()
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(duration_s * rate)) / rate)
+    soundfile.write(buffer, np.stack([tone] * channels, axis=1), rate, format=form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new(mode, (40, 30))
+    data = _encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    array = decode_image(data, 16)
+    assert array.shape == (3, 16, 16)
+    assert array.dtype == np.uint8
+
+
+def test_transparency_is_laid_on_white() -> None:
+    array = decode_image(_encode(Image.new("RGBA", (8, 8), (255, 0, 0, 0))), 8)
+    assert (array == 255).all()
+    half = decode_image(_encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), 8)
+    assert abs(int(half[0, 0, 0]) - 127) <= 1
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([0, 0, 0])
+    assert (decode_image(_encode(palette, transparency=0), 8) == 255).all()
+
+
+def test_shorter_side_is_resized_and_centre_kept() -> None:
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    array = decode_image(_encode(image), 50)
+    assert (array[2, :, 5:45] == 255).all()
+    assert (array[0, :, 5:45] == 0).all()
+
+
+def test_camera_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    assert open_image(data).size == (20, 40)
+
+
+def test_broken_pictures() -> None:
+    whole = _encode(Image.effect_noise((64, 64), 50))
+    for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:30]):
+        with pytest.raises(DataError, match="broken picture"):
+            decode_image(data, 16)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_recordings_become_mono_at_16_khz(rate: int, channels: int) -> None:
+    data = _tone(rate, channels)
+    facts = audio_facts(data)
+    assert (facts.duration_ms, facts.sample_rate_hz, facts.num_channels) == (500, rate, channels)
+    samples = decode_audio(data)
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - 8_000) <= 1
+    spectrum = np.abs(np.fft.rfft(samples[1_000:7_000] * np.hanning(6_000)))
+    assert abs(np.argmax(spectrum) * 16_000 / 6_000 - 440) < 4
+    assert 0.45 < np.abs(samples[1_000:7_000]).max() < 0.55
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_containers(form: str) -> None:
+    assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
+
+
+def test_broken_recordings() -> None:
+    whole = _tone(16_000, duration_s=2.0)
+    for data in (b"", b"no sound", whole[: len(whole) // 2], whole[:50]):
+        with pytest.raises(DataError, match="broken recording"):
+            decode_audio(data)
+    with pytest.raises(DataError, match="zero length"):
+        decode_audio(_tone(16_000, form="WAV", duration_s=0))
+    buffer = io.BytesIO()
+    values = np.array([0.0, np.nan, 0.1], dtype=np.float32)
+    soundfile.write(buffer, values, 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(DataError, match="non-finite"):
+        decode_audio(buffer.getvalue())
