@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -218,7 +219,7 @@ def _run_task(arguments: argparse.Namespace) -> None:
         speaker=given.get("speaker", ""),
     )
     options = ShardingOptions(
-        name=arguments.name or arguments.out.resolve().name,
+        name=arguments.name or _default_name(arguments.out),
         task=arguments.task,
         reader=arguments.format,
         reader_options=reader_options.as_text(),
@@ -304,7 +305,7 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
 def _run_index(arguments: argparse.Namespace) -> None:
     if not arguments.dir.is_dir():
         raise DataError(f"folder {arguments.dir} does not exist")
-    name = arguments.name or arguments.dir.resolve().name
+    name = arguments.name or _default_name(arguments.dir)
     with _open_progress(None, name) as progress:
         manifest = adopt.adopt(
             arguments.dir,
@@ -377,6 +378,11 @@ def _columns(text: str) -> dict[str, str]:
             raise ConfigError(f"--columns {text!r} is not NAME=COLUMN,...")
         columns[name.strip()] = column.strip()
     return columns
+
+
+def _default_name(folder: Path) -> str:
+    """The folder's name, in the letters that a dataset name may have."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name)[:64] or "dataset"
 
 
 def _num_cpus() -> int:

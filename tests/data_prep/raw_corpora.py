@@ -1,0 +1,77 @@
+"""Tiny raw corpora in public layouts, written for tests."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+
+def picture(number: int, mode: str = "RGB") -> bytes:
+    """A small PNG whose colour depends on `number`."""
+    buffer = io.BytesIO()
+    colour = (number * 37 % 256, number * 59 % 256, number * 83 % 256, 128)[: len(mode)]
+    Image.new(mode, (24, 18), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def recording(number: int, duration_s: float = 0.3, rate: int = 16_000, fmt: str = "WAV") -> bytes:
+    """A tone whose pitch depends on `number`."""
+    buffer = io.BytesIO()
+    time = np.arange(int(duration_s * rate)) / rate
+    soundfile.write(buffer, 0.3 * np.sin(2 * np.pi * (200 + 20 * number) * time), rate, format=fmt)
+    return buffer.getvalue()
+
+
+def write_coco(root: Path, num_images: int = 12) -> Path:
+    """COCO captions with `num_images` pictures in train2017."""
+    (root / "train2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images = [{"id": n, "file_name": f"{n:012d}.png"} for n in range(1, num_images + 1)]
+    for image in images:
+        (root / "train2017" / image["file_name"]).write_bytes(picture(image["id"]))
+    captions = [
+        {"id": n, "image_id": n, "caption": f"thing number {n}"} for n in range(1, num_images + 1)
+    ]
+    write_annotations(root, images, captions)
+    return root
+
+
+def write_annotations(root: Path, images: list[dict], captions: list[dict]) -> None:
+    content = {"images": images, "annotations": captions}
+    path = root / "annotations" / "captions_train2017.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_annotations(root: Path) -> tuple[list[dict], list[dict]]:
+    path = root / "annotations" / "captions_train2017.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["images"], content["annotations"]
+
+
+def write_ljspeech(root: Path, texts: list[str]) -> Path:
+    """LJSpeech with one tone a text."""
+    (root / "wavs").mkdir(parents=True)
+    lines = []
+    for number, text in enumerate(texts):
+        (root / "wavs" / f"LJ-{number:04d}.wav").write_bytes(recording(number))
+        lines.append(f"LJ-{number:04d}|{text}|{text}\n")
+    (root / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+def write_librispeech(root: Path, subset: str = "train-clean-100", chapters: int = 3) -> Path:
+    """LibriSpeech with two utterances a chapter."""
+    for chapter in range(chapters):
+        folder = root / subset / "19" / f"{100 + chapter}"
+        folder.mkdir(parents=True)
+        stem = f"19-{100 + chapter}"
+        lines = []
+        for number in range(2):
+            audio = recording(number, rate=11_025, fmt="FLAC")
+            (folder / f"{stem}-{number:04d}.flac").write_bytes(audio)
+            lines.append(f"{stem}-{number:04d} HELLO CHAPTER {chapter} LINE {number}\n")
+        (folder / f"{stem}.trans.txt").write_text("".join(lines), encoding="utf-8")
+    return root

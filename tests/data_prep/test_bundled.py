@@ -1,0 +1,86 @@
+"""The bundled corpora become the documented data root, and nothing leaks between its datasets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from muomni.data.manifest import Manifest, Task, find_datasets
+from muomni.data.shard_reader import SplitReader
+from muomni.data.tokenizer import Tokenizer
+
+FOLDERS: dict[str, Task] = {
+    "text": "text",
+    "image_caption": "image-caption",
+    "speech": "speech",
+    "speech_synthetic": "speech",
+    "tts": "tts",
+    "tts_librispeech": "tts",
+    "sft": "sft",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "sample"
+    main(["sample", "--out", str(out)])
+    return out
+
+
+def test_datasets_and_tokenizer(root: Path) -> None:
+    for folder, task in FOLDERS.items():
+        manifest = Manifest.load(root / folder)
+        assert (manifest.task, manifest.dropped) == (task, {})
+        assert set(manifest.splits) == {"train", "val", "test"}
+        assert manifest.licence
+    assert Tokenizer.load(root / "tokenizer.model").vocab_size == 2048
+
+
+def test_no_group_stands_in_two_splits_of_any_datasets(root: Path) -> None:
+    """A picture or prompt that one stage is tested on was in no other stage's training data."""
+    seen: dict[int, str] = {}
+    for folder in FOLDERS:
+        manifest = Manifest.load(root / folder)
+        for split in manifest.splits:
+            for group in SplitReader(manifest, split).columns["group_hash"].tolist():
+                assert seen.setdefault(group, split) == split
+
+
+def test_pictures_of_tested_conversations_were_not_trained_on(root: Path) -> None:
+    def pictures(folder: str, split: str) -> set[bytes]:
+        reader = SplitReader(Manifest.load(root / folder), split)
+        samples = (reader.read(index) for index in range(len(reader)))
+        return {
+            data
+            for sample in samples
+            for name, data in sample.items()
+            if name.endswith("png") and isinstance(data, bytes)
+        }
+
+    assert not pictures("sft", "test") & pictures("image_caption", "train")
+    assert pictures("sft", "test") == pictures("image_caption", "test")
+
+
+def test_spoken_answers_carry_their_recording(root: Path) -> None:
+    reader = SplitReader(Manifest.load(root / "sft"), "test")
+    kinds = set()
+    for index in range(len(reader)):
+        sample = reader.read(index)
+        kinds.add(str(sample["__key__"]).partition("-")[0])
+        answer = json.loads(sample["json"])["turns"][-1]["content"]
+        if str(sample["__key__"]).startswith("speak"):
+            assert [part["type"] for part in answer] == ["text", "audio"]
+            assert answer[1]["name"] in sample
+    assert kinds == {"caption", "ask", "transcribe", "speak"}
+
+
+def test_second_run_changes_nothing(root: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.tar")}
+    main(["sample", "--out", str(root)])
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.tar")} == before
+
+
+def test_stages_find_their_data(root: Path) -> None:
+    for task in set(FOLDERS.values()):
+        assert find_datasets(root, task)
