@@ -78,6 +78,14 @@ class Tokenizer:
         """Text of the ids; padding, ends and markers have no text. Broken UTF-8 becomes U+FFFD."""
         return self._processor.decode([int(i) for i in ids if int(i) not in self._without_text])
 
+    def pieces(self) -> dict[str, int]:
+        """Ids of the pieces that text is made of, by piece: bytes, merges in their order, characters."""
+        return {
+            self._processor.id_to_piece(i): i
+            for i in range(self.vocab_size)
+            if i != UNK_ID and i not in self._without_text
+        }
+
     def save(self, path: Path | str) -> None:
         """Write the model file, byte for byte as it was loaded."""
         Path(path).write_bytes(self._model)

@@ -1,0 +1,182 @@
+"""Stage `vision_encoder`: pictures and captions that belong together get like embeddings.
+
+InfoNCE over all pairs of an optimiser step, on all ranks and in all micro-batches, is no sum over
+micro-batches. With accumulation, the features of all micro-batches are computed first, without
+gradient, and each backward pass then sees all of them (`muomni/models/contrastive.py`). With one
+micro-batch a rank, features are gathered inside the one forward pass.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from muomni.config.loading import validate
+from muomni.config.models import ClipConfig, Section
+from muomni.data.image_text_view import NO_GROUP, Augmentation, ImageTextView
+from muomni.data.plan import Batching
+from muomni.data.source import Source
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.models.clip import Clip
+from muomni.models.contrastive import (
+    GatheredFeatures,
+    contrastive_surrogate,
+    gathered_logsumexp,
+)
+from muomni.training.stage import Artefact, Stage, StageOutput, Sums
+
+_NUM_SAMPLE_OUTPUTS = 8
+_FEATURES_ONLY = "features_only"
+
+
+class VisionEncoderOptions(Section):
+    """Settings of the stage besides the model's sizes."""
+
+    augmentation: Augmentation | None = Field(
+        default=Augmentation(), description="how pictures are varied in training; null: not at all"
+    )
+
+
+class VisionEncoderTask(nn.Module):
+    """Both towers and the contrastive loss."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.clip = Clip(config)
+
+    def forward(self, batch: Batch) -> StageOutput:
+        output = self.clip(batch["images"], batch["token_ids"], batch["token_lengths"])
+        if _FEATURES_ONLY in batch:
+            features = {"image": output.image, "text": output.text, "scale": output.scale}
+            return StageOutput({}, state=features)
+        pool = batch
+        if "all_images" not in batch:
+            # Held-out figures compare within the micro-batch, so that they are the same for any
+            # number of ranks.
+            pool = _pool(
+                output.image, output.text, batch["groups"], output.scale, is_shared=self.training
+            )
+        gathered = GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
+        total, weight, logs = contrastive_surrogate(
+            output.image,
+            output.text,
+            gathered,
+            pool["image_lse"],
+            pool["text_lse"],
+            int(pool["offset"]),
+            output.scale,
+        )
+        logs["loss"] = torch.stack([total.detach(), weight])
+        logs["scale"] = torch.stack([output.scale.detach() * weight, weight])
+        return StageOutput({"loss": total}, logs)
+
+
+def _pool(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    groups: torch.Tensor,
+    scale: torch.Tensor,
+    is_shared: bool,
+) -> Batch:
+    """What the surrogate needs of all pairs of a step; ranks hold equally many when `is_shared`.
+
+    `offset` is the place of the first local pair; it stays on the host.
+    """
+    gather = collectives.gather_rows if is_shared else torch.Tensor.detach
+    gathered = GatheredFeatures(gather(images), gather(texts), gather(groups))
+    offset = len(images) * collectives.rank() if is_shared else 0
+    image_lse, text_lse = gathered_logsumexp(offset, len(images), gathered, scale)
+    return {
+        "all_images": gathered.x,
+        "all_texts": gathered.y,
+        "all_groups": gathered.groups,
+        "image_lse": gather(image_lse),
+        "text_lse": gather(text_lse),
+        "offset": torch.tensor(offset),
+    }
+
+
+class VisionEncoderStage(Stage):
+    """Trains the vision tower with a text tower as its teacher; both are exported."""
+
+    name = "vision_encoder"
+    tasks = ("image-caption",)
+    options_type = VisionEncoderOptions
+    best_metric = "accuracy"
+    best_is_lower = False
+
+    def model_config(self) -> ClipConfig:
+        sizes = dict(self.config.model)
+        text = sizes.get("text")
+        if isinstance(text, dict):
+            sizes["text"] = {**text, "vocab_size": self.tokenizer.vocab_size}
+        return validate(ClipConfig, sizes, "section 'model'")
+
+    def view(self) -> ImageTextView:
+        config = self.model_config()
+        return ImageTextView(
+            self.tokenizer,
+            config.vision.image_size,
+            config.text.max_positions,
+            self.config.batch.size,
+            self.options.augmentation,
+        )
+
+    def batching(self) -> Batching:
+        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+
+    def build(self) -> VisionEncoderTask:
+        return VisionEncoderTask(self.model_config())
+
+    def model(self, task: VisionEncoderTask) -> Clip:
+        return task.clip
+
+    def weights(self, batch: Batch) -> Sums:
+        return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
+
+    def begin_step(
+        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+    ) -> list[Batch]:
+        """With accumulation: features of all micro-batches first, so that each sees all others."""
+        if len(batches) == 1:
+            return batches
+        marker = torch.ones(())
+        with torch.no_grad():
+            passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
+            images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
+            groups = torch.cat([batch["groups"] for batch in batches])
+            pool = _pool(images, texts, groups, passes[0]["scale"], is_shared=True)
+        sizes = torch.tensor([0, *(len(batch["groups"]) for batch in batches)]).cumsum(0)
+        return [
+            {**batch, **pool, "offset": pool["offset"] + start}
+            for batch, start in zip(batches, sizes, strict=False)
+        ]
+
+    def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
+        figures = dict(ratios)
+        to_text = figures.pop("accuracy_x_to_y")
+        to_image = figures.pop("accuracy_y_to_x")
+        figures["accuracy"] = (to_text + to_image) / 2
+        return figures
+
+    def sample_outputs(
+        self, task: VisionEncoderTask, source: Source, folder: Path
+    ) -> Iterator[Artefact]:
+        view = self.view()
+        pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
+        batch = view.collate([[pair] for pair in pairs])
+        device = self.context.device
+        output = task.clip(*(batch[k].to(device) for k in ("images", "token_ids", "token_lengths")))
+        names = [self.tokenizer.decode(pair.ids) for pair in pairs]
+        similarity = output.image[: len(pairs)] @ output.text[: len(pairs)].T
+        nearest = similarity.argsort(dim=1, descending=True)[:, :3].tolist()
+        lines = [
+            f"picture of: {name}\nnearest: {' | '.join(names[place] for place in places)}\n"
+            for name, places in list(zip(names, nearest, strict=True))[:_NUM_SAMPLE_OUTPUTS]
+        ]
+        path = folder / "vision_encoder.txt"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        yield Artefact(path, "text")
