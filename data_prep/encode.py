@@ -26,7 +26,7 @@ from muomni.data.decode import (
     IMAGE_EXTENSIONS,
     AudioFacts,
     audio_facts,
-    open_image,
+    image_size,
 )
 from muomni.data.manifest import Task
 from muomni.data.shard_writer import SampleCost
@@ -65,10 +65,10 @@ def checked_image(path: str) -> tuple[str, bytes, int]:
     extension = _extension(path, IMAGE_EXTENSIONS, BROKEN_IMAGE)
     data = read_media(path)
     try:
-        image = open_image(data)
+        width, height = image_size(data)
     except DataError as error:
         raise BadSampleError(BROKEN_IMAGE, f"{path}: {error}") from error
-    return extension, data, image.width * image.height
+    return extension, data, width * height
 
 
 @lru_cache(maxsize=_NUM_KEPT)

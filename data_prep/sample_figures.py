@@ -3,7 +3,7 @@
 import json
 
 from data_prep.train_tokenizer import sample_texts
-from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, audio_facts, open_image
+from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, audio_facts, image_size
 from muomni.data.manifest import Task
 from muomni.data.shard_writer import SampleCost
 from muomni.errors import DataError
@@ -37,12 +37,12 @@ def figures(sample: dict[str, bytes | str], task: Task) -> SampleCost:
         raise DataError(f"no text among its members ({_names(sample)})")
     if task == "sft":
         _check_names(sample)
-    pictures = [open_image(data) for _, data in images]
+    sizes = [image_size(data) for _, data in images]
     counted = texts[:1] if task == "image-caption" else texts
     return SampleCost(
         duration_ms=sum(audio_facts(data).duration_ms for _, data in audios),
         num_chars=sum(len(text) for text in counted),
-        num_pixels=sum(picture.width * picture.height for picture in pictures),
+        num_pixels=sum(width * height for width, height in sizes),
         num_images=len(images),
         num_audios=len(audios),
     )

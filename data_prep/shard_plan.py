@@ -177,6 +177,5 @@ def _digest(ordered: list[Item], options: ShardingOptions) -> str:
     base = options.source if options.source.is_dir() else options.source.parent
     prefix = f"{base}{os.sep}"
     for item in ordered:
-        text = json.dumps(asdict(item), sort_keys=True)
-        digest.update(text.replace(json.dumps(prefix)[1:-1], "").encode())
+        digest.update(repr(item).replace(repr(prefix)[1:-1], "").encode())
     return digest.hexdigest()

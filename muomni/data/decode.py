@@ -7,6 +7,8 @@ torch and torchaudio are imported only to resample, so data preparation stays li
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -34,22 +36,37 @@ class AudioFacts:
     num_channels: int
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Decode a picture fully and give its width and height; raises as `open_image`."""
+    with _picture_errors():
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image.size
+
+
 def open_image(data: bytes) -> Image.Image:
     """Decode a picture fully, upright and as RGB; transparency is laid on white.
 
     Raises `DataError` when the bytes are no picture or are cut off.
     """
+    with _picture_errors():
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            image = Image.new("RGBA", layer.size, "white")
+            image.alpha_composite(layer)
+        return image.convert("RGB")
+
+
+@contextmanager
+def _picture_errors() -> Iterator[None]:
+    """Everything that Pillow raises for broken or absurdly large pictures becomes `DataError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                image = Image.new("RGBA", layer.size, "white")
-                image.alpha_composite(layer)
-            return image.convert("RGB")
+            yield
     except (
         OSError,
         ValueError,
