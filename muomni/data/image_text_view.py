@@ -69,7 +69,7 @@ class ImageTextView(View[Pair]):
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Pair:
         all_captions = captions(sample)
         caption = all_captions[0 if random is None else int(random.integers(len(all_captions)))]
-        groups = (_group(sample["__key__"]), _group(caption.strip().lower()))
+        groups = (group_of(sample["__key__"]), group_of(caption))
         return Pair(self.pixels(sample, random), self.token_ids(caption), groups)
 
     def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
@@ -144,5 +144,8 @@ def _vary(
     return canvas
 
 
-def _group(text: str) -> int:
-    return hash64(text) >> 1  # int64 has no room for the highest bit, and -1 is taken
+def group_of(text: str) -> int:
+    """The number that stands for a key or a caption; captions that differ in case alone are equal."""
+    return (
+        hash64(text.strip().lower()) >> 1
+    )  # int64 has no room for the highest bit, and -1 is taken
