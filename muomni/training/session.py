@@ -131,6 +131,7 @@ def open_loop(session: Session) -> Loop:
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     task = session.stage.build()
+    num_parameters = count_parameters(task)  # before it is divided over ranks
     engine = Engine(
         task,
         config,
@@ -153,7 +154,7 @@ def open_loop(session: Session) -> Loop:
             f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "
             f"{session.ranks.world_size} ranks x {session.num_accumulation} micro-batches, "
             f"{session.precision} on {session.device.type}, ZeRO {engine.zero_stage}, "
-            f"{count_parameters(engine.task):,} parameters",
+            f"{num_parameters:,} parameters",
             flush=True,
         )
     parts = LoopParts(
