@@ -127,8 +127,12 @@ class Talker(nn.Module):
         base = cross_entropy_sum(output.base, self._base_targets(targets[..., 0], mask))
         total, weight = base.total, base.weight
         logs = {"base_loss": torch.stack([base.total, base.weight])}
-        is_hit = (output.base[:, :-1].argmax(dim=-1) == targets[..., 0]).sum()
+        guesses, lengths = output.base.detach().argmax(dim=-1), mask.sum(dim=1)
+        is_hit = (guesses[:, :-1] == targets[..., 0]).sum()
         logs["accuracy_0"] = torch.stack([is_hit.float(), mask.sum().float()])
+        # Share of recordings that would be ended where they end.
+        is_stop = (guesses.gather(1, lengths[:, None])[:, 0] == self.stop) & (lengths > 0)
+        logs["stop_accuracy"] = torch.stack([is_stop.sum().float(), (lengths > 0).sum().float()])
         for k, logits in enumerate(output.residual, start=1):
             part = cross_entropy_sum(logits, targets[..., k])
             total, weight = total + part.total, weight + part.weight

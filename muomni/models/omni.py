@@ -1,0 +1,180 @@
+"""The omni model: a Thinker that reads projected pictures and recordings among its text tokens.
+
+Patch tokens of the vision tower and stacked states of the audio encoder pass through an MLP each and
+are written over the placeholder positions that the data put into the row (Liu et al. 2023, LLaVA,
+arXiv:2304.08485, for the projector). A batch always has a slot of each kind; one that points past
+the end of the rows is written nowhere and has zero gradient, yet keeps its modules in the graph. The
+Talker speaks the answers, from their text and the Thinker's states at it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import OmniConfig
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.codec import Codec
+from muomni.models.layers import INIT_STD, RMSNorm
+from muomni.models.sampling import sample
+from muomni.models.talker import Talker
+from muomni.models.thinker import Thinker
+from muomni.models.vision_encoder import VisionEncoder
+
+
+@dataclass(slots=True)
+class MediaSlots:
+    """Pictures and recordings of a row block [B, T]; places index its B * T positions.
+
+    The place B * T means nowhere: that is where padding and empty slots point.
+    """
+
+    images: Tensor  # [I, 3, side, side] uint8, I >= 1
+    image_places: Tensor  # [I, P]
+    audios: Tensor  # [A, N] at 16 kHz, A >= 1
+    audio_lengths: Tensor  # [A] in samples
+    audio_places: Tensor  # [A, L], L >= the longest recording's positions
+
+    @classmethod
+    def of_batch(cls, batch: dict[str, Tensor]) -> "MediaSlots":
+        """The slots of a batch, whose keys are the names of the fields."""
+        return cls(*(batch[name] for name in cls.__dataclass_fields__))
+
+
+@dataclass(slots=True)
+class GeneratedText:
+    """Token ids of an answer without its end, and the Thinker's states at them."""
+
+    ids: list[int]
+    hidden: Tensor  # [1, len(ids), hidden_size]
+    stopped: bool  # False: cut at the limit
+
+
+class Projector(nn.Module):
+    """Norm and two-layer MLP from a tower's states to the Thinker's embeddings."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(input_size)
+        self.up_proj = nn.Linear(input_size, hidden_size)
+        self.down_proj = nn.Linear(hidden_size, output_size)
+        for layer in (self.up_proj, self.down_proj):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+        # Features start with the size of token embeddings, not with one that drowns them.
+        nn.init.normal_(self.down_proj.weight, std=INIT_STD * hidden_size**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., input_size] -> [..., output_size]."""
+        x = self.norm(x.to(self.up_proj.weight.dtype))
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class OmniModel(nn.Module):
+    """Token ids with media slots in, Thinker states out; speaks through Talker and codec.
+
+    `with_codec` adds the codec, which inference needs and training keeps elsewhere (it is frozen, and
+    its codebooks must stay fp32).
+    """
+
+    def __init__(self, config: OmniConfig, with_codec: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        size, width = config.thinker.hidden_size, config.projector_hidden_size
+        self.thinker = Thinker(config.thinker)
+        self.vision_encoder = VisionEncoder(config.vision_encoder)
+        self.audio_encoder = AudioEncoder(config.audio_encoder)
+        self.image_projector = Projector(config.vision_encoder.hidden_size, width, size)
+        stacked_size = config.audio_encoder.hidden_size * config.audio_stack
+        self.audio_projector = Projector(stacked_size, width, size)
+        self.talker = Talker(config.talker) if config.talker is not None else None
+        self.codec = Codec(config.codec) if with_codec and config.codec is not None else None
+
+    def train(self, mode: bool = True) -> "OmniModel":
+        """Training mode, but for frozen towers: their dropout would only add noise."""
+        super().train(mode)
+        for tower in (self.vision_encoder, self.audio_encoder):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    # -- reading -----------------------------------------------------------------------------------
+    def image_features(self, images: Tensor) -> Tensor:
+        """Pictures [I, 3, side, side] -> embeddings [I, P, hidden_size], one a patch."""
+        with torch.set_grad_enabled(_trains(self.vision_encoder)):
+            _, patches = self.vision_encoder(images)
+        return self.image_projector(patches)
+
+    def audio_features(self, audios: Tensor, audio_lengths: Tensor) -> Tensor:
+        """Recordings [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size]."""
+        with torch.set_grad_enabled(_trains(self.audio_encoder)):
+            states, _ = self.audio_encoder(audios, audio_lengths)
+        stack = self.config.audio_stack
+        states = F.pad(states, (0, 0, 0, -states.shape[1] % stack))
+        return self.audio_projector(states.reshape(len(states), -1, stack * states.shape[2]))
+
+    def embed(self, input_ids: Tensor, slots: MediaSlots) -> Tensor:
+        """Embeddings [B, T, hidden_size] with the features of all slots at their places."""
+        images = self.image_features(slots.images)
+        audios = self.audio_features(slots.audios, slots.audio_lengths)
+        return self.place(input_ids, slots, images, audios)
+
+    def place(self, input_ids: Tensor, slots: MediaSlots, images: Tensor, audios: Tensor) -> Tensor:
+        """Token embeddings of [B, T] with `images` [I, P, D] and `audios` [A, L, D] written over."""
+        text = self.thinker.embed(input_ids)
+        rows = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # the last one is nowhere
+        for features, places in ((images, slots.image_places), (audios, slots.audio_places)):
+            rows = rows.index_copy(0, places.flatten(), features.flatten(0, 1).to(rows.dtype))
+        return rows[:-1].view_as(text)
+
+    def forward(
+        self, input_ids: Tensor, slots: MediaSlots, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B, T, hidden_size]; `document_ids` [B, T] as in `Thinker.forward`."""
+        return self.thinker(inputs_embeds=self.embed(input_ids, slots), document_ids=document_ids)
+
+    # -- answering ---------------------------------------------------------------------------------
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        slots: MediaSlots,
+        *,
+        eos_id: int,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> GeneratedText:
+        """Answer one prompt `input_ids` [1, T]: at most `max_new_tokens`, until `eos_id`.
+
+        `temperature=0` takes the likeliest token. Raises ValueError for more than one row.
+        """
+        if input_ids.shape[0] != 1:
+            raise ValueError(f"generate takes one prompt, not {input_ids.shape[0]}")
+        cache = self.thinker.new_cache(1, input_ids.shape[1] + max_new_tokens)
+        state = self.thinker(inputs_embeds=self.embed(input_ids, slots), cache=cache)[:, -1:]
+        ids: list[int] = []
+        states: list[Tensor] = []
+        stopped = False
+        for _ in range(max_new_tokens):
+            token = sample(self.thinker.logits(state), temperature, generator=generator)
+            stopped = int(token) == eos_id
+            if stopped:
+                break
+            ids.append(int(token))
+            state = self.thinker(token, cache=cache)
+            states.append(state)
+        hidden = torch.cat(states, 1) if states else state[:, :0]
+        return GeneratedText(ids, hidden, stopped)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether gradients are wanted of a tower; a frozen one runs without them."""
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+
+
+def gather_places(states: Tensor, places: Tensor) -> Tensor:
+    """States [B, T, D] at flat places [S, L] -> [S, L, D]; zeros at the place nowhere."""
+    rows = F.pad(states.flatten(0, 1), (0, 0, 0, 1))
+    return rows[places]

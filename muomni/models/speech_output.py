@@ -1,0 +1,53 @@
+"""From a text to a waveform: Talker codes, codec decoder, vocoder.
+
+One code frame is 40 ms everywhere, so T frames give exactly T * 640 samples at 16 kHz.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.models.codec import Codec
+from muomni.models.talker import Talker
+from muomni.models.vocoder import mel_to_waveform
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """Generated speech; `stopped` is False when it was cut at the limit of frames."""
+
+    waveform: Tensor  # [num_frames * 640] fp32 at 16 kHz
+    mel: Tensor  # [4 * num_frames, num_mels], natural logarithm
+    codes: Tensor  # [num_frames, K]
+    stopped: bool
+
+
+@torch.no_grad()
+def speak(
+    talker: Talker,
+    codec: Codec,
+    text_ids: Tensor,
+    *,
+    max_frames: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    thinker_hidden: Tensor | None = None,
+) -> Speech:
+    """Speak the token ids [T] of one text; `thinker_hidden` [1, T, D] when the Talker wants states.
+
+    `temperature=0` takes the likeliest code. A Talker that stops at once gives an empty waveform.
+    """
+    generated = talker.generate(
+        text_ids[None],
+        max_frames=max_frames,
+        temperature=temperature,
+        generator=generator,
+        thinker_hidden=thinker_hidden,
+    )
+    codes = generated.codes[:, : int(generated.lengths[0])]
+    mel = (
+        codec.decode(codes)[0] if codes.shape[1] else codes.new_zeros(0, codec.config.mel.num_mels)
+    )
+    waveform = mel_to_waveform(mel.float(), codec.config.mel)
+    return Speech(waveform, mel, codes[0], bool(generated.stopped[0]))

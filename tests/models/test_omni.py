@@ -1,0 +1,249 @@
+"""The omni model: features at their places, modules that always run, answers that depend on media."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.data.conversation import ConversationEncoder, Part, Turn
+from muomni.data.conversation_view import ConversationView, media_slots
+from muomni.data.tokenizer import Tokenizer
+from muomni.data.view import Batch
+from muomni.models.omni import MediaSlots, OmniModel, gather_places
+from muomni.models.speech_output import speak
+from tests.conversations import (
+    COLOURS,
+    SIZES,
+    TONES,
+    colour_sample,
+    omni_config,
+    png,
+    speech_sample,
+    tone,
+    tone_sample,
+)
+from tests.corpora import Sample, write_tokenizer
+
+MEDIA = {"0.png": png(COLOURS["red"]), "1.png": png(COLOURS["blue"]), "2.wav": tone(200, 0.55)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    write_tokenizer(path)
+    return Tokenizer.load(path)
+
+
+@pytest.fixture()
+def model(tokenizer: Tokenizer) -> OmniModel:
+    torch.manual_seed(0)
+    return OmniModel(omni_config(tokenizer))
+
+
+def collate(tokenizer: Tokenizer, samples: list[Sample], context: int = 40) -> Batch:
+    """One sample a row."""
+    view = ConversationView(tokenizer, omni_config(tokenizer), context, len(samples))
+    return view.collate(
+        [[view.example({"__key__": key, **dict(members)}, None)] for key, members, _ in samples]
+    )
+
+
+def answer_loss(model: OmniModel, batch: Batch) -> torch.Tensor:
+    hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
+    loss = model.thinker.loss(hidden, batch["labels"])
+    return loss.total / loss.weight
+
+
+def test_features_are_written_over_their_placeholders_only(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    batch = collate(tokenizer, [colour_sample("a", "red"), tone_sample("b", "low")])
+    slots = MediaSlots.of_batch(batch)
+    embeds = model.embed(batch["input_ids"], slots)
+    text = model.thinker.embed(batch["input_ids"])
+    is_image = batch["input_ids"] == tokenizer.image_id
+    is_audio = batch["input_ids"] == tokenizer.audio_id
+    images = model.image_features(slots.images).flatten(0, 1)
+    assert torch.equal(embeds[is_image], images)
+    audios = model.audio_features(slots.audios, slots.audio_lengths).flatten(0, 1)
+    assert torch.equal(embeds[is_audio], audios)
+    rest = ~(is_image | is_audio)
+    assert torch.equal(embeds[rest], text[rest])
+
+
+def test_every_patch_has_its_own_position(model: OmniModel, tokenizer: Tokenizer) -> None:
+    """A picture whose quarters differ gives four different embeddings, not one vector."""
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    for i, colour in enumerate(COLOURS.values()):
+        row, column = 16 * (i // 2), 16 * (i % 2)
+        block = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+        pixels[0, :, row : row + 16, column : column + 16] = block
+    features = model.image_features(pixels)[0]
+    assert features.shape == (4, 32)
+    assert torch.pdist(features).min() > 1e-3
+
+
+def test_a_padded_batch_of_recordings_equals_single_ones(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    model.eval()
+    encoder = ConversationEncoder(tokenizer, model.config)
+    turn = Turn("user", (Part("audio", "0.wav"),))
+    made = [encoder.prompt([turn], {"0.wav": tone(300, s)}) for s in (0.2, 0.61)]
+    together = media_slots([(0, made[0]), (100, made[1])], encoder, 200)
+    features = model.audio_features(together["audios"], together["audio_lengths"])
+    for slot, single in enumerate(made):
+        alone = media_slots([(0, single)], encoder, 100)
+        expected = model.audio_features(alone["audios"], alone["audio_lengths"])[0]
+        num_tokens = single.audios[0].num_tokens
+        torch.testing.assert_close(features[slot, :num_tokens], expected[:num_tokens])
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "none"])
+def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
+    model: OmniModel, tokenizer: Tokenizer, kind: str
+) -> None:
+    samples = {"image": [colour_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
+    view = ConversationView(tokenizer, model.config, 40, 1)
+    rows = [[view.example({"__key__": key, **dict(m)}, None)] for key, m, _ in samples[kind]]
+    batch = view.collate(rows)
+    hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
+    model.thinker.loss(hidden, batch["labels"]).total.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("talker.", "audio_encoder.ctc_head")):
+            continue
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        part = name.split(".")[0]
+        if part.startswith(("image", "vision")) and kind != "image":
+            assert not parameter.grad.any(), name
+        if part.startswith("audio") and kind != "audio":
+            assert not parameter.grad.any(), name
+    if kind == "image":
+        assert model.image_projector.up_proj.weight.grad.any()
+
+
+def test_frozen_towers_run_without_gradient_and_in_evaluation_mode(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    model.vision_encoder.requires_grad_(False)
+    model.train()
+    assert not model.vision_encoder.training and model.audio_encoder.training
+    batch = collate(tokenizer, [colour_sample("a", "red")])
+    answer_loss(model, batch).backward()
+    assert all(p.grad is None for p in model.vision_encoder.parameters())
+    assert model.image_projector.up_proj.weight.grad.any()
+
+
+def test_packed_conversations_do_not_see_each_others_media(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    model.eval()
+    view = ConversationView(tokenizer, model.config, 64, 1)
+
+    def states(first: str) -> torch.Tensor:
+        made = [colour_sample("a", first), colour_sample("b", "green")]
+        row = [view.example({"__key__": k, **dict(m)}, None) for k, m, _ in made]
+        batch = view.collate([row])
+        hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
+        return hidden[batch["document_ids"] == 2]
+
+    torch.testing.assert_close(states("red"), states("blue"), atol=1e-6, rtol=0)
+
+
+def swap(batch: Batch, key: str) -> Batch:
+    return {**batch, key: batch[key].roll(1, 0)}
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_a_trained_model_looks_and_listens(
+    model: OmniModel, tokenizer: Tokenizer, kind: str
+) -> None:
+    """After a few steps on a tiny set the wrong picture or recording makes its answer unlikely."""
+    if kind == "image":
+        samples = [colour_sample(name, name) for name in COLOURS]
+    else:
+        samples = [tone_sample(name, name) for name in TONES]
+    batch = collate(tokenizer, samples)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(85):
+        loss = answer_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        right = answer_loss(model, batch)
+        wrong = answer_loss(model, swap(batch, "images" if kind == "image" else "audios"))
+    assert right < 0.15 and wrong > right + 0.7
+
+
+@pytest.mark.parametrize("names", [["0.png"], ["2.wav"], ["0.png", "1.png", "2.wav"], []])
+def test_cached_generation_equals_uncached(
+    model: OmniModel, tokenizer: Tokenizer, names: list[str]
+) -> None:
+    model.eval()
+    parts = [Part("audio" if name.endswith("wav") else "image", name) for name in names]
+    encoder = ConversationEncoder(tokenizer, model.config)
+    prompt = encoder.prompt([Turn("user", (*parts, Part("text", "the door")))], MEDIA)
+    slots = media_slots([(0, prompt)], encoder, len(prompt.ids))
+    made = model.generate(
+        torch.tensor([prompt.ids]), MediaSlots.of_batch(slots), eos_id=-1, max_new_tokens=12
+    )
+    ids = list(prompt.ids)
+    hidden: Any = None
+    with torch.no_grad():
+        for _ in range(12):
+            slots = media_slots([(0, prompt)], encoder, len(ids))
+            hidden = model(torch.tensor([ids]), MediaSlots.of_batch(slots))
+            ids.append(int(model.thinker.logits(hidden[0, -1]).argmax()))
+        slots = media_slots([(0, prompt)], encoder, len(ids))
+        hidden = model(torch.tensor([ids]), MediaSlots.of_batch(slots))
+    assert made.ids == ids[len(prompt.ids) :] and not made.stopped
+    torch.testing.assert_close(made.hidden, hidden[:, len(prompt.ids) :], atol=1e-4, rtol=1e-4)
+
+
+def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenizer) -> None:
+    """EOS is trained: a model that has learnt an answer ends it by itself."""
+    batch = collate(tokenizer, [colour_sample("a", "red")])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        answer_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    encoder = ConversationEncoder(tokenizer, model.config)
+    turn = Turn("user", (Part("image", "0.png"), Part("text", "the door")))
+    prompt = encoder.prompt([turn], MEDIA)
+    slots = MediaSlots.of_batch(media_slots([(0, prompt)], encoder, len(prompt.ids)))
+    made = model.generate(
+        torch.tensor([prompt.ids]), slots, eos_id=tokenizer.eos_id, max_new_tokens=30
+    )
+    assert made.stopped and tokenizer.decode(made.ids) == "red"
+    assert made.hidden.shape == (1, len(made.ids), 32)
+
+
+def test_states_at_places_and_nowhere() -> None:
+    states = torch.arange(12.0).view(2, 3, 2)
+    gathered = gather_places(states, torch.tensor([[1, 4], [5, 6]]))
+    assert gathered.tolist() == [[[2, 3], [8, 9]], [[10, 11], [0, 0]]]
+
+
+def test_speech_has_forty_milliseconds_a_frame(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = omni_config(tokenizer)
+    model = OmniModel(config, with_codec=True).eval()
+    assert model.talker is not None and model.codec is not None
+    batch = collate(tokenizer, [speech_sample("s", "low")])
+    text_ids = batch["speech_text_ids"][0]
+    hidden = torch.zeros(1, len(text_ids), SIZES["thinker"]["hidden_size"])
+    generator = torch.Generator().manual_seed(1)
+    speech = speak(
+        model.talker, model.codec, text_ids, max_frames=7, temperature=1.0,
+        generator=generator, thinker_hidden=hidden,
+    )  # fmt: skip
+    num_frames = len(speech.codes)
+    assert 0 < num_frames <= 7
+    assert speech.waveform.shape == (num_frames * 640,) and speech.mel.shape == (num_frames * 4, 80)
+    assert torch.isfinite(speech.waveform).all()
