@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.corpus import ReaderOptions
-from data_prep.prepare import OpenProgress, prepare
+from data_prep.prepare import OpenProgress, prepare, remove_dataset
 from data_prep.shard_plan import ShardingOptions
 from data_prep.train_tokenizer import train_tokenizer
 from muomni.data.atomic_write import write_atomic
@@ -116,6 +116,7 @@ def make_sample(
             reader=corpus.reader,
             reader_options=corpus.options.as_text(),
             source=SAMPLES / corpus.source,
+            media_root=corpus.options.media_root,
             val_fraction=_VAL_FRACTION,
             test_fraction=_TEST_FRACTION,
             shard_size=corpus.shard_size,
@@ -129,6 +130,12 @@ def make_sample(
     tokenizer = train_tokenizer([out], vocab_size, out / "tokenizer.model")
     write_atomic(out / "README.md", _card(manifests, tokenizer).encode())
     return manifests, tokenizer
+
+
+def remove_sample(out: Path) -> None:
+    """Delete the datasets that `make_sample` makes in `out`, and nothing else."""
+    for corpus in CORPORA:
+        remove_dataset(out / corpus.folder)
 
 
 def _card(manifests: list[Manifest], tokenizer: Tokenizer) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep import adopt, preview, stats
-from data_prep.bundled import make_sample
+from data_prep.bundled import make_sample, remove_sample
 from data_prep.corpus import ReaderOptions
 from data_prep.finalize import finalize
 from data_prep.prepare import prepare, remove_dataset
@@ -157,7 +157,9 @@ def _add_sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     verb = verbs.add_parser("sample", help="shard the bundled corpora and train their tokenizer")
     verb.add_argument("--out", required=True, type=Path, help="data root to make")
     verb.add_argument("--vocab-size", type=_positive, default=2048, help="pieces (default 2048)")
-    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
+    # The corpora are small: starting processes costs more than they save.
+    verb.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
+    verb.add_argument("--overwrite", action="store_true", help="delete its datasets first")
     verb.set_defaults(run=_run_sample)
 
 
@@ -224,6 +226,7 @@ def _run_task(arguments: argparse.Namespace) -> None:
         reader=arguments.format,
         reader_options=reader_options.as_text(),
         source=arguments.src,
+        media_root=reader_options.media_root,
         seed=arguments.seed,
         val_fraction=arguments.val_fraction,
         test_fraction=arguments.test_fraction,
@@ -247,6 +250,8 @@ def _run_task(arguments: argparse.Namespace) -> None:
 
 
 def _run_sample(arguments: argparse.Namespace) -> None:
+    if arguments.overwrite:
+        remove_sample(arguments.out)
     manifests, tokenizer = make_sample(
         arguments.out, arguments.vocab_size, arguments.workers, _open_progress
     )

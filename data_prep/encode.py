@@ -86,7 +86,7 @@ def _extension(path: str, known: tuple[str, ...], reason: str) -> str:
     extension = Path(path).suffix.lower().lstrip(".")
     if extension not in known:
         raise BadSampleError(reason, f"{path} is none of {', '.join(known)}")
-    return extension
+    return "jpg" if extension == "jpeg" else extension
 
 
 def _json(content: dict[str, object]) -> bytes:

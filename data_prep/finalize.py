@@ -146,6 +146,7 @@ def finalize(root: Path) -> Manifest:
         splits=splits,
         dropped=dropped,
     )
+    _remove_leftovers(root)
     store_manifest(manifest)
     return manifest
 
@@ -190,6 +191,13 @@ def _record(root: Path, plan: PlanFile, path: str) -> ShardRecord | None:
     if record is None or record.config_digest != plan.config_digest:
         return None
     return record
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Delete temporary shard files of killed runs; with all records there, none is in use."""
+    for split in SPLIT_NAMES:
+        for path in (root / split).glob(".*.tmp-*"):
+            path.unlink(missing_ok=True)
 
 
 def _sum_dropped(records: list[ShardRecord]) -> dict[str, int]:

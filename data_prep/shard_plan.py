@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.corpus import Item
-from muomni.data.manifest import SPLIT_NAMES, Task, hash64
+from muomni.data.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
 from muomni.data.tar_index import BLOCK_BYTES, padded
 from muomni.errors import ConfigError, DataError
 
@@ -32,6 +32,7 @@ class ShardingOptions:
     reader: str
     reader_options: dict[str, str]
     source: Path
+    media_root: Path | None = None
     seed: int = 0
     val_fraction: float = 0.01
     test_fraction: float = 0.01
@@ -171,11 +172,16 @@ def _tar_bytes(item: Item) -> int:
 def _digest(ordered: list[Item], options: ShardingOptions) -> str:
     """SHA-256 over options and items; paths count relative to the source, so data may move."""
     settings = asdict(options)
-    for name in ("source", "max_bad_fraction"):
+    for name in ("source", "media_root", "max_bad_fraction"):
         del settings[name]
+    settings["schema_version"] = SCHEMA_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     base = options.source if options.source.is_dir() else options.source.parent
-    prefix = f"{base}{os.sep}"
+    roots = [root for root in (base, options.media_root) if root is not None]
+    prefixes = [repr(f"{root}{os.sep}")[1:-1] for root in roots]
     for item in ordered:
-        digest.update(repr(item).replace(repr(prefix)[1:-1], "").encode())
+        text = repr(item)
+        for prefix in prefixes:
+            text = text.replace(prefix, "")
+        digest.update(text.encode())
     return digest.hexdigest()
