@@ -48,7 +48,10 @@ class TextView(View[Document]):
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
         text = _text(sample)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
-        return Document(ids[: self.context + 1], len(text.encode()))
+        if len(ids) > self.context + 1:
+            ids = ids[: self.context + 1]
+            text = self.tokenizer.decode(ids)  # bits per byte must not count bytes that are cut off
+        return Document(ids, len(text.encode()))
 
     def collate(self, rows: list[list[Document]]) -> Batch:
         shape = (self.rows, self.context)

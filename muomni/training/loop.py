@@ -29,7 +29,7 @@ from muomni.training.engine import Engine
 from muomni.training.optim import lr_factor
 from muomni.training.stage import Stage, StageOutput, Sums
 from muomni.training.stop import StopFlag
-from muomni.training.validation import validate_split
+from muomni.training.validation import SplitBatches, validate
 from muomni.training.window import RunningSums, WindowReduction
 
 logger = logging.getLogger(__name__)
@@ -171,13 +171,10 @@ class Loop:
     def _validate(self) -> None:
         if self.parts.val is None:
             return
-        figures = validate_split(
-            self.stage,
-            self.engine,
-            self.parts.val,
-            self.parts.device,
-            self.config.training.validate_batches,
-        )
+        max_batches = self.config.training.validate_batches
+        batches = SplitBatches(self.stage, self.parts.val, self.parts.device, max_batches)
+        with self.engine.evaluation():
+            figures = validate(self.stage, self.engine.forward, batches)
         self.last_metrics = {f"val/{name}": value for name, value in figures.items()}
         self._record(self.state.step, "val", self.last_metrics)
         if self.is_main:
@@ -217,15 +214,21 @@ class Loop:
         self._save()
         state = self.engine.full_state(_model_prefix(self.stage, self.engine.task))
         metrics = dict(self.last_metrics)
+        upstream = {name: export.digest for name, export in self.stage.context.upstream.items()}
         if self.is_main:
             write_export(
                 self.parts.folder.export,
                 self.stage.name,
-                state,
+                {**state, **self.stage.frozen_state()},
                 self.stage.model_config(),
                 self.stage.tokenizer,
                 metrics,
-                {"preset": self.config.preset, "step": self.state.step, **provenance()},
+                {
+                    "preset": self.config.preset,
+                    "step": self.state.step,
+                    "upstream": upstream,
+                    **provenance(),
+                },
             )
         self._write_samples()
         collectives.barrier()

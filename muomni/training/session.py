@@ -148,7 +148,8 @@ def open_loop(session: Session) -> Loop:
         state = commit.load(engine.deepspeed, checkpoint, topology)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
-        folder.write_config({**config.model_dump(mode="json"), "provenance": provenance()})
+        origin_of_exports = {"upstream": str(request.upstream), "provenance": provenance()}
+        folder.write_config({**config.model_dump(mode="json"), **origin_of_exports})
         origin = f"resumed from {checkpoint}" if checkpoint else "from the start"
         print(
             f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "

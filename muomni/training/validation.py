@@ -1,41 +1,74 @@
-"""Held-out figures: each sample counts exactly once, on any number of ranks."""
+"""Held-out figures: each sample counts exactly once, on any number of ranks.
+
+The training loop and the evaluator share these two steps: `SplitBatches` deals out a split,
+`validate` sums what forward passes over it report.
+"""
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from muomni.data.loader import Loader, PlannedDataset, to_device
 from muomni.data.plan import MicroBatch, cover
 from muomni.data.source import Source
+from muomni.data.view import Batch
 from muomni.dist import collectives
-from muomni.training.engine import Engine
-from muomni.training.stage import Stage
+from muomni.training.stage import Stage, StageOutput
 from muomni.training.window import RunningSums
+
+# A batch on the device and which samples it holds.
+LocatedBatch = tuple[MicroBatch, Batch]
 
 _EMPTY = MicroBatch(rows=())
 
 
-def validate_split(
-    stage: Stage, engine: Engine, source: Source, device: torch.device, max_batches: int | None
-) -> dict[str, float]:
-    """Metrics of the stage over a split; every rank must call it.
+class SplitBatches:
+    """This rank's prepared micro-batches of a split, each with the ids of its samples.
 
     Ranks take the micro-batches in turn. Who runs out takes an empty one, which weighs nothing, so
     that all make the same number of forward passes (ZeRO-3 would wait for ever otherwise).
     """
-    view = stage.view()
-    batches = cover(view.lengths(source), stage.batching())[:max_batches]
-    ranks = collectives.world_size()
-    padded = batches + [_EMPTY] * (-len(batches) % ranks)
-    loader = Loader(
-        PlannedDataset(source, view, stage.config.seed),
-        list(itertools.islice(padded, collectives.rank(), None, ranks)),
-        max_bad_samples=stage.config.data.max_bad_samples,
-    )
+
+    def __init__(
+        self,
+        stage: Stage,
+        source: Source,
+        device: torch.device,
+        max_batches: int | None = None,
+        max_samples: int | None = None,
+    ) -> None:
+        self.stage = stage
+        self.device = device
+        view = stage.view()
+        batches = cover(view.lengths(source)[:max_samples], stage.batching())[:max_batches]
+        ranks = collectives.world_size()
+        padded = batches + [_EMPTY] * (-len(batches) % ranks)
+        self._batches = list(itertools.islice(padded, collectives.rank(), None, ranks))
+        self._loader = Loader(
+            PlannedDataset(source, view, stage.config.seed),
+            self._batches,
+            max_bad_samples=stage.config.data.max_bad_samples,
+        )
+
+    @property
+    def num_bad(self) -> int:
+        """Samples of this rank that could not be decoded so far."""
+        return self._loader.num_bad
+
+    def __iter__(self) -> Iterator[LocatedBatch]:
+        for micro, batch in zip(self._batches, self._loader, strict=True):
+            yield micro, self.stage.prepare(to_device(batch, self.device))
+
+
+def validate(
+    stage: Stage,
+    forward: Callable[[Batch], StageOutput],
+    batches: Iterable[LocatedBatch],
+) -> dict[str, float]:
+    """Metrics of the stage over all ranks' `batches`; every rank must call it, without gradient."""
     sums = RunningSums()
-    with engine.evaluation():
-        for batch in loader:
-            prepared = stage.prepare(to_device(batch, device))
-            (prepared,) = stage.begin_step(engine.forward, [prepared])
-            sums.add(engine.forward(prepared).logs)
+    for _, batch in batches:
+        (seen,) = stage.begin_step(forward, [batch])
+        sums.add(forward(seen).logs)
     return stage.metrics(sums.take())

@@ -1,0 +1,28 @@
+"""One evaluation from request to report."""
+
+import torch
+
+from muomni.dist import collectives
+from muomni.evaluation.report import Report
+from muomni.evaluation.stages import load_evaluator
+from muomni.evaluation.subject import Wanted, open_subject
+
+
+def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
+    """Evaluate a stage's export over a split, shared by all ranks; all return the same report.
+
+    Raises MuomniError for what is missing or does not fit.
+    """
+    subject = open_subject(wanted, device)
+    with torch.no_grad():
+        figures = load_evaluator(wanted.stage)(subject)
+    num_left_out = sum(collectives.gather_objects(subject.num_bad))
+    return Report(
+        stage=wanted.stage,
+        split=wanted.split,
+        datasets=tuple(str(manifest.root) for manifest in subject.source.manifests),
+        num_samples=subject.num_samples,
+        num_left_out=num_left_out,
+        export=str(subject.export.path),
+        figures=tuple(figures),
+    )

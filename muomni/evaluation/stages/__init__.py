@@ -1,0 +1,12 @@
+"""One file a stage, each with `evaluate(subject) -> list[Figure]`, which every rank calls."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from muomni.evaluation.report import Figure
+from muomni.evaluation.subject import Subject
+
+
+def load_evaluator(stage: str) -> Callable[[Subject], list[Figure]]:
+    """The `evaluate` of a stage; its module is imported only when the stage is evaluated."""
+    return import_module(f"muomni.evaluation.stages.{stage}").evaluate

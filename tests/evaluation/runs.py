@@ -1,0 +1,64 @@
+"""Runs with exports of untrained models, and datasets with a test split, for tests of evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.checkpoint.export import Export, write_export
+from muomni.config.run import RunConfig
+from muomni.data.manifest import Manifest
+from muomni.data.shard_writer import SampleCost
+from muomni.data.tokenizer import Tokenizer
+from muomni.evaluation.evaluator import run_evaluation
+from muomni.evaluation.subject import Wanted
+from muomni.run_folder import RunFolder
+from muomni.training.stage import Stage, StageContext
+from muomni.training.stages import load_stage
+from tests.corpora import sentences, write_dataset
+
+CPU = torch.device("cpu")
+
+
+def write_texts(root: Path, texts: dict[str, list[str]], key: str | None = None) -> Manifest:
+    """A text dataset of given documents by split; key and group are `key` (or the split) and place."""
+    return write_dataset(
+        root,
+        "text",
+        {
+            split: [
+                (
+                    f"{key or split}{i:05d}",
+                    [("txt", text.encode())],
+                    SampleCost(num_chars=len(text)),
+                )
+                for i, text in enumerate(documents)
+            ]
+            for split, documents in texts.items()
+        },
+    )
+
+
+def three_splits() -> dict[str, list[str]]:
+    return {"train": sentences(120, 1), "val": sentences(10, 2), "test": sentences(31, 3)}
+
+
+def untrained_export(
+    config: RunConfig, run: Path, upstream: dict[str, Export] | None = None
+) -> Stage:
+    """Export a stage's model as it is built, with the config beside it."""
+    tokenizer = Tokenizer.load(Path(config.data.root) / "tokenizer.model")
+    stage = load_stage(config.stage)(config, StageContext(tokenizer, upstream or {}, CPU))
+    torch.manual_seed(0)
+    model = stage.model(stage.build())
+    folder = RunFolder(run, config.stage)
+    folder.create()
+    folder.write_config({**config.model_dump(mode="json"), "upstream": str(run), "provenance": {}})
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write_export(folder.export, config.stage, state, stage.model_config(), tokenizer, {}, {})
+    return stage
+
+
+def evaluate(**wanted: Any) -> dict[str, Any]:
+    """The report of an evaluation as JSON; a function that warm ranks can run."""
+    return run_evaluation(Wanted(**wanted), CPU).to_json()

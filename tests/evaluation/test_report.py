@@ -1,0 +1,85 @@
+"""Tables and JSON say who is better, also where lower is worse, and write no half file."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from muomni.errors import ConfigError, DataError
+from muomni.evaluation.report import Figure, Report, read_reports, summary, write_report
+
+
+def report(stage: str = "thinker", *figures: Figure) -> Report:
+    return Report(stage, "test", ("data/text",), 10, 1, "runs/x/thinker/export", figures)
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        (Figure("wer", 0.4, 0.9, "empty transcript"), True),
+        (Figure("wer", 0.9, 0.9, "empty transcript"), False),
+        (Figure("recall_at_1", 0.4, 0.1, "chance", is_lower_better=False), True),
+        (Figure("recall_at_1", 0.1, 0.4, "chance", is_lower_better=False), False),
+        (Figure("wer", math.nan, 0.9, "empty transcript"), False),
+        (Figure("wer_of_originals", 0.4), None),
+    ],
+)
+def test_better_means_strictly_better_in_the_metrics_direction(
+    figure: Figure, expected: bool | None
+) -> None:
+    assert figure.is_better is expected
+
+
+def test_the_table_names_value_baseline_and_verdict() -> None:
+    table = report(
+        "thinker",
+        Figure("perplexity", 12.345, 500.0, "unigram model"),
+        Figure("codes", 0.00421),
+        Figure("recall", 0.1, 0.2, "chance", is_lower_better=False),
+    ).table()
+    title, header, first, second, third = table.splitlines()
+    assert "thinker on split 'test' of data/text: 10 samples (1 could not be decoded)" in title
+    assert header.split() == ["metric", "value", "trivial", "baseline", "better?"]
+    assert first.split() == ["perplexity", "12.35", "500.0", "(unigram", "model)", "yes"]
+    assert second.split() == ["codes", "0.0042", "-", "-"]
+    assert third.split()[-1] == "NO"
+
+
+def test_the_json_is_strict_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.json"
+    write_report(path, report("thinker", Figure("wer", math.nan, 1.0, "empty")).to_json())
+    content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert content["metrics"] == {"wer": None}
+    assert content["baselines"]["wer"] == {"name": "empty", "value": 1.0, "is_beaten": False}
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write the report to .*file/report\.json"):
+        write_report(tmp_path / "file" / "report.json", {})
+
+
+def test_the_summary_is_a_markdown_table_in_order_of_the_stages(tmp_path: Path) -> None:
+    sft = report("sft", Figure("loss", 1.0, 2.0, "unigram model"))
+    thinker = report("thinker", Figure("perplexity", 30.0, 20.0, "unigram model"), Figure("x", 1.0))
+    for one in (sft, thinker):
+        write_report(tmp_path / one.stage / "evaluation.json", one.to_json())
+    lines = summary(read_reports(tmp_path)).splitlines()
+    assert lines == [
+        "| stage | metric | muomni | trivial baseline | beaten |",
+        "|---|---|---:|---|---|",
+        "| thinker | perplexity | 30.00 | 20.00 (unigram model) | no |",
+        "| sft | loss | 1.000 | 2.000 (unigram model) | yes |",
+    ]
+    assert "| thinker | x | 1.000 | - | - |" in summary(read_reports(tmp_path), with_all=True)
+
+
+def test_a_run_without_reports_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no evaluation\.json.*launch/evaluate\.py"):
+        read_reports(tmp_path)
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "evaluation.json").write_text("{")
+    with pytest.raises(DataError, match=r"codec/evaluation\.json is no report; run"):
+        read_reports(tmp_path)
