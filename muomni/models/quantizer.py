@@ -92,7 +92,7 @@ class ResidualQuantizer(nn.Module):
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             moved = self._buffers[name]
-            if buffer is not None and moved is not None:
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
         return self
 

@@ -170,6 +170,14 @@ def test_codebooks_stay_fp32_buffers_when_the_model_is_cast() -> None:
     assert list(quantizer.parameters()) == []
 
 
+def test_a_model_built_without_memory_can_be_given_some() -> None:
+    with torch.device("meta"):
+        quantizer = make()
+    quantizer.to_empty(device="cpu").load_state_dict(make().state_dict())
+    assert quantizer.codebooks.device.type == "cpu"
+    train(quantizer, 2)
+
+
 def test_training_needs_seeds() -> None:
     x = latents(0)
     with pytest.raises(ValueError, match="seed"):
