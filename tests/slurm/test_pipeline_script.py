@@ -1,0 +1,109 @@
+"""slurm/pipeline.sh on a played cluster: which jobs it submits, and what waits for what."""
+
+import re
+
+import pytest
+
+from muomni.config.run import STAGE_NAMES
+from muomni.training.stages import load_stage
+from tests.slurm.conftest import ROOT, PlayedCluster, is_in_order
+
+UPSTREAM = {stage: load_stage(stage).upstream for stage in STAGE_NAMES}
+
+
+def submitted(cluster: PlayedCluster) -> dict[str, tuple[str, set[str]]]:
+    """Name of each submitted job: its command, and the names of the jobs it waits for."""
+    calls = cluster.calls_of("sbatch")
+    names = [re.search(r"--job-name=muomni-([^>]*)", call).group(1) for call in calls]  # type: ignore[union-attr]
+    jobs = {}
+    for name, call in zip(names, calls, strict=True):
+        after = re.search(r"--dependency=afterok:([\d:]+)> <--kill-on-invalid-dep=yes", call)
+        ids = after.group(1).split(":") if after else []
+        jobs[name] = (call, {names[int(number) - 1] for number in ids})
+    return jobs
+
+
+def test_stages_wait_for_what_they_load_and_nothing_else(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--preset", "tiny")
+    assert code == 0, output
+    jobs = submitted(cluster)
+    assert {stage: jobs[stage][1] for stage in STAGE_NAMES} == {
+        stage: set(upstream) for stage, upstream in UPSTREAM.items()
+    }
+    for stage in STAGE_NAMES:
+        call = jobs[stage][0]
+        assert f"<{ROOT}/slurm/train.sbatch> <--stage> <{stage}> <--preset> <tiny>" in call
+        assert f"<--data> <{cluster.folder}/d> <--run> <{cluster.folder}/r>" in call
+        assert (cluster.folder / "r" / stage).is_dir()  # for the log
+        assert jobs[f"evaluate-{stage}"][1] == set(STAGE_NAMES)
+    assert output.splitlines()[-1] == "evaluate-sft 12"
+
+
+def test_a_part_of_the_stages_waits_only_for_itself(cluster: PlayedCluster) -> None:
+    stages = ("--stages", "sft,talker", "--no-evaluate")
+    cluster.run("pipeline.sh", "--data", "d", "--run", "r", *stages)
+    jobs = submitted(cluster)
+    assert {name: after for name, (_, after) in jobs.items()} == {
+        "talker": set(),
+        "sft": {"talker"},
+    }
+
+
+def test_shards_and_tokenizer_come_first(cluster: PlayedCluster) -> None:
+    corpora = ("--shards", "text --format txt --src t --out d/t", "--shards", "speech --src s")
+    more = ("--array", "0-7%2", "--sbatch-shards", "--partition=cpu", "--vocab-size", "400")
+    cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--stages", "codec", *corpora, *more)
+    jobs = submitted(cluster)
+    assert "<--array=0-7%2>" in jobs["shards0"][0] and "<--partition=cpu>" in jobs["shards1"][0]
+    assert "shard_array.sbatch> <text> <--format> <txt> <--src> <t>" in jobs["shards0"][0]
+    assert jobs["tokenizer"][1] == {"shards0", "shards1"}
+    assert f"<tokenizer> <--data> <{cluster.folder}/d> <--vocab-size> <400>" in jobs["tokenizer"][0]
+    assert jobs["codec"][1] == {"tokenizer"}
+
+
+def test_options_and_overrides_reach_their_stage(cluster: PlayedCluster) -> None:
+    options = ("--sbatch", "--partition=gpu --nodes=2", "--sbatch-sft", "--nodes=4")
+    overrides = ("--", "--precision", "bf16", "seed=3", "sft.optim.lr=1e-4")
+    cluster.run("pipeline.sh", "--data", "d", "--run", "r", *options, *overrides)
+    jobs = submitted(cluster)
+    sft, codec = jobs["sft"][0], jobs["codec"][0]
+    assert is_in_order(sft, ["<--partition=gpu>", "<--nodes=2>", "<--nodes=4>", "train.sbatch"])
+    assert "--nodes=4" not in codec
+    assert sft.endswith("<--precision> <bf16> <seed=3> <optim.lr=1e-4>")
+    assert codec.endswith("<--precision> <bf16> <seed=3>")
+    assert "bf16" not in jobs["evaluate-sft"][0]
+
+
+def test_a_dry_run_submits_nothing(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--dry-run")
+    assert code == 0 and output.count("sbatch") > 6
+    assert not cluster.calls and not (cluster.folder / "r").exists()
+
+
+def test_a_refused_job_cancels_those_before_it(cluster: PlayedCluster) -> None:
+    refused = {"FAKE_REFUSED": "muomni-codec"}
+    code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
+    assert code == 2
+    assert "sbatch refused codec (see above); the jobs submitted before it were cancelled" in output
+    assert sorted(cluster.calls[-1].split()) == ["1", "2", "3", "scancel"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--run", "r"), "--data is missing"),
+        (("--data", "d"), "--run is missing"),
+        (
+            ("--data", "d", "--run", "r", "--stages", "coder"),
+            "unknown stage 'coder'; stages: think",
+        ),
+        (("--data", "d", "--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder: no such stage"),
+        (("--data", "d", "--runn", "r"), "unknown option --runn"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    cluster: PlayedCluster, arguments: tuple[str, ...], sentence: str
+) -> None:
+    code, output = cluster.run("pipeline.sh", *arguments)
+    assert code == 2 and len(output.splitlines()) == 1
+    assert output.startswith("pipeline.sh: ") and sentence in output

@@ -1,0 +1,159 @@
+"""slurm/train.sbatch on a played cluster: what it starts, and when it goes back to the queue."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from tests.slurm.conftest import ROOT, PlayedCluster
+
+KILLED = -signal.SIGKILL  # what Slurm does to the script of a requeued job
+# Plays ranks that stop at the second USR1: the first one reached a rank that was still starting.
+STOPS_AT_SECOND_SIGNAL = """
+n=0; trap 'n=$((n + 1))' USR1; touch up
+while [ $n -lt 2 ]; do sleep 0.1; done; exit 85
+"""
+DEAF = "trap '' USR1; touch up; for i in {1..80}; do sleep 0.1; done"
+
+
+def wait_until_up(cluster: PlayedCluster) -> None:
+    deadline = time.monotonic() + 20
+    while not (cluster.folder / "up").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def signalled(cluster: PlayedCluster, program: str, **environ: str) -> tuple[int, str]:
+    """Run train.sbatch with ranks played by `program` and signal it once they are up."""
+    process = cluster.start("train.sbatch", FAKE_SRUN=program, **environ)
+    wait_until_up(cluster)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_one_task_a_gpu_and_arguments_pass_through(cluster: PlayedCluster) -> None:
+    code, output = cluster.run(
+        "train.sbatch", "--stage", "sft", "data.root=a b", SLURM_GPUS_ON_NODE="4"
+    )
+    assert code == 0, output
+    (call,) = cluster.calls
+    assert "<--ntasks=8> <--ntasks-per-node=4> <--cpus-per-task=2>" in call
+    assert f"<{ROOT}/launch/train.py> <--stage> <sft> <data.root=a b>" in call
+    port = re.search(r"port=(\d+) threads=2", call)
+    assert port and 20_000 <= int(port.group(1)) < 32_000
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_tasks"),
+    [
+        ({}, 1),
+        ({"SLURM_NTASKS_PER_NODE": "2"}, 2),
+        ({"MUOMNI_TASKS_PER_NODE": "4", "SLURM_NTASKS_PER_NODE": "2"}, 4),
+        ({"MUOMNI_TASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "4"}, 2),
+    ],
+)
+def test_ranks_of_a_node(cluster: PlayedCluster, environ: dict[str, str], num_tasks: int) -> None:
+    cluster.run("train.sbatch", **environ)
+    tasks = f"<--ntasks={2 * num_tasks}> <--ntasks-per-node={num_tasks}>"
+    assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls[0]
+
+
+def test_another_program_can_be_run(cluster: PlayedCluster) -> None:
+    cluster.run("train.sbatch", "launch/evaluate.py", "--stage", "codec")
+    assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls[0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"MUOMNI_ROOT": "/nowhere"}, "no /nowhere/launch/train.py; submit from the repository"),
+        ({"MUOMNI_VENV": "/nowhere"}, "no Python environment in /nowhere; run make install"),
+        ({"MUOMNI_TASKS_PER_NODE": "two"}, "MUOMNI_TASKS_PER_NODE=two is no number of ranks"),
+        ({"SLURM_GPUS_ON_NODE": "16"}, "16 ranks a node need as many cores, the job has 8"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(
+    cluster: PlayedCluster, environ: dict[str, str], sentence: str
+) -> None:
+    code, output = cluster.run("train.sbatch", "--stage", "sft", **environ)
+    assert code == 2
+    assert sentence in output and len(output.splitlines()) == 1
+    assert not cluster.calls
+
+
+def test_a_failure_fails_the_job_with_its_code(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 3")
+    assert code == 3 and "failed with exit code 3" in output
+    assert not cluster.calls_of("scontrol")
+
+
+def test_a_saved_stop_goes_back_to_the_queue(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", SLURM_RESTART_COUNT="4")
+    assert code == KILLED
+    assert cluster.calls[-1] == "scontrol requeue 7"
+    assert "requeue 5 of at most 20: the run was stopped and its state is saved" in output
+
+
+def test_requeues_are_bounded(cluster: PlayedCluster) -> None:
+    limit = {"SLURM_RESTART_COUNT": "2", "MUOMNI_MAX_REQUEUES": "2"}
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", **limit)
+    assert code == 85
+    assert "stopped after 2 requeues (MUOMNI_MAX_REQUEUES=2); submit the same command" in output
+    assert "scontrol requeue 7" not in cluster.calls
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELLED")
+    assert code == 85 and "the job was cancelled" in output
+    assert "scontrol requeue 7" not in cluster.calls
+
+
+def test_a_refused_requeue_fails_the_job(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_REQUEUE="refused")
+    assert code == 85 and "scontrol requeue 7 failed; submit the same command" in output
+
+
+def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: PlayedCluster) -> None:
+    code, output = signalled(cluster, STOPS_AT_SECOND_SIGNAL)
+    assert code == KILLED
+    assert re.search(r"signal USR1 at [\d:]+: the ranks save and stop", output)
+    assert cluster.calls[-1] == "scontrol requeue 7"
+
+
+def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
+    cluster: PlayedCluster,
+) -> None:
+    code, output = signalled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
+    assert code == KILLED
+    assert "the ranks did not save within 2 s; the run goes on from its last checkpoint" in output
+
+
+@pytest.mark.parametrize("is_signalled", [True, False])
+def test_a_rank_killed_by_the_signal_is_no_failure(
+    cluster: PlayedCluster, is_signalled: bool
+) -> None:
+    if is_signalled:
+        code, _ = signalled(cluster, "touch up; sleep 1 & wait; exit 138")
+    else:
+        code, _ = cluster.run("train.sbatch", FAKE_SRUN="exit 138")
+    assert code == (KILLED if is_signalled else 138)
+    assert ("scontrol requeue 7" in cluster.calls) is is_signalled
+
+
+def test_a_run_that_finishes_after_the_signal_is_done(cluster: PlayedCluster) -> None:
+    code, _ = signalled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
+    assert code == 0
+    assert not cluster.calls_of("scontrol")
+
+
+def test_term_does_not_end_the_script_before_its_ranks(cluster: PlayedCluster) -> None:
+    """Preemption without a signal of one's own: ranks and script get TERM."""
+    program = "touch up; while [ ! -e stop ]; do sleep 0.1; done; exit 85"
+    process = cluster.start("train.sbatch", FAKE_SRUN=program)
+    wait_until_up(cluster)
+    process.send_signal(signal.SIGTERM)
+    (cluster.folder / "stop").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == KILLED
+    assert cluster.calls[-1] == "scontrol requeue 7"
