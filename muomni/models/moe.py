@@ -106,8 +106,8 @@ def find_routers(model: nn.Module) -> list[nn.Module]:
 def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the router logits [N, E] of every forward inside the block, one tensor per MoE layer.
 
-    The list is in layer order for one forward; clear it between forwards. Do not combine with
-    recomputation of activations, which would run each router twice.
+    The list is in layer order for one forward; clear it between forwards. Leave the block before the
+    backward pass: routers that run again there, to recompute activations, are not recorded then.
     """
     recorded: list[Tensor] = []
 

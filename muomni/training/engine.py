@@ -24,6 +24,7 @@ from torch import nn
 from muomni.config.run import OptimSection, RunConfig
 from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.errors import ConfigError
 from muomni.models.moe import from_autoep
 from muomni.training import ds_config, expert_parallel
 from muomni.training.optim import build_optimizer, parameter_groups
@@ -205,6 +206,11 @@ def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) ->
         for number, group in enumerate(parameter_groups(task, optim.weight_decay))
     ]
     split = split_params_into_different_moe_groups_for_optimizer(groups)
+    if not any(group.get("moe") for group in split):
+        raise ConfigError(
+            "expert_parallel divides experts that are not trained; take the section out of the "
+            "DeepSpeed config, or the experts out of options.freeze"
+        )
     return build_optimizer(task, optim, [group for group in split if group["params"]])
 
 

@@ -111,6 +111,24 @@ def test_sixteen_bits_follow(
     assert all(tensor.dtype == torch.float32 for tensor in export_state(tmp_path).values())
 
 
+@pytest.mark.parametrize(("zero", "num_expert_ranks"), [(3, 0), (1, 2), (3, 2)])
+def test_recomputed_activations_change_nothing(
+    zero: int,
+    num_expert_ranks: int,
+    text_data: Path,
+    tmp_path: Path,
+    alone: dict[str, Any],
+    two_ranks: RankPool,
+) -> None:
+    config = moe_config(text_data, {"training": {"activation_checkpointing": True}})
+    json_ = engine(zero, num_expert_ranks)
+    result = two_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
+    for figure in FIGURES:
+        expected = [line[figure] for line in alone["curve"]]
+        got = [line[figure] for line in result["curve"]]
+        assert got == pytest.approx(expected, rel=1e-4), figure
+
+
 def test_losses_of_the_routers_move_them(
     text_data: Path, tmp_path: Path, alone: dict[str, Any], one_rank: RankPool
 ) -> None:

@@ -64,7 +64,9 @@ class ThinkerStage(Stage):
         return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
 
     def build(self) -> ThinkerTask:
-        return ThinkerTask(self.model_config())
+        task = ThinkerTask(self.model_config())
+        task.thinker.stack.is_checkpointing = self.config.training.activation_checkpointing
+        return task
 
     def model(self, task: ThinkerTask) -> nn.Module:
         return task.thinker
