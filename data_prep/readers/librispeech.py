@@ -1,7 +1,8 @@
 """LibriSpeech: `SUBSET/SPEAKER/CHAPTER/S-C-NNNN.flac` and `S-C.trans.txt` with upper-case text.
 
 The upper case carries no information, so transcripts are lower-cased unless `keep_case` is set.
-Group: the chapter; `group_by` = speaker or transcript (for corpora that repeat their prompts).
+Key: subset and utterance. Group: the chapter; `group_by` = speaker or transcript (for corpora that
+repeat their prompts).
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,10 @@ def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[Item]:
     relative = path.relative_to(root)
-    subset = relative.parts[0] if len(relative.parts) > 1 else ""
+    # SUBSET/SPEAKER/CHAPTER/FILE; SRC may also be one subset.
+    subset = relative.parts[0] if len(relative.parts) > 3 else ""
+    # Subsets may number the same speakers and chapters on their own.
+    prefix = f"{subset}-" if subset else ""
     speaker = path.stem.partition("-")[0]
     recordings = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
@@ -58,7 +62,7 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
         if not options.keep_case:
             transcript = transcript.lower()
         yield Item(
-            key=clean_key(name),
+            key=clean_key(f"{prefix}{name}"),
             group=_group(name, speaker, transcript, options.group_by),
             source=f"{relative} line {number}",
             declared_split=_DECLARED.get(subset.partition("-")[0]),
@@ -69,7 +73,7 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
         )
     for name, flac in recordings.items():
         yield Item(
-            key=clean_key(name),
+            key=clean_key(f"{prefix}{name}"),
             group=_group(name, speaker, name, options.group_by),
             source=str(flac.relative_to(root)),
             problem=Problem(MISSING_TRANSCRIPT, f"{flac.name} has no line in {path.name}"),

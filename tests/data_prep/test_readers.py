@@ -93,9 +93,9 @@ def test_librispeech_problems(tmp_path: Path) -> None:
     transcript.write_bytes(b"19-100-0000\n19-100-0005 CAF\xc9\n")
     items = list(read_librispeech(tmp_path, OPTIONS))
     assert _reasons(items) == {
-        "19-100-0000": "empty-text",
-        "19-100-0005": "bad-utf8",
-        "19-100-0001": "missing-transcript",
+        "train-clean-100-19-100-0000": "empty-text",
+        "train-clean-100-19-100-0005": "bad-utf8",
+        "train-clean-100-19-100-0001": "missing-transcript",
     }
     with pytest.raises(DataError, match=r"subset .*test-other does not exist"):
         list(read_librispeech(tmp_path, ReaderOptions(subsets=("test-other",))))
