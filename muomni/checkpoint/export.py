@@ -46,6 +46,11 @@ class Export:
     def metrics(self) -> dict[str, float]:
         return json.loads((self.path / _METRICS).read_text(encoding="utf-8"))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights: which training this export came from."""
+        return self.content["sha256"][_WEIGHTS]
+
     def config(self, config_type: type[Config]) -> Config:
         """The sizes of the exported model."""
         content = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))

@@ -101,6 +101,14 @@ class Stage(ABC):
     def model_config(self) -> BaseModel:
         """Sizes of the exported model; written into its export."""
 
+    def frozen_state(self) -> dict[str, torch.Tensor]:
+        """Weights of models outside of the task module that its export holds, too."""
+        return {}
+
+    def load_export(self, task: nn.Module, export: Export) -> None:
+        """Load this stage's own export strictly into a built task module; raises UpstreamError."""
+        export.load_into(self.model(task))
+
     def coefficients(self) -> dict[str, float]:
         """How much each loss term counts."""
         return dict.fromkeys(self.terms, 1.0)
