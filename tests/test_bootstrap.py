@@ -161,15 +161,48 @@ def test_existing_environment_that_lacks_a_package_is_named(
     assert len(outcome.stderr.splitlines()) == 1
 
 
-def test_ci_ends_with_the_summary_and_its_exit_code(tmp_path: Path) -> None:
-    """`.ci/run` passes the exit code on, and make's own message does not come last."""
-    (tmp_path / ".ci").mkdir()
+@pytest.fixture
+def ci_clone(tmp_path: Path) -> Path:
+    """A clone whose `make test` fails, on a machine of our making where apt-get only takes notes."""
+    for name in (".ci/run", "Makefile"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
     (tmp_path / "Makefile").write_text(
         "test:\n\t@echo '1 failed, 2 passed, 3 deselected in 4.56s (0:00:04)'; exit 1\n"
     )
-    outcome = subprocess.run(
-        ["bash", ".ci/run"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True
+    programs = {
+        "apt-get": f'echo "$@" >> {tmp_path}/apt-get.log',
+        "id": "echo 0",
+        "python3": '[ "$FAKE_HEADERS" != missing ] || [[ "$*" != *Python.h* ]]',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, line in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def run_ci(clone: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", ".ci/run"],
+        cwd=clone,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
     )
+
+
+def test_ci_ends_with_the_summary_and_its_exit_code(ci_clone: Path) -> None:
+    outcome = run_ci(ci_clone)
     assert outcome.returncode == 2  # what make returns when a recipe fails
     assert outcome.stdout.splitlines()[-1].startswith("1 failed, 2 passed")
+    assert not (ci_clone / "apt-get.log").exists()
+
+
+def test_ci_installs_only_what_is_missing(ci_clone: Path) -> None:
+    run_ci(ci_clone, FAKE_HEADERS="missing")
+    update, install = (ci_clone / "apt-get.log").read_text().splitlines()
+    assert update.startswith("update")
+    assert install.split()[-1] == "python3-dev"
+    assert not {"make", "g++", "python3-venv"} & set(install.split())
