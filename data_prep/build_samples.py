@@ -8,7 +8,9 @@ can be repeated. FLAC holds exactly the values of the WAV files.
 
 import argparse
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,9 +21,9 @@ from data_prep.corpus import transcript_group
 from muomni.data.manifest import hash64
 
 _SPEAKER = "7001"
-_SHORT_CLIP_S, _LONG_CLIP_S = 1.5, 3.0
-_SHORT_SHARE, _MIDDLE_SHARE = 0.66, 0.33
-_LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 2.0, 0.42
+_MIN_WORDS, _MAX_CLIP_S = 3, 4.5
+_COMMON_IN_CLIPS, _COMMON_SHARE = 3, 0.75
+_LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.36
 _NUM_SYNTHETIC = 56
 _QUESTIONS = (
     "What is this?",
@@ -82,17 +84,22 @@ def copy_pictures(source: Path, target: Path) -> dict[str, str]:
 def choose_clips(source: Path) -> dict[str, str]:
     """Id and text of the clips to keep.
 
-    Two thirds of the short clips, a third of those up to 3 s, and every letter and keycap word
-    that the tri-modal pictures need.
+    Sentences most of whose words occur in several clips (so that what a recogniser learns from one
+    helps with another), and every letter and keycap word that the tri-modal pictures need.
     """
     needed = {*"abcdefghijklmnopqrstuvwxyz", "pound", "star"}
     needed |= {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+    lines = (source / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    texts = {name: text for name, _, text in (line.split("|") for line in lines)}
+    words = {name: re.findall(r"[a-z']+", text.lower()) for name, text in texts.items()}
+    num_clips = Counter(word for spoken in words.values() for word in set(spoken))
     chosen = {}
-    for line in (source / "metadata.csv").read_text(encoding="utf-8").splitlines():
-        name, _, text = line.split("|")
+    for name, text in texts.items():
+        spoken = words[name]
+        num_common = sum(num_clips[word] >= _COMMON_IN_CLIPS for word in spoken)
+        is_sentence = len(spoken) >= _MIN_WORDS and num_common >= _COMMON_SHARE * len(spoken)
         duration_s = soundfile.info(source / "wavs" / f"{name}.wav").duration
-        share = _SHORT_SHARE if duration_s < _SHORT_CLIP_S else _MIDDLE_SHARE
-        if text.lower() in needed or (duration_s < _LONG_CLIP_S and _fraction(name) < share):
+        if text.lower() in needed or (is_sentence and duration_s < _MAX_CLIP_S):
             chosen[name] = text
     return chosen
 

@@ -17,7 +17,7 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-_VAL_FRACTION, _TEST_FRACTION = 0.07, 0.10
+_VAL_FRACTION, _TEST_FRACTION = 0.07, 0.12
 
 
 @dataclass(frozen=True, slots=True)
