@@ -14,7 +14,7 @@ import torch
 
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
-from muomni.checkpoint.export import write_export
+from muomni.checkpoint.export import read_export, write_export
 from muomni.data.loader import Loader, PlannedDataset, to_device
 from muomni.data.plan import Plan
 from muomni.data.source import Source
@@ -91,6 +91,9 @@ class Loop:
             raise
         finally:
             self._close_logs(status)
+            if status == "KILLED":
+                # Launchers kill all ranks when the first one leaves with a code; rank 0 is the last.
+                collectives.barrier()
 
     def _train(self, stop: StopFlag) -> None:
         self.engine.train()
@@ -226,6 +229,11 @@ class Loop:
                 {
                     "preset": self.config.preset,
                     "step": self.state.step,
+                    "config": self.config.model_dump(mode="json"),
+                    "data": {
+                        "tasks": self.stage.tasks,
+                        "fingerprint": self.parts.train.fingerprint,
+                    },
                     "upstream": upstream,
                     **provenance(),
                 },
@@ -240,17 +248,19 @@ class Loop:
         }
 
     def _write_samples(self) -> None:
-        if self.parts.val is None:
+        """Write sample outputs of the export, by rank 0 alone.
+
+        A plain module makes them: one under an engine may call collectives that other ranks miss.
+        """
+        if self.parts.val is None or self.mlflow is None:
             return
-        with self.engine.whole_parameters() as task:
-            if self.is_main and self.mlflow is not None:
-                folder = self.parts.folder.samples
-                folder.mkdir(exist_ok=True)
-                task.eval()
-                with torch.no_grad():
-                    for artefact in self.stage.sample_outputs(task, self.parts.val, folder):
-                        self.mlflow.artefact(artefact.path, f"samples/{artefact.kind}")
-                task.train()
+        task = self.stage.build().to(self.parts.device)
+        self.stage.load_export(task, read_export(self.parts.folder.export, self.stage.name))
+        folder = self.parts.folder.samples
+        folder.mkdir(exist_ok=True)
+        with torch.no_grad():
+            for artefact in self.stage.sample_outputs(task.eval(), self.parts.val, folder):
+                self.mlflow.artefact(artefact.path, f"samples/{artefact.kind}")
 
     # -- plumbing ----------------------------------------------------------------------------------
     def _loader(self) -> Loader:

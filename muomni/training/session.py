@@ -7,6 +7,7 @@ JSON, a missing dataset or upstream export, a world size that cannot share a ste
 import hashlib
 import logging
 import random
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
 from muomni.checkpoint.export import Export, find_exports, read_export
+from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
 from muomni.data.loader import PlannedDataset
 from muomni.data.manifest import find_datasets
@@ -127,6 +129,8 @@ def open_loop(session: Session) -> Loop:
     folder = RunFolder(request.run, config.stage)
     if collectives.rank() == 0:
         folder.create()
+        if request.resume == "never":  # else a later --resume auto would take them for this run's
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
     collectives.barrier()
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
@@ -148,7 +152,11 @@ def open_loop(session: Session) -> Loop:
         state = commit.load(engine.deepspeed, checkpoint, topology)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
-        origin_of_exports = {"upstream": str(request.upstream), "provenance": provenance()}
+        origin_of_exports = {
+            "upstream": str(request.upstream),
+            "upstream_digests": _digests(session),
+            "provenance": provenance(),
+        }
         folder.write_config({**config.model_dump(mode="json"), **origin_of_exports})
         origin = f"resumed from {checkpoint}" if checkpoint else "from the start"
         print(
@@ -166,12 +174,20 @@ def open_loop(session: Session) -> Loop:
 
 
 def finished_result(session: Session) -> dict[str, Any] | None:
-    """The result of a run that has nothing left to do, None otherwise."""
+    """The result of a run that has nothing left to do, None otherwise.
+
+    Raises CheckpointError when the run's checkpoints come from other data or other upstream exports.
+    """
     folder = RunFolder(session.request.run, session.request.config.stage)
     newest = (
         commit.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
     )
-    if newest is None or newest.name != commit.step_folder(Path(), session.num_steps).name:
+    if newest is None:
+        return None
+    content = commit.verify(newest, with_hashes=False)
+    _check_plan(TrainState(**content["state"]), session, newest)
+    _check_upstream(folder, session)
+    if newest.name != commit.step_folder(Path(), session.num_steps).name:
         return None
     if not folder.export.is_dir():
         return None
@@ -252,3 +268,18 @@ def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
             f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed; "
             f"put them back, or start over with --resume never"
         )
+
+
+def _digests(session: Session) -> dict[str, str]:
+    """Which training of each upstream stage this run loads."""
+    return {name: export.digest for name, export in session.stage.context.upstream.items()}
+
+
+def _check_upstream(folder: RunFolder, session: Session) -> None:
+    started_with = read_yaml(folder.config_file).get("upstream_digests", {})
+    for stage, digest in _digests(session).items():
+        if started_with.get(stage, digest) != digest:
+            raise CheckpointError(
+                f"stage {stage} was trained again since {folder.root} began; start that over with "
+                f"--resume never, or put the earlier export of {stage} back"
+            )

@@ -1,0 +1,49 @@
+"""What a run may call its own: checkpoints of another beginning, other data or other exports are not."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from muomni.config.run import RunConfig
+from muomni.dist.discovery import discover
+from muomni.errors import CheckpointError
+from muomni.training.session import Request, Session, finished_result, prepare
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config, train
+
+
+def _session(config: RunConfig, run: Path) -> Session:
+    return prepare(Request(config, run, run, {"zero_optimization": {"stage": 1}}), discover({}))
+
+
+def test_starting_over_forgets_later_checkpoints(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    longer = thinker_config(text_data, {"training": {"max_steps": 4}})
+    shorter = thinker_config(text_data, {"training": {"max_steps": 2}})
+    one_rank.run(train, config=longer, run=tmp_path)
+    one_rank.run(train, config=shorter, run=tmp_path, resume="never")
+    checkpoints = tmp_path / "thinker" / "checkpoints"
+    assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000002"]
+    result = finished_result(_session(shorter, tmp_path))
+    assert result is not None and result["step"] == 2
+    assert finished_result(_session(longer, tmp_path)) is None
+
+
+def test_a_finished_run_does_not_pass_for_one_on_other_data_or_exports(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"max_steps": 2}})
+    one_rank.run(train, config=config, run=tmp_path)
+    other = thinker_config(text_data, {"training": {"max_steps": 2}, "seed": 5})
+    with pytest.raises(CheckpointError, match="written with other data, tokenizer, batch sizes"):
+        finished_result(_session(other, tmp_path))
+    session = _session(config, tmp_path)
+    session.stage.context.upstream = {"codec": SimpleNamespace(digest="new")}  # type: ignore[dict-item]
+    assert finished_result(session) is not None  # it began before digests were written down
+    config_file = tmp_path / "thinker" / "config.yaml"
+    text = config_file.read_text()
+    config_file.write_text(text.replace("upstream_digests: {}", "upstream_digests: {codec: old}"))
+    with pytest.raises(CheckpointError, match=r"codec was trained again since .*--resume never"):
+        finished_result(session)
