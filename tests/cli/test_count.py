@@ -1,0 +1,102 @@
+"""`muomni count` against the real models and torch's FLOP counter."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from muomni.cli import main
+from muomni.cli.count import CONVERSATION_TOKENS, RECORDING_S, count_preset, model_configs
+from muomni.config.loading import preset_names, resolve
+from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.config.run import STAGE_NAMES
+from muomni.models.omni import MediaSlots, OmniModel
+from muomni.models.thinker import Thinker
+
+
+def test_a_preset_counts_its_real_models() -> None:
+    rows = {row.stage: row for row in count_preset("nano", 300)}
+    assert tuple(rows) == STAGE_NAMES
+    configs = model_configs("nano", 300)
+    for stage, model_type in (("thinker", Thinker), ("sft", OmniModel)):
+        total = sum(parameter.numel() for parameter in model_type(configs[stage]).parameters())
+        assert rows[stage].parameters == rows[stage].active == total
+    assert rows["thinker"].embedding == 300 * configs["thinker"].hidden_size
+
+
+def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
+    (row,) = (row for row in count_preset("nano", 300) if row.stage == "sft")
+    config = model_configs("nano", 300)["sft"]
+    model, side = OmniModel(config).eval(), config.vision_encoder.image_size
+    samples = RECORDING_S * SAMPLE_RATE_HZ
+    num_audio = -(-RECORDING_S * 25 // config.audio_stack)
+    length = CONVERSATION_TOKENS + config.num_image_tokens + num_audio
+    places = torch.arange(length)[None, CONVERSATION_TOKENS:]
+    slots = MediaSlots(
+        images=torch.zeros(1, 3, side, side, dtype=torch.uint8),
+        image_places=places[:, : config.num_image_tokens],
+        audios=torch.randn(1, samples),
+        audio_lengths=torch.tensor([samples]),
+        audio_places=places[:, config.num_image_tokens :],
+    )
+    ids = torch.ones(1, length, dtype=torch.long)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.thinker.logits(model(ids, slots)[:, :CONVERSATION_TOKENS])
+    assert counter.get_total_flops() == row.forward_flops
+
+
+def test_a_mixture_uses_as_many_weights_a_token_as_the_dense_model() -> None:
+    dense, sparse = (count_preset(preset, 2048)[0] for preset in ("tiny", "tiny-moe"))
+    assert sparse.parameters > 2.5 * dense.parameters
+    assert sparse.active == pytest.approx(dense.active, rel=0.01)  # the router is extra
+    assert sparse.forward_flops == pytest.approx(dense.forward_flops, rel=0.01)
+
+
+def test_small_has_150_million_parameters_in_its_thinker() -> None:
+    assert count_preset("small", 32_000)[0].parameters == pytest.approx(150e6, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_has_sizes_and_a_recipe_for_every_stage(preset: str) -> None:
+    for stage in STAGE_NAMES:
+        assert resolve(stage, preset).model
+    assert len(model_configs(preset, 300)) == len(STAGE_NAMES)
+
+
+def test_tables_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["count", "nano", "tiny-moe", "--vocab-size", "300", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    main(["count", "nano", "tiny-moe", "--vocab-size", "300"])
+    text = capsys.readouterr().out
+    assert list(content) == ["nano", "tiny-moe"]
+    for rows in content.values():
+        for row in rows:
+            assert f"{row['parameters']:,}" in text and f"{row['active']:,}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nani"], "muomni: unknown preset 'nani' (did you mean 'nano'?)"),
+        (["nano", "--vocab-size", "0"], "muomni: --vocab-size is 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["count", *arguments])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_the_command_is_light_until_it_runs() -> None:
+    code = "import sys, muomni.cli; muomni.cli.parser(); print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
