@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.loading import CONFIG_ROOT, merge, parse_override, preset_names, resolve
-from muomni.config.run import STAGE_NAMES
+from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.dist.discovery import Ranks, discover, export_environment
 from muomni.errors import exit_on_error
 
@@ -55,11 +55,8 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def build_request(arguments: argparse.Namespace) -> Any:
-    """Resolve files, flags and overrides; raises ConfigError."""
-    from muomni.training.ds_config import read_engine_json
-    from muomni.training.session import Request
-
+def resolve_config(arguments: argparse.Namespace) -> RunConfig:
+    """The run config that files, flags and overrides give; raises ConfigError."""
     overrides: dict[str, Any] = {}
     for text in arguments.overrides:
         overrides = merge(overrides, parse_override(text))
@@ -70,12 +67,18 @@ def build_request(arguments: argparse.Namespace) -> Any:
     if arguments.max_steps is not None:
         length = {"max_steps": arguments.max_steps, "max_epochs": None}
         overrides = merge(overrides, {"training": length})
+    return resolve(arguments.stage, arguments.preset, arguments.config, overrides)
+
+
+def build_request(arguments: argparse.Namespace) -> Any:
+    """All that the command line asks for; raises ConfigError."""
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.session import Request
+
     run = arguments.run or Path("runs/default")
     upstream = arguments.upstream or arguments.run or SAMPLE_RUN
-    config = resolve(arguments.stage, arguments.preset, arguments.config, overrides)
-    return Request(
-        config, run, upstream, read_engine_json(arguments.deepspeed_config), arguments.resume
-    )
+    engine_json = read_engine_json(arguments.deepspeed_config)
+    return Request(resolve_config(arguments), run, upstream, engine_json, arguments.resume)
 
 
 def main() -> None:

@@ -1,0 +1,290 @@
+"""Train all stages in order, each on the exports of the ones before, by the real command.
+
+    python launch/pipeline.py --preset nano --data DIR --run DIR [-- key=value ...]
+
+A stage that is finished is skipped, an interrupted one goes on, and one whose upstream was trained again
+starts over. The first failure stops the rest. After "--", flags and key=value overrides go to
+launch/train.py of every stage, STAGE.key=value to one stage. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch import train as train_command
+from launch.ranks import count_ranks, rank_environment, run_logged, train_argv
+from muomni.config.loading import did_you_mean, preset_names, read_yaml
+from muomni.config.run import STAGE_NAMES, RunConfig
+from muomni.errors import ConfigError, MuomniError, PreemptedError, exit_on_error
+from muomni.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+FINISHED, OUTDATED, OPEN = "finished", "outdated", "open"
+
+
+@dataclass(slots=True)
+class StageResult:
+    """One line of the table at the end."""
+
+    status: str  # trained, or finished before
+    duration_s: float
+    step: int
+    metrics: dict[str, float]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line before "--"."""
+    flags = argparse.ArgumentParser(
+        prog="pipeline.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    presets = ", ".join(preset_names())
+    flags.add_argument("--preset", default="nano", help=f"sizes: {presets} (nano)")
+    flags.add_argument("--data", default="data/sample", help="folder of datasets (data/sample)")
+    flags.add_argument("--run", type=Path, required=True, help="run folder of all stages")
+    flags.add_argument(
+        "--ranks", type=int, help="processes a stage (all GPUs; on a CPU 2, on one core 1)"
+    )
+    flags.add_argument("--stages", help=f"only these of {','.join(STAGE_NAMES)}, with commas")
+    flags.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, with the commands"
+    )
+    flags.add_argument(
+        "--slurm", action="store_true",
+        help="submit the stages as jobs instead: slurm/pipeline.sh --help has more options",
+    )  # fmt: skip
+    return flags
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, unknown = parser().parse_known_args(argv[:end])
+    extra = argv[end + 1 :]
+    with exit_on_error("pipeline"):
+        stages = chosen_stages(arguments.stages)
+        if arguments.slurm:
+            submit(arguments, stages, unknown, extra)
+        if unknown:
+            raise ConfigError(
+                f"unknown option {unknown[0]}; see --help, and put what is meant for train.py after --"
+            )
+        pipeline = Pipeline(arguments, extra)
+        # All configs are resolved first: a mistake in the last one must not wait for the others.
+        plans = {stage: pipeline.config(stage) for stage in stages}
+        if arguments.dry_run:
+            pipeline.describe(plans)
+            return
+        start = time.monotonic()
+        results = {stage: pipeline.run(stage, config) for stage, config in plans.items()}
+        print("\n" + table(results), flush=True)
+        content = {
+            "run": str(arguments.run),
+            "duration_s": round(time.monotonic() - start, 1),
+            "stages": {stage: asdict(result) for stage, result in results.items()},
+        }
+        print(json.dumps(content), flush=True)
+
+
+def chosen_stages(text: str | None) -> list[str]:
+    """The stages to run, in the order in which they build on each other; raises ConfigError."""
+    names = STAGE_NAMES if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STAGE_NAMES:
+            hint = did_you_mean(name, STAGE_NAMES)
+            raise ConfigError(f"unknown stage '{name}'{hint}; stages: {', '.join(STAGE_NAMES)}")
+    return [stage for stage in STAGE_NAMES if stage in names]
+
+
+def arguments_for(stage: str, extra: list[str]) -> list[str]:
+    """What of the arguments after "--" goes to a stage: STAGE.key=value to that stage only."""
+    chosen = []
+    for argument in extra:
+        prefix, dot, rest = argument.partition(".")
+        if not dot or prefix not in STAGE_NAMES:
+            chosen.append(argument)
+        elif prefix == stage:
+            chosen.append(rest)
+    return chosen
+
+
+def submit(
+    arguments: argparse.Namespace, stages: list[str], unknown: list[str], extra: list[str]
+) -> None:
+    """Become slurm/pipeline.sh."""
+    script = str(ROOT / "slurm" / "pipeline.sh")
+    argv = [script, "--preset", arguments.preset, "--data", arguments.data]
+    argv += ["--run", str(arguments.run), "--stages", ",".join(stages), *unknown]
+    if arguments.dry_run:
+        argv.append("--dry-run")
+    if arguments.ranks is not None:
+        os.environ["MUOMNI_TASKS_PER_NODE"] = str(arguments.ranks)
+    # The jobs run in the environment that this command was called in.
+    os.environ.setdefault("MUOMNI_VENV", sys.prefix)
+    sys.stdout.flush()
+    os.execv(script, [*argv, "--", *extra])
+
+
+class Pipeline:
+    """The stages of one run folder."""
+
+    def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
+        self.arguments, self.extra = arguments, extra
+        self.folder: Path = arguments.run
+        self._num_ranks: int | None = arguments.ranks
+        if self._num_ranks is not None and self._num_ranks < 1:
+            raise ConfigError(f"--ranks {self._num_ranks} trains nothing; give at least 1")
+
+    @property
+    def num_ranks(self) -> int:
+        if self._num_ranks is None:
+            self._num_ranks = count_ranks()
+        return self._num_ranks
+
+    def train_arguments(self, stage: str) -> list[str]:
+        """The arguments of launch/train.py."""
+        given = ["--stage", stage, "--preset", self.arguments.preset, "--data", self.arguments.data]
+        return [*given, "--run", str(self.folder), *arguments_for(stage, self.extra)]
+
+    def config(self, stage: str) -> RunConfig:
+        """The config that the stage will resolve; raises ConfigError."""
+        parsed = train_command.parser().parse_intermixed_args(self.train_arguments(stage))
+        return train_command.resolve_config(parsed)
+
+    def describe(self, plans: dict[str, RunConfig]) -> None:
+        """Print the state of each stage and its command."""
+        for stage, config in plans.items():
+            state, why = look_at(self.folder, stage, config)
+            print(f"{stage}: {state}{f' ({why})' if why else ''}")
+            if state != FINISHED:
+                print(f"  {' '.join(train_argv(self.num_ranks, self._arguments(stage, state)))}")
+
+    def run(self, stage: str, config: RunConfig) -> StageResult:
+        """Train one stage unless it is finished; raises MuomniError with its exit code."""
+        folder = RunFolder(self.folder, stage)
+        state, why = look_at(self.folder, stage, config)
+        if state == FINISHED:
+            print(f"{stage}: finished before, see {folder.export}", flush=True)
+            return finished_result(folder)
+        folder.create()
+        log = folder.root / "train.log"
+        reason = f", {why}" if why else ""
+        print(f"\n== {stage}: {self.num_ranks} ranks, log {log}{reason}", flush=True)
+        start = time.monotonic()
+        command = train_argv(self.num_ranks, self._arguments(stage, state))
+        code = run_logged(command, log, rank_environment(self.num_ranks))
+        if code == PreemptedError.exit_code:
+            raise PreemptedError(
+                f"stage {stage} was stopped and saved its state; the same command goes on from there"
+            )
+        if code != 0:
+            error = MuomniError(
+                f"stage {stage} failed with exit code {code}; its log is {log}, and the same command "
+                f"goes on from there"
+            )
+            error.exit_code = code if 0 < code < 256 else 1
+            raise error
+        result = finished_result(folder)
+        result.status, result.duration_s = "trained", round(time.monotonic() - start, 1)
+        return result
+
+    def _arguments(self, stage: str, state: str) -> list[str]:
+        return self.train_arguments(stage) + (["--resume", "never"] if state == OUTDATED else [])
+
+
+def look_at(run: Path, stage: str, config: RunConfig) -> tuple[str, str]:
+    """Whether a stage is finished, outdated or open, and why, without starting it.
+
+    Finished: its export is whole, and config, data, tokenizer and upstream exports are those it came
+    from. Outdated: an upstream stage was trained again since it began. Everything else is open:
+    launch/train.py decides.
+    """
+    folder = RunFolder(run, stage)
+    if folder.config_file.is_file():
+        begun_with = read_yaml(folder.config_file).get("upstream_digests", {})
+        changed = changed_upstream(run, begun_with)
+        if changed:
+            return OUTDATED, f"because {', '.join(changed)} was trained again"
+    if not (folder.export / "export.json").is_file():
+        return OPEN, ""
+    # Imports torch, which a first run of the pipeline does not need.
+    from muomni.checkpoint.export import read_export
+
+    try:
+        export = read_export(folder.export, stage)
+        is_same = (
+            export.content.get("config") == config.model_dump(mode="json")
+            and not changed_upstream(run, export.content.get("upstream", {}))
+            and has_same_data(config, export.content["data"], export.tokenizer_digest)
+        )
+    except (MuomniError, KeyError) as error:
+        return OPEN, f"because {error}"
+    return (FINISHED, "") if is_same else (OPEN, "because its settings or data changed")
+
+
+def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
+    """The stages whose exports in `run` are no longer those with these digests."""
+    changed = []
+    for stage, digest in digests.items():
+        manifest = RunFolder(run, stage).export / "export.json"
+        if manifest.is_file():
+            hashes = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+            if hashes["model.safetensors"] != digest:
+                changed.append(stage)
+    return changed
+
+
+def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:
+    """Whether the datasets and the tokenizer are still those of an export; raises DataError."""
+    from muomni.data.manifest import find_datasets
+    from muomni.data.source import Source
+    from muomni.data.tokenizer import Tokenizer
+
+    root = Path(config.data.root)
+    datasets = [found for task in data["tasks"] for found in find_datasets(root, task)]
+    tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
+    is_same = Source(datasets, "train").fingerprint == data["fingerprint"]
+    return is_same and tokenizer.digest == tokenizer_digest
+
+
+def finished_result(folder: RunFolder) -> StageResult:
+    """The figures that a finished stage wrote beside its export."""
+    step = json.loads((folder.export / "export.json").read_text(encoding="utf-8"))["step"]
+    metrics = json.loads((folder.export / "metrics.json").read_text(encoding="utf-8"))
+    return StageResult("finished before", 0.0, step, metrics)
+
+
+def table(results: dict[str, StageResult]) -> str:
+    """Durations and held-out figures, a line a stage."""
+    rows = [("stage", "", "time", "steps", "validation")]
+    for stage, result in results.items():
+        figures = [
+            f"{name.removeprefix('val/')} {value:.4g}" for name, value in result.metrics.items()
+        ]
+        minutes, seconds = divmod(round(result.duration_s), 60)
+        rows.append(
+            (
+                stage,
+                result.status,
+                f"{minutes}:{seconds:02d}",
+                f"{result.step:,}",
+                "  ".join(figures),
+            )
+        )
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()
