@@ -1,0 +1,108 @@
+"""Put held-out conversations to a trained model by launch/generate.py, beside the expected answers.
+
+    python scripts/answer_held_out.py --data data/sample --run runs/quickstart
+
+Takes the first conversation of each kind (about a picture, spoken, to be read aloud ...) from the test
+split of the sft dataset. Media and spoken answers are written to RUN/examples.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from muomni.data.manifest import find_datasets
+from muomni.data.shard_reader import SplitReader
+from muomni.errors import MuomniError, exit_on_error
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = {"image": "--image", "audio": "--audio"}
+
+
+@dataclass(slots=True)
+class Example:
+    """One question, the files that it needs, and the answer that the dataset has for it."""
+
+    kind: tuple[str, ...]  # parts of the question and of the answer
+    expected: str
+    arguments: list[str] = field(default_factory=list)
+    files: dict[Path, bytes] = field(default_factory=dict)
+
+
+def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None:
+    """Turn a conversation of one question and one answer into an Example; None for others.
+
+    Its pictures and recordings belong into `folder`; nothing is written yet.
+    """
+    turns = json.loads(sample["json"])["turns"]
+    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        return None
+    question, answer = (turn["content"] for turn in turns)
+    spoken = [part for part in answer if part["type"] == "audio"]
+    expected = " ".join(part["text"] for part in answer if part["type"] == "text")
+    kind = (*(part["type"] for part in question), "->", *(part["type"] for part in answer))
+    example = Example(kind, expected)
+    for part in question:
+        if part["type"] == "text":
+            example.arguments += ["--text", part["text"]]
+        else:
+            content = sample[part["name"]]
+            assert isinstance(content, bytes)
+            file = folder / f"{sample['__key__']}.{part['name']}"
+            example.files[file] = content
+            example.arguments += [FLAGS[part["type"]], str(file)]
+    if spoken:
+        example.arguments += ["--speak", str(folder / f"{sample['__key__']}.spoken.wav")]
+    return example
+
+
+def find_examples(data: Path, folder: Path) -> list[Example]:
+    """The first test conversation of each kind; raises DataError when there is no sft dataset."""
+    found: dict[tuple[str, ...], Example] = {}
+    for manifest in find_datasets(data, "sft"):
+        reader = SplitReader(manifest, "test")
+        for index in range(len(reader)):
+            example = read_example(reader.read(index), folder)
+            if example is not None:
+                found.setdefault(example.kind, example)
+    return list(found.values())
+
+
+def ask(run: Path, example: Example) -> None:
+    """Run launch/generate.py and print question, expected and given answer."""
+    command = ["launch/generate.py", "--run", str(run), *example.arguments]
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    outcome = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if outcome.returncode != 0:
+        error = MuomniError("launch/generate.py failed; its message stands above")
+        error.exit_code = outcome.returncode
+        raise error
+    result = json.loads(outcome.stdout.splitlines()[-1])
+    print(f"expected  {example.expected}\nanswered  {result['text']}")
+    if "speech" in result:
+        print(f"spoken    {result['speech']} ({result['speech_s']:.1f} s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ask a trained model held-out questions.")
+    parser.add_argument("--data", type=Path, required=True, help="folder of datasets")
+    parser.add_argument("--run", type=Path, required=True, help="run folder with an sft export")
+    arguments = parser.parse_args()
+    with exit_on_error("answer_held_out"):
+        folder = arguments.run / "examples"
+        folder.mkdir(parents=True, exist_ok=True)
+        for example in find_examples(arguments.data, folder):
+            for file, content in example.files.items():
+                file.write_bytes(content)
+            ask(arguments.run, example)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From the bundled corpora to a fine-tuned omni model and back to speech, by the commands that a
+# real run uses. Every step that is already done is skipped, so a second call is quick.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly data=data/sample run=runs/quickstart
+readonly stages=(thinker audio_encoder vision_encoder codec talker sft)
+
+step() {
+    printf '\n== %d:%02d  %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"
+}
+
+step "Shard the sample corpora and train the tokenizer"
+python -m data_prep sample --out "$data" >/dev/null
+
+step "Train all stages at nano size, each on the exports of the ones before"
+python launch/pipeline.py --preset nano --data "$data" --run "$run"
+
+step "Results on held-out data, beside trivial baselines"
+num_ranks=$(python -c 'from launch.ranks import count_ranks; print(count_ranks())')
+for stage in "${stages[@]}"; do
+    [ "$run/$stage/evaluation.json" -nt "$run/$stage/export/export.json" ] ||
+        deepspeed --quiet --num_gpus "$num_ranks" --master_port $((20000 + RANDOM % 9000)) \
+            launch/evaluate.py --stage "$stage" --run "$run" --data "$data" | sed '$d'
+done
+python launch/summary.py --run "$run"
+
+step "Answers to held-out questions"
+python scripts/answer_held_out.py --data "$data" --run "$run"
+
+step "Done"
+cat <<TEXT
+Curves, configs, generated texts and recordings of all stages:
+    mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+Ask it yourself:
+    python launch/generate.py --run $run --text "Say: hello" --speak hello.wav
+Train the last stage again, on these exports:
+    deepspeed launch/train.py --stage sft
+(in a shell where . .venv/bin/activate was called; Ctrl-C ends the MLflow page)
+TEXT
