@@ -73,6 +73,9 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             pin_memory=pin_memory,
+            # The global generator belongs to the model: drawing from it here would shift the dropout
+            # of a resumed run.
+            generator=torch.Generator(),
             # Workers must not inherit the threads and locks of a process that runs collectives.
             multiprocessing_context="forkserver" if num_workers else None,
         )

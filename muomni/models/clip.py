@@ -5,7 +5,7 @@ them. Reference in tests: open_clip.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,11 @@ from muomni.models.vision_encoder import (
 MAX_SCALE = 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class ClipOutput:
-    """Unit features of B pairs, fp32, and the multiplier of their similarities."""
+class ClipOutput(NamedTuple):
+    """Unit features of B pairs, fp32, and the multiplier of their similarities.
+
+    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    """
 
     image: Tensor  # [B, embedding_size]
     text: Tensor  # [B, embedding_size]

@@ -7,7 +7,7 @@ batch gives what single recordings give. The quantiser's codebooks are buffers; 
 for how a trainer updates them.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,11 @@ DOWN_KERNEL = 4
 SQUARE_ERROR_WEIGHT = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class CodecOutput:
-    """One training or validation pass; T mel frames, Tf = ceil(T / 4) code frames."""
+class CodecOutput(NamedTuple):
+    """One training or validation pass; T mel frames, Tf = ceil(T / 4) code frames.
+
+    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    """
 
     mel: Tensor  # [B, T, num_mels] fp32: the decoder's log-mel, in natural-log units
     target: Tensor  # [B, T, num_mels] fp32

@@ -9,6 +9,7 @@ for any split of the global batch. Nothing here knows of ranks.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,11 @@ class QuantizerStatistics:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizerOutput:
-    """Result of a forward pass over latents [B, T, d]."""
+class QuantizerOutput(NamedTuple):
+    """Result of a forward pass over latents [B, T, d].
+
+    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    """
 
     quantised: Tensor  # [B, T, d] fp32; its gradient passes straight through to the latents
     codes: Tensor  # [B, T, K] int64, zero on padding
