@@ -1,0 +1,13 @@
+"""Prints what a rank finds about itself: one JSON line."""
+
+import json
+import os
+import socket
+
+from muomni.dist.discovery import discover, export_environment
+
+export_environment(discover(), os.environ)
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+found = {name: os.environ[name] for name in names}
+found["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+print(json.dumps({**found, "host": socket.gethostname()}))

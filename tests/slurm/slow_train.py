@@ -1,0 +1,22 @@
+"""launch/train.py with steps that take at least SLOW_STEP_S: a signal then comes in the middle of a run."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from launch import train
+from muomni.training.loop import Loop
+
+original = Loop._step
+
+
+def slow_step(*arguments: object) -> None:
+    time.sleep(float(os.environ["SLOW_STEP_S"]))
+    original(*arguments)  # type: ignore[arg-type]
+
+
+Loop._step = slow_step  # type: ignore[method-assign,assignment]
+train.main()
