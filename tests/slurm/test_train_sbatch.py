@@ -1,5 +1,6 @@
 """slurm/train.sbatch on a played cluster: what it starts, and when it goes back to the queue."""
 
+import datetime
 import re
 import signal
 import time
@@ -37,7 +38,7 @@ def test_one_task_a_gpu_and_arguments_pass_through(cluster: PlayedCluster) -> No
         "train.sbatch", "--stage", "sft", "data.root=a b", SLURM_GPUS_ON_NODE="4"
     )
     assert code == 0, output
-    (call,) = cluster.calls
+    (call,) = cluster.calls_of("srun")
     assert "<--ntasks=8> <--ntasks-per-node=4> <--cpus-per-task=2>" in call
     assert f"<{ROOT}/launch/train.py> <--stage> <sft> <data.root=a b>" in call
     port = re.search(r"port=(\d+) threads=2", call)
@@ -56,12 +57,12 @@ def test_one_task_a_gpu_and_arguments_pass_through(cluster: PlayedCluster) -> No
 def test_ranks_of_a_node(cluster: PlayedCluster, environ: dict[str, str], num_tasks: int) -> None:
     cluster.run("train.sbatch", **environ)
     tasks = f"<--ntasks={2 * num_tasks}> <--ntasks-per-node={num_tasks}>"
-    assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls[0]
+    assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls_of("srun")[0]
 
 
 def test_another_program_can_be_run(cluster: PlayedCluster) -> None:
     cluster.run("train.sbatch", "launch/evaluate.py", "--stage", "codec")
-    assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls[0]
+    assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls_of("srun")[0]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_what_is_missing_is_one_sentence(
 def test_a_failure_fails_the_job_with_its_code(cluster: PlayedCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 3")
     assert code == 3 and "failed with exit code 3" in output
-    assert not cluster.calls_of("scontrol")
+    assert "scontrol requeue 7" not in cluster.calls
 
 
 def test_a_saved_stop_goes_back_to_the_queue(cluster: PlayedCluster) -> None:
@@ -121,6 +122,22 @@ def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: PlayedCluster) ->
     assert cluster.calls[-1] == "scontrol requeue 7"
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "before_s", "stops"),
+    [(12, "6", True), (60, "6", False), (8, "110", True)],
+)
+def test_a_lost_signal_is_not_waited_for(
+    cluster: PlayedCluster, limit_s: int, before_s: str, stops: bool
+) -> None:
+    end = datetime.datetime.now() + datetime.timedelta(seconds=limit_s)
+    environ = {"FAKE_END": end.isoformat(timespec="seconds"), "MUOMNI_STOP_BEFORE_S": before_s}
+    num_naps = 200 if stops else 10
+    program = f"trap 'exit 85' USR1; for i in {{1..{num_naps}}}; do sleep 0.1; done"
+    code, output = cluster.run("train.sbatch", FAKE_SRUN=program, **environ)
+    assert code == (KILLED if stops else 0)
+    assert ("time limit near at" in output) is stops
+
+
 def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
     cluster: PlayedCluster,
 ) -> None:
@@ -144,7 +161,7 @@ def test_a_rank_killed_by_the_signal_is_no_failure(
 def test_a_run_that_finishes_after_the_signal_is_done(cluster: PlayedCluster) -> None:
     code, _ = signalled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
     assert code == 0
-    assert not cluster.calls_of("scontrol")
+    assert "scontrol requeue 7" not in cluster.calls
 
 
 def test_term_does_not_end_the_script_before_its_ranks(cluster: PlayedCluster) -> None:
