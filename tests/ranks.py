@@ -267,6 +267,8 @@ def _start_process_group() -> Callable[[], None]:
     import torch
     from deepspeed.utils import groups
 
+    from muomni.dist.shared_memory import release_names
+
     torch.set_num_threads(1)
     add_interpreter_folder(os.environ)
     if missing_for_compiling(os.environ):
@@ -274,6 +276,7 @@ def _start_process_group() -> Callable[[], None]:
     deepspeed.init_distributed(
         dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
     )
+    release_names(os.environ)
     environment, folder = dict(os.environ), Path.cwd()
     handlers = {number: signal.getsignal(number) for number in (2, 10, 12, 15)}
     # Expert-parallel groups are remembered by size here; a later engine must build its own.

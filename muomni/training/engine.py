@@ -24,6 +24,7 @@ from torch import nn
 from muomni.config.run import OptimSection, RunConfig
 from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.dist.shared_memory import release_names
 from muomni.errors import ConfigError
 from muomni.models.moe import from_autoep
 from muomni.training import ds_config, expert_parallel
@@ -65,13 +66,12 @@ class Engine:
         self._hollow = expert_parallel.meta_copy(task) if self.num_expert_ranks else None
         task.to(device)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
-        optimizer = partial(_moe_optimizer, task, config.optim)
+        optimizer: Any = partial(_moe_optimizer, task, config.optim)
         if not self.num_expert_ranks:
             optimizer = build_optimizer(task, config.optim)
         with quiet_deepspeed():
-            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=task, optimizer=optimizer, config=full
-            )
+            parts: Any = deepspeed.initialize(model=task, optimizer=optimizer, config=full)
+        self.deepspeed, self.optimizer, _, _ = parts
         if self.zero_stage == 0 and precision == "fp16":
             _undo_warm_up_step(self.optimizer)
         _restore_buffers(self.task, buffers)
@@ -241,6 +241,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet_deepspeed():
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cpu":
+        release_names(os.environ)
     try:
         yield
     finally:
