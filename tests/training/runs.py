@@ -38,13 +38,17 @@ def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConf
 
 
 def train(
-    config: RunConfig, run: Path, zero: str | dict[str, Any] = "zero1", resume: str = "auto"
+    config: RunConfig,
+    run: Path,
+    zero: str | dict[str, Any] = "zero1",
+    resume: str = "auto",
+    upstream: Path | None = None,
 ) -> dict[str, Any]:
     """Train in this rank's process group; returns the result, with the `curve` of logged figures."""
     engine_json = zero
     if isinstance(engine_json, str):
         engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine_json}.json")
-    session = prepare(Request(config, run, run, engine_json, resume), discover())
+    session = prepare(Request(config, run, upstream or run, engine_json, resume), discover())
     loop = open_loop(session)
     try:
         result = loop.run()
