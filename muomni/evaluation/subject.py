@@ -17,7 +17,7 @@ from torch import nn
 from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml, validate
 from muomni.config.run import RunConfig
-from muomni.data.manifest import Manifest, find_datasets
+from muomni.data.manifest import Manifest, Task, find_datasets
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
@@ -61,6 +61,7 @@ class Subject:
     device: torch.device
     source: Source
     train: Source | None
+    upstream_run: Path
     num_bad: int = 0
 
     @property
@@ -102,40 +103,38 @@ def rank_share(num_samples: int) -> range:
 def open_subject(wanted: Wanted, device: torch.device) -> Subject:
     """Build the stage of a run, load its export strictly, and open the split.
 
-    Raises MuomniError for everything that does not fit. Every rank may call it on its own.
+    Raises MuomniError for everything that does not fit. Every rank calls it on its own.
     """
-    export, stage, source, train = _check(wanted, device)
-    torch.manual_seed(stage.config.seed)
-    task = stage.build()
-    stage.load_export(task, export)
-    task.to(device).eval()
-    return Subject(wanted, stage, task, export, device, source, train)
-
-
-def _check(wanted: Wanted, device: torch.device) -> tuple[Export, Stage, Source, Source | None]:
     stage_type = load_stage(wanted.stage)
     folder = RunFolder(wanted.run, wanted.stage)
     export = read_export(folder.export, wanted.stage)
     content = read_yaml(folder.config_file)
-    recorded = content.pop("upstream", None)
-    content.pop("provenance", None)
-    config = validate(RunConfig, content, str(folder.config_file))
-    root = wanted.data or Path(config.data.root)
-    evaluated = [found for task in stage_type.tasks for found in find_datasets(root, task)]
-    source = _open_split(evaluated, wanted.split, root)
-    train = _train_source(stage_type.tasks, (Path(config.data.root), root))
+    # The file also records where the run came from.
+    settings = {key: value for key, value in content.items() if key in RunConfig.model_fields}
+    config = validate(RunConfig, settings, str(folder.config_file))
+    source, train = _sources(wanted, stage_type.tasks, Path(config.data.root))
+    upstream_run = _upstream_run(wanted, stage_type.upstream, content.get("upstream"))
+    upstream = _upstream_exports(export, upstream_run, stage_type.upstream)
+    tokenizer = Tokenizer.load(export.tokenizer_file)
+    stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    torch.manual_seed(config.seed)
+    task = stage.build()
+    stage.load_export(task, export)
+    task.to(device).eval()
+    return Subject(wanted, stage, task, export, device, source, train, upstream_run)
+
+
+def _sources(
+    wanted: Wanted, tasks: tuple[Task, ...], trained_root: Path
+) -> tuple[Source, Source | None]:
+    """The split to evaluate and the training split; raises DataError when they overlap."""
+    root = wanted.data or trained_root
+    datasets = [found for task in tasks for found in find_datasets(root, task)]
+    source = _open_split(datasets, wanted.split, root)
+    train = _train_source(tasks, (trained_root, root))
     if wanted.split != TRAIN and train is not None:
         check_unseen(source, train)
-    tokenizer = Tokenizer.load(export.tokenizer_file)
-    upstream = _upstream(wanted, stage_type.upstream, recorded)
-    for other in upstream.values():
-        if other.tokenizer_digest != export.tokenizer_digest:
-            raise UpstreamError(
-                f"export {export.path} and export {other.path} have different tokenizers; train stage "
-                f"{wanted.stage} again, or name the run that it was trained from with --upstream"
-            )
-    stage = stage_type(config, StageContext(tokenizer, upstream, device))
-    return export, stage, source, train
+    return source, train
 
 
 def _open_split(datasets: list[Manifest], split: str, root: Path) -> Source:
@@ -148,11 +147,11 @@ def _open_split(datasets: list[Manifest], split: str, root: Path) -> Source:
     return Source(datasets, split)
 
 
-def _train_source(tasks: tuple[str, ...], roots: tuple[Path, ...]) -> Source | None:
+def _train_source(tasks: tuple[Task, ...], roots: tuple[Path, ...]) -> Source | None:
     """The training split below the first of `roots` that has all tasks."""
     for root in roots:
         try:
-            datasets = [found for task in tasks for found in find_datasets(root, task)]  # type: ignore[arg-type]
+            datasets = [found for task in tasks for found in find_datasets(root, task)]
         except DataError as error:
             logger.warning("no training data to fit baselines on at %s (%s)", root, error)
             continue
@@ -188,12 +187,21 @@ def check_unseen(source: Source, train: Source) -> None:
         )  # fmt: skip
 
 
-def _upstream(wanted: Wanted, stages: tuple[str, ...], recorded: str | None) -> dict[str, Export]:
-    """The exports that the stage was trained from: given, or of the same run, or as recorded."""
-    if not stages:
-        return {}
-    run = wanted.upstream
-    if run is None:
-        has_all = all((RunFolder(wanted.run, stage).export).is_dir() for stage in stages)
-        run = wanted.run if has_all or recorded is None else Path(recorded)
-    return find_exports(run, stages)
+def _upstream_run(wanted: Wanted, stages: tuple[str, ...], recorded: str | None) -> Path:
+    """The run whose exports the stage was trained from: as given, the same run, or as recorded."""
+    if wanted.upstream is not None:
+        return wanted.upstream
+    has_all = all(RunFolder(wanted.run, stage).export.is_dir() for stage in stages)
+    return wanted.run if has_all or recorded is None else Path(recorded)
+
+
+def _upstream_exports(export: Export, run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
+    """Open what the stage was trained from; raises UpstreamError for another tokenizer."""
+    upstream = find_exports(run, stages)
+    for other in upstream.values():
+        if other.tokenizer_digest != export.tokenizer_digest:
+            raise UpstreamError(
+                f"export {export.path} and export {other.path} have different tokenizers; train stage "
+                f"{export.stage} again, or name the run that it was trained from with --upstream"
+            )
+    return upstream

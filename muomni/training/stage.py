@@ -18,6 +18,7 @@ from muomni.checkpoint.export import Export
 from muomni.config.loading import validate
 from muomni.config.models import Section
 from muomni.config.run import RunConfig
+from muomni.data.manifest import Task
 from muomni.data.plan import Batching
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class Stage(ABC):
     """One kind of training. Subclasses live in `muomni/training/stages/`, one file each."""
 
     name: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]]  # tasks of the datasets it reads
+    tasks: ClassVar[tuple[Task, ...]]  # tasks of the datasets it reads
     upstream: ClassVar[tuple[str, ...]] = ()  # stages whose exports it loads
     terms: ClassVar[tuple[str, ...]] = ("loss",)
     options_type: ClassVar[type[BaseModel]] = NoOptions

@@ -6,7 +6,10 @@ import pytest
 
 from tests.corpora import write_tokenizer
 from tests.evaluation.runs import three_splits, untrained_export, write_texts
+from tests.media_corpora import write_picture_dataset, write_speech_dataset
 from tests.training.runs import thinker_config
+from tests.training.stages.curves import stage_config
+from tests.training.stages.omni_runs import omni_run, write_root
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,27 @@ def thinker_run(three_way_text: Path, tmp_path_factory: pytest.TempPathFactory) 
     run = tmp_path_factory.mktemp("run")
     untrained_export(thinker_config(three_way_text), run)
     return run
+
+
+@pytest.fixture(scope="session")
+def perception_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with untrained speech encoder, vision encoder and codec; its data has train and val."""
+    root = tmp_path_factory.mktemp("perception")
+    write_speech_dataset(root / "speech", num_train=8, num_val=5)
+    write_speech_dataset(root / "tts", num_train=4, num_val=2, task="tts")
+    write_picture_dataset(root / "pictures", num_train=8, num_val=7)
+    write_tokenizer(root / "tokenizer.model")
+    for stage in ("audio_encoder", "vision_encoder", "codec"):
+        untrained_export(stage_config(stage, root), root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def omni_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with toy conversations; `run` has random exports of all stages below sft, `tuned` an
+    untrained Talker and omni model made from them."""
+    root = write_root(tmp_path_factory.mktemp("omni"))
+    untrained_export(omni_run("talker", root), root / "tuned", root / "run")
+    # Rows of several conversations, so that there are pictures and recordings to swap.
+    untrained_export(omni_run("sft", root, {"batch": {"size": 80}}), root / "tuned", root / "run")
+    return root

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from muomni.checkpoint.export import Export, write_export
+from muomni.checkpoint.export import find_exports, write_export
 from muomni.config.run import RunConfig
 from muomni.data.manifest import Manifest
 from muomni.data.shard_writer import SampleCost
@@ -43,18 +43,20 @@ def three_splits() -> dict[str, list[str]]:
     return {"train": sentences(120, 1), "val": sentences(10, 2), "test": sentences(31, 3)}
 
 
-def untrained_export(
-    config: RunConfig, run: Path, upstream: dict[str, Export] | None = None
-) -> Stage:
+def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = None) -> Stage:
     """Export a stage's model as it is built, with the config beside it."""
     tokenizer = Tokenizer.load(Path(config.data.root) / "tokenizer.model")
-    stage = load_stage(config.stage)(config, StageContext(tokenizer, upstream or {}, CPU))
+    stage_type = load_stage(config.stage)
+    upstream = find_exports(upstream_run or run, stage_type.upstream)
+    stage = stage_type(config, StageContext(tokenizer, upstream, CPU))
     torch.manual_seed(0)
     model = stage.model(stage.build())
     folder = RunFolder(run, config.stage)
     folder.create()
-    folder.write_config({**config.model_dump(mode="json"), "upstream": str(run), "provenance": {}})
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    content = {"upstream": str(upstream_run or run), "provenance": {}}
+    folder.write_config({**config.model_dump(mode="json"), **content})
+    state = {**model.state_dict(), **stage.frozen_state()}
+    state = {name: tensor.clone() for name, tensor in state.items()}
     write_export(folder.export, config.stage, state, stage.model_config(), tokenizer, {}, {})
     return stage
 

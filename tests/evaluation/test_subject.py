@@ -8,9 +8,10 @@ import pytest
 
 from muomni.checkpoint.export import read_export
 from muomni.errors import ConfigError, DataError, UpstreamError
-from muomni.evaluation.subject import Wanted, _upstream, open_subject
-from tests.corpora import sentences
-from tests.evaluation.runs import CPU, evaluate, three_splits, write_texts
+from muomni.evaluation.subject import Wanted, _upstream_exports, _upstream_run, open_subject
+from tests.corpora import sentences, write_tokenizer
+from tests.evaluation.runs import CPU, evaluate, three_splits, untrained_export, write_texts
+from tests.training.runs import thinker_config
 
 
 def test_a_missing_export_names_the_command_that_makes_it(tmp_path: Path) -> None:
@@ -79,14 +80,25 @@ def test_without_training_data_there_is_no_baseline(
 def test_upstream_exports_come_from_the_run_or_from_where_it_was_trained(
     thinker_run: Path, tmp_path: Path
 ) -> None:
-    wanted = Wanted("sft", tmp_path)
-    assert _upstream(wanted, (), None) == {}
-    found = _upstream(wanted, ("thinker",), str(thinker_run))
-    assert found["thinker"].path == thinker_run / "thinker" / "export"
-    here = _upstream(Wanted("sft", thinker_run), ("thinker",), str(tmp_path))
-    assert here["thinker"].path == thinker_run / "thinker" / "export"
-    with pytest.raises(UpstreamError, match=r"no export of thinker"):
-        _upstream(wanted, ("thinker",), None)
+    elsewhere = str(tmp_path)
+    assert _upstream_run(Wanted("sft", thinker_run), ("thinker",), elsewhere) == thinker_run
+    assert _upstream_run(Wanted("sft", tmp_path), ("thinker",), str(thinker_run)) == thinker_run
+    assert _upstream_run(Wanted("sft", tmp_path), ("thinker",), None) == tmp_path
+    given = Wanted("sft", thinker_run, upstream=tmp_path)
+    assert _upstream_run(given, ("thinker",), str(thinker_run)) == tmp_path
+
+
+def test_an_upstream_export_with_another_tokenizer_is_refused(
+    thinker_run: Path, three_way_text: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(three_way_text / "text", tmp_path / "data" / "text")
+    write_tokenizer(tmp_path / "data" / "tokenizer.model", vocab_size=340)
+    untrained_export(thinker_config(tmp_path / "data"), tmp_path / "run")
+    export = read_export(thinker_run / "thinker" / "export", "thinker")
+    with pytest.raises(UpstreamError, match=r"have different tokenizers; train stage thinker"):
+        _upstream_exports(export, tmp_path / "run", ("thinker",))
+    with pytest.raises(UpstreamError, match=r"has no export of talker; make it with"):
+        _upstream_exports(export, thinker_run, ("thinker", "talker"))
 
 
 def test_the_subject_holds_the_exported_weights(thinker_run: Path) -> None:

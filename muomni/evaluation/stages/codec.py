@@ -1,0 +1,77 @@
+"""Figures of the codec: how near decoded speech is to the original, and whether it is understood.
+
+Whole recordings go through encoder, codes, decoder and vocoder one by one, as in use; training sees
+crops.
+"""
+
+import torch
+from torch import Tensor
+
+from muomni.evaluation.codes import count_codes
+from muomni.evaluation.report import Figure
+from muomni.evaluation.speech import SpeechErrors, recordings
+from muomni.evaluation.subject import Subject
+from muomni.evaluation.tally import Tally, ratio
+from muomni.models.codec import Codec, mean_mel_l1
+from muomni.models.quantizer import code_perplexity
+from muomni.models.vocoder import mel_to_waveform
+
+# Recordings that the mean spectrum is fitted on.
+_MAX_TRAIN_RECORDINGS = 2_000
+
+
+def evaluate(subject: Subject) -> list[Figure]:
+    """Mel L1 (natural-log units) beside the mean mel of training, use of codes, WER when decoded."""
+    codec: Codec = subject.model
+    mean_mel = _mean_mel(subject, codec)
+    errors = SpeechErrors(subject)
+    tally = Tally()
+    for recording in recordings(subject, subject.source, subject.num_samples):
+        target, lengths, codes = _spectrum_and_codes(codec, recording.waveform)
+        mel = codec.decode(codes)[:, : target.shape[1]]
+        tally.add("mel_l1", _l1(mel, target))
+        if mean_mel is not None:
+            tally.add("mean_mel_l1", mean_mel_l1(target, lengths, mean_mel))
+        tally.add("codes", count_codes(codes, codec.config.codebook_size))
+        if recording.is_spoken:
+            errors.add(recording, mel_to_waveform(mel[0], codec.config.mel))
+    sums = tally.reduce()
+    baseline = None if mean_mel is None else ratio(sums.get("mean_mel_l1"))
+    figures = [Figure("mel_l1", ratio(sums.get("mel_l1")), baseline, "mean mel of training")]
+    counts = sums.get("codes", torch.zeros(codec.config.num_codebooks, codec.config.codebook_size))
+    used, perplexity = (counts > 0).double().mean(1), code_perplexity(counts)
+    for k in range(codec.config.num_codebooks):
+        figures.append(Figure(f"code_use_fraction.{k}", float(used[k]), is_lower_better=False))
+        figures.append(Figure(f"code_perplexity.{k}", float(perplexity[k]), is_lower_better=False))
+    return [*figures, *errors.figures("decoded_speech")]
+
+
+def _mean_mel(subject: Subject, codec: Codec) -> Tensor | None:
+    """The mean log-mel spectrum [num_mels] of training recordings, over all frames and ranks."""
+    tally = Tally()
+    if subject.train is not None:
+        for recording in recordings(subject, subject.train, _MAX_TRAIN_RECORDINGS):
+            log_mel, lengths = _log_mel(codec, recording.waveform)
+            tally.add("mel", log_mel[0].double().sum(0))
+            tally.add("num_frames", lengths)
+    sums = tally.reduce()
+    if "mel" not in sums:
+        return None
+    return (sums["mel"] / sums["num_frames"]).float().to(subject.device)
+
+
+def _log_mel(codec: Codec, waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-mel [1, T, num_mels] of a waveform [N], and T as a tensor [1]."""
+    return codec.log_mel(waveform[None], torch.tensor([len(waveform)], device=waveform.device))
+
+
+def _spectrum_and_codes(codec: Codec, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = torch.tensor([len(waveform)], device=waveform.device)
+    codes, _ = codec.encode(waveform[None], lengths)
+    return *_log_mel(codec, waveform), codes
+
+
+def _l1(mel: Tensor, target: Tensor) -> Tensor:
+    """[sum over frames of the mean absolute error, frames] of log-mels [1, T, num_mels]."""
+    error = (mel - target).abs().mean(-1)
+    return torch.stack([error.sum(), torch.tensor(float(error.numel()), device=error.device)])

@@ -1,0 +1,26 @@
+"""Figures of the vision encoder: retrieval among held-out pairs, and naming of pictures."""
+
+from muomni.evaluation.report import Figure
+from muomni.evaluation.retrieval import DEPTHS, class_names, embed_split, recall, zero_shot_top1
+from muomni.evaluation.subject import Subject
+from muomni.training.stages.vision_encoder import VisionEncoderStage
+
+
+def evaluate(subject: Subject) -> list[Figure]:
+    """Recall@k both ways and zero-shot top-1 over the distinct first captions of the split.
+
+    Chance is computed for this split: equal captions are equally right, so it is more than k / N.
+    """
+    features = embed_split(subject.model, subject.batches())
+    found = recall(features)
+    figures = [
+        Figure(name, found[name], found[f"chance_{name}"], "chance", is_lower_better=False)
+        for way in ("text", "image")
+        for name in (f"{way}_recall@{depth}" for depth in DEPTHS)
+    ]
+    names, stage = class_names([subject.source]), subject.stage
+    assert isinstance(stage, VisionEncoderStage)
+    top1 = zero_shot_top1(subject.model, features, names, stage.view(), subject.device)
+    chance = f"chance among {len(names)} captions"
+    figures.append(Figure("zero_shot_top1", top1, 1 / len(names), chance, is_lower_better=False))
+    return figures
