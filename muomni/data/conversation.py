@@ -11,7 +11,8 @@ Training, evaluation and inference share this file, so they cannot see different
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,7 +192,9 @@ class ConversationEncoder:
         if part.kind == "image":
             inner = [token.image_id] * self.num_image_tokens
             return [token.image_start_id, *inner, token.image_end_id]
-        inner = [token.audio_id] * self.num_audio_tokens(resampled_length(data))
+        with named(part):
+            num_samples = resampled_length(data)
+        inner = [token.audio_id] * self.num_audio_tokens(num_samples)
         return [token.audio_start_id, *inner, token.audio_end_id]
 
     def num_audio_tokens(self, num_samples: int) -> int:
@@ -212,18 +215,32 @@ class ConversationEncoder:
         for turn in turns:
             answer += turn.role == "assistant"
             for part in turn.parts:
+                if part.kind == "text":
+                    continue
+                data = find_medium(media, part.value)
                 if part.kind == "image":
-                    pixels = decode_image(find_medium(media, part.value), self.image_size)
+                    with named(part):
+                        pixels = decode_image(data, self.image_size)
                     conversation.images.append(PlacedImage(pixels, next(starts)))
-                elif part.kind == "audio" and turn.role == "assistant":
-                    waveform = _whole_waveform(find_medium(media, part.value))
+                    continue
+                with named(part):
+                    waveform = _whole_waveform(data)
+                if turn.role == "assistant":
                     start = conversation.answers.index(answer)
                     spoken = SpokenAnswer(waveform, start, len(self.answer_ids(turn)))
                     conversation.spoken.append(spoken)
-                elif part.kind == "audio":
-                    waveform = _whole_waveform(find_medium(media, part.value))
+                else:
                     num_tokens = self.num_audio_tokens(len(waveform))
                     conversation.audios.append(PlacedAudio(waveform, next(starts), num_tokens))
+
+
+@contextmanager
+def named(part: Part) -> Iterator[None]:
+    """Put the name of a medium before what is said about its bytes."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{part.value}: {error}") from None
 
 
 def read_turns(sample: Mapping[str, Any]) -> list[Turn]:

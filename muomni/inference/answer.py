@@ -1,0 +1,107 @@
+"""Answers a question of text, pictures and recordings with text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from muomni.data.conversation import Part, Turn
+from muomni.data.conversation_view import media_slots
+from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.errors import ConfigError, DataError
+from muomni.inference.load import Assistant
+from muomni.models.omni import MediaSlots
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a user asks: turns, and the bytes of the media that they name."""
+
+    turns: tuple[Turn, ...]
+    media: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text of an answer, its token ids and the Thinker's states [1, T, D] at them.
+
+    `stopped` is False when the limit of tokens cut it.
+    """
+
+    text: str
+    ids: list[int]
+    hidden: Tensor
+    stopped: bool
+
+
+def read_question(
+    text: str | None = None,
+    images: Sequence[Path] = (),
+    audios: Sequence[Path] = (),
+    system: str | None = None,
+) -> Question:
+    """One user turn of pictures, recordings and text, in this order, as the training data has them.
+
+    Raises ConfigError when there is nothing to ask, DataError for a file that cannot be read.
+    """
+    media: dict[str, bytes] = {}
+    parts: list[Part] = []
+    for kind, paths, known in (
+        ("image", images, IMAGE_EXTENSIONS),
+        ("audio", audios, AUDIO_EXTENSIONS),
+    ):
+        for path in paths:
+            media[str(path)] = _read(path, kind, known)
+            parts.append(Part(kind, str(path)))
+    if text is not None and text.strip():
+        parts.append(Part("text", text.strip()))
+    if not parts:
+        raise ConfigError("there is nothing to answer; give --text, --image or --audio")
+    turns = [Turn("user", tuple(parts))]
+    if system is not None:
+        turns.insert(0, Turn("system", (Part("text", system),)))
+    return Question(tuple(turns), media)
+
+
+def answer(
+    assistant: Assistant,
+    question: Question,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Answer:
+    """Generate the answer; `temperature=0` takes the likeliest tokens.
+
+    Raises DataError for a broken medium or a question that is longer than the model's positions.
+    """
+    prompt = assistant.encoder.prompt(question.turns, question.media)
+    limit = assistant.model.config.thinker.max_positions
+    if len(prompt.ids) + max_new_tokens > limit:
+        raise DataError(
+            f"the question takes {len(prompt.ids)} positions, and with {max_new_tokens} new tokens more "
+            f"than the model's {limit}; ask with less media or text, or lower --max-new-tokens"
+        )
+    slots = media_slots([(0, prompt)], assistant.encoder, len(prompt.ids))
+    on_device = {name: tensor.to(assistant.device) for name, tensor in slots.items()}
+    made = assistant.model.generate(
+        torch.tensor([prompt.ids], device=assistant.device),
+        MediaSlots.of_batch(on_device),
+        eos_id=assistant.tokenizer.eos_id,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+    text = assistant.tokenizer.decode(made.ids)
+    return Answer(text, made.ids, made.hidden, made.stopped)
+
+
+def _read(path: Path, kind: str, known: tuple[str, ...]) -> bytes:
+    if path.suffix.lower().lstrip(".") not in known:
+        raise DataError(f"{path} is no {kind} file that can be read; give {', '.join(known)}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {kind} {path}: {error.strerror}") from None

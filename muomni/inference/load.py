@@ -1,0 +1,49 @@
+"""Opens what stage `sft` published: one folder that answers in text and speech."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from muomni.checkpoint.export import Export, read_export
+from muomni.config.models import OmniConfig
+from muomni.data.conversation import ConversationEncoder
+from muomni.data.tokenizer import Tokenizer
+from muomni.errors import UpstreamError
+from muomni.models.omni import OmniModel
+from muomni.run_folder import RunFolder
+
+STAGE = "sft"
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """A fine-tuned omni model with its tokenizer, ready to answer."""
+
+    model: OmniModel
+    tokenizer: Tokenizer
+    encoder: ConversationEncoder
+    device: torch.device
+    export: Export
+
+
+def load_assistant(run: Path, device: torch.device) -> Assistant:
+    """Load the export of stage sft in a run folder, or that export folder itself, strictly.
+
+    Raises UpstreamError when it is missing, damaged or of another stage.
+    """
+    folder = RunFolder(run, STAGE).export
+    if not folder.is_dir() and (run / "export.json").is_file():
+        folder = run
+    export = read_export(folder, STAGE)
+    tokenizer = Tokenizer.load(export.tokenizer_file)
+    config = export.config(OmniConfig)
+    if config.thinker.vocab_size != tokenizer.vocab_size:
+        raise UpstreamError(
+            f"the tokenizer in {export.path} has {tokenizer.vocab_size} pieces, but its model "
+            f"{config.thinker.vocab_size}; train stage {STAGE} again"
+        )
+    model = OmniModel(config, with_codec=True)
+    export.load_into(model)
+    model.to(device).eval().requires_grad_(False)
+    return Assistant(model, tokenizer, ConversationEncoder(tokenizer, config), device, export)

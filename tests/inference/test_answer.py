@@ -1,0 +1,81 @@
+"""Questions with media become prompts; answers follow the media; bad input is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from muomni.errors import ConfigError, DataError
+from muomni.inference.answer import answer, read_question
+from muomni.inference.load import Assistant, load_assistant
+from tests.conversations import COLOURS, png, tone
+from tests.inference.exports import write_sft_export
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+    run = tmp_path_factory.mktemp("run")
+    write_sft_export(run, num_steps=85)
+    return load_assistant(run, torch.device("cpu"))
+
+
+@pytest.fixture()
+def files(tmp_path: Path) -> dict[str, Path]:
+    for name, colour in COLOURS.items():
+        (tmp_path / f"{name}.png").write_bytes(png(colour))
+    (tmp_path / "low.wav").write_bytes(tone(200))
+    return {path.stem: path for path in tmp_path.iterdir()}
+
+
+def test_answers_follow_the_picture_and_end(assistant: Assistant, files: dict[str, Path]) -> None:
+    for name in COLOURS:
+        made = answer(assistant, read_question("the door", images=[files[name]]))
+        assert made.text == name and made.stopped
+        assert made.hidden.shape == (1, len(made.ids), 32)
+
+
+def test_several_media_and_a_system_turn_are_read(
+    assistant: Assistant, files: dict[str, Path]
+) -> None:
+    question = read_question(
+        "the door", images=[files["red"], files["blue"]], audios=[files["low"]], system="be kind"
+    )
+    assert [turn.role for turn in question.turns] == ["system", "user"]
+    kinds = [part.kind for part in question.turns[1].parts]
+    assert kinds == ["image", "image", "audio", "text"]
+    assert len(answer(assistant, question, max_new_tokens=3).ids) <= 3
+
+
+def test_draws_depend_on_the_seed_alone(assistant: Assistant, files: dict[str, Path]) -> None:
+    question = read_question("again", audios=[files["low"]])
+
+    def draw(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        made = answer(assistant, question, max_new_tokens=12, temperature=2.0, generator=generator)
+        return made.ids
+
+    assert draw(1) == draw(1)
+    assert any(draw(1) != draw(seed) for seed in (2, 3, 4))
+
+
+def test_nothing_to_ask_is_refused() -> None:
+    for text in (None, "  "):
+        with pytest.raises(ConfigError, match="nothing to answer"):
+            read_question(text)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, assistant: Assistant) -> None:
+    with pytest.raises(DataError, match=r"cannot read image .*none.png"):
+        read_question("a", images=[tmp_path / "none.png"])
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=r"a.txt is no audio file"):
+        read_question("a", audios=[tmp_path / "a.txt"])
+    (tmp_path / "broken.png").write_bytes(b"PNG")
+    with pytest.raises(DataError, match=r"broken.png: broken picture"):
+        answer(assistant, read_question("a", images=[tmp_path / "broken.png"]))
+
+
+def test_too_long_a_question_is_refused(assistant: Assistant, files: dict[str, Path]) -> None:
+    question = read_question("the door " * 200)
+    with pytest.raises(DataError, match=r"takes \d+ positions.* the model's 256"):
+        answer(assistant, question)
