@@ -1,0 +1,140 @@
+"""From the bundled corpora to a spoken answer, by the real commands on two ranks.
+
+One story in order: shard, train every stage for a few steps, resume one, evaluate, generate. The models
+learn next to nothing here; that they do learn is shown by `make quickstart`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from muomni.dist.discovery import free_port
+from muomni.observe.metrics_log import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft")
+STEPS = 4
+QUICK = ("training.log_every=1", "training.save_every=2", "training.validate_batches=2")
+
+
+def command(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's root, as a user would."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+def train(stage: str, data: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return command(
+        "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py",
+        "--stage", stage, "--data", data, "--run", run, "--max-steps", str(STEPS), *QUICK, *more,
+    )  # fmt: skip
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object that a command ends with (the launcher may add lines of its own)."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole_way") / "data"
+    done = command(sys.executable, "-m", "data_prep", "sample", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole_way_runs") / "run"
+
+
+def test_sft_on_a_fresh_clone_names_what_is_missing(data: Path, run: Path) -> None:
+    done = command(
+        sys.executable, "launch/train.py", "--stage", "sft", "--data", data, "--run", run
+    )
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    for stage in STAGES[:-1]:
+        assert f"--stage {stage}" in done.stderr
+    assert "make quickstart" in done.stderr
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_trains_and_exports(stage: str, data: Path, run: Path) -> None:
+    result = result_of(train(stage, data, run))
+    assert result["stage"] == stage and result["step"] == STEPS
+    folder = run / stage
+    assert (folder / "export" / "model.safetensors").is_file()
+    assert (folder / "config.yaml").is_file()
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert all(line["loss"] is not None for line in lines if line["kind"] == "train")
+    assert any(line["kind"] == "val" for line in lines)
+
+
+def test_mlflow_has_one_run_a_stage_with_figures_and_samples(run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    for stage in STAGES:
+        experiment = client.get_experiment_by_name(f"muomni/{stage}")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert found.info.status == "FINISHED"
+        history = client.get_metric_history(found.info.run_id, "loss")
+        assert [point.step for point in history] == list(range(1, STEPS + 1))
+        assert found.data.params["stage"] == stage
+        assert client.list_artifacts(found.info.run_id, "config")
+
+
+def test_a_finished_stage_says_so_and_a_lost_end_is_made_up(data: Path, run: Path) -> None:
+    again = train("thinker", data, run)
+    assert "is finished" in again.stdout
+    before = read_lines(run / "thinker" / "metrics.jsonl")
+    shutil.rmtree(run / "thinker" / "checkpoints" / f"step_{STEPS:08d}")
+    shutil.rmtree(run / "thinker" / "export")
+    resumed = train("thinker", data, run)
+    assert f"2/{STEPS} steps" in resumed.stdout
+    assert result_of(resumed)["step"] == STEPS
+    after = read_lines(run / "thinker" / "metrics.jsonl")
+
+    def losses(lines: list[dict[str, Any]]) -> list[float]:
+        return [line["loss"] for line in lines if line["kind"] == "train"]
+
+    assert losses(after) == losses(before)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: Path) -> None:
+    done = command(
+        sys.executable, "launch/evaluate.py", "--stage", stage, "--data", data, "--run", run,
+        "--limit", "8",
+    )  # fmt: skip
+    result = result_of(done)
+    assert result["stage"] == stage
+
+
+def test_the_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
+    picture = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
+    recording = next((ROOT / "samples").rglob("*.flac"))
+    speech = tmp_path / "answer.wav"
+    done = command(
+        sys.executable, "launch/generate.py", "--run", run, "--text", "What is this?",
+        "--image", picture, "--audio", recording, "--speak", speech, "--max-new-tokens", "8",
+    )  # fmt: skip
+    assert isinstance(result_of(done)["text"], str)
+    assert soundfile.info(speech).samplerate == 16_000
