@@ -110,6 +110,20 @@ def test_a_cancelled_job_stays_cancelled(cluster: PlayedCluster) -> None:
     assert "scontrol requeue 7" not in cluster.calls
 
 
+def test_a_job_that_slurm_requeues_itself_is_left_to_it(cluster: PlayedCluster) -> None:
+    preempted = {"FAKE_SRUN": "exit 85", "FAKE_STATE": "PREEMPTED"}
+    process = cluster.start("train.sbatch", **preempted)
+    assert process.stdout is not None
+    while "Slurm requeues the job itself" not in (line := process.stdout.readline()):
+        assert line, "the script ended"
+    time.sleep(0.5)
+    assert process.poll() is None  # else the job would be a finished one
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+    assert "scontrol requeue 7" not in cluster.calls
+
+
 def test_a_refused_requeue_fails_the_job(cluster: PlayedCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_REQUEUE="refused")
     assert code == 85 and "scontrol requeue 7 failed; submit the same command" in output
