@@ -48,7 +48,6 @@ def recordings(subject: Subject, source: Source, max_samples: int) -> Iterator[R
             waveform, text = read_recording(sample), transcript(sample)
         except DataError as error:
             logger.warning("left out %s: %s", source.describe(index), error)
-            subject.num_bad += int(source is subject.source)
             continue
         yield Recording(index, torch.from_numpy(waveform).to(subject.device), text)
 

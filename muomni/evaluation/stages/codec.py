@@ -10,7 +10,7 @@ from torch import Tensor
 from muomni.evaluation.codes import count_codes
 from muomni.evaluation.report import Figure
 from muomni.evaluation.speech import SpeechErrors, recordings
-from muomni.evaluation.subject import Subject
+from muomni.evaluation.subject import Subject, rank_share
 from muomni.evaluation.tally import Tally, ratio
 from muomni.models.codec import Codec, mean_mel_l1
 from muomni.models.quantizer import code_perplexity
@@ -26,7 +26,9 @@ def evaluate(subject: Subject) -> list[Figure]:
     mean_mel = _mean_mel(subject, codec)
     errors = SpeechErrors(subject)
     tally = Tally()
+    subject.num_bad = len(rank_share(subject.num_samples))
     for recording in recordings(subject, subject.source, subject.num_samples):
+        subject.num_bad -= 1
         target, lengths, codes = _spectrum_and_codes(codec, recording.waveform)
         mel = codec.decode(codes)[:, : target.shape[1]]
         tally.add("mel_l1", _l1(mel, target))

@@ -1,0 +1,127 @@
+"""Answers that the fine-tuned model gives by itself, through the code that `launch/generate.py` uses."""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+
+from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.data.conversation import find_medium, read_turns
+from muomni.data.decode import decode_audio
+from muomni.errors import DataError
+from muomni.evaluation.answers import KINDS, AnswerTask, answer_tasks, token_f1
+from muomni.evaluation.report import Figure
+from muomni.evaluation.speech import Recording, SpeechErrors
+from muomni.evaluation.subject import Subject, rank_share
+from muomni.evaluation.tally import Tally, ratio
+from muomni.evaluation.transcripts import TranscriptErrors
+from muomni.inference.answer import Answer, Question, answer
+from muomni.inference.load import Assistant, load_assistant
+from muomni.inference.speech import speak_answer
+
+logger = logging.getLogger(__name__)
+
+# Generation takes its time: so many conversations are answered.
+MAX_ANSWERED_SAMPLES = 512
+# An answer may be this much longer than the right one, in tokens; speech in seconds.
+_MAX_STRETCH, _SPARE_TOKENS, _SPARE_S = 3, 16, 1.0
+_F1_KINDS = ("caption", "spoken_question")
+
+
+@dataclass(slots=True)
+class _Scores:
+    """Sums over this rank's answers."""
+
+    constants: dict[str, str]
+    transcripts: TranscriptErrors
+    speech: SpeechErrors
+    tally: Tally = field(default_factory=Tally)
+
+    def add_text(self, task: AnswerTask, given: str) -> None:
+        """Score an answer and the constant answer of its kind: [model, constant, answers]."""
+        constant = self.constants.get(task.kind, "")
+        pair = (given.strip(), constant)
+        exact = [float(text == task.text) for text in pair]
+        for name in ("exact_match", f"exact_match.{task.kind}"):
+            self.tally.add(name, torch.tensor([*exact, 1.0]))
+        if task.kind in _F1_KINDS:
+            scores = [token_f1(task.text, text) for text in pair]
+            self.tally.add(f"token_f1.{task.kind}", torch.tensor([*scores, 1.0]))
+        if task.kind == "transcribe":
+            self.transcripts.add(task.text, given=given)
+
+    def figures(self) -> list[Figure]:
+        """Every rank must call it."""
+        sums = self.tally.reduce()
+        kinds = [f"exact_match.{kind}" for kind in KINDS] + [f"token_f1.{k}" for k in _F1_KINDS]
+        figures = []
+        for name in ("exact_match", *kinds):
+            if name in sums:
+                model, constant, weight = sums[name]
+                values = ratio(torch.stack([model, weight])), ratio(torch.stack([constant, weight]))
+                figures.append(
+                    Figure(name, *values, "most frequent training answer", is_lower_better=False)
+                )
+        rates = self.transcripts.reduce()
+        if "exact_match.transcribe" in sums:
+            for kind in ("wer", "cer"):
+                value = rates.rate(kind, "given")
+                figures.append(rates.figure(kind, f"{kind}.transcribe", value))
+        spoken = self.speech.figures("spoken_answers")
+        return figures + (spoken if "exact_match.speak" in sums else [])
+
+
+def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
+    """Exact match by kind, word F1 of what is said of pictures, errors of transcripts and speech.
+
+    `constants` holds the most frequent training answer of each kind. Every rank must call it.
+    """
+    assistant = load_assistant(subject.wanted.run, subject.device)
+    scores = _Scores(
+        constants,
+        TranscriptErrors(_with_empty(constants.get("transcribe"))),
+        SpeechErrors(subject, _with_empty(constants.get("speak"))),
+    )
+    for index in rank_share(min(subject.num_samples, MAX_ANSWERED_SAMPLES)):
+        sample = subject.source.read(index)
+        try:
+            for task in answer_tasks(read_turns(sample)):
+                made = _answer(assistant, task, sample)
+                scores.add_text(task, made.text)
+                if task.recording is not None:
+                    _add_speech(scores.speech, assistant, index, task, made, sample)
+        except DataError as error:
+            logger.warning("not answered: %s: %s", subject.source.describe(index), error)
+    return scores.figures()
+
+
+def _answer(assistant: Assistant, task: AnswerTask, sample: dict[str, bytes]) -> Answer:
+    num_tokens = len(assistant.tokenizer.encode(task.text))
+    limit = _MAX_STRETCH * num_tokens + _SPARE_TOKENS
+    return answer(assistant, Question(task.history, sample), max_new_tokens=limit)
+
+
+def _add_speech(
+    errors: SpeechErrors,
+    assistant: Assistant,
+    index: int,
+    task: AnswerTask,
+    made: Answer,
+    sample: dict[str, bytes],
+) -> None:
+    """Speak the model's own answer; one that it cannot speak is silence."""
+    assert task.recording is not None
+    original = torch.from_numpy(decode_audio(find_medium(sample, task.recording)))
+    recording = Recording(index, original.to(assistant.device), task.text)
+    if not recording.is_spoken:
+        return
+    max_s = _MAX_STRETCH * len(original) / SAMPLE_RATE_HZ + _SPARE_S
+    try:
+        waveform = speak_answer(assistant, made, max_seconds=max_s).waveform
+    except DataError:
+        waveform = original.new_zeros(0)
+    errors.add(recording, waveform)
+
+
+def _with_empty(constant: str | None) -> tuple[str, ...]:
+    return ("",) if not constant else ("", constant)

@@ -1,0 +1,98 @@
+"""Figures of the omni model: the loss of right answers, the answers that it gives, what it looks at.
+
+Beside each stands what answers do without any input: the most frequent training answer of the same
+kind of task, a unigram model of the answers' tokens, the most frequent code.
+"""
+
+import torch
+
+from muomni.data.conversation import find_medium, read_turns
+from muomni.data.decode import decode_audio
+from muomni.data.view import Batch
+from muomni.errors import DataError
+from muomni.evaluation.answers import KINDS, answer_tasks
+from muomni.evaluation.codes import CodeCounts
+from muomni.evaluation.free_answers import free_answers
+from muomni.evaluation.report import Figure
+from muomni.evaluation.subject import Subject
+from muomni.evaluation.tally import Tally, most_common, watch
+from muomni.evaluation.unigram import token_counts, unigram_nats
+from muomni.training.stages.sft import SftStage
+from muomni.training.validation import validate
+
+_BLIND = {"image": "a model that sees nothing", "audio": "a model that hears nothing"}
+
+
+def evaluate(subject: Subject) -> list[Figure]:
+    """Teacher-forced figures, then those of generated answers."""
+    stage, vocab_size = subject.stage, subject.stage.tokenizer.vocab_size
+    assert isinstance(stage, SftStage)
+    tally, codes = Tally(), CodeCounts(stage.codec.config.codebook_size)
+
+    def look(batch: Batch) -> None:
+        tally.add("test", token_counts(batch["labels"], vocab_size))
+        codes.add("test", batch)
+
+    found = validate(stage, subject.task, watch(subject.batches(), look))
+    constants = _fit(subject, stage, tally, codes)
+    return [
+        *_token_figures(found, tally),
+        *codes.figures(found, "speech_"),
+        *_swap_figures(found),
+        *free_answers(subject, constants),
+    ]
+
+
+def _fit(subject: Subject, stage: SftStage, tally: Tally, codes: CodeCounts) -> dict[str, str]:
+    """Count tokens and codes of training answers; the most frequent answer of each kind.
+
+    Every rank must call it. Pictures are not decoded.
+    """
+    encoder, tokenizer = stage.view().encoder, stage.tokenizer
+    texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for sample in subject.train_samples():
+        try:
+            for task in answer_tasks(read_turns(sample)):
+                ids = torch.tensor([*encoder.answer_ids(task.answer), tokenizer.eos_id])
+                tally.add("train", token_counts(ids, tokenizer.vocab_size))
+                texts[task.kind].append(task.text)
+                if task.recording is not None:
+                    waveform = torch.from_numpy(decode_audio(find_medium(sample, task.recording)))
+                    length = torch.tensor([len(waveform)])
+                    coded = stage.codec.encode(
+                        waveform[None].to(subject.device), length.to(subject.device)
+                    )
+                    codes.add("train", coded)
+        except DataError:
+            continue  # training left it out, too
+    frequent = {kind: most_common(texts[kind]) for kind in KINDS}
+    return {kind: str(text) for kind, text in frequent.items() if text is not None}
+
+
+def _token_figures(found: dict[str, float], tally: Tally) -> list[Figure]:
+    """Loss and accuracy of the answers' tokens."""
+    sums = tally.reduce()
+    test, train = sums["test"], sums.get("train")
+    loss = accuracy = None
+    if train is not None and test.sum() > 0:
+        loss = unigram_nats(train, test) / float(test.sum())
+        accuracy = float(test[train.argmax()] / test.sum())
+    return [
+        Figure("answer_loss", found["answer_loss"], loss, "unigram model of answers"),
+        Figure(
+            "answer_accuracy", found["answer_accuracy"], accuracy, "most frequent token",
+            is_lower_better=False,
+        ),
+    ]  # fmt: skip
+
+
+def _swap_figures(found: dict[str, float]) -> list[Figure]:
+    """How much the loss of answers rises when they are given another sample's picture (recording).
+
+    Nothing rises in a model that does not use them.
+    """
+    return [
+        Figure(f"{kind}_swap_gap", found[f"{kind}_swap_gap"], 0.0, name, is_lower_better=False)
+        for kind, name in _BLIND.items()
+        if f"{kind}_swap_gap" in found
+    ]

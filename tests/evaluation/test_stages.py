@@ -1,0 +1,192 @@
+"""Figures of the other stages: by hand where that is possible, and the same on two ranks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.data.manifest import find_datasets
+from muomni.data.source import Source
+from muomni.evaluation import free_answers, speech
+from muomni.evaluation.stages import talker as talker_figures
+from muomni.evaluation.tally import Tally, ratio
+from muomni.evaluation.transcripts import TranscriptErrors
+from muomni.inference.answer import Answer
+from tests.corpora import write_dataset
+from tests.evaluation.runs import evaluate
+from tests.media_corpora import speech_sample
+from tests.ranks import RankPool
+
+WHERE = {
+    "audio_encoder": ("perception_run", "val"),
+    "vision_encoder": ("perception_run", "val"),
+    "codec": ("perception_run", "val"),
+    "talker": ("omni_runs", "val"),
+    "sft": ("omni_runs", "test"),
+}
+
+
+def wanted(stage: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    fixture, split = WHERE[stage]
+    run = request.getfixturevalue(fixture)
+    run = run / "tuned" if fixture == "omni_runs" else run
+    return {"stage": stage, "run": run, "split": split}
+
+
+@pytest.mark.parametrize("stage", sorted(WHERE))
+def test_two_ranks_give_the_figures_of_one(
+    stage: str, request: pytest.FixtureRequest, two_ranks: RankPool
+) -> None:
+    asked = {**wanted(stage, request), "max_samples": 11}
+    alone = evaluate(**asked)
+    for result in two_ranks.run(evaluate, timeout_s=300.0, **asked):
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
+        assert result["baselines"].keys() == alone["baselines"].keys()
+        for name, baseline in alone["baselines"].items():
+            assert result["baselines"][name]["value"] == pytest.approx(baseline["value"], rel=1e-6)
+            assert result["baselines"][name]["name"] == baseline["name"]
+        assert result["num_samples"] == alone["num_samples"]
+
+
+def test_every_stage_reports_what_it_promises(request: pytest.FixtureRequest) -> None:
+    promised = {
+        "audio_encoder": {"wer", "cer", "infeasible_fraction"},
+        "vision_encoder": {"text_recall@1", "image_recall@10", "zero_shot_top1"},
+        "codec": {"mel_l1", "code_use_fraction.1", "code_perplexity.0", "wer_of_decoded_speech"},
+        "talker": {"code_accuracy.1", "stop_balanced_accuracy", "duration_ratio"},
+        "sft": {"answer_loss", "exact_match", "image_swap_gap", "wer.transcribe"},
+    }
+    for stage, names in promised.items():
+        result = evaluate(**wanted(stage, request), max_samples=10)
+        assert names <= result["metrics"].keys(), stage
+        assert result["baselines"].keys() <= result["metrics"].keys()
+
+
+def test_without_a_speech_encoder_there_is_no_error_rate_of_made_speech(
+    perception_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "codec").symlink_to(perception_run / "codec")
+    result = evaluate(stage="codec", run=tmp_path, split="val")
+    assert not [name for name in result["metrics"] if "wer" in name]
+    assert "mel_l1" in result["metrics"]
+    assert "no export of stage audio_encoder, so no WER" in caplog.text
+
+
+def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
+    perception_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recogniser that always hears the same gives the figures of that constant transcript."""
+    fake = SimpleNamespace(transcribe=lambda waveform: "cat")
+    monkeypatch.setattr(speech, "find_recogniser", lambda runs, device: fake)
+    metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
+    expected = TranscriptErrors(())
+    root = perception_run.parent
+    for task in ("speech", "tts"):
+        source = Source(find_datasets(root, task), "val")
+        for index in range(len(source)):
+            expected.add(source.read(index)["txt"].decode(), heard="cat")
+    rates = expected.reduce()
+    for kind in ("wer", "cer"):
+        assert metrics[f"{kind}_of_decoded_speech"] == pytest.approx(rates.rate(kind, "heard"))
+        assert metrics[f"{kind}_of_originals"] == pytest.approx(rates.rate(kind, "heard"))
+
+
+@pytest.mark.parametrize("stage", ["audio_encoder", "codec"])
+def test_broken_recordings_are_left_out_and_counted(
+    stage: str, perception_run: Path, tmp_path: Path
+) -> None:
+    key, members, cost = speech_sample("broken", ["cat"], seed=0)
+    broken = (key, [("flac", b"no sound"), *members[1:]], cost)
+    whole = speech_sample("whole", ["door", "cat"], seed=1)
+    write_dataset(tmp_path / "clips", "speech", {"test": [broken, whole]})
+    write_dataset(tmp_path / "more", "tts", {"test": [speech_sample("x", ["river"], seed=2)]})
+    result = evaluate(stage=stage, run=perception_run, data=tmp_path)
+    assert result["num_left_out"] == 1
+    assert all(value is not None for value in result["metrics"].values())
+
+
+def test_stopping_counts_as_much_as_going_on() -> None:
+    """Two recordings of 2 and 1 frames; the first stops too late, the second in time."""
+    stop, num_codes = 2, 2
+    says = torch.tensor([[0, 1, 0], [1, stop, stop]])
+    base = torch.nn.functional.one_hot(says, num_codes + 1).float()
+    talker = lambda *inputs: SimpleNamespace(base=base)  # noqa: E731
+    talker.stop = stop  # type: ignore[attr-defined]
+    batch = {
+        "text_ids": torch.zeros(2, 1),
+        "text_mask": torch.ones(2, 1),
+        "codes": torch.zeros(2, 2, 1),
+        "code_mask": torch.tensor([[True, True], [True, False]]),
+    }
+    tally = Tally()
+    talker_figures._add_stops(tally, talker, batch)  # type: ignore[arg-type]
+    assert {name: pair.tolist() for name, pair in tally.reduce().items()} == {
+        "stop": [1.0, 2.0],
+        "go_on": [3.0, 3.0],
+    }
+    figure = talker_figures._stop_figure(tally)
+    assert (figure.value, figure.baseline, figure.is_better) == (0.75, 0.5, True)
+
+
+def _always(text: str | None) -> Any:
+    """An `answer` that says `text`, or what is right when it is None."""
+
+    def answer(assistant: Any, question: Any, max_new_tokens: int) -> Answer:
+        given = text if text is not None else question.media["right"]
+        ids = assistant.tokenizer.encode(given)
+        width = assistant.model.config.thinker.hidden_size
+        return Answer(given, ids, torch.zeros(1, len(ids), width), True)
+
+    return answer
+
+
+def test_right_answers_are_exact_and_constant_ones_are_the_baseline(
+    omni_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"stage": "sft", "run": omni_runs / "tuned"}
+    original = free_answers._answer
+
+    def right(assistant: Any, task: Any, sample: dict[str, Any]) -> Answer:
+        return original(assistant, task, {**sample, "right": task.text})
+
+    monkeypatch.setattr(free_answers, "_answer", right)
+    monkeypatch.setattr(free_answers, "answer", _always(None))
+    result = evaluate(**asked)
+    kinds = {"caption", "transcribe", "speak"}
+    exact = {name: result["metrics"][f"exact_match.{name}"] for name in kinds}
+    assert exact == dict.fromkeys(kinds, 1.0)
+    assert result["metrics"]["token_f1.caption"] == 1.0
+    assert result["metrics"]["wer.transcribe"] == 0.0
+    baselines = {name: entry["value"] for name, entry in result["baselines"].items()}
+    # Four colours, three tones and three words, each as often: a constant is right for one of each.
+    assert baselines["exact_match.caption"] == pytest.approx(1 / 4)
+    assert baselines["exact_match.transcribe"] == pytest.approx(1 / 3)
+    assert baselines["exact_match"] == pytest.approx(3 / 10)
+    assert baselines["wer.transcribe"] == pytest.approx(2 / 3)
+
+    monkeypatch.setattr(free_answers, "answer", _always("blue"))
+    result = evaluate(**asked)
+    assert result["metrics"]["exact_match.caption"] == baselines["exact_match.caption"]
+    assert result["baselines"]["exact_match.caption"]["is_beaten"] is False
+
+
+def test_loss_of_answers_is_held_against_a_unigram_model_of_training_answers(
+    omni_runs: Path,
+) -> None:
+    """Every answer is a word and its end; words are as frequent in training as in the test split."""
+    result = evaluate(stage="sft", run=omni_runs / "tuned")
+    baselines = {name: entry["value"] for name, entry in result["baselines"].items()}
+    assert 0 < baselines["answer_loss"] < result["metrics"]["answer_loss"]
+    assert (
+        result["metrics"]["answer_loss"] < 7
+    )  # of log(vocabulary) = 5.8 for a model of no opinion
+    assert baselines["image_swap_gap"] == baselines["audio_swap_gap"] == 0.0
+
+
+def test_a_ratio_of_durations_is_one_of_sums() -> None:
+    tally = Tally()
+    tally.add("duration", torch.tensor([1.0, 2.0]))
+    tally.add("duration", torch.tensor([3.0, 2.0]))
+    assert ratio(tally.reduce()["duration"]) == 1.0
