@@ -68,7 +68,8 @@ class Plan:
         if batching.mode != "fixed" and int(lengths.max()) > batching.size:
             worst = int(lengths.argmax())
             raise DataError(
-                f"sample {worst} has length {int(lengths[worst])}, more than batch.size={batching.size}; "
+                f"sample {worst} has length {int(lengths[worst])}, more than the {batching.size} "
+                f"that batch.size allows here; "
                 f"raise batch.size or shard the corpus with a maximum length"
             )
         self.lengths = np.asarray(lengths)
