@@ -183,7 +183,7 @@ class Pipeline:
         code = run_logged(command, log, rank_environment(self.num_ranks))
         if code == PreemptedError.exit_code:
             raise PreemptedError(
-                f"stage {stage} was stopped and saved its state; the same command goes on from there"
+                f"stage {stage} was stopped; the same command goes on from the state that it saved"
             )
         if code != 0:
             error = MuomniError(

@@ -13,8 +13,10 @@ import psutil
 
 from muomni.dist.compiler import add_interpreter_folder
 from muomni.dist.discovery import free_port
-from muomni.errors import MachineError
+from muomni.errors import MachineError, PreemptedError
 
+# What DeepSpeed's launcher makes of a rank that a SIGTERM ended before it could handle it.
+_KILLED_BY_TERM = 256 - signal.SIGTERM
 TRAIN = Path(__file__).resolve().with_name("train.py")
 
 
@@ -61,8 +63,10 @@ def run_logged(command: list[str], log: Path, environ: dict[str, str]) -> int:
     """Run a launcher, copy its output to standard output and append it to `log`.
 
     SIGINT, SIGTERM and SIGUSR1 are passed on to the ranks as SIGTERM, so that they save and stop. Returns
-    the launcher's exit code.
+    the launcher's exit code, that of PreemptedError also when the ranks were still starting.
     """
+    is_stopped = False
+
     # A session of its own: Ctrl-C would reach the launcher, which ends without its ranks' exit code.
     process = subprocess.Popen(
         command,
@@ -76,6 +80,8 @@ def run_logged(command: list[str], log: Path, environ: dict[str, str]) -> int:
     )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         print(f"{signal.Signals(number).name}: the ranks save and stop", flush=True)
         stop_ranks(process.pid)
 
@@ -89,7 +95,9 @@ def run_logged(command: list[str], log: Path, environ: dict[str, str]) -> int:
                 file.write(line)
                 file.flush()
                 print(line, end="", flush=True)
-        return process.wait()
+        code = process.wait()
+        was_starting = is_stopped and code == _KILLED_BY_TERM
+        return PreemptedError.exit_code if was_starting else code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -222,20 +222,23 @@ def test_the_end_is_a_table_and_json(
     assert stages["thinker"]["metrics"] == {"val/loss": 1.5}
 
 
-# Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop.
-RANK = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(85)); "
-RANK += "print('up', flush=True); time.sleep(60)"
-INNER = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {RANK!r}]))"
-OUTER = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {INNER!r}]))"
+# Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
+# dies because it has not come that far.
+HANDLER = "signal.signal(15, lambda *_: sys.exit(85)); "
+RANK = "import signal, sys, time; {handler}print('up', flush=True); time.sleep(60)"
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {below!r}]))"
 
 
+@pytest.mark.parametrize("handler", [HANDLER, ""])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_ranks_and_their_code_comes_back(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, handler: str
 ) -> None:
+    inner = LAUNCHER.format(below=RANK.format(handler=handler))
+    outer = LAUNCHER.format(below=inner)
     program = (
         "import os, sys; from pathlib import Path; from launch.ranks import run_logged\n"
-        f"sys.exit(run_logged([sys.executable, '-c', {OUTER!r}], Path({str(tmp_path / 'log')!r}), "
+        f"sys.exit(run_logged([sys.executable, '-c', {outer!r}], Path({str(tmp_path / 'log')!r}), "
         "dict(os.environ)))"
     )
     with subprocess.Popen(

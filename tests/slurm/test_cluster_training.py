@@ -159,19 +159,34 @@ def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Traini
     assert "Traceback" not in job.log
 
 
-def test_one_rank_a_gpu_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "local_ranks", "gpus"),
+    [
+        (["--gpus-per-node=2", "--cpus-per-task=8"], "0101", ["0,1"] * 4),
+        (["--gres=gpu:2", "--ntasks-per-node=2", "--cpus-per-task=4"], "0101", ["0,1"] * 4),
+        # Each task sees its own GPU only.
+        (
+            ["--gpus-per-task=1", "--ntasks-per-node=2", "--cpus-per-task=4"],
+            "0000",
+            ["0", "1", "0", "1"],
+        ),
+    ],
+)
+def test_one_rank_a_gpu_on_two_nodes(
+    cluster: Cluster, tmp_path: Path, options: list[str], local_ranks: str, gpus: list[str]
+) -> None:
     if not cluster.is_testbed:
         pytest.skip("needs two GPUs a node, played by the testbed")
     job = cluster.submit(
-        ["--nodes=2", "--gpus-per-node=2", "--cpus-per-task=8", f"--output={tmp_path}/%j.log"],
+        ["--nodes=2", *options, f"--output={tmp_path}/%j.log"],
         "train.sbatch", "tests/slurm/report_rank.py", OMP_NUM_THREADS="",
     )  # fmt: skip
     assert job.wait(120) == ["COMPLETED"], job.tail()
     ranks = [json.loads(line) for line in job.log.splitlines() if line.startswith("{")]
     ranks.sort(key=lambda rank: int(rank["RANK"]))
     assert [rank["RANK"] for rank in ranks] == ["0", "1", "2", "3"]
-    assert [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "0", "1"]
-    assert {rank["gpus"] for rank in ranks} == {"0,1"}
+    assert "".join(rank["LOCAL_RANK"] for rank in ranks) == local_ranks
+    assert [rank["gpus"] for rank in ranks] == gpus
     assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {"4"}
     assert len({(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks}) == 1
     if "MASTER_ADDR" not in cluster.environ:
