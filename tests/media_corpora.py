@@ -39,7 +39,7 @@ def say(words: list[str], seed: int = 0) -> np.ndarray:
             envelope * sum(np.sin(2 * np.pi * n * base_hz * time_s) / n for n in (1, 2, 3))
         )
     clean = 0.2 * np.concatenate(sounds)
-    return (clean + 0.002 * random.standard_normal(len(clean))).astype(np.float32)
+    return (clean + 0.0002 * random.standard_normal(len(clean))).astype(np.float32)
 
 
 def speech_sample(key: str, words: list[str], seed: int) -> Sample:
