@@ -10,6 +10,8 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Ranks share the cores; more threads than cores only slow each other down.
 export OMP_NUM_THREADS ?= 1
 
+# Without the marker `gpu` a test means CPU ranks, also where there is a GPU.
+test test-slow: export DS_ACCELERATOR := cpu
 # The interpreters that the lock is written for.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 PYTEST = python -m pytest $(PYTEST_ARGS)

@@ -25,10 +25,10 @@ def num_cores() -> int:
 
 
 def num_gpus() -> int:
-    """GPUs that this process may use."""
+    """GPUs that this process may use: none where DS_ACCELERATOR=cpu."""
     import torch
 
-    return torch.cuda.device_count()
+    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 
 def count_ranks() -> int:

@@ -1,5 +1,7 @@
 """Which floating-point format a run uses on which device."""
 
+import os
+
 import torch
 
 from muomni.config.run import Precision
@@ -9,8 +11,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU."""
-    if torch.cuda.is_available():
+    """The GPU of this rank, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it."""
+    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
