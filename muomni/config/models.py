@@ -150,6 +150,7 @@ class TalkerConfig(TransformerConfig):
     norm_eps: float = 1e-6
     thinker_hidden_size: Positive | None = None
     num_speakers: int = Field(0, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class OmniConfig(Section):

@@ -77,7 +77,10 @@ class Talker(nn.Module):
             self.thinker_proj = nn.Linear(config.thinker_hidden_size, size, bias=False)
         if config.num_speakers:
             self.embed_speaker = nn.Embedding(config.num_speakers, size)
-        options = StackOptions(rope_theta=config.rope_theta, norm_eps=config.norm_eps)
+        options = StackOptions(
+            rope_theta=config.rope_theta, norm_eps=config.norm_eps, dropout=config.dropout
+        )
+        self.dropout = nn.Dropout(config.dropout)
         self.stack = TransformerStack(config, options)
         self.base_head = nn.Linear(size, num_codes + 1, bias=False)
         self.residual_heads = nn.ModuleList(
@@ -107,14 +110,14 @@ class Talker(nn.Module):
         """
         prefix, prefix_valid = self._prefix(text_ids, text_mask, thinker_hidden, speaker)
         code_embeds = self._code_embeddings(codes)
-        x = torch.cat([prefix, code_embeds.sum(dim=2)], dim=1)
+        x = self.dropout(torch.cat([prefix, code_embeds.sum(dim=2)], dim=1))
         valid = torch.cat([prefix_valid, code_mask.to(torch.bool)], dim=1)
         states = self.stack(x, positions=valid_positions(valid), mask=causal_padding_mask(valid))
         states = states[:, prefix.shape[1] - 1 :]
         residual, known = [], states[:, :-1]
         for k, head in enumerate(self.residual_heads):
             known = known + code_embeds[:, :, k]
-            residual.append(head(known))
+            residual.append(head(self.dropout(known)))
         return TalkerOutput(self.base_head(states), residual)
 
     def loss(self, output: TalkerOutput, codes: Tensor, code_mask: Tensor) -> TalkerLoss:
@@ -229,7 +232,7 @@ class Talker(nn.Module):
         if thinker_hidden is not None:
             if self.config.thinker_hidden_size is None:
                 raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
-            text = text + self.thinker_proj(thinker_hidden.to(text.dtype))
+            text = text + self.thinker_proj(_unit_states(thinker_hidden).to(text.dtype))
         if (speaker is None) == bool(self.config.num_speakers):
             raise ValueError(
                 f"speaker must be given exactly when num_speakers={self.config.num_speakers} is not 0"
@@ -241,6 +244,15 @@ class Talker(nn.Module):
             parts.insert(1, self.embed_speaker(speaker[:, None]))
         valid = nn.functional.pad(text_mask.to(torch.bool), (0, len(parts) - 1), value=True)
         return torch.cat(parts, dim=1), valid
+
+
+def _unit_states(states: Tensor) -> Tensor:
+    """States [..., D] at length 1, fp32: as long as a text embedding at its start.
+
+    The Thinker's own norm leaves them at about sqrt(D), so that the first updates of a projection
+    would drown the text.
+    """
+    return nn.functional.normalize(states.float(), dim=-1)
 
 
 def num_predictions(code_mask: Tensor, num_codebooks: int) -> Tensor:
