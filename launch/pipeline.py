@@ -23,6 +23,7 @@ from launch.ranks import count_ranks, rank_environment, run_logged, train_argv
 from muomni.config.loading import did_you_mean, preset_names, read_yaml
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.errors import ConfigError, MuomniError, PreemptedError, exit_on_error
+from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ FINISHED, OUTDATED, OPEN = "finished", "outdated", "open"
 class StageResult:
     """One line of the table at the end."""
 
-    status: str  # trained, or finished before
+    status: str  # trained, kept (launch/train.py had nothing to do), or finished before
     duration_s: float
     step: int
     metrics: dict[str, float]
@@ -156,13 +157,18 @@ class Pipeline:
 
     def config(self, stage: str) -> RunConfig:
         """The config that the stage will resolve; raises ConfigError."""
-        parsed = train_command.parser().parse_intermixed_args(self.train_arguments(stage))
-        return train_command.resolve_config(parsed)
+        return train_command.resolve_config(self._parsed(stage))
+
+    def look_at(self, stage: str, config: RunConfig) -> tuple[str, str]:
+        """The state of a stage and why; with --resume never or PATH nothing is finished."""
+        if self._parsed(stage).resume != "auto":
+            return OPEN, "because --resume asks for it"
+        return look_at(self.folder, stage, config)
 
     def describe(self, plans: dict[str, RunConfig]) -> None:
         """Print the state of each stage and its command."""
         for stage, config in plans.items():
-            state, why = look_at(self.folder, stage, config)
+            state, why = self.look_at(stage, config)
             print(f"{stage}: {state}{f' ({why})' if why else ''}")
             if state != FINISHED:
                 print(f"  {' '.join(train_argv(self.num_ranks, self._arguments(stage, state)))}")
@@ -170,7 +176,7 @@ class Pipeline:
     def run(self, stage: str, config: RunConfig) -> StageResult:
         """Train one stage unless it is finished; raises MuomniError with its exit code."""
         folder = RunFolder(self.folder, stage)
-        state, why = look_at(self.folder, stage, config)
+        state, why = self.look_at(stage, config)
         if state == FINISHED:
             print(f"{stage}: finished before, see {folder.export}", flush=True)
             return finished_result(folder)
@@ -178,6 +184,7 @@ class Pipeline:
         log = folder.root / "train.log"
         reason = f", {why}" if why else ""
         print(f"\n== {stage}: {self.num_ranks} ranks, log {log}{reason}", flush=True)
+        before = published(folder)
         start = time.monotonic()
         command = train_argv(self.num_ranks, self._arguments(stage, state))
         code = run_logged(command, log, rank_environment(self.num_ranks))
@@ -194,7 +201,15 @@ class Pipeline:
             raise error
         result = finished_result(folder)
         result.status, result.duration_s = "trained", round(time.monotonic() - start, 1)
+        if published(folder) == before:
+            result.status = "kept"
+            print(
+                f"{stage}: kept as it was{reason}; to train it again: -- --resume never", flush=True
+            )
         return result
+
+    def _parsed(self, stage: str) -> argparse.Namespace:
+        return train_command.parser().parse_intermixed_args(self.train_arguments(stage))
 
     def _arguments(self, stage: str, state: str) -> list[str]:
         return self.train_arguments(stage) + (["--resume", "never"] if state == OUTDATED else [])
@@ -220,14 +235,24 @@ def look_at(run: Path, stage: str, config: RunConfig) -> tuple[str, str]:
 
     try:
         export = read_export(folder.export, stage)
-        is_same = (
-            export.content.get("config") == config.model_dump(mode="json")
-            and not changed_upstream(run, export.content.get("upstream", {}))
-            and has_same_data(config, export.content["data"], export.tokenizer_digest)
-        )
-    except (MuomniError, KeyError) as error:
+        settings = changed_settings(export.content["config"], config)
+        if settings:
+            return OPEN, f"because of another {', '.join(settings)}"
+        if changed_upstream(run, export.content["upstream"]):
+            return OPEN, "because it is not finished with the new upstream"
+        if not has_same_data(config, export.content["data"], export.tokenizer_digest):
+            return OPEN, "because of other data or another tokenizer"
+    except MuomniError as error:
         return OPEN, f"because {error}"
-    return (FINISHED, "") if is_same else (OPEN, "because its settings or data changed")
+    except KeyError as error:
+        return OPEN, f"because its export, an old one, does not tell its {error.args[0]}"
+    return FINISHED, ""
+
+
+def changed_settings(before: dict[str, Any], config: RunConfig) -> list[str]:
+    """The keys, like optim.lr, of which an export was trained with other values."""
+    old, new = flatten(before), flatten(config.model_dump(mode="json"))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
@@ -253,6 +278,12 @@ def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str
     tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
     is_same = Source(datasets, "train").fingerprint == data["fingerprint"]
     return is_same and tokenizer.digest == tokenizer_digest
+
+
+def published(folder: RunFolder) -> bytes | None:
+    """What names the present export of a stage, None without one."""
+    manifest = folder.export / "export.json"
+    return manifest.read_bytes() if manifest.is_file() else None
 
 
 def finished_result(folder: RunFolder) -> StageResult:

@@ -81,7 +81,8 @@ def test_a_stage_is_finished_only_while_nothing_that_it_came_from_changes(
     publish(tmp_path, "codec", data)
     assert Tokenizer.load(data / "tokenizer.model").vocab_size == 330
     assert state(tmp_path, "codec", config) == pipeline.FINISHED
-    assert state(tmp_path, "codec", config_of("codec", data, lr=0.5)) == pipeline.OPEN
+    changed = pipeline.look_at(tmp_path, "codec", config_of("codec", data, lr=0.5))
+    assert changed == (pipeline.OPEN, "because of another optim.lr")
     weights = tmp_path / "codec" / "export" / "model.safetensors"
     weights.write_bytes(b"damaged")
     assert state(tmp_path, "codec", config) == pipeline.OPEN
@@ -164,6 +165,14 @@ def test_a_dry_run_tells_states_and_commands(data: Path, tmp_path: Path) -> None
     assert not (tmp_path / "thinker").exists()
 
 
+def test_asking_to_start_over_skips_nothing(data: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "codec", data)
+    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
+    assert call(*given, "--dry-run").stdout == "codec: finished\n"
+    done = call(*given, "--dry-run", "--", "--resume", "never")
+    assert done.stdout.startswith("codec: open (because --resume asks for it)")
+
+
 class Played(pipeline.Pipeline):
     """A pipeline of two stages whose launcher is a small Python program."""
 
@@ -211,7 +220,10 @@ def test_the_end_is_a_table_and_json(
     publish(tmp_path, "thinker", data)
     publish(tmp_path, "codec", data)
     (tmp_path / "codec" / "config.yaml").write_text("upstream_digests: {thinker: old}")
-    play(monkeypatch, {"codec": "print('trained')"})
+    codec = tmp_path / "codec" / "export" / "export.json"
+    program = f"from pathlib import Path; path = Path({str(codec)!r}); "
+    program += "path.write_text(path.read_text().replace('7', '8', 1))"
+    play(monkeypatch, {"codec": program})
     given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
     assert run_main(monkeypatch, *given, "--stages", "thinker,codec") == 0
     lines = capfd.readouterr().out.splitlines()
@@ -220,6 +232,18 @@ def test_the_end_is_a_table_and_json(
     stages = json.loads(lines[-1])["stages"]
     assert stages["codec"]["status"] == "trained"
     assert stages["thinker"]["metrics"] == {"val/loss": 1.5}
+
+
+def test_a_stage_that_the_training_command_leaves_alone_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path, "codec", data)
+    play(monkeypatch, {"codec": "print('codec is finished')"})
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
+    assert run_main(monkeypatch, *given, "--", "optim.lr=0.5") == 0
+    printed = capfd.readouterr().out
+    assert "codec: kept as it was, because of another optim.lr; to train it again" in printed
+    assert json.loads(printed.splitlines()[-1])["stages"]["codec"]["status"] == "kept"
 
 
 # Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
