@@ -6,7 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly data=data/sample run=runs/quickstart
-readonly stages=(thinker audio_encoder vision_encoder codec talker sft)
 
 step() {
     printf '\n== %d:%02d  %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"
@@ -19,11 +18,20 @@ step "Train all stages at nano size, each on the exports of the ones before"
 python launch/pipeline.py --preset nano --data "$data" --run "$run" "$@"
 
 step "Results on held-out data, beside trivial baselines"
-num_ranks=$(python -c 'from launch.ranks import count_ranks; print(count_ranks())')
-for stage in "${stages[@]}"; do
-    [ "$run/$stage/evaluation.json" -nt "$run/$stage/export/export.json" ] ||
-        deepspeed --quiet --num_gpus "$num_ranks" --master_port $((20000 + RANDOM % 9000)) \
-            launch/evaluate.py --stage "$stage" --run "$run" --data "$data" | sed '$d'
+# One process a stage, two at a time: starting ranks would take longer than the evaluation itself.
+evaluate() {
+    local log=$run/$1/evaluate.log
+    [ "$run/$1/evaluation.json" -nt "$run/$1/export/export.json" ] && return
+    python launch/evaluate.py --stage "$1" --run "$run" --data "$data" >"$log" 2>&1 && return
+    tail -n 5 "$log" >&2
+    echo "quickstart: the evaluation of stage $1 failed; see $log" >&2
+    return 1
+}
+for pair in "sft thinker" "talker audio_encoder" "codec vision_encoder"; do
+    read -r one other <<<"$pair"
+    evaluate "$one" &
+    evaluate "$other"
+    wait $!
 done
 python launch/summary.py --run "$run"
 
