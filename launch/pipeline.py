@@ -194,8 +194,8 @@ class Pipeline:
             )
         if code != 0:
             error = MuomniError(
-                f"stage {stage} failed with exit code {code}; its log is {log}, and the same command "
-                f"goes on from there"
+                f"stage {stage} failed with exit code {code}; its log is {log}: mend what its end "
+                f"says and give the same command again"
             )
             error.exit_code = code if 0 < code < 256 else 1
             raise error

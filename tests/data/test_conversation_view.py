@@ -124,6 +124,6 @@ def test_a_sample_with_broken_media_is_left_out_and_named(
 ) -> None:
     key, members, _ = colour_sample("cat", "red")
     broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
-    with pytest.raises(DataError, match="conversation 'cat': 0.png: broken picture"):
+    with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken picture"):
         view.example(broken, None)
     assert np.array_equal(view.collate([[]])["labels"], view.collate([])["labels"])

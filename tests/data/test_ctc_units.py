@@ -1,4 +1,3 @@
-
 import pytest
 
 from muomni.data.ctc_units import CtcUnits, spoken_form
