@@ -1,0 +1,66 @@
+"""Nothing in a training step makes the host wait for the device, as far as the source tells.
+
+A device value that becomes a Python number (`item`, `tolist`, `float(...)`) stalls the GPU's queue. Code
+that runs in evaluation only (`if not self.training`) may do so.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from muomni.config.run import STAGE_NAMES
+from muomni.training.engine import Engine
+from muomni.training.loop import Loop
+from muomni.training.stages import load_stage
+from muomni.training.window import RunningSums, WindowReduction
+
+WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
+WAITING_CALLS = {"float", "int", "bool"}
+STEP = [
+    Loop._step, Loop._prepared, Loop._account, WindowReduction._remember, RunningSums.add,
+    Engine.forward, Engine.backward, Engine.end_micro_step,
+]  # fmt: skip
+
+
+def waits(function: Callable[..., Any]) -> list[str]:
+    """Calls in a function's source that would wait for a device value."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "not self.training" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) and node.func.attr in WAITING_METHODS:
+                found.append(ast.unparse(node))
+            is_constant = all(isinstance(argument, ast.Constant) for argument in node.args)
+            if not is_constant and ast.unparse(node.func) in WAITING_CALLS:
+                found.append(ast.unparse(node))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+@pytest.mark.parametrize("function", STEP, ids=lambda function: function.__qualname__)
+def test_the_step_does_not_wait_for_the_device(function: Callable[..., Any]) -> None:
+    assert waits(function) == []
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_what_stages_do_in_a_step_does_not_wait_either(stage: str) -> None:
+    cls = load_stage(stage)
+    for name in ("prepare", "weights", "begin_step", "after_step"):
+        assert waits(getattr(cls, name)) == [], f"{cls.__name__}.{name}"
+
+
+def test_the_check_sees_what_it_looks_for() -> None:
+    def bad(loss: Any) -> float:
+        return float(loss) + loss.item()
+
+    assert len(waits(bad)) == 2
