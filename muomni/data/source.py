@@ -1,6 +1,7 @@
 """Several datasets of one task, read as one sequence of samples."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class Source:
         """Changes when any sample or its order changes."""
         return "+".join(f"{m.name}:{m.fingerprint}" for m in self.manifests)
 
-    def read(self, index: int) -> dict[str, bytes]:
-        """The members of one sample, by extension, and its `__key__`."""
+    def read(self, index: int) -> dict[str, Any]:
+        """The members of one sample as extension -> bytes, and its key as "__key__" -> str."""
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.readers[reader].read(index - int(self.starts[reader]))
 

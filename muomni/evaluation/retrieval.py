@@ -38,8 +38,8 @@ def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
     for _, batch in batches:
         output = clip(batch["images"], batch["token_ids"], batch["token_lengths"])
         is_real = batch["groups"][:, 1] != NO_GROUP
-        found = (output.image, output.text, batch["groups"][:, 1])
-        parts.append(tuple(tensor[is_real].cpu() for tensor in found))
+        groups = batch["groups"][is_real, 1]
+        parts.append((output.image[is_real].cpu(), output.text[is_real].cpu(), groups.cpu()))
     local = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     gathered = collectives.gather_objects(local)
     return SplitFeatures(*(torch.cat(column) for column in zip(*gathered, strict=True)))

@@ -48,13 +48,12 @@ def read_question(
     """
     media: dict[str, bytes] = {}
     parts: list[Part] = []
-    for kind, paths, known in (
-        ("image", images, IMAGE_EXTENSIONS),
-        ("audio", audios, AUDIO_EXTENSIONS),
-    ):
-        for path in paths:
-            media[str(path)] = _read(path, kind, known)
-            parts.append(Part(kind, str(path)))
+    for path in images:
+        media[str(path)] = _read(path, "image", IMAGE_EXTENSIONS)
+        parts.append(Part("image", str(path)))
+    for path in audios:
+        media[str(path)] = _read(path, "audio", AUDIO_EXTENSIONS)
+        parts.append(Part("audio", str(path)))
     if text is not None and text.strip():
         parts.append(Part("text", text.strip()))
     if not parts:

@@ -22,6 +22,9 @@ from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision_encoder import VisionEncoder
 
+# Mean square of gelu(x) for x from N(0, 1).
+GELU_POWER = 0.425
+
 
 @dataclass(slots=True)
 class MediaSlots:
@@ -59,11 +62,19 @@ class Projector(nn.Module):
         self.norm = RMSNorm(input_size)
         self.up_proj = nn.Linear(input_size, hidden_size)
         self.down_proj = nn.Linear(hidden_size, output_size)
-        for layer in (self.up_proj, self.down_proj):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            nn.init.zeros_(layer.bias)
-        # Features start with the size of token embeddings, not with one that drowns them.
-        nn.init.normal_(self.down_proj.weight, std=INIT_STD * hidden_size**-0.5)
+        nn.init.normal_(self.up_proj.weight, std=input_size**-0.5)
+        nn.init.zeros_(self.up_proj.bias)
+        nn.init.zeros_(self.down_proj.bias)
+        self.start_at(INIT_STD)
+
+    @torch.no_grad()
+    def start_at(self, std: float) -> None:
+        """Draw the output layer anew, so that features start with this standard deviation.
+
+        That of the Thinker's token embeddings: smaller features drown in it, larger ones drown it.
+        """
+        layer = self.down_proj
+        nn.init.normal_(layer.weight, std=std * (GELU_POWER * layer.in_features) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., input_size] -> [..., output_size]."""

@@ -48,7 +48,8 @@ class Engine:
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             # CPUs compute fp16 slowly but correctly; DeepSpeed asks before it agrees.
-            get_accelerator().is_fp16_supported = lambda: True
+            accelerator: Any = get_accelerator()
+            accelerator.is_fp16_supported = lambda: True
         self.zero_stage = ds_config.zero_stage(engine_json)
         self.precision = precision
         self.num_accumulation = num_accumulation

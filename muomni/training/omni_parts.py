@@ -88,6 +88,9 @@ def omni_config(
 def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
     """Load all exports strictly; a Talker that now sees the Thinker starts as it was."""
     upstream["thinker"].load_into(model.thinker)
+    embedding_std = float(model.thinker.embed_tokens.weight.detach().std())
+    for projector in (model.image_projector, model.audio_projector):
+        projector.start_at(embedding_std)
     upstream["audio_encoder"].load_into(model.audio_encoder)
     clip = Clip(upstream["vision_encoder"].config(ClipConfig))
     upstream["vision_encoder"].load_into(clip)

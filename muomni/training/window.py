@@ -23,7 +23,9 @@ class WindowReduction:
     def reduce(self, batches: list[Batch], wants_stop: bool) -> Sums:
         """Global weight of each loss term (0-d tensors on the device); every rank must call it."""
         local = [self.stage.weights(batch) for batch in batches]
-        values = [sum(weights[term] for weights in local) for term in self.stage.terms]
+        values = [
+            torch.stack([weights[term] for weights in local]).sum() for term in self.stage.terms
+        ]
         flag = torch.tensor(float(wants_stop)).to(self.device, non_blocking=True)
         control = torch.stack([*(value.to(self.device).float() for value in values), flag])
         collectives.sum_over_ranks(control)

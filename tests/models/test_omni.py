@@ -10,7 +10,7 @@ from muomni.data.conversation import ConversationEncoder, Part, Turn
 from muomni.data.conversation_view import ConversationView, media_slots
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch
-from muomni.models.omni import MediaSlots, OmniModel, gather_places
+from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places
 from muomni.models.speech_output import speak
 from tests.conversations import (
     COLOURS,
@@ -82,6 +82,14 @@ def test_every_patch_has_its_own_position(model: OmniModel, tokenizer: Tokenizer
     features = model.image_features(pixels)[0]
     assert features.shape == (4, 32)
     assert torch.pdist(features).min() > 1e-3
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_features_start_with_the_size_that_is_asked_for(std: float) -> None:
+    torch.manual_seed(0)
+    projector = Projector(48, 64, 32)
+    projector.start_at(std)
+    assert float(projector(5 * torch.randn(2000, 48)).std()) == pytest.approx(std, rel=0.15)
 
 
 def test_a_padded_batch_of_recordings_equals_single_ones(

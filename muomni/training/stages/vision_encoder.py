@@ -86,13 +86,14 @@ def _pool(
     `offset` is the place of the first local pair; it stays on the host.
     """
     gather = collectives.gather_rows if is_shared else torch.Tensor.detach
-    gathered = GatheredFeatures(gather(images), gather(texts), gather(groups))
+    all_groups = gather(groups)
+    gathered = GatheredFeatures(gather(images), gather(texts), all_groups)
     offset = len(images) * collectives.rank() if is_shared else 0
     image_lse, text_lse = gathered_logsumexp(offset, len(images), gathered, scale)
     return {
         "all_images": gathered.x,
         "all_texts": gathered.y,
-        "all_groups": gathered.groups,
+        "all_groups": all_groups,
         "image_lse": gather(image_lse),
         "text_lse": gather(text_lse),
         "offset": torch.tensor(offset),
