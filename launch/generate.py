@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--system", help="an instruction before the question")
     flags.add_argument("--speak", type=Path, metavar="OUT.wav", help="speak the answer into a file")
     flags.add_argument("--max-new-tokens", type=int, default=128, help="length limit (128)")
+    flags.add_argument(
+        "--min-new-tokens", type=int, default=0, help="the answer may not end before (0)"
+    )
     flags.add_argument("--max-seconds", type=float, default=30.0, help="limit of the speech (30)")
     flags.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the likeliest; above, it draws (0)"
@@ -78,6 +81,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
         assistant,
         question,
         max_new_tokens=arguments.max_new_tokens,
+        min_new_tokens=arguments.min_new_tokens,
         temperature=arguments.temperature,
         generator=generator,
     )
@@ -106,6 +110,11 @@ def _check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) <= 0:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} must be above 0, not {getattr(arguments, name)}")
+    if not 0 <= arguments.min_new_tokens <= arguments.max_new_tokens:
+        raise ConfigError(
+            f"--min-new-tokens {arguments.min_new_tokens} must be from 0 to --max-new-tokens "
+            f"{arguments.max_new_tokens}"
+        )
     if arguments.temperature < 0:
         raise ConfigError(f"--temperature must be at least 0, not {arguments.temperature}")
     for path in filter(None, (arguments.speak, arguments.json)):

@@ -69,10 +69,11 @@ def answer(
     question: Question,
     *,
     max_new_tokens: int = 128,
+    min_new_tokens: int = 0,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Answer:
-    """Generate the answer; `temperature=0` takes the likeliest tokens.
+    """Generate the answer of so many tokens; `temperature=0` takes the likeliest ones.
 
     Raises DataError for a broken medium or a question that is longer than the model's positions.
     """
@@ -90,6 +91,7 @@ def answer(
         MediaSlots.of_batch(on_device),
         eos_id=assistant.tokenizer.eos_id,
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
         temperature=temperature,
         generator=generator,
     )

@@ -154,12 +154,14 @@ class OmniModel(nn.Module):
         *,
         eos_id: int,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> GeneratedText:
         """Answer one prompt `input_ids` [1, T]: at most `max_new_tokens`, until `eos_id`.
 
-        `temperature=0` takes the likeliest token. Raises ValueError for more than one row.
+        `eos_id` cannot be chosen among the first `min_new_tokens`. `temperature=0` takes the
+        likeliest token. Raises ValueError for more than one row.
         """
         if input_ids.shape[0] != 1:
             raise ValueError(f"generate takes one prompt, not {input_ids.shape[0]}")
@@ -168,8 +170,11 @@ class OmniModel(nn.Module):
         ids: list[int] = []
         states: list[Tensor] = []
         stopped = False
-        for _ in range(max_new_tokens):
-            token = sample(self.thinker.logits(state), temperature, generator=generator)
+        for num_made in range(max_new_tokens):
+            logits = self.thinker.logits(state)
+            if num_made < min_new_tokens:
+                logits[..., eos_id] = float("-inf")
+            token = sample(logits, temperature, generator=generator)
             stopped = int(token) == eos_id
             if stopped:
                 break

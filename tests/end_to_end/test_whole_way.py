@@ -135,6 +135,7 @@ def test_the_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_p
     done = command(
         sys.executable, "launch/generate.py", "--run", run, "--text", "What is this?",
         "--image", picture, "--audio", recording, "--speak", speech, "--max-new-tokens", "8",
+        "--min-new-tokens", "4",
     )  # fmt: skip
     assert isinstance(result_of(done)["text"], str)
     assert soundfile.info(speech).samplerate == 16_000
