@@ -89,7 +89,9 @@ def test_features_start_with_the_size_that_is_asked_for(std: float) -> None:
     torch.manual_seed(0)
     projector = Projector(48, 64, 32)
     projector.start_at(std)
-    assert float(projector(5 * torch.randn(2000, 48)).detach().std()) == pytest.approx(std, rel=0.15)
+    assert float(projector(5 * torch.randn(2000, 48)).detach().std()) == pytest.approx(
+        std, rel=0.15
+    )
 
 
 def test_a_padded_batch_of_recordings_equals_single_ones(
