@@ -72,6 +72,13 @@ def test_unknown_stage_preset_and_file_are_named(tmp_path: Path) -> None:
         resolve("thinker", "nano", broken)
 
 
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("optim:\n  lr: 1.0\n  weight_decay: 0\n  lr: 2.0\n")
+    with pytest.raises(ConfigError, match=r"twice.yaml is not valid YAML \(key 'lr' occurs twice"):
+        resolve("thinker", "nano", file)
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_resolves_for_every_stage(preset: str) -> None:
     for stage in STAGE_NAMES:
