@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import did_you_mean
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from muomni.config.loading import did_you_mean, validate
 from muomni.config.run import RunConfig
 from muomni.errors import ConfigError
 
@@ -41,8 +43,9 @@ def read_engine_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"DeepSpeed config {path} does not exist; see configs/deepspeed/")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except ValueError as error:
         raise ConfigError(
             f"DeepSpeed config {path} is not valid JSON ({error}); correct it"
         ) from None
@@ -59,11 +62,28 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         if section not in ENGINE_SECTIONS:
             hint = did_you_mean(section, ENGINE_SECTIONS)
             raise ConfigError(f"DeepSpeed config {path} has an unknown section '{section}'{hint}")
-    stage = content.get("zero_optimization", {}).get("stage", 0)
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(
+            f'zero_optimization in {path} must be an object like {{"stage": 2}}, not {zero!r}'
+        )
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ConfigError(
             f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
         )
+    # DeepSpeed refuses a misspelt key of this section, too, but by a traceback on every rank.
+    validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError when a key stands twice in it."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key '{twice}' occurs twice")
     return content
 
 

@@ -31,6 +31,12 @@ def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
         ({"optimizer": {"type": "Adam"}}, "'optimizer', which the run config owns"),
         ({"zero_optimisation": {"stage": 2}}, "unknown section.*did you mean 'zero_optimization'"),
         ({"zero_optimization": {"stage": 4}}, "is 4; it must be 0, 1, 2 or 3"),
+        ({"zero_optimization": 2}, "must be an object like .*, not 2"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}},
+            "unknown key 'reduce_bucket_sise' in zero_optimization of .*'reduce_bucket_size'",
+        ),
+        ({"zero_optimization": {"overlap_comm": "often"}}, "bad value 'often' for 'overlap_comm'"),
     ],
 )
 def test_contradictions_are_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -46,4 +52,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
+        read_engine_json(path)
+    path.write_text('{"zero_optimization": {"stage": 1, "stage": 3}}')
+    with pytest.raises(ConfigError, match="key 'stage' occurs twice"):
         read_engine_json(path)
