@@ -128,10 +128,6 @@ class Engine:
     def num_skipped(self) -> int:
         return int(self.deepspeed.skipped_steps)
 
-    @property
-    def last_step_was_applied(self) -> bool:
-        return bool(self.deepspeed.was_step_applied())
-
     def train(self) -> None:
         self.deepspeed.train()
 
