@@ -104,10 +104,12 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     datasets = [found for task in stage_type.tasks for found in find_datasets(root, task)]
     tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
     _check_tokenizers(tokenizer, upstream, root)
+    _check_resume(request.resume)
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    sizes = stage.model_config()
     if expert_parallel.SECTION in request.engine_json:
-        moe = find_moe(stage.model_config())
+        moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
         request = replace(request, engine_json=completed)
     train = Source(datasets, "train")
@@ -254,12 +256,17 @@ def _checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
         return None
     if resume == "auto":
         return commit.newest_complete(folder.checkpoints)
-    path = Path(resume)
-    if not path.is_dir():
+    return Path(resume)
+
+
+def _check_resume(resume: str) -> None:
+    if resume in ("auto", "never"):
+        return
+    if not Path(resume).is_dir():
         raise CheckpointError(
-            f"--resume {path} is no checkpoint folder; give one, or auto, or never"
+            f"--resume {resume} is no checkpoint folder; give one, or auto, or never"
         )
-    return path
+    commit.verify(Path(resume), with_hashes=False)
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:

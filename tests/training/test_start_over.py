@@ -7,14 +7,15 @@ import pytest
 
 from muomni.config.run import RunConfig
 from muomni.dist.discovery import discover
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, ConfigError
 from muomni.training.session import Request, Session, finished_result, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
 
-def _session(config: RunConfig, run: Path) -> Session:
-    return prepare(Request(config, run, run, {"zero_optimization": {"stage": 1}}), discover({}))
+def _session(config: RunConfig, run: Path, resume: str = "auto") -> Session:
+    engine_json = {"zero_optimization": {"stage": 1}}
+    return prepare(Request(config, run, run, engine_json, resume), discover({}))
 
 
 def test_starting_over_forgets_later_checkpoints(
@@ -47,3 +48,15 @@ def test_a_finished_run_does_not_pass_for_one_on_other_data_or_exports(
     config_file.write_text(text.replace("upstream_digests: {}", "upstream_digests: {codec: old}"))
     with pytest.raises(CheckpointError, match=r"codec was trained again since .*--resume never"):
         finished_result(session)
+
+
+def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_written(
+    text_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'hiden_size'.*did you mean 'hidden_size'"):
+        _session(thinker_config(text_data, {"model": {"hiden_size": 8}}), tmp_path)
+    with pytest.raises(CheckpointError, match=r"--resume .*none is no checkpoint folder"):
+        _session(thinker_config(text_data), tmp_path, str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match=r"checkpoint .* is incomplete"):
+        _session(thinker_config(text_data), tmp_path, str(tmp_path))
+    assert not list(tmp_path.iterdir())
