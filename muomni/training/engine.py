@@ -25,7 +25,7 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.shared_memory import release_names
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, NonFiniteError
 from muomni.models.moe import from_autoep
 from muomni.training import ds_config, expert_parallel
 from muomni.training.optim import build_optimizer, parameter_groups
@@ -101,7 +101,10 @@ class Engine:
         self.deepspeed.backward(total, scale_wrt_gas=False)
 
     def end_micro_step(self, lr_factor: float) -> None:
-        """Count a micro-step; on the last of a window clip, update and zero the gradients."""
+        """Count a micro-step; on the last of a window clip, update and zero the gradients.
+
+        Raises NonFiniteError when fp16 gradients overflow and the loss scale cannot fall further.
+        """
         if self.deepspeed.is_gradient_accumulation_boundary():
             for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
                 group["lr"] = base * lr_factor
@@ -111,7 +114,15 @@ class Engine:
                     self._own_norm = expert_parallel.clip_grad_norm(self.task, limit)
                 else:
                     self._own_norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
-        self.deepspeed.step()
+        try:
+            self.deepspeed.step()
+        except Exception as error:  # DeepSpeed has no class of its own for this
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise NonFiniteError(
+                f"fp16 gradients overflow at the smallest loss scale, {self.loss_scale:g}; lower "
+                f"optim.lr, or train with --precision bf16 or fp32"
+            ) from None
 
     @property
     def grad_norm(self) -> float:

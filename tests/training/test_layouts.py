@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from muomni.errors import NonFiniteError
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import reference_losses, thinker_config, train
@@ -61,15 +62,17 @@ def test_sixteen_bits_follow_the_reference(
     assert result["losses"] == pytest.approx(reference, abs=tolerance)
 
 
-def _train_with_overflow(config: Any, run: Path, zero: str, bad_rank: int) -> dict[str, Any]:
-    """Train while the third forward pass of one rank yields an infinite loss."""
+def _train_with_overflow(
+    config: Any, run: Path, zero: str, bad_rank: int, is_lasting: bool = False
+) -> dict[str, Any]:
+    """Train while the third forward pass of one rank (or each from there on) has an infinite loss."""
     rank = torch.distributed.get_rank()
     original, calls = ThinkerTask.forward, [0]
 
     def forward(self: ThinkerTask, batch: Any) -> Any:
         output = original(self, batch)
         calls[0] += 1
-        if calls[0] == 3 and rank == bad_rank:
+        if rank == bad_rank and (calls[0] == 3 or (is_lasting and calls[0] > 3)):
             output.losses["loss"] = output.losses["loss"] * float("inf")
         return output
 
@@ -102,3 +105,21 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
     assert skipped[1] == 0 and set(skipped[2:]) == {1}
     losses = [line["loss"] for line in curve]
     assert math.isfinite(losses[-1]) and losses[-1] < losses[0] - 1
+
+
+def test_overflows_without_end_stop_all_ranks_in_a_sentence(
+    text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(
+        text_data,
+        {
+            "precision": "fp16",
+            "fp16": {"initial_scale_power": 1},
+            "batch": {"micro_batches_per_step": 2},
+        },
+    )
+    with pytest.raises(NonFiniteError, match=r"smallest loss scale, 1; .*--precision bf16"):
+        two_ranks.run(
+            _train_with_overflow, config=config, run=tmp_path, zero="zero1", bad_rank=1,
+            is_lasting=True,
+        )  # fmt: skip
