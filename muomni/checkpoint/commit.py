@@ -148,13 +148,20 @@ def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
     return TrainState(**content["state"])
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Delete old checkpoints (rank 0): the newest `keep_last` and the best one stay."""
+def prune(root: Path, step: int, keep_last: int) -> None:
+    """Delete checkpoints (rank 0): the newest `keep_last` up to `step` and the best one of them stay.
+
+    Later ones are damaged or of a course that was left by a resume from an earlier one; they would
+    count as the newest ones, and a later start would take them for this run's.
+    """
     if collectives.rank() != 0:
         return
     best = marked(root, "best")
-    for folder in sorted(root.glob("step_*"))[:-keep_last]:
-        if folder != best:
+    folders = sorted(root.glob("step_*"))
+    current = [folder for folder in folders if folder.name <= step_folder(root, step).name]
+    kept = {*current[-keep_last:], *(folder for folder in current if folder == best)}
+    for folder in folders:
+        if folder not in kept:
             shutil.rmtree(folder)
 
 

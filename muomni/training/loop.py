@@ -68,6 +68,7 @@ class Loop:
         self.sums = RunningSums()
         self.units = torch.zeros((), device=parts.device)
         self.num_non_finite = 0
+        self.saved_step = state.step
         self.last_metrics: dict[str, float] = {}
         self.loader = self._loader()
 
@@ -194,12 +195,16 @@ class Loop:
             self._save()
             if self.is_main:
                 commit.mark_best(self.parts.folder.checkpoints, self.state.step)
-                commit.prune(self.parts.folder.checkpoints, self.config.training.keep_last)
+                self._prune()
 
     def _save(self) -> Path:
+        """Save the state of this step, unless this course saved it or began with it.
+
+        A folder of that name alone may be damaged, or left by a course before a resume.
+        """
         folder = commit.step_folder(self.parts.folder.checkpoints, self.state.step)
-        already = collectives.broadcast_object(folder.is_dir())
-        if not already:
+        is_current = self.saved_step == self.state.step
+        if not (is_current and collectives.broadcast_object(folder.is_dir())):
             run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
             self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
             commit.save(
@@ -208,8 +213,13 @@ class Loop:
                 self.state,
                 self.parts.topology,
             )
-            commit.prune(self.parts.folder.checkpoints, self.config.training.keep_last)
+            self.saved_step = self.state.step
+            self._prune()
         return folder
+
+    def _prune(self) -> None:
+        keep_last = self.config.training.keep_last
+        commit.prune(self.parts.folder.checkpoints, self.state.step, keep_last)
 
     def _finish(self) -> dict[str, Any]:
         """Validate, save, write sample outputs and the export; returns the result."""

@@ -122,3 +122,30 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     assert found is not None and found.name == "step_00000004"
     (found / "complete.json").unlink()  # a save that was killed before its end has no list
     assert commit.newest_complete(checkpoints) is None
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"save_every": 2, "max_steps": 4}})
+    one_rank.run(train, config=config, run=tmp_path)
+    newest = tmp_path / "thinker" / "checkpoints" / "step_00000004"
+    (newest / "complete.json").unlink()
+    one_rank.run(train, config=config, run=tmp_path)
+    commit.verify(newest)
+
+
+def test_a_resume_from_an_earlier_checkpoint_leaves_the_later_course(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    training = {"save_every": 2, "max_steps": 8, "keep_last": 4}
+    config = thinker_config(text_data, {"training": training})
+    one_rank.run(train, config=config, run=tmp_path)
+    checkpoints = tmp_path / "thinker" / "checkpoints"
+    first_course = commit.verify(checkpoints / "step_00000006")
+    other = thinker_config(text_data, {"training": {**training, "max_steps": 6, "keep_last": 1}})
+    earlier = str(checkpoints / "step_00000004")
+    one_rank.run(train, config=other, run=tmp_path, resume=earlier)
+    assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000006"]
+    # The step was there before, but of another course (its learning rates fell more slowly).
+    assert commit.verify(checkpoints / "step_00000006")["files"] != first_course["files"]
