@@ -74,6 +74,7 @@ def save(engine: Any, root: Path, state: TrainState, topology: Topology) -> Path
             "schema_version": SCHEMA_VERSION,
             "state": asdict(state),
             "topology": asdict(topology),
+            "shapes": _shapes_digest(engine.module),
             "files": _list_files(aside),
         }
         (aside / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -134,7 +135,8 @@ def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
 def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
     """Load a checkpoint into the DeepSpeed engine; every rank must call it.
 
-    Raises CheckpointError when it is damaged or was written on another topology.
+    Raises CheckpointError when it is damaged, or was written on another topology or for a model of
+    other sizes.
     """
     content = verify(folder)
     saved = Topology(**content["topology"])
@@ -142,6 +144,12 @@ def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
         raise CheckpointError(
             f"checkpoint {folder} was written with {_describe(saved)}, this run has "
             f"{_describe(topology)}; start it the same way, or start over with --resume never"
+        )
+    shapes = _shapes_digest(engine.module)
+    if content.get("shapes", shapes) != shapes:
+        raise CheckpointError(
+            f"checkpoint {folder} holds a model of other sizes; give the preset and the model.* values "
+            f"of its run, or start over with --resume never"
         )
     engine.load_checkpoint(str(folder), tag=_TAG)
     _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))
@@ -169,6 +177,14 @@ def _describe(topology: Topology) -> str:
     experts = topology.num_expert_ranks
     shared = f", experts over {experts} ranks" if experts else ""
     return f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}"
+
+
+def _shapes_digest(module: torch.nn.Module) -> str:
+    """Names and whole shapes of all parameters, in one hash, also where ZeRO-3 has divided them."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name} {list(getattr(parameter, 'ds_shape', parameter.shape))}\n".encode())
+    return digest.hexdigest()
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -97,6 +97,17 @@ def test_a_checkpoint_of_another_topology_or_data_is_refused_in_a_sentence(
         one_rank.run(train, config=other, run=tmp_path)
 
 
+@pytest.mark.parametrize("zero", ["zero1", "zero3"])
+def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
+    zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"max_steps": 2}})
+    two_ranks.run(train, config=config, run=tmp_path, zero=zero)
+    wider = {"training": {"max_steps": 4}, "model": {"intermediate_size": 96}}
+    with pytest.raises(CheckpointError, match=r"a model of other sizes; give the preset.*never"):
+        two_ranks.run(train, config=thinker_config(text_data, wider), run=tmp_path, zero=zero)
+
+
 def test_old_checkpoints_go_and_the_best_and_the_last_stay(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
