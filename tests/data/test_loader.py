@@ -1,0 +1,67 @@
+"""The stream of batches: the same for any number of workers, whole also where samples are broken."""
+
+import itertools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from muomni.data.ctc_units import CtcUnits
+from muomni.data.loader import Loader, PlannedDataset
+from muomni.data.plan import Batching, MicroBatch, Plan
+from muomni.data.source import Source
+from muomni.data.speech_view import SpeechView
+from muomni.data.tokenizer import Tokenizer
+from muomni.data.view import Batch
+from muomni.errors import DataError
+from tests.corpora import write_dataset
+from tests.media_corpora import speech_sample, write_speech_dataset
+
+
+def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
+    return PlannedDataset(source, SpeechView(CtcUnits(tokenizer, None), True), seed=3)
+
+
+def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
+    """Twelve batches of rank 1 of 2, past the end of an epoch."""
+    lengths = dataset.view.lengths(dataset.source)
+    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.max())), 2, dataset.seed)
+    batches = plan.rank_batches(start_step, rank=1, world_size=2)
+    return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
+
+
+def _assert_equal(batches: list[Batch], others: list[Batch]) -> None:
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[key], other[key]) for key in batch)
+
+
+def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    dataset = _dataset(
+        Source([write_speech_dataset(tmp_path / "s", num_train=20)], "train"), tokenizer
+    )
+    alone = _first(dataset, 0, num_workers=0)
+    _assert_equal(_first(dataset, 0, num_workers=2), alone)
+    _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
+
+
+def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = [speech_sample(f"whole{i}", ["cat"], seed=i) for i in range(2)]
+    key, members, cost = speech_sample("broken", ["door"], seed=9)
+    broken = (key, [("flac", b"no sound"), *members[1:]], cost)
+    manifest = write_dataset(tmp_path / "s", "speech", {"train": [whole[0], broken, whole[1]]})
+    dataset = _dataset(Source([manifest], "train"), tokenizer)
+    batches = [MicroBatch(((0,), (1,))), MicroBatch(((1,),)), MicroBatch(((2,),))]
+    with caplog.at_level(logging.WARNING):
+        loader = Loader(dataset, batches, max_bad_samples=2)
+        seen = list(loader)
+    assert loader.num_bad == 2
+    assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
+    assert "left out sample 1 of " in caplog.text and "broken recording" in caplog.text
+    with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
+        list(Loader(dataset, batches, max_bad_samples=1))
