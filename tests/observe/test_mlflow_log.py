@@ -1,0 +1,49 @@
+"""MLflow gets one run for a stage, also over resumes; what it cannot take never harms training."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from muomni.observe.mlflow_log import MlflowLog, default_tracking_uri, flatten
+
+
+def test_a_resume_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    first = MlflowLog(run, "codec", None, {"optim.lr": 0.1})
+    first.metrics(10, {"loss": 2.0})
+    run_id = first.wait_for_run_id()
+    first.close("KILLED")
+    resumed = MlflowLog(run, "codec", run_id, {"optim.lr": 0.1})
+    resumed.metrics(20, {"loss": 1.0})
+    resumed.close("FINISHED")
+    assert run_id is not None and resumed.wait_for_run_id() == run_id
+    client = MlflowClient(tracking_uri=default_tracking_uri(run))
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.params) == ("FINISHED", {"optim.lr": "0.1"})
+    history = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+    assert history == [(10, 2.0), (20, 1.0)]
+
+
+def test_a_store_that_cannot_be_opened_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-store://here")
+    with caplog.at_level(logging.WARNING, "muomni"):
+        log = MlflowLog(tmp_path, "codec", None, {})
+        log.metrics(10, {"loss": 2.0})
+        assert log.wait_for_run_id() is None
+        log.close("FINISHED")
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("muomni")]
+    assert len(said) == 1 and "MLflow logging stopped" in said[0]
+
+
+def test_parameters_are_flat() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [2]}) == {
+        "a.b": 1,
+        "a.c.d": None,
+        "e": [2],
+    }
