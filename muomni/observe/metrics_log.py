@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from muomni.data.atomic_write import write_atomic
+
 
 class MetricsLog:
     """Appends to the metrics file; a resume drops lines of steps that will be run again."""
@@ -13,7 +15,7 @@ class MetricsLog:
         self.path = path
         if path.exists():
             kept = [line for line in read_lines(path) if line["step"] <= resume_step]
-            path.write_text("".join(_dump(line) for line in kept), encoding="utf-8")
+            write_atomic(path, "".join(_dump(line) for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
