@@ -300,6 +300,8 @@ def _run_stats(arguments: argparse.Namespace) -> None:
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
     manifest = Manifest.load(arguments.dir)
+    if arguments.png and arguments.png.suffix.lower() != ".png":
+        raise ConfigError(f"--png {arguments.png} must end in .png")
     print(preview.describe(manifest, arguments.split, arguments.count))
     if arguments.png:
         if not preview.save_sheet(manifest, arguments.split, arguments.count, arguments.png):
@@ -309,7 +311,7 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
 
 def _run_index(arguments: argparse.Namespace) -> None:
     if not arguments.dir.is_dir():
-        raise DataError(f"folder {arguments.dir} does not exist")
+        raise DataError(f"folder {arguments.dir} does not exist; name a folder of *.tar shards")
     name = arguments.name or _default_name(arguments.dir)
     with _open_progress(None, name) as progress:
         manifest = adopt.adopt(

@@ -174,3 +174,7 @@ def test_inspect(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     main(["inspect", str(tmp_path / "speech"), "--png", str(tmp_path / "speech.png")])
     assert "hello chapter" in capsys.readouterr().out
     assert len(set(Image.open(tmp_path / "speech.png").convert("L").tobytes())) > 50
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(dataset), "--png", str(tmp_path / "sheet.gif")])
+    assert stop.value.code == 2
+    assert "sheet.gif must end in .png" in capsys.readouterr().err
