@@ -6,6 +6,7 @@ torch and torchaudio are imported only to resample, so data preparation stays li
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,12 @@ def _picture_errors() -> Iterator[None]:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DataError(f"broken picture ({error})") from error
+        raise DataError(f"broken picture ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of bytes, without the address of the buffer that they lay in."""
+    return re.sub(r"<_io.BytesIO object at \w+>", "its bytes", str(error)).strip()
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
@@ -98,7 +104,7 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
             samples = file.read(dtype="float32", always_2d=True)
             sample_rate_hz = int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise DataError(f"broken recording ({str(error).strip()})") from error
+        raise DataError(f"broken recording ({_reason(error)})") from error
     if len(samples) == 0:
         raise DataError("recording of zero length")
     # MP3 and streams may not know their length (frames is then huge); others must be whole.
