@@ -58,7 +58,7 @@ def adopt(
         raise DataError(f"{root} already has a {MANIFEST_NAME}; delete it to index the tars again")
     paths = sorted(path for path in root.rglob("*.tar") if not path.name.startswith("."))
     if not paths:
-        raise DataError(f"{root} holds no *.tar shard")
+        raise DataError(f"{root} holds no *.tar shard; name the folder that does, or one above it")
     bad: list[_BadSample] = []
     shards: dict[str, list[ShardRecord]] = {split: [] for split in SPLIT_NAMES}
     for path in paths:

@@ -103,7 +103,7 @@ def too_many_bad(root: Path, num_bad: int, num_items: int, max_fraction: float) 
     return DataError(
         f"{num_bad} of {num_items} samples are bad ({num_bad / num_items:.2%}), more than "
         f"--max-bad-fraction {max_fraction:g}; the first is {first['key']} ({first['source']}): "
-        f"{first['message']}; all are listed in {root / 'quarantine'}"
+        f"{first['message']}; all are listed in {root / 'quarantine'}: mend them, or accept more"
     )
 
 

@@ -125,7 +125,7 @@ def _read_csv(src: Path, file: Iterator[str]) -> Iterator[tuple[int, Row]]:
     rows = csv.reader(file, delimiter="\t" if src.suffix == ".tsv" else ",")
     header = next(rows, None)
     if header is None:
-        raise DataError(f"{src} is empty")
+        raise DataError(f"table {src} is empty, without even a line of column names; check --src")
     try:
         for number, fields in enumerate(rows, start=1):
             if not fields:

@@ -361,6 +361,7 @@ def test_same_key_twice_names_both(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--format", "txt", "--src", "{d}/empty.txt"], 3, "empty.txt holds no sample for text"),
         (["--format", "csv", "--src", "{d}/empty.txt"], 3, "empty.txt is empty"),
         (["--format", "txt", "--src", "{d}/a.txt", "--val-fraction", "2"], 2, "--val-fraction 2"),
+        (["--format", "txt", "--src", "{d}/a.txt", "--max-bad-fraction", "2"], 2, "lies outside"),
         (["--format", "txt", "--src", "{d}/a.txt", "--shard-size", "big"], 2, "'big' is neither"),
         (["--format", "txt", "--src", "{d}/a.txt", "--array-task", "3/2"], 2, "'3/2' is not I/N"),
         (["--format", "txt", "--src", "{d}/a.txt", "--name", "a/b"], 2, "--name 'a/b'"),
