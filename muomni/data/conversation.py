@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, SAMPLE_RATE_HZ, OmniConfig
-from muomni.data.decode import decode_audio, decode_image
+from muomni.data.decode import broken_recording, decode_audio, decode_image
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 
@@ -280,7 +280,7 @@ def resampled_length(data: bytes) -> int:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_frames, rate_hz = file.frames, int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise DataError(f"broken recording ({str(error).strip()})") from None
+        raise broken_recording(error) from None
     if not 0 < num_frames < _UNKNOWN_FRAMES:
         return len(decode_audio(data))
     return math.ceil(num_frames * SAMPLE_RATE_HZ / rate_hz)

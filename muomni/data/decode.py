@@ -78,6 +78,11 @@ def _picture_errors() -> Iterator[None]:
         raise DataError(f"broken picture ({_reason(error)})") from error
 
 
+def broken_recording(error: Exception) -> DataError:
+    """What libsndfile says of the bytes of a recording, as an error of the sample."""
+    return DataError(f"broken recording ({_reason(error)})")
+
+
 def _reason(error: Exception) -> str:
     """What a library says of bytes, without the address of the buffer that they lay in."""
     return re.sub(r"<_io.BytesIO object at \w+>", "its bytes", str(error)).strip()
@@ -104,7 +109,7 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
             samples = file.read(dtype="float32", always_2d=True)
             sample_rate_hz = int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise DataError(f"broken recording ({_reason(error)})") from error
+        raise broken_recording(error) from error
     if len(samples) == 0:
         raise DataError("recording of zero length")
     # MP3 and streams may not know their length (frames is then huge); others must be whole.
