@@ -7,7 +7,7 @@ dealt out: of the G micro-batches of a step, rank r of W takes r, r+W, ... So ev
 number of steps, and any W that divides G sees the same steps (contract *Plan* in docs/architecture.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,21 +56,26 @@ def generator(*key: int) -> np.random.Generator:
 class Plan:
     """All steps of all epochs; `micro_batches_per_step` is G.
 
-    `lengths` holds the cost of each sample in the unit of `batching.size` (ignored for `fixed`).
-    Raises DataError when there is no sample or one is longer than a row or bucket may be.
+    `lengths` holds the cost of each sample in the unit of `batching.size` (ignored for `fixed`);
+    `describe` names a sample in messages. Raises DataError when there is no sample or one is longer
+    than a row or bucket may be.
     """
 
     def __init__(
-        self, lengths: np.ndarray, batching: Batching, micro_batches_per_step: int, seed: int
+        self,
+        lengths: np.ndarray,
+        batching: Batching,
+        micro_batches_per_step: int,
+        seed: int,
+        describe: Callable[[int], str] = "sample {}".format,
     ) -> None:
         if len(lengths) == 0:
             raise DataError("the plan has no samples; check the split and the filters")
         if batching.mode != "fixed" and int(lengths.max()) > batching.size:
             worst = int(lengths.argmax())
             raise DataError(
-                f"sample {worst} has length {int(lengths[worst])}, more than the {batching.size} "
-                f"that batch.size allows here; "
-                f"raise batch.size or shard the corpus with a maximum length"
+                f"{describe(worst)} has length {int(lengths[worst])}, more than the {batching.size} "
+                f"that batch.size allows here; raise batch.size, or shard the corpus without it"
             )
         self.lengths = np.asarray(lengths)
         self.batching = batching

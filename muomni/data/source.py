@@ -47,7 +47,11 @@ class Source:
         return self.readers[reader].read(index - int(self.starts[reader]))
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for messages."""
+        """Where a sample lies and, where its shard can be read, what it is called; for messages."""
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1
         root: Path = self.manifests[reader].root
-        return f"sample {index - int(self.starts[reader])} of {root / self.split}"
+        place = f"sample {index - int(self.starts[reader])} of {root / self.split}"
+        try:
+            return f"{place} (key {self.read(index)['__key__']})"
+        except DataError:
+            return place

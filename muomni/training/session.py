@@ -115,7 +115,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     train = Source(datasets, "train")
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val") if has_val else None
-    plan = Plan(stage.view().lengths(train), stage.batching(), group, config.seed)
+    lengths = stage.view().lengths(train)
+    plan = Plan(lengths, stage.batching(), group, config.seed, train.describe)
     plan.num_steps(0)
     return Session(request, ranks, device, precision, stage, train, val, plan)
 

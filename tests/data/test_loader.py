@@ -48,6 +48,16 @@ def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
     _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
 
 
+def test_a_sample_that_is_longer_than_a_batch_is_named(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    samples = [speech_sample(f"clip{i}", ["cat"] * i, seed=i) for i in (1, 7, 2)]
+    source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
+    lengths = _dataset(source, tokenizer).view.lengths(source)
+    with pytest.raises(DataError, match=r"sample 1 of .*/s/train \(key clip7\) has length"):
+        Plan(lengths, Batching("bucket", int(lengths.max()) - 1), 1, 0, source.describe)
+
+
 def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,6 +72,7 @@ def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
         seen = list(loader)
     assert loader.num_bad == 2
     assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
-    assert "left out sample 1 of " in caplog.text and "broken recording" in caplog.text
+    assert f"left out sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
+    assert "broken recording" in caplog.text
     with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
         list(Loader(dataset, batches, max_bad_samples=1))
