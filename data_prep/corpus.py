@@ -17,6 +17,8 @@ MAX_KEY_LENGTH = 90
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
+_SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "test": "test"}
+
 # Reasons for which a sample is left out; they are keys of `dropped` in manifest and records.
 EMPTY_TEXT = "empty-text"
 BAD_UTF8 = "bad-utf8"
@@ -26,6 +28,10 @@ BROKEN_AUDIO = "broken-audio"
 CAPTION_WITHOUT_IMAGE = "caption-without-image"
 MISSING_TRANSCRIPT = "missing-transcript"
 BAD_RECORD = "bad-record"
+NO_SPEECH = "no-speech"
+
+# Segments become FLAC of mostly 16 kHz and 16 bits; only the size of shards is guessed from it.
+_CLIP_BYTES_PER_S = 24_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +74,59 @@ class TextSpan:
     start: int
     end: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A part of a recording, in seconds; `channel` picks one of several channels."""
+
+    path: str
+    start_s: float
+    duration_s: float
+    channel: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """About the size of its FLAC."""
+        return int(self.duration_s * _CLIP_BYTES_PER_S)
+
+    def __str__(self) -> str:
+        return f"{self.path} from {self.start_s:g} s for {self.duration_s:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value in a Parquet file: row `row` of a row group, in the leaf column `column`.
+
+    `file` is the path that stands beside the bytes; it is read where the cell is empty. `num_bytes`
+    is the mean size of the values in the row group.
+    """
+
+    path: str
+    row_group: int
+    row: int
+    column: str
+    file: str = ""
+    num_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path} row group {self.row_group} row {self.row} column {self.column}"
+
+
+# A path is a whole file, copied as it is.
+Media = str | Clip | Cell
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """A sample as its corpus describes it.
 
     `source` says where it stands, for messages; `declared_split` is the split that the corpus itself
-    gives; `texts` are the captions or the transcript; `media` the files of a picture or recording.
+    gives; `texts` are the captions or the transcript; `media` the picture or recording. Items of one
+    `block` stay together in the shards, since they are read together (rows of a Parquet row group).
     """
 
     key: str
@@ -82,18 +134,23 @@ class Item:
     source: str
     declared_split: str | None = None
     texts: tuple[str, ...] = ()
-    media: tuple[str, ...] = ()
-    span: TextSpan | None = None
+    media: tuple[Media, ...] = ()
+    span: TextSpan | Cell | None = None
     turns: tuple[Turn, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     problem: Problem | None = None
+    block: str = field(default="", repr=False)
+
+    @property
+    def sources(self) -> tuple[Media | TextSpan, ...]:
+        """All that the sample is read from: files and parts of files."""
+        in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
+        return (*self.media, *in_turns, *(() if self.span is None else (self.span,)))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that the sample is read from."""
-        in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
-        spans = () if self.span is None else (self.span.path,)
-        return (*self.media, *in_turns, *spans)
+        """The paths of all files that the sample is read from."""
+        return tuple(each if isinstance(each, str) else each.path for each in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +164,7 @@ class ReaderOptions:
     annotations: str = ""
     subsets: tuple[str, ...] = ()
     keep_case: bool = False
+    text_form: str = ""
     language: str = ""
     speaker: str = ""
 
@@ -119,6 +177,7 @@ class ReaderOptions:
             "annotations": self.annotations,
             "subsets": ",".join(self.subsets),
             "keep_case": "yes" if self.keep_case else "",
+            "text_form": self.text_form,
             "language": self.language,
             "speaker": self.speaker,
         }
@@ -148,6 +207,12 @@ def transcript_group(text: str) -> str:
     """
     words = re.sub(r"[^\w']+", " ", text.lower()).split()
     return f"speech:{' '.join(words)}"
+
+
+def declared_split(name: str) -> str | None:
+    """The split that a subset, folder or file declares by how its name begins; None for others."""
+    lowered = name.lower()
+    return next((split for start, split in _SPLIT_NAMES.items() if lowered.startswith(start)), None)
 
 
 def text_problem(text: str, what: str) -> Problem | None:

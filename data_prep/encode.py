@@ -1,14 +1,14 @@
 """From an item to the members of a sample: reads its files, checks them, counts their cost.
 
-Media bytes are copied as they are: nothing is transcoded. Each picture and recording is decoded
-once in full, so what reaches a shard can be trained on. Raises `BadSampleError` otherwise.
+Files are copied as they are: nothing is transcoded, parts of recordings are cut without loss. Each
+picture and recording is decoded once in full, so what reaches a shard can be trained on. Raises
+`BadSampleError` otherwise.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from data_prep.corpus import (
     BAD_RECORD,
@@ -18,9 +18,13 @@ from data_prep.corpus import (
     EMPTY_TEXT,
     MISSING_MEDIA,
     BadSampleError,
+    Cell,
     Item,
+    Media,
     Part,
+    TextSpan,
 )
+from data_prep.media import read_cell, read_media
 from muomni.data.decode import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -51,42 +55,25 @@ def encode(item: Item, task: Task) -> EncodedSample:
     return _ENCODERS[task](item)
 
 
-def read_media(path: str) -> bytes:
-    """The bytes of a media file; raises `BadSampleError` when it is missing or unreadable."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadSampleError(MISSING_MEDIA, f"cannot read {path}: {error.strerror}") from error
-
-
 @lru_cache(maxsize=_NUM_KEPT)
-def checked_image(path: str) -> tuple[str, bytes, int]:
+def checked_image(media: Media) -> tuple[str, bytes, int]:
     """Extension, bytes and number of pixels of a picture that decodes."""
-    extension = _extension(path, IMAGE_EXTENSIONS, BROKEN_IMAGE)
-    data = read_media(path)
+    extension, data = read_media(media, IMAGE_EXTENSIONS, BROKEN_IMAGE)
     try:
         width, height = image_size(data)
     except DataError as error:
-        raise BadSampleError(BROKEN_IMAGE, f"{path}: {error}") from error
+        raise BadSampleError(BROKEN_IMAGE, f"{media}: {error}") from error
     return extension, data, width * height
 
 
 @lru_cache(maxsize=_NUM_KEPT)
-def checked_audio(path: str) -> tuple[str, bytes, AudioFacts]:
+def checked_audio(media: Media) -> tuple[str, bytes, AudioFacts]:
     """Extension, bytes and facts of a recording that decodes and is not empty."""
-    extension = _extension(path, AUDIO_EXTENSIONS, BROKEN_AUDIO)
-    data = read_media(path)
+    extension, data = read_media(media, AUDIO_EXTENSIONS, BROKEN_AUDIO)
     try:
         return extension, data, audio_facts(data)
     except DataError as error:
-        raise BadSampleError(BROKEN_AUDIO, f"{path}: {error}") from error
-
-
-def _extension(path: str, known: tuple[str, ...], reason: str) -> str:
-    extension = Path(path).suffix.lower().lstrip(".")
-    if extension not in known:
-        raise BadSampleError(reason, f"{path} is none of {', '.join(known)}")
-    return "jpg" if extension == "jpeg" else extension
+        raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
 
 
 def _json(content: dict[str, object]) -> bytes:
@@ -94,17 +81,7 @@ def _json(content: dict[str, object]) -> bytes:
 
 
 def _encode_text(item: Item) -> EncodedSample:
-    if item.span is None:
-        data = item.texts[0].encode()
-    else:
-        try:
-            with open(item.span.path, "rb") as file:
-                file.seek(item.span.start)
-                data = file.read(item.span.end - item.span.start)
-        except OSError as error:
-            raise BadSampleError(
-                MISSING_MEDIA, f"cannot read {item.span.path}: {error.strerror}"
-            ) from error
+    data = item.texts[0].encode() if item.span is None else _read_span(item.span)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -115,6 +92,17 @@ def _encode_text(item: Item) -> EncodedSample:
     if item.metadata:
         members.append(("json", _json(dict(item.metadata))))
     return EncodedSample(tuple(members), SampleCost(num_chars=len(text)))
+
+
+def _read_span(span: TextSpan | Cell) -> bytes:
+    if isinstance(span, Cell):
+        return read_cell(span) or b""
+    try:
+        with open(span.path, "rb") as file:
+            file.seek(span.start)
+            return file.read(span.num_bytes)
+    except OSError as error:
+        raise BadSampleError(MISSING_MEDIA, f"cannot read {span.path}: {error.strerror}") from error
 
 
 def _encode_image_caption(item: Item) -> EncodedSample:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.corpus import Item
+from data_prep.corpus import Item, Media, TextSpan
 from muomni.data.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
 from muomni.data.tar_index import BLOCK_BYTES, padded
 from muomni.errors import ConfigError, DataError
@@ -136,8 +136,11 @@ def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
     return ShardPlan(options, tuple(shards), digest)
 
 
-def _order(item: Item, seed: int) -> tuple[int, str]:
-    return hash64(f"{seed}:{item.key}"), item.key
+def _order(item: Item, seed: int) -> tuple[int, str, int, str]:
+    """Blocks in a seeded order, and the items of a block; an item without one is its own block."""
+    in_block = hash64(f"{seed}:{item.key}")
+    place = hash64(f"{seed}:{item.block}") if item.block else in_block
+    return place, item.block, in_block, item.key
 
 
 def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
@@ -163,10 +166,16 @@ def _samples_per_shard(ordered: list[Item], options: ShardingOptions) -> int:
 def _tar_bytes(item: Item) -> int:
     """About how many bytes of tar an item becomes; a missing file counts nothing."""
     if item.span is not None:
-        return BLOCK_BYTES + padded(item.span.end - item.span.start)
-    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in item.files]
+        return BLOCK_BYTES + padded(item.span.num_bytes)
+    sizes = [_num_bytes(source) for source in item.sources]
     text = sum(len(text) for text in item.texts)
     return _SIDE_MEMBER_BYTES + text + sum(BLOCK_BYTES + padded(size) for size in sizes)
+
+
+def _num_bytes(source: Media | TextSpan) -> int:
+    if not isinstance(source, str):
+        return source.num_bytes
+    return os.path.getsize(source) if os.path.isfile(source) else 0
 
 
 def _digest(ordered: list[Item], options: ShardingOptions) -> str:

@@ -3,7 +3,6 @@
 All captions of a picture make one sample. Group: the picture's file name.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +14,12 @@ from data_prep.corpus import (
     Problem,
     ReaderOptions,
     clean_key,
+    declared_split,
     picture_group,
     require_folder,
     text_problem,
 )
+from data_prep.readers.json_records import read_json
 from muomni.errors import DataError
 
 _PREFIX = "captions_"
@@ -86,16 +87,12 @@ def _item(path: Path, pictures: Path, image: dict, captions: list[str]) -> Item:
         key=clean_key(Path(name).stem),
         group=picture_group(name),
         source=f"{path.name} image {image['id']}",
-        declared_split=_declared_split(pictures.name),
+        declared_split=declared_split(pictures.name),
         texts=() if problem else texts,
         media=(str(pictures / name),),
         metadata={"image_id": str(image["id"])},
         problem=problem,
     )
-
-
-def _declared_split(folder: str) -> str | None:
-    return next((split for split in ("train", "val", "test") if folder.startswith(split)), None)
 
 
 def _bad(path: Path, what: str, name: str, reason: str, message: str) -> Item:
@@ -108,10 +105,7 @@ def _bad(path: Path, what: str, name: str, reason: str, message: str) -> Item:
 
 
 def _load(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read annotations {path}: {error}") from error
+    content = read_json(path, "COCO annotation")
     for name in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise DataError(f"{path} is no COCO annotation file: it has no list {name!r}")

@@ -14,13 +14,12 @@ from data_prep.corpus import (
     Problem,
     ReaderOptions,
     clean_key,
+    declared_split,
     require_folder,
     text_problem,
     transcript_group,
 )
 from muomni.errors import DataError
-
-_DECLARED = {"train": "train", "dev": "val", "test": "test"}
 
 
 def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
@@ -28,12 +27,7 @@ def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
     Raises `DataError` when there is no transcript file or a named subset is missing.
     """
-    root = require_folder(src, "LibriSpeech folder")
-    if (root / "LibriSpeech").is_dir():
-        root = root / "LibriSpeech"
-    for subset in options.subsets:
-        require_folder(root / subset, "LibriSpeech subset")
-    folders = [root / subset for subset in options.subsets] or [root]
+    root, folders = subset_folders(src, "LibriSpeech", options)
     files = sorted(path for folder in folders for path in folder.rglob("*.trans.txt"))
     if not files:
         raise DataError(
@@ -43,13 +37,27 @@ def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
         yield from _read_chapter(path, root, options)
 
 
+def subset_folders(src: Path, corpus: str, options: ReaderOptions) -> tuple[Path, list[Path]]:
+    """The folder of the subsets, which may lie in SRC/CORPUS, and those of them to read.
+
+    Raises `DataError` when one is missing.
+    """
+    root = require_folder(src, f"{corpus} folder")
+    if (root / corpus).is_dir():
+        root = root / corpus
+    for subset in options.subsets:
+        require_folder(root / subset, f"{corpus} subset")
+    return root, [root / subset for subset in options.subsets] or [root]
+
+
 def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[Item]:
     relative = path.relative_to(root)
     # SUBSET/SPEAKER/CHAPTER/FILE; SRC may also be one subset.
     subset = relative.parts[0] if len(relative.parts) > 3 else ""
     # Subsets may number the same speakers and chapters on their own.
     prefix = f"{subset}-" if subset else ""
-    speaker = path.stem.partition("-")[0]
+    chapter = path.name.removesuffix(".trans.txt")
+    speaker = chapter.partition("-")[0]
     recordings = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     for number, line in enumerate(text.split("\n"), start=1):
@@ -63,9 +71,9 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
             transcript = transcript.lower()
         yield Item(
             key=clean_key(f"{prefix}{name}"),
-            group=_group(name, speaker, transcript, options.group_by),
+            group=utterance_group(chapter, speaker, transcript, options.group_by),
             source=f"{relative} line {number}",
-            declared_split=_DECLARED.get(subset.partition("-")[0]),
+            declared_split=declared_split(subset),
             texts=() if problem else (transcript,),
             media=(str(path.parent / f"{name}.flac"),),
             metadata={"speaker": options.speaker or speaker, "language": options.language},
@@ -74,15 +82,16 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
     for name, flac in recordings.items():
         yield Item(
             key=clean_key(f"{prefix}{name}"),
-            group=_group(name, speaker, name, options.group_by),
+            group=utterance_group(chapter, speaker, name, options.group_by),
             source=str(flac.relative_to(root)),
             problem=Problem(MISSING_TRANSCRIPT, f"{flac.name} has no line in {path.name}"),
         )
 
 
-def _group(name: str, speaker: str, transcript: str, group_by: str) -> str:
+def utterance_group(chapter: str, speaker: str, transcript: str, group_by: str) -> str:
+    """The group of an utterance; LibriTTS has the same chapters, and so the same groups."""
     if group_by == "transcript":
         return transcript_group(transcript.encode(errors="replace").decode())
     if group_by == "speaker":
         return f"speaker:{speaker}"
-    return f"chapter:{name.rpartition('-')[0]}"
+    return f"chapter:{chapter}"

@@ -1,0 +1,152 @@
+"""Parquet files, as Hugging Face datasets have them: a file, or all *.parquet below a folder.
+
+Columns as in `rows.py`. `image` and `audio` are a path, bytes, or {"bytes", "path"}; the bytes are read
+when their sample is written, a row group at a time, and rows of one row group stay together in the
+shards, so each is read about once a split. The split is the column `split`, else what the name of the
+file or of its folder declares (`train-00000-of-00012.parquet`, `validation/0000.parquet`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.corpus import Cell, Item, ReaderOptions, declared_split
+from data_prep.readers.rows import (
+    IMAGE_COLUMNS,
+    MORE_COLUMNS,
+    SPEECH_COLUMNS,
+    TEXT_COLUMNS,
+    Row,
+    image_item,
+    speech_item,
+    text_item,
+)
+from data_prep.readers.table import require_columns
+from muomni.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+_ROWS_AT_A_TIME = 1024
+
+
+def read_image_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """Rows with a picture and its caption or list of captions."""
+    root = _media_root(src, options)
+    return (image_item(row, root) for row in _rows(src, options, IMAGE_COLUMNS))
+
+
+def read_speech_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """Rows with a recording and its text."""
+    root = _media_root(src, options)
+    return (speech_item(row, root, options) for row in _rows(src, options, SPEECH_COLUMNS))
+
+
+def read_text_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """Rows with a text each; the texts are not kept but read again when they are written."""
+    return (text_item(row) for row in _rows(src, options, TEXT_COLUMNS))
+
+
+def _media_root(src: Path, options: ReaderOptions) -> Path:
+    return options.media_root or (src if src.is_dir() else src.parent)
+
+
+def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of all files; raises `DataError` for no file, a broken one or a missing column."""
+    if not src.exists():
+        raise DataError(f"Parquet source {src} does not exist; check --src")
+    paths = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
+    if not paths:
+        raise DataError(f"{src} holds no *.parquet file; check --src")
+    import pyarrow.parquet
+
+    root = src.parent if src.is_file() else src
+    for path in paths:
+        with _broken_files(path), pyarrow.parquet.ParquetFile(path) as file:
+            columns = {options.columns.get(name, name): name for name in (*needed, *MORE_COLUMNS)}
+            present = {theirs: columns.get(theirs, theirs) for theirs in file.schema_arrow.names}
+            require_columns(path, tuple(present.values()), needed)
+            ours = {theirs: name for theirs, name in present.items() if theirs in columns}
+            yield from _file_rows(
+                file, path, path.relative_to(root), ours, _media_root(src, options)
+            )
+
+
+@contextmanager
+def _broken_files(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}; fetch it again") from error
+
+
+def _file_rows(
+    file: "ParquetFile", path: Path, relative: Path, names: dict[str, str], root: Path
+) -> Iterator[Row]:
+    """The rows of one file; `names` gives the standard names of the columns to read."""
+    split = declared_split(relative.name) or declared_split(relative.parent.name)
+    stem = str(relative.with_suffix(""))
+    media = next((column for column, name in names.items() if name in ("image", "audio")), "")
+    lazy, beside = _leaves(file.schema_arrow.field(media), path) if media else ("", "")
+    text = next((column for column, name in names.items() if name == "text" and not media), "")
+    eager = [column for column in names if column != media] + ([beside] if beside else [])
+    number = 0
+    for group in range(file.num_row_groups):
+        num_bytes = _mean_bytes(file, group, lazy or text)
+        in_group = 0
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, [group], eager):
+            for row in batch.to_pylist():
+                values = {names[column]: value for column, value in row.items()}
+                values.setdefault("split", split)
+                cell = Cell(str(path), group, in_group, lazy or text, "", num_bytes)
+                if lazy:
+                    values[names[media]] = _media_cell(cell, row.get(media), root)
+                number += 1
+                in_group += 1
+                yield Row(
+                    name=f"{stem}-{number:08d}",
+                    source=f"{relative} row {number}",
+                    values=values,
+                    span=cell if text else None,
+                    block=f"{relative}:{group}" if lazy or text else "",
+                )
+
+
+def _leaves(field: "pyarrow.Field", path: Path) -> tuple[str, str]:
+    """Of a media column: the leaf with the bytes, to read later, and the one with paths, to read now.
+
+    Raises `DataError` for a column that is neither path nor bytes nor {"bytes", "path"}.
+    """
+    import pyarrow.types as types
+
+    kind, name = field.type, field.name
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "", name
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return name, ""
+    inner = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
+    if "bytes" in inner:
+        return f"{name}.bytes", f"{name}.path" if "path" in inner else ""
+    raise DataError(
+        f"column {name!r} of {path} is {kind}, not a path, bytes or a struct of bytes and path; "
+        "name another one with --columns"
+    )
+
+
+def _media_cell(cell: Cell, value: object, root: Path) -> Cell:
+    """The cell, with the path that stands beside its bytes."""
+    beside = value.get("path") if isinstance(value, dict) else None
+    name = str(root / str(beside)) if beside else ""
+    return Cell(cell.path, cell.row_group, cell.row, cell.column, name, cell.num_bytes)
+
+
+def _mean_bytes(file: "ParquetFile", group: int, leaf: str) -> int:
+    """Bytes of a value of a leaf column in a row group, without compression."""
+    row_group = file.metadata.row_group(group)
+    chunks = (row_group.column(index) for index in range(row_group.num_columns))
+    size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == leaf)
+    return size // max(1, row_group.num_rows)

@@ -1,0 +1,142 @@
+"""A row of a table under the standard column names, and the item that it means.
+
+Columns: `image` and `caption`; `audio` and `text`; `text`; and, where present, `id`, `group`,
+`split`, `speaker`, `language`. Readers of tables and of most speech corpora make such rows.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    EMPTY_TEXT,
+    Cell,
+    Clip,
+    Item,
+    Media,
+    Problem,
+    ReaderOptions,
+    clean_key,
+    declared_split,
+    picture_group,
+    text_problem,
+    transcript_group,
+)
+from muomni.data.manifest import SPLIT_NAMES, hash64
+
+IMAGE_COLUMNS = ("image", "caption")
+SPEECH_COLUMNS = ("audio", "text")
+TEXT_COLUMNS = ("text",)
+MORE_COLUMNS = ("id", "group", "split", "speaker", "language")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Values by standard column name. `name` is the key of a row without id, `source` its place.
+
+    `image` and `audio` are a path (relative to the media folder), a `Clip` or a `Cell`; `span` is
+    where a long text stands, to be read again; `metadata` goes into the sample as it is.
+    """
+
+    name: str
+    source: str
+    values: dict[str, object]
+    problem: Problem | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    span: Cell | None = None
+    block: str = ""
+
+    def text(self, column: str) -> str:
+        """A value as text, empty where there is none."""
+        return str(self.values.get(column) or "")
+
+    def media(self, column: str, root: Path) -> Media | None:
+        """A picture or recording, its path completed by `root`; None where the row names none."""
+        value = self.values.get(column)
+        if isinstance(value, Clip | Cell):
+            return value
+        return str(root / str(value)) if value else None
+
+
+def image_item(row: Row, root: Path) -> Item:
+    """The picture of a row with its caption or list of captions; group: the picture's file name."""
+    value = row.values.get("caption")
+    captions = [str(text) for text in value] if isinstance(value, list) else [row.text("caption")]
+    texts = tuple(" ".join(text.split()) for text in captions if text.strip())
+    problem = next((p for p in (text_problem(text, "the caption") for text in texts) if p), None)
+    if not texts:
+        problem = Problem(EMPTY_TEXT, "the caption is empty")
+    media = row.media("image", root)
+    name = (media.file or media) if isinstance(media, Cell) else row.text("image")
+    group = row.text("group") or picture_group(str(name))
+    return _item(row, group, texts, _one(media), problem or _no_media(media), row.metadata)
+
+
+def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
+    """The recording of a row with its transcript.
+
+    Group: column `group`, else as the command line asks: `speaker`, `transcript`, or `chapter`, which
+    is the recording. By default a part of a recording stays with its other parts, a whole one with
+    those of the same words.
+    """
+    text = row.text("text")
+    problem = text_problem(text, "the transcript")
+    text = " ".join(text.split())
+    speaker = options.speaker or row.text("speaker")
+    media = row.media("audio", root)
+    metadata = {
+        "speaker": speaker,
+        "language": options.language or row.text("language"),
+        **row.metadata,
+    }
+    group = row.text("group")
+    if not group and options.group_by == "speaker":
+        group = f"speaker:{row.text('speaker')}"
+    if not group and isinstance(media, Clip) and options.group_by != "transcript":
+        group = f"recording:{Path(media.path).stem}"
+    group = group or transcript_group(text.encode(errors="replace").decode())
+    return _item(row, group, (text,), _one(media), problem or _no_media(media), metadata)
+
+
+def text_item(row: Row) -> Item:
+    """The text of a row; group: column `group`, else the words of the text."""
+    text = row.text("text")
+    words = " ".join(text.lower().split()).encode(errors="surrogatepass")
+    group = row.text("group") or f"text:{hash64(words):016x}"
+    problem = text_problem(text, "the text")
+    return _item(row, group, () if row.span else (text,), (), problem, row.metadata)
+
+
+def _one(media: Media | None) -> tuple[Media, ...]:
+    return () if media is None else (media,)
+
+
+def _no_media(media: Media | None) -> Problem | None:
+    return Problem(BAD_RECORD, "the row names no media file") if media is None else None
+
+
+def _item(
+    row: Row,
+    group: str,
+    texts: tuple[str, ...],
+    media: tuple[Media, ...],
+    problem: Problem | None,
+    metadata: dict[str, str],
+) -> Item:
+    named = row.text("split")
+    split = declared_split(named)
+    problem = row.problem or problem
+    if problem is None and named and split is None:
+        problem = Problem(BAD_RECORD, f"split {named!r} is none of {', '.join(SPLIT_NAMES)}")
+    return Item(
+        key=clean_key(row.text("id") or row.name),
+        group=group.encode(errors="replace").decode(),
+        source=row.source,
+        declared_split=split,
+        texts=() if problem else texts,
+        media=media,
+        span=row.span,
+        metadata={} if problem else metadata,
+        problem=problem,
+        block=row.block,
+    )
