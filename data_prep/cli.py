@@ -3,8 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,25 +12,14 @@ from tqdm import tqdm
 
 from data_prep import adopt, preview, stats
 from data_prep.bundled import make_sample, remove_sample
-from data_prep.corpus import ReaderOptions
 from data_prep.finalize import finalize
-from data_prep.prepare import prepare, remove_dataset
-from data_prep.readers import READERS
-from data_prep.readers.plain_text import DOCUMENTS
-from data_prep.shard_plan import ShardingOptions
 from data_prep.sharder import Progress
+from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_task
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import verify
-from muomni.data.manifest import TASKS, Manifest, Task
-from muomni.errors import ConfigError, DataError, exit_on_error
+from muomni.data.manifest import TASKS, Manifest
+from muomni.errors import DataError, exit_on_error
 
-_TASK_HELP: dict[Task, str] = {
-    "image-caption": "pictures with captions",
-    "speech": "recordings with transcripts (to recognise speech, to train the codec)",
-    "tts": "recordings with the text to speak",
-    "text": "documents",
-    "sft": "conversations with pictures and recordings",
-}
 _EPILOG = """\
 examples:
   python -m data_prep sample --out data/sample
@@ -67,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for task in TASKS:
-        _add_task(verbs, task)
+        add_task(verbs, task).set_defaults(run=_run_task)
     _add_sample(verbs)
     _add_tokenizer(verbs)
     verb = verbs.add_parser("finalize", help="write the manifest when all array tasks are done")
@@ -78,87 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_task(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", task: Task) -> None:
-    verb = verbs.add_parser(
-        task,
-        help=f"shard {_TASK_HELP[task]}",
-        description=f"Shard {_TASK_HELP[task]}. Running again continues; finished shards are kept.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    verb.add_argument(
-        "--format", required=True, choices=sorted(READERS[task]), help="corpus layout"
-    )
-    verb.add_argument("--src", required=True, type=Path, help="corpus folder, or its table or file")
-    verb.add_argument("--out", required=True, type=Path, help="dataset folder to make")
-    verb.add_argument("--name", help="dataset name (default: the name of --out)")
-    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
-    verb.add_argument(
-        "--array-task",
-        metavar="I/N",
-        help="write only the shards of task I of N, counted from 0 (default: SLURM_ARRAY_TASK_ID of "
-        "SLURM_ARRAY_TASK_COUNT, where set)",
-    )
-    verb.add_argument(
-        "--val-fraction", type=float, default=0.01, help="share for the loop's checks"
-    )
-    verb.add_argument("--test-fraction", type=float, default=0.01, help="share for evaluation")
-    verb.add_argument(
-        "--split-from",
-        choices=("hash", "source"),
-        default="hash",
-        help="hash: by the group's hash, equal in all corpora; source: as the corpus declares, a "
-        "split that it lacks taken from train by hash",
-    )
-    verb.add_argument("--seed", type=int, default=0, help="order of the samples")
-    verb.add_argument("--max-bad-fraction", type=float, default=0.01, help="bad samples to accept")
-    verb.add_argument("--shard-size", default="256MB", help="a number of samples, or like 256MB")
-    verb.add_argument("--licence", default="", help="licence of the corpus, for the manifest")
-    verb.add_argument("--overwrite", action="store_true", help="delete the dataset at --out first")
-    _add_reader_options(verb, task)
-    verb.set_defaults(run=_run_task, task=task)
-
-
-def _add_reader_options(verb: argparse.ArgumentParser, task: Task) -> None:
-    options = verb.add_argument_group("reader")
-    if task == "text":
-        options.add_argument(
-            "--document", choices=DOCUMENTS, default="line", help="what is one text"
-        )
-    else:
-        options.add_argument(
-            "--media",
-            type=Path,
-            help="folder that the media paths of a table or conversation are relative to",
-        )
-    if task == "image-caption":
-        options.add_argument("--annotations", default="", help="file pattern, like captions_*.json")
-    if task in ("speech", "tts"):
-        options.add_argument(
-            "--subsets", nargs="+", default=(), help="only these LibriSpeech subsets"
-        )
-        options.add_argument(
-            "--group",
-            choices=("chapter", "speaker", "transcript"),
-            default="",
-            help="what may not stand in two splits (default: by the reader)",
-        )
-        options.add_argument(
-            "--keep-case", action="store_true", help="keep LibriSpeech's upper case"
-        )
-        options.add_argument("--language", default="", help="language code for all samples")
-        options.add_argument("--speaker", default="", help="speaker name for all samples")
-    if task != "sft":
-        options.add_argument(
-            "--columns", default="", metavar="NAME=COLUMN,...", help="other column names of a table"
-        )
-
-
 def _add_sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser("sample", help="shard the bundled corpora and train their tokenizer")
     verb.add_argument("--out", required=True, type=Path, help="data root to make")
-    verb.add_argument("--vocab-size", type=_positive, default=2048, help="pieces (default 2048)")
+    verb.add_argument("--vocab-size", type=positive, default=2048, help="pieces (default 2048)")
     # The corpora are small: starting processes costs more than they save.
-    verb.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
+    verb.add_argument("--workers", type=positive, default=1, help="processes (default 1)")
     verb.add_argument("--overwrite", action="store_true", help="delete its datasets first")
     verb.set_defaults(run=_run_sample)
 
@@ -166,7 +78,7 @@ def _add_sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_tokenizer(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser("tokenizer", help="train a tokenizer on the text of datasets")
     verb.add_argument("--data", required=True, nargs="+", type=Path, help="datasets or data roots")
-    verb.add_argument("--vocab-size", required=True, type=_positive, help="number of pieces")
+    verb.add_argument("--vocab-size", required=True, type=positive, help="number of pieces")
     verb.add_argument("--out", required=True, type=Path, help="model file to write")
     verb.set_defaults(run=_run_tokenizer)
 
@@ -180,7 +92,7 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument(
         "--decode", type=float, default=0.0, metavar="P", help="decode P %% of samples"
     )
-    verb.add_argument("--workers", type=_positive, default=_num_cpus(), help="processes")
+    verb.add_argument("--workers", type=positive, default=num_cpus(), help="processes")
     verb.add_argument("--json", type=Path, help="write the report to this file")
     verb.set_defaults(run=_run_verify)
     verb = verbs.add_parser("stats", help="figures of datasets")
@@ -190,7 +102,7 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb = verbs.add_parser("inspect", help="show samples of a dataset")
     verb.add_argument("dir", type=Path, metavar="DIR")
     verb.add_argument("--split", default="train")
-    verb.add_argument("--count", type=_positive, default=16, help="samples to show")
+    verb.add_argument("--count", type=positive, default=16, help="samples to show")
     verb.add_argument("--png", type=Path, help="write pictures and spectrograms to this file")
     verb.set_defaults(run=_run_inspect)
 
@@ -208,45 +120,9 @@ def _add_index(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _run_task(arguments: argparse.Namespace) -> None:
-    given = vars(arguments)
-    reader_options = ReaderOptions(
-        media_root=given.get("media"),
-        document=given.get("document", "line"),
-        group_by=given.get("group", ""),
-        columns=_columns(given.get("columns", "")),
-        annotations=given.get("annotations", ""),
-        subsets=tuple(given.get("subsets", ())),
-        keep_case=given.get("keep_case", False),
-        language=given.get("language", ""),
-        speaker=given.get("speaker", ""),
-    )
-    options = ShardingOptions(
-        name=arguments.name or _default_name(arguments.out),
-        task=arguments.task,
-        reader=arguments.format,
-        reader_options=reader_options.as_text(),
-        source=arguments.src,
-        media_root=reader_options.media_root,
-        seed=arguments.seed,
-        val_fraction=arguments.val_fraction,
-        test_fraction=arguments.test_fraction,
-        split_from=arguments.split_from,
-        shard_size=arguments.shard_size,
-        max_bad_fraction=arguments.max_bad_fraction,
-        licence=arguments.licence,
-    )
-    task = _array_task(arguments.array_task)
-    if arguments.overwrite:
-        if task[1] > 1:
-            raise ConfigError("--overwrite cannot be used in a job array: tasks would race")
-        remove_dataset(arguments.out)
-    manifest = prepare(
-        options, reader_options, arguments.out, arguments.workers, task, _open_progress
-    )
-    if manifest is None:
-        print(f"task {task[0]} of {task[1]} is done; the last task writes the manifest")
-        return
-    _print_stats([manifest])
+    manifest = run_task(arguments, _open_progress)
+    if manifest is not None:
+        _print_stats([manifest])
 
 
 def _run_sample(arguments: argparse.Namespace) -> None:
@@ -312,7 +188,7 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
 def _run_index(arguments: argparse.Namespace) -> None:
     if not arguments.dir.is_dir():
         raise DataError(f"folder {arguments.dir} does not exist; name a folder of *.tar shards")
-    name = arguments.name or _default_name(arguments.dir)
+    name = arguments.name or default_name(arguments.dir)
     with _open_progress(None, name) as progress:
         manifest = adopt.adopt(
             arguments.dir,
@@ -355,48 +231,3 @@ def _open_progress(total: int | None, name: str) -> Iterator[Progress]:
         dynamic_ncols=True,
     ) as bar:
         yield bar
-
-
-def _array_task(text: str | None) -> tuple[int, int]:
-    """Index and number of array tasks from the option or from Slurm; (0, 1) without either."""
-    if text is None:
-        index = os.environ.get("SLURM_ARRAY_TASK_ID")
-        count = os.environ.get("SLURM_ARRAY_TASK_COUNT")
-        if index is None or count is None:
-            return 0, 1
-        first = os.environ.get("SLURM_ARRAY_TASK_MIN", "0")
-        if first != "0" or os.environ.get("SLURM_ARRAY_TASK_STEP", "1") != "1":
-            raise ConfigError(
-                "this is no job array of tasks 0 to N-1; submit with --array=0-..., or name the task "
-                "with --array-task I/N"
-            )
-        text = f"{index}/{count}"
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ConfigError(f"--array-task {text!r} is not I/N with 0 <= I < N")
-    return int(index), int(count)
-
-
-def _columns(text: str) -> dict[str, str]:
-    columns = {}
-    for pair in filter(None, text.split(",")):
-        name, equals, column = pair.partition("=")
-        if not (name and equals and column):
-            raise ConfigError(f"--columns {text!r} is not NAME=COLUMN,...")
-        columns[name.strip()] = column.strip()
-    return columns
-
-
-def _default_name(folder: Path) -> str:
-    """The folder's name, in the letters that a dataset name may have."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name)[:64] or "dataset"
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
