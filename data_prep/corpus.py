@@ -17,7 +17,15 @@ MAX_KEY_LENGTH = 90
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
-_SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "test": "test"}
+_DECLARING = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 
 # Reasons for which a sample is left out; they are keys of `dropped` in manifest and records.
 EMPTY_TEXT = "empty-text"
@@ -142,7 +150,7 @@ class Item:
     block: str = field(default="", repr=False)
 
     @property
-    def sources(self) -> tuple[Media | TextSpan, ...]:
+    def inputs(self) -> tuple[Media | TextSpan, ...]:
         """All that the sample is read from: files and parts of files."""
         in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
         return (*self.media, *in_turns, *(() if self.span is None else (self.span,)))
@@ -150,7 +158,7 @@ class Item:
     @property
     def files(self) -> tuple[str, ...]:
         """The paths of all files that the sample is read from."""
-        return tuple(each if isinstance(each, str) else each.path for each in self.sources)
+        return tuple(each if isinstance(each, str) else each.path for each in self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +218,9 @@ def transcript_group(text: str) -> str:
 
 
 def declared_split(name: str) -> str | None:
-    """The split that a subset, folder or file declares by how its name begins; None for others."""
-    lowered = name.lower()
-    return next((split for start, split in _SPLIT_NAMES.items() if lowered.startswith(start)), None)
+    """The split that the first word of a subset's, folder's or file's name declares, else None."""
+    words = re.match(r"[a-z]+", name.lower())
+    return _DECLARING.get(words[0]) if words else None
 
 
 def text_problem(text: str, what: str) -> Problem | None:

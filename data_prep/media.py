@@ -7,7 +7,7 @@ loss: FLAC, or WAV for samples that FLAC cannot hold.
 import io
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import soundfile
@@ -32,7 +32,8 @@ _NUM_KEPT_ROW_GROUPS = 2
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
 # Subtype in a recording: format and subtype of its parts, and the samples that carry them over.
-_EXACT = {
+_SampleType = Literal["int16", "int32", "float32", "float64"]
+_EXACT: dict[str, tuple[str, str, _SampleType]] = {
     "PCM_S8": ("FLAC", "PCM_S8", "int16"),
     "PCM_U8": ("FLAC", "PCM_S8", "int16"),
     "PCM_24": ("FLAC", "PCM_24", "int32"),
@@ -40,9 +41,11 @@ _EXACT = {
     "FLOAT": ("WAV", "FLOAT", "float32"),
     "DOUBLE": ("WAV", "DOUBLE", "float64"),
 }
-_SIXTEEN_BITS = ("FLAC", "PCM_16", "int16")
+_SIXTEEN_BITS: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "int16")
 # Lossy decoders give floats that may leave [-1, 1]; soundfile clips them when it writes 16 bits.
-_LOSSY = ("FLAC", "PCM_16", "float32")
+_LOSSY: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "float32")
+# A frame of MP3 needs bits of the frames before it: right after a seek up to 0.5 s come out wrong.
+_LEAD_IN_S = 2
 _LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
 
@@ -107,7 +110,7 @@ def read_cell(cell: Cell) -> bytes | None:
         value = _read_column(cell.path, cell.row_group, cell.column)[cell.row].as_py()
     except (OSError, pyarrow.ArrowException, IndexError) as error:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {cell}: {error}") from error
-    return value.encode() if isinstance(value, str) else value
+    return value if value is None or isinstance(value, bytes) else str(value).encode()
 
 
 @lru_cache(maxsize=_NUM_KEPT_ROW_GROUPS)
@@ -142,14 +145,16 @@ def _cut(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
 
 
 def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
+    start = round(clip.start_s * file.samplerate)
+    num_samples = round((clip.start_s + clip.duration_s) * file.samplerate) - start
     if file.subtype in _LOSSY_SUBTYPES:
         kind, subtype, dtype = _LOSSY
+        lead_in = min(start, _LEAD_IN_S * file.samplerate)
     else:
         kind, subtype, dtype = _EXACT.get(file.subtype, _SIXTEEN_BITS)
-    start = round(clip.start_s * file.samplerate)
-    file.seek(start)
-    num_samples = round((clip.start_s + clip.duration_s) * file.samplerate) - start
-    samples: np.ndarray = file.read(num_samples, dtype=dtype, always_2d=True)
+        lead_in = 0
+    file.seek(start - lead_in)
+    samples: np.ndarray = file.read(lead_in + num_samples, dtype=dtype, always_2d=True)[lead_in:]
     if clip.channel is not None:
         samples = samples[:, clip.channel]
     buffer = io.BytesIO()

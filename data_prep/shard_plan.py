@@ -167,7 +167,7 @@ def _tar_bytes(item: Item) -> int:
     """About how many bytes of tar an item becomes; a missing file counts nothing."""
     if item.span is not None:
         return BLOCK_BYTES + padded(item.span.num_bytes)
-    sizes = [_num_bytes(source) for source in item.sources]
+    sizes = [_num_bytes(source) for source in item.inputs]
     text = sum(len(text) for text in item.texts)
     return _SIDE_MEMBER_BYTES + text + sum(BLOCK_BYTES + padded(size) for size in sizes)
 

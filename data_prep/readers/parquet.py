@@ -62,16 +62,15 @@ def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterato
         raise DataError(f"{src} holds no *.parquet file; check --src")
     import pyarrow.parquet
 
-    root = src.parent if src.is_file() else src
+    root = src if src.is_dir() else src.parent
+    media_root = options.media_root or root
     for path in paths:
         with _broken_files(path), pyarrow.parquet.ParquetFile(path) as file:
-            columns = {options.columns.get(name, name): name for name in (*needed, *MORE_COLUMNS)}
-            present = {theirs: columns.get(theirs, theirs) for theirs in file.schema_arrow.names}
-            require_columns(path, tuple(present.values()), needed)
-            ours = {theirs: name for theirs, name in present.items() if theirs in columns}
-            yield from _file_rows(
-                file, path, path.relative_to(root), ours, _media_root(src, options)
-            )
+            standard = {options.columns.get(name, name): name for name in (*needed, *MORE_COLUMNS)}
+            present = [str(name) for name in file.schema_arrow.names]
+            require_columns(path, tuple(standard.get(name, name) for name in present), needed)
+            names = {name: standard[name] for name in present if name in standard}
+            yield from _file_rows(file, path, path.relative_to(root), names, media_root)
 
 
 @contextmanager
@@ -101,7 +100,7 @@ def _file_rows(
         for batch in file.iter_batches(_ROWS_AT_A_TIME, [group], eager):
             for row in batch.to_pylist():
                 values = {names[column]: value for column, value in row.items()}
-                values.setdefault("split", split)
+                values["split"] = values.get("split") or split
                 cell = Cell(str(path), group, in_group, lazy or text, "", num_bytes)
                 if lazy:
                     values[names[media]] = _media_cell(cell, row.get(media), root)

@@ -9,19 +9,26 @@ import soundfile
 from PIL import Image
 
 
-def picture(number: int, mode: str = "RGB") -> bytes:
-    """A small PNG whose colour depends on `number`."""
+def picture(number: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """A small picture whose colour depends on `number`."""
     buffer = io.BytesIO()
     colour = (number * 37 % 256, number * 59 % 256, number * 83 % 256, 128)[: len(mode)]
-    Image.new(mode, (24, 18), colour).save(buffer, "PNG")
+    Image.new(mode, (24, 18), colour).save(buffer, kind)
     return buffer.getvalue()
 
 
-def recording(number: int, duration_s: float = 0.3, rate: int = 16_000, fmt: str = "WAV") -> bytes:
+def recording(
+    number: int,
+    duration_s: float = 0.3,
+    rate: int = 16_000,
+    fmt: str = "WAV",
+    subtype: str | None = None,
+) -> bytes:
     """A tone whose pitch depends on `number`."""
     buffer = io.BytesIO()
     time = np.arange(int(duration_s * rate)) / rate
-    soundfile.write(buffer, 0.3 * np.sin(2 * np.pi * (200 + 20 * number) * time), rate, format=fmt)
+    tone = 0.3 * np.sin(2 * np.pi * (200 + 20 * number) * time)
+    soundfile.write(buffer, tone, rate, subtype, format=fmt)
     return buffer.getvalue()
 
 

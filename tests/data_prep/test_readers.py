@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpus import Item, ReaderOptions, clean_key, picture_group, transcript_group
+from data_prep.corpus import (
+    Item,
+    ReaderOptions,
+    clean_key,
+    declared_split,
+    picture_group,
+    transcript_group,
+)
 from data_prep.readers.coco import read_coco
 from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.ljspeech import read_ljspeech
@@ -273,6 +280,15 @@ def test_messages(tmp_path: Path) -> None:
     assert [turn.role for turn in items[0].turns] == ["system", "user", "assistant"]
     assert items[0].turns[1].parts[1].value == "Write it."
     assert _reasons(items) == {"m-00000002": "bad-record"}
+
+
+def test_declared_splits() -> None:
+    declared = {
+        **{"train-clean-100": "train", "Train_GCC-training.tsv": "train", "train2017": "train"},
+        **{"validation": "val", "val2014": "val", "dev.tsv": "val", "test-00000": "test"},
+        **{"validated": None, "testament": None, "data": None, "": None},
+    }
+    assert {name: declared_split(name) for name in declared} == declared
 
 
 def test_keys() -> None:

@@ -1,0 +1,343 @@
+"""A tiny corpus in the layout of each registered format; every writer returns what --src names."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from muomni.data.manifest import Task
+from tests.data_prep.raw_corpora import (
+    picture,
+    recording,
+    write_coco,
+    write_librispeech,
+    write_ljspeech,
+)
+
+NUM_SAMPLES = 6
+TEXTS = [f"Sentence number {n}." for n in range(NUM_SAMPLES)]
+
+
+def write_file(path: Path, content: bytes | str) -> Path:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_jsonl(path: Path, records: Iterable[object]) -> Path:
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    return write_file(path, gzip.compress(text.encode()) if path.suffix == ".gz" else text)
+
+
+def write_parquet(path: Path, rows: list[dict], rows_a_group: int = 2) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=rows_a_group)
+    return path
+
+
+def _pictures(folder: Path) -> list[str]:
+    names = [f"{n:05d}.png" for n in range(NUM_SAMPLES)]
+    for number, name in enumerate(names):
+        write_file(folder / name, picture(number))
+    return names
+
+
+def _recordings(folder: Path, ending: str = "wav") -> list[str]:
+    names = [f"clip_{n}.{ending}" for n in range(NUM_SAMPLES)]
+    for number, name in enumerate(names):
+        write_file(folder / name, recording(number, fmt=ending.upper()))
+    return names
+
+
+def write_table(root: Path, suffix: str, rows: list[dict]) -> Path:
+    if suffix == "jsonl":
+        return write_jsonl(root / "table.jsonl", rows)
+    path = root / f"table.{suffix}"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _image_rows(root: Path) -> list[dict]:
+    return [
+        {"image": name, "caption": text} for name, text in zip(_pictures(root), TEXTS, strict=True)
+    ]
+
+
+def _speech_rows(root: Path) -> list[dict]:
+    return [
+        {"audio": name, "text": text, "speaker": "anna"}
+        for name, text in zip(_recordings(root), TEXTS, strict=True)
+    ]
+
+
+def write_flickr30k(root: Path) -> Path:
+    """The token file, two captions a picture."""
+    names = _pictures(root / "flickr30k-images")
+    lines = [
+        f"{name}#{n}\t{text} ({n})"
+        for n in range(2)
+        for name, text in zip(names, TEXTS, strict=True)
+    ]
+    write_file(root / "results_20130124.token", "\n".join(lines) + "\n")
+    return root
+
+
+def write_flickr30k_csv(root: Path) -> Path:
+    """The table of the Kaggle archive, in a folder of its own beside the picture folder."""
+    names = _pictures(root / "flickr30k_images/flickr30k_images")
+    lines = ["image_name| comment_number| comment"]
+    lines += [f"{name}| 0| {text}" for name, text in zip(names, TEXTS, strict=True)]
+    write_file(root / "flickr30k_images/results.csv", "\n".join(lines) + "\n")
+    return root
+
+
+def write_cc3m(root: Path) -> Path:
+    names = _pictures(root / "train")
+    lines = [f"{text}\ttrain/{name}\n" for name, text in zip(names, TEXTS, strict=True)]
+    return write_file(root / "Train_GCC-training.tsv", "".join(lines))
+
+
+def write_picture_folder(root: Path) -> Path:
+    for number, name in enumerate(_pictures(root / "train/deep/er")):
+        write_file(root / "train/deep/er" / f"{name[:-4]}.txt", TEXTS[number])
+    return root
+
+
+def write_img2dataset(root: Path) -> Path:
+    for number, text in enumerate(TEXTS):
+        stem = root / f"{number // 3:05d}/{number // 3:05d}{number % 3:04d}"
+        write_file(stem.with_suffix(".jpg"), picture(number, kind="JPEG"))
+        write_file(stem.with_suffix(".txt"), text)
+        facts = {"url": f"http://a.example/{number}.jpg", "caption": text, "status": "success"}
+        write_file(stem.with_suffix(".json"), json.dumps(facts))
+    write_file(root / "00000_stats.json", "{}")
+    return root
+
+
+def write_image_parquet(root: Path) -> Path:
+    rows = [
+        {"image": {"bytes": picture(n), "path": f"pic{n}.png"}, "caption": text}
+        for n, text in enumerate(TEXTS)
+    ]
+    write_parquet(root / "data/train-00000-of-00001.parquet", rows)
+    return root
+
+
+def write_commonvoice(root: Path) -> Path:
+    """The folder of one language: two clips a split."""
+    names = _recordings(root / "en/clips", "mp3")
+    header = "client_id\tpath\tsentence\tup_votes\tage\tgender\taccents\tlocale\n"
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = [
+            f"speaker{n}\t{names[n]}\t{TEXTS[n]}\t2\t\tfemale\t\ten\n"
+            for n in (2 * number, 2 * number + 1)
+        ]
+        write_file(root / f"en/{split}.tsv", header + "".join(lines))
+    return root / "en"
+
+
+def write_nemo(root: Path) -> Path:
+    """Segments of one recording of 3 s, then whole files."""
+    write_file(root / "long.wav", recording(1, duration_s=3.0))
+    records = [
+        {"audio_filepath": "long.wav", "text": text, "offset": n * 0.5, "duration": 0.5}
+        for n, text in enumerate(TEXTS)
+    ]
+    whole = {"audio_filepath": "short.wav", "text": "Whole file.", "duration": 0.3, "lang": "en"}
+    write_file(root / "short.wav", recording(2))
+    return write_jsonl(root / "train_manifest.json", [*records, whole])
+
+
+def lhotse_recording(name: str, path: str, duration_s: float) -> dict:
+    source = {"type": "file", "channels": [0], "source": path}
+    return {
+        **{"id": name, "sources": [source], "sampling_rate": 16_000},
+        **{"num_samples": int(16_000 * duration_s), "duration": duration_s, "channel_ids": [0]},
+    }
+
+
+def lhotse_supervision(number: int, start_s: float, duration_s: float = 0.5) -> dict:
+    return {
+        **{"id": f"sup-{number}", "recording_id": "long", "start": start_s, "channel": 0},
+        **{"duration": duration_s, "text": TEXTS[number], "language": "English", "speaker": "s1"},
+    }
+
+
+def write_lhotse(root: Path) -> Path:
+    write_file(root / "long.wav", recording(1, duration_s=3.0))
+    write_jsonl(
+        root / "corpus_recordings_train.jsonl.gz", [lhotse_recording("long", "long.wav", 3.0)]
+    )
+    supervisions = [lhotse_supervision(n, n * 0.5) for n in range(NUM_SAMPLES)]
+    write_jsonl(root / "corpus_supervisions_train.jsonl.gz", supervisions)
+    return root
+
+
+def gigaspeech_segment(number: int, text: str, *subsets: str) -> dict:
+    return {
+        **{"sid": f"POD1_S{number:07d}", "speaker": "N/A", "text_tn": text},
+        **{"begin_time": number * 0.5, "end_time": number * 0.5 + 0.5},
+        "subsets": [f"{{{name}}}" for name in subsets],
+    }
+
+
+def write_gigaspeech(root: Path, segments: list[dict] | None = None) -> Path:
+    write_file(root / "audio/podcast/POD1.opus", recording(1, 3.0, fmt="OGG", subtype="OPUS"))
+    if segments is None:
+        segments = [gigaspeech_segment(n, f"NUMBER {n}", "XL") for n in range(NUM_SAMPLES)]
+    audio = {"aid": "POD1", "path": "audio/podcast/POD1.opus", "segments": segments}
+    content = {"dataset": "GigaSpeech", "audios": [audio]}
+    write_file(root / "GigaSpeech.json", json.dumps(content))
+    return root
+
+
+def write_libritts(root: Path) -> Path:
+    for number, text in enumerate(TEXTS):
+        name = f"84_{121 + number % 2}_{number:06d}_000000"
+        folder = root / "LibriTTS/dev-clean/84" / f"{121 + number % 2}"
+        write_file(folder / f"{name}.wav", recording(number, rate=24_000))
+        write_file(folder / f"{name}.normalized.txt", text)
+        write_file(folder / f"{name}.original.txt", text.replace("number", "No."))
+    return root
+
+
+def write_arctic(root: Path) -> Path:
+    folder = root / "cmu_us_bdl_arctic"
+    for number in range(NUM_SAMPLES):
+        write_file(folder / f"wav/arctic_a{number:04d}.wav", recording(number))
+    lines = [f'( arctic_a{number:04d} "{text}" )\n' for number, text in enumerate(TEXTS)]
+    write_file(folder / "etc/txt.done.data", "".join(lines))
+    return folder
+
+
+def write_vctk(root: Path) -> Path:
+    write_file(
+        root / "speaker-info.txt",
+        "ID  AGE  GENDER  ACCENTS  REGION COMMENTS \np225  23  F    English    Southern  England\n",
+    )
+    for number, text in enumerate(TEXTS):
+        name = f"p225_{number:03d}"
+        write_file(root / f"txt/p225/{name}.txt", f"{text}\n")
+        for mic in (1, 2):
+            path = root / f"wav48_silence_trimmed/p225/{name}_mic{mic}.flac"
+            write_file(path, recording(number + mic, rate=48_000, fmt="FLAC"))
+    return root
+
+
+def write_speech_parquet(root: Path) -> Path:
+    rows = [
+        {"audio": {"bytes": recording(n), "path": f"{n}.wav"}, "text": text}
+        for n, text in enumerate(TEXTS)
+    ]
+    return write_parquet(root / "train.parquet", rows)
+
+
+def _question(number: int) -> str:
+    return f"What about number {number}?"
+
+
+def write_sharegpt(root: Path) -> Path:
+    records = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"<image><image>{_question(n)}<audio>"},
+                {"from": "gpt", "value": TEXTS[n]},
+            ],
+            "images": [name, name],
+            "audios": [f"clip_{n}.wav"],
+        }
+        for n, name in enumerate(_pictures(root))
+    ]
+    _recordings(root)
+    return write_file(root / "chats.json", json.dumps(records))
+
+
+def write_openai(root: Path) -> Path:
+    _recordings(root)
+    records = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": name}},
+                        {"type": "input_audio", "input_audio": {"data": f"clip_{n}.wav"}},
+                        {"type": "text", "text": _question(n)},
+                    ],
+                },
+                {"role": "assistant", "content": TEXTS[n]},
+            ]
+        }
+        for n, name in enumerate(_pictures(root))
+    ]
+    return write_jsonl(root / "chats.jsonl", records)
+
+
+def write_llava(root: Path) -> Path:
+    records = [
+        {
+            **{"id": f"chat-{n}", "image": name},
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{_question(n)}"},
+                {"from": "gpt", "value": TEXTS[n]},
+            ],
+        }
+        for n, name in enumerate(_pictures(root))
+    ]
+    return write_file(root / "chats.json", json.dumps(records))
+
+
+def write_messages(root: Path) -> Path:
+    roles = ("user", "assistant")
+    records = [{"messages": [{"role": role, "content": text} for role in roles]} for text in TEXTS]
+    return write_jsonl(root / "chats.jsonl", records)
+
+
+_TABLES = ("csv", "tsv", "jsonl")
+_RECORDINGS: dict[str, Callable[[Path], Path]] = {
+    "arctic": write_arctic,
+    "commonvoice": write_commonvoice,
+    "gigaspeech": write_gigaspeech,
+    "lhotse": write_lhotse,
+    "librispeech": write_librispeech,
+    "libritts": write_libritts,
+    "ljspeech": lambda root: write_ljspeech(root, TEXTS),
+    "nemo": write_nemo,
+    "parquet": write_speech_parquet,
+    "vctk": write_vctk,
+    **{s: lambda root, s=s: write_table(root, s, _speech_rows(root)) for s in _TABLES},
+}
+LAYOUTS: dict[Task, dict[str, Callable[[Path], Path]]] = {
+    "image-caption": {
+        "cc3m": write_cc3m,
+        "coco": write_coco,
+        "flickr30k": write_flickr30k,
+        "folder": write_picture_folder,
+        "img2dataset": write_img2dataset,
+        "parquet": write_image_parquet,
+        **{s: lambda root, s=s: write_table(root, s, _image_rows(root)) for s in _TABLES},
+    },
+    "speech": _RECORDINGS,
+    "tts": _RECORDINGS,
+    "text": {
+        "parquet": lambda root: write_parquet(root / "a.parquet", [{"text": t} for t in TEXTS]),
+        "txt": lambda root: write_file(root / "a.txt", "\n".join(TEXTS)),
+        **{
+            s: lambda root, s=s: write_table(root, s, [{"text": t} for t in TEXTS]) for s in _TABLES
+        },
+    },
+    "sft": {
+        "jsonl": write_messages,
+        "llava": write_llava,
+        "openai": write_openai,
+        "sharegpt": write_sharegpt,
+    },
+}
