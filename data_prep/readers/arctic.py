@@ -1,0 +1,48 @@
+"""CMU ARCTIC: `cmu_us_SPEAKER_arctic/etc/txt.done.data` of lines `( NAME "text" )`, and `wav/NAME.wav`.
+
+Group: the words of the text, since all speakers read the same prompts.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import BAD_RECORD, Item, Problem, ReaderOptions
+from data_prep.readers.rows import Row, speech_item
+from muomni.errors import DataError
+
+_LINE = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
+
+
+def read_arctic(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the prompts of one speaker's folder, or of all speakers in SRC.
+
+    Raises `DataError` when there is no prompt file.
+    """
+    files = sorted([*src.glob("etc/txt.done.data"), *src.glob("*/etc/txt.done.data")])
+    if not files:
+        raise DataError(f"{src} holds no etc/txt.done.data of CMU ARCTIC; check --src")
+    for path in files:
+        folder = path.parent.parent
+        speaker = folder.resolve().name.removeprefix("cmu_us_").removesuffix("_arctic")
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                row = _row(line, speaker, f"{speaker} line {number}")
+                yield speech_item(row, folder, options)
+
+
+def _row(line: str, speaker: str, source: str) -> Row:
+    match = _LINE.fullmatch(line.strip())
+    if not match:
+        problem = Problem(BAD_RECORD, f'the line is not ( NAME "text" ): {line.strip()!r}')
+        return Row(source, source, {}, problem)
+    name, text = match[1], match[2].replace('\\"', '"')
+    values: dict[str, object] = {
+        "id": f"{speaker}-{name}",
+        "audio": f"wav/{name}.wav",
+        "text": text,
+        "speaker": speaker,
+        "language": "en",
+    }
+    return Row(name, source, values)

@@ -1,0 +1,82 @@
+"""GigaSpeech: `GigaSpeech.json` with the segments of long recordings in `audio/`.
+
+Each segment is cut from its recording. The tags `<COMMA>`, `<PERIOD>`, `<QUESTIONMARK>` and
+`<EXCLAMATIONPOINT>` become signs, the upper case lower unless `keep_case` is set; segments of silence,
+music, noise or other sounds are left out. `--subsets XS DEV TEST` takes only these. Group: the recording.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import BAD_RECORD, NO_SPEECH, Clip, Item, Problem, ReaderOptions
+from data_prep.readers.json_records import Record, read_json
+from data_prep.readers.rows import Row, speech_item
+from muomni.errors import DataError
+
+_SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
+_NO_SPEECH = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>")
+_DECLARED = {"DEV": "val", "TEST": "test"}
+
+
+def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the segments of SRC/GigaSpeech.json, or of SRC itself when it is the file.
+
+    Raises `DataError` when it is missing or holds no list of recordings.
+    """
+    path = src if src.is_file() else src / "GigaSpeech.json"
+    content = read_json(path, "GigaSpeech description")
+    audios = content.get("audios") if isinstance(content, dict) else None
+    if not isinstance(audios, list):
+        raise DataError(f"{path} is no GigaSpeech description: it has no list 'audios'")
+    root = options.media_root or path.parent
+    for number, audio in enumerate(audios):
+        segments = audio.get("segments") if isinstance(audio, dict) else None
+        if not isinstance(segments, list):
+            problem = Problem(BAD_RECORD, "the recording has no list 'segments'")
+            name = f"{path.stem}-audio-{number:08d}"
+            yield speech_item(Row(name, f"{path.name} audio {number}", {}, problem), root, options)
+            continue
+        for place, segment in enumerate(segments):
+            source = f"{path.name} {audio.get('aid')} segment {place}"
+            row = _row(audio, segment, source, root, options.keep_case)
+            if not options.subsets or _subsets(row.values["subsets"]) & set(options.subsets):
+                yield speech_item(row, root, options)
+
+
+def _row(audio: Record, segment: object, source: str, root: Path, keep_case: bool) -> Row:
+    if not isinstance(segment, dict):
+        return Row(source, source, {"subsets": None}, Problem(BAD_RECORD, "it is no object"))
+    subsets = segment.get("subsets")
+    split = next((s for name, s in _DECLARED.items() if name in _subsets(subsets)), "train")
+    begin, end = segment.get("begin_time"), segment.get("end_time")
+    text = str(segment.get("text_tn") or "")
+    speaker = str(segment.get("speaker") or "")
+    values: dict[str, object] = {
+        "id": segment.get("sid"),
+        "text": _written(text if keep_case else text.lower()),
+        "speaker": "" if speaker == "N/A" else speaker,
+        "language": "en",
+        "split": split,
+        "subsets": subsets,
+        "group": "",
+    }
+    problem = None
+    if any(tag in text for tag in _NO_SPEECH):
+        problem = Problem(NO_SPEECH, f"the segment is {text.strip()}")
+    elif not isinstance(begin, int | float) or not isinstance(end, int | float):
+        problem = Problem(BAD_RECORD, "begin_time and end_time are not both numbers")
+    else:
+        path = str(root / str(audio.get("path")))
+        values["audio"] = Clip(path, float(begin), round(float(end) - float(begin), 6))
+    return Row(source, source, values, problem)
+
+
+def _subsets(names: object) -> set[str]:
+    """`["{XL}", "{DEV}"]` as XL and DEV."""
+    return {str(name).strip("{}") for name in names} if isinstance(names, list) else set()
+
+
+def _written(text: str) -> str:
+    """The text with signs for tags, each joined to the word before it."""
+    return re.sub(r"\s*(<[A-Za-z]+>)", lambda match: _SIGNS.get(match[1].upper(), match[0]), text)

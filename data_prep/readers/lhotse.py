@@ -1,0 +1,142 @@
+"""Lhotse manifests: `*recordings*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
+
+Each supervision is a sample: the part of its recording that it covers, cut out unless it is the whole.
+Paths of recordings are relative to the manifest's folder or to `--media`. Cuts that are mixed or padded
+and recordings with transforms (as augmentation makes them) are left out: they are no files.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import (
+    BAD_RECORD,
+    MISSING_TRANSCRIPT,
+    BadSampleError,
+    Clip,
+    Item,
+    Problem,
+    ReaderOptions,
+    declared_split,
+)
+from data_prep.readers.json_records import Record, read_json_lines
+from data_prep.readers.rows import Row, speech_item
+from muomni.errors import DataError
+
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+# Durations in manifests are rounded.
+_ROUNDING_S = 0.001
+# Place, supervision, its recording, seconds before the supervision's zero.
+_Supervision = tuple[str, object, Record | None, object]
+
+
+def read_lhotse(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the supervisions of a manifest file, or of all in a folder (cuts only where no others are).
+
+    Raises `DataError` when there is no manifest or one of a pair is missing.
+    """
+    for path in _manifests(src):
+        root = options.media_root or path.parent
+        name = path.name.partition(".")[0]
+        read = _read_cuts if "cuts" in path.name else _read_pair
+        split = next((s for s in map(declared_split, name.split("_")) if s), None)
+        for number, (place, supervision, recording, offset_s) in enumerate(read(path), start=1):
+            row = Row(f"{name}-{number:08d}", f"{path.name} {place}", {"split": split})
+            try:
+                row.values.update(_values(supervision, recording, offset_s, root))
+            except BadSampleError as error:
+                row = Row(row.name, row.source, {}, error.problem)
+            yield speech_item(row, root, options)
+
+
+def _manifests(src: Path) -> list[Path]:
+    files = (
+        [src] if src.is_file() else sorted(p for p in src.glob("*") if p.name.endswith(_SUFFIXES))
+    )
+    for kind in ("supervisions", "cuts"):
+        found = [path for path in files if kind in path.name]
+        if found:
+            return found
+    raise DataError(
+        f"{src} holds no *supervisions*.jsonl[.gz] and no *cuts*.jsonl[.gz] of Lhotse; check --src"
+    )
+
+
+def _read_pair(path: Path) -> Iterator[_Supervision]:
+    """The supervisions of a file with the recordings of the file beside it."""
+    beside = path.with_name(path.name.replace("supervisions", "recordings"))
+    recordings: dict[object, Record] = {}
+    for number, recording in read_json_lines(beside, "recording manifest"):
+        if isinstance(recording, Problem):
+            raise DataError(f"{beside} line {number} is broken: {recording.message}; make it again")
+        recordings[recording.get("id")] = recording
+    for number, supervision in read_json_lines(path, "supervision manifest"):
+        is_bad = isinstance(supervision, Problem)
+        recording = None if is_bad else recordings.get(supervision.get("recording_id"))
+        yield f"line {number}", supervision, recording, 0.0
+
+
+def _read_cuts(path: Path) -> Iterator[_Supervision]:
+    """The supervisions of cuts; their times count from the start of the cut."""
+    for number, cut in read_json_lines(path, "cut manifest"):
+        place = f"line {number}"
+        if isinstance(cut, Problem):
+            yield place, cut, None, 0.0
+            continue
+        recording, supervisions = cut.get("recording"), cut.get("supervisions")
+        if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut") or not isinstance(
+            recording, dict
+        ):
+            yield (
+                place,
+                Problem(BAD_RECORD, f"a {cut.get('type')} is no part of one file"),
+                None,
+                0.0,
+            )
+        elif not isinstance(supervisions, list) or not supervisions:
+            yield place, Problem(MISSING_TRANSCRIPT, "the cut has no supervision"), None, 0.0
+        else:
+            for supervision in supervisions:
+                yield place, supervision, recording, cut.get("start")
+
+
+def _values(supervision: object, recording: Record | None, offset_s: object, root: Path) -> Record:
+    if isinstance(supervision, Problem):
+        raise BadSampleError(supervision.reason, supervision.message)
+    if not isinstance(supervision, dict):
+        raise BadSampleError(BAD_RECORD, "a supervision is no JSON object")
+    if recording is None:
+        raise BadSampleError(BAD_RECORD, f"no recording {supervision.get('recording_id')!r}")
+    start_s = _seconds(offset_s) + _seconds(supervision.get("start"))
+    duration_s = _seconds(supervision.get("duration"))
+    path, channel = _source(recording, supervision.get("channel"))
+    is_all = start_s == 0 and duration_s > _seconds(recording.get("duration")) - _ROUNDING_S
+    clip = Clip(str(root / path), round(start_s, 6), duration_s, channel)
+    return {
+        "id": supervision.get("id"),
+        "audio": path if is_all and channel is None else clip,
+        **{column: supervision.get(column) for column in ("text", "speaker", "language")},
+    }
+
+
+def _source(recording: Record, channel: object) -> tuple[str, int | None]:
+    """The file with a channel, and its number in that file where the file has others too."""
+    if recording.get("transforms"):
+        raise BadSampleError(BAD_RECORD, "the recording has transforms, so it is no file")
+    sources = recording.get("sources")
+    for source in sources if isinstance(sources, list) else ():
+        channels: list[object] = (isinstance(source, dict) and source.get("channels")) or [0]
+        if not isinstance(source, dict) or (isinstance(channel, int) and channel not in channels):
+            continue
+        if source.get("type") != "file":
+            raise BadSampleError(
+                BAD_RECORD, f"a recording of type {source.get('type')!r} is no file"
+            )
+        is_one_of_many = isinstance(channel, int) and len(channels) > 1
+        return str(source.get("source")), channels.index(channel) if is_one_of_many else None
+    raise BadSampleError(BAD_RECORD, f"the recording has no source of channel {channel!r}")
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise BadSampleError(BAD_RECORD, f"a time is no number of seconds: {value!r}")
+    return float(value)

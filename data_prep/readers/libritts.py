@@ -1,0 +1,57 @@
+"""LibriTTS: `SUBSET/SPEAKER/CHAPTER/S_C_P_U.wav` with `.normalized.txt` and `.original.txt` beside it.
+
+The normalised text is taken unless `--text original` asks for the other. Key: subset and utterance.
+Group: the chapter, by the same name as in LibriSpeech; or speaker or transcript.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, declared_split
+from data_prep.readers.librispeech import subset_folders, utterance_group
+from data_prep.readers.rows import Row, speech_item
+from muomni.errors import DataError
+
+
+def read_libritts(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the utterances below SRC, or of `options.subsets` only.
+
+    Raises `DataError` when there is none or a named subset is missing.
+    """
+    root, folders = subset_folders(src, "LibriTTS", options)
+    ending = f".{options.text_form or 'normalized'}.txt"
+    is_empty = True
+    for chapter in sorted(path for folder in folders for path in _chapters(folder)):
+        texts = {path.name.removesuffix(ending): path for path in chapter.glob(f"*{ending}")}
+        recordings = {path.stem for path in chapter.glob("*.wav")}
+        for name in sorted(texts.keys() | recordings):
+            is_empty = False
+            row = _row(chapter.relative_to(root), name, texts.get(name), options.group_by)
+            yield speech_item(row, root, options)
+    if is_empty:
+        raise DataError(f"{root} holds no SUBSET/SPEAKER/CHAPTER/*.wav of LibriTTS; check --src")
+
+
+def _chapters(folder: Path) -> set[Path]:
+    return {path.parent for path in folder.rglob("*.wav")}
+
+
+def _row(chapter: Path, name: str, text_file: Path | None, group_by: str) -> Row:
+    subset = chapter.parts[0] if len(chapter.parts) > 2 else ""
+    speaker, _, rest = name.partition("_")
+    audio = str(chapter / f"{name}.wav")
+    text, problem = "", None
+    if text_file is None:
+        problem = Problem(MISSING_TRANSCRIPT, f"{name}.wav has no text beside it")
+    else:
+        text = text_file.read_text(encoding="utf-8", errors="surrogateescape")
+    group = utterance_group(f"{speaker}-{rest.partition('_')[0]}", speaker, text, group_by)
+    values: dict[str, object] = {
+        "id": f"{subset}-{name}" if subset else name,
+        "audio": audio,
+        "text": text,
+        "speaker": speaker,
+        "split": declared_split(subset),
+        "group": group,
+    }
+    return Row(name, audio, values, problem)

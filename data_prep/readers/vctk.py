@@ -1,0 +1,57 @@
+"""VCTK: `txt/pNNN/pNNN_MMM.txt` with recordings of all speakers.
+
+Version 0.92 has `wav48_silence_trimmed/pNNN/pNNN_MMM_mic1.flac` (the first microphone is taken), earlier
+ones `wav48/pNNN/pNNN_MMM.wav`. Age, gender and accent come from `speaker-info.txt` where it is. Group: the
+words of the text, since the speakers read the same prompts; or the speaker with `--group speaker`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, require_folder
+from data_prep.readers.rows import Row, speech_item
+from muomni.errors import DataError
+
+_LAYOUTS = {"wav48_silence_trimmed": "_mic1.flac", "wav48": ".wav"}
+_FACTS = ("age", "gender", "accent")
+
+
+def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List the recordings and texts of all speakers; raises `DataError` when a folder is missing."""
+    require_folder(src, "VCTK folder")
+    texts = require_folder(src / "txt", "VCTK text folder")
+    folder = next((src / name for name in _LAYOUTS if (src / name).is_dir()), None)
+    if folder is None:
+        raise DataError(f"{src} has neither {' nor '.join(_LAYOUTS)}; check --src")
+    ending = _LAYOUTS[folder.name]
+    facts = _speaker_facts(src / "speaker-info.txt")
+    with_text = {path.stem: path for path in texts.glob("*/*.txt")}
+    recorded = {path.name.removesuffix(ending) for path in folder.glob(f"*/*{ending}")}
+    for name in sorted(with_text.keys() | recorded):
+        speaker = name.partition("_")[0]
+        audio = f"{folder.name}/{speaker}/{name}{ending}"
+        values: dict[str, object] = {
+            "id": name,
+            "audio": audio,
+            "speaker": speaker,
+            "language": "en",
+        }
+        problem = None
+        if name in with_text:
+            values["text"] = with_text[name].read_text(encoding="utf-8", errors="surrogateescape")
+        else:
+            problem = Problem(MISSING_TRANSCRIPT, f"{audio} has no txt/{speaker}/{name}.txt")
+        row = Row(name, audio, values, problem, facts.get(speaker, {}))
+        yield speech_item(row, src, options)
+
+
+def _speaker_facts(path: Path) -> dict[str, dict[str, str]]:
+    """Facts by speaker; the header is ID AGE GENDER ACCENTS REGION, with or without `p` in the IDs."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    rows = [line.split() for line in lines if line.strip()]
+    return {
+        name if name.startswith(("p", "s")) else f"p{name}": dict(zip(_FACTS, rest, strict=False))
+        for name, *rest in rows
+    }
