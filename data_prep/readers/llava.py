@@ -7,7 +7,6 @@ recording of its value, a spoken answer. Group: the field "group" when given, el
 picture, else the first recording, else the id.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +23,9 @@ from data_prep.corpus import (
     Turn,
     clean_key,
     picture_group,
-    require_file,
     text_problem,
 )
-from muomni.errors import DataError
+from data_prep.readers.json_records import Record, read_json_list
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -46,34 +44,33 @@ def read_llava(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
     Raises `DataError` when the file is missing or no JSON list.
     """
-    path = require_file(src, "conversation file")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except ValueError as error:
-        raise DataError(f"cannot read conversations {path}: {error}") from error
-    if not isinstance(records, list):
-        raise DataError(f"{path} is no LLaVA file: the top level is not a list")
-    root = options.media_root or path.parent
-    for number, record in enumerate(records):
-        source = f"{path.name} record {number}"
+    return placed_conversations(read_json_list(src, "LLaVA file"), src, options)
+
+
+def placed_conversations(
+    records: Iterator[tuple[int, Record | Problem]], src: Path, options: ReaderOptions
+) -> Iterator[Item]:
+    """The conversations of numbered records in LLaVA's form."""
+    root = options.media_root or src.parent
+    for number, record in records:
+        source, name = f"{src.name} record {number}", f"{src.stem}-{number:08d}"
         try:
-            yield _item(record, root, source, f"{path.stem}-{number:08d}")
+            yield _item(record, root, source, name)
         except BadSampleError as error:
-            name = record.get("id") if isinstance(record, dict) else None
-            yield Item(
-                key=clean_key(str(name or f"{path.stem}-{number:08d}")),
-                group=source,
-                source=source,
-                problem=error.problem,
-            )
+            given = record.get("id") if isinstance(record, dict) else None
+            key = clean_key(str(given or name))
+            yield Item(key=key, group=source, source=source, problem=error.problem)
 
 
-def _item(record: object, root: Path, source: str, default_id: str) -> Item:
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+def _item(record: Record | Problem, root: Path, source: str, default_id: str) -> Item:
+    if isinstance(record, Problem):
+        raise BadSampleError(record.reason, record.message)
+    conversation = record.get("conversations")
+    if not isinstance(conversation, list):
         raise BadSampleError(BAD_RECORD, "the record has no list 'conversations'")
     files: dict[MediaKind, list[str]] = {kind: _paths(record, kind, root) for kind in _KINDS}
     given = {kind: list(paths) for kind, paths in files.items()}
-    values = [_fields(turn) for turn in record["conversations"]]
+    values = [_fields(turn) for turn in conversation]
     unplaced: list[MediaKind] = [
         kind
         for kind in _KINDS
@@ -134,7 +131,7 @@ def _parts(value: str, files: dict[MediaKind, list[str]]) -> list[Part]:
     return parts
 
 
-def _paths(record: dict, kind: str, root: Path) -> list[str]:
+def _paths(record: Record, kind: str, root: Path) -> list[str]:
     value = record.get(kind)
     names = value if isinstance(value, list) else [value] if value else []
     return [str(root / str(name)) for name in names]

@@ -4,7 +4,6 @@
 {"type": "audio", "audio": path}. Group: "group" when given, else the first picture or recording.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,39 +13,41 @@ from data_prep.corpus import (
     BadSampleError,
     Item,
     Part,
+    Problem,
     ReaderOptions,
     Turn,
     clean_key,
     picture_group,
-    require_file,
     text_problem,
 )
+from data_prep.readers.json_records import Record, read_json_lines
 
 
 def read_messages(src: Path, options: ReaderOptions) -> Iterator[Item]:
     """List the conversations of a JSONL file; raises `DataError` when it is missing."""
-    path = require_file(src, "conversation file")
-    root = options.media_root or path.parent
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            source = f"{path.name} line {number}"
-            name = f"{path.stem}-{number:08d}"
-            try:
-                yield _item(line, root, source, name)
-            except BadSampleError as error:
-                yield Item(key=clean_key(name), group=source, source=source, problem=error.problem)
+    return message_conversations(read_json_lines(src, "conversation file"), src, options)
 
 
-def _item(line: str, root: Path, source: str, default_id: str) -> Item:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise BadSampleError(BAD_RECORD, f"the line is no JSON: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+def message_conversations(
+    records: Iterator[tuple[int, Record | Problem]], src: Path, options: ReaderOptions
+) -> Iterator[Item]:
+    """The conversations of numbered records in this form; media paths relative to `src` or `--media`."""
+    root = options.media_root or src.parent
+    for number, record in records:
+        source, name = f"{src.name} line {number}", f"{src.stem}-{number:08d}"
+        try:
+            yield _item(record, root, source, name)
+        except BadSampleError as error:
+            yield Item(key=clean_key(name), group=source, source=source, problem=error.problem)
+
+
+def _item(record: Record | Problem, root: Path, source: str, default_id: str) -> Item:
+    if isinstance(record, Problem):
+        raise BadSampleError(record.reason, record.message)
+    messages = record.get("messages")
+    if not isinstance(messages, list):
         raise BadSampleError(BAD_RECORD, "the line has no list 'messages'")
-    turns = tuple(_turn(message, root) for message in record["messages"])
+    turns = tuple(_turn(message, root) for message in messages)
     media = [part for turn in turns for part in turn.parts if part.kind != "text"]
     media.sort(key=lambda part: part.kind != "image")
     name = str(record.get("id") or default_id)
