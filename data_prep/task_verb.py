@@ -76,7 +76,7 @@ def _add_reader_options(verb: argparse.ArgumentParser, task: Task) -> None:
         options.add_argument(
             "--media",
             type=Path,
-            help="folder that the media paths of a table or conversation are relative to",
+            help="folder that the media paths of a table, manifest or conversation are relative to",
         )
     if task == "image-caption":
         options.add_argument("--annotations", default="", help="file pattern, like captions_*.json")
@@ -100,7 +100,10 @@ def _add_reader_options(verb: argparse.ArgumentParser, task: Task) -> None:
             help="keep the upper case of LibriSpeech, GigaSpeech",
         )
         options.add_argument(
-            "--text", choices=("normalized", "original"), help="text of LibriTTS (normalized)"
+            "--text",
+            choices=("normalized", "original"),
+            default="",
+            help="which text of LibriTTS; normalized unless given",
         )
         options.add_argument("--language", default="", help="language code for all samples")
         options.add_argument("--speaker", default="", help="speaker name for all samples")
@@ -124,7 +127,7 @@ def run_task(arguments: argparse.Namespace, open_progress: OpenProgress) -> Mani
         annotations=given.get("annotations", ""),
         subsets=tuple(given.get("subsets", ())),
         keep_case=given.get("keep_case", False),
-        text_form=given.get("text") or "",
+        text_form=given.get("text", ""),
         language=given.get("language", ""),
         speaker=given.get("speaker", ""),
     )
