@@ -155,6 +155,8 @@ def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
         lead_in = 0
     file.seek(start - lead_in)
     samples: np.ndarray = file.read(lead_in + num_samples, dtype=dtype, always_2d=True)[lead_in:]
+    if len(samples) < num_samples - _MAX_BEYOND_END_S * file.samplerate:
+        raise BadSampleError(BROKEN_AUDIO, f"{clip} holds {len(samples)} of {num_samples} samples")
     if clip.channel is not None:
         samples = samples[:, clip.channel]
     buffer = io.BytesIO()

@@ -49,9 +49,8 @@ def read_lhotse(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def _manifests(src: Path) -> list[Path]:
-    files = (
-        [src] if src.is_file() else sorted(p for p in src.glob("*") if p.name.endswith(_SUFFIXES))
-    )
+    inside = sorted(path for path in src.glob("*") if path.name.endswith(_SUFFIXES))
+    files = [src] if src.is_file() else inside
     for kind in ("supervisions", "cuts"):
         found = [path for path in files if kind in path.name]
         if found:
@@ -79,24 +78,24 @@ def _read_cuts(path: Path) -> Iterator[_Supervision]:
     """The supervisions of cuts; their times count from the start of the cut."""
     for number, cut in read_json_lines(path, "cut manifest"):
         place = f"line {number}"
-        if isinstance(cut, Problem):
-            yield place, cut, None, 0.0
+        problem = cut if isinstance(cut, Problem) else _cut_problem(cut)
+        if isinstance(cut, Problem) or problem:
+            yield place, problem, None, None
             continue
-        recording, supervisions = cut.get("recording"), cut.get("supervisions")
-        if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut") or not isinstance(
-            recording, dict
-        ):
-            yield (
-                place,
-                Problem(BAD_RECORD, f"a {cut.get('type')} is no part of one file"),
-                None,
-                0.0,
-            )
-        elif not isinstance(supervisions, list) or not supervisions:
-            yield place, Problem(MISSING_TRANSCRIPT, "the cut has no supervision"), None, 0.0
-        else:
-            for supervision in supervisions:
-                yield place, supervision, recording, cut.get("start")
+        recording, supervisions = cut["recording"], cut["supervisions"]
+        assert isinstance(recording, dict) and isinstance(supervisions, list)
+        for supervision in supervisions:
+            yield place, supervision, recording, cut.get("start")
+
+
+def _cut_problem(cut: Record) -> Problem | None:
+    kind = cut.get("type", "MonoCut")
+    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("recording"), dict):
+        return Problem(BAD_RECORD, f"the {kind} is not a part of one recording")
+    supervisions = cut.get("supervisions")
+    if not isinstance(supervisions, list) or not supervisions:
+        return Problem(MISSING_TRANSCRIPT, "the cut has no supervision")
+    return None
 
 
 def _values(supervision: object, recording: Record | None, offset_s: object, root: Path) -> Record:
@@ -128,9 +127,7 @@ def _source(recording: Record, channel: object) -> tuple[str, int | None]:
         if not isinstance(source, dict) or (isinstance(channel, int) and channel not in channels):
             continue
         if source.get("type") != "file":
-            raise BadSampleError(
-                BAD_RECORD, f"a recording of type {source.get('type')!r} is no file"
-            )
+            raise BadSampleError(BAD_RECORD, f"the recording is a {source.get('type')}, no file")
         is_one_of_many = isinstance(channel, int) and len(channels) > 1
         return str(source.get("source")), channels.index(channel) if is_one_of_many else None
     raise BadSampleError(BAD_RECORD, f"the recording has no source of channel {channel!r}")
