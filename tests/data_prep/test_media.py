@@ -109,11 +109,10 @@ def test_parts_that_cannot_be_cut(tmp_path: Path) -> None:
     assert _reason(Clip(path, 0.1, 0.5, channel=1)) == "bad-record"
     assert _reason(Clip(str(tmp_path / "none.wav"), 0, 1)) == "missing-media"
     assert _reason(Clip(str(write_file(tmp_path / "b.wav", b"RIFF")), 0, 1)) == "broken-audio"
-    noise = np.random.default_rng(0).uniform(-1, 1, RATE)
-    soundfile.write(tmp_path / "whole.flac", noise, RATE)
-    cut_off = write_file(tmp_path / "c.flac", (tmp_path / "whole.flac").read_bytes()[:20_000])
-    assert _reason(Clip(str(cut_off), 0.8, 0.2)) == "broken-audio"
-    assert _reason(Clip(str(cut_off), 0.2, 0.8)) == "broken-audio"
+    for ending in ("flac", "mp3"):
+        content = recording(1, 1.0, fmt=ending.upper())
+        cut_off = write_file(tmp_path / f"c.{ending}", content[: len(content) // 2])
+        assert _reason(Clip(str(cut_off), 0.1, 0.8)) == "broken-audio"
     # Annotations round: a part may end a little after its recording.
     assert _read(Clip(path, 0.5, 0.55))[0] == "flac"
 
