@@ -18,7 +18,7 @@ from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import verify
 from muomni.data.manifest import TASKS, Manifest
-from muomni.errors import DataError, exit_on_error
+from muomni.errors import ConfigError, DataError, exit_on_error
 
 _EPILOG = """\
 examples:

@@ -89,9 +89,18 @@ class AudioEncoderConfig(TransformerConfig):
     vocab_size: Positive
     mel: MelConfig = MelConfig()
     conv_channels: Positive = 64
+    conv_kernel_size: int = Field(
+        0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
+    )
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> "AudioEncoderConfig":
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd (0: none)")
+        return self
 
 
 class VisionTowerConfig(TransformerConfig):

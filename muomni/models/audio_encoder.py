@@ -53,6 +53,7 @@ class AudioEncoder(nn.Module):
                 rope_theta=config.rope_theta,
                 norm_eps=config.norm_eps,
                 dropout=config.dropout,
+                conv_kernel_size=config.conv_kernel_size,
             ),
         )
         self.ctc_head = nn.Linear(config.hidden_size, config.vocab_size)
@@ -79,7 +80,8 @@ class AudioEncoder(nn.Module):
             features = spec_augment(features, mel_lengths, seeds, augmentation)
         x, frame_lengths = self.subsampling(features, mel_lengths)
         valid = length_mask(frame_lengths, x.shape[1])
-        x = self.stack(x, mask=padding_mask(valid))
+        has_conv = self.config.conv_kernel_size > 0
+        x = self.stack(x, mask=padding_mask(valid), valid=valid if has_conv else None)
         return x * valid[:, :, None], frame_lengths
 
     def ctc_logits(self, hidden: Tensor) -> Tensor:
@@ -105,4 +107,7 @@ def audio_encoder_flops(
     total += half_time * half_mels * linear_flops(9, channels)
     total += time * mels * linear_flops(9 * channels, channels)
     total += time * linear_flops(channels * mels, size) + stack_flops(config, time)
+    if config.conv_kernel_size:
+        layer = linear_flops(size, 3 * size) + linear_flops(config.conv_kernel_size, size)
+        total += time * config.num_layers * layer
     return total + (time * linear_flops(size, config.vocab_size) if with_head else 0)

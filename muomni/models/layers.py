@@ -37,6 +37,7 @@ class StackOptions:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     moe: MoEConfig | None = None
+    conv_kernel_size: int = 0  # 0: no convolution between attention and feed-forward
 
 
 class RMSNorm(nn.Module):
@@ -105,6 +106,31 @@ class GeluMLP(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
+class ConvModule(nn.Module):
+    """Gated depthwise convolution over time, the local half of a Conformer block.
+
+    After Gulati et al. 2020, arXiv:2005.08100, with RMSNorm in place of batch norm, so that neither the
+    other rows of a batch nor other ranks matter.
+    """
+
+    def __init__(self, hidden_size: int, kernel_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, 2 * hidden_size)
+        self.depthwise = nn.Conv1d(
+            hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size
+        )
+        self.norm = RMSNorm(hidden_size, norm_eps)
+        self.down_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, T, hidden_size] -> the same; what `valid` [B, T] marks as padding is read as zeros."""
+        x = F.glu(self.up_proj(x), dim=-1)
+        if valid is not None:
+            x = x * valid[:, :, None]
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        return self.down_proj(F.silu(self.norm(x)))
+
+
 class AttentionContext(NamedTuple):
     """Everything that all layers of one forward share, computed once by the stack.
 
@@ -116,6 +142,7 @@ class AttentionContext(NamedTuple):
     rotary: tuple[Tensor, Tensor] | None
     cache: KVCache | None = None
     step: CacheStep | None = None
+    valid: Tensor | None = None  # bool [B, T], for convolutions
 
 
 class Attention(nn.Module):
@@ -175,12 +202,16 @@ def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), perhaps a convolution, then x + feed-forward(norm(x))."""
 
     def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
         super().__init__()
         self.attention_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
         self.attention = Attention(config, options)
+        self.conv: ConvModule | None = None
+        if options.conv_kernel_size:
+            self.conv_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
+            self.conv = ConvModule(config.hidden_size, options.conv_kernel_size, options.norm_eps)
         self.mlp_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
         self.mlp = _make_mlp(config, options)
         self.dropout = nn.Dropout(options.dropout)
@@ -188,6 +219,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: AttentionContext, layer: int = 0) -> Tensor:
         """[B, T, hidden_size] -> [B, T, hidden_size]."""
         x = x + self.dropout(self.attention(self.attention_norm(x), context, layer))
+        if self.conv is not None:
+            x = x + self.dropout(self.conv(self.conv_norm(x), context.valid))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -229,7 +262,8 @@ class TransformerStack(nn.Module):
         `positions` [B, T] default to 0..T-1, or with a cache to the count of real tokens so far.
         `mask` (bool, True = may look, or additive) is broadcastable to [B, H, T, T] and complete: a
         causal stack given a mask adds no causality. With a cache the mask is the cache's own, and
-        `valid` [B, T] marks the real tokens among the new ones.
+        `valid` [B, T] marks the real tokens among the new ones; without, it tells a stack with
+        convolutions what is padding.
         """
         context = self._context(x, positions, mask, cache, valid)
         for layer, block in enumerate(self.blocks):
@@ -255,14 +289,16 @@ class TransformerStack(nn.Module):
             step = cache.begin(x.shape[1], valid)
             positions = step.positions if positions is None else positions
             mask, is_causal = step.mask, step.is_causal
-        elif valid is not None:
-            raise ValueError("`valid` belongs to a cached forward; pass a mask instead")
+        elif valid is not None and not self.options.conv_kernel_size:
+            raise ValueError(
+                "`valid` belongs to a cached forward or to convolutions; pass a mask instead"
+            )
         rotary = None
         if self.options.rope_theta is not None:
             if positions is None:
                 positions = torch.arange(x.shape[1], device=x.device)[None]
             rotary = rotary_angles(positions, self.config.head_dim, self.options.rope_theta)
-        return AttentionContext(mask, is_causal, rotary, cache, step)
+        return AttentionContext(mask, is_causal, rotary, cache, step, valid)
 
     @property
     def dtype(self) -> torch.dtype:

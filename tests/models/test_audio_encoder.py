@@ -31,14 +31,18 @@ def recordings(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.T
     return waveform + 5.0 * ~length_mask(sizes, max(lengths)), sizes
 
 
-def build() -> AudioEncoder:
+WITH_CONV = CONFIG.model_copy(update={"conv_kernel_size": 7})
+
+
+def build(config: AudioEncoderConfig = CONFIG) -> AudioEncoder:
     torch.manual_seed(0)
-    return AudioEncoder(CONFIG).eval()
+    return AudioEncoder(config).eval()
 
 
+@pytest.mark.parametrize("config", [CONFIG, WITH_CONV], ids=["plain", "conv"])
 @torch.no_grad()
-def test_padded_batch_equals_single_recordings() -> None:
-    model = build()
+def test_padded_batch_equals_single_recordings(config: AudioEncoderConfig) -> None:
+    model = build(config)
     waveform, lengths = recordings([16_000, 9_000, 8_960, 641, 100, 1])
     hidden, frame_lengths = model(waveform, lengths)
     assert hidden.shape == (6, 25, 48)
@@ -63,6 +67,11 @@ def test_order_and_context_matter() -> None:
     changed = waveform.clone()
     changed[:, -2_000:] *= torch.linspace(1, 30, 2_000)
     assert (model(changed, lengths)[0][:, 0] - hidden[:, 0]).abs().max() > 1e-3
+
+
+def test_an_even_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="conv_kernel_size=8 must be odd"):
+        AudioEncoderConfig.model_validate({**CONFIG.model_dump(), "conv_kernel_size": 8})
 
 
 def test_it_learns_to_transcribe_tones() -> None:
@@ -146,9 +155,10 @@ def test_an_empty_slot_reaches_every_parameter_with_zero_gradient() -> None:
         assert parameter.grad is not None and (parameter.grad == 0).all(), name
 
 
+@pytest.mark.parametrize("config", [CONFIG, WITH_CONV], ids=["plain", "conv"])
 @pytest.mark.parametrize("num_samples", [16_000, 7_001])
-def test_flops_agree_with_torch(num_samples: int) -> None:
-    model = build()
+def test_flops_agree_with_torch(num_samples: int, config: AudioEncoderConfig) -> None:
+    model = build(config)
     waveform, lengths = recordings([num_samples])
     # torch's fused attention for CPUs goes uncounted.
     with (
@@ -157,4 +167,4 @@ def test_flops_agree_with_torch(num_samples: int) -> None:
         torch.no_grad(),
     ):
         model.ctc_logits(model(waveform, lengths)[0])
-    assert counter.get_total_flops() == audio_encoder_flops(CONFIG, num_samples)
+    assert counter.get_total_flops() == audio_encoder_flops(config, num_samples)

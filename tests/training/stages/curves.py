@@ -17,7 +17,7 @@ _STACK = {
 _STAGES: dict[str, dict[str, Any]] = {
     "audio_encoder": {
         "batch": {"size": 2},
-        "model": {**_STACK, "conv_channels": 8},
+        "model": {**_STACK, "conv_channels": 8, "conv_kernel_size": 5},
         "options": {"num_merges": 0},
     },
     "vision_encoder": {
