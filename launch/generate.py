@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from muomni.config.models import SPEECH_TEMPERATURE
 from muomni.errors import ConfigError, exit_on_error
 
 SAMPLE_RUN = Path("runs/quickstart")
@@ -42,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the likeliest; above, it draws (0)"
     )
+    flags.add_argument(
+        "--speech-temperature", type=float, default=SPEECH_TEMPERATURE,
+        help=f"of the speech codes; 0 takes the likeliest, which tend to loop ({SPEECH_TEMPERATURE})",
+    )  # fmt: skip
     flags.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return flags
@@ -93,8 +98,8 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
             assistant,
             made,
             max_seconds=arguments.max_seconds,
-            temperature=arguments.temperature,
-            generator=generator,
+            temperature=arguments.speech_temperature,
+            seed=arguments.seed,
         )
         write_speech(arguments.speak, speech)
         result |= {
@@ -115,8 +120,10 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--min-new-tokens {arguments.min_new_tokens} must be from 0 to --max-new-tokens "
             f"{arguments.max_new_tokens}"
         )
-    if arguments.temperature < 0:
-        raise ConfigError(f"--temperature must be at least 0, not {arguments.temperature}")
+    for name in ("temperature", "speech_temperature"):
+        if getattr(arguments, name) < 0:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} must be at least 0, not {getattr(arguments, name)}")
     for path in filter(None, (arguments.speak, arguments.json)):
         folder = path.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -15,6 +15,8 @@ MEL_HOP = 160
 MEL_RATE_HZ = SAMPLE_RATE_HZ // MEL_HOP
 FRAME_SUBSAMPLING = 4
 FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
+# Speech codes are drawn: the likeliest ones end in loops of silence that never stop.
+SPEECH_TEMPERATURE = 0.8
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from muomni.config.models import FRAME_RATE_HZ
+from muomni.config.models import FRAME_RATE_HZ, SPEECH_TEMPERATURE
 from muomni.errors import ConfigError, DataError, UpstreamError
 from muomni.inference.answer import Answer
 from muomni.inference.load import Assistant
@@ -26,8 +26,8 @@ def speak_answer(
     answer: Answer,
     *,
     max_seconds: float = 30.0,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    temperature: float = SPEECH_TEMPERATURE,
+    seed: int = 0,
 ) -> Speech:
     """The answer's text as speech at 16 kHz, at most `max_seconds` of it.
 
@@ -44,13 +44,13 @@ def speak_answer(
         torch.tensor(answer.ids, device=assistant.device),
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
-        generator=generator,
+        seed=seed,
         thinker_hidden=answer.hidden if talker.config.thinker_hidden_size is not None else None,
     )
     if not len(speech.codes):
         raise DataError(
             f"the Talker ended before its first frame for the answer '{answer.text}'; train it longer, "
-            f"or give a --temperature above 0"
+            f"or give another --seed"
         )
     return speech
 

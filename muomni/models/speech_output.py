@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muomni.config.models import SPEECH_TEMPERATURE
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.models.vocoder import mel_to_waveform
@@ -30,19 +31,20 @@ def speak(
     text_ids: Tensor,
     *,
     max_frames: int,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    temperature: float = SPEECH_TEMPERATURE,
+    seed: int = 0,
     thinker_hidden: Tensor | None = None,
 ) -> Speech:
     """Speak the token ids [T] of one text; `thinker_hidden` [1, T, D] when the Talker wants states.
 
-    `temperature=0` takes the likeliest code. A Talker that stops at once gives an empty waveform.
+    Codes are drawn with `seed`; `temperature=0` takes the likeliest ones. A Talker that
+    stops at once gives an empty waveform.
     """
     generated = talker.generate(
         text_ids[None],
         max_frames=max_frames,
         temperature=temperature,
-        generator=generator,
+        generator=torch.Generator(text_ids.device).manual_seed(seed),
         thinker_hidden=thinker_hidden,
     )
     codes = generated.codes[:, : int(generated.lengths[0])]

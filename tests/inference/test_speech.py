@@ -28,7 +28,7 @@ def text_answer(assistant: Assistant, text: str) -> Answer:
 def test_speech_lasts_forty_milliseconds_a_frame(assistant: Assistant, tmp_path: Path) -> None:
     speech = speak_answer(
         assistant, text_answer(assistant, "the cat"), max_seconds=0.4, temperature=1.0,
-        generator=torch.Generator().manual_seed(3),
+        seed=3,
     )  # fmt: skip
     write_speech(tmp_path / "out.wav", speech)
     waveform, rate_hz = soundfile.read(tmp_path / "out.wav")
@@ -38,11 +38,8 @@ def test_speech_lasts_forty_milliseconds_a_frame(assistant: Assistant, tmp_path:
 
 def test_equal_seeds_give_equal_speech(assistant: Assistant) -> None:
     def codes(seed: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(seed)
         made = text_answer(assistant, "again and again")
-        speech = speak_answer(
-            assistant, made, max_seconds=0.5, temperature=1.0, generator=generator
-        )
+        speech = speak_answer(assistant, made, max_seconds=0.5, temperature=1.0, seed=seed)
         return speech.codes.tolist()
 
     assert codes(3) == codes(3) != codes(5)
@@ -76,7 +73,7 @@ def test_a_path_that_cannot_be_written_is_named(assistant: Assistant, tmp_path: 
     made = text_answer(assistant, "the cat")
     speech = speak_answer(
         assistant, made, max_seconds=0.1, temperature=1.0,
-        generator=torch.Generator().manual_seed(3),
+        seed=3,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"cannot write speech to .*none/out.wav"):
         write_speech(tmp_path / "none" / "out.wav", speech)
