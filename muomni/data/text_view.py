@@ -1,5 +1,6 @@
 """Text for next-token prediction: documents packed into rows that cannot see each other."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,10 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
 from muomni.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 IGNORE = -100
+TRAIN = "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class TextView(View[Document]):
     """Rows of `context` positions; each document's inputs are its ids but the last, its labels
     its ids but the first, so that EOS is learnt and nothing is predicted across documents.
 
-    A document longer than a row is cut to it.
+    A document longer than a row is cut to it; of training documents that is told.
     """
 
     unit = "tokens"
@@ -40,6 +44,14 @@ class TextView(View[Document]):
     def lengths(self, source: Source) -> np.ndarray:
         depends_on = f"text tokenizer={self.tokenizer.digest}"
         lengths = measured_lengths(source, self._measure, depends_on)
+        is_long = lengths > self.context
+        if source.split == TRAIN and is_long.any():
+            logger.warning(
+                "%d of %d training texts are longer than batch.size=%d; the %d tokens after that are "
+                "not trained: shard them with --document paragraph or line, or raise batch.size",
+                is_long.sum(), len(lengths), self.context,
+                (lengths[is_long].astype(np.int64) - self.context).sum(),
+            )  # fmt: skip
         return np.clip(lengths, 1, self.context)
 
     def _measure(self, sample: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ over ranks, so each micro-batch's sum is multiplied by world size / global weigh
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -242,6 +243,8 @@ def _undo_warm_up_step(optimizer: Any) -> None:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Run the block inside a process group of all ranks: NCCL on GPUs, gloo on CPUs."""
+    # DeepSpeed still calls collectives by names that torch has renamed; users can do nothing about it.
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     add_interpreter_folder(os.environ)
     missing = missing_for_compiling(os.environ) if device.type == "cpu" else None
     if missing is not None:
