@@ -29,6 +29,7 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
+from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import expert_parallel
 from muomni.training.loop import Loop, LoopParts
@@ -179,7 +180,7 @@ def open_loop(session: Session) -> Loop:
 def finished_result(session: Session) -> dict[str, Any] | None:
     """The result of a run that has nothing left to do, None otherwise.
 
-    Raises CheckpointError when the run's checkpoints come from other data or other upstream exports.
+    Raises CheckpointError when the run comes from other data, upstream exports or model settings.
     """
     folder = RunFolder(session.request.run, session.request.config.stage)
     newest = (
@@ -195,6 +196,7 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     if not folder.export.is_dir():
         return None
     export = read_export(folder.export, session.request.config.stage)
+    _check_model(export, session)
     if session.ranks.is_main:
         print(
             f"{export.stage} in {folder.root} is finished ({session.num_steps} steps); to go on, raise "
@@ -291,3 +293,15 @@ def _check_upstream(folder: RunFolder, session: Session) -> None:
                 f"stage {stage} was trained again since {folder.root} began; start that over with "
                 f"--resume never, or put the earlier export of {stage} back"
             )
+
+
+def _check_model(export: Export, session: Session) -> None:
+    wanted = session.stage.model_config()
+    has, wants = flatten(export.config(type(wanted)).model_dump()), flatten(wanted.model_dump())
+    changed = sorted(key for key in has.keys() | wants.keys() if has.get(key) != wants.get(key))
+    if changed:
+        settings = ", ".join(f"{key}={has.get(key)} (not {wants.get(key)})" for key in changed)
+        raise CheckpointError(
+            f"{export.path} was finished with {settings}; put model.* back, or start over with "
+            f"--resume never or another --run"
+        )

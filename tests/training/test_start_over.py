@@ -60,3 +60,15 @@ def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_writt
     with pytest.raises(CheckpointError, match=r"checkpoint .* is incomplete"):
         _session(thinker_config(text_data), tmp_path, str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_does_not_pass_for_one_of_other_sizes(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"max_steps": 2}})
+    one_rank.run(train, config=config, run=tmp_path)
+    wider = thinker_config(
+        text_data, {"training": {"max_steps": 2}, "model": {"intermediate_size": 96}}
+    )
+    with pytest.raises(CheckpointError, match=r"finished with intermediate_size=64 \(not 96\)"):
+        finished_result(_session(wider, tmp_path))
