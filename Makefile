@@ -53,9 +53,12 @@ fmt: install  ## format the code and apply safe fixes
 lock:  ## choose new versions for requirements/lock.txt (then run all tests)
 	@python3 scripts/write_lock.py $(PYTHONS)
 
-bench: install  ## the measurements behind the README (benchmarks/)
-	@python benchmarks/step_overhead.py
-	@python benchmarks/loader.py
+bench: install  ## the measurements behind the README, into benchmarks/results (after quickstart)
+	@mkdir -p benchmarks/results
+	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
+	@python benchmarks/loader.py --run runs/quickstart --json benchmarks/results/loader_nano.json
+	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
+	@python benchmarks/loader.py --preset tiny --run runs/bench_tiny --json benchmarks/results/loader_tiny.json
 
 clean:  ## remove caches; keeps .venv, data/ and runs/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
