@@ -37,7 +37,7 @@ STACK = {
 TOWER = {**STACK, "num_kv_heads": 4}
 SIZES: dict[str, dict[str, Any]] = {
     "thinker": {**STACK, "max_positions": 256},
-    "audio_encoder": {**STACK, "conv_channels": 8, "dropout": 0.0},
+    "audio_encoder": {**STACK, "conv_channels": 8, "conv_kernel_size": 5, "dropout": 0.0},
     "vision_encoder": {
         "embedding_size": 16,
         "vision": {**TOWER, "image_size": 32, "patch_size": 16},
