@@ -27,7 +27,8 @@ _DECLARING = {
     "test": "test",
 }
 
-# Reasons for which a sample is left out; they are keys of `dropped` in manifest and records.
+# Reasons for which a sample is bad; they are keys of `dropped` in manifest and records, as are the
+# reasons of filters.
 EMPTY_TEXT = "empty-text"
 BAD_UTF8 = "bad-utf8"
 MISSING_MEDIA = "missing-media"
@@ -51,7 +52,7 @@ class Problem:
 
 
 class BadSampleError(Exception):
-    """Raised while a sample is made; the sharder puts it into quarantine."""
+    """Raised while a sample is made; the sharder leaves it out and lists it with its reason."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

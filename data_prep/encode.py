@@ -2,13 +2,15 @@
 
 Files are copied as they are: nothing is transcoded, parts of recordings are cut without loss. Each
 picture and recording is decoded once in full, so what reaches a shard can be trained on. Raises
-`BadSampleError` otherwise.
+`BadSampleError` otherwise, and for a sound sample that a filter leaves out.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from data_prep.corpus import (
     BAD_RECORD,
@@ -22,15 +24,17 @@ from data_prep.corpus import (
     Item,
     Media,
     Part,
+    Problem,
     TextSpan,
 )
+from data_prep.filters import Filters, unwanted_picture, unwanted_speech, unwanted_text
 from data_prep.media import read_cell, read_media
 from muomni.data.decode import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
     AudioFacts,
-    audio_facts,
     image_size,
+    read_audio,
 )
 from muomni.data.manifest import Task
 from muomni.data.shard_writer import SampleCost
@@ -48,39 +52,52 @@ class EncodedSample:
     cost: SampleCost
 
 
-def encode(item: Item, task: Task) -> EncodedSample:
-    """Make the sample of an item; raises `BadSampleError` with reason and message."""
-    if item.problem:
-        raise BadSampleError(item.problem.reason, item.problem.message)
-    return _ENCODERS[task](item)
+def encode(item: Item, task: Task, filters: Filters) -> EncodedSample:
+    """Make the sample of an item; raises `BadSampleError` with reason and message.
+
+    A sample is filtered only after it proved sound, so filters do not hide how many are bad.
+    """
+    _leave_out(item.problem)
+    return _ENCODERS[task](item, filters)
 
 
 @lru_cache(maxsize=_NUM_KEPT)
-def checked_image(media: Media) -> tuple[str, bytes, int]:
-    """Extension, bytes and number of pixels of a picture that decodes."""
+def checked_image(media: Media) -> tuple[str, bytes, int, int]:
+    """Extension, bytes, width and height of a picture that decodes."""
     extension, data = read_media(media, IMAGE_EXTENSIONS, BROKEN_IMAGE)
     try:
-        width, height = image_size(data)
+        return extension, data, *image_size(data)
     except DataError as error:
         raise BadSampleError(BROKEN_IMAGE, f"{media}: {error}") from error
-    return extension, data, width * height
 
 
 @lru_cache(maxsize=_NUM_KEPT)
 def checked_audio(media: Media) -> tuple[str, bytes, AudioFacts]:
     """Extension, bytes and facts of a recording that decodes and is not empty."""
+    extension, data, samples, sample_rate_hz = _decoded_audio(media)
+    return extension, data, AudioFacts.of(samples, sample_rate_hz)
+
+
+def _decoded_audio(media: Media) -> tuple[str, bytes, np.ndarray, int]:
+    """Extension, bytes, samples and their rate; not kept, since samples need much memory."""
     extension, data = read_media(media, AUDIO_EXTENSIONS, BROKEN_AUDIO)
     try:
-        return extension, data, audio_facts(data)
+        return extension, data, *read_audio(data)
     except DataError as error:
         raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
+
+
+def _leave_out(problem: Problem | None) -> None:
+    """Raise the problem of a sample where it has one."""
+    if problem:
+        raise BadSampleError(problem.reason, problem.message)
 
 
 def _json(content: dict[str, object]) -> bytes:
     return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _encode_text(item: Item) -> EncodedSample:
+def _encode_text(item: Item, filters: Filters) -> EncodedSample:
     data = item.texts[0].encode() if item.span is None else _read_span(item.span)
     try:
         text = data.decode()
@@ -88,6 +105,7 @@ def _encode_text(item: Item) -> EncodedSample:
         raise BadSampleError(BAD_UTF8, f"{item.source} is not valid UTF-8") from error
     if not text.strip():
         raise BadSampleError(EMPTY_TEXT, f"{item.source} is empty")
+    _leave_out(unwanted_text(filters, text))
     members = [("txt", data)]
     if item.metadata:
         members.append(("json", _json(dict(item.metadata))))
@@ -105,30 +123,44 @@ def _read_span(span: TextSpan | Cell) -> bytes:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {span.path}: {error.strerror}") from error
 
 
-def _encode_image_caption(item: Item) -> EncodedSample:
-    extension, data, num_pixels = checked_image(item.media[0])
-    content: dict[str, object] = {**_present(item.metadata), "captions": list(item.texts)}
-    members = ((extension, data), ("json", _json(content)), ("txt", item.texts[0].encode()))
-    cost = SampleCost(num_chars=len(item.texts[0]), num_pixels=num_pixels, num_images=1)
+def _encode_image_caption(item: Item, filters: Filters) -> EncodedSample:
+    extension, data, width, height = checked_image(item.media[0])
+    _leave_out(unwanted_picture(filters, width, height))
+    captions = _wanted_captions(item.texts, filters)
+    content: dict[str, object] = {**_present(item.metadata), "captions": captions}
+    members = ((extension, data), ("json", _json(content)), ("txt", captions[0].encode()))
+    cost = SampleCost(num_chars=len(captions[0]), num_pixels=width * height, num_images=1)
     return EncodedSample(members, cost)
 
 
-def _encode_speech(item: Item) -> EncodedSample:
-    extension, data, facts = checked_audio(item.media[0])
-    text = item.texts[0]
+def _wanted_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
+    """The captions that pass; the problem of the first one is raised where none does."""
+    problems = [unwanted_text(filters, caption) for caption in captions]
+    if all(problems):
+        _leave_out(problems[0])
+    return [text for text, problem in zip(captions, problems, strict=True) if problem is None]
+
+
+def _encode_speech(item: Item, filters: Filters) -> EncodedSample:
+    extension, data, samples, sample_rate_hz = _decoded_audio(item.media[0])
+    facts = AudioFacts.of(samples, sample_rate_hz)
+    text, duration_s = item.texts[0], facts.duration_ms / 1000
+    _leave_out(unwanted_text(filters, text))
+    _leave_out(unwanted_speech(filters, samples, sample_rate_hz, duration_s, len(text)))
     content: dict[str, object] = {
         **_present(item.metadata),
         "text": text,
-        "duration_s": facts.duration_ms / 1000,
-        "sample_rate_hz": facts.sample_rate_hz,
+        "duration_s": duration_s,
+        "sample_rate_hz": sample_rate_hz,
     }
     members = ((extension, data), ("json", _json(content)), ("txt", text.encode()))
     cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
     return EncodedSample(members, cost)
 
 
-def _encode_conversation(item: Item) -> EncodedSample:
+def _encode_conversation(item: Item, filters: Filters) -> EncodedSample:
     _check_turns(item)
+    unwanted: Problem | None = None
     media: list[tuple[str, bytes]] = []
     turns: list[dict[str, object]] = []
     num_chars = num_pixels = num_images = duration_ms = 0
@@ -140,8 +172,9 @@ def _encode_conversation(item: Item) -> EncodedSample:
                 num_chars += len(part.value)
                 continue
             if part.kind == "image":
-                extension, data, size = checked_image(part.value)
-                num_pixels += size
+                extension, data, width, height = checked_image(part.value)
+                unwanted = unwanted or unwanted_picture(filters, width, height)
+                num_pixels += width * height
                 num_images += 1
             else:
                 extension, data, facts = checked_audio(part.value)
@@ -150,6 +183,7 @@ def _encode_conversation(item: Item) -> EncodedSample:
             media.append((name, data))
             content.append({"type": part.kind, "name": name})
         turns.append({"role": turn.role, "content": content})
+    _leave_out(unwanted)
     cost = SampleCost(
         duration_ms=duration_ms,
         num_chars=num_chars,
@@ -185,7 +219,7 @@ def _present(metadata: dict[str, str]) -> dict[str, object]:
     return {name: text for name, text in metadata.items() if text}
 
 
-_ENCODERS: dict[Task, Callable[[Item], EncodedSample]] = {
+_ENCODERS: dict[Task, Callable[[Item, Filters], EncodedSample]] = {
     "text": _encode_text,
     "image-caption": _encode_image_caption,
     "speech": _encode_speech,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from data_prep.filters import bad_and_filtered
 from data_prep.shard_plan import ShardPlan
 from data_prep.sharder import too_many_bad
 from muomni.config.models import Section
@@ -47,6 +48,7 @@ class PlanFile(Section):
     licence: str = ""
     source: str = ""
     max_bad_fraction: float
+    filters: dict[str, str] = Field(default_factory=dict)
     config_digest: str
     shards: tuple[PlannedPath, ...]
 
@@ -63,6 +65,7 @@ def plan_file(plan: ShardPlan) -> PlanFile:
         licence=options.licence,
         source=options.source.name,
         max_bad_fraction=options.max_bad_fraction,
+        filters=options.filters.as_text(),
         config_digest=plan.digest,
         shards=tuple(
             PlannedPath(path=shard.path, split=shard.split, num_planned=len(shard.items))
@@ -92,7 +95,8 @@ def store_plan_file(root: Path, plan: PlanFile) -> None:
             f"{root} holds shards of {existing.name!r} made from another source state or with "
             "other options; choose another --out or add --overwrite"
         )
-    text = json.dumps(plan.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    content = plan.model_dump(mode="json", exclude=None if plan.filters else {"filters"})
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_atomic(root / PLAN_NAME, text.encode())
 
 
@@ -119,7 +123,8 @@ def finalize(root: Path) -> Manifest:
     records = [_record(root, plan, shard.path) for shard in plan.shards]
     finished = [record for record in records if record is not None]
     dropped = _sum_dropped(finished)
-    num_bad, num_items = sum(dropped.values()), sum(record.num_planned for record in finished)
+    bad, filtered = bad_and_filtered(dropped)
+    num_bad, num_items = sum(bad.values()), sum(record.num_planned for record in finished)
     if num_bad > plan.max_bad_fraction * num_items:
         raise too_many_bad(root, num_bad, num_items, plan.max_bad_fraction)
     splits = {
@@ -128,9 +133,10 @@ def finalize(root: Path) -> Manifest:
     }
     splits = {name: split for name, split in splits.items() if split.shards}
     if "train" not in splits:
+        remedy = f"loosen the filters ({_counts(filtered)}), " if filtered else ""
         raise DataError(
-            f"no sample of {root} is left in split train; lower --val-fraction and --test-fraction "
-            "or give more data"
+            f"no sample of {root} is left in split train; {remedy}lower --val-fraction and "
+            "--test-fraction or give more data"
         )
     manifest = Manifest(
         root=root,
@@ -145,6 +151,7 @@ def finalize(root: Path) -> Manifest:
         fingerprint=fingerprint(splits),
         splits=splits,
         dropped=dropped,
+        filters=plan.filters,
     )
     _remove_leftovers(root)
     store_manifest(manifest)
@@ -170,7 +177,7 @@ def dataset_card(manifest: Manifest) -> str:
             f"| {totals.duration_ms / 3.6e6:.3f} | {totals.num_images:,} "
             f"| {totals.num_chars:,} | {totals.num_bytes:,} |"
         )
-    dropped = ", ".join(f"{reason}: {count}" for reason, count in manifest.dropped.items())
+    bad, filtered = bad_and_filtered(manifest.dropped)
     options = ", ".join(f"{key}={value}" for key, value in manifest.reader_options.items())
     facts = [
         f"- Task: {manifest.task}",
@@ -178,12 +185,25 @@ def dataset_card(manifest: Manifest) -> str:
         f"- Source: {', '.join(manifest.sources) or 'not recorded'}",
         f"- Licence: {manifest.licence or 'not recorded'}",
         f"- Splits: {manifest.split_rule}",
-        f"- Left out: {dropped or 'nothing'}",
+        f"- Left out: {_counts(bad)}",
+        *_filter_facts(manifest.filters, filtered),
         f"- Fingerprint: `{manifest.fingerprint}`",
     ]
     title = f"# {manifest.name}"
     note = "Plain WebDataset tar shards, made by `python -m data_prep`; `manifest.json` lists them."
     return "\n".join([title, "", note, "", *facts, "", *rows]) + "\n"
+
+
+def _filter_facts(filters: dict[str, str], filtered: dict[str, int]) -> list[str]:
+    """Bounds and counts for the card; nothing for a dataset without filters."""
+    if not filters:
+        return []
+    bounds = ", ".join(f"{name}={value}" for name, value in filters.items())
+    return [f"- Filters: {bounds}", f"- Filtered: {_counts(filtered)}"]
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing"
 
 
 def _record(root: Path, plan: PlanFile, path: str) -> ShardRecord | None:

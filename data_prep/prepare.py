@@ -16,7 +16,7 @@ from data_prep.finalize import (
 )
 from data_prep.readers import READERS
 from data_prep.shard_plan import ShardingOptions, build_plan
-from data_prep.sharder import Progress, write_shards
+from data_prep.sharder import FILTERED, QUARANTINE, Progress, write_shards
 from muomni.data.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
 from muomni.errors import DataError
 
@@ -62,7 +62,7 @@ def remove_dataset(out: Path) -> None:
             raise DataError(f"--overwrite: {out} was not made by data_prep; delete it yourself")
         return
     (out / MANIFEST_NAME).unlink(missing_ok=True)
-    for name in (*SPLIT_NAMES, "quarantine"):
+    for name in (*SPLIT_NAMES, QUARANTINE, FILTERED):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
     for name in ("README.md", PLAN_NAME):

@@ -23,11 +23,16 @@ from typing import Protocol
 
 from data_prep.corpus import BadSampleError, Item
 from data_prep.encode import encode
+from data_prep.filters import FILTER_REASONS, Filters, bad_and_filtered
 from data_prep.shard_plan import PlannedShard, ShardPlan
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import MANIFEST_NAME, ShardRecord, Task
 from muomni.data.shard_writer import ShardWriter, load_record
 from muomni.errors import DataError, MachineError
+
+# Folders of the lists of samples that were left out, a file a shard.
+QUARANTINE = "quarantine"
+FILTERED = "filtered"
 
 _POLL_S = 0.5
 _COUNT_EVERY = 50
@@ -45,13 +50,9 @@ class _Job:
     root: Path
     shard: PlannedShard
     task: Task
+    filters: Filters
     digest: str
     sources_digest: str
-
-
-def quarantine_path(root: Path, shard_path: str) -> Path:
-    """Where the bad samples of a shard are listed."""
-    return root / "quarantine" / Path(shard_path).with_suffix(".jsonl").name
 
 
 def write_shards(
@@ -70,18 +71,24 @@ def write_shards(
         record = load_record(root / shard.path)
         if record and _is_current(root, record, plan.digest, sources_digest):
             progress.update(len(shard.items))
-            num_bad += sum(record.dropped.values())
+            num_bad += _num_bad(record)
             continue
-        jobs.append(_Job(root, shard, plan.options.task, plan.digest, sources_digest))
+        options = plan.options
+        jobs.append(_Job(root, shard, options.task, options.filters, plan.digest, sources_digest))
     if not jobs:
         return
     # Shards change from here on, so an earlier manifest no longer describes the folder.
     (root / MANIFEST_NAME).unlink(missing_ok=True)
     limit = plan.options.max_bad_fraction * plan.num_items
     for record in _run(jobs, min(num_workers, len(jobs)), progress):
-        num_bad += sum(record.dropped.values())
+        num_bad += _num_bad(record)
         if num_bad > limit:
             raise too_many_bad(root, num_bad, plan.num_items, plan.options.max_bad_fraction)
+
+
+def _num_bad(record: ShardRecord) -> int:
+    bad, _ = bad_and_filtered(record.dropped)
+    return sum(bad.values())
 
 
 def digest_of_sources(items: tuple[Item, ...]) -> str:
@@ -103,12 +110,12 @@ def too_many_bad(root: Path, num_bad: int, num_items: int, max_fraction: float) 
     return DataError(
         f"{num_bad} of {num_items} samples are bad ({num_bad / num_items:.2%}), more than "
         f"--max-bad-fraction {max_fraction:g}; the first is {first['key']} ({first['source']}): "
-        f"{first['message']}; all are listed in {root / 'quarantine'}: mend them, or accept more"
+        f"{first['message']}; all are listed in {root / QUARANTINE}: mend them, or accept more"
     )
 
 
 def _quarantined(root: Path) -> Iterator[dict[str, str]]:
-    for path in sorted((root / "quarantine").glob("*.jsonl")):
+    for path in sorted((root / QUARANTINE).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             yield json.loads(line)
 
@@ -184,11 +191,10 @@ class _SharedProgress:
 
 
 def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
-    """Write one shard, its quarantine list and its record."""
+    """Write one shard, the lists of what it leaves out, and its record."""
     report = _SharedProgress() if progress is None else progress
-    bad: list[dict[str, str]] = []
+    left_out: list[dict[str, str]] = []
     dropped: dict[str, int] = {}
-    listing = quarantine_path(job.root, job.shard.path)
     with ShardWriter(job.root, job.shard.path, job.shard.split) as writer:
         writer.config_digest = job.digest
         writer.sources_digest = job.sources_digest
@@ -196,12 +202,12 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
         shown, next_report = 0, monotonic()
         for number, item in enumerate(job.shard.items, start=1):
             try:
-                sample = encode(item, job.task)
+                sample = encode(item, job.task, job.filters)
                 writer.add(item.key, sample.members, item.group, sample.cost)
             except BadSampleError as error:
                 reason = error.problem.reason
                 dropped[reason] = dropped.get(reason, 0) + 1
-                bad.append(
+                left_out.append(
                     {
                         "key": item.key,
                         "source": _printable(item.source),
@@ -214,14 +220,23 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
                 shown, next_report = number, monotonic() + _POLL_S
         report.update(len(job.shard.items) - shown)
         writer.dropped = dropped
-        if bad:
-            lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in bad)
-            write_atomic(listing, lines.encode())
-        else:
-            with suppress(FileNotFoundError):
-                listing.unlink()
+        filtered = [each for each in left_out if each["reason"] in FILTER_REASONS]
+        bad = [each for each in left_out if each["reason"] not in FILTER_REASONS]
+        _store_listing(job.root / QUARANTINE, job.shard.path, bad)
+        _store_listing(job.root / FILTERED, job.shard.path, filtered)
     assert writer.record is not None
     return writer.record
+
+
+def _store_listing(folder: Path, shard_path: str, left_out: list[dict[str, str]]) -> None:
+    """List what a shard leaves out; an empty list leaves no file, not even of an earlier run."""
+    path = folder / Path(shard_path).with_suffix(".jsonl").name
+    if left_out:
+        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in left_out)
+        write_atomic(path, lines.encode())
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
 def _printable(text: str) -> str:

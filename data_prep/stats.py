@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data_prep.filters import bad_and_filtered
 from muomni.data.manifest import Manifest
 from muomni.data.shard_reader import SplitReader
 
@@ -63,9 +64,16 @@ def table(manifest: Manifest, stats: dict[str, dict[str, object]]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
-    dropped = ", ".join(f"{reason} {count}" for reason, count in manifest.dropped.items())
+    bad, filtered = bad_and_filtered(manifest.dropped)
     title = f"{manifest.name} ({manifest.task}, {manifest.root})"
-    return "\n".join([title, *lines, f"left out: {dropped or 'nothing'}"])
+    lines = [title, *lines, f"left out: {_counts(bad)}"]
+    if manifest.filters:
+        lines.append(f"filtered: {_counts(filtered)}")
+    return "\n".join(lines)
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "nothing"
 
 
 def _percentiles(values: np.ndarray) -> list[float]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from data_prep.corpus import ReaderOptions
+from data_prep.filter_options import add_filters, given_filters
 from data_prep.prepare import OpenProgress, prepare, remove_dataset
 from data_prep.readers import READERS
 from data_prep.readers.plain_text import DOCUMENTS
@@ -62,6 +63,7 @@ def add_task(
     verb.add_argument("--licence", default="", help="licence of the corpus, for the manifest")
     verb.add_argument("--overwrite", action="store_true", help="delete the dataset at --out first")
     _add_reader_options(verb, task)
+    add_filters(verb, task)
     verb.set_defaults(task=task)
     return verb
 
@@ -145,6 +147,7 @@ def run_task(arguments: argparse.Namespace, open_progress: OpenProgress) -> Mani
         shard_size=arguments.shard_size,
         max_bad_fraction=arguments.max_bad_fraction,
         licence=arguments.licence,
+        filters=given_filters(arguments),
     )
     task = _array_task(arguments.array_task)
     if arguments.overwrite:

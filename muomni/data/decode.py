@@ -36,6 +36,12 @@ class AudioFacts:
     sample_rate_hz: int
     num_channels: int
 
+    @classmethod
+    def of(cls, samples: np.ndarray, sample_rate_hz: int) -> "AudioFacts":
+        """The facts of a decoded recording [num_samples, num_channels]."""
+        duration_ms = max(1, round(len(samples) * 1000 / sample_rate_hz))
+        return cls(duration_ms, sample_rate_hz, samples.shape[1])
+
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Decode a picture fully and give its width and height; raises as `open_image`."""
@@ -122,9 +128,7 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
 
 def audio_facts(data: bytes) -> AudioFacts:
     """Decode a recording fully and say how long it is; raises as `read_audio`."""
-    samples, sample_rate_hz = read_audio(data)
-    duration_ms = max(1, round(len(samples) * 1000 / sample_rate_hz))
-    return AudioFacts(duration_ms, sample_rate_hz, samples.shape[1])
+    return AudioFacts.of(*read_audio(data))
 
 
 def decode_audio(data: bytes) -> np.ndarray:

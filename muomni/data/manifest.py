@@ -113,7 +113,8 @@ class Manifest(Section):
     """A complete dataset: `Manifest.load(folder)`.
 
     `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
-    fingerprints mean equal samples in equal order.
+    fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
+    not be used and sound ones that `filters` left out.
     """
 
     root: Path = Field(exclude=True)
@@ -129,6 +130,7 @@ class Manifest(Section):
     fingerprint: str
     splits: dict[str, Split]
     dropped: dict[str, int] = Field(default_factory=dict)
+    filters: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -174,7 +176,9 @@ class Manifest(Section):
 
     def to_json(self) -> str:
         """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        # Versions without filters refuse the key; a dataset without filters stays readable to them.
+        content = self.model_dump(mode="json", exclude=None if self.filters else {"filters"})
+        return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def fingerprint(splits: dict[str, Split]) -> str:
