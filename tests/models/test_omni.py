@@ -177,7 +177,7 @@ def test_a_trained_model_looks_and_listens(
         samples = [tone_sample(name, name) for name in TONES]
     batch = collate(tokenizer, samples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(100):
+    for _ in range(150):
         loss = answer_loss(model, batch)
         loss.backward()
         optimizer.step()
