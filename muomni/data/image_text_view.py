@@ -48,6 +48,7 @@ class ImageTextView(View[Pair]):
     """
 
     unit = "images"
+    augments = True
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class PlannedDataset(Dataset[Batch]):
             examples = []
             for index in row:
                 random = None
-                if batch.epoch is not None:
+                if batch.epoch is not None and self.view.augments:  # making one takes its time
                     random = generator(self.seed, batch.epoch, index, _AUGMENT_KEY)
                 try:
                     examples.append(self.view.example(self.source.read(index), random))

@@ -36,6 +36,7 @@ class SpeechView(View[Utterance]):
     """
 
     unit = "audio_s"
+    augments = True
 
     def __init__(self, units: CtcUnits, perturb_speed: bool) -> None:
         self.units = units

@@ -67,25 +67,26 @@ class TextView(View[Document]):
 
     def collate(self, rows: list[list[Document]]) -> Batch:
         shape = (self.rows, self.context)
-        input_ids = torch.full(shape, self.tokenizer.pad_id)
-        labels = torch.full(shape, IGNORE)
-        document_ids = torch.zeros(shape, dtype=torch.long)
+        # Filled by numpy, which takes a fraction of torch's time for thousands of short pieces.
+        input_ids = np.full(shape, self.tokenizer.pad_id)
+        labels = np.full(shape, IGNORE)
+        document_ids = np.zeros(shape, dtype=np.int64)
         num_bytes = 0
         for row, documents in enumerate(rows):
             start = 0
             for number, document in enumerate(documents, start=1):
                 end = start + len(document.ids) - 1
-                input_ids[row, start:end] = torch.tensor(document.ids[:-1])
-                labels[row, start:end] = torch.tensor(document.ids[1:])
+                input_ids[row, start:end] = document.ids[:-1]
+                labels[row, start:end] = document.ids[1:]
                 document_ids[row, start:end] = number
                 num_bytes += document.num_bytes
                 start = end
         return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "document_ids": document_ids,
+            "input_ids": torch.from_numpy(input_ids),
+            "labels": torch.from_numpy(labels),
+            "document_ids": torch.from_numpy(document_ids),
             "num_bytes": torch.tensor(float(num_bytes)),
-            "units": (labels != IGNORE).sum().float(),
+            "units": torch.tensor(float((labels != IGNORE).sum())),
         }
 
 

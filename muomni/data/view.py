@@ -19,10 +19,12 @@ Example = TypeVar("Example")
 class View(ABC, Generic[Example]):
     """Turns the bytes of samples into batches of tensors with a fixed set of keys.
 
-    `unit` names what `units(batch)` counts, for throughput: tokens, audio_s, images.
+    `unit` names what `units(batch)` counts, for throughput: tokens, audio_s, images. `augments` says
+    that training samples are varied at random.
     """
 
     unit: str = "samples"
+    augments: bool = False
 
     @abstractmethod
     def lengths(self, source: Source) -> np.ndarray:
@@ -30,7 +32,7 @@ class View(ABC, Generic[Example]):
 
     @abstractmethod
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Example:
-        """Decode one sample; `random` drives augmentation and is None in evaluation.
+        """Decode one sample; `random` drives augmentation, None in evaluation and without `augments`.
 
         Raises DataError for a sample that cannot be used.
         """

@@ -30,6 +30,7 @@ class WaveformView(View[Crop]):
     """
 
     unit = "audio_s"
+    augments = True
 
     def __init__(self, crop_s: float) -> None:
         self.num_samples = max(1, round(crop_s * SAMPLE_RATE_HZ / CODE_HOP)) * CODE_HOP
