@@ -3,20 +3,23 @@
 import itertools
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from muomni.data.ctc_units import CtcUnits
+from muomni.data.image_text_view import Augmentation, ImageTextView
 from muomni.data.loader import Loader, PlannedDataset
 from muomni.data.plan import Batching, MicroBatch, Plan
 from muomni.data.source import Source
 from muomni.data.speech_view import SpeechView
 from muomni.data.tokenizer import Tokenizer
-from muomni.data.view import Batch
+from muomni.data.view import Batch, View
+from muomni.data.waveform_view import WaveformView
 from muomni.errors import DataError
 from tests.corpora import write_dataset
-from tests.media_corpora import speech_sample, write_speech_dataset
+from tests.media_corpora import speech_sample, write_picture_dataset, write_speech_dataset
 
 
 def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
@@ -46,6 +49,32 @@ def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
     alone = _first(dataset, 0, num_workers=0)
     _assert_equal(_first(dataset, 0, num_workers=2), alone)
     _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
+
+
+@pytest.mark.parametrize("kind", ["speech", "waveform", "picture"])
+def test_epochs_vary_a_sample_and_evaluation_does_not(
+    kind: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """What a view draws at random reaches its batches: another in each epoch, none in evaluation."""
+    views: dict[str, View[Any]] = {
+        "speech": SpeechView(CtcUnits(tokenizer, None), True),
+        "waveform": WaveformView(crop_s=0.2),
+        "picture": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
+    }
+    write = write_picture_dataset if kind == "picture" else write_speech_dataset
+    source = Source([write(tmp_path / "s", num_train=4)], "train")
+    dataset = PlannedDataset(source, views[kind], seed=3)
+    content = {"speech": "waveform", "waveform": "waveform", "picture": "images"}[kind]
+
+    def seen(epoch: int | None) -> list[torch.Tensor]:
+        return [dataset[MicroBatch(((i,),), epoch)][content] for i in range(4)]
+
+    def differ(one: int | None, other: int | None) -> bool:
+        pairs = zip(seen(one), seen(other), strict=True)
+        return any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
+
+    assert differ(0, 1) and differ(0, None)
+    assert not differ(1, 1) and not differ(None, None)
 
 
 def test_a_sample_that_is_longer_than_a_batch_is_named(

@@ -127,7 +127,7 @@ def test_the_time_limit_is_survived(training: Training) -> None:
 
 def test_preemption_is_survived(training: Training) -> None:
     if not training.cluster.is_testbed:
-        pytest.skip("needs a partition `high` whose jobs preempt others")
+        pytest.skip("preemption is tried on the testbed only: a real cluster need not preempt")
     job = training.submit("preempted", slow_step_s=0.1, num_steps=100)
     training.wait_for_steps("preempted", job)
     command = "sbatch --parsable --partition=high --nodes=2 --exclusive --output=/dev/null"
@@ -176,7 +176,7 @@ def test_one_rank_a_gpu_on_two_nodes(
     cluster: Cluster, tmp_path: Path, options: list[str], local_ranks: str, gpus: list[str]
 ) -> None:
     if not cluster.is_testbed:
-        pytest.skip("needs two GPUs a node, played by the testbed")
+        pytest.skip("GPUs are played by the testbed; a real cluster need not have two a node")
     job = cluster.submit(
         ["--nodes=2", *options, f"--output={tmp_path}/%j.log"],
         "train.sbatch", "tests/slurm/report_rank.py", OMP_NUM_THREADS="",
