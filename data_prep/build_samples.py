@@ -9,7 +9,7 @@ choice can be repeated. FLAC files hold the upper 11 of 16 bits (54 dB signal to
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +37,10 @@ _TRANSCRIBE = (
     "Write down what you hear.",
 )
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
+_REPEAT = ("Repeat: {}", "Write this again: {}", "Copy this text: {}")
+_JOIN = "Which word is {}?"
+_NUM_REPEATED, _MAX_REPEATED_CHARS = 2000, 40
+_NUM_JOINED, _JOINED_CHARS = 1000, range(2, 11)
 T = TypeVar("T")
 Conversation = dict[str, object]
 
@@ -53,9 +57,17 @@ def main() -> None:
     shared = write_ljspeech(corpora / "ljspeech_allison", out / "ljspeech_allison", clips)
     paths = write_librispeech(corpora / "ljspeech_allison", out, clips, shared)
     triples, questions = copy_trimodal(corpora, out, clips, paths)
-    write_conversations(out / "llava", captions, clips, paths, triples, questions)
     (out / "text").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(corpora / "text/wordnet_examples.txt", out / "text/wordnet_examples.txt")
+    lines = (out / "text/wordnet_examples.txt").read_text(encoding="utf-8").splitlines()
+    conversations = [
+        *picture_conversations(captions, questions),
+        *speech_conversations(clips, paths, triples),
+        *text_conversations(lines),
+    ]
+    (out / "llava").mkdir(parents=True, exist_ok=True)
+    entries = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
+    (out / "llava/conversations.json").write_text(f"[\n{entries}\n]\n", encoding="utf-8")
     copy_licences(corpora / "LICENSES", out / "LICENSES")
 
 
@@ -182,24 +194,22 @@ def copy_trimodal(
     return kept, questions
 
 
-def write_conversations(
-    target: Path,
-    captions: dict[str, str],
-    clips: dict[str, str],
-    paths: dict[str, str],
-    triples: list[dict[str, str]],
-    questions: list[dict[str, str]],
-) -> None:
-    """Four kinds of conversations: caption, spoken question, transcribe, speak."""
-    made: list[Conversation] = []
+def picture_conversations(
+    captions: dict[str, str], questions: list[dict[str, str]]
+) -> Iterator[Conversation]:
+    """A question about each picture, once written and once spoken."""
     for path, caption in sorted(captions.items()):
         stem = Path(path).stem
         question = _pick(_QUESTIONS, stem)
-        made.append(_conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path))
+        yield _conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path)
         spoken = f"trimodal/{_pick(questions, stem)['audio']}"
-        made.append(
-            _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
-        )
+        yield _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
+
+
+def speech_conversations(
+    clips: dict[str, str], paths: dict[str, str], triples: list[dict[str, str]]
+) -> Iterator[Conversation]:
+    """Transcribe a recording, asked in each way; speak a text."""
     recordings = [(paths[name], text, name) for name, text in sorted(clips.items())]
     recordings += [
         (f"trimodal/{row['audio']}", row["transcript"], row["id"])
@@ -208,18 +218,29 @@ def write_conversations(
     ]
     for path, text, name in recordings:
         group = transcript_group(text)
-        prompt = f"<audio>\n{_pick(_TRANSCRIBE, name)}"
-        made.append(_conversation(f"transcribe-{name}", prompt, text, audio=path, group=group))
+        for number, question in enumerate(_TRANSCRIBE):
+            prompt, key = f"<audio>\n{question}", f"transcribe-{name}-{number}"
+            yield _conversation(key, prompt, text, audio=path, group=group)
     for name, text in sorted(clips.items()):
         prompt = _pick(_SPEAK, name).format(text)
         entry = _conversation(f"speak-{name}", prompt, text, group=transcript_group(text))
         turns = entry["conversations"]
         assert isinstance(turns, list)
         turns[1]["audio"] = paths[name]
-        made.append(entry)
-    target.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in made)
-    (target / "conversations.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        yield entry
+
+
+def text_conversations(lines: list[str]) -> Iterator[Conversation]:
+    """Repeat a text, join letters to a word: what reading aloud and writing down are made of."""
+    short = sorted({line for line in lines if len(line) <= _MAX_REPEATED_CHARS}, key=hash64)
+    for number, text in enumerate(short[:_NUM_REPEATED]):
+        prompt = _pick(_REPEAT, text).format(text)
+        yield _conversation(f"repeat-{number:04d}", prompt, text, group=transcript_group(text))
+    words = {word for line in lines for word in line.split() if word.isalpha() and word.islower()}
+    fitting = sorted((word for word in words if len(word) in _JOINED_CHARS), key=hash64)
+    for number, word in enumerate(fitting[:_NUM_JOINED]):
+        prompt = _JOIN.format("-".join(word))
+        yield _conversation(f"join-{number:04d}", prompt, word, group=transcript_group(word))
 
 
 def copy_licences(source: Path, target: Path) -> None:

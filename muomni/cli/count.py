@@ -38,14 +38,14 @@ from muomni.models.vision_encoder import vision_encoder_flops
 # What a unit of the table's last column is made of.
 RECORDING_S = 5
 CAPTION_TOKENS = 16
-SPEECH_TEXT_TOKENS = 60
+SPEECH_LETTERS = 80
 CONVERSATION_TOKENS = 64
 UNITS = {
     "thinker": "a token, in rows of the recipe's length",
     "audio_encoder": f"a second of speech, in recordings of {RECORDING_S} s",
     "vision_encoder": f"a picture and a caption of {CAPTION_TOKENS} tokens",
     "codec": f"a second of speech, in recordings of {RECORDING_S} s",
-    "talker": f"a second of speech, {SPEECH_TEXT_TOKENS} tokens said in {RECORDING_S} s",
+    "talker": f"a second of speech, {SPEECH_LETTERS} letters said in {RECORDING_S} s",
     "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, a picture, {RECORDING_S} s of speech",
 }
 
@@ -156,7 +156,7 @@ def _codec_flops(config: CodecConfig, _batch_size: int) -> int:
 
 def _talker_flops(config: TalkerConfig, _batch_size: int) -> int:
     frames = RECORDING_S * FRAME_RATE_HZ
-    return talker_flops(config, SPEECH_TEXT_TOKENS, frames) // RECORDING_S
+    return talker_flops(config, SPEECH_LETTERS, frames) // RECORDING_S
 
 
 def _omni_flops(config: OmniConfig, _batch_size: int) -> int:

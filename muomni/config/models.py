@@ -16,7 +16,7 @@ MEL_RATE_HZ = SAMPLE_RATE_HZ // MEL_HOP
 FRAME_SUBSAMPLING = 4
 FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
 # Speech codes are drawn: the likeliest ones end in loops of silence that never stop.
-SPEECH_TEMPERATURE = 0.8
+SPEECH_TEMPERATURE = 0.7
 
 
 class Section(BaseModel):
@@ -151,9 +151,13 @@ class CodecConfig(Section):
 
 
 class TalkerConfig(TransformerConfig):
-    """Code LM: text tokens as prefix, then K codes a frame; code k is conditioned on codes < k."""
+    """Code LM: letters as prefix, then K codes a frame; code k is conditioned on codes < k.
+
+    `frames_per_letter` is the mean rate of speech: 25 frames and about 17 letters, with spaces, a second.
+    """
 
     text_vocab_size: Positive
+    frames_per_letter: float = Field(1.5, gt=0)
     num_codebooks: Positive
     codebook_size: Positive
     max_positions: Positive = 1024
@@ -162,6 +166,7 @@ class TalkerConfig(TransformerConfig):
     thinker_hidden_size: Positive | None = None
     num_speakers: int = Field(0, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    frame_dropout: float = Field(0.0, ge=0, lt=1, description="share of frames that are hidden")
 
 
 class OmniConfig(Section):
@@ -174,6 +179,9 @@ class OmniConfig(Section):
     codec: CodecConfig | None = None
     projector_hidden_size: Positive = 256
     audio_stack: Positive = Field(2, description="encoder frames joined into one Thinker position")
+    ctc_embeddings: bool = Field(
+        True, description="add the tokens that the encoder's CTC head hears, as embeddings"
+    )
 
     @property
     def num_image_tokens(self) -> int:

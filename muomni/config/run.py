@@ -48,6 +48,10 @@ class OptimSection(Section):
     """AdamW, gradient clipping and the schedule."""
 
     lr: float = Field(gt=0)
+    lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="by pattern of parameter names, e.g. {'talker.*': 0.25}: share of lr; the first one counts",
+    )
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)

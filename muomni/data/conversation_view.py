@@ -17,6 +17,7 @@ from muomni.data.conversation import Conversation, ConversationEncoder, read_tur
 from muomni.data.measure import measured_lengths
 from muomni.data.recording import pad_waveforms
 from muomni.data.source import Source
+from muomni.data.spelt_text import pad_spelt
 from muomni.data.text_view import IGNORE
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
@@ -31,7 +32,8 @@ class ConversationView(View[Conversation]):
     belongs to (0 = none) through the batch; `sees_image`, `sees_audio` [R, T] mark the labels of answers
     that follow a picture or recording; `images` [I, 3, side, side] uint8, `image_places` [I, P];
     `audios` [A, N], `audio_lengths` [A] in samples, `audio_places` [A, L]; `speech` [S, N],
-    `speech_lengths` [S], `speech_text_ids`, `speech_text_mask`, `speech_places` [S, Tt].
+    `speech_lengths` [S], `speech_text_ids`, `speech_letter_ids`, `speech_text_mask` [S, Tl] with a place
+    for each letter of a spoken answer, and `speech_places` [S, Tl] where its token stands in the rows.
     """
 
     unit = "tokens"
@@ -87,22 +89,20 @@ class ConversationView(View[Conversation]):
 
     def _speech_slots(self, placed: list[tuple[int, Conversation]]) -> Batch:
         spoken = [(base, c, speech) for base, c in placed for speech in c.spoken]
-        num_slots = max(1, len(spoken))
-        width = max([speech.num_tokens for _, _, speech in spoken], default=1)
-        text_ids = torch.full((num_slots, width), self.tokenizer.pad_id)
-        text_mask = torch.zeros(num_slots, width, dtype=torch.bool)
-        places = torch.full((num_slots, width), self.rows * self.context)
-        for slot, (base, conversation, speech) in enumerate(spoken):
-            end = speech.start + speech.num_tokens
-            text_ids[slot, : speech.num_tokens] = torch.tensor(conversation.ids[speech.start : end])
-            text_mask[slot, : speech.num_tokens] = True
-            places[slot, : speech.num_tokens] = torch.arange(base + speech.start, base + end)
+        spelt = []
+        for _, conversation, speech in spoken:
+            ids = conversation.ids[speech.start : speech.start + speech.num_tokens]
+            spelt.append((ids, self.tokenizer.spell(ids)))
+        text = pad_spelt(spelt, self.tokenizer.pad_id)
+        places = torch.full(text["text_ids"].shape, self.rows * self.context)
+        for slot, ((base, _, speech), (_, spelling)) in enumerate(zip(spoken, spelt, strict=True)):
+            at_tokens = torch.tensor(spelling.places, dtype=torch.long) + base + speech.start
+            places[slot, : len(at_tokens)] = at_tokens
         waveforms, lengths = pad_waveforms([speech.waveform for _, _, speech in spoken])
         return {
             "speech": waveforms,
             "speech_lengths": lengths,
-            "speech_text_ids": text_ids,
-            "speech_text_mask": text_mask,
+            **{f"speech_{name}": tensor for name, tensor in text.items()},
             "speech_places": places,
         }
 

@@ -9,6 +9,7 @@ Nothing here imports torch.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 
@@ -26,6 +27,14 @@ MARKERS = (
     "<|audio_start|>",
     "<|audio_end|>",
 )
+_SPACE_MARK = "\u2581"
+
+
+class Spelling(NamedTuple):
+    """`letters` are bytes; `letters[i]` belongs to the token at place `places[i]` of the spelt ids."""
+
+    letters: list[int]
+    places: list[int]
 
 
 class Tokenizer:
@@ -77,6 +86,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; padding, ends and markers have no text. Broken UTF-8 becomes U+FFFD."""
         return self._processor.decode([int(i) for i in ids if int(i) not in self._without_text])
+
+    def spell(self, ids: Sequence[int]) -> Spelling:
+        """The UTF-8 bytes of the text pieces among the ids, and which id each belongs to."""
+        letters = [self._letters(int(i)) for i in ids]
+        places = [place for place, piece in enumerate(letters) for _ in piece]
+        return Spelling([letter for piece in letters for letter in piece], places)
+
+    def _letters(self, token_id: int) -> bytes:
+        if token_id == UNK_ID or token_id in self._without_text:
+            return b""
+        piece = self._processor.id_to_piece(token_id)
+        if self._processor.is_byte(token_id):
+            return bytes([int(piece[3:-1], 16)])
+        return piece.replace(_SPACE_MARK, " ").encode()
 
     def pieces(self) -> dict[str, int]:
         """Ids of the pieces that text is made of, by piece: bytes, merges in their order, characters."""

@@ -1,15 +1,15 @@
-"""Text with the recording that speaks it, for the Talker; batched by duration."""
+"""Text, spelt, with the recording that speaks it, for the Talker; batched by duration."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.recording import mel_frames, pad_waveforms, read_recording
 from muomni.data.source import Source
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.spelt_text import pad_spelt
+from muomni.data.tokenizer import Spelling, Tokenizer
 from muomni.data.view import Batch, View
 from muomni.errors import DataError
 
@@ -19,12 +19,14 @@ class SpokenText:
     """Token ids of a text, without BOS and EOS, and its recording, float32 [num_samples]."""
 
     ids: list[int]
+    spelling: Spelling
     waveform: np.ndarray
 
 
 class TtsView(View[SpokenText]):
-    """Batches `text_ids`, `text_mask` [B, Tt], `waveform` [B, N] and `lengths` [B] in samples.
+    """Batches `text_ids`, `letter_ids`, `text_mask` [B, Tl], `waveform` [B, N], `lengths` [B] in samples.
 
+    Each letter of a text has a place, with the token that it belongs to (see `Talker`).
     Lengths for the plan are mel frames. A batch without a usable sample has one empty row.
     """
 
@@ -46,20 +48,14 @@ class TtsView(View[SpokenText]):
             raise DataError(f"the text of sample '{key}' is not UTF-8") from None
         if not ids:
             raise DataError(f"the text of sample '{key}' is empty")
-        return SpokenText(ids, read_recording(sample))
+        return SpokenText(ids, self.tokenizer.spell(ids), read_recording(sample))
 
     def collate(self, rows: list[list[SpokenText]]) -> Batch:
         examples = [example for row in rows for example in row]
-        width = max([len(example.ids) for example in examples], default=1)
-        text_ids = torch.full((max(1, len(examples)), width), self.tokenizer.pad_id)
-        text_mask = torch.zeros(text_ids.shape, dtype=torch.bool)
-        for row, example in enumerate(examples):
-            text_ids[row, : len(example.ids)] = torch.tensor(example.ids)
-            text_mask[row, : len(example.ids)] = True
+        spelt = [(example.ids, example.spelling) for example in examples]
         waveform, lengths = pad_waveforms([example.waveform for example in examples])
         return {
-            "text_ids": text_ids,
-            "text_mask": text_mask,
+            **pad_spelt(spelt, self.tokenizer.pad_id),
             "waveform": waveform,
             "lengths": lengths,
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,

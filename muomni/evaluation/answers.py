@@ -49,6 +49,14 @@ def answer_tasks(turns: Sequence[Turn]) -> Iterator[AnswerTask]:
         yield AnswerTask(kind, history, turn)
 
 
+def is_exact(task: AnswerTask, answer: str) -> bool:
+    """Whether an answer is the right one to the letter; of transcripts, the words of it, as for WER:
+    a recording does not tell case and punctuation."""
+    if task.kind == "transcribe":
+        return spoken_form(answer) == spoken_form(task.text)
+    return answer == task.text
+
+
 def token_f1(reference: str, answer: str) -> float:
     """F1 of the words of an answer as a bag, without case and punctuation (as SQuAD scores them,
     Rajpurkar et al. 2016, arXiv:1606.05250); 1 when both have no word."""

@@ -9,7 +9,7 @@ from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.conversation import find_medium, read_turns
 from muomni.data.decode import decode_audio
 from muomni.errors import DataError
-from muomni.evaluation.answers import KINDS, AnswerTask, answer_tasks, token_f1
+from muomni.evaluation.answers import KINDS, AnswerTask, answer_tasks, is_exact, token_f1
 from muomni.evaluation.report import Figure
 from muomni.evaluation.speech import Recording, SpeechErrors
 from muomni.evaluation.subject import Subject, rank_share
@@ -41,7 +41,7 @@ class _Scores:
         """Score an answer and the constant answer of its kind: [model, constant, answers]."""
         constant = self.constants.get(task.kind, "")
         pair = (given.strip(), constant)
-        exact = [float(text == task.text) for text in pair]
+        exact = [float(is_exact(task, text)) for text in pair]
         for name in ("exact_match", f"exact_match.{task.kind}"):
             self.tally.add(name, torch.tensor([*exact, 1.0]))
         if task.kind in _F1_KINDS:

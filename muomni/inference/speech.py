@@ -36,16 +36,19 @@ def speak_answer(
     check_can_speak(assistant)
     talker, codec = assistant.model.talker, assistant.model.codec
     assert talker is not None and codec is not None
-    if not answer.ids:
-        raise DataError("the answer is empty, so there is nothing to speak; ask otherwise")
+    sees_no_states = talker.config.thinker_hidden_size is None
+    spelling = assistant.tokenizer.spell(answer.ids)
+    if not spelling.letters:
+        raise DataError("the answer has no text, so there is nothing to speak; ask otherwise")
     speech = speak(
         talker,
         codec,
-        torch.tensor(answer.ids, device=assistant.device),
+        torch.tensor(answer.ids, device=assistant.device)[spelling.places],
+        torch.tensor(spelling.letters, device=assistant.device),
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
         seed=seed,
-        thinker_hidden=answer.hidden if talker.config.thinker_hidden_size is not None else None,
+        thinker_hidden=None if sees_no_states else answer.hidden[:, spelling.places],
     )
     if not len(speech.codes):
         raise DataError(

@@ -84,13 +84,13 @@ def thinker_flops(config: ThinkerConfig, num_tokens: int, num_predicted: int | N
     return stack_flops(config, num_tokens, moe=config.moe) + predicted * head
 
 
-def talker_flops(config: TalkerConfig, num_text: int, num_frames: int) -> int:
-    """Teacher-forced pass over one row: text, start (and speaker) token, frames, all heads."""
+def talker_flops(config: TalkerConfig, num_letters: int, num_frames: int) -> int:
+    """Teacher-forced pass over one row: letters, start (and speaker) token, frames, all heads."""
     size, num_codes = config.hidden_size, config.codebook_size
-    prefix = num_text + 1 + (config.num_speakers > 0)
+    prefix = num_letters + 1 + (config.num_speakers > 0)
     total = stack_flops(config, prefix + num_frames)
     if config.thinker_hidden_size is not None:
-        total += num_text * linear_flops(config.thinker_hidden_size, size)
+        total += num_letters * linear_flops(config.thinker_hidden_size, size)
     residual = mlp_flops(config, is_gated=True) + linear_flops(size, num_codes)
     total += (num_frames + 1) * linear_flops(size, num_codes + 1)
     return total + num_frames * (config.num_codebooks - 1) * residual

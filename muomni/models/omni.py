@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from muomni.config.models import OmniConfig
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.codec import Codec
+from muomni.models.ctc import BLANK_ID
 from muomni.models.layers import INIT_STD, RMSNorm
+from muomni.models.mel import length_mask
 from muomni.models.sampling import sample
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
@@ -118,12 +120,26 @@ class OmniModel(nn.Module):
         return self.image_projector(patches)
 
     def audio_features(self, audios: Tensor, audio_lengths: Tensor) -> Tensor:
-        """Recordings [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size]."""
+        """Recordings [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size].
+
+        With `ctc_embeddings` each holds what its frames spell, too: the embeddings of the Thinker's
+        tokens, weighted by the posteriors of the encoder's CTC head without the blank (Ma et al. 2025,
+        LegoSLM, arXiv:2505.11352). So the Thinker can read before it has learnt to listen.
+        """
         with torch.set_grad_enabled(_trains(self.audio_encoder)):
-            states, _ = self.audio_encoder(audios, audio_lengths)
+            states, lengths = self.audio_encoder(audios, audio_lengths)
         stack = self.config.audio_stack
-        states = F.pad(states, (0, 0, 0, -states.shape[1] % stack))
-        return self.audio_projector(states.reshape(len(states), -1, stack * states.shape[2]))
+        padding = (0, 0, 0, -states.shape[1] % stack)
+        stacked = F.pad(states, padding).reshape(len(states), -1, stack * states.shape[2])
+        features = self.audio_projector(stacked)
+        if not self.config.ctc_embeddings:
+            return features
+        with torch.set_grad_enabled(_trains(self.audio_encoder)):
+            posteriors = self.audio_encoder.ctc_logits(states).float().softmax(-1)
+            posteriors = posteriors * length_mask(lengths, states.shape[1])[:, :, None]
+        spelt = F.pad(posteriors, padding).unflatten(1, (-1, stack)).sum(2)[..., BLANK_ID + 1 :]
+        table = self.thinker.embed_tokens.weight[BLANK_ID + 1 :]
+        return features + spelt.to(table.dtype) @ table
 
     def embed(self, input_ids: Tensor, slots: MediaSlots) -> Tensor:
         """Embeddings [B, T, hidden_size] with the features of all slots at their places."""

@@ -1,11 +1,18 @@
 """The Talker: a language model over speech codes with the text to be spoken as its prefix.
 
-A row is [text tokens (+ projected Thinker states)] [speaker] [start of audio] [frames ...]. The
-state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
+A row is [letters of the text] [speaker] [start of audio] [frames ...]. A letter is one byte; beside
+it stand the token that it belongs to and, projected, the Thinker's state at that token: sounds follow
+letters, so a word that was never heard can be spoken, and tokens and states add what letters do not tell.
+The state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
 last frame the stop class. A frame's base code comes from the state alone; its residual code k comes
 from a small head that also sees the frame's codes below k (teacher-forced in training, one after
 the other in generation), after the residual prediction of Wang et al. 2023 (VALL-E,
-arXiv:2301.02111). Positions count real tokens only, so padding never matters.
+arXiv:2301.02111).
+
+Positions are in frames, for letters too: letter i stands at `i * frames_per_letter`, about where it will
+be spoken, so that the rotary distance between a frame and its letter is small from the first to the last
+(after the progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462, with a
+mean rate in place of the known length). Only real letters and frames count, so padding never matters.
 """
 
 from typing import NamedTuple
@@ -19,6 +26,8 @@ from muomni.models.layers import RMSNorm, StackOptions, SwiGLU, TransformerStack
 from muomni.models.losses import IGNORE, cross_entropy_sum
 from muomni.models.masks import causal_padding_mask, valid_positions
 from muomni.models.sampling import sample
+
+NUM_LETTERS = 256
 
 
 class TalkerOutput(NamedTuple):
@@ -47,6 +56,14 @@ class GeneratedCodes(NamedTuple):
     stopped: Tensor
 
 
+class _Prefix(NamedTuple):
+    """Everything before the first frame; `valid` is False on padding, `positions` are in frames."""
+
+    embeds: Tensor  # [B, Tp, D]
+    valid: Tensor  # [B, Tp]
+    positions: Tensor  # [B, Tp]
+
+
 class ResidualHead(nn.Module):
     """Logits of one residual codebook from state plus embeddings of the codes below it."""
 
@@ -70,6 +87,7 @@ class Talker(nn.Module):
         self.config = config
         size, num_codes = config.hidden_size, config.codebook_size
         self.embed_text = nn.Embedding(config.text_vocab_size, size)
+        self.embed_letters = nn.Embedding(NUM_LETTERS, size)
         # One table for all codebooks: code c of codebook k is row k * num_codes + c.
         self.embed_codes = nn.Embedding(config.num_codebooks * num_codes, size)
         self.embed_start = nn.Embedding(1, size)
@@ -96,6 +114,7 @@ class Talker(nn.Module):
     def forward(
         self,
         text_ids: Tensor,
+        letter_ids: Tensor,
         text_mask: Tensor,
         codes: Tensor,
         code_mask: Tensor,
@@ -104,16 +123,20 @@ class Talker(nn.Module):
     ) -> TalkerOutput:
         """Teacher-forced logits of all frames.
 
-        `text_ids`, `text_mask` [B, Tt]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the
-        end; `thinker_hidden` [B, Tt, thinker_hidden_size]; `speaker` [B]. What is padded may hold
-        any valid id. Raises ValueError when Thinker states or speaker do not fit the config.
+        `letter_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each letter, `text_mask`
+        [B, Tl]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the end; `thinker_hidden`
+        [B, Tl, thinker_hidden_size]; `speaker` [B]. What is padded may hold any valid id. Raises
+        ValueError when Thinker states or speaker do not fit the config.
         """
-        prefix, prefix_valid = self._prefix(text_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
         code_embeds = self._code_embeddings(codes)
-        x = self.dropout(torch.cat([prefix, code_embeds.sum(dim=2)], dim=1))
-        valid = torch.cat([prefix_valid, code_mask.to(torch.bool)], dim=1)
-        states = self.stack(x, positions=valid_positions(valid), mask=causal_padding_mask(valid))
-        states = states[:, prefix.shape[1] - 1 :]
+        frames = self._drop_frames(code_embeds.sum(dim=2))
+        x = self.dropout(torch.cat([prefix.embeds, frames], dim=1))
+        valid = torch.cat([prefix.valid, code_mask.to(torch.bool)], dim=1)
+        at_frames = torch.arange(1, codes.shape[1] + 1, device=codes.device).expand(len(codes), -1)
+        positions = torch.cat([prefix.positions, at_frames.float()], dim=1)
+        states = self.stack(x, positions=positions, mask=causal_padding_mask(valid))
+        states = states[:, prefix.embeds.shape[1] - 1 :]
         residual, known = [], states[:, :-1]
         for k, head in enumerate(self.residual_heads):
             known = known + code_embeds[:, :, k]
@@ -153,6 +176,7 @@ class Talker(nn.Module):
     def generate(
         self,
         text_ids: Tensor,
+        letter_ids: Tensor,
         text_mask: Tensor | None = None,
         *,
         max_frames: int,
@@ -162,16 +186,19 @@ class Talker(nn.Module):
         thinker_hidden: Tensor | None = None,
         speaker: Tensor | None = None,
     ) -> GeneratedCodes:
-        """Speak `text_ids` [B, Tt]: codes until the stop class, at most `max_frames` frames.
+        """Speak `letter_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
 
         `temperature=0` is greedy; other arguments as in `forward` and `sampling.sample`.
         """
         if text_mask is None:
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
-        x, valid = self._prefix(text_ids, text_mask, thinker_hidden, speaker)
-        num_rows, device = x.shape[0], x.device
-        cache = self.new_cache(num_rows, x.shape[1] + max_frames)
-        state = self.stack(x, cache=cache, valid=valid)[:, -1:]
+        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        num_rows, length, _ = prefix.embeds.shape
+        device = text_ids.device
+        cache = self.new_cache(num_rows, length + max_frames)
+        state = self.stack(
+            prefix.embeds, positions=prefix.positions, cache=cache, valid=prefix.valid
+        )[:, -1:]
         stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
         frames: list[Tensor] = []
@@ -186,7 +213,8 @@ class Talker(nn.Module):
             base = base.masked_fill(stopped[:, None], 0)
             frame, embedding = self._complete_frame(state, base, temperature, top_k, generator)
             frames.append(frame)
-            state = self.stack(embedding, cache=cache)
+            position = torch.full((num_rows, 1), step + 1.0, device=device)
+            state = self.stack(embedding, positions=position, cache=cache)
         shape = (num_rows, 0, self.config.num_codebooks)
         codes = torch.cat(frames, dim=1) if frames else text_ids.new_zeros(shape)
         return GeneratedCodes(codes, lengths, stopped)
@@ -212,6 +240,18 @@ class Talker(nn.Module):
             embedding = embedding + self._embed_codebook(code, k)
         return torch.stack(codes, dim=-1), embedding
 
+    def _drop_frames(self, frames: Tensor) -> Tensor:
+        """In training, hide whole frames [B, Tf, D] from what follows.
+
+        What comes next can mostly be told from the last frame; without it, letters must be read, and
+        speech that goes by letters does not run away on its own mistakes.
+        """
+        rate = self.config.frame_dropout
+        if not self.training or not rate:
+            return frames
+        is_kept = torch.rand(frames.shape[:2], device=frames.device) >= rate
+        return frames * is_kept[:, :, None]
+
     def _embed_codebook(self, codes: Tensor, k: int) -> Tensor:
         return self.embed_codes(codes + k * self.config.codebook_size)
 
@@ -223,12 +263,12 @@ class Talker(nn.Module):
     def _prefix(
         self,
         text_ids: Tensor,
+        letter_ids: Tensor,
         text_mask: Tensor,
         thinker_hidden: Tensor | None,
         speaker: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, Tp, D] of everything before the first frame, and which are real."""
-        text = self.embed_text(text_ids)
+    ) -> _Prefix:
+        text = self.embed_text(text_ids) + self.embed_letters(letter_ids)
         if thinker_hidden is not None:
             if self.config.thinker_hidden_size is None:
                 raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
@@ -242,8 +282,14 @@ class Talker(nn.Module):
         parts = [text, start]
         if speaker is not None:
             parts.insert(1, self.embed_speaker(speaker[:, None]))
-        valid = nn.functional.pad(text_mask.to(torch.bool), (0, len(parts) - 1), value=True)
-        return torch.cat(parts, dim=1), valid
+        num_more = len(parts) - 1
+        text_mask = text_mask.to(torch.bool)
+        at_letters = valid_positions(text_mask) * self.config.frames_per_letter
+        return _Prefix(
+            torch.cat(parts, dim=1),
+            nn.functional.pad(text_mask, (0, num_more), value=True),
+            nn.functional.pad(at_letters, (0, num_more)),  # speaker and start: before frame 0
+        )
 
 
 def _unit_states(states: Tensor) -> Tensor:

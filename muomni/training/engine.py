@@ -212,7 +212,7 @@ def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) ->
     """
     groups = [
         {**group, "name": f"group{number}"}
-        for number, group in enumerate(parameter_groups(task, optim.weight_decay))
+        for number, group in enumerate(parameter_groups(task, optim))
     ]
     split = split_params_into_different_moe_groups_for_optimizer(groups)
     if not any(group.get("moe") for group in split):

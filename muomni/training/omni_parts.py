@@ -4,7 +4,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 
 from muomni.checkpoint.export import Export, train_command
 from muomni.config.loading import did_you_mean, load_preset, merge, validate
@@ -29,8 +28,6 @@ CONFIG_TYPES = {
     "codec": CodecConfig,
     "talker": TalkerConfig,
 }
-# The head of the encoder's own stage; an omni model reads the states below it.
-UNUSED = ("audio_encoder.ctc_head.*",)
 
 
 def check_sizes(config: RunConfig, upstream: dict[str, Export]) -> None:
@@ -104,11 +101,11 @@ def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
     model.talker.load_state_dict(state)
 
 
-def freeze(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, int]:
+def freeze(model: OmniModel, patterns: tuple[str, ...]) -> dict[str, int]:
     """Stop training the parameters that a pattern names; returns how many each has frozen.
 
     Patterns are those of the shell (`thinker.*`). Raises ConfigError for one that names nothing, or
-    when nothing is left to train. Heads that an omni model does not use are always frozen.
+    when nothing is left to train. A head that the omni model does not use is always frozen.
     """
     names = [name for name, _ in model.named_parameters()]
     counts = {}
@@ -119,7 +116,8 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, int]:
             raise ConfigError(
                 f"options.freeze names no parameter with '{pattern}'{hint}; parts are {', '.join(parts)}"
             )
-    for pattern in (*patterns, *UNUSED):
+    unused = () if model.config.ctc_embeddings else ("audio_encoder.ctc_head.*",)
+    for pattern in (*patterns, *unused):
         chosen = [p for n, p in model.named_parameters() if fnmatchcase(n, pattern)]
         counts[pattern] = sum(p.numel() for p in chosen if p.requires_grad)
         for parameter in chosen:

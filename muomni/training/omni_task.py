@@ -65,7 +65,7 @@ class OmniTask(nn.Module):
         return output
 
     def states_at_speech(self, batch: Batch) -> Tensor:
-        """The Thinker's states [S, Tt, D] at the texts of the spoken answers of a batch."""
+        """The Thinker's states [S, Tl, D] at the letters of the spoken answers of a batch."""
         slots = MediaSlots.of_batch(batch)
         hidden = self.omni(batch["input_ids"], slots, document_ids=batch["document_ids"])
         return gather_places(hidden, batch["speech_places"])
@@ -79,7 +79,7 @@ class OmniTask(nn.Module):
         assert talker is not None
         states = gather_places(hidden, batch["speech_places"]) if self.sees_thinker else None
         codes, code_mask = batch["codes"], batch["code_mask"]
-        text = batch["speech_text_ids"], batch["speech_text_mask"]
+        text = [batch[f"speech_{name}"] for name in ("text_ids", "letter_ids", "text_mask")]
         output = talker(*text, codes, code_mask, thinker_hidden=states)
         return talker.loss(output, codes, code_mask)
 

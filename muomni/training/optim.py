@@ -1,26 +1,48 @@
 """Parameter groups, AdamW and the learning-rate schedule."""
 
 import math
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
+from muomni.config.loading import did_you_mean
 from muomni.config.run import OptimSection
+from muomni.errors import ConfigError
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors (norms, biases, scales) and embeddings do not."""
+def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, object]]:
+    """Matrices decay; vectors (norms, biases, scales) and embeddings do not; rates by `lr_scales`.
+
+    Patterns are those of the shell, over parameter names of the stage's model (its task is their first
+    part, which no pattern names). Raises ConfigError for a pattern that names nothing.
+    """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
-    decayed, plain = [], []
-    for parameter in module.parameters():
+    names = [name.partition(".")[2] for name, _ in module.named_parameters()]
+    for pattern in optim.lr_scales:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = sorted({f"{name.partition('.')[0]}.*" for name in names})
+            raise ConfigError(
+                f"optim.lr_scales names no parameter with '{pattern}'{did_you_mean(pattern, parts)}; "
+                f"parts are {', '.join(parts)}"
+            )
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in zip(names, module.parameters(), strict=True):
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if matrix else plain).append(parameter)
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            groups.setdefault((is_matrix, _lr_scale(name, optim)), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": optim.weight_decay if is_matrix else 0.0,
+            "lr": optim.lr * scale,
+        }
+        for (is_matrix, scale), parameters in sorted(groups.items(), reverse=True)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _lr_scale(name: str, optim: OptimSection) -> float:
+    return next((s for p, s in optim.lr_scales.items() if fnmatchcase(name, p)), 1.0)
 
 
 def build_optimizer(
@@ -30,7 +52,7 @@ def build_optimizer(
 
     `groups` replace the module's own `parameter_groups`.
     """
-    groups = groups or parameter_groups(module, optim.weight_decay)
+    groups = groups or parameter_groups(module, optim)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

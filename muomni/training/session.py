@@ -33,6 +33,7 @@ from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import expert_parallel
 from muomni.training.loop import Loop, LoopParts
+from muomni.training.optim import parameter_groups
 from muomni.training.precision import pick_device, pick_precision
 from muomni.training.routing import find_moe
 from muomni.training.stage import Stage, StageContext
@@ -109,6 +110,9 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     sizes = stage.model_config()
+    if config.optim.lr_scales:  # a pattern that names nothing is refused before any start
+        with torch.device("meta"):
+            parameter_groups(stage.build(), config.optim)
     if expert_parallel.SECTION in request.engine_json:
         moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)

@@ -98,7 +98,9 @@ def test_speech_slots_hold_text_and_its_places(
     for slot, name in enumerate(("low", "middle")):
         mask = batch["speech_text_mask"][slot]
         ids = batch["speech_text_ids"][slot][mask]
-        assert ids.tolist() == tokenizer.encode(name)
+        spelling = tokenizer.spell(tokenizer.encode(name))
+        assert ids.tolist() == [tokenizer.encode(name)[place] for place in spelling.places]
+        assert batch["speech_letter_ids"][slot][mask].tolist() == spelling.letters
         assert flat[batch["speech_places"][slot][mask]].tolist() == ids.tolist()
     assert batch["speech_lengths"].tolist() == [6400, 6400]
 

@@ -123,3 +123,18 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(model.getvalue())
     with pytest.raises(DataError, match="has pad, unk, bos, eos ids"):
         Tokenizer.load(tmp_path / "x.model")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1))
+def test_spelling_has_the_bytes_of_the_text_and_their_tokens(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    spelling = tokenizer.spell([tokenizer.bos_id, *ids, tokenizer.eos_id])
+    assert bytes(spelling.letters).decode() == f" {text}"  # a text begins a word
+    assert spelling.places == sorted(spelling.places)
+    for place in set(spelling.places):
+        letters = [
+            b for b, at in zip(spelling.letters, spelling.places, strict=True) if at == place
+        ]
+        assert letters == tokenizer.spell([ids[place - 1]]).letters

@@ -3,7 +3,7 @@
 import pytest
 
 from muomni.data.conversation import Part, Turn
-from muomni.evaluation.answers import answer_tasks, token_f1
+from muomni.evaluation.answers import answer_tasks, is_exact, token_f1
 
 IMAGE, AUDIO, TEXT = Part("image", "0.png"), Part("audio", "0.wav"), Part("text", "hello")
 
@@ -51,3 +51,12 @@ def test_each_answer_of_a_conversation_is_a_task_with_all_before_it() -> None:
 )
 def test_word_f1(reference: str, given: str, expected: float) -> None:
     assert token_f1(reference, given) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("media", "is_right"), [("audio", True), ("text", False)])
+def test_transcripts_need_no_punctuation_but_copies_do(media: str, is_right: bool) -> None:
+    turns = [Turn("user", (Part(media, "x"),)), Turn("assistant", (Part("text", "Hold time."),))]
+    (task,) = answer_tasks(turns)
+    assert is_exact(task, "Hold time.")
+    assert is_exact(task, "hold time") is is_right
+    assert not is_exact(task, "hold the time.")

@@ -116,6 +116,7 @@ def test_stopping_counts_as_much_as_going_on() -> None:
     talker.stop = stop  # type: ignore[attr-defined]
     batch = {
         "text_ids": torch.zeros(2, 1),
+        "letter_ids": torch.zeros(2, 1),
         "text_mask": torch.ones(2, 1),
         "codes": torch.zeros(2, 2, 1),
         "code_mask": torch.tensor([[True, True], [True, False]]),

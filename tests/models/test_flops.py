@@ -75,6 +75,7 @@ def test_talker(num_codebooks: int) -> None:
     def run() -> None:
         talker(
             torch.zeros(2, 5, dtype=torch.long),
+            torch.zeros(2, 5, dtype=torch.long),
             torch.ones(2, 5),
             torch.zeros(2, 7, num_codebooks, dtype=torch.long),
             torch.ones(2, 7),

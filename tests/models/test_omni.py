@@ -110,6 +110,27 @@ def test_a_padded_batch_of_recordings_equals_single_ones(
         torch.testing.assert_close(features[slot, :num_tokens], expected[:num_tokens])
 
 
+def test_recordings_hold_the_tokens_that_the_ctc_head_hears(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    """A head that is sure of one token adds its embedding once a frame, on real frames only."""
+    slots = MediaSlots.of_batch(collate(tokenizer, [tone_sample("b", "low")]))
+    silent = OmniModel(omni_config(tokenizer, ctc_embeddings=False))
+    silent.load_state_dict(model.state_dict())
+    head, token = model.audio_encoder.ctc_head, tokenizer.encode("a")[-1]
+    head.weight.data.zero_()
+    head.bias.data.zero_()
+    head.bias.data[token] = 100.0
+    heard = model.audio_features(slots.audios, slots.audio_lengths)
+    added = heard - silent.audio_features(slots.audios, slots.audio_lengths)
+    num_frames = -(-int(slots.audio_lengths[0]) // 640)
+    stack = model.config.audio_stack
+    per_position = torch.arange(added.shape[1]) * stack
+    counts = (num_frames - per_position).clamp(0, stack)
+    expected = counts[:, None] * model.thinker.embed_tokens.weight[token]
+    torch.testing.assert_close(added[0], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["image", "audio", "none"])
 def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
     model: OmniModel, tokenizer: Tokenizer, kind: str
@@ -121,7 +142,7 @@ def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
     hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
     model.thinker.loss(hidden, batch["labels"]).total.backward()
     for name, parameter in model.named_parameters():
-        if name.startswith(("talker.", "audio_encoder.ctc_head")):
+        if name.startswith("talker."):
             continue
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -260,10 +281,10 @@ def test_speech_has_forty_milliseconds_a_frame(tokenizer: Tokenizer, tmp_path: P
     model = OmniModel(config, with_codec=True).eval()
     assert model.talker is not None and model.codec is not None
     batch = collate(tokenizer, [speech_sample("s", "low")])
-    text_ids = batch["speech_text_ids"][0]
-    hidden = torch.zeros(1, len(text_ids), SIZES["thinker"]["hidden_size"])
+    text = [batch["speech_text_ids"][0], batch["speech_letter_ids"][0]]
+    hidden = torch.zeros(1, len(text[0]), SIZES["thinker"]["hidden_size"])
     speech = speak(
-        model.talker, model.codec, text_ids, max_frames=7, temperature=1.0,
+        model.talker, model.codec, *text, max_frames=7, temperature=1.0,
         seed=1, thinker_hidden=hidden,
     )  # fmt: skip
     num_frames = len(speech.codes)

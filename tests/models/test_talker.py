@@ -11,7 +11,7 @@ from muomni.models.talker import Talker, TalkerOutput, num_predictions
 NUM_CODES = 11
 
 
-def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: int) -> Talker:
+def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: float) -> Talker:
     torch.manual_seed(0)
     config = TalkerConfig(
         hidden_size=32,
@@ -35,6 +35,7 @@ def make_batch(num_codebooks: int = 2) -> dict[str, Tensor]:
     text_lengths, code_lengths = torch.tensor([5, 2, 4]), torch.tensor([3, 6, 0])
     return {
         "text_ids": torch.randint(0, 30, (3, 5)),
+        "letter_ids": torch.randint(97, 123, (3, 5)),
         "text_mask": torch.arange(5) < text_lengths[:, None],
         "codes": torch.randint(0, NUM_CODES, (3, 6, num_codebooks)),
         "code_mask": torch.arange(6) < code_lengths[:, None],
@@ -42,17 +43,22 @@ def make_batch(num_codebooks: int = 2) -> dict[str, Tensor]:
 
 
 def speak_batch(num_codebooks: int) -> dict[str, Tensor]:
-    """A toy voice: each text token is spoken as two frames whose codes depend on it."""
+    """A toy voice: each letter is spoken as two frames whose codes depend on it; tokens tell nothing."""
     torch.manual_seed(2)
     text = torch.stack([torch.randperm(30)[:6] for _ in range(4)])
     lengths = torch.tensor([6, 3, 5, 4])
     table = torch.randint(0, NUM_CODES, (30, 2, num_codebooks))
     return {
-        "text_ids": text,
+        "text_ids": torch.full_like(text, 7),
+        "letter_ids": text,
         "text_mask": torch.arange(6) < lengths[:, None],
         "codes": table[text].flatten(1, 2),
         "code_mask": torch.arange(12) < 2 * lengths[:, None],
     }
+
+
+def text_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return batch["text_ids"], batch["letter_ids"], batch["text_mask"]
 
 
 def train(talker: Talker, batch: dict[str, Tensor], steps: int) -> None:
@@ -71,7 +77,7 @@ def train(talker: Talker, batch: dict[str, Tensor], steps: int) -> None:
 def test_learns_to_speak_exactly_and_stops(num_codebooks: int) -> None:
     talker, batch = make_talker(num_codebooks, std=0.05), speak_batch(num_codebooks)
     train(talker, batch, 150)
-    spoken = talker.generate(batch["text_ids"], batch["text_mask"], max_frames=20, temperature=0)
+    spoken = talker.generate(*text_of(batch), max_frames=20, temperature=0)
     assert spoken.stopped.all()
     assert torch.equal(spoken.lengths, batch["code_mask"].sum(dim=1))
     mask = batch["code_mask"]
@@ -81,11 +87,51 @@ def test_learns_to_speak_exactly_and_stops(num_codebooks: int) -> None:
 def test_another_text_raises_the_loss() -> None:
     talker, batch = make_talker(std=0.05), speak_batch(2)
     train(talker, batch, 60)
-    swapped = dict(batch, text_ids=batch["text_ids"].flip(0))
+    swapped = dict(batch, letter_ids=batch["letter_ids"].flip(0))
     right, wrong = (
         talker.loss(talker(**b), batch["codes"], batch["code_mask"]).total for b in (batch, swapped)
     )
     assert wrong > 2 * right
+
+
+def test_the_token_of_a_letter_matters_too() -> None:
+    talker, batch = make_talker(), make_batch()
+    other = talker(**dict(batch, text_ids=(batch["text_ids"] + 1) % 30)).base
+    assert not torch.allclose(talker(**batch).base[0], other[0])
+
+
+def test_unheard_words_are_spoken_letter_by_letter() -> None:
+    """Sounds follow letters, so words that no training text had come out right."""
+    talker = make_talker(std=0.05, frames_per_letter=2.0, frame_dropout=0.3)
+    torch.manual_seed(3)
+    table = torch.randint(0, NUM_CODES, (5, 2, 2))
+    words = torch.randint(0, 5, (72, 7))
+
+    def batch(letters: Tensor) -> dict[str, Tensor]:
+        return {
+            "text_ids": torch.zeros_like(letters),
+            "letter_ids": letters,
+            "text_mask": torch.ones_like(letters, dtype=torch.bool),
+            "codes": table[letters].flatten(1, 2),
+            "code_mask": torch.ones(len(letters), 14, dtype=torch.bool),
+        }
+
+    train(talker, batch(words[:64]), 150)
+    unheard = batch(words[64:])
+    spoken = talker.generate(*text_of(unheard), max_frames=20, temperature=0)
+    is_right = (spoken.codes[:, :14] == unheard["codes"]).all(dim=(1, 2))
+    assert spoken.codes.shape[1] >= 14 and is_right.float().mean() >= 0.75
+
+
+def test_frames_are_hidden_in_training_only() -> None:
+    talker, batch = make_talker(frame_dropout=0.99), make_batch()
+    other = dict(batch, codes=(batch["codes"] + 1) % NUM_CODES)
+    assert not torch.allclose(talker(**batch).base[1, 3], talker(**other).base[1, 3])
+    talker.train()
+    torch.manual_seed(0)
+    hidden = talker(**batch).base[1]
+    torch.manual_seed(0)
+    torch.testing.assert_close(hidden, talker(**other).base[1])
 
 
 def test_shapes_and_weight() -> None:
@@ -143,8 +189,7 @@ def test_padded_batch_equals_single_rows() -> None:
     together = talker(**batch)
     for row, (text_length, length) in enumerate([(5, 3), (2, 6), (4, 0)]):
         alone = talker(
-            batch["text_ids"][[row], :text_length],
-            batch["text_mask"][[row], :text_length],
+            *(part[[row], :text_length] for part in text_of(batch)),
             batch["codes"][[row], :length],
             batch["code_mask"][[row], :length],
         )
@@ -155,11 +200,11 @@ def test_padded_batch_equals_single_rows() -> None:
 @pytest.mark.parametrize("num_codebooks", [1, 2, 3])
 def test_greedy_generation_with_cache_equals_the_uncached_model(num_codebooks: int) -> None:
     talker, batch = make_talker(num_codebooks, std=0.5), make_batch(num_codebooks)
-    text, mask = batch["text_ids"], batch["text_mask"]
-    spoken = talker.generate(text, mask, max_frames=8, temperature=0)
+    text = text_of(batch)
+    spoken = talker.generate(*text, max_frames=8, temperature=0)
     assert spoken.codes.shape[1] >= 1
     code_mask = torch.arange(spoken.codes.shape[1]) < spoken.lengths[:, None]
-    output = talker(text, mask, spoken.codes, code_mask)
+    output = talker(*text, spoken.codes, code_mask)
     guesses = [output.base[:, :-1], *output.residual]
     for k, logits in enumerate(guesses):
         assert torch.equal(logits.argmax(dim=-1)[code_mask], spoken.codes[..., k][code_mask])
@@ -170,10 +215,11 @@ def test_greedy_generation_with_cache_equals_the_uncached_model(num_codebooks: i
 
 def test_batched_generation_equals_single_rows() -> None:
     talker, batch = make_talker(std=0.5), make_batch()
-    text, mask = batch["text_ids"], batch["text_mask"]
-    together = talker.generate(text, mask, max_frames=8, temperature=0)
+    text_ids, letter_ids, mask = text_of(batch)
+    together = talker.generate(text_ids, letter_ids, mask, max_frames=8, temperature=0)
     for row in range(3):
-        alone = talker.generate(text[[row]][:, mask[row]], max_frames=8, temperature=0)
+        text = (ids[[row]][:, mask[row]] for ids in (text_ids, letter_ids))
+        alone = talker.generate(*text, max_frames=8, temperature=0)
         length = int(alone.lengths[0])
         assert together.lengths[row] == length
         assert torch.equal(together.codes[row, :length], alone.codes[0, :length])
@@ -185,7 +231,8 @@ def test_generation_is_cut_at_max_frames() -> None:
     talker.base_head.weight.data[:2] = 0.0
     talker.base_head.weight.data[0] = 9.0
     talker.base_head.weight.data[1] = -9.0
-    spoken = talker.generate(torch.ones(1, 3, dtype=torch.long), max_frames=4, temperature=0)
+    text = torch.ones(1, 3, dtype=torch.long)
+    spoken = talker.generate(text, text, max_frames=4, temperature=0)
     assert spoken.codes.shape == (1, 4, 2) and not spoken.stopped.any()
 
 
@@ -194,7 +241,7 @@ def test_sampling_repeats_with_the_same_generator_state() -> None:
     text = torch.ones(1, 3, dtype=torch.long)
     drawn = [
         talker.generate(
-            text, max_frames=6, top_k=5, generator=torch.Generator().manual_seed(7)
+            text, text, max_frames=6, top_k=5, generator=torch.Generator().manual_seed(7)
         ).codes
         for _ in range(2)
     ]

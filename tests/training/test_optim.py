@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from muomni.config.run import OptimSection
+from muomni.errors import ConfigError
 from muomni.training.optim import lr_factor, parameter_groups
 
 
@@ -31,7 +32,26 @@ def test_a_run_of_one_step_has_a_rate() -> None:
 def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     module[3].requires_grad_(False)
-    decayed, plain = parameter_groups(module, 0.1)
+    decayed, plain = parameter_groups(module, OptimSection(lr=1.0, weight_decay=0.1))
     assert [p is module[1].weight for p in decayed["params"]] == [True]
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
     assert len(plain["params"]) == 4
+
+
+def test_rates_follow_the_first_pattern_that_names_a_parameter() -> None:
+    task = nn.ModuleDict(
+        {"omni": nn.ModuleDict({"talker": nn.Linear(3, 4), "thinker": nn.Linear(4, 2)})}
+    )
+    optim = OptimSection(lr=0.1, lr_scales={"talker.bias": 0.5, "talker.*": 0.25})
+    groups = parameter_groups(task, optim)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    talker, thinker = task["omni"]["talker"], task["omni"]["thinker"]
+    assert rates[id(talker.weight)] == pytest.approx(0.025)
+    assert rates[id(talker.bias)] == pytest.approx(0.05)
+    assert rates[id(thinker.weight)] == rates[id(thinker.bias)] == 0.1
+
+
+def test_a_pattern_that_names_nothing_is_refused() -> None:
+    task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": nn.Linear(3, 4)})})
+    with pytest.raises(ConfigError, match=r"'taker\.\*'.*talker"):
+        parameter_groups(task, OptimSection(lr=0.1, lr_scales={"taker.*": 0.5}))

@@ -5,6 +5,7 @@ from text alone.
 import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from muomni.data.spelt_text import pad_spelt
 from muomni.data.view import Batch
 from muomni.evaluation.codes import CodeCounts
 from muomni.evaluation.report import Figure
@@ -38,7 +39,8 @@ def evaluate(subject: Subject) -> list[Figure]:
 def _add_stops(tally: Tally, talker: Talker, batch: Batch) -> None:
     """Count right decisions to stop (once a recording) and to go on (once a frame)."""
     mask = batch["code_mask"]
-    output = talker(batch["text_ids"], batch["text_mask"], batch["codes"], mask)
+    text = [batch[name] for name in ("text_ids", "letter_ids", "text_mask")]
+    output = talker(*text, batch["codes"], mask)
     says_stop = output.base.argmax(-1) == talker.stop
     lengths = mask.sum(1)
     is_real = lengths > 0
@@ -65,10 +67,12 @@ def _free_run(subject: Subject) -> list[Figure]:
         subject, subject.source, min(subject.num_samples, MAX_SPOKEN_SAMPLES)
     ):
         original_s = len(recording.waveform) / SAMPLE_RATE_HZ
+        ids = tokenizer.encode(recording.text)
+        spelt = pad_spelt([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
         speech = speak(
             subject.model,
             codec,
-            torch.tensor(tokenizer.encode(recording.text), device=subject.device),
+            *(spelt[name][0].to(subject.device) for name in ("text_ids", "letter_ids")),
             max_frames=round((_MAX_STRETCH * original_s + 1) * FRAME_RATE_HZ),
         )
         tally.add("duration", torch.tensor([len(speech.waveform) / SAMPLE_RATE_HZ, original_s]))

@@ -175,13 +175,13 @@ class SftStage(Stage):
             if not bool(batch["speech_text_mask"].any()):
                 continue
             batch = {key: value.to(self.context.device) for key, value in batch.items()}
-            num_tokens = int(batch["speech_text_mask"][0].sum())
-            text_ids = batch["speech_text_ids"][0, :num_tokens]
-            hidden = task.states_at_speech(batch)[:1, :num_tokens] if task.sees_thinker else None
+            mask = batch["speech_text_mask"][0]
+            text = [batch[f"speech_{name}"][0][mask] for name in ("text_ids", "letter_ids")]
+            hidden = task.states_at_speech(batch)[:1, mask] if task.sees_thinker else None
             codec = self.codec.codec
             assert task.omni.talker is not None
             speech = speak(
-                task.omni.talker, codec, text_ids, max_frames=_MAX_SAMPLE_FRAMES,
+                task.omni.talker, codec, *text, max_frames=_MAX_SAMPLE_FRAMES,
                 thinker_hidden=hidden,
             )  # fmt: skip
             picture, sound = folder / "sft_speech.png", folder / "sft_speech.wav"

@@ -37,7 +37,9 @@ class TalkerTask(nn.Module):
 
     def forward(self, batch: Batch) -> StageOutput:
         codes, code_mask = batch["codes"], batch["code_mask"]
-        output = self.talker(batch["text_ids"], batch["text_mask"], codes, code_mask)
+        output = self.talker(
+            batch["text_ids"], batch["letter_ids"], batch["text_mask"], codes, code_mask
+        )
         loss = self.talker.loss(output, codes, code_mask)
         logs = {"loss": torch.stack([loss.total.detach(), loss.weight]), **loss.logs}
         return StageOutput({"loss": loss.total}, logs)
@@ -100,8 +102,8 @@ class TalkerStage(Stage):
             waveform, lengths = batch["waveform"].to(device), batch["lengths"].to(device)
             target, _ = codec.log_mel(waveform, lengths)
             max_frames = 2 * target.shape[1] * FRAME_RATE_HZ // MEL_RATE_HZ + FRAME_RATE_HZ
-            text_ids = batch["text_ids"][0].to(device)
-            speech = speak(task.talker, codec, text_ids, max_frames=max_frames)
+            text = [batch[name][0].to(device) for name in ("text_ids", "letter_ids")]
+            speech = speak(task.talker, codec, *text, max_frames=max_frames)
             picture, sound = folder / f"talker_{index}.png", folder / f"talker_{index}.wav"
             mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
             write_spectrograms(picture, mels, LOG_FLOOR)

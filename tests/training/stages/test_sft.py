@@ -203,7 +203,8 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
     with torch.no_grad():
         joined = task(batch).logs["speech_loss"]
         codes, mask = batch["codes"], batch["code_mask"]
-        output = alone(batch["speech_text_ids"], batch["speech_text_mask"], codes, mask)
+        text = (batch[f"speech_{key}"] for key in ("text_ids", "letter_ids", "text_mask"))
+        output = alone(*text, codes, mask)
         expected = alone.loss(output, codes, mask)
     assert float(joined[1]) == float(expected.weight) > 0
     torch.testing.assert_close(joined[0], expected.total)
@@ -220,7 +221,7 @@ def test_a_talker_without_the_thinkers_states_is_an_option(root: Path) -> None:
 def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -> None:
     """After a short training held-out answers are right, and a wrong picture makes them unlikely."""
     changes = {
-        "training": {"max_steps": 120},
+        "training": {"max_steps": 160},
         "batch": {"size": 120, "rows": 1, "micro_batches_per_step": 1},
         "optim": {"lr": 5e-3},
     }

@@ -77,11 +77,14 @@ def test_it_learns_words_their_length_and_their_end(root: Path) -> None:
     spoken = stage.prepare(view.collate(said))
     with torch.no_grad():
         right = task(spoken).logs
-        other_text = {key: spoken[key].roll(1, 0) for key in ("text_ids", "text_mask")}
+        other_text = {
+            key: spoken[key].roll(1, 0) for key in ("text_ids", "letter_ids", "text_mask")
+        }
         wrong = task({**spoken, **other_text}).logs
     assert ratio(right["loss"]) < 0.3 * losses[0]
     assert ratio(wrong["loss"]) > 2 * ratio(right["loss"])
-    made = talker.generate(spoken["text_ids"], spoken["text_mask"], max_frames=40, temperature=0)
+    text = (spoken[key] for key in ("text_ids", "letter_ids", "text_mask"))
+    made = talker.generate(*text, max_frames=40, temperature=0)
     assert bool(made.stopped.all())
     assert set(made.lengths.tolist()) <= {8, 13}  # 0.3 and 0.5 s
 
