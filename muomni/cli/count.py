@@ -169,7 +169,9 @@ def _omni_flops(config: OmniConfig, _batch_size: int) -> int:
     projectors += num_audio * linear_flops(audio_size + size, width)
     towers = vision_encoder_flops(config.vision_encoder)
     samples = RECORDING_S * SAMPLE_RATE_HZ
-    towers += audio_encoder_flops(config.audio_encoder, samples, with_head=False)
+    towers += audio_encoder_flops(config.audio_encoder, samples, config.ctc_embeddings)
+    if config.ctc_embeddings:
+        projectors += num_audio * linear_flops(config.thinker.vocab_size - 1, size)
     positions = CONVERSATION_TOKENS + config.num_image_tokens + num_audio
     return towers + projectors + thinker_flops(config.thinker, positions, CONVERSATION_TOKENS)
 
