@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data_prep import adopt, preview, stats
 from data_prep.bundled import make_sample, remove_sample
+from data_prep.curation_verbs import add_curation
 from data_prep.finalize import finalize
 from data_prep.sharder import Progress
 from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_task
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=_run_finalize)
     _add_reports(verbs)
     _add_index(verbs)
+    add_curation(verbs, _open_progress)
     return parser
 
 

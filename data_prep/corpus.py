@@ -192,6 +192,20 @@ class ReaderOptions:
         }
         return {name: text for name, text in texts.items() if text}
 
+    @classmethod
+    def from_text(cls, texts: dict[str, str], media_root: Path | None) -> "ReaderOptions":
+        """What `as_text` gave, read again, with the folder that it leaves out."""
+        columns = filter(None, texts.get("columns", "").split(","))
+        plain = ("annotations", "group_by", "text_form", "language", "speaker")
+        return cls(
+            media_root=media_root,
+            document=texts.get("document", "line"),
+            columns=dict(pair.split("=", 1) for pair in columns),
+            subsets=tuple(filter(None, texts.get("subsets", "").split(","))),
+            keep_case="keep_case" in texts,
+            **{name: texts.get(name, "") for name in plain},
+        )
+
 
 Reader = Callable[[Path, ReaderOptions], Iterator[Item]]
 

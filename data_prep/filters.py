@@ -7,7 +7,7 @@ is listed apart. All functions are pure; a value that equals its bound is kept.
 import sys
 import unicodedata
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +103,13 @@ class Filters:
     def as_text(self) -> dict[str, str]:
         """The filters that are set, for plan and manifest."""
         return {name: str(value) for name, value in asdict(self).items() if value not in (None, "")}
+
+    @classmethod
+    def from_text(cls, texts: dict[str, str]) -> "Filters":
+        """What `as_text` gave, read again."""
+        kinds = {each.name: each.type for each in fields(cls)}
+        read = {int | None: int, float | None: float, str: str}
+        return cls(**{name: read[kinds[name]](text) for name, text in texts.items()})
 
 
 def unwanted_text(filters: Filters, text: str) -> Problem | None:

@@ -1,18 +1,10 @@
-"""From finished shards to a dataset: plan file, manifest and dataset card.
+"""From finished shards to a dataset: the dataset card and, written last, the manifest."""
 
-The plan file (`shard_plan.json`) is written before the first shard, so that any task, or the verb
-`finalize`, can tell which shards must exist. The manifest is written last.
-"""
-
-import json
 from pathlib import Path
 
-from pydantic import Field, ValidationError
-
 from data_prep.filters import bad_and_filtered
-from data_prep.shard_plan import ShardPlan
+from data_prep.plan_file import PLAN_NAME, load_plan_file, missing_shards
 from data_prep.sharder import too_many_bad
-from muomni.config.models import Section
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import (
     MANIFEST_NAME,
@@ -20,89 +12,10 @@ from muomni.data.manifest import (
     Manifest,
     ShardRecord,
     Split,
-    Task,
     fingerprint,
 )
 from muomni.data.shard_writer import load_record
 from muomni.errors import DataError
-
-PLAN_NAME = "shard_plan.json"
-
-
-class PlannedPath(Section):
-    """A shard that the plan asks for."""
-
-    path: str
-    split: str
-    num_planned: int
-
-
-class PlanFile(Section):
-    """What `finalize` has to know of a plan."""
-
-    name: str
-    task: Task
-    reader: str
-    reader_options: dict[str, str] = Field(default_factory=dict)
-    split_rule: str
-    licence: str = ""
-    source: str = ""
-    max_bad_fraction: float
-    filters: dict[str, str] = Field(default_factory=dict)
-    config_digest: str
-    shards: tuple[PlannedPath, ...]
-
-
-def plan_file(plan: ShardPlan) -> PlanFile:
-    """The summary of a plan that is kept beside the shards."""
-    options = plan.options
-    return PlanFile(
-        name=options.name,
-        task=options.task,
-        reader=options.reader,
-        reader_options=options.reader_options,
-        split_rule=options.split_rule,
-        licence=options.licence,
-        source=options.source.name,
-        max_bad_fraction=options.max_bad_fraction,
-        filters=options.filters.as_text(),
-        config_digest=plan.digest,
-        shards=tuple(
-            PlannedPath(path=shard.path, split=shard.split, num_planned=len(shard.items))
-            for shard in plan.shards
-        ),
-    )
-
-
-def load_plan_file(root: Path) -> PlanFile | None:
-    """The plan file of a dataset folder, None when there is none."""
-    path = root / PLAN_NAME
-    try:
-        return PlanFile(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, ValidationError) as error:
-        raise DataError(f"{path} is damaged; delete {root} and run again") from error
-
-
-def store_plan_file(root: Path, plan: PlanFile) -> None:
-    """Write the plan file; raises `DataError` when the folder holds another plan's shards."""
-    existing = load_plan_file(root)
-    if existing is None and (root / MANIFEST_NAME).exists():
-        raise DataError(f"{root} already holds a dataset; choose another --out or add --overwrite")
-    if existing is not None and existing.config_digest != plan.config_digest:
-        raise DataError(
-            f"{root} holds shards of {existing.name!r} made from another source state or with "
-            "other options; choose another --out or add --overwrite"
-        )
-    content = plan.model_dump(mode="json", exclude=None if plan.filters else {"filters"})
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    write_atomic(root / PLAN_NAME, text.encode())
-
-
-def missing_shards(root: Path, plan: PlanFile) -> list[str]:
-    """Paths of planned shards that have no record of this plan yet."""
-    return [shard.path for shard in plan.shards if _record(root, plan, shard.path) is None]
 
 
 def finalize(root: Path) -> Manifest:
@@ -117,10 +30,10 @@ def finalize(root: Path) -> Manifest:
     missing = missing_shards(root, plan)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(plan.shards)} shards of {root} are not finished, the first is "
+            f"{len(missing)} of {len(plan.all_shards)} shards of {root} are not finished, the first is "
             f"{missing[0]}; run its array tasks again"
         )
-    records = [_record(root, plan, shard.path) for shard in plan.shards]
+    records = [load_record(root / shard.path) for shard in plan.all_shards]
     finished = [record for record in records if record is not None]
     dropped = _sum_dropped(finished)
     bad, filtered = bad_and_filtered(dropped)
@@ -204,13 +117,6 @@ def _filter_facts(filters: dict[str, str], filtered: dict[str, int]) -> list[str
 
 def _counts(dropped: dict[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing"
-
-
-def _record(root: Path, plan: PlanFile, path: str) -> ShardRecord | None:
-    record = load_record(root / path)
-    if record is None or record.config_digest != plan.config_digest:
-        return None
-    return record
 
 
 def _remove_leftovers(root: Path) -> None:

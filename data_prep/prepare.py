@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from data_prep.corpus import ReaderOptions
-from data_prep.finalize import (
+from data_prep.exclude import EXCLUDE
+from data_prep.finalize import finalize
+from data_prep.listings import FILTERED, QUARANTINE
+from data_prep.plan_file import (
     PLAN_NAME,
-    finalize,
     load_plan_file,
     missing_shards,
     plan_file,
@@ -16,11 +18,11 @@ from data_prep.finalize import (
 )
 from data_prep.readers import READERS
 from data_prep.shard_plan import ShardingOptions, build_plan
-from data_prep.sharder import FILTERED, QUARANTINE, Progress, write_shards
+from data_prep.sharder import Progress, write_shards
 from muomni.data.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
 from muomni.errors import DataError
 
-OpenProgress = Callable[[int, str], AbstractContextManager[Progress]]
+OpenProgress = Callable[[int | None, str], AbstractContextManager[Progress]]
 
 
 def prepare(
@@ -39,8 +41,9 @@ def prepare(
         raise DataError(f"--out {out} is a file; name a folder")
     read = READERS[options.task][options.reader]
     plan = build_plan(read(options.source, reader_options), options)
-    summary = plan_file(plan)
-    store_plan_file(out, summary)
+    summary = store_plan_file(out, plan_file(plan))
+    # What a retry put into shards of its own is left out here, also when shards are made again.
+    plan = plan.without(summary.retried_keys)
     index, num_tasks = task
     num_own = sum(len(shard.items) for shard in plan.shards[index::num_tasks])
     with open_progress(num_own, f"{options.name} ({options.task})") as progress:
@@ -62,7 +65,7 @@ def remove_dataset(out: Path) -> None:
             raise DataError(f"--overwrite: {out} was not made by data_prep; delete it yourself")
         return
     (out / MANIFEST_NAME).unlink(missing_ok=True)
-    for name in (*SPLIT_NAMES, QUARANTINE, FILTERED):
+    for name in (*SPLIT_NAMES, QUARANTINE, FILTERED, EXCLUDE):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
     for name in ("README.md", PLAN_NAME):

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data_prep.corpus import Item, Media, TextSpan
@@ -87,6 +87,16 @@ class ShardPlan:
     def num_items(self) -> int:
         return sum(len(shard.items) for shard in self.shards)
 
+    def without(self, keys: frozenset[str]) -> "ShardPlan":
+        """The same shards and digest, less the items of these keys."""
+        if not keys:
+            return self
+        shards = tuple(
+            replace(shard, items=tuple(item for item in shard.items if item.key not in keys))
+            for shard in self.shards
+        )
+        return replace(self, shards=shards)
+
 
 def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
     """The split of a group by its hash: independent of seed, corpus and all other samples."""
@@ -123,19 +133,34 @@ def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
             )
     if not by_key:
         raise DataError(f"{options.source} holds no sample for {options.task}; check --src")
-    ordered = sorted(by_key.values(), key=lambda item: _order(item, options.seed))
+    ordered = in_order(by_key.values(), options.seed)
     digest = _digest(ordered, options)
-    splits: dict[str, list[Item]] = {name: [] for name in SPLIT_NAMES}
     declared = {item.declared_split for item in ordered if item.declared_split}
+    return ShardPlan(options, cut_into_shards(ordered, declared, options), digest)
+
+
+def in_order(items: Iterable[Item], seed: int) -> list[Item]:
+    """Items in the order in which they stand in the shards."""
+    return sorted(items, key=lambda item: _order(item, seed))
+
+
+def cut_into_shards(
+    ordered: list[Item], declared: set[str], options: ShardingOptions, infix: str = ""
+) -> tuple[PlannedShard, ...]:
+    """Shards `split/NAME-split-infixNNNNNN.tar` of each split, in their order.
+
+    `declared` are the splits that the corpus itself knows.
+    """
+    splits: dict[str, list[Item]] = {name: [] for name in SPLIT_NAMES}
     for item in ordered:
         splits[_split(item, declared, options)].append(item)
     per_shard = _samples_per_shard(ordered, options)
     shards = []
     for split, members in splits.items():
         for number, start in enumerate(range(0, len(members), per_shard)):
-            path = f"{split}/{options.name}-{split}-{number:06d}.tar"
+            path = f"{split}/{options.name}-{split}-{infix}{number:06d}.tar"
             shards.append(PlannedShard(path, split, tuple(members[start : start + per_shard])))
-    return ShardPlan(options, tuple(shards), digest)
+    return tuple(shards)
 
 
 def _order(item: Item, seed: int) -> tuple[int, str, int, str]:

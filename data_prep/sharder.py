@@ -5,7 +5,6 @@ a rerun after a kill, with any number of workers or tasks, ends with the same by
 """
 
 import hashlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -23,16 +21,13 @@ from typing import Protocol
 
 from data_prep.corpus import BadSampleError, Item
 from data_prep.encode import encode
+from data_prep.exclude import refuse_masks
 from data_prep.filters import FILTER_REASONS, Filters, bad_and_filtered
-from data_prep.shard_plan import PlannedShard, ShardPlan
-from muomni.data.atomic_write import write_atomic
+from data_prep.listings import FILTERED, QUARANTINE, all_listed, printable, store_listing
+from data_prep.shard_plan import PlannedShard, ShardingOptions, ShardPlan
 from muomni.data.manifest import MANIFEST_NAME, ShardRecord, Task
 from muomni.data.shard_writer import ShardWriter, load_record
 from muomni.errors import DataError, MachineError
-
-# Folders of the lists of samples that were left out, a file a shard.
-QUARANTINE = "quarantine"
-FILTERED = "filtered"
 
 _POLL_S = 0.5
 _COUNT_EVERY = 50
@@ -77,6 +72,7 @@ def write_shards(
         jobs.append(_Job(root, shard, options.task, options.filters, plan.digest, sources_digest))
     if not jobs:
         return
+    refuse_masks(root)
     # Shards change from here on, so an earlier manifest no longer describes the folder.
     (root / MANIFEST_NAME).unlink(missing_ok=True)
     limit = plan.options.max_bad_fraction * plan.num_items
@@ -84,6 +80,22 @@ def write_shards(
         num_bad += _num_bad(record)
         if num_bad > limit:
             raise too_many_bad(root, num_bad, plan.num_items, plan.options.max_bad_fraction)
+
+
+def write_retried(
+    shards: tuple[PlannedShard, ...],
+    options: ShardingOptions,
+    digest: str,
+    root: Path,
+    num_workers: int,
+    progress: Progress,
+) -> list[ShardRecord]:
+    """Write shards beside those of a finished dataset, and give their records."""
+    jobs = [
+        _Job(root, shard, options.task, options.filters, digest, digest_of_sources(shard.items))
+        for shard in shards
+    ]
+    return list(_run(jobs, min(num_workers, len(jobs)), progress))
 
 
 def _num_bad(record: ShardRecord) -> int:
@@ -106,18 +118,12 @@ def digest_of_sources(items: tuple[Item, ...]) -> str:
 
 def too_many_bad(root: Path, num_bad: int, num_items: int, max_fraction: float) -> DataError:
     """The error for a corpus with too many bad samples; names the first one."""
-    first = next(_quarantined(root))
+    first = next(all_listed(root / QUARANTINE))
     return DataError(
         f"{num_bad} of {num_items} samples are bad ({num_bad / num_items:.2%}), more than "
         f"--max-bad-fraction {max_fraction:g}; the first is {first['key']} ({first['source']}): "
         f"{first['message']}; all are listed in {root / QUARANTINE}: mend them, or accept more"
     )
-
-
-def _quarantined(root: Path) -> Iterator[dict[str, str]]:
-    for path in sorted((root / QUARANTINE).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
 
 
 def _is_current(root: Path, record: ShardRecord, digest: str, sources_digest: str) -> bool:
@@ -210,9 +216,9 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
                 left_out.append(
                     {
                         "key": item.key,
-                        "source": _printable(item.source),
+                        "source": printable(item.source),
                         "reason": reason,
-                        "message": _printable(error.problem.message),
+                        "message": printable(error.problem.message),
                     }
                 )
             if number % _COUNT_EVERY == 0 or monotonic() > next_report:
@@ -222,22 +228,7 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
         writer.dropped = dropped
         filtered = [each for each in left_out if each["reason"] in FILTER_REASONS]
         bad = [each for each in left_out if each["reason"] not in FILTER_REASONS]
-        _store_listing(job.root / QUARANTINE, job.shard.path, bad)
-        _store_listing(job.root / FILTERED, job.shard.path, filtered)
+        store_listing(job.root / QUARANTINE, job.shard.path, bad)
+        store_listing(job.root / FILTERED, job.shard.path, filtered)
     assert writer.record is not None
     return writer.record
-
-
-def _store_listing(folder: Path, shard_path: str, left_out: list[dict[str, str]]) -> None:
-    """List what a shard leaves out; an empty list leaves no file, not even of an earlier run."""
-    path = folder / Path(shard_path).with_suffix(".jsonl").name
-    if left_out:
-        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in left_out)
-        write_atomic(path, lines.encode())
-    else:
-        with suppress(FileNotFoundError):
-            path.unlink()
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.exclude import mask_problems
 from data_prep.sample_figures import figures
 from muomni.data.manifest import Manifest, ShardRecord, Totals, hash64
 from muomni.data.shard_reader import SplitReader, check_shard
@@ -47,6 +48,7 @@ def verify(manifest: Manifest, full: bool, decode_percent: float, num_workers: i
     check = partial(_check, manifest, full, decode_percent)
     results = _map(check, shards, num_workers)
     problems = [problem for found, _ in results for problem in found]
+    problems += mask_problems(manifest)
     if full and not problems:
         problems += _repeated_keys(manifest)
     return Report(

@@ -191,9 +191,14 @@ def finish_record(tar_path: Path, record: ShardRecord, columns: np.ndarray) -> S
     write_atomic(columns_path(tar_path), buffer.getvalue())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     record = record.model_copy(update={"columns_sha256": digest})
+    store_record(tar_path, record)
+    return record
+
+
+def store_record(tar_path: Path, record: ShardRecord) -> None:
+    """Write the record of a shard, atomically."""
     text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     write_atomic(record_path(tar_path), text.encode())
-    return record
 
 
 def load_record(tar_path: Path) -> ShardRecord | None:
