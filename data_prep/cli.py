@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data_prep import adopt, preview, stats
 from data_prep.bundled import make_sample, remove_sample
 from data_prep.curation_verbs import add_curation
+from data_prep.datasets import find_manifests
 from data_prep.finalize import finalize
 from data_prep.sharder import Progress
 from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_task
@@ -149,7 +150,7 @@ def _run_finalize(arguments: argparse.Namespace) -> None:
 def _run_verify(arguments: argparse.Namespace) -> None:
     problems: list[str] = []
     reports = {}
-    for manifest in _manifests(arguments.dirs):
+    for manifest in find_manifests(arguments.dirs):
         report = verify(manifest, arguments.full, arguments.decode, arguments.workers)
         problems += report.problems
         reports[str(manifest.root)] = asdict(report)
@@ -168,7 +169,7 @@ def _run_verify(arguments: argparse.Namespace) -> None:
 
 
 def _run_stats(arguments: argparse.Namespace) -> None:
-    manifests = _manifests(arguments.dirs)
+    manifests = find_manifests(arguments.dirs)
     if arguments.json:
         figures = {str(manifest.root): stats.split_stats(manifest) for manifest in manifests}
         print(json.dumps(figures, indent=1))
@@ -205,20 +206,6 @@ def _run_index(arguments: argparse.Namespace) -> None:
 
 def _print_stats(manifests: list[Manifest]) -> None:
     print("\n\n".join(stats.table(manifest, stats.split_stats(manifest)) for manifest in manifests))
-
-
-def _manifests(folders: list[Path]) -> list[Manifest]:
-    """The datasets in the given folders or directly below them."""
-    found = []
-    for folder in folders:
-        if (folder / "manifest.json").is_file():
-            found.append(Manifest.load(folder))
-            continue
-        inside = sorted(folder.glob("*/manifest.json"))
-        if not inside:
-            found.append(Manifest.load(folder))
-        found += [Manifest.load(path.parent) for path in inside]
-    return found
 
 
 @contextlib.contextmanager

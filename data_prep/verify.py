@@ -5,17 +5,15 @@ a walk over all tar headers, keys unique over all shards. decode: a share of the
 """
 
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.exclude import mask_problems
 from data_prep.sample_figures import figures
+from data_prep.shard_pool import map_shards
 from muomni.data.manifest import Manifest, ShardRecord, Totals, hash64
 from muomni.data.shard_reader import SplitReader, check_shard
 from muomni.data.shard_writer import columns_path, load_record
@@ -46,7 +44,7 @@ def verify(manifest: Manifest, full: bool, decode_percent: float, num_workers: i
     """Check all shards in parallel and collect their problems; nothing is repaired."""
     shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     check = partial(_check, manifest, full, decode_percent)
-    results = _map(check, shards, num_workers)
+    results = map_shards(check, shards, num_workers)
     problems = [problem for found, _ in results for problem in found]
     problems += mask_problems(manifest)
     if full and not problems:
@@ -57,17 +55,6 @@ def verify(manifest: Manifest, full: bool, decode_percent: float, num_workers: i
         num_decoded=sum(num_decoded for _, num_decoded in results),
         problems=tuple(problems),
     )
-
-
-def _map(
-    check: Callable[[tuple[str, ShardRecord]], tuple[list[str], int]],
-    shards: list[tuple[str, ShardRecord]],
-    num_workers: int,
-) -> list[tuple[list[str], int]]:
-    if num_workers <= 1 or len(shards) <= 1:
-        return [check(shard) for shard in shards]
-    with ProcessPoolExecutor(min(num_workers, len(shards)), get_context("spawn")) as pool:
-        return list(pool.map(check, shards))
 
 
 def _check(
