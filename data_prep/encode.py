@@ -1,47 +1,32 @@
 """From an item to the members of a sample: reads its files, checks them, counts their cost.
 
-Files are copied as they are: nothing is transcoded, parts of recordings are cut without loss. Each
-picture and recording is decoded once in full, so what reaches a shard can be trained on. Raises
-`BadSampleError` otherwise, and for a sound sample that a filter leaves out.
+Files are copied as they are unless the treatment asks for more; parts of recordings are cut without
+loss. Raises `BadSampleError` for a sample that cannot be used, and for a sound one that a filter leaves
+out. Filters look at pictures and recordings as they came, and at texts as they go in.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
-
+from data_prep.checked_media import checked_picture, checked_recording, decoded_recording
 from data_prep.corpus import (
     BAD_RECORD,
     BAD_UTF8,
-    BROKEN_AUDIO,
-    BROKEN_IMAGE,
     EMPTY_TEXT,
     MISSING_MEDIA,
     BadSampleError,
     Cell,
     Item,
-    Media,
     Part,
     Problem,
     TextSpan,
 )
 from data_prep.filters import Filters, unwanted_picture, unwanted_speech, unwanted_text
-from data_prep.media import read_cell, read_media
-from muomni.data.decode import (
-    AUDIO_EXTENSIONS,
-    IMAGE_EXTENSIONS,
-    AudioFacts,
-    image_size,
-    read_audio,
-)
+from data_prep.media import read_cell
+from data_prep.treatment import Treatment, treat_text
 from muomni.data.manifest import Task
 from muomni.data.shard_writer import SampleCost
-from muomni.errors import DataError
-
-# A picture or question may serve many conversations; the last ones are not decoded again.
-_NUM_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +37,13 @@ class EncodedSample:
     cost: SampleCost
 
 
-def encode(item: Item, task: Task, filters: Filters) -> EncodedSample:
+def encode(item: Item, task: Task, filters: Filters, treatment: Treatment) -> EncodedSample:
     """Make the sample of an item; raises `BadSampleError` with reason and message.
 
     A sample is filtered only after it proved sound, so filters do not hide how many are bad.
     """
     _leave_out(item.problem)
-    return _ENCODERS[task](item, filters)
-
-
-@lru_cache(maxsize=_NUM_KEPT)
-def checked_image(media: Media) -> tuple[str, bytes, int, int]:
-    """Extension, bytes, width and height of a picture that decodes."""
-    extension, data = read_media(media, IMAGE_EXTENSIONS, BROKEN_IMAGE)
-    try:
-        return extension, data, *image_size(data)
-    except DataError as error:
-        raise BadSampleError(BROKEN_IMAGE, f"{media}: {error}") from error
-
-
-@lru_cache(maxsize=_NUM_KEPT)
-def checked_audio(media: Media) -> tuple[str, bytes, AudioFacts]:
-    """Extension, bytes and facts of a recording that decodes and is not empty."""
-    extension, data, samples, sample_rate_hz = _decoded_audio(media)
-    return extension, data, AudioFacts.of(samples, sample_rate_hz)
-
-
-def _decoded_audio(media: Media) -> tuple[str, bytes, np.ndarray, int]:
-    """Extension, bytes, samples and their rate; not kept, since samples need much memory."""
-    extension, data = read_media(media, AUDIO_EXTENSIONS, BROKEN_AUDIO)
-    try:
-        return extension, data, *read_audio(data)
-    except DataError as error:
-        raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
+    return _ENCODERS[task](item, filters, treatment)
 
 
 def _leave_out(problem: Problem | None) -> None:
@@ -97,18 +56,23 @@ def _json(content: dict[str, object]) -> bytes:
     return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _encode_text(item: Item, filters: Filters) -> EncodedSample:
+def _encode_text(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
     data = item.texts[0].encode() if item.span is None else _read_span(item.span)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise BadSampleError(BAD_UTF8, f"{item.source} is not valid UTF-8") from error
+    original, text = text, treat_text(treatment, text)
     if not text.strip():
         raise BadSampleError(EMPTY_TEXT, f"{item.source} is empty")
     _leave_out(unwanted_text(filters, text))
+    metadata = dict(item.metadata)
     members = [("txt", data)]
-    if item.metadata:
-        members.append(("json", _json(dict(item.metadata))))
+    if text != original:
+        members = [("txt", text.encode())]
+        metadata["original_text"] = original
+    if metadata:
+        members.append(("json", _json(dict(metadata))))
     return EncodedSample(tuple(members), SampleCost(num_chars=len(text)))
 
 
@@ -123,42 +87,65 @@ def _read_span(span: TextSpan | Cell) -> bytes:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {span.path}: {error.strerror}") from error
 
 
-def _encode_image_caption(item: Item, filters: Filters) -> EncodedSample:
-    extension, data, width, height = checked_image(item.media[0])
-    _leave_out(unwanted_picture(filters, width, height))
-    captions = _wanted_captions(item.texts, filters)
+def _encode_image_caption(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
+    picture = checked_picture(item.media[0], treatment)
+    _leave_out(unwanted_picture(filters, *picture.original_size))
+    texts = tuple(treat_text(treatment, caption) for caption in item.texts)
+    captions = _wanted_captions(tuple(filter(str.strip, texts)), filters)
     content: dict[str, object] = {**_present(item.metadata), "captions": captions}
-    members = ((extension, data), ("json", _json(content)), ("txt", captions[0].encode()))
-    cost = SampleCost(num_chars=len(captions[0]), num_pixels=width * height, num_images=1)
+    if texts != item.texts:
+        content["original_captions"] = item.texts
+    members = (
+        (picture.extension, picture.data),
+        ("json", _json(content)),
+        ("txt", captions[0].encode()),
+    )
+    cost = SampleCost(num_chars=len(captions[0]), num_pixels=picture.num_pixels, num_images=1)
     return EncodedSample(members, cost)
 
 
 def _wanted_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
     """The captions that pass; the problem of the first one is raised where none does."""
+    if not captions:
+        raise BadSampleError(EMPTY_TEXT, "the caption is empty after normalisation")
     problems = [unwanted_text(filters, caption) for caption in captions]
     if all(problems):
         _leave_out(problems[0])
     return [text for text, problem in zip(captions, problems, strict=True) if problem is None]
 
 
-def _encode_speech(item: Item, filters: Filters) -> EncodedSample:
-    extension, data, samples, sample_rate_hz = _decoded_audio(item.media[0])
-    facts = AudioFacts.of(samples, sample_rate_hz)
-    text, duration_s = item.texts[0], facts.duration_ms / 1000
+def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
+    original, text = item.texts[0], treat_text(treatment, item.texts[0])
+    if filters.needs_levels:
+        recording, samples = decoded_recording(item.media[0], treatment)
+    else:
+        recording, samples = checked_recording(item.media[0], treatment), None
+    facts = recording.facts
+    duration_s = facts.duration_ms / 1000
+    if not text.strip():
+        raise BadSampleError(EMPTY_TEXT, "the transcript is empty after normalisation")
     _leave_out(unwanted_text(filters, text))
-    _leave_out(unwanted_speech(filters, samples, sample_rate_hz, duration_s, len(text)))
+    _leave_out(unwanted_speech(filters, samples, recording.original_rate_hz, duration_s, len(text)))
     content: dict[str, object] = {
         **_present(item.metadata),
         "text": text,
         "duration_s": duration_s,
-        "sample_rate_hz": sample_rate_hz,
+        "sample_rate_hz": facts.sample_rate_hz,
     }
-    members = ((extension, data), ("json", _json(content)), ("txt", text.encode()))
+    if text != original:
+        content.setdefault("original_text", original)
+    if recording.original_rate_hz != facts.sample_rate_hz:
+        content["original_sample_rate_hz"] = recording.original_rate_hz
+    members = (
+        (recording.extension, recording.data),
+        ("json", _json(content)),
+        ("txt", text.encode()),
+    )
     cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
     return EncodedSample(members, cost)
 
 
-def _encode_conversation(item: Item, filters: Filters) -> EncodedSample:
+def _encode_conversation(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
     _check_turns(item)
     unwanted: Problem | None = None
     media: list[tuple[str, bytes]] = []
@@ -172,15 +159,15 @@ def _encode_conversation(item: Item, filters: Filters) -> EncodedSample:
                 num_chars += len(part.value)
                 continue
             if part.kind == "image":
-                extension, data, width, height = checked_image(part.value)
-                unwanted = unwanted or unwanted_picture(filters, width, height)
-                num_pixels += width * height
+                medium = checked_picture(part.value, treatment)
+                unwanted = unwanted or unwanted_picture(filters, *medium.original_size)
+                num_pixels += medium.num_pixels
                 num_images += 1
             else:
-                extension, data, facts = checked_audio(part.value)
-                duration_ms += facts.duration_ms
-            name = f"{len(media)}.{extension}"
-            media.append((name, data))
+                medium = checked_recording(part.value, treatment)
+                duration_ms += medium.facts.duration_ms
+            name = f"{len(media)}.{medium.extension}"
+            media.append((name, medium.data))
             content.append({"type": part.kind, "name": name})
         turns.append({"role": turn.role, "content": content})
     _leave_out(unwanted)
@@ -219,7 +206,7 @@ def _present(metadata: dict[str, str]) -> dict[str, object]:
     return {name: text for name, text in metadata.items() if text}
 
 
-_ENCODERS: dict[Task, Callable[[Item, Filters], EncodedSample]] = {
+_ENCODERS: dict[Task, Callable[[Item, Filters, Treatment], EncodedSample]] = {
     "text": _encode_text,
     "image-caption": _encode_image_caption,
     "speech": _encode_speech,

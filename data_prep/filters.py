@@ -100,6 +100,11 @@ class Filters:
                 "like latin, cyrillic or han"
             )
 
+    @property
+    def needs_levels(self) -> bool:
+        """Whether recordings have to be decoded to be filtered."""
+        return self.max_silence_fraction is not None or self.max_clipped_fraction is not None
+
     def as_text(self) -> dict[str, str]:
         """The filters that are set, for plan and manifest."""
         return {name: str(value) for name, value in asdict(self).items() if value not in (None, "")}
@@ -137,17 +142,26 @@ def unwanted_picture(filters: Filters, width: int, height: int) -> Problem | Non
 
 
 def unwanted_speech(
-    filters: Filters, samples: np.ndarray, sample_rate_hz: int, duration_s: float, num_chars: int
+    filters: Filters,
+    samples: np.ndarray | None,
+    sample_rate_hz: int,
+    duration_s: float,
+    num_chars: int,
 ) -> Problem | None:
-    """Why a recording, float [num_samples, num_channels], with a transcript is left out."""
+    """Why a recording, float [num_samples, num_channels], with a transcript is left out.
+
+    Samples are needed where `filters.needs_levels`.
+    """
     problem = (
         _outside(filters, "min_duration_s", duration_s)
         or _outside(filters, "max_duration_s", duration_s)
         or _outside(filters, "min_chars_per_s", num_chars / duration_s)
         or _outside(filters, "max_chars_per_s", num_chars / duration_s)
     )
+    if samples is None or problem:
+        return problem
     # Levels are worked out only where they are asked for.
-    if not problem and filters.max_silence_fraction is not None:
+    if filters.max_silence_fraction is not None:
         fraction = silence_fraction(samples, sample_rate_hz)
         problem = _outside(filters, "max_silence_fraction", fraction)
     if not problem and filters.max_clipped_fraction is not None:

@@ -65,6 +65,7 @@ def finalize(root: Path) -> Manifest:
         splits=splits,
         dropped=dropped,
         filters=plan.filters,
+        treatment=plan.treatment,
     )
     _remove_leftovers(root)
     store_manifest(manifest)
@@ -100,6 +101,7 @@ def dataset_card(manifest: Manifest) -> str:
         f"- Splits: {manifest.split_rule}",
         f"- Left out: {_counts(bad)}",
         *_filter_facts(manifest.filters, filtered),
+        *_treatment_facts(manifest.treatment),
         f"- Fingerprint: `{manifest.fingerprint}`",
     ]
     title = f"# {manifest.name}"
@@ -113,6 +115,12 @@ def _filter_facts(filters: dict[str, str], filtered: dict[str, int]) -> list[str
         return []
     bounds = ", ".join(f"{name}={value}" for name, value in filters.items())
     return [f"- Filters: {bounds}", f"- Filtered: {_counts(filtered)}"]
+
+
+def _treatment_facts(treatment: dict[str, str]) -> list[str]:
+    """What was changed or not checked, for the card; nothing for files as they came."""
+    chosen = ", ".join(f"{name}={value}" for name, value in treatment.items())
+    return [f"- Treatment: {chosen}"] if chosen else []
 
 
 def _counts(dropped: dict[str, int]) -> str:

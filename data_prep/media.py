@@ -21,6 +21,7 @@ from data_prep.corpus import (
     Clip,
     Media,
 )
+from muomni.data.decode import MAX_VALUES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -153,6 +154,8 @@ def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
     else:
         kind, subtype, dtype = _EXACT.get(file.subtype, _SIXTEEN_BITS)
         lead_in = 0
+    if num_samples * file.channels > MAX_VALUES:
+        raise BadSampleError(BAD_RECORD, f"{clip} is longer than any recording may be")
     file.seek(start - lead_in)
     samples: np.ndarray = file.read(lead_in + num_samples, dtype=dtype, always_2d=True)[lead_in:]
     if len(samples) < num_samples - _MAX_BEYOND_END_S * file.samplerate:

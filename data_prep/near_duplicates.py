@@ -154,10 +154,7 @@ def _bit_masks(max_distance: int) -> Iterator[np.ndarray]:
     The bits are cut into d + 2 blocks; d wrong bits leave two blocks untouched.
     """
     bounds = np.linspace(0, 64, max_distance + 3).astype(int)
-    blocks = [
-        sum(1 << bit for bit in range(start, end))
-        for start, end in pairwise(bounds)
-    ]
+    blocks = [sum(1 << bit for bit in range(start, end)) for start, end in pairwise(bounds)]
     for one, other in combinations(blocks, 2):
         yield np.array(one | other, dtype=np.uint64)
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from data_prep.corpus import ReaderOptions
 from data_prep.filters import Filters
 from data_prep.shard_plan import ShardingOptions, ShardPlan
+from data_prep.treatment import Treatment
 from muomni.config.models import Section
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import MANIFEST_NAME, Task
@@ -63,6 +64,7 @@ class PlanFile(Section):
     source: str = ""
     max_bad_fraction: float
     filters: dict[str, str] = Field(default_factory=dict)
+    treatment: dict[str, str] = Field(default_factory=dict)
     config_digest: str
     shards: tuple[PlannedPath, ...]
     request: Request | None = None
@@ -92,6 +94,7 @@ def plan_file(plan: ShardPlan) -> PlanFile:
         source=options.source.name,
         max_bad_fraction=options.max_bad_fraction,
         filters=options.filters.as_text(),
+        treatment=options.treatment.as_text(),
         config_digest=plan.digest,
         shards=tuple(
             PlannedPath(path=shard.path, split=shard.split, num_planned=len(shard.items))
@@ -138,6 +141,7 @@ def original_options(
         max_bad_fraction=plan.max_bad_fraction,
         licence=plan.licence,
         filters=Filters.from_text(plan.filters),
+        treatment=Treatment.from_text(plan.treatment),
     )
     return options, ReaderOptions.from_text(plan.reader_options, media_root)
 
@@ -176,7 +180,7 @@ def store_plan_file(root: Path, plan: PlanFile) -> PlanFile:
 def write_plan_file(root: Path, plan: PlanFile) -> None:
     """Write the plan file as it is, atomically."""
     # Earlier versions refuse keys that they do not know; what is not used stays readable to them.
-    unused = {name for name in ("filters", "retries") if not getattr(plan, name)}
+    unused = {name for name in ("filters", "treatment", "retries") if not getattr(plan, name)}
     content = plan.model_dump(mode="json", exclude=unused)
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_atomic(root / PLAN_NAME, text.encode())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.corpus import Item, Media, TextSpan
 from data_prep.filters import Filters
+from data_prep.treatment import Treatment
 from muomni.data.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
 from muomni.data.tar_index import BLOCK_BYTES, padded
 from muomni.errors import ConfigError, DataError
@@ -42,6 +43,7 @@ class ShardingOptions:
     max_bad_fraction: float = 0.01
     licence: str = ""
     filters: Filters = field(default_factory=Filters)
+    treatment: Treatment = field(default_factory=Treatment)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
@@ -208,11 +210,13 @@ def _num_bytes(source: Media | TextSpan) -> int:
 def _digest(ordered: list[Item], options: ShardingOptions) -> str:
     """SHA-256 over options and items; paths count relative to the source, so data may move."""
     settings = asdict(options)
-    for name in ("source", "media_root", "max_bad_fraction", "filters"):
+    for name in ("source", "media_root", "max_bad_fraction", "filters", "treatment"):
         del settings[name]
-    # Without filters the digest is that of earlier versions, so their datasets can be continued.
+    # Without these the digest is that of earlier versions, so their datasets can be continued.
     if filters := options.filters.as_text():
         settings["filters"] = filters
+    if treatment := options.treatment.as_text():
+        settings["treatment"] = treatment
     settings["schema_version"] = SCHEMA_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     base = options.source if options.source.is_dir() else options.source.parent

@@ -25,6 +25,7 @@ from data_prep.exclude import refuse_masks
 from data_prep.filters import FILTER_REASONS, Filters, bad_and_filtered
 from data_prep.listings import FILTERED, QUARANTINE, all_listed, printable, store_listing
 from data_prep.shard_plan import PlannedShard, ShardingOptions, ShardPlan
+from data_prep.treatment import Treatment
 from muomni.data.manifest import MANIFEST_NAME, ShardRecord, Task
 from muomni.data.shard_writer import ShardWriter, load_record
 from muomni.errors import DataError, MachineError
@@ -46,8 +47,15 @@ class _Job:
     shard: PlannedShard
     task: Task
     filters: Filters
+    treatment: Treatment
     digest: str
     sources_digest: str
+
+    @classmethod
+    def of(cls, root: Path, shard: PlannedShard, options: ShardingOptions, digest: str) -> "_Job":
+        """The job of a shard as it has to be written now."""
+        sources = digest_of_sources(shard.items)
+        return cls(root, shard, options.task, options.filters, options.treatment, digest, sources)
 
 
 def write_shards(
@@ -62,14 +70,13 @@ def write_shards(
     jobs = []
     num_bad = 0
     for shard in plan.shards[index::num_tasks]:
-        sources_digest = digest_of_sources(shard.items)
+        job = _Job.of(root, shard, plan.options, plan.digest)
         record = load_record(root / shard.path)
-        if record and _is_current(root, record, plan.digest, sources_digest):
+        if record and _is_current(root, record, plan.digest, job.sources_digest):
             progress.update(len(shard.items))
             num_bad += _num_bad(record)
             continue
-        options = plan.options
-        jobs.append(_Job(root, shard, options.task, options.filters, plan.digest, sources_digest))
+        jobs.append(job)
     if not jobs:
         return
     refuse_masks(root)
@@ -91,10 +98,7 @@ def write_retried(
     progress: Progress,
 ) -> list[ShardRecord]:
     """Write shards beside those of a finished dataset, and give their records."""
-    jobs = [
-        _Job(root, shard, options.task, options.filters, digest, digest_of_sources(shard.items))
-        for shard in shards
-    ]
+    jobs = [_Job.of(root, shard, options, digest) for shard in shards]
     return list(_run(jobs, min(num_workers, len(jobs)), progress))
 
 
@@ -208,7 +212,7 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
         shown, next_report = 0, monotonic()
         for number, item in enumerate(job.shard.items, start=1):
             try:
-                sample = encode(item, job.task, job.filters)
+                sample = encode(item, job.task, job.filters, job.treatment)
                 writer.add(item.key, sample.members, item.group, sample.cost)
             except BadSampleError as error:
                 reason = error.problem.reason

@@ -11,6 +11,7 @@ from data_prep.prepare import OpenProgress, prepare, remove_dataset
 from data_prep.readers import READERS
 from data_prep.readers.plain_text import DOCUMENTS
 from data_prep.shard_plan import ShardingOptions
+from data_prep.treatment_options import add_treatment, given_treatment
 from muomni.data.manifest import Manifest, Task
 from muomni.errors import ConfigError
 
@@ -64,6 +65,7 @@ def add_task(
     verb.add_argument("--overwrite", action="store_true", help="delete the dataset at --out first")
     _add_reader_options(verb, task)
     add_filters(verb, task)
+    add_treatment(verb, task)
     verb.set_defaults(task=task)
     return verb
 
@@ -148,6 +150,7 @@ def run_task(arguments: argparse.Namespace, open_progress: OpenProgress) -> Mani
         max_bad_fraction=arguments.max_bad_fraction,
         licence=arguments.licence,
         filters=given_filters(arguments),
+        treatment=given_treatment(arguments),
     )
     task = _array_task(arguments.array_task)
     if arguments.overwrite:

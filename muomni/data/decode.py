@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from torchaudio.transforms import Resample
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+# All that Pillow may take bytes for, whatever the extension: others may start programs (PostScript).
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
+
+_BLOCK_SAMPLES = 1 << 22
+# Samples of all channels of one recording: 4 GiB as float32, 18 hours of 16 kHz mono.
+MAX_VALUES = 1 << 30
+# What writes to a pipe declares a length from here on, since it cannot know it.
+_UNKNOWN_WAV_BYTES = 0x7FFF0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +53,13 @@ class AudioFacts:
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Decode a picture fully and give its width and height; raises as `open_image`."""
-    with _picture_errors():
-        image = Image.open(io.BytesIO(data))
+    with picture_errors():
+        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+        size = image.size
+        # For JPEG an eighth of the size: all coefficients are still read, few pixels are made.
+        image.draft(image.mode, (1, 1))
         image.load()
-        return image.size
+        return size
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -56,19 +67,37 @@ def open_image(data: bytes) -> Image.Image:
 
     Raises `DataError` when the bytes are no picture or are cut off.
     """
-    with _picture_errors():
-        image = Image.open(io.BytesIO(data))
+    with picture_errors():
+        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            image = Image.new("RGBA", layer.size, "white")
-            image.alpha_composite(layer)
-        return image.convert("RGB")
+        return flat(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded picture as its EXIF data turns it, RGB, or RGBA where parts are transparent."""
+    image = _eight_bits(ImageOps.exif_transpose(image))
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """What `upright` gave as RGB; transparency is laid on white."""
+    if image.mode == "RGB":
+        return image
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits with its upper eight; Pillow would cut all levels above 255 to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 @contextmanager
-def _picture_errors() -> Iterator[None]:
+def picture_errors() -> Iterator[None]:
     """Everything that Pillow raises for broken or absurdly large pictures becomes `DataError`."""
     try:
         with warnings.catch_warnings():
@@ -107,12 +136,14 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
 def read_audio(data: bytes) -> tuple[np.ndarray, int]:
     """Decode a recording to float32 [num_samples, num_channels] and its own sample rate.
 
-    Raises `DataError` when it cannot be decoded, is empty, cut off, or holds non-finite values.
+    Raises `DataError` when it cannot be decoded, is empty, cut off, of absurd length, or holds
+    non-finite values.
     """
+    _check_wav_length(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_declared = file.frames
-            samples = file.read(dtype="float32", always_2d=True)
+            samples = _read_samples(file)
             sample_rate_hz = int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
         raise broken_recording(error) from error
@@ -126,6 +157,37 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
     return samples, sample_rate_hz
 
 
+def _read_samples(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples, a block at a time: a header may claim a length that no memory could hold."""
+    blocks = []
+    num_values = 0
+    while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        num_values += block.size
+        if num_values > MAX_VALUES:
+            raise DataError(
+                f"recording of more than {MAX_VALUES} samples; cut it into parts, or list segments"
+            )
+    if not blocks:
+        return np.empty((0, file.channels), dtype=np.float32)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _check_wav_length(data: bytes) -> None:
+    """Raise `DataError` for a WAV with fewer bytes than it declares; libsndfile would not mind."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    position = 12
+    while position + 8 <= len(data):
+        num_bytes = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"data":
+            num_there = len(data) - position - 8
+            if num_there < num_bytes < _UNKNOWN_WAV_BYTES:
+                raise DataError(f"broken recording (holds {num_there} of {num_bytes} bytes)")
+            return
+        position += 8 + num_bytes + num_bytes % 2
+
+
 def audio_facts(data: bytes) -> AudioFacts:
     """Decode a recording fully and say how long it is; raises as `read_audio`."""
     return AudioFacts.of(*read_audio(data))
@@ -137,15 +199,20 @@ def decode_audio(data: bytes) -> np.ndarray:
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if sample_rate_hz == SAMPLE_RATE_HZ:
         return np.ascontiguousarray(mono)
+    return resample(mono[:, None], sample_rate_hz, SAMPLE_RATE_HZ)[:, 0]
+
+
+def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Float32 [num_samples, num_channels] at another rate, by torchaudio's windowed sinc."""
     import torch
 
-    resampled = _resampler(sample_rate_hz)(torch.from_numpy(np.ascontiguousarray(mono)))
-    return resampled.numpy()
+    channels = torch.from_numpy(np.ascontiguousarray(samples.T))
+    return np.ascontiguousarray(_resampler(from_hz, to_hz)(channels).numpy().T)
 
 
 @lru_cache(maxsize=32)
-def _resampler(sample_rate_hz: int) -> "Resample":
-    """Windowed-sinc resampler from `sample_rate_hz`; its filter is computed once a process."""
+def _resampler(from_hz: int, to_hz: int) -> "Resample":
+    """A resampler; its filter is computed once a process."""
     from torchaudio.transforms import Resample
 
-    return Resample(sample_rate_hz, SAMPLE_RATE_HZ)
+    return Resample(from_hz, to_hz)

@@ -114,7 +114,7 @@ class Manifest(Section):
 
     `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
     fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
-    not be used and sound ones that `filters` left out.
+    not be used and sound ones that `filters` left out; `treatment` says what was changed in samples.
     """
 
     root: Path = Field(exclude=True)
@@ -131,6 +131,7 @@ class Manifest(Section):
     splits: dict[str, Split]
     dropped: dict[str, int] = Field(default_factory=dict)
     filters: dict[str, str] = Field(default_factory=dict)
+    treatment: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -176,8 +177,9 @@ class Manifest(Section):
 
     def to_json(self) -> str:
         """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
-        # Versions without filters refuse the key; a dataset without filters stays readable to them.
-        content = self.model_dump(mode="json", exclude=None if self.filters else {"filters"})
+        # Versions without these refuse the key; a dataset that has neither stays readable to them.
+        unused = {name for name in ("filters", "treatment") if not getattr(self, name)}
+        content = self.model_dump(mode="json", exclude=unused)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 

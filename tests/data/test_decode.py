@@ -7,7 +7,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from muomni.data.decode import audio_facts, decode_audio, decode_image, open_image
+from muomni.data.decode import (
+    audio_facts,
+    decode_audio,
+    decode_image,
+    open_image,
+    read_audio,
+    resample,
+)
 from muomni.errors import DataError
 
 
@@ -27,7 +34,7 @@ def _tone(rate: int, channels: int = 1, form: str = "FLAC", duration_s: float = 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     image = Image.new(mode, (40, 30))
-    data = _encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    data = _encode(image, "JPEG" if mode == "CMYK" else "PNG")
     array = decode_image(data, 16)
     assert array.shape == (3, 16, 16)
     assert array.dtype == np.uint8
@@ -98,3 +105,38 @@ def test_broken_recordings() -> None:
     soundfile.write(buffer, values, 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(DataError, match="non-finite"):
         decode_audio(buffer.getvalue())
+
+
+def test_sixteen_bits_of_grey_keep_their_levels() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    array = decode_image(_encode(Image.fromarray(ramp)), 64)
+    assert np.abs(array[0].astype(int) - (ramp >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "BMP", "EPS"])
+def test_other_formats_are_not_opened(form: str) -> None:
+    with pytest.raises(DataError, match="cannot identify"):
+        open_image(_encode(Image.new("RGB", (8, 8)), form))
+
+
+def test_a_wav_that_was_cut_off_is_broken() -> None:
+    data = _tone(16_000, form="WAV")
+    with pytest.raises(DataError, match="holds 15900 of 16000 bytes"):
+        read_audio(data[:-100])
+    # What writes to a pipe cannot know the length.
+    place = data.index(b"data") + 4
+    piped = data[:place] + b"\xff\xff\xff\xff" + data[place + 4 :]
+    assert len(read_audio(piped)[0]) == 8000
+
+
+def test_a_length_that_no_memory_holds() -> None:
+    data = bytearray(_tone(16_000))
+    data[21] |= 0x0F
+    data[22:26] = b"\xff\xff\xff\xff"
+    with pytest.raises(DataError, match="broken recording"):
+        read_audio(bytes(data))
+
+
+def test_resampling_keeps_channels() -> None:
+    samples, rate = read_audio(_tone(8_000, channels=2))
+    assert resample(samples, rate, 16_000).shape == (8000, 2)
