@@ -15,11 +15,13 @@ from data_prep.bundled import make_sample, remove_sample
 from data_prep.curation_verbs import add_curation
 from data_prep.datasets import find_manifests
 from data_prep.finalize import finalize
+from data_prep.mix import mix_table
 from data_prep.sharder import Progress
 from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_task
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import verify
-from muomni.data.manifest import TASKS, Manifest
+from muomni.data.atomic_write import write_atomic
+from muomni.data.manifest import MANIFEST_NAME, TASKS, Manifest
 from muomni.errors import ConfigError, DataError, exit_on_error
 
 _EPILOG = """\
@@ -102,11 +104,11 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_run_stats)
-    verb = verbs.add_parser("inspect", help="show samples of a dataset")
-    verb.add_argument("dir", type=Path, metavar="DIR")
+    verb = verbs.add_parser("inspect", help="show samples of a dataset, or what a data root holds")
+    verb.add_argument("dir", type=Path, metavar="DIR", help="dataset, or folder of datasets")
     verb.add_argument("--split", default="train")
     verb.add_argument("--count", type=positive, default=16, help="samples to show")
-    verb.add_argument("--png", type=Path, help="write pictures and spectrograms to this file")
+    verb.add_argument("--png", type=Path, help="write pictures, waveforms and spectrograms")
     verb.set_defaults(run=_run_inspect)
 
 
@@ -163,7 +165,7 @@ def _run_verify(arguments: argparse.Namespace) -> None:
         for problem in report.problems:
             print(f"  {problem}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        write_atomic(arguments.json, (json.dumps(reports, indent=1) + "\n").encode())
     if problems:
         raise DataError(f"{len(problems)} problems found, the first: {problems[0]}")
 
@@ -178,14 +180,20 @@ def _run_stats(arguments: argparse.Namespace) -> None:
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
-    manifest = Manifest.load(arguments.dir)
     if arguments.png and arguments.png.suffix.lower() != ".png":
         raise ConfigError(f"--png {arguments.png} must end in .png")
+    manifests = find_manifests([arguments.dir])
+    if not (arguments.dir / MANIFEST_NAME).is_file():
+        if arguments.png:
+            raise ConfigError(f"--png shows samples of one dataset, {arguments.dir} holds several")
+        print(mix_table(manifests, arguments.dir))
+        return
+    (manifest,) = manifests
     print(preview.describe(manifest, arguments.split, arguments.count))
     if arguments.png:
         if not preview.save_sheet(manifest, arguments.split, arguments.count, arguments.png):
             raise DataError(f"the samples of {arguments.dir} have neither pictures nor recordings")
-        print(f"pictures and spectrograms: {arguments.png}")
+        print(f"pictures and recordings: {arguments.png}")
 
 
 def _run_index(arguments: argparse.Namespace) -> None:

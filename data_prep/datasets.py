@@ -1,8 +1,8 @@
-"""Finds the datasets that a command line names."""
+"""Finds the datasets that a command line names, and parts them by shard."""
 
 from pathlib import Path
 
-from muomni.data.manifest import MANIFEST_NAME, Manifest
+from muomni.data.manifest import MANIFEST_NAME, Manifest, Split
 
 
 def find_manifests(folders: list[Path]) -> list[Manifest]:
@@ -18,3 +18,15 @@ def find_manifests(folders: list[Path]) -> list[Manifest]:
         else:
             found += [Manifest.load(path.parent) for path in inside]
     return found
+
+
+def by_shard(manifest: Manifest) -> list[Manifest]:
+    """A manifest a shard, that lists this shard only: to read shards in several processes.
+
+    A process then gets and checks no more than its own shard, however many there are.
+    """
+    return [
+        manifest.model_copy(update={"splits": {name: Split(shards=(shard,))}})
+        for name, split in manifest.splits.items()
+        for shard in split.shards
+    ]

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from data_prep.datasets import by_shard
 from data_prep.exclude import EXCLUDE, Mask, remove_mask, write_mask
 from data_prep.near_duplicates import (
     NUM_MINIMA,
@@ -151,7 +152,7 @@ def _of_one_task(
         for name, split in manifest.splits.items():
             start = parts[-1].start + parts[-1].num_samples if parts else 0
             parts.append(_Part(manifest, name, start, split.num_samples))
-    traits = _traits(parts, comparison, num_workers)
+    traits = _traits(manifests, comparison, num_workers)
     is_train = np.concatenate([np.full(part.num_samples, part.split == "train") for part in parts])
     same = _same(traits, comparison)
     groups = _groups(len(is_train), same)
@@ -163,13 +164,13 @@ def _of_one_task(
     first = _first_of_groups(groups, is_train & ~leaks)
     repeats = is_train & ~leaks & (first != np.arange(len(groups)))
     like = np.where(leaks, held_out, first)
+    describe = _describer(parts)
     outcomes = []
     for part in parts:
         if part.split != "train":
             continue
         rows = slice(part.start, part.start + part.num_samples)
         chosen = np.flatnonzero(leaks[rows] | repeats[rows]) + part.start
-        describe = _describer(parts)
         lines = [
             {
                 "mask": LEAKAGE if leaks[row] else REPEATS,
@@ -191,23 +192,20 @@ def _of_one_task(
     return outcomes
 
 
-def _traits(parts: list[_Part], comparison: Comparison, num_workers: int) -> Traits:
-    shards = []
-    for part in parts:
-        start = 0
-        for shard in part.manifest.split(part.split).shards:
-            shards.append((part.manifest, part.split, start, shard.num_samples))
-            start += shard.num_samples
+def _traits(manifests: list[Manifest], comparison: Comparison, num_workers: int) -> Traits:
+    shards = [shard for manifest in manifests for shard in by_shard(manifest)]
     return Traits.joined(map_shards(partial(_shard_traits, comparison), shards, num_workers))
 
 
-def _shard_traits(comparison: Comparison, shard: tuple[Manifest, str, int, int]) -> Traits:
-    manifest, split, start, num_samples = shard
+def _shard_traits(comparison: Comparison, manifest: Manifest) -> Traits:
+    """The traits of a dataset of one shard."""
+    ((split, _),) = manifest.splits.items()
     reader = SplitReader(manifest, split)
+    num_samples = len(reader)
     # Without a comparison by sight or signature their columns are empty.
     width = NUM_MINIMA if comparison.is_near else 0
     traits = Traits(
-        content=reader.columns["content_hash"][start : start + num_samples].astype(np.uint64),
+        content=reader.columns["content_hash"].astype(np.uint64),
         words=np.zeros(num_samples, np.uint64),
         media=np.zeros(num_samples, np.uint64),
         has_look=np.zeros(num_samples, bool),
@@ -218,7 +216,7 @@ def _shard_traits(comparison: Comparison, shard: tuple[Manifest, str, int, int])
     )
     if comparison.reads_text:
         for row in range(num_samples):
-            _read_traits(traits, row, reader.read(start + row), manifest, comparison)
+            _read_traits(traits, row, reader.read(row), manifest, comparison)
     return traits
 
 

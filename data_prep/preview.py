@@ -1,54 +1,48 @@
-"""Shows samples of a split: a text table, a contact sheet of pictures, spectrograms of recordings."""
+"""Shows samples of a split: a table of text, and a sheet of pictures and recordings with captions."""
 
 import json
+import re
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from data_prep.recording_panel import HEIGHT, WIDTH, recording_panel
 from data_prep.sample_figures import media_of
 from data_prep.train_tokenizer import sample_texts
-from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, decode_image, read_audio
+from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
 from muomni.data.manifest import Manifest
 from muomni.data.shard_reader import SplitReader
+from muomni.errors import DataError
 
-_TILE = 128
-_TEXT_WIDTH = 100
-_NUM_FFT, _HOP = 512, 160
+_NUM_COLUMNS = 4
+_TILE = WIDTH // _NUM_COLUMNS
+_GAP, _LINE_HEIGHT = 4, 13
+# The key, then the text.
+_NUM_CAPTION_LINES = 3
+_TEXT_WIDTH = 80
+# Behind pictures, so that transparent and white ones have an edge.
+_GROUND = (236, 236, 236)
 
 
 def describe(manifest: Manifest, split: str, num_samples: int) -> str:
-    """The first samples of a split, a line each: key, members, length of audio, text."""
+    """The first samples of a split as a table: id, key, members, length or size, text."""
     reader = SplitReader(manifest, split)
-    lines = []
+    rows = [("id", "key", "members", "seconds", "pixels", "text")]
     for index in range(min(num_samples, len(reader))):
-        sample = reader.read(index)
-        seconds = reader.columns[index]["duration_ms"] / 1000
+        sample, row = reader.read(index), reader.columns[index]
         members = " ".join(sorted(name for name in sample if name != "__key__"))
-        length = f"{seconds:6.2f} s  " if seconds else ""
-        lines.append(f"{sample['__key__']}  [{members}]  {length}{_text(sample, manifest.task)}")
+        seconds = f"{row['duration_ms'] / 1000:.2f}" if row["num_audios"] else "-"
+        pixels = f"{row['num_pixels']:,}" if row["num_images"] else "-"
+        text = _shortened(_text(sample, manifest.task), _TEXT_WIDTH)
+        rows.append((str(index), str(sample["__key__"]), members, seconds, pixels, text))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    is_number = (True, False, False, True, True)
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, is_number, strict=False)
+        aligned = [c.rjust(width) if right else c.ljust(width) for c, width, right in cells]
+        lines.append("  ".join([*aligned, row[-1]]))
     return "\n".join(lines)
-
-
-def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
-    """All pictures and spectrograms of the first samples in one picture; None without media."""
-    reader = SplitReader(manifest, split)
-    tiles = []
-    for index in range(min(num_samples, len(reader))):
-        sample = reader.read(index)
-        tiles += [
-            decode_image(d, _TILE).transpose(1, 2, 0) for _, d in media_of(sample, IMAGE_EXTENSIONS)
-        ]
-        tiles += [spectrogram(d) for _, d in media_of(sample, AUDIO_EXTENSIONS)]
-    if not tiles:
-        return None
-    num_columns = int(np.ceil(np.sqrt(len(tiles))))
-    num_rows = -(-len(tiles) // num_columns)
-    picture = Image.new("RGB", (num_columns * _TILE, num_rows * _TILE), "white")
-    for number, tile in enumerate(tiles):
-        place = (number % num_columns * _TILE, number // num_columns * _TILE)
-        picture.paste(Image.fromarray(tile), place)
-    return picture
 
 
 def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> bool:
@@ -61,26 +55,96 @@ def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> 
     return True
 
 
-def spectrogram(data: bytes) -> np.ndarray:
-    """A recording as uint8 [tile, tile, 3]: time to the right, low frequencies below, 80 dB."""
-    samples, _ = read_audio(data)
-    mono = np.pad(samples.mean(axis=1), (0, max(0, _NUM_FFT - len(samples))))
-    frames = np.lib.stride_tricks.sliding_window_view(mono, _NUM_FFT)[::_HOP]
-    power = np.abs(np.fft.rfft(frames * np.hanning(_NUM_FFT))) ** 2
-    decibels = 10 * np.log10(power.T[::-1] + 1e-10)
-    scaled = np.clip((decibels - decibels.max() + 80) / 80, 0, 1)
-    image = Image.fromarray((255 * (1 - scaled)).astype(np.uint8)).resize((_TILE, _TILE))
-    return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)
+def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
+    """Pictures in a grid, then recordings below each other, with captions; None without media.
+
+    What does not decode is shown as the reason why.
+    """
+    reader = SplitReader(manifest, split)
+    tiles: list[Image.Image] = []
+    panels: list[Image.Image] = []
+    for index in range(min(num_samples, len(reader))):
+        sample = reader.read(index)
+        key, text = str(sample["__key__"]), _text(sample, manifest.task)
+        tiles += [_tile(data, key, text) for _, data in media_of(sample, IMAGE_EXTENSIONS)]
+        seconds = reader.columns[index]["duration_ms"] / 1000
+        caption = f"{key}  {seconds:.2f} s  {text}"
+        panels += [_panel(data, caption) for _, data in media_of(sample, AUDIO_EXTENSIONS)]
+    if not tiles and not panels:
+        return None
+    tile_height = _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT + _GAP
+    panel_height = HEIGHT + _LINE_HEIGHT + _GAP
+    num_rows = -(-len(tiles) // _NUM_COLUMNS)
+    num_columns = _NUM_COLUMNS if panels else min(_NUM_COLUMNS, len(tiles))
+    height = num_rows * tile_height + len(panels) * panel_height
+    picture = Image.new("RGB", (num_columns * _TILE, height), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, _NUM_COLUMNS)
+        picture.paste(tile, (column * _TILE, row * tile_height))
+    for number, panel in enumerate(panels):
+        picture.paste(panel, (0, num_rows * tile_height + number * panel_height))
+    return picture
+
+
+def _tile(data: bytes, key: str, text: str) -> Image.Image:
+    side = _TILE - _GAP
+    tile = Image.new("RGB", (_TILE, _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT), "white")
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle([0, 0, side - 1, side - 1], fill=_GROUND)
+    try:
+        picture = open_image(data)
+    except DataError as error:
+        draw.multiline_text((4, 4), _wrapped(draw, str(error), side - 8, 8), fill="red")
+    else:
+        picture.thumbnail((side, side))
+        tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    caption = (
+        f"{_wrapped(draw, key, side, 1)}\n{_wrapped(draw, text, side, _NUM_CAPTION_LINES - 1)}"
+    )
+    draw.multiline_text((0, side), caption, fill="black", spacing=1)
+    return tile
+
+
+def _panel(data: bytes, caption: str) -> Image.Image:
+    panel = Image.new("RGB", (WIDTH, HEIGHT + _LINE_HEIGHT), "white")
+    draw = ImageDraw.Draw(panel)
+    draw.text((0, 0), _wrapped(draw, caption, WIDTH, 1), fill="black")
+    try:
+        panel.paste(recording_panel(data), (0, _LINE_HEIGHT))
+    except DataError as error:
+        draw.text((0, _LINE_HEIGHT), str(error), fill="red")
+    return panel
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, num_lines: int) -> str:
+    """As much of a text as fits into lines of `width` pixels; words are cut only where they must be."""
+    lines = [""]
+    for word in re.findall(r"\s*\S+", text):
+        if lines[-1] and draw.textlength(lines[-1] + word) > width and len(lines) < num_lines:
+            lines.append("")
+            word = word.lstrip()
+        lines[-1] += word
+    for number, line in enumerate(lines):
+        while draw.textlength(lines[number]) > width:
+            line = line[:-1]
+            lines[number] = line + "..."
+    return "\n".join(lines)
 
 
 def _text(sample: dict[str, bytes | str], task: str) -> str:
-    if task == "sft":
-        turns = json.loads(sample["json"])["turns"]
-        text = " / ".join(f"{turn['role']}: {_parts(turn['content'])}" for turn in turns)
-    else:
-        text = " | ".join(sample_texts(sample, task))
-    text = " ".join(text.split())
-    return text if len(text) <= _TEXT_WIDTH else text[: _TEXT_WIDTH - 3] + "..."
+    try:
+        if task == "sft":
+            turns = json.loads(sample["json"])["turns"]
+            text = " / ".join(f"{turn['role']}: {_parts(turn['content'])}" for turn in turns)
+        else:
+            text = " | ".join(sample_texts(sample, task))
+    except (ValueError, KeyError, TypeError) as error:
+        return f"(no text that can be understood: {error})"
+    return " ".join(text.split())
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _parts(content: list[dict[str, str]]) -> str:

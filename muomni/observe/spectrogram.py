@@ -36,12 +36,17 @@ def write_waveform(path: Path, waveform: np.ndarray) -> None:
     soundfile.write(path, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def _colour(values: np.ndarray, floor: float, top: float) -> np.ndarray:
-    position = np.clip((values - floor) / (top - floor), 0, 1) * (len(_COLOURS) - 1)
+def level_colours(levels: np.ndarray, floor: float, top: float) -> np.ndarray:
+    """Levels as uint8 colours [..., 3], dark at `floor` and below, bright at `top` and above."""
+    position = np.clip((levels - floor) / (top - floor), 0, 1) * (len(_COLOURS) - 1)
     lower = np.minimum(position.astype(int), len(_COLOURS) - 2)
     share = (position - lower)[..., None]
     pixels = _COLOURS[lower] * (1 - share) + _COLOURS[lower + 1] * share
-    picture = pixels.round().astype(np.uint8)
+    return pixels.round().astype(np.uint8)
+
+
+def _colour(values: np.ndarray, floor: float, top: float) -> np.ndarray:
+    picture = level_colours(values, floor, top)
     return picture.repeat(_PIXELS_PER_CHANNEL, axis=0).repeat(_PIXELS_PER_FRAME, axis=1)
 
 

@@ -6,12 +6,14 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep.cli import main
 from muomni.data.manifest import Manifest, find_datasets
 from muomni.data.shard_reader import SplitReader
+from tests.corpora import write_tokenizer
 from tests.data_prep.raw_corpora import picture, write_coco, write_librispeech
 
 
@@ -78,6 +80,36 @@ def test_damaged_sidecars_are_found(
     assert "c-train-000000" in str(_verify(capsys, "--full", str(dataset)))
     path.unlink()
     assert "c-train-000000" in str(_verify(capsys, "--quick", str(dataset)))
+
+
+def test_verify_sees_what_other_tools_would_read(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stray = dataset / "train/c-train-000009.tar"
+    stray.write_bytes((dataset / "train/c-train-000000.tar").read_bytes())
+    assert "c-train-000009.tar is not in the manifest" in str(_verify(capsys, str(dataset)))
+    stray.unlink()
+    index = dataset / "train/c-train-000001.tar.idx"
+    offsets = np.fromfile(index, "<u8")
+    (offsets - np.uint64(512) * (offsets == offsets[-1])).tofile(index)
+    assert "still goes on" in str(_verify(capsys, str(dataset)))
+
+
+def test_all_problems_are_reported(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        tar = dataset / f"train/c-train-00000{number}.tar"
+        content = bytearray(tar.read_bytes())
+        content[5] ^= 1
+        tar.write_bytes(content)
+    report = dataset.parent / "reports/verify.json"
+    _verify(capsys, "--full", "--json", str(report), str(dataset))
+    problems = json.loads(report.read_text())[str(dataset)]["problems"]
+    for number in (0, 1):
+        own = [text for text in problems if f"c-train-00000{number}.tar" in text]
+        assert [sum(word in text for text in own) for word in ("SHA-256", "checksum")] == [1, 1]
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", "--decode", "101", str(dataset)])
+    assert stop.value.code == 2
 
 
 def _foreign(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
@@ -163,17 +195,68 @@ def test_stats(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "left out: nothing" in capsys.readouterr().out
 
 
-def test_inspect(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_pictures(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
-    main(["inspect", str(dataset), "--count", "4", "--png", str(tmp_path / "sheet.png")])
-    assert capsys.readouterr().out.count("thing number") == 4
-    assert Image.open(tmp_path / "sheet.png").size == (256, 256)
+    main(["inspect", str(dataset), "--count", "5", "--png", str(tmp_path / "sheet.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["id", "key", "members", "seconds", "pixels", "text"]
+    assert sum("thing number" in line for line in lines) == 5
+    assert len({line.index("thing") for line in lines[1:6]}) == 1
+    shown = Image.open(tmp_path / "sheet.png")
+    # Two rows of four; what lies in a tile is the picture's colour.
+    key = str(SplitReader(Manifest.load(dataset), "train").read(4)["__key__"])
+    height = shown.height // 2
+    colour = Image.open(io.BytesIO(picture(int(key)))).convert("RGB").getpixel((0, 0))
+    assert shown.getpixel((78, height + 78)) == colour
+
+
+def test_inspect_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     src = write_librispeech(tmp_path / "speech-src")
     command = ["speech", "--format", "librispeech", "--src", str(src), "--workers", "1"]
     main([*command, "--out", str(tmp_path / "speech"), "--val-fraction", "0"])
-    main(["inspect", str(tmp_path / "speech"), "--png", str(tmp_path / "speech.png")])
+    main(["inspect", str(tmp_path / "speech"), "--count", "2", "--png", str(tmp_path / "s.png")])
     assert "hello chapter" in capsys.readouterr().out
-    assert len(set(Image.open(tmp_path / "speech.png").convert("L").tobytes())) > 50
+    picture = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
+    height = len(picture) // 2
+    # A tone of about 200 Hz: loud in the lowest rows of the spectrogram, dark in the highest.
+    mel = picture[13 + 64 : 13 + 64 + 96, 100:500].sum(axis=2)
+    assert mel[80:].mean() > mel[:20].mean() + 200
+    # The waveform fills the middle 30 % of its height.
+    wave = (picture[13 : 13 + 64, 100:500] == (40, 90, 160)).all(axis=2).mean(axis=1)
+    assert wave[25:39].min() > 0.15 and wave[:18].max() == wave[46:].max() == 0
+    assert height > 13 + 64 + 96
+
+
+def test_what_does_not_decode_is_shown_as_the_reason(tmp_path: Path) -> None:
+    _foreign(tmp_path / "set/a.tar", [_pair(1), ("b", {"jpg": b"no", "txt": b"\xff"})])
+    main(["index", str(tmp_path / "set"), "--task", "image-caption", "--max-bad-fraction", "1"])
+    main(["inspect", str(tmp_path / "set"), "--png", str(tmp_path / "sheet.png")])
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert ((pixels[..., 0] > 200) & (pixels[..., 1:] < 120).all(axis=2)).sum() > 20
+
+
+def test_inspect_shows_the_mix_of_a_data_root(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text("".join(f"some words {n}\n" for n in range(60)))
+    for name in ("one", "two"):
+        command = ["text", "--format", "txt", "--src", str(tmp_path / "t.txt"), "--workers", "1"]
+        main([*command, "--out", str(tmp_path / name), "--val-fraction", "0"])
+    main(["inspect", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "no tokenizer.model there" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["text", "(all)", "120"] in [row[:3] for row in rows]
+    assert [row[3] for row in rows if row[:2] == ["text", "two"]] == ["50.0%"]
+    write_tokenizer(tmp_path / "tokenizer.model")
+    main(["inspect", str(tmp_path)])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "(all)" in line)
+    assert 100 < int(row.split()[-1].replace(",", "")) < 2000
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(tmp_path), "--png", "x.png"])
+    assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         main(["inspect", str(dataset), "--png", str(tmp_path / "sheet.gif")])
     assert stop.value.code == 2
