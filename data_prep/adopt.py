@@ -5,6 +5,7 @@ in its tar, since an index cannot leave a hole; it is counted, and too many of t
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from data_prep.finalize import store_manifest
 from data_prep.sample_figures import figures
 from data_prep.sharder import Progress
+from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.manifest import (
     COLUMNS,
     MANIFEST_NAME,
@@ -62,6 +64,8 @@ def adopt(
     bad: list[_BadSample] = []
     shards: dict[str, list[ShardRecord]] = {split: [] for split in SPLIT_NAMES}
     for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is no regular file; move it out of {root}")
         _refuse_foreign_json(path)
         split = next(
             (part for part in path.relative_to(root).parts if part in SPLIT_NAMES), "train"
@@ -117,6 +121,7 @@ def _index_shard(
     extensions: set[str] = set()
     with path.open("rb") as file:
         for sample in samples:
+            _refuse_names(sample, path, task)
             content: dict[str, bytes | str] = {"__key__": sample.key}
             for member in sample.members:
                 file.seek(member.data_offset)
@@ -145,6 +150,28 @@ def _index_shard(
         num_planned=len(samples),
     )
     return finish_record(path, record, columns)
+
+
+def _refuse_names(sample: SampleSpan, path: Path, task: Task) -> None:
+    """Raise `DataError` for names that lead out of a folder, and for keys that hold dots.
+
+    Such keys make one sample of several: img.v1.001.jpg and img.v1.002.jpg are both of sample `img`.
+    """
+    if sample.key.startswith("/") or ".." in sample.key.split("/"):
+        raise DataError(
+            f"{path}: member {sample.members[0].name!r} leads out of the folder that it would be "
+            "unpacked to; write the shard again with plain names"
+        )
+    extensions = [split_member_name(member.name)[1] for member in sample.members]
+    kinds = Counter(extension.rpartition(".")[2].lower() for extension in extensions)
+    single = ["json", "txt", *(() if task == "sft" else IMAGE_EXTENSIONS + AUDIO_EXTENSIONS)]
+    for kind in single:
+        if kinds[kind] > 1:
+            names = [member.name for member in sample.members if member.name.endswith(kind)]
+            raise DataError(
+                f"{path}: {names[0]!r} and {names[1]!r} count as one sample, whose key ends at the "
+                "first dot; write the shard again with keys without dots"
+            )
 
 
 def _row(sample: SampleSpan, content: dict[str, bytes | str], cost: SampleCost) -> tuple[int, ...]:

@@ -28,6 +28,11 @@ from data_prep.treatment import Treatment, treat_text
 from muomni.data.manifest import Task
 from muomni.data.shard_writer import SampleCost
 
+# Made once: `json.dumps` with these options would make one for each sample.
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+_MAX_FIGURE = 2**32 - 1
+_MAX_MEDIA = 2**16 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
@@ -43,7 +48,18 @@ def encode(item: Item, task: Task, filters: Filters, treatment: Treatment) -> En
     A sample is filtered only after it proved sound, so filters do not hide how many are bad.
     """
     _leave_out(item.problem)
-    return _ENCODERS[task](item, filters, treatment)
+    sample = _ENCODERS[task](item, filters, treatment)
+    _check_figures(sample)
+    return sample
+
+
+def _check_figures(sample: EncodedSample) -> None:
+    """The columns of a shard hold figures of 32 bits, and of 16 bits where they count media."""
+    cost = sample.cost
+    num_bytes = sum(len(data) for _, data in sample.members)
+    largest = max(num_bytes, cost.duration_ms, cost.num_chars, cost.num_pixels)
+    if largest > _MAX_FIGURE or max(cost.num_images, cost.num_audios) > _MAX_MEDIA:
+        raise BadSampleError(BAD_RECORD, f"a sample of {num_bytes} bytes and {cost} is absurd")
 
 
 def _leave_out(problem: Problem | None) -> None:
@@ -53,7 +69,7 @@ def _leave_out(problem: Problem | None) -> None:
 
 
 def _json(content: dict[str, object]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+    return _JSON.encode(content).encode()
 
 
 def _encode_text(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:

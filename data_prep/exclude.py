@@ -15,7 +15,7 @@ import numpy as np
 
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import Manifest, hash64
-from muomni.data.shard_writer import columns_path
+from muomni.data.shard_writer import columns_path, load_columns
 from muomni.errors import ConfigError, DataError
 
 EXCLUDE = "exclude"
@@ -133,7 +133,7 @@ def _ids_by_key(manifest: Manifest) -> dict[int, tuple[str, int]]:
     for name, split in manifest.splits.items():
         start = 0
         for shard in split.shards:
-            hashes = np.load(columns_path(manifest.root / shard.path))["key_hash"]
+            hashes = load_columns(columns_path(manifest.root / shard.path))["key_hash"]
             places.update((int(key), (name, start + row)) for row, key in enumerate(hashes))
             start += len(hashes)
     return places

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data_prep.filters import bad_and_filtered
+from data_prep.listings import QUARANTINE
 from data_prep.plan_file import PLAN_NAME, load_plan_file, missing_shards
 from data_prep.sharder import too_many_bad
 from muomni.data.atomic_write import write_atomic
@@ -46,7 +47,8 @@ def finalize(root: Path) -> Manifest:
     }
     splits = {name: split for name, split in splits.items() if split.shards}
     if "train" not in splits:
-        remedy = f"loosen the filters ({_counts(filtered)}), " if filtered else ""
+        remedy = f"mend what {QUARANTINE}/ lists ({_counts(bad)}), " if bad else ""
+        remedy += f"loosen the filters ({_counts(filtered)}), " if filtered else ""
         raise DataError(
             f"no sample of {root} is left in split train; {remedy}lower --val-fraction and "
             "--test-fraction or give more data"

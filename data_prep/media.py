@@ -5,6 +5,8 @@ loss: FLAC, or WAV for samples that FLAC cannot hold.
 """
 
 import io
+import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -65,7 +67,7 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
         if not media.file:
             raise BadSampleError(MISSING_MEDIA, f"{media} is empty")
         media = media.file
-    extension = Path(media).suffix.lower().lstrip(".")
+    extension = os.path.splitext(media)[1].lower().lstrip(".")
     return _checked(media, extension, known, broken), _read_file(media)
 
 
@@ -77,10 +79,22 @@ def _checked(media: Media, extension: str, known: tuple[str, ...], broken: str) 
 
 
 def _read_file(path: str) -> bytes:
+    """All bytes of a regular file: a pipe would never end, nor would some devices."""
     try:
-        return Path(path).read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadSampleError(MISSING_MEDIA, f"cannot read {path!r}: {reason}") from error
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadSampleError(MISSING_MEDIA, f"{path} is no regular file")
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
     except OSError as error:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _format_of(data: bytes) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.corpus import Item
 from data_prep.finalize import finalize
 from data_prep.listings import FILTERED, QUARANTINE, LeftOut, load_listing, printable, store_listing
@@ -30,7 +28,13 @@ from data_prep.readers import READERS
 from data_prep.shard_plan import PlannedShard, cut_into_shards, in_order
 from data_prep.sharder import Progress, write_retried
 from muomni.data.manifest import Manifest, hash64
-from muomni.data.shard_writer import columns_path, load_record, record_path, store_record
+from muomni.data.shard_writer import (
+    columns_path,
+    load_columns,
+    load_record,
+    record_path,
+    store_record,
+)
 from muomni.data.tar_index import index_path
 from muomni.errors import DataError
 
@@ -125,7 +129,7 @@ def _find(
 def _used_keys(root: Path, plan: PlanFile) -> set[int]:
     """Hashes of the keys in all shards."""
     paths = (columns_path(root / shard.path) for shard in plan.all_shards)
-    return {int(number) for path in paths for number in np.load(path)["key_hash"]}
+    return {int(number) for path in paths for number in load_columns(path)["key_hash"]}
 
 
 def _settle(root: Path, plan: PlanFile) -> None:

@@ -113,10 +113,11 @@ def digest_of_sources(items: tuple[Item, ...]) -> str:
     for path in dict.fromkeys(path for item in items for path in item.files):
         try:
             stat = os.stat(path)
-            digest.update(f"{Path(path).name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
-        except OSError:
-            # A missing file is part of the state: its sample goes to quarantine until it is there.
-            digest.update(f"{Path(path).name}:missing\n".encode())
+            digest.update(f"{os.path.basename(path)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+        except (OSError, ValueError):
+            # A missing file (or a name that none can have) is part of the state: its sample goes to
+            # quarantine until it is there.
+            digest.update(f"{os.path.basename(path)}:missing\n".encode())
     return digest.hexdigest()
 
 

@@ -15,9 +15,9 @@ from data_prep.datasets import by_shard
 from data_prep.exclude import mask_problems
 from data_prep.sample_figures import figures
 from data_prep.shard_pool import map_shards
-from muomni.data.manifest import COLUMNS, Manifest, ShardRecord, Totals, hash64
+from muomni.data.manifest import Manifest, ShardRecord, Totals, hash64
 from muomni.data.shard_reader import SplitReader, check_shard
-from muomni.data.shard_writer import SampleCost, columns_path, load_record
+from muomni.data.shard_writer import SampleCost, columns_path, load_columns, load_record
 from muomni.data.tar_index import (
     BLOCK_BYTES,
     group_samples,
@@ -71,6 +71,7 @@ def _check(full: bool, decode_percent: float, manifest: Manifest) -> tuple[list[
     (shard,) = content.shards
     path = manifest.root / shard.path
     try:
+        load_columns(columns_path(path))
         check_shard(manifest, shard)
         problems = _check_sidecars(path, shard)
     except DataError as error:
@@ -87,14 +88,12 @@ def _check(full: bool, decode_percent: float, manifest: Manifest) -> tuple[list[
 
 
 def _check_sidecars(path: Path, shard: ShardRecord) -> list[str]:
-    """Record, columns and the end of the index; reads one block of the tar."""
+    """Record and the end of the index; reads one block of the tar."""
     record = load_record(path)
     if record is None:
         return [f"the record of {path} is missing"]
     if record != shard:
         return [f"the record of {path} differs from the manifest"]
-    if np.load(columns_path(path), mmap_mode="r").dtype != COLUMNS:
-        return [f"{columns_path(path)} has other columns than this version writes"]
     end = int(read_index(index_path(path))[-1])
     with path.open("rb") as file:
         file.seek(end)
@@ -124,7 +123,7 @@ def _check_headers(path: Path, shard: ShardRecord) -> list[str]:
     starts = index_offsets(samples)[:-1]
     if not np.array_equal(starts, read_index(index_path(path))[:-1]):
         problems.append(f"{index_path(path)} does not fit {path}; make it again")
-    columns = np.load(columns_path(path))
+    columns = load_columns(columns_path(path))
     keys = np.array([hash64(sample.key) for sample in samples], dtype=np.uint64)
     if not np.array_equal(columns["key_hash"], keys):
         problems.append(f"{columns_path(path)} holds other keys than {path}")
@@ -183,7 +182,9 @@ def _unlisted_tars(manifest: Manifest) -> list[str]:
 def _repeated_keys(manifest: Manifest) -> list[str]:
     """Keys that stand in more than one shard."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    hashes = [np.load(columns_path(manifest.root / shard.path))["key_hash"] for shard in shards]
+    hashes = [
+        load_columns(columns_path(manifest.root / shard.path))["key_hash"] for shard in shards
+    ]
     unique, counts = np.unique(np.concatenate(hashes), return_counts=True)
     suspects = unique[counts > 1]
     seen: dict[str, str] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.corpus import BAD_RECORD, Item, Problem, ReaderOptions
 from data_prep.readers.rows import Row, speech_item
+from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
 
 _LINE = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
@@ -25,7 +26,7 @@ def read_arctic(src: Path, options: ReaderOptions) -> Iterator[Item]:
     for path in files:
         folder = path.parent.parent
         speaker = folder.resolve().name.removeprefix("cmu_us_").removesuffix("_arctic")
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_text(path).splitlines()
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 row = _row(line, speaker, f"{speaker} line {number}")

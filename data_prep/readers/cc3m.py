@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from data_prep.corpus import Item, Problem, ReaderOptions, declared_split, require_file
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.table import read_delimited
+from data_prep.readers.text_files import open_text
 from muomni.data.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
@@ -43,7 +44,7 @@ def read_cc3m(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 def _columns(src: Path) -> tuple[list[str], bool]:
     """Our names of the columns, and whether the first row is a header."""
-    with src.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open_text(src) as file:
         fields = file.readline().rstrip("\r\n").split("\t")
     by_header = [
         next((ours for ours, theirs in _HEADERS.items() if field.strip().lower() in theirs), "")

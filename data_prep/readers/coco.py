@@ -62,18 +62,22 @@ def _read_subset(path: Path, pictures: Path) -> Iterator[Item]:
     content = _load(path)
     captions: dict[int | str, list[str]] = {}
     for annotation in content["annotations"]:
-        if not isinstance(annotation, dict) or "image_id" not in annotation:
+        if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
             yield _bad(path, "annotation", str(annotation)[:80], BAD_RECORD, "has no image_id")
             continue
         captions.setdefault(annotation["image_id"], []).append(str(annotation.get("caption", "")))
     for image in content["images"]:
-        if not isinstance(image, dict) or not {"id", "file_name"} <= image.keys():
+        if not isinstance(image, dict) or not (_is_id(image.get("id")) and image.get("file_name")):
             yield _bad(path, "image", str(image)[:80], BAD_RECORD, "has no id and file_name")
             continue
         yield _item(path, pictures, image, captions.pop(image["id"], []))
     for image_id in captions:
         message = "has captions but is not in the list of images"
         yield _bad(path, "image", str(image_id), CAPTION_WITHOUT_IMAGE, message)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str)
 
 
 def _item(path: Path, pictures: Path, image: dict, captions: list[str]) -> Item:

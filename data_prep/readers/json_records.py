@@ -7,9 +7,9 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from data_prep.corpus import BAD_RECORD, Problem, require_file
+from data_prep.readers.text_files import bounded_lines, open_text
 from muomni.errors import DataError
 
 Record = dict[str, object]
@@ -20,9 +20,9 @@ def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, Record | Probl
 
     Raises `DataError` when the file is missing or is no whole gzip file.
     """
-    with _open(require_file(path, what)) as file:
+    with open_text(require_file(path, what)) as file:
         try:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(bounded_lines(file, path), start=1):
                 if line.strip():
                     yield number, _record(line)
         except (EOFError, gzip.BadGzipFile) as error:
@@ -44,14 +44,14 @@ def read_json_list(path: Path, what: str) -> Iterator[tuple[int, Record | Proble
 
 def read_json_records(path: Path, what: str) -> Iterator[tuple[int, Record | Problem]]:
     """The objects of either form: a list when the first sign of the file is `[`."""
-    with _open(require_file(path, what)) as file:
-        first = next((line for line in file if line.strip()), "").lstrip()
+    with open_text(require_file(path, what)) as file:
+        first = next((line for line in bounded_lines(file, path) if line.strip()), "").lstrip()
     return read_json_list(path, what) if first.startswith("[") else read_json_lines(path, what)
 
 
 def read_json(path: Path, what: str) -> object:
     """The content of a JSON file; raises `DataError` when it is missing or no JSON."""
-    with _open(require_file(path, what)) as file:
+    with open_text(require_file(path, what)) as file:
         try:
             return json.load(file)
         except (ValueError, RecursionError) as error:
@@ -64,9 +64,3 @@ def _record(line: str) -> Record | Problem:
     except (ValueError, RecursionError) as error:
         return Problem(BAD_RECORD, f"the line is no JSON: {error}")
     return record if isinstance(record, dict) else Problem(BAD_RECORD, "the line is no JSON object")
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape")

@@ -19,6 +19,7 @@ from data_prep.corpus import (
     text_problem,
     transcript_group,
 )
+from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
 
 
@@ -59,7 +60,7 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
     chapter = path.name.removesuffix(".trans.txt")
     speaker = chapter.partition("-")[0]
     recordings = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = read_text(path)
     for number, line in enumerate(text.split("\n"), start=1):
         name, _, transcript = line.strip().partition(" ")
         if not name:

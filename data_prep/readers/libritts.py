@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, declared_split
 from data_prep.readers.librispeech import subset_folders, utterance_group
 from data_prep.readers.rows import Row, speech_item
+from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
 
 
@@ -44,7 +45,7 @@ def _row(chapter: Path, name: str, text_file: Path | None, group_by: str) -> Row
     if text_file is None:
         problem = Problem(MISSING_TRANSCRIPT, f"{name}.wav has no text beside it")
     else:
-        text = text_file.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(text_file)
     group = utterance_group(f"{speaker}-{rest.partition('_')[0]}", speaker, text, group_by)
     values: dict[str, object] = {
         "id": f"{subset}-{name}" if subset else name,

@@ -17,12 +17,13 @@ from data_prep.corpus import (
     text_problem,
     transcript_group,
 )
+from data_prep.readers.text_files import read_text
 
 
 def read_ljspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
     """List the lines of SRC/metadata.csv; raises `DataError` when that file is missing."""
     path = require_file(src / "metadata.csv", "LJSpeech table")
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = read_text(path)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _item(line.rstrip("\r"), number, src, options)

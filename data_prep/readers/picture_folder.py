@@ -18,6 +18,7 @@ from data_prep.corpus import (
     require_folder,
 )
 from data_prep.readers.rows import Row, image_item
+from data_prep.readers.text_files import read_text
 from muomni.data.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
@@ -75,7 +76,7 @@ def _rows(src: Path, nothing: str) -> Iterator[Row]:
         for file in pictures:
             stem = Path(file).stem
             text = texts.get(stem)
-            caption = _read(Path(folder, text)) if text else ""
+            caption = read_text(Path(folder, text)) if text else ""
             values: dict[str, object] = {"image": str(relative / file), "caption": caption}
             yield Row((relative / stem).as_posix(), str(relative / file), values)
         for stem in sorted(texts.keys() - {Path(file).stem for file in pictures}):
@@ -84,10 +85,6 @@ def _rows(src: Path, nothing: str) -> Iterator[Row]:
             yield Row((relative / stem).as_posix(), place, {"image": stem}, problem)
     if not num_pictures:
         raise DataError(nothing)
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _facts(path: Path) -> dict[str, object]:

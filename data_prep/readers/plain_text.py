@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.corpus import BAD_UTF8, Item, Problem, ReaderOptions, TextSpan, clean_key
+from data_prep.readers.text_files import BOM, refuse_other_encodings
 from muomni.data.manifest import hash64
 from muomni.errors import DataError
 
@@ -33,13 +34,17 @@ def read_plain_text(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 def _documents(path: Path, document: str) -> Iterator[tuple[int, bytes]]:
     """Byte offset and bytes of each document; documents without content are skipped."""
+    refuse_other_encodings(path)
     with path.open("rb") as file:
+        # A byte order mark is no part of the first document.
+        if file.read(len(BOM)) != BOM:
+            file.seek(0)
+        start = position = file.tell()
         if document == "file":
             content = file.read()
             if content.strip():
-                yield 0, content
+                yield start, content
             return
-        start = position = 0
         paragraph: list[bytes] = []
         for line in file:
             if document == "line":

@@ -19,6 +19,7 @@ from data_prep.readers.rows import (
     speech_item,
     text_item,
 )
+from data_prep.readers.text_files import open_text
 from muomni.errors import DataError
 
 _MAX_FIELD_CHARS = 1 << 30
@@ -87,7 +88,7 @@ def read_delimited(
     """
     csv.field_size_limit(_MAX_FIELD_CHARS)
     quoting = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_text(path, newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
         try:
             names = header or next(rows, None)

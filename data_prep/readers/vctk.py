@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, require_folder
 from data_prep.readers.rows import Row, speech_item
+from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
 
 _LAYOUTS = {"wav48_silence_trimmed": "_mic1.flac", "wav48": ".wav"}
@@ -38,7 +39,7 @@ def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
         }
         problem = None
         if name in with_text:
-            values["text"] = with_text[name].read_text(encoding="utf-8", errors="surrogateescape")
+            values["text"] = read_text(with_text[name])
         else:
             problem = Problem(MISSING_TRANSCRIPT, f"{audio} has no txt/{speaker}/{name}.txt")
         row = Row(name, audio, values, problem, facts.get(speaker, {}))

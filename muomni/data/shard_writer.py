@@ -27,6 +27,12 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
 # USTAR keeps 100 bytes for a name: key, dot, extension.
 _MAX_NAME_BYTES = 100
 _MAX_MEMBER_BYTES = 2**32 - 1
+# What all headers have in common: mode and owner, time, type, magic and device. In the checksum its own
+# eight bytes count as spaces.
+_MODE = b"0000644\0" + b"0000000\0" * 2
+_TIME = b"00000000000\0"
+_TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_CONSTANT_SUM = sum(_MODE) + sum(_TAIL) + sum(_TIME) + 8 * 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,25 @@ def columns_path(tar_path: Path) -> Path:
     return tar_path.with_suffix(".cols.npy")
 
 
+def load_columns(path: Path) -> np.ndarray:
+    """A column file: structured array of `COLUMNS`, mapped read-only.
+
+    Raises `DataError` when it is missing, damaged or holds anything else.
+    """
+    try:
+        columns = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; copy or make the dataset again") from error
+    except Exception as error:
+        # numpy parses the header as Python, so damage may raise nearly anything, MemoryError included.
+        raise DataError(f"{path} is damaged ({error}); copy or make the dataset again") from error
+    if columns.dtype != COLUMNS or columns.ndim != 1:
+        raise DataError(
+            f"{path} has other columns than this version writes; make the dataset again"
+        )
+    return columns
+
+
 def record_path(tar_path: Path) -> Path:
     """`X.json` beside `X.tar`."""
     return tar_path.with_suffix(".json")
@@ -55,16 +80,10 @@ def ustar_header(name: str, num_bytes: int) -> bytes:
     encoded = name.encode()
     if len(encoded) > _MAX_NAME_BYTES:
         raise DataError(f"member name {name!r} is longer than {_MAX_NAME_BYTES} bytes")
-    fields = (
-        encoded.ljust(100, b"\0")
-        + b"0000644\0"
-        + b"0000000\0" * 2
-        + f"{num_bytes:011o}\0".encode()
-        + b"00000000000\0"
-    )
-    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-    checksum = sum(fields) + sum(tail) + 8 * 32
-    return fields + f"{checksum:06o}\0 ".encode() + tail
+    size = b"%011o\0" % num_bytes
+    checksum = _CONSTANT_SUM + sum(encoded) + sum(size)
+    padding = bytes(_MAX_NAME_BYTES - len(encoded))
+    return b"".join((encoded, padding, _MODE, size, _TIME, b"%06o\0 " % checksum, _TAIL))
 
 
 class ShardWriter:
@@ -115,15 +134,17 @@ class ShardWriter:
         self._keys.add(key)
         self._offsets.append(self._position)
         content = hashlib.blake2b(digest_size=8)
+        blocks = []
         for extension, data in members:
             if len(data) > _MAX_MEMBER_BYTES:
                 raise DataError(f"{key}.{extension} is larger than 4 GiB")
-            self._write(ustar_header(f"{key}.{extension}", len(data)))
-            self._write(data)
-            self._write(bytes(padded(len(data)) - len(data)))
+            header = ustar_header(f"{key}.{extension}", len(data))
+            blocks += (header, data, bytes(padded(len(data)) - len(data)))
             self._members.add(extension)
             content.update(f"{extension}:{len(data)}:".encode())
             content.update(data)
+        # Written and hashed at once: for small files the calls cost more than the bytes.
+        self._write(b"".join(blocks))
         self._rows.append(
             (
                 hash64(key),

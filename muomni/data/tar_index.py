@@ -21,6 +21,11 @@ _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 _REGULAR_TYPES = b"\x007"
 _GNU_LONG_NAME = ord("L")
 _PAX_HEADER = ord("x")
+# Folders and headers for a whole archive hold no data of a sample.
+_IGNORED_TYPES = b"5g"
+# Names are short; a longer payload is damage, or meant to fill the memory.
+_MAX_NAME_PAYLOAD = 1 << 20
+_MAX_LENGTH_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
             raise DataError(f"{origin}: member {name!r} is cut off; make the shard again")
         payload_kind = _special_kind(kind)
         if payload_kind is not None:
-            long_name = _long_name(buffer[data : data + num_bytes], payload_kind) or long_name
+            payload = buffer[data : data + num_bytes]
+            long_name = _long_name(payload, payload_kind, origin) or long_name
         else:
             if kind in _REGULAR_TYPES or kind == ord("0"):
                 found.append((long_name or name, data, num_bytes))
@@ -122,11 +128,18 @@ def _scan(descriptor: int, path: Path, tar_bytes: int) -> Iterator[TarMember]:
             )
         special = _special_kind(kind)
         if special is not None:
+            if num_bytes > _MAX_NAME_PAYLOAD:
+                raise DataError(f"{path}: the member name at byte {data} has {num_bytes} bytes")
             payload = os.pread(descriptor, num_bytes, data)
-            long_name = _long_name(payload, special) or long_name
+            long_name = _long_name(payload, special, str(path)) or long_name
             continue
         if kind in _REGULAR_TYPES or kind == ord("0"):
             yield TarMember(long_name or name, first_header, data, num_bytes)
+        elif kind not in _IGNORED_TYPES:
+            raise DataError(
+                f"{path}: member {(long_name or name)!r} is a link, a device or of another special kind "
+                f"({chr(kind)!r}), which has no data of its own; write the shard again with plain files"
+            )
         long_name = None
         first_header = position
 
@@ -135,7 +148,7 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
     """Join adjacent members of equal key into samples.
 
     Raises `DataError` when a key comes back later in the tar, for then an index of contiguous
-    samples cannot describe it.
+    samples cannot describe it, and when a sample has a member twice.
     """
     samples: list[SampleSpan] = []
     seen: set[str] = set()
@@ -162,6 +175,10 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
                 )
             seen.add(key)
             group_key, group = key, []
+        if any(member.name == other.name for other in group):
+            raise DataError(
+                f"{path}: member {member.name!r} occurs twice; write the shard again with unique keys"
+            )
         group.append(member)
     close()
     return samples
@@ -206,6 +223,8 @@ def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, 
             num_bytes = int.from_bytes(size_field, "big") & ((1 << 88) - 1)
         else:
             num_bytes = int(size_field.split(b"\0")[0].strip() or b"0", 8)
+        if num_bytes < 0:
+            raise ValueError("a size below zero")
         name = header[:100].split(b"\0")[0].decode()
         if header[257:263] == b"ustar\0":
             prefix = header[345:500].split(b"\0")[0].decode()
@@ -222,13 +241,20 @@ def _special_kind(kind: int) -> int | None:
     return kind if kind in (_GNU_LONG_NAME, _PAX_HEADER) else None
 
 
-def _long_name(payload: bytes, kind: int) -> str | None:
+def _long_name(payload: bytes, kind: int, origin: str) -> str | None:
     """The name in a GNU long-name payload or in the `path` record of a PAX header."""
-    if kind == _GNU_LONG_NAME:
-        return payload.split(b"\0")[0].decode()
+    try:
+        if kind == _GNU_LONG_NAME:
+            return payload.split(b"\0")[0].decode()
+        return _pax_path(payload)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin}: a member name is not valid UTF-8") from error
+
+
+def _pax_path(payload: bytes) -> str | None:
     position = 0
     while position < len(payload):
-        length_text = payload[position:].split(b" ", 1)[0]
+        length_text = payload[position : position + _MAX_LENGTH_DIGITS].split(b" ", 1)[0]
         if not length_text.isdigit() or int(length_text) == 0:
             return None
         record = payload[position : position + int(length_text)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cli import main
@@ -145,6 +145,7 @@ def test_several_shards_and_workers(tmp_path: Path) -> None:
     assert kept == list(dict.fromkeys(everything))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
 def test_groups(pairs: list[tuple[int, int]]) -> None:
     labels = list(range(30))

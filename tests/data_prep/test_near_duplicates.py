@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -52,6 +52,7 @@ def _are_alike(first: bytes, second: bytes) -> bool:
     return len(alike_pictures(hashes, np.stack([look[1] for look in looks]), 4)) > 0
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     base=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8),
     flips=st.lists(

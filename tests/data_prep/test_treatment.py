@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -161,6 +161,7 @@ def test_texts_keep_what_they_were(tmp_path: Path) -> None:
     assert body["captions"] == [text.upper() for text in body["original_captions"]]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(max_size=60), st.sampled_from(sorted(NORMALISERS)))
 def test_a_step_twice_is_a_step_once(text: str, step: str) -> None:
     once = treat_text(Treatment(normalise=(step,)), text)
@@ -219,6 +220,7 @@ def test_refusals(
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     resize=st.none() | st.integers(1, 999),
     form=st.sampled_from(["keep", "jpeg", "webp"]),

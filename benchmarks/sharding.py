@@ -1,0 +1,191 @@
+"""How fast data_prep writes shards, against `tar` and `sha256sum` of the same files.
+
+    OMP_NUM_THREADS=1 python benchmarks/sharding.py --num-images 5000 --json benchmarks/results/sharding.json
+
+Makes JPEGs of about 20 kB with captions beside them in a temporary folder. Each round runs all ways once,
+one after the other; the medians over the rounds are shown, in seconds of the processor (what a core
+needs, whatever else runs on the machine) and of the clock. data_prep also makes index, columns, json
+members and content hashes, and with `decode` it decodes every picture. With --resize pictures are
+made smaller: data_prep against the resizer of img2dataset where that is installed, else against a plain
+loop over Pillow.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from data_prep.corpus import ReaderOptions
+from data_prep.readers import READERS
+from data_prep.shard_plan import ShardingOptions, ShardPlan, build_plan
+from data_prep.sharder import write_shards
+from data_prep.treatment import Treatment
+
+_SIDE, _QUALITY, _RESIZED, _RESIZED_QUALITY = 256, 92, 128, 90
+
+
+class _Silent:
+    """Progress that nobody looks at."""
+
+    def update(self, n: int) -> None: ...
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--num-images", type=int, default=5000)
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--resize", action="store_true", help="also make pictures smaller")
+    flags.add_argument("--json", type=Path)
+    arguments = flags.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(Path(folder), arguments)
+    print(f"{'way':34}{'cpu s':>9}{'clock s':>9}{'images/s of a core':>20}")
+    for name, row in results.items():
+        rate = arguments.num_images / row["cpu_s"]
+        print(f"{name:34}{row['cpu_s']:>9.3f}{row['clock_s']:>9.3f}{rate:>20,.0f}")
+    if arguments.json:
+        content = {"num_images": arguments.num_images, "ways": results, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of each way over all rounds."""
+    source = root / "pictures"
+    make_pictures(source, arguments.num_images)
+    ways: dict[str, Callable[[Path], None]] = {
+        "tar, then sha256sum": lambda out: tar_and_hash(source, out),
+        "data_prep, header checked": writer(source, Treatment(check="header")),
+        "data_prep, all decoded": writer(source, Treatment()),
+    }
+    if arguments.resize:
+        treatment = Treatment(
+            resize_shorter=_RESIZED, image_format="jpeg", quality=_RESIZED_QUALITY
+        )
+        name, resize = peer_resizer()
+        ways["data_prep, resized"] = writer(source, treatment)
+        ways[f"{name}, resized"] = lambda out: resize_all(source, resize)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(arguments.rounds):
+        for name, way in ways.items():
+            spent[name].append(timed(way, root / f"{number}-{len(spent[name])}-{name[:9]}"))
+    return {
+        name: {
+            "cpu_s": statistics.median(cpu for cpu, _ in times),
+            "clock_s": statistics.median(clock for _, clock in times),
+            "all_cpu_s": [round(cpu, 4) for cpu, _ in times],
+        }
+        for name, times in spent.items()
+    }
+
+
+def make_pictures(folder: Path, num_images: int) -> None:
+    """Smooth noise as JPEG of about 20 kB, each with a caption of one line."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(num_images):
+        noise = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:08d}.jpg", quality=_QUALITY)
+        (folder / f"{number:08d}.txt").write_text(f"a picture with the number {number}")
+
+
+def timed(way: Callable[[Path], None], out: Path) -> tuple[float, float]:
+    """Seconds of the processor, children included, and of the clock; the output is deleted."""
+    os.sync()
+    before, start = _cpu_s(), time.perf_counter()
+    way(out)
+    spent = _cpu_s() - before, time.perf_counter() - start
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    return spent
+
+
+def _cpu_s() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def tar_and_hash(source: Path, out: Path) -> None:
+    """Pack all files in the order of their names, bring them to disk, hash the result."""
+    out.mkdir()
+    tar = out / "all.tar"
+    subprocess.run(["tar", "--sort=name", "-cf", str(tar), "-C", str(source), "."], check=True)
+    with tar.open("rb") as file:
+        os.fsync(file.fileno())
+    subprocess.run(["sha256sum", str(tar)], check=True, stdout=subprocess.DEVNULL)
+
+
+def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
+    """Writes the shards of a plan that is made beforehand, as tar is given its files."""
+    plan = planned(source, treatment)
+
+    def write(out: Path) -> None:
+        write_shards(plan, out, 1, (0, 1), _Silent())
+
+    return write
+
+
+def planned(source: Path, treatment: Treatment) -> ShardPlan:
+    options = ShardingOptions(
+        name="bench",
+        task="image-caption",
+        reader="folder",
+        reader_options={},
+        source=source,
+        val_fraction=0.0,
+        test_fraction=0.0,
+        treatment=treatment,
+    )
+    return build_plan(READERS["image-caption"]["folder"](source, ReaderOptions()), options)
+
+
+def peer_resizer() -> tuple[str, Callable[[bytes], bytes]]:
+    """Name and function of what is compared with."""
+    if importlib.util.find_spec("img2dataset"):
+        resizer_class = importlib.import_module("img2dataset.resizer").Resizer
+        resizer = resizer_class(
+            image_size=_RESIZED,
+            resize_mode="keep_ratio",
+            resize_only_if_bigger=True,
+            encode_format="jpg",
+            encode_quality=_RESIZED_QUALITY,
+        )
+        return "img2dataset", lambda data: resizer(io.BytesIO(data))[0]
+    return "plain Pillow loop", _plain_resize
+
+
+def _plain_resize(data: bytes) -> bytes:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = _RESIZED / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_RESIZED_QUALITY)
+    return buffer.getvalue()
+
+
+def resize_all(source: Path, resize: Callable[[bytes], bytes]) -> None:
+    """Read and resize all pictures; the peer's result is not even written."""
+    for path in sorted(source.glob("*.jpg")):
+        if not resize(path.read_bytes()):
+            raise RuntimeError(f"{path} was not resized")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Shards, verifies and inspects a folder of corpora by the documented commands, and says what came out.
+
+    python scripts/shard_corpora.py --corpora CORPORA --out data/corpora
+
+CORPORA (or the variable MUOMNI_CORPORA) holds any of the folders that `PLANS` names, in their public
+layouts. Each becomes one dataset for each task that it serves; a folder that is not there is skipped, which
+is said.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One dataset: its name, verb, format, source below the corpora, and more options."""
+
+    name: str
+    task: str
+    form: str
+    source: str
+    options: tuple[str, ...] = ()
+    media: str = ""
+
+
+PLANS = (
+    Plan("wordnet", "text", "txt", "text/wordnet_examples.txt"),
+    Plan("kjv", "text", "txt", "text/kjv_selected_books.txt", ("--document", "paragraph")),
+    Plan("emoji", "image-caption", "coco", "coco_emoji", ("--split-from", "source")),
+    Plan("tuxpaint", "image-caption", "coco", "coco_tuxpaint", ("--split-from", "source")),
+    Plan("sky", "speech", "librispeech", "librispeech_sky", ("--split-from", "source")),
+    Plan("allison_asr", "speech", "ljspeech", "ljspeech_allison", ("--language", "en")),
+    Plan("allison_tts", "tts", "ljspeech", "ljspeech_allison", ("--language", "en")),
+    Plan(
+        "trimodal_asr",
+        "speech",
+        "jsonl",
+        "trimodal/manifest.jsonl",
+        ("--columns", "text=transcript,language=lang", "--group", "transcript"),
+    ),
+    Plan(
+        "trimodal_pictures",
+        "image-caption",
+        "jsonl",
+        "trimodal/manifest.jsonl",
+    ),
+    Plan(
+        "questions",
+        "speech",
+        "jsonl",
+        "trimodal/questions.jsonl",
+        ("--columns", "text=transcript", "--language", "en"),
+    ),
+    Plan("llava", "sft", "llava", "llava/llava_instruct.json", media="."),
+)
+
+
+def main() -> None:
+    """Run all plans; leaves with code 1 when a command failed."""
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    given = os.environ.get("MUOMNI_CORPORA")
+    flags.add_argument("--corpora", required=not given, default=given, type=Path)
+    flags.add_argument("--out", required=True, type=Path)
+    flags.add_argument("--workers", default="1")
+    flags.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = flags.parse_args()
+    rows = {}
+    for plan in PLANS:
+        if not (arguments.corpora / plan.source).exists():
+            print(f"{plan.name}: {plan.source} is not there, skipped")
+            continue
+        rows[plan.name] = row = run_plan(plan, arguments.corpora, arguments.out, arguments.workers)
+        print(f"{plan.name}: {row}", flush=True)
+    print(data_prep("inspect", str(arguments.out)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, object]:
+    """Make, verify and show one dataset; samples by split, drops by reason, seconds."""
+    folder = out / plan.name
+    command = [plan.task, "--format", plan.form, "--src", str(corpora / plan.source)]
+    command += ["--out", str(folder), "--workers", workers, *plan.options]
+    if plan.media:
+        command += ["--media", str(corpora / plan.media)]
+    start = time.perf_counter()
+    data_prep(*command)
+    made = time.perf_counter()
+    data_prep("verify", "--full", "--decode", "100", "--workers", workers, str(folder))
+    verified = time.perf_counter()
+    picture = [] if plan.task == "text" else ["--png", str(out / f"{plan.name}.png")]
+    data_prep("inspect", str(folder), "--count", "12", *picture)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    samples = {
+        split: sum(shard["num_samples"] for shard in content["shards"])
+        for split, content in manifest["splits"].items()
+    }
+    return {
+        "samples": samples,
+        "left_out": manifest["dropped"],
+        "make_s": round(made - start, 1),
+        "verify_s": round(verified - made, 1),
+    }
+
+
+def data_prep(*arguments: str) -> str:
+    """Run `python -m data_prep`; what it prints, or its error and the end of this program."""
+    command = [sys.executable, "-m", "data_prep", *arguments]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if outcome.returncode:
+        print(outcome.stderr.strip(), file=sys.stderr)
+        raise SystemExit(1)
+    return outcome.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
