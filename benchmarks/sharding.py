@@ -158,17 +158,23 @@ def planned(source: Path, treatment: Treatment) -> ShardPlan:
 
 def peer_resizer() -> tuple[str, Callable[[bytes], bytes]]:
     """Name and function of what is compared with."""
-    if importlib.util.find_spec("img2dataset"):
-        resizer_class = importlib.import_module("img2dataset.resizer").Resizer
-        resizer = resizer_class(
-            image_size=_RESIZED,
-            resize_mode="keep_ratio",
-            resize_only_if_bigger=True,
-            encode_format="jpg",
-            encode_quality=_RESIZED_QUALITY,
-        )
-        return "img2dataset", lambda data: resizer(io.BytesIO(data))[0]
-    return "plain Pillow loop", _plain_resize
+    package = importlib.util.find_spec("img2dataset")
+    if package is None or not package.submodule_search_locations:
+        return "plain Pillow loop", _plain_resize
+    # The file alone: the package itself asks for much that resizing does not need.
+    path = Path(package.submodule_search_locations[0]) / "resizer.py"
+    spec = importlib.util.spec_from_file_location("img2dataset_resizer", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    resizer = module.Resizer(
+        image_size=_RESIZED,
+        resize_mode="keep_ratio",
+        resize_only_if_bigger=True,
+        encode_format="jpg",
+        encode_quality=_RESIZED_QUALITY,
+    )
+    return "img2dataset", lambda data: resizer(io.BytesIO(data))[0]
 
 
 def _plain_resize(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_prep.corpus import BROKEN_AUDIO, BROKEN_IMAGE, BadSampleError, Media
 from data_prep.media import read_media
+from data_prep.picture_header import size_in_header
 from data_prep.treatment import Treatment, treat_picture, treat_recording
 from muomni.data.decode import (
     AUDIO_EXTENSIONS,
@@ -29,6 +30,7 @@ from muomni.errors import DataError
 
 # A picture or question may serve many conversations; the last ones are not decoded again.
 _NUM_KEPT = 32
+_PLAIN_PIXELS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ def decoded_recording(media: Media, treatment: Treatment) -> tuple[Recording, np
 
 
 def _size_in_header(data: bytes) -> tuple[int, int]:
+    size = size_in_header(data)
+    if size and size[0] * size[1] <= _PLAIN_PIXELS:
+        return size
+    # Pillow knows the other cases, and refuses what is absurdly large.
     with picture_errors():
         return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS).size
 
