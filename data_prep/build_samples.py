@@ -39,8 +39,8 @@ _TRANSCRIBE = (
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
 _REPEAT = ("Repeat: {}", "Write this again: {}", "Copy this text: {}")
 _JOIN = "Which word is {}?"
-_NUM_REPEATED, _MAX_REPEATED_CHARS = 2000, 40
-_NUM_JOINED, _JOINED_CHARS = 1000, range(2, 11)
+_NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
+_NUM_JOINED, _JOINED_CHARS = 1500, range(2, 11)
 T = TypeVar("T")
 Conversation = dict[str, object]
 

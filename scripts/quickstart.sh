@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From the bundled corpora to a fine-tuned omni model and back to speech, by the commands that a
 # real run uses. Every step that is already done is skipped, so a second call is quick. Arguments go to
-# launch/pipeline.py: `scripts/quickstart.sh -- --max-steps 20` for a look at the machinery only.
+# launch/train.py: `scripts/quickstart.sh --max-steps 20` for a look at the machinery only.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,9 @@ step "Shard the sample corpora and train the tokenizer"
 python -m data_prep sample --out "$data" >/dev/null
 
 step "Train all stages at nano size, each on the exports of the ones before"
-python launch/pipeline.py --preset nano --data "$data" --run "$run" "$@"
+# Dividing the optimizer of a million parameters takes longer than it saves.
+python launch/pipeline.py --preset nano --data "$data" --run "$run" -- \
+    --deepspeed_config configs/deepspeed/zero0.json "$@"
 
 step "Results on held-out data, beside trivial baselines"
 # One process a stage, two at a time: starting ranks would take longer than the evaluation itself.

@@ -22,7 +22,7 @@ from muomni.inference.speech import speak_answer
 logger = logging.getLogger(__name__)
 
 # Generation takes its time: so many conversations are answered.
-MAX_ANSWERED_SAMPLES = 512
+MAX_ANSWERED_SAMPLES = 2048
 # An answer may be this much longer than the right one, in tokens; speech in seconds.
 _MAX_STRETCH, _SPARE_TOKENS, _SPARE_S = 3, 16, 1.0
 _F1_KINDS = ("caption", "spoken_question")
