@@ -17,6 +17,28 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class MixSection(Section):
+    """In which shares corpora are drawn; without it each sample comes once an epoch."""
+
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="share of each corpus by name, relative; 0 leaves it out"
+    )
+    alpha: float | None = Field(
+        default=None, ge=0, description="shares like size^alpha: 1 as they are, 0 all the same"
+    )
+    unit: Literal["samples", "length"] = Field(
+        default="samples", description="what shares and sizes count: samples, or tokens or seconds"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "MixSection":
+        if (self.weights is None) == (self.alpha is None):
+            raise ValueError("give exactly one of data.mix.weights and data.mix.alpha")
+        if self.weights is not None and not any(self.weights.values()):
+            raise ValueError("data.mix.weights needs a weight above 0")
+        return self
+
+
 class DataSection(Section):
     """Where samples come from and how many processes decode them."""
 
@@ -26,6 +48,10 @@ class DataSection(Section):
         default=0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
     )
     prefetch: Positive = Field(default=4, description="batches that each worker keeps ready")
+    mix: MixSection | None = Field(default=None, description="shares of several corpora")
+    block: Positive = Field(
+        default=32, description="neighbours in a shard that stay together; fewer in small corpora"
+    )
     max_bad_samples: int = Field(
         default=100, ge=0, description="samples that may fail to decode before the run stops"
     )

@@ -14,6 +14,7 @@ import torch
 
 from muomni.config.models import OmniConfig
 from muomni.data.conversation import Conversation, ConversationEncoder, read_turns
+from muomni.data.lengths import Lengths
 from muomni.data.measure import measured_lengths
 from muomni.data.recording import pad_waveforms
 from muomni.data.source import Source
@@ -44,9 +45,9 @@ class ConversationView(View[Conversation]):
         self.context = context
         self.rows = rows
 
-    def lengths(self, source: Source) -> np.ndarray:
+    def lengths(self, source: Source) -> Lengths:
         depends_on = f"{self.encoder.depends_on} context={self.context}"
-        return np.clip(measured_lengths(source, self._measure, depends_on), 1, self.context)
+        return measured_lengths(source, self._measure, depends_on).clipped(1, self.context)
 
     def _measure(self, sample: dict[str, Any]) -> int:
         return self.encoder.num_positions(read_turns(sample), sample, self.context)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from muomni.config.models import Section
 from muomni.data.decode import IMAGE_EXTENSIONS, open_image
+from muomni.data.lengths import Lengths
 from muomni.data.manifest import hash64
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
@@ -64,8 +65,8 @@ class ImageTextView(View[Pair]):
         self.num_rows = num_rows
         self.augmentation = augmentation
 
-    def lengths(self, source: Source) -> np.ndarray:
-        return np.ones(len(source), dtype=np.int64)
+    def lengths(self, source: Source) -> Lengths:
+        return Lengths(len(source), np.ones_like, "one each")
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Pair:
         all_captions = captions(sample)

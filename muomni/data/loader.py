@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from muomni.data.plan import MicroBatch, generator
+from muomni.data.order import generator
+from muomni.data.plan import MicroBatch
 from muomni.data.source import Source
 from muomni.data.view import Batch, View
 from muomni.errors import DataError
@@ -34,12 +35,13 @@ class PlannedDataset(Dataset[Batch]):
     def __getitem__(self, batch: MicroBatch) -> Batch:
         num_bad = 0
         rows = []
-        for row in batch.rows:
+        epochs = batch.epochs or [[None] * len(row) for row in batch.rows]
+        for row, row_epochs in zip(batch.rows, epochs, strict=True):
             examples = []
-            for index in row:
+            for index, epoch in zip(row, row_epochs, strict=True):
                 random = None
-                if batch.epoch is not None and self.view.augments:  # making one takes its time
-                    random = generator(self.seed, batch.epoch, index, _AUGMENT_KEY)
+                if epoch is not None and self.view.augments:  # making one takes its time
+                    random = generator(self.seed, epoch, index, _AUGMENT_KEY)
                 try:
                     examples.append(self.view.example(self.source.read(index), random))
                 except DataError as error:

@@ -175,6 +175,10 @@ class Manifest(Section):
             )
         return self.splits[name]
 
+    def without_shards(self) -> "Manifest":
+        """The same dataset with empty splits: its name and place, to be sent to other processes."""
+        return self.model_copy(update={"splits": dict.fromkeys(self.splits, Split(shards=()))})
+
     def to_json(self) -> str:
         """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
         # Versions without these refuse the key; a dataset that has neither stays readable to them.

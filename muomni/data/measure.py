@@ -12,30 +12,32 @@ from typing import Any
 
 import numpy as np
 
+from muomni.data.lengths import Lengths
 from muomni.data.source import Source
 from muomni.errors import DataError
 
 
 def measured_lengths(
     source: Source, measure: Callable[[dict[str, Any]], int], depends_on: str
-) -> np.ndarray:
-    """`measure` of each sample, int32 [len(source)]; -1 marks samples that raised DataError.
+) -> Lengths:
+    """`measure` of each sample; -1 marks samples that raised DataError.
 
     `depends_on` names all that `measure` depends on besides the samples. The first caller on a node
-    computes; a cache that cannot be written (read-only corpus) only costs time.
+    computes; a cache that cannot be written (read-only corpus) only costs time. The cache is mapped,
+    so that all ranks of a node share its memory.
     """
     digest = hashlib.sha256(
         f"{source.fingerprint}|{source.split}|{depends_on}".encode()
     ).hexdigest()
     cache = source.manifests[0].root / source.split / f".lengths-{digest[:16]}.npy"
     if cache.is_file():
-        lengths = np.load(cache)
+        lengths = np.load(cache, mmap_mode="r")
         if len(lengths) == len(source):
-            return lengths
+            return Lengths.of_array(lengths, depends_on)
     lengths = np.array([_length(source, i, measure) for i in range(len(source))], dtype=np.int32)
     if os.access(cache.parent, os.W_OK):
         _write(cache, lengths)
-    return lengths
+    return Lengths.of_array(lengths, depends_on)
 
 
 def _length(source: Source, index: int, measure: Callable[[dict[str, Any]], int]) -> int:

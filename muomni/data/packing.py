@@ -1,31 +1,54 @@
-"""Best-fit-decreasing packing of documents into rows of a fixed length.
+"""How the samples of a window share rows and micro-batches; only lengths are looked at.
 
-Johnson (1973), "Near-optimal bin packing algorithms": the longest document first, each into the row
-whose free space it fills best. Rows keep at most a handful of tokens free on usual text.
+Rows are filled by best-fit decreasing, Johnson (1973), "Near-optimal bin packing algorithms": the longest
+document first, each into the row whose free space it fills best. Rows keep at most a handful of
+tokens free on usual text. Micro-batches of recordings hold neighbours in length, so that little is padded.
 """
 
 import bisect
 
 import numpy as np
 
+_PLACE_BITS = 32
+_PLACE_MASK = (1 << _PLACE_BITS) - 1
 
-def best_fit_rows(ids: np.ndarray, lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
-    """Pack the samples `ids` into rows of at most `capacity`; returns the ids of each row.
 
-    `lengths[i]` is the length of sample i, at most `capacity`. Ties keep the order of `ids`.
+def best_fit_rows(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Pack samples into rows of at most `capacity`; returns the places in `lengths` of each row.
+
+    Each length is at most `capacity`. Ties keep their order.
     """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # sorted (free space, row)
-    for i in ids[np.argsort(-lengths[ids].astype(np.int64), kind="stable")]:
-        length = int(lengths[i])
-        place = bisect.bisect_left(free, (length, -1))
-        if place == len(free):
-            rows.append([int(i)])
-            space, row = capacity - length, len(rows) - 1
+    free: list[int] = []  # sorted; free space in the upper bits, row in the lower ones
+    descending = np.argsort(-lengths, kind="stable")
+    for place, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
+        found = bisect.bisect_left(free, length << _PLACE_BITS)
+        if found == len(free):
+            row, space = len(rows), capacity - length
+            rows.append([place])
         else:
-            space, row = free.pop(place)
-            rows[row].append(int(i))
-            space -= length
-        if space > 0:
-            bisect.insort(free, (space, row))
-    return [tuple(row) for row in rows]
+            slot = free.pop(found)
+            row, space = slot & _PLACE_MASK, (slot >> _PLACE_BITS) - length
+            rows[row].append(place)
+        if space:
+            bisect.insort(free, space << _PLACE_BITS | row)
+    return rows
+
+
+def buckets(ascending: list[int], budget: int) -> list[int]:
+    """Cut ascending lengths into runs whose count times longest stays within `budget`.
+
+    Returns the end of each run. A single length is at most `budget`.
+    """
+    ends: list[int] = []
+    start, num = 0, len(ascending)
+    while start < num:
+        # All of a run are at least as long as its first.
+        most = min(num, start + budget // ascending[start])
+        start = bisect.bisect_right(
+            range(start + 1, most),
+            budget,
+            key=lambda last, first=start: (last + 1 - first) * ascending[last],
+        ) + start + 1  # fmt: skip
+        ends.append(start)
+    return ends

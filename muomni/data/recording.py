@@ -7,6 +7,7 @@ import torch
 
 from muomni.config.models import MEL_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.decode import AUDIO_EXTENSIONS, decode_audio
+from muomni.data.lengths import Lengths
 from muomni.data.source import Source
 from muomni.errors import DataError
 
@@ -27,15 +28,19 @@ def read_recording(sample: dict[str, Any]) -> np.ndarray:
     )
 
 
-def mel_frames(source: Source, stretch: float = 1.0) -> np.ndarray:
-    """Mel frames of each recording, int64 [len(source)], from the columns of the shards.
+def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
+    """Mel frames of each recording, from the columns of the shards.
 
     `stretch` is the factor by which augmentation may lengthen a recording. Rounded up, so that no
     recording is longer than what is planned for it.
     """
-    duration_ms = source.columns["duration_ms"].astype(np.float64)
-    frames = np.ceil((duration_ms + 0.5) * stretch * MEL_RATE_HZ / 1000)
-    return np.maximum(1, frames.astype(np.int64))
+
+    def read(ids: np.ndarray) -> np.ndarray:
+        duration_ms = source.column("duration_ms", ids)
+        frames = np.ceil((duration_ms + 0.5) * stretch * MEL_RATE_HZ / 1000)
+        return np.maximum(1, frames.astype(np.int64))
+
+    return Lengths(len(source), read, f"mel frames stretch={stretch}")
 
 
 def pad_waveforms(

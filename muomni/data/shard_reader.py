@@ -6,31 +6,48 @@ picklable and open files lazily, so the workers of a DataLoader each have their 
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from muomni.data.manifest import COLUMNS, Manifest, ShardRecord
-from muomni.data.shard_writer import columns_path
-from muomni.data.tar_index import index_path, parse_members, read_index, split_member_name
+from muomni.data.mapped_files import MappedFiles
+from muomni.data.shard_writer import COLUMNS_SUFFIX, columns_path
+from muomni.data.tar_index import (
+    INDEX_SUFFIX,
+    index_path,
+    parse_members,
+    read_index,
+    split_member_name,
+)
 from muomni.errors import DataError
 
 _MAX_OPEN_FILES = 256
+_CHECK_THREADS, _CHECKED_TOGETHER = 16, 512
+_MOST_HEADER_BYTES = 1024
+_ADVICE = "copy or make the dataset again"
 
 
 class SplitReader:
     """The samples of `split`, numbered through its shards in manifest order.
 
-    At construction each shard's size and sample count are compared with the manifest, so a
-    truncated or mixed-up copy fails at once (`DataError`) and not in the middle of an epoch.
+    With `check_files`, the sizes of all shards and sidecars are compared with the manifest at
+    construction, so a truncated or mixed-up copy fails at once (`DataError`) and not in the middle of
+    an epoch. One process of a run does that; each file is checked by its first reader in any case.
     """
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    def __init__(self, manifest: Manifest, split: str, check_files: bool = True) -> None:
         self.manifest = manifest
         self.split = split
-        self._shards: tuple[ShardRecord, ...] = manifest.split(split).shards
-        self._check_shards()
-        counts = [shard.num_samples for shard in self._shards]
+        shards = manifest.split(split).shards
+        if check_files:
+            check_sizes(manifest, shards)
+        counts = [shard.num_samples for shard in shards]
+        self._paths = [str(manifest.root / shard.path) for shard in shards]
+        self._tar_bytes = np.array([shard.num_bytes for shard in shards], dtype=np.int64)
         # First sample id of each shard, and the number of all samples at the end.
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self._reset_handles()
@@ -40,12 +57,27 @@ class SplitReader:
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """Structured array of `manifest.COLUMNS`, one row a sample, in sample order."""
-        if not self._shards:
-            return np.empty(0, dtype=COLUMNS)
-        root = self.manifest.root
-        parts = [np.load(columns_path(root / shard.path), mmap_mode="r") for shard in self._shards]
-        return np.concatenate(parts)
+        """Structured array of `manifest.COLUMNS`, one row a sample, in sample order.
+
+        It is whole in memory: for splits that fit there; `column` reads what is asked for.
+        """
+        parts = [np.load(columns_path(Path(path)), mmap_mode="r") for path in self._paths]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=COLUMNS)
+
+    def column(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """One of `manifest.COLUMNS` for the samples `ids`: [len(ids)]."""
+        values = np.empty(len(ids), dtype=COLUMNS[name])
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        shards = np.searchsorted(self._starts, ascending, side="right") - 1
+        cuts = np.flatnonzero(np.diff(shards)) + 1
+        for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(ids)], strict=True):
+            if start < end:
+                shard = int(shards[start])
+                path = self._paths[shard].removesuffix(".tar") + COLUMNS_SUFFIX
+                rows = self._columns(path, self._num_in(shard))
+                values[order[start:end]] = rows[name][ascending[start:end] - self._starts[shard]]
+        return values
 
     def read(self, index: int) -> dict[str, bytes | str]:
         """The members of sample `index` as extension -> bytes, and its key as "__key__" -> str.
@@ -56,9 +88,13 @@ class SplitReader:
             raise IndexError(f"sample {index} of {len(self)} in {self.manifest.root}/{self.split}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         within = index - int(self._starts[shard])
-        offsets = self._offsets_of(shard)
+        path = self._paths[shard]
+        offsets = self._offsets(path + INDEX_SUFFIX, self._num_in(shard) + 1)
         start, end = int(offsets[within]), int(offsets[within + 1])
-        path = self.manifest.root / self._shards[shard].path
+        if not start <= end <= self._tar_bytes[shard]:
+            raise DataError(
+                f"{path}{INDEX_SUFFIX} points behind the end of {path} or backwards; {_ADVICE}"
+            )
         try:
             buffer = os.pread(self._descriptor_of(shard), end - start, start)
         except OSError as error:
@@ -66,7 +102,7 @@ class SplitReader:
         if len(buffer) < end - start:
             raise DataError(f"{path} ends inside sample {within}; make or copy the shard again")
         sample: dict[str, bytes | str] = {}
-        for name, data_start, num_bytes in parse_members(buffer, str(path)):
+        for name, data_start, num_bytes in parse_members(buffer, path):
             key, extension = split_member_name(name)
             if sample.setdefault("__key__", key) != key:
                 raise DataError(
@@ -80,8 +116,10 @@ class SplitReader:
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
-        for name in ("_descriptors", "_offsets", "columns"):
+        for name in ("_descriptors", "_offsets", "_columns", "columns"):
             state.pop(name, None)
+        # What workers are sent; the records of 100,000 shards are for opening alone.
+        state["manifest"] = self.manifest.without_shards()
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -94,7 +132,11 @@ class SplitReader:
 
     def _reset_handles(self) -> None:
         self._descriptors: OrderedDict[int, int] = OrderedDict()
-        self._offsets: dict[int, np.ndarray] = {}
+        self._offsets = MappedFiles(np.dtype("<u8"))
+        self._columns = MappedFiles(COLUMNS)
+
+    def _num_in(self, shard: int) -> int:
+        return int(self._starts[shard + 1] - self._starts[shard])
 
     def _descriptor_of(self, shard: int) -> int:
         if shard in self._descriptors:
@@ -102,51 +144,74 @@ class SplitReader:
             return self._descriptors[shard]
         if len(self._descriptors) >= _MAX_OPEN_FILES:
             os.close(self._descriptors.popitem(last=False)[1])
-        path = self.manifest.root / self._shards[shard].path
-        self._descriptors[shard] = os.open(path, os.O_RDONLY)
+        self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
         return self._descriptors[shard]
 
-    def _offsets_of(self, shard: int) -> np.ndarray:
-        if shard not in self._offsets:
-            path = self.manifest.root / self._shards[shard].path
-            self._offsets[shard] = np.asarray(read_index(index_path(path)))
-        return self._offsets[shard]
 
-    def _check_shards(self) -> None:
-        for shard in self._shards:
-            check_shard(self.manifest, shard)
+def check_sizes(manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
+    """Compare the sizes of all shards and sidecars with the manifest; opens no file.
+
+    Raises `DataError` that names the file.
+    """
+    folder = os.fspath(manifest.root)
+
+    def check(part: Sequence[ShardRecord]) -> None:
+        for shard in part:
+            _check_sizes(f"{folder}/{shard.path}", shard)
+
+    parts = [shards[i : i + _CHECKED_TOGETHER] for i in range(0, len(shards), _CHECKED_TOGETHER)]
+    if len(parts) <= 1:
+        check(shards)
+        return
+    # Answers of a network file system take long, but many are waited for at once.
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        for _ in pool.map(check, parts):
+            continue
+
+
+def _check_sizes(path: str, shard: ShardRecord) -> None:
+    index, columns = f"{path}{INDEX_SUFFIX}", f"{path.removesuffix('.tar')}{COLUMNS_SUFFIX}"
+    try:
+        num_bytes, index_bytes, columns_bytes = (
+            os.stat(name).st_size for name in (path, index, columns)
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing; {_ADVICE}") from error
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); {_ADVICE}") from error
+    if num_bytes != shard.num_bytes:
+        raise DataError(
+            f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}; {_ADVICE}"
+        )
+    expected = 8 * (shard.num_samples + 1)
+    if index_bytes != expected:
+        raise DataError(
+            f"{index} has {index_bytes} bytes, {shard.num_samples} samples need {expected}; {_ADVICE}"
+        )
+    header_bytes = columns_bytes - shard.num_samples * COLUMNS.itemsize
+    # A .npy header is padded to 64 bytes; one of ours has a few hundred.
+    if not 0 < header_bytes < _MOST_HEADER_BYTES or header_bytes % 64:
+        raise DataError(
+            f"{columns} has {columns_bytes} bytes, which does not fit the {shard.num_samples} samples of "
+            f"the manifest; {_ADVICE}"
+        )
 
 
 def check_shard(manifest: Manifest, shard: ShardRecord) -> None:
-    """Compare size, index and columns of a shard with the manifest, without reading the tar.
+    """Compare sizes, index and columns of a shard with the manifest, without reading the tar.
 
     Raises `DataError` that names the file.
     """
     path = manifest.root / shard.path
-    advice = "copy or make the dataset again"
+    _check_sizes(str(path), shard)
     try:
-        num_bytes = path.stat().st_size
-        num_index_bytes = index_path(path).stat().st_size
-        num_rows = len(np.load(columns_path(path), mmap_mode="r"))
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is missing; {advice}") from error
+        columns = np.load(columns_path(path), mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"the sidecars of {path} cannot be read ({error}); {advice}") from error
-    if num_bytes != shard.num_bytes:
+        raise DataError(f"{columns_path(path)} cannot be read ({error}); {_ADVICE}") from error
+    if columns.dtype != COLUMNS or len(columns) != shard.num_samples:
         raise DataError(
-            f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}; {advice}"
+            f"{columns_path(path)} holds {len(columns)} rows of another kind than "
+            f"{shard.num_samples} samples need; {_ADVICE}"
         )
-    expected = 8 * (shard.num_samples + 1)
-    if num_index_bytes != expected:
-        raise DataError(
-            f"{index_path(path)} has {num_index_bytes} bytes, {shard.num_samples} samples need "
-            f"{expected}; {advice}"
-        )
-    if num_rows != shard.num_samples:
-        raise DataError(
-            f"{columns_path(path)} has {num_rows} rows, the manifest says {shard.num_samples} "
-            f"samples; {advice}"
-        )
-    end = int(read_index(index_path(path))[-1])
-    if end > num_bytes:
-        raise DataError(f"{index_path(path)} points behind the end of {path}; {advice}")
+    if int(read_index(index_path(path))[-1]) > shard.num_bytes:
+        raise DataError(f"{index_path(path)} points behind the end of {path}; {_ADVICE}")

@@ -23,6 +23,7 @@ from muomni.data.manifest import COLUMNS, ShardRecord, Totals, hash64
 from muomni.data.tar_index import BLOCK_BYTES, index_path, padded, write_index
 from muomni.errors import DataError
 
+COLUMNS_SUFFIX = ".cols.npy"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
 # USTAR keeps 100 bytes for a name: key, dot, extension.
 _MAX_NAME_BYTES = 100
@@ -48,7 +49,7 @@ class SampleCost:
 
 def columns_path(tar_path: Path) -> Path:
     """`X.cols.npy` beside `X.tar`."""
-    return tar_path.with_suffix(".cols.npy")
+    return tar_path.with_suffix(COLUMNS_SUFFIX)
 
 
 def load_columns(path: Path) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Several datasets of one task, read as one sequence of samples."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from muomni.data.exclude import KeptSamples, read_exclusion
 from muomni.data.manifest import Manifest
 from muomni.data.shard_reader import SplitReader
 from muomni.errors import DataError
@@ -13,33 +15,76 @@ from muomni.errors import DataError
 class Source:
     """The samples of one split over all given datasets, in manifest order.
 
-    Picklable; files open where they are first read. Raises DataError when the split has no sample.
+    Samples that masks exclude keep their numbers, but `kept` passes over them. Picklable; files open
+    where they are first read. Raises DataError when the split has no sample. Without `check_files`
+    a file that does not fit the manifest is noticed only when it is read.
     """
 
-    def __init__(self, manifests: list[Manifest], split: str) -> None:
+    def __init__(self, manifests: list[Manifest], split: str, check_files: bool = True) -> None:
         self.split = split
         self.manifests = [manifest for manifest in manifests if split in manifest.splits]
-        self.readers = [SplitReader(manifest, split) for manifest in self.manifests]
+        self.readers = [SplitReader(manifest, split, check_files) for manifest in self.manifests]
         self.starts = np.cumsum([0] + [len(reader) for reader in self.readers])
-        if len(self) == 0:
+        self.exclusions = [read_exclusion(manifest, split) for manifest in self.manifests]
+        if self.num_kept == 0:
             names = ", ".join(str(manifest.root) for manifest in manifests)
+            excluded = f" (masks exclude {len(self)})" if len(self) else ""
             raise DataError(
-                f"split '{split}' of {names} holds no sample; shard the corpus with a larger fraction "
-                f"for it, or name another split"
+                f"split '{split}' of {names} holds no sample{excluded}; shard the corpus with a larger "
+                f"fraction for it, or name another split"
             )
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     @property
+    def num_kept(self) -> int:
+        """Samples that no mask excludes."""
+        return len(self) - sum(len(exclusion.ids) for exclusion in self.exclusions)
+
+    def kept(self, dataset: int) -> KeptSamples:
+        """The samples of one dataset (its place in `manifests`) that no mask excludes."""
+        ids = self.exclusions[dataset].ids
+        return KeptSamples(len(self.readers[dataset]), ids, int(self.starts[dataset]))
+
+    @cached_property
+    def all_kept(self) -> KeptSamples:
+        """The samples of all datasets that no mask excludes."""
+        if len(self.readers) == 1:
+            return self.kept(0)
+        parts = zip(self.exclusions, self.starts[:-1].astype(np.uint64), strict=True)
+        return KeptSamples(len(self), np.concatenate([part.ids + start for part, start in parts]))
+
+    @property
     def columns(self) -> np.ndarray:
-        """The index columns of all samples (see `tar_index`)."""
+        """The index columns of all samples (see `tar_index`): only for small splits."""
         return np.concatenate([reader.columns for reader in self.readers])
+
+    def column(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """One of `manifest.COLUMNS` for the samples `ids`, as int64 [len(ids)]."""
+        of_reader = np.searchsorted(self.starts, ids, side="right") - 1
+        values = np.empty(len(ids), dtype=np.int64)
+        for number in np.unique(of_reader).tolist():
+            is_its = of_reader == number
+            values[is_its] = self.readers[number].column(name, ids[is_its] - self.starts[number])
+        return values
 
     @property
     def fingerprint(self) -> str:
         """Changes when any sample or its order changes."""
         return "+".join(f"{m.name}:{m.fingerprint}" for m in self.manifests)
+
+    @property
+    def exclusion_digest(self) -> str:
+        """Changes when masks exclude other samples."""
+        return "+".join(exclusion.digest for exclusion in self.exclusions)
+
+    def __getstate__(self) -> dict[str, object]:
+        # What the workers of a loader need to read: neither the records of all shards nor masks.
+        state = self.__dict__.copy()
+        state.pop("all_kept", None)
+        manifests = [manifest.without_shards() for manifest in self.manifests]
+        return {**state, "manifests": manifests, "exclusions": []}
 
     def read(self, index: int) -> dict[str, Any]:
         """The members of one sample as extension -> bytes, and its key as "__key__" -> str."""

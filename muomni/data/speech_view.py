@@ -8,6 +8,7 @@ import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.ctc_units import CtcUnits
+from muomni.data.lengths import Lengths
 from muomni.data.recording import draw_seed, mel_frames, pad_waveforms, read_recording
 from muomni.data.source import Source
 from muomni.data.view import Batch, View
@@ -42,7 +43,7 @@ class SpeechView(View[Utterance]):
         self.units = units
         self.perturb_speed = perturb_speed
 
-    def lengths(self, source: Source) -> np.ndarray:
+    def lengths(self, source: Source) -> Lengths:
         return mel_frames(source, _SLOWEST if self.perturb_speed else 1.0)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Utterance:

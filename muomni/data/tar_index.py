@@ -17,6 +17,7 @@ from muomni.data.atomic_write import write_atomic
 from muomni.errors import DataError
 
 BLOCK_BYTES = 512
+INDEX_SUFFIX = ".idx"
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 _REGULAR_TYPES = b"\x007"
 _GNU_LONG_NAME = ord("L")
@@ -192,7 +193,7 @@ def index_offsets(samples: list[SampleSpan]) -> np.ndarray:
 
 def index_path(tar_path: Path) -> Path:
     """The index that lies beside a tar."""
-    return tar_path.with_name(tar_path.name + ".idx")
+    return tar_path.with_name(tar_path.name + INDEX_SUFFIX)
 
 
 def write_index(path: Path, offsets: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from muomni.data.lengths import Lengths, spread
 from muomni.data.measure import measured_lengths
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
@@ -41,18 +42,21 @@ class TextView(View[Document]):
         self.context = context
         self.rows = rows
 
-    def lengths(self, source: Source) -> np.ndarray:
+    def lengths(self, source: Source) -> Lengths:
         depends_on = f"text tokenizer={self.tokenizer.digest}"
         lengths = measured_lengths(source, self._measure, depends_on)
+        if source.split == TRAIN:
+            self._tell_of_cuts(lengths[spread(len(lengths))])
+        return lengths.clipped(1, self.context)
+
+    def _tell_of_cuts(self, lengths: np.ndarray) -> None:
         is_long = lengths > self.context
-        if source.split == TRAIN and is_long.any():
+        if is_long.any():
             logger.warning(
                 "%d of %d training texts are longer than batch.size=%d; the %d tokens after that are "
                 "not trained: shard them with --document paragraph or line, or raise batch.size",
-                is_long.sum(), len(lengths), self.context,
-                (lengths[is_long].astype(np.int64) - self.context).sum(),
+                is_long.sum(), len(lengths), self.context, (lengths[is_long] - self.context).sum(),
             )  # fmt: skip
-        return np.clip(lengths, 1, self.context)
 
     def _measure(self, sample: dict[str, Any]) -> int:
         return len(self.tokenizer.encode(_text(sample))) + 1

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.data.lengths import Lengths
 from muomni.data.recording import mel_frames, pad_waveforms, read_recording
 from muomni.data.source import Source
 from muomni.data.spelt_text import pad_spelt
@@ -35,7 +36,7 @@ class TtsView(View[SpokenText]):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def lengths(self, source: Source) -> np.ndarray:
+    def lengths(self, source: Source) -> Lengths:
         return mel_frames(source)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> SpokenText:

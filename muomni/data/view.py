@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from muomni.data.lengths import Lengths
 from muomni.data.source import Source
 
 Batch = dict[str, torch.Tensor]
@@ -27,8 +28,8 @@ class View(ABC, Generic[Example]):
     augments: bool = False
 
     @abstractmethod
-    def lengths(self, source: Source) -> np.ndarray:
-        """Cost of each sample in the unit of the stage's batching, int array [len(source)]."""
+    def lengths(self, source: Source) -> Lengths:
+        """Cost of each sample in the unit of the stage's batching."""
 
     @abstractmethod
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Example:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, MEL_RATE_HZ, SAMPLE_RATE_HZ
+from muomni.data.lengths import Lengths
 from muomni.data.recording import draw_seed, mel_frames, pad_waveforms, read_recording
 from muomni.data.source import Source
 from muomni.data.view import Batch, View
@@ -35,9 +36,9 @@ class WaveformView(View[Crop]):
     def __init__(self, crop_s: float) -> None:
         self.num_samples = max(1, round(crop_s * SAMPLE_RATE_HZ / CODE_HOP)) * CODE_HOP
 
-    def lengths(self, source: Source) -> np.ndarray:
+    def lengths(self, source: Source) -> Lengths:
         longest = self.num_samples * MEL_RATE_HZ // SAMPLE_RATE_HZ
-        return np.minimum(mel_frames(source), longest)
+        return mel_frames(source).clipped(1, longest)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Crop:
         waveform = read_recording(sample)

@@ -27,6 +27,7 @@ from muomni.observe.progress import Progress
 from muomni.run_folder import RunFolder, provenance
 from muomni.training.engine import Engine
 from muomni.training.optim import lr_factor
+from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageOutput, Sums
 from muomni.training.stop import StopFlag
 from muomni.training.validation import SplitBatches, validate
@@ -70,6 +71,7 @@ class Loop:
         self.num_non_finite = 0
         self.saved_step = state.step
         self.last_metrics: dict[str, float] = {}
+        self.counts = SharedCounts(parts.plan, self.config.data, self.engine.num_accumulation)
         self.loader = self._loader()
 
     # -- the story ---------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class Loop:
         self.engine.train()
         batches = iter(self.loader)
         while self.state.step < self.parts.num_steps:
+            self.counts.count_ahead(self.state.step, self.parts.num_steps)
             self._step(batches, bool(stop))
             step = self.state.step
             training = self.config.training

@@ -21,9 +21,11 @@ from muomni.checkpoint.commit import Topology, TrainState
 from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
+from muomni.data.count_cache import CountCache
 from muomni.data.loader import PlannedDataset
 from muomni.data.manifest import find_datasets
-from muomni.data.plan import Plan, check_world_size
+from muomni.data.mix import open_order
+from muomni.data.plan import ORDER_VERSION, Plan, check_world_size
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
@@ -36,6 +38,7 @@ from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import parameter_groups
 from muomni.training.precision import pick_device, pick_precision
 from muomni.training.routing import find_moe
+from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageContext
 from muomni.training.stages import load_stage
 
@@ -65,6 +68,7 @@ class Session:
     train: Source
     val: Source | None
     plan: Plan
+    order_digest: str
 
     @property
     def num_steps(self) -> int:
@@ -72,7 +76,7 @@ class Session:
         training = self.request.config.training
         if training.max_steps is not None:
             return training.max_steps
-        return sum(self.plan.num_steps(epoch) for epoch in range(training.max_epochs or 0))
+        return self.plan.num_steps(training.max_epochs or 0)
 
     @property
     def num_accumulation(self) -> int:
@@ -80,17 +84,8 @@ class Session:
 
     @property
     def plan_digest(self) -> str:
-        """Changes when the order of samples would."""
-        config = self.request.config
-        parts = (
-            self.train.fingerprint,
-            self.stage.tokenizer.digest,
-            str(self.plan.batching),
-            str(self.plan.micro_batches_per_step),
-            str(config.seed),
-            hashlib.sha256(np.ascontiguousarray(self.plan.lengths).tobytes()).hexdigest(),
-        )
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+        """Changes when the order of samples would; the same on any number of ranks."""
+        return _digest(self.order_digest, self.plan.micro_batches_per_step)
 
 
 def prepare(request: Request, ranks: Ranks) -> Session:
@@ -117,13 +112,19 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
         request = replace(request, engine_json=completed)
-    train = Source(datasets, "train")
+    # One rank looks at the sizes of all files: thousands at once would be a load for a file system.
+    train = Source(datasets, "train", check_files=ranks.is_main)
     has_val = any("val" in dataset.splits for dataset in datasets)
-    val = Source(datasets, "val") if has_val else None
-    lengths = stage.view().lengths(train)
-    plan = Plan(lengths, stage.batching(), group, config.seed, train.describe)
-    plan.num_steps(0)
-    return Session(request, ranks, device, precision, stage, train, val, plan)
+    val = Source(datasets, "val", check_files=ranks.is_main) if has_val else None
+    lengths, batching = stage.view().lengths(train), stage.batching()
+    order = open_order(train, lengths, config.data, config.seed, batching.window)
+    order_digest = _digest(
+        ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
+        tokenizer.digest, batching, config.seed, order.depends_on,
+    )  # fmt: skip
+    cache = CountCache(train.manifests[0].root / train.split, order_digest)
+    plan = Plan(lengths, batching, group, config.seed, train.describe, order, cache)
+    return Session(request, ranks, device, precision, stage, train, val, plan, order_digest)
 
 
 def open_loop(session: Session) -> Loop:
@@ -140,6 +141,9 @@ def open_loop(session: Session) -> Loop:
         if request.resume == "never":  # else a later --resume auto would take them for this run's
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
     collectives.barrier()
+    if config.training.max_epochs is not None:  # before the number of steps is asked for
+        counts = SharedCounts(session.plan, config.data, session.num_accumulation)
+        counts.count_epochs(config.training.max_epochs)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     task = session.stage.build()
@@ -216,7 +220,7 @@ def describe(session: Session) -> dict[str, Any]:
     """What a dry run reports: the resolved config, sizes, and the first batch's shapes."""
     config = session.request.config
     dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
-    first = session.plan.step(0, 0)[0]
+    first = session.plan.micro_batch(0)
     with torch.device("meta"):
         task = session.stage.build()
     if session.ranks.is_main:
@@ -227,9 +231,9 @@ def describe(session: Session) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "precision": session.precision,
         "device": session.device.type,
-        "train_samples": len(session.train),
-        "val_samples": len(session.val) if session.val else 0,
-        "steps_per_epoch": session.plan.num_steps(0),
+        "train_samples": session.train.num_kept,
+        "val_samples": session.val.num_kept if session.val else 0,
+        "steps_per_epoch": session.plan.num_steps(1),
         "steps": session.num_steps,
         "micro_batches_per_step": session.plan.micro_batches_per_step,
         "accumulation": session.num_accumulation,
@@ -247,6 +251,10 @@ def seed_everything(seed: int) -> None:
 def count_parameters(module: torch.nn.Module) -> int:
     """Parameters of a module, also where ZeRO-3 has partitioned them."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
 def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: Path) -> None:
@@ -279,8 +287,9 @@ def _check_resume(resume: str) -> None:
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
     if state.plan_digest != session.plan_digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed; "
-            f"put them back, or start over with --resume never"
+            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed, "
+            f"or by a version that ordered samples otherwise; put them back, or start over with "
+            f"--resume never"
         )
 
 

@@ -7,6 +7,7 @@ The training loop and the evaluator share these two steps: `SplitBatches` deals 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 
 from muomni.data.loader import Loader, PlannedDataset, to_device
@@ -41,7 +42,9 @@ class SplitBatches:
         self.stage = stage
         self.device = device
         view = stage.view()
-        batches = cover(view.lengths(source)[:max_samples], stage.batching())[:max_batches]
+        num_samples = min(source.num_kept, max_samples or source.num_kept)
+        ids = source.all_kept[np.arange(num_samples)]
+        batches = cover(ids, view.lengths(source)[ids], stage.batching())[:max_batches]
         ranks = collectives.world_size()
         padded = batches + [_EMPTY] * (-len(batches) % ranks)
         self._batches = list(itertools.islice(padded, collectives.rank(), None, ranks))

@@ -113,12 +113,12 @@ def test_planned_rows_hold_all_conversations_of_an_epoch(
     plan = Plan(lengths, Batching("pack", CONTEXT, rows=2), 1, seed=0)
     dataset = PlannedDataset(source, view, 0)
     num_answers, num_positions = 0, 0
-    for step in range(plan.num_steps(0)):
-        batch = dataset[plan.step(0, step)[0]]
+    for step in range(plan.num_steps(1)):
+        batch = dataset[plan.step(step)[0]]
         assert batch["input_ids"].shape == (2, CONTEXT) and int(batch["num_bad"]) == 0
         num_answers += int(batch["answer_ids"].max())
         num_positions += int((batch["document_ids"] > 0).sum())
-    assert num_answers == len(source) and num_positions == int(lengths.sum())
+    assert num_answers == len(source) and num_positions == int(lengths.all().sum())
 
 
 def test_a_sample_with_broken_media_is_left_out_and_named(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from muomni.data.image_text_view import NO_GROUP, Augmentation, ImageTextView
-from muomni.data.plan import generator
+from muomni.data.order import generator
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 from tests.corpora import write_tokenizer

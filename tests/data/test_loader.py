@@ -29,7 +29,7 @@ def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
 def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
     """Twelve batches of rank 1 of 2, past the end of an epoch."""
     lengths = dataset.view.lengths(dataset.source)
-    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.max())), 2, dataset.seed)
+    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.all().max())), 2, dataset.seed)
     batches = plan.rank_batches(start_step, rank=1, world_size=2)
     return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
 
@@ -67,7 +67,8 @@ def test_epochs_vary_a_sample_and_evaluation_does_not(
     content = {"speech": "waveform", "waveform": "waveform", "picture": "images"}[kind]
 
     def seen(epoch: int | None) -> list[torch.Tensor]:
-        return [dataset[MicroBatch(((i,),), epoch)][content] for i in range(4)]
+        epochs = None if epoch is None else ((epoch,),)
+        return [dataset[MicroBatch(((i,),), epochs)][content] for i in range(4)]
 
     def differ(one: int | None, other: int | None) -> bool:
         pairs = zip(seen(one), seen(other), strict=True)
@@ -84,7 +85,7 @@ def test_a_sample_that_is_longer_than_a_batch_is_named(
     source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
     lengths = _dataset(source, tokenizer).view.lengths(source)
     with pytest.raises(DataError, match=r"sample 1 of .*/s/train \(key clip7\) has length"):
-        Plan(lengths, Batching("bucket", int(lengths.max()) - 1), 1, 0, source.describe)
+        Plan(lengths, Batching("bucket", int(lengths.all().max()) - 1), 1, 0, source.describe)
 
 
 def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(

@@ -132,6 +132,34 @@ def test_sidecars_of_another_shard_are_noticed(small: Manifest) -> None:
         SplitReader(small, "train")
 
 
+def test_columns_of_some_samples_are_read_through_a_bounded_number_of_maps(
+    small: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muomni.data.mapped_files._MAX_OPEN", 1)
+    reader = SplitReader(small, "train")
+    ids = np.array([3, 0, 2, 3, 1])
+    for name in ("num_bytes", "key_hash"):
+        assert reader.column(name, ids).tolist() == reader.columns[name][ids].tolist()
+    assert reader.column("num_bytes", np.array([], dtype=np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [("tar.idx", "points behind the end"), ("cols.npy", "has 70 bytes, too few for 3 entries")],
+)
+def test_without_a_check_at_open_files_are_checked_by_their_first_reader(
+    small: Manifest, suffix: str, message: str
+) -> None:
+    path = small.root / f"train/x-train-000000.{suffix}"
+    with pytest.raises(DataError, match=r"x-train-000000\.\w"):
+        path.write_bytes(b"\xff" * 70)
+        SplitReader(small, "train")
+    path.write_bytes(b"\xff" * 70)
+    reader = SplitReader(small, "train", check_files=False)
+    with pytest.raises(DataError, match=message):
+        _ = (reader.read(0), reader.column("num_bytes", np.array([0])))
+
+
 def test_stale_index_is_noticed_when_read(small: Manifest) -> None:
     path = small.root / "train/x-train-000000.tar.idx"
     offsets = np.fromfile(path, dtype="<u8")

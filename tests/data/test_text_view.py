@@ -47,7 +47,7 @@ def test_a_long_document_is_cut_and_that_is_told(
 ) -> None:
     view = TextView(tokenizer, context=32, rows=1)
     with caplog.at_level(logging.WARNING):
-        lengths = view.lengths(source)
+        lengths = view.lengths(source).all()
     assert lengths.max() == 32
     num_tokens = len(tokenizer.encode("two letters " * 40)) + 1
     assert (

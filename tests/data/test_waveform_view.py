@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from muomni.data.plan import generator
+from muomni.data.order import generator
 from muomni.data.waveform_view import WaveformView
 from tests.media_corpora import flac
 

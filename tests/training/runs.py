@@ -75,7 +75,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
     losses = []
     for step in range(num_steps):
-        batches = [dataset[micro] for micro in session.plan.step(*session.plan.locate(step))]
+        batches = [dataset[micro] for micro in session.plan.step(step)]
         weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
         total = sum(task(batch).losses["loss"] for batch in batches) / weight
         total.backward()

@@ -66,9 +66,7 @@ def plain_curve(config: RunConfig, upstream: Path = Path()) -> tuple[list[float]
     dataset = PlannedDataset(session.train, stage.view(), config.seed)
     losses = []
     for step in range(session.num_steps):
-        batches = [
-            stage.prepare(dataset[micro]) for micro in session.plan.step(*session.plan.locate(step))
-        ]
+        batches = [stage.prepare(dataset[micro]) for micro in session.plan.step(step)]
         weights = {
             term: sum(stage.weights(batch)[term] for batch in batches) for term in stage.terms
         }

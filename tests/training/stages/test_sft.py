@@ -65,7 +65,7 @@ def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
 
     pairs = set()
     for step in range(8):
-        kinds = [kind(dataset[micro]) for micro in session.plan.step(0, step)]
+        kinds = [kind(dataset[micro]) for micro in session.plan.step(step)]
         assert len(kinds) == 4 and all(sum(k) == 1 for k in kinds)
         pairs |= {(kinds[0], kinds[1]), (kinds[2], kinds[3])}
     assert sum(one != other for one, other in pairs) >= 4

@@ -47,7 +47,7 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(media_data:
     seed_everything(0)
     task = stage.build()
     dataset = PlannedDataset(session.train, stage.view(), 0)
-    batches = [dataset[micro] for micro in session.plan.step(0, 0)]
+    batches = [dataset[micro] for micro in session.plan.step(0)]
     weight = sum(stage.weights(batch)["loss"] for batch in batches)
     assert len(batches) == 4 and weight == 16
     expected = textbook_loss(task, batches)
