@@ -13,13 +13,16 @@ from tqdm import tqdm
 from data_prep import adopt, preview, stats
 from data_prep.bundled import make_sample, remove_sample
 from data_prep.curation_verbs import add_curation
+from data_prep.data_root import data_root_table
 from data_prep.datasets import find_manifests
 from data_prep.finalize import finalize
-from data_prep.mix import mix_table
+from data_prep.mix_report import datasets_of, mix_rows, mix_table
 from data_prep.sharder import Progress
 from data_prep.task_verb import add_task, default_name, num_cpus, positive, run_task
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import verify
+from muomni.config.loading import validate
+from muomni.config.run import MixSection
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import MANIFEST_NAME, TASKS, Manifest
 from muomni.errors import ConfigError, DataError, exit_on_error
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("dir", type=Path, metavar="DIR")
     verb.set_defaults(run=_run_finalize)
     _add_reports(verbs)
+    _add_mix(verbs)
     _add_index(verbs)
     add_curation(verbs, _open_progress)
     return parser
@@ -110,6 +114,23 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument("--count", type=positive, default=16, help="samples to show")
     verb.add_argument("--png", type=Path, help="write pictures, waveforms and spectrograms")
     verb.set_defaults(run=_run_inspect)
+
+
+def _add_mix(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser("mix", help="show what a mix of corpora comes to (config data.mix)")
+    verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="data root")
+    verb.add_argument("--task", choices=TASKS, help="whose datasets (default: the only one)")
+    verb.add_argument(
+        "--weights", nargs="+", metavar="NAME=WEIGHT", help="as data.mix.weights, relative"
+    )
+    verb.add_argument("--alpha", type=float, help="as data.mix.alpha (default 1, as they are)")
+    verb.add_argument(
+        "--unit", default="samples", help="samples or length: what shares count (default samples)"
+    )
+    verb.add_argument("--steps", type=positive, help="steps of the run (default: one epoch)")
+    verb.add_argument("--samples-per-step", type=positive, help="over all ranks, with --steps")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=_run_mix)
 
 
 def _add_index(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -186,7 +207,7 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
     if not (arguments.dir / MANIFEST_NAME).is_file():
         if arguments.png:
             raise ConfigError(f"--png shows samples of one dataset, {arguments.dir} holds several")
-        print(mix_table(manifests, arguments.dir))
+        print(data_root_table(manifests, arguments.dir))
         return
     (manifest,) = manifests
     print(preview.describe(manifest, arguments.split, arguments.count))
@@ -194,6 +215,30 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
         if not preview.save_sheet(manifest, arguments.split, arguments.count, arguments.png):
             raise DataError(f"the samples of {arguments.dir} have neither pictures nor recordings")
         print(f"pictures and recordings: {arguments.png}")
+
+
+def _run_mix(arguments: argparse.Namespace) -> None:
+    if (arguments.steps is None) != (arguments.samples_per_step is None):
+        raise ConfigError("--steps and --samples-per-step go together; give both or none")
+    content: dict[str, object] = {"unit": arguments.unit}
+    if arguments.weights:
+        content["weights"] = dict(map(_name_and_weight, arguments.weights))
+    if arguments.alpha is not None or not arguments.weights:
+        content["alpha"] = 1.0 if arguments.alpha is None else arguments.alpha
+    mix = validate(MixSection, content, "the command line")
+    num_draws = arguments.steps * arguments.samples_per_step if arguments.steps else None
+    rows = mix_rows(datasets_of(arguments.data, arguments.task), mix, num_draws)
+    print(
+        json.dumps([asdict(row) for row in rows], indent=1) if arguments.json else mix_table(rows)
+    )
+
+
+def _name_and_weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ConfigError(f"--weights takes NAME=WEIGHT, not '{text}'") from None
 
 
 def _run_index(arguments: argparse.Namespace) -> None:

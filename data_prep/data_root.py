@@ -14,7 +14,7 @@ TOKENIZER_NAME = "tokenizer.model"
 _NUM_PROBED = 200
 
 
-def mix_table(manifests: list[Manifest], root: Path) -> str:
+def data_root_table(manifests: list[Manifest], root: Path) -> str:
     """A line a dataset on its train split, tasks together; a sum for each task of several datasets.
 
     Tokens are guessed from some texts, where `root` holds a tokenizer. Shares are those of the samples

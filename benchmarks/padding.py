@@ -1,0 +1,104 @@
+"""How much of what the ranks compute on is data, and how long they wait for the slowest of a step.
+
+    OMP_NUM_THREADS=1 python benchmarks/padding.py --data data/sample --json result.json
+
+useful: real length over padded length (bucketed: count times longest; packed: rows times capacity).
+wait: the costliest micro-batch of a step over the mean of the step, minus one; cost is the padded length.
+The lengths are those of the sample data, and drawn ones: utterances like LibriSpeech's (most of 10 to
+16 s) and documents of a log-normal distribution with a mean of about 510 tokens, cut at the context.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from muomni.errors import exit_on_error
+
+_NUM_DRAWN = 400_000
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--preset", default="nano")
+    flags.add_argument("--steps", type=int, default=60, help="steps that are looked at")
+    flags.add_argument("--json", type=Path)
+    arguments = flags.parse_args()
+    with exit_on_error("padding"):
+        results = {**of_sample_data(arguments), **of_drawn_lengths(arguments.steps)}
+    print(f"{'':46}{'useful':>8}{'mean wait':>11}{'waits > 10 %':>14}")
+    for name, row in results.items():
+        print(
+            f"{name:46}{row['useful']:>8.4f}{row['wait_mean']:>11.4f}{row['waits_over_tenth']:>14.4f}"
+        )
+    if arguments.json:
+        content = {"plans": results, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Plans of the stages as the preset has them: these corpora fill less than a window."""
+    from muomni.config.loading import resolve
+    from muomni.dist.discovery import Ranks
+    from muomni.training.session import Request, prepare
+
+    results = {}
+    for stage in ("audio_encoder", "thinker"):
+        config = resolve(stage, arguments.preset, None, {"data": {"root": arguments.data}})
+        session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
+        name = f"sample {stage}, {session.plan.order.round_size} samples"
+        results[name] = figures(session.plan, session.plan.num_steps(1))
+    return results
+
+
+def of_drawn_lengths(num_steps: int) -> dict[str, dict[str, float]]:
+    from muomni.data.plan import Batching, Plan
+
+    random = np.random.default_rng(0)
+    seconds = np.clip(17 - random.gamma(2.0, 2.5, _NUM_DRAWN), 1.2, 17)
+    frames = np.ceil(100 * seconds).astype(np.int64)
+    tokens = np.clip(random.lognormal(5.85, 0.9, _NUM_DRAWN), 8, 4096).astype(np.int64)
+    results = {}
+    for group in (8, 64, 512):
+        for budget_s in (100, 200, 400):
+            plan = Plan(frames, Batching("bucket", budget_s * 100), group, 0)
+            results[f"speech {budget_s} s, G={group}"] = figures(plan, num_steps)
+        for rows in (1, 8):
+            plan = Plan(tokens, Batching("pack", 4096, rows=rows), group, 0)
+            results[f"text {rows} x 4096 tokens, G={group}"] = figures(plan, num_steps)
+    return results
+
+
+def figures(plan: Any, num_steps: int) -> dict[str, float]:
+    """Useful fraction and waits over the first `num_steps` steps, at most one epoch."""
+    real, padded, waits = 0, 0, []
+    for step in range(min(num_steps, plan.num_steps(1))):
+        costs = []
+        for batch in plan.step(step):
+            lengths = plan.lengths[np.array(batch.ids)]
+            if plan.batching.mode == "pack":
+                cost = plan.batching.rows * plan.batching.size
+            else:
+                cost = len(lengths) * int(lengths.max())
+            real += int(lengths.sum())
+            costs.append(cost)
+        padded += sum(costs)
+        waits.append(max(costs) / np.mean(costs) - 1)
+    return {
+        "useful": round(real / padded, 5),
+        "wait_mean": round(float(np.mean(waits)), 5),
+        "waits_over_tenth": round(float(np.mean(np.array(waits) > 0.1)), 5),
+    }
+
+
+if __name__ == "__main__":
+    main()
