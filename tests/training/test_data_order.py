@@ -1,0 +1,58 @@
+"""What the plan's digest knows: a run resumes exactly where its order of samples is still the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from muomni.dist.discovery import Ranks
+from muomni.errors import ConfigError
+from muomni.training.session import Request, Session, describe, prepare
+from tests.corpora import write_text_dataset, write_tokenizer
+from tests.training.runs import thinker_config
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_text_dataset(tmp_path / "books", num_train=100)
+    write_text_dataset(tmp_path / "web", num_train=300)
+    write_tokenizer(tmp_path / "tokenizer.model")
+    return tmp_path
+
+
+def opened(root: Path, changes: dict[str, Any] | None = None, world_size: int = 1) -> Session:
+    config = thinker_config(root, changes)
+    return prepare(Request(config, Path(), Path(), {}, "never"), Ranks(0, 0, world_size, "test"))
+
+
+def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path) -> None:
+    digest = opened(root).plan_digest
+    assert opened(root, world_size=4).plan_digest == digest
+    assert opened(root, {"data": {"num_workers": 3, "prefetch": 7}}).plan_digest == digest
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"batch": {"size": 96}},
+        {"batch": {"window": 32}},
+        {"batch": {"micro_batches_per_step": 8}},
+        {"data": {"mix": {"alpha": 0.5}}},
+        {"data": {"mix": {"weights": {"books": 1, "web": 3}}}},
+        {"data": {"mix": {"weights": {"books": 1, "web": 3}, "unit": "length"}}},
+    ]
+    digests = {opened(root, change).plan_digest for change in changes}
+    (root / "web" / "exclude").mkdir()
+    np.save(root / "web" / "exclude" / "late.npy", np.array([5, 6], dtype=np.uint64))
+    content = {"split": "train", "ids_file": "late.npy"}
+    (root / "web" / "exclude" / "late.json").write_text(json.dumps(content))
+    masked = opened(root)
+    assert len({digest, masked.plan_digest, *digests}) == len(changes) + 2
+    assert describe(masked)["train_samples"] == 398
+    num_steps = masked.plan.num_steps(1)
+    drawn = {i for s in range(num_steps) for batch in masked.plan.step(s) for i in batch.ids}
+    assert drawn == set(range(400)) - {105, 106}
+
+
+def test_a_corpus_that_is_not_there_is_named(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"names 'wep'.*did you mean 'web'\?.*books, web"):
+        opened(root, {"data": {"mix": {"weights": {"wep": 1, "books": 1}}}})

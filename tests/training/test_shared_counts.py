@@ -1,0 +1,62 @@
+"""Ranks that count windows together plan what one rank plans alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from muomni.config.run import DataSection
+from muomni.data import count_cache
+from muomni.data.count_cache import CountCache
+from muomni.data.plan import Batching, Plan
+from muomni.training.shared_counts import SharedCounts
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config, train
+
+LENGTHS = np.random.default_rng(0).integers(1, 90, 900)
+
+
+def _count(folder: Path) -> tuple[int, int, str]:
+    """Steps of two epochs, windows that this rank counted itself, and a later step."""
+    count_cache._LEAST_WINDOWS = 1
+    plan = Plan(
+        LENGTHS, Batching("bucket", 300, window=64), 4, 1, cache=CountCache(folder, "d" * 16)
+    )
+    counted = []
+    count_windows = plan.count_windows
+
+    def count(epoch: int, start: int, stop: int) -> np.ndarray:
+        counted.append(stop - start)
+        return count_windows(epoch, start, stop)
+
+    plan.count_windows = count  # type: ignore[method-assign]
+    counts = SharedCounts(plan, DataSection(num_workers=2), num_accumulation=2)
+    counts.count_epochs(2)
+    num_steps = plan.num_steps(2)
+    counts.count_ahead(num_steps - 1, num_steps + 100)  # workers look into the third epoch
+    return num_steps, sum(counted), repr(plan.step(num_steps))
+
+
+def test_ranks_share_the_counting_and_find_it_again(tmp_path: Path, two_ranks: RankPool) -> None:
+    alone = Plan(LENGTHS, Batching("bucket", 300, window=64), 4, 1)
+    num_steps = alone.num_steps(2)
+    found = two_ranks.run(_count, folder=tmp_path)
+    assert [result[0] for result in found] == [num_steps] * 2
+    assert [result[2] for result in found] == [repr(alone.step(num_steps))] * 2
+    assert sum(result[1] for result in found) == 3 * alone.windows.count
+    assert abs(found[0][1] - found[1][1]) <= 3
+    again = two_ranks.run(_count, folder=tmp_path)
+    assert [result[1] for result in again] == [0, 0]
+    assert [result[2] for result in again] == [result[2] for result in found]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_run_of_epochs_ends_when_all_samples_were_seen(
+    num_ranks: int, text_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
+) -> None:
+    training = {"max_steps": None, "max_epochs": 2}
+    config = thinker_config(text_data, {"training": training, "optim": {"schedule": "constant"}})
+    pool = one_rank if num_ranks == 1 else two_ranks
+    result = pool.run(train, config=config, run=tmp_path)[0]
+    lengths_of_run = result["step"]
+    assert 20 < lengths_of_run == len(result["curve"])
