@@ -110,10 +110,13 @@ class MlflowLog:
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, the form in which MLflow compares parameters."""
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, the form in which MLflow compares parameters.
+
+    A table whose keys are no names of settings (patterns, datasets) stays a value: MLflow refuses some of them.
+    """
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(name.isidentifier() for name in value):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -47,3 +47,15 @@ def test_parameters_are_flat() -> None:
         "a.c.d": None,
         "e": [2],
     }
+
+
+def test_patterns_and_dataset_names_are_values_not_names_of_parameters(tmp_path: Path) -> None:
+    """MLflow refuses a parameter called `lr_scales.talker.*`, and nothing would be logged after it."""
+    content = {"optim": {"lr": 1.0, "lr_scales": {"talker.*": 0.05}}, "mix": {"my data!": 2.0}}
+    log = MlflowLog(tmp_path / "run", "sft", None, flatten(content))
+    log.metrics(1, {"loss": 2.0})
+    log.close("FINISHED")
+    client = MlflowClient(tracking_uri=default_tracking_uri(tmp_path / "run"))
+    found = client.get_run(str(log.run_id))
+    assert found.info.status == "FINISHED" and found.data.metrics["loss"] == 2.0
+    assert found.data.params["optim.lr_scales"] == "{'talker.*': 0.05}"

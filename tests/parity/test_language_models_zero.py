@@ -74,7 +74,7 @@ class TalkerLoss(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         text, codes = rows[:, :8], rows[:, 8:].unflatten(1, (-1, 2))
         mask = torch.ones(codes.shape[:2])
-        output = self.talker(text, torch.ones_like(text), codes, mask)
+        output = self.talker(text, text, torch.ones_like(text), codes, mask)
         loss = self.talker.loss(output, codes, mask)
         return loss.total / loss.weight
 
