@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from data_prep.datasets import by_shard
-from data_prep.exclude import EXCLUDE, Mask, remove_mask, write_mask
+from data_prep.exclude import Mask, remove_mask, write_mask
 from data_prep.near_duplicates import (
     NUM_MINIMA,
     alike_pictures,
@@ -29,6 +29,7 @@ from data_prep.shard_pool import map_shards
 from data_prep.train_tokenizer import sample_texts
 from muomni.data.atomic_write import write_atomic
 from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.exclude import FOLDER
 from muomni.data.manifest import Manifest, hash64
 from muomni.data.shard_reader import SplitReader
 from muomni.errors import ConfigError, DataError
@@ -135,7 +136,7 @@ def write_masks(outcome: Outcome) -> list[Mask]:
             masks.append(write_mask(manifest, name, "train", ids, reason))
         else:
             remove_mask(manifest.root, name)
-    report = manifest.root / EXCLUDE / REPORT
+    report = manifest.root / FOLDER / REPORT
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outcome.lines)
     if lines:
         write_atomic(report, lines.encode())

@@ -1,7 +1,6 @@
-"""Exclude masks: lists of samples that training leaves out, without a shard being written anew.
+"""Writes exclude masks: lists of samples that training leaves out, without a shard being written anew.
 
-A mask is `exclude/NAME.json` with the keys split, ids_file, reason and num_ids, and `NAME.npy` beside
-it: sorted unique uint64 sample ids, counted through the shards of that split.
+What a mask is made of tells `muomni/data/exclude.py`, which reads it; the key `reason` is added here.
 """
 
 import io
@@ -14,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from muomni.data.atomic_write import write_atomic
+from muomni.data.exclude import FOLDER, mask_files, read_mask
 from muomni.data.manifest import Manifest, hash64
 from muomni.data.shard_writer import columns_path, load_columns
 from muomni.errors import ConfigError, DataError
-
-EXCLUDE = "exclude"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ def write_mask(manifest: Manifest, name: str, split: str, ids: np.ndarray, reaso
         )
     buffer = io.BytesIO()
     np.save(buffer, ids)
-    folder = manifest.root / EXCLUDE
+    folder = manifest.root / FOLDER
     content = {"split": split, "ids_file": f"{name}.npy", "reason": reason, "num_ids": len(ids)}
     # The ids first: a mask that can be seen is complete.
     write_atomic(folder / f"{name}.npy", buffer.getvalue())
@@ -58,34 +56,27 @@ def write_mask(manifest: Manifest, name: str, split: str, ids: np.ndarray, reaso
 def remove_mask(root: Path, name: str) -> None:
     """Delete the mask `name` where there is one."""
     for suffix in (".json", ".npy"):
-        (root / EXCLUDE / f"{name}{suffix}").unlink(missing_ok=True)
+        (root / FOLDER / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def mask_problems(manifest: Manifest) -> list[str]:
     """What is wrong with the masks of a dataset, as sentences."""
     problems = []
-    for path in sorted((manifest.root / EXCLUDE).glob("*.json")):
+    for path in mask_files(manifest.root):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            ids = np.load(path.parent / str(content["ids_file"]))
-            num_samples = manifest.split(content["split"]).num_samples
-            is_sound = ids.dtype == np.uint64 and ids.ndim == 1 and len(ids) == content["num_ids"]
-            if not is_sound or (np.diff(ids.astype(np.int64)) <= 0).any():
-                problems.append(f"{path}: its ids are not {content['num_ids']} ascending uint64")
-            elif len(ids) and int(ids[-1]) >= num_samples:
-                problems.append(f"{path} names sample {ids[-1]}, its split has {num_samples}")
-        except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-            problems.append(f"mask {path} cannot be used ({error}); make it again or delete it")
+            read_mask(path, manifest)
+        except DataError as error:
+            problems.append(f"mask {path} cannot be used ({error})")
     return problems
 
 
 def refuse_masks(root: Path) -> None:
     """Raise `DataError` when shards with masks are to be made again: other ids would be meant."""
-    first = next(iter(sorted((root / EXCLUDE).glob("*.json"))), None)
+    first = next(iter(mask_files(root)), None)
     if first is not None:
         raise DataError(
             f"shards of {root} have to be made again, which moves samples under the mask {first}; "
-            f"delete {root / EXCLUDE} first, and make its masks again afterwards"
+            f"delete {root / FOLDER} first, and make its masks again afterwards"
         )
 
 

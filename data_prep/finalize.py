@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_prep.filters import bad_and_filtered
 from data_prep.listings import QUARANTINE
-from data_prep.plan_file import PLAN_NAME, load_plan_file, missing_shards
+from data_prep.plan_file import complete_plan
 from data_prep.sharder import too_many_bad
 from muomni.data.atomic_write import write_atomic
 from muomni.data.manifest import (
@@ -25,15 +25,7 @@ def finalize(root: Path) -> Manifest:
     Raises `DataError` when shards are missing, when too many samples are bad, or when no training
     sample is left.
     """
-    plan = load_plan_file(root)
-    if plan is None:
-        raise DataError(f"{root} holds no {PLAN_NAME}; run its `python -m data_prep` command first")
-    missing = missing_shards(root, plan)
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(plan.all_shards)} shards of {root} are not finished, the first is "
-            f"{missing[0]}; run its array tasks again"
-        )
+    plan = complete_plan(root)
     records = [load_record(root / shard.path) for shard in plan.all_shards]
     finished = [record for record in records if record is not None]
     dropped = _sum_dropped(finished)

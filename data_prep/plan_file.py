@@ -186,6 +186,20 @@ def write_plan_file(root: Path, plan: PlanFile) -> None:
     write_atomic(root / PLAN_NAME, text.encode())
 
 
+def complete_plan(root: Path) -> PlanFile:
+    """The plan file of a dataset whose shards are all finished; raises `DataError` otherwise."""
+    plan = load_plan_file(root)
+    if plan is None:
+        raise DataError(f"{root} holds no {PLAN_NAME}; run its `python -m data_prep` command first")
+    missing = missing_shards(root, plan)
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(plan.all_shards)} shards of {root} are not finished, the first is "
+            f"{missing[0]}; run the command that makes the dataset (its array tasks) again"
+        )
+    return plan
+
+
 def missing_shards(root: Path, plan: PlanFile) -> list[str]:
     """Paths of planned shards that have no record of this plan yet."""
     shards = plan.all_shards

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from data_prep.corpus import ReaderOptions
-from data_prep.exclude import EXCLUDE
 from data_prep.finalize import finalize
 from data_prep.listings import FILTERED, QUARANTINE
 from data_prep.plan_file import (
@@ -19,6 +18,7 @@ from data_prep.plan_file import (
 from data_prep.readers import READERS
 from data_prep.shard_plan import ShardingOptions, build_plan
 from data_prep.sharder import Progress, write_shards
+from muomni.data.exclude import FOLDER as EXCLUDE
 from muomni.data.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
 from muomni.errors import DataError
 

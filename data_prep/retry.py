@@ -15,12 +15,10 @@ from data_prep.corpus import Item
 from data_prep.finalize import finalize
 from data_prep.listings import FILTERED, QUARANTINE, LeftOut, load_listing, printable, store_listing
 from data_prep.plan_file import (
-    PLAN_NAME,
     PlanFile,
     PlannedPath,
     RetryRound,
-    load_plan_file,
-    missing_shards,
+    complete_plan,
     original_options,
     write_plan_file,
 )
@@ -57,15 +55,7 @@ def retry_bad(
     `source` and `media_root` say where the corpus lies now, when it was moved. Raises `DataError` for
     a dataset that is not finished or was not made here, and as the reader does.
     """
-    plan = load_plan_file(root)
-    if plan is None:
-        raise DataError(f"{root} holds no {PLAN_NAME}, so there is nothing to try again from")
-    missing = missing_shards(root, plan)
-    if missing:
-        raise DataError(
-            f"{len(missing)} shards of {root} are not finished, the first is {missing[0]}; run the "
-            "command that makes the dataset again"
-        )
+    plan = complete_plan(root)
     # Completes a retry that was killed after its new shards were named.
     _settle(root, plan)
     listed = [

@@ -2,15 +2,14 @@
 
 A mask is two files, written by whoever finds samples to leave out (a deduplication, a later check):
 
-    DATASET/exclude/NAME.json    {"split": "train", "ids_file": "NAME.npy"}
+    DATASET/exclude/NAME.json    {"split": "train", "ids_file": "NAME.npy", "num_ids": 7}
     DATASET/exclude/NAME.npy     uint64 [n], n >= 0, strictly ascending
 
 The numbers are sample ids inside that split: the place of a sample in the split's shards, counted from 0
 in manifest order, as `SplitReader.read` takes it. All masks of a folder apply together; a sample may
 be in several. The `.npy` file stands in the same folder and is to be written before the `.json`, each
-atomically: a mask counts from the moment its `.json` is there. The optional key "fingerprint" holds the
-manifest's fingerprint; a mask that names another one is refused, since ids move when a dataset is
-sharded again. Other keys are for their writer and are not looked at.
+atomically: a mask counts from the moment its `.json` is there. `num_ids` may be left out; other keys
+are for their writer and are not looked at.
 
 Training skips excluded samples, evaluation of the split too. Masks enter the plan's digest: a run cannot
 be resumed after they changed.
@@ -77,8 +76,8 @@ def read_exclusion(manifest: Manifest, split: str) -> Exclusion:
     """
     found = [
         ids
-        for path in sorted((manifest.root / FOLDER).glob("*.json"))
-        if (ids := _read_mask(path, manifest, split)) is not None
+        for path in mask_files(manifest.root)
+        if (ids := read_mask(path, manifest, split)) is not None
     ]
     if not found:
         return Exclusion(np.empty(0, dtype=np.uint64), "")
@@ -91,8 +90,16 @@ def read_exclusion(manifest: Manifest, split: str) -> Exclusion:
     return Exclusion(ids, digest.hexdigest() if len(ids) else "")
 
 
-def _read_mask(path: Path, manifest: Manifest, split: str) -> np.ndarray | None:
-    """The ids of a mask; None when it is about another split."""
+def mask_files(root: Path) -> list[Path]:
+    """The `.json` files of a dataset's masks, by name."""
+    return sorted((root / FOLDER).glob("*.json"))
+
+
+def read_mask(path: Path, manifest: Manifest, split: str | None = None) -> np.ndarray | None:
+    """The ids of a mask, uint64 [n]; None when a `split` is given and the mask is about another.
+
+    Raises DataError that names the file when it is malformed or does not belong to the dataset.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         mask_split, ids_file = str(content["split"]), str(content["ids_file"])
@@ -105,13 +112,14 @@ def _read_mask(path: Path, manifest: Manifest, split: str) -> np.ndarray | None:
             f"{path} excludes samples of split '{mask_split}', which {manifest.root} has not; it has "
             f"{', '.join(manifest.splits)}"
         )
-    if content.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
-        raise DataError(
-            f"{path} was made for another state of {manifest.root}; make the mask again or delete it"
-        )
-    if mask_split != split:
+    if split not in (None, mask_split):
         return None
-    return _read_ids(path.parent / ids_file, manifest.split(split).num_samples)
+    ids = _read_ids(path.parent / ids_file, manifest.split(mask_split).num_samples)
+    if content.get("num_ids", len(ids)) != len(ids):
+        raise DataError(
+            f"{path} tells of {content['num_ids']} samples, its ids are {len(ids)}; make the mask again"
+        )
+    return ids
 
 
 def _read_ids(path: Path, num_samples: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_a_split_without_any_sample_left_is_refused(manifest: Manifest) -> None:
         (np.array([50], dtype=np.uint64), {}, "excludes sample 50, but its split has 50 samples"),
         (np.array([1], dtype=np.uint64), {"split": "tran"}, "split 'tran', which .* has not"),
         (np.array([1], dtype=np.uint64), {"ids_file": "gone.npy"}, r"cannot read .*gone\.npy"),
-        (np.array([1], dtype=np.uint64), {"fingerprint": "old"}, "made for another state of"),
+        (np.array([1], dtype=np.uint64), {"num_ids": 2}, "tells of 2 samples, its ids are 1"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_named(

@@ -254,6 +254,18 @@ def test_freezing_counts_what_each_pattern_takes(tokenizer: Tokenizer) -> None:
     )
 
 
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_head_that_nothing_reads_is_frozen(tokenizer: Tokenizer, is_used: bool) -> None:
+    model = OmniModel(omni_config(tokenizer, ctc_embeddings=is_used))
+    freeze(model, ())
+    assert all(p.requires_grad is is_used for p in model.audio_encoder.ctc_head.parameters())
+
+
+def test_a_rate_for_nothing_is_refused_before_any_start(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lr_scales names no parameter with 'taker\.\*'"):
+        open_session(root, {"optim": {"lr_scales": {"taker.*": 0.5}}})
+
+
 def test_a_pattern_that_names_nothing_is_refused_with_a_suggestion(root: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"'vision_encodr\.\*' \(did you mean 'vision_encoder\.\*'"

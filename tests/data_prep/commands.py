@@ -1,0 +1,38 @@
+"""What tests do with the command line: shard a corpus, and take the one line that a command fails with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from muomni.data.manifest import Manifest
+
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(capsys: Capture, *arguments: str, code: int = 3) -> str:
+    """The one line that a command fails with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error, error
+    return error
+
+
+def shard(task: str, form: str, src: Path, out: Path, *options: str) -> Manifest:
+    main(
+        [
+            *(task, "--format", form, "--src", str(src), "--out", str(out), "--workers", "1"),
+            *("--val-fraction", "0", "--test-fraction", "0", "--name", "c", *options),
+        ]
+    )
+    return Manifest.load(out)
+
+
+def quarantined(out: Path) -> dict[str, str]:
+    """Reason by key."""
+    lines = [line for path in sorted((out / "quarantine").glob("*")) for line in path.open()]
+    return {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
