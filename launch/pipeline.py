@@ -3,7 +3,8 @@
     python launch/pipeline.py --preset nano --data DIR --run DIR [-- key=value ...]
 
 A stage that is finished is skipped, an interrupted one goes on, and one whose upstream was trained again
-starts over. The first failure stops the rest. After "--", flags and key=value overrides go to
+starts over. With --side-by-side N, up to N stages that need nothing of each other train at a time, each on
+an equal share of the ranks. The first failure stops the rest. After "--", flags and key=value overrides go to
 launch/train.py of every stage, STAGE.key=value to one stage. The last line of standard output is JSON.
 """
 
@@ -13,13 +14,22 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import train as train_command
-from launch.ranks import count_ranks, rank_environment, run_logged, train_argv
+from launch.ranks import (
+    RunningRanks,
+    count_ranks,
+    num_gpus,
+    on_stop_signal,
+    rank_environment,
+    train_argv,
+)
+from launch.stage_graph import Needs, next_stage, stage_needs, trains_alone
 from muomni.config.loading import did_you_mean, preset_names, read_yaml
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.errors import ConfigError, MuomniError, PreemptedError, exit_on_error
@@ -28,6 +38,7 @@ from muomni.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 FINISHED, OUTDATED, OPEN = "finished", "outdated", "open"
+_POLL_S = 0.2
 
 
 @dataclass(slots=True)
@@ -54,6 +65,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--ranks", type=int, help="processes a stage (all GPUs; on a CPU 2, on one core 1)"
     )
+    flags.add_argument(
+        "--side-by-side", type=int, default=1, metavar="N",
+        help="train up to N independent stages at a time, each on an N-th of the ranks (1)",
+    )  # fmt: skip
     flags.add_argument("--stages", help=f"only these of {','.join(STAGE_NAMES)}, with commas")
     flags.add_argument(
         "--dry-run", action="store_true", help="say what would be done, with the commands"
@@ -85,7 +100,7 @@ def main() -> None:
             pipeline.describe(plans)
             return
         start = time.monotonic()
-        results = {stage: pipeline.run(stage, config) for stage, config in plans.items()}
+        results = pipeline.run(plans)
         print("\n" + table(results), flush=True)
         content = {
             "run": str(arguments.run),
@@ -134,21 +149,56 @@ def submit(
     os.execv(script, [*argv, "--", *extra])
 
 
+@dataclass(slots=True)
+class RunningStage:
+    """A stage that trains at the moment, in one of the lanes that share the ranks."""
+
+    stage: str
+    ranks: RunningRanks
+    lane: int
+    reason: str  # why it is trained (again), for the end
+    before: bytes | None  # its export when it began
+    start: float
+
+
 class Pipeline:
     """The stages of one run folder."""
 
     def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
         self.arguments, self.extra = arguments, extra
         self.folder: Path = arguments.run
-        self._num_ranks: int | None = arguments.ranks
-        if self._num_ranks is not None and self._num_ranks < 1:
-            raise ConfigError(f"--ranks {self._num_ranks} trains nothing; give at least 1")
+        for option in ("ranks", "side_by_side"):
+            number = getattr(arguments, option)
+            if number is not None and number < 1:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} {number} trains nothing; give at least 1")
+        self._running: list[RunningStage] = []
+        self._is_stopped = False
 
-    @property
+    @cached_property
     def num_ranks(self) -> int:
-        if self._num_ranks is None:
-            self._num_ranks = count_ranks()
-        return self._num_ranks
+        return self.arguments.ranks or count_ranks()
+
+    @cached_property
+    def num_lanes(self) -> int:
+        return min(self.arguments.side_by_side, self.num_ranks)
+
+    @cached_property
+    def needs(self) -> Needs:
+        return stage_needs()
+
+    def ranks_of(self, stage: str, config: RunConfig) -> int:
+        """Ranks of a stage, by its place among all stages alone: what resumes it needs as many again.
+
+        Unless --ranks is given they are no more than can share the micro-batches of a step evenly.
+        """
+        num_ranks = self.num_ranks
+        if self.num_lanes > 1 and not trains_alone(stage, self.needs):
+            num_ranks //= self.num_lanes
+        group = config.batch.micro_batches_per_step
+        if group is None or self.arguments.ranks is not None:
+            return num_ranks
+        return max(number for number in range(1, num_ranks + 1) if group % number == 0)
 
     def train_arguments(self, stage: str) -> list[str]:
         """The arguments of launch/train.py."""
@@ -171,42 +221,117 @@ class Pipeline:
             state, why = self.look_at(stage, config)
             print(f"{stage}: {state}{f' ({why})' if why else ''}")
             if state != FINISHED:
-                print(f"  {' '.join(train_argv(self.num_ranks, self._arguments(stage, state)))}")
+                command = train_argv(self.ranks_of(stage, config), self._arguments(stage, state))
+                print(f"  {' '.join(command)}")
 
-    def run(self, stage: str, config: RunConfig) -> StageResult:
-        """Train one stage unless it is finished; raises MuomniError with its exit code."""
-        folder = RunFolder(self.folder, stage)
-        state, why = self.look_at(stage, config)
-        if state == FINISHED:
-            print(f"{stage}: finished before, see {folder.export}", flush=True)
-            return finished_result(folder)
+    def run(self, plans: dict[str, RunConfig]) -> dict[str, StageResult]:
+        """Train all stages that are not finished; raises MuomniError with the exit code of the first failure.
+
+        The others that run then save their state and stop.
+        """
+        waiting = list(plans)
+        results: dict[str, StageResult] = {}
+        with on_stop_signal(self._stop):
+            try:
+                while waiting or self._running:
+                    self._start_what_can(waiting, plans, results)
+                    results |= self._ended()
+                    time.sleep(_POLL_S if self._running else 0)
+            except MuomniError:
+                self._stop_others()
+                raise
+            finally:  # this process fails: leave no ranks behind
+                for running in self._running:
+                    running.ranks.kill()
+        return {stage: results[stage] for stage in plans}
+
+    def _start_what_can(
+        self, waiting: list[str], plans: dict[str, RunConfig], results: dict[str, StageResult]
+    ) -> None:
+        """Fill the free lanes; a finished stage takes none."""
+        while waiting and len(self._running) < self.num_lanes:
+            if self._is_stopped:
+                raise PreemptedError(
+                    f"stopped before stage {waiting[0]}; the same command goes on from here"
+                )
+            stage = waiting[0]
+            if self.num_lanes > 1:
+                running = [running.stage for running in self._running]
+                chosen = next_stage(waiting, running, self.needs)
+                if chosen is None:
+                    return
+                stage = chosen
+            waiting.remove(stage)
+            state, why = self.look_at(stage, plans[stage])
+            if state == FINISHED:
+                folder = RunFolder(self.folder, stage)
+                print(f"{stage}: finished before, see {folder.export}", flush=True)
+                results[stage] = finished_result(folder)
+            else:
+                reason = f", {why}" if why else ""
+                self._running.append(self._start(stage, plans[stage], state, reason))
+
+    def _start(self, stage: str, config: RunConfig, state: str, reason: str) -> RunningStage:
+        folder, num_ranks = RunFolder(self.folder, stage), self.ranks_of(stage, config)
         folder.create()
         log = folder.root / "train.log"
-        reason = f", {why}" if why else ""
-        print(f"\n== {stage}: {self.num_ranks} ranks, log {log}{reason}", flush=True)
-        before = published(folder)
-        start = time.monotonic()
-        command = train_argv(self.num_ranks, self._arguments(stage, state))
-        code = run_logged(command, log, rank_environment(self.num_ranks))
+        ranks_word = "rank" if num_ranks == 1 else "ranks"
+        print(f"\n== {stage}: {num_ranks} {ranks_word}, log {log}{reason}", flush=True)
+        before, start = published(folder), time.monotonic()
+        taken = {running.lane for running in self._running}
+        lane = next(lane for lane in range(self.num_lanes) if lane not in taken)
+        shares_gpus = self.num_lanes > 1 and num_gpus() > 0
+        first_gpu = lane * (self.num_ranks // self.num_lanes) if shares_gpus else None
+        command = train_argv(num_ranks, self._arguments(stage, state), first_gpu)
+        prefix = f"[{stage}] " if self.num_lanes > 1 else ""
+        ranks = RunningRanks(command, log, rank_environment(self.num_ranks), prefix)
+        return RunningStage(stage, ranks, lane, reason, before, start)
+
+    def _ended(self) -> dict[str, StageResult]:
+        """The results of the stages that have ended by now; raises MuomniError for a failed one."""
+        results = {}
+        for running in list(self._running):
+            code = running.ranks.poll()
+            if code is not None:
+                self._running.remove(running)
+                results[running.stage] = self._result(running, code)
+        return results
+
+    def _result(self, running: RunningStage, code: int) -> StageResult:
+        stage, folder = running.stage, RunFolder(self.folder, running.stage)
         if code == PreemptedError.exit_code:
             raise PreemptedError(
                 f"stage {stage} was stopped; the same command goes on from the state that it saved"
             )
         if code != 0:
             error = MuomniError(
-                f"stage {stage} failed with exit code {code}; its log is {log}: mend what its end "
-                f"says and give the same command again"
+                f"stage {stage} failed with exit code {code}; its log is {folder.root / 'train.log'}: "
+                f"mend what its end says and give the same command again"
             )
             error.exit_code = code if 0 < code < 256 else 1
             raise error
         result = finished_result(folder)
-        result.status, result.duration_s = "trained", round(time.monotonic() - start, 1)
-        if published(folder) == before:
+        result.status, result.duration_s = "trained", round(time.monotonic() - running.start, 1)
+        if published(folder) == running.before:
             result.status = "kept"
             print(
-                f"{stage}: kept as it was{reason}; to train it again: -- --resume never", flush=True
+                f"{stage}: kept as it was{running.reason}; to train it again: -- --resume never",
+                flush=True,
             )
         return result
+
+    def _stop(self) -> None:
+        self._is_stopped = True
+        for running in self._running:
+            running.ranks.stop()
+
+    def _stop_others(self) -> None:
+        """Let the stages that still run save and stop, and wait for them."""
+        for running in self._running:
+            print(f"{running.stage}: its ranks save and stop", flush=True)
+            running.ranks.stop()
+        while any(running.ranks.poll() is None for running in self._running):
+            time.sleep(_POLL_S)
 
     def _parsed(self, stage: str) -> argparse.Namespace:
         return train_command.parser().parse_intermixed_args(self.train_arguments(stage))

@@ -5,7 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +20,7 @@ from muomni.errors import MachineError, PreemptedError
 
 # What DeepSpeed's launcher makes of a rank that a SIGTERM ended before it could handle it.
 _KILLED_BY_TERM = 256 - signal.SIGTERM
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TRAIN = Path(__file__).resolve().with_name("train.py")
 
 
@@ -47,62 +51,100 @@ def rank_environment(num_ranks: int) -> dict[str, str]:
     return environ
 
 
-def train_argv(num_ranks: int, arguments: list[str]) -> list[str]:
-    """The command that trains with so many ranks on this machine; raises MachineError."""
+def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = None) -> list[str]:
+    """The command that trains with so many ranks on this machine; raises MachineError.
+
+    `first_gpu` gives the ranks the GPUs from this one on, where others work on the rest.
+    """
     launcher = Path(sys.executable).parent / "deepspeed"
     if not launcher.is_file():
         raise MachineError(
             f"{launcher} is missing; call this command with the Python of the environment "
             f"that `make install` made"
         )
-    ranks = ["--quiet", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
-    return [str(launcher), *ranks, str(TRAIN), *arguments]
+    if first_gpu is None:
+        ranks = ["--num_gpus", str(num_ranks)]
+    else:
+        gpus = range(first_gpu, first_gpu + num_ranks)
+        ranks = ["--include", f"localhost:{','.join(map(str, gpus))}"]
+    port = ["--master_port", str(free_port())]
+    return [str(launcher), "--quiet", *ranks, *port, str(TRAIN), *arguments]
 
 
-def run_logged(command: list[str], log: Path, environ: dict[str, str]) -> int:
-    """Run a launcher, copy its output to standard output and append it to `log`.
+class RunningRanks:
+    """A started launcher, whose output a thread copies to standard output and appends to a log.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on to the ranks as SIGTERM, so that they save and stop. Returns
-    the launcher's exit code, that of PreemptedError also when the ranks were still starting.
+    `prefix` begins each line on standard output, where several stages speak at once.
     """
-    is_stopped = False
 
-    # A session of its own: Ctrl-C would reach the launcher, which ends without its ranks' exit code.
-    process = subprocess.Popen(
-        command,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    def __init__(
+        self, command: list[str], log: Path, environ: dict[str, str], prefix: str = ""
+    ) -> None:
+        self._is_stopped = False
+        # A session of its own: Ctrl-C would reach the launcher, which ends without its ranks' exit code.
+        self._process = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        header = f"# {time.strftime('%F %T')} {shlex.join(command)}\n"
+        self._copier = threading.Thread(target=self._copy, args=(log, header, prefix))
+        self._copier.start()
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal is_stopped
-        is_stopped = True
-        print(f"{signal.Signals(number).name}: the ranks save and stop", flush=True)
-        stop_ranks(process.pid)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, pass_on) for number in signals}
-    try:
+    def _copy(self, log: Path, header: str, prefix: str) -> None:
+        assert self._process.stdout is not None
         with log.open("a", encoding="utf-8") as file:
-            print(f"# {time.strftime('%F %T')} {shlex.join(command)}", file=file, flush=True)
-            assert process.stdout is not None
-            for line in process.stdout:
+            file.write(header)
+            file.flush()
+            for line in self._process.stdout:
                 file.write(line)
                 file.flush()
-                print(line, end="", flush=True)
-        code = process.wait()
-        was_starting = is_stopped and code == _KILLED_BY_TERM
+                print(prefix + line, end="", flush=True)
+
+    def poll(self) -> int | None:
+        """The launcher's exit code once it has ended and its output is copied, None before.
+
+        It is that of PreemptedError also when `stop` met ranks that were still starting.
+        """
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._copier.join()
+        was_starting = self._is_stopped and code == _KILLED_BY_TERM
         return PreemptedError.exit_code if was_starting else code
+
+    def stop(self) -> None:
+        """Tell the ranks to save and stop; once is enough."""
+        if not self._is_stopped and self._process.poll() is None:
+            stop_ranks(self._process.pid)
+        self._is_stopped = True
+
+    def kill(self) -> None:
+        """End it at once, with all its ranks, if it still runs."""
+        if self._process.poll() is None:
+            kill_tree(self._process.pid)
+        self._copier.join()
+
+
+@contextmanager
+def on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGUSR1 call `stop` instead of ending this process."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        print(f"{signal.Signals(number).name}: the ranks save and stop", flush=True)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if process.poll() is None:  # this process fails: leave no ranks behind
-            kill_tree(process.pid)
 
 
 def stop_ranks(launcher: int) -> None:

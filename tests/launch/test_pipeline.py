@@ -13,27 +13,15 @@ from typing import Any
 import pytest
 
 from launch import pipeline
-from launch.ranks import rank_environment, run_logged, train_argv
-from muomni.config.loading import resolve
+from launch.ranks import RunningRanks, rank_environment, train_argv
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.data.manifest import Manifest
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import ConfigError, MachineError
 from tests.corpora import write_text_dataset, write_tokenizer
+from tests.launch.played_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
-
-
-def config_of(stage: str, data: Path, **optim: float) -> RunConfig:
-    return resolve(stage, "nano", None, {"data": {"root": str(data)}, "optim": optim})
 
 
 def publish(
@@ -173,32 +161,6 @@ def test_asking_to_start_over_skips_nothing(data: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("codec: open (because --resume asks for it)")
 
 
-class Played(pipeline.Pipeline):
-    """A pipeline of two stages whose launcher is a small Python program."""
-
-    programs: dict[str, str]
-
-    def _arguments(self, stage: str, state: str) -> list[str]:
-        return [stage]
-
-
-def play(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
-    def argv(num_ranks: int, arguments: list[str]) -> list[str]:
-        return [sys.executable, "-c", programs[arguments[0]]]
-
-    monkeypatch.setattr(pipeline, "Pipeline", Played)
-    monkeypatch.setattr(pipeline, "train_argv", argv)
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
-    try:
-        pipeline.main()
-    except SystemExit as stop:
-        return int(str(stop.code))
-    return 0
-
-
 def test_the_first_failure_stops_the_rest_and_names_its_log(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,11 +208,23 @@ def test_a_stage_that_the_training_command_leaves_alone_is_kept(
     assert json.loads(printed.splitlines()[-1])["stages"]["codec"]["status"] == "kept"
 
 
-# Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
-# dies because it has not come that far.
-HANDLER = "signal.signal(15, lambda *_: sys.exit(85)); "
-RANK = "import signal, sys, time; {handler}print('up', flush=True); time.sleep(60)"
-LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {below!r}]))"
+def codes_when_stopped(log: Path, rank: str, number: signal.Signals) -> tuple[int, str]:
+    """The code of played ranks that a signal to the process that runs them stops, and its output."""
+    program = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from launch.ranks import RunningRanks, on_stop_signal\n"
+        f"command = [sys.executable, '-c', {launcher_of(rank)!r}]\n"
+        f"ranks = RunningRanks(command, Path({str(log)!r}), dict(os.environ))\n"
+        "with on_stop_signal(ranks.stop):\n"
+        "    while ranks.poll() is None: time.sleep(0.05)\n"
+        "sys.exit(ranks.poll())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        return process.wait(timeout=30), process.stdout.read()
 
 
 @pytest.mark.parametrize("handler", [HANDLER, ""])
@@ -258,26 +232,18 @@ LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-
 def test_a_signal_reaches_the_ranks_and_their_code_comes_back(
     tmp_path: Path, number: signal.Signals, handler: str
 ) -> None:
-    inner = LAUNCHER.format(below=RANK.format(handler=handler))
-    outer = LAUNCHER.format(below=inner)
-    program = (
-        "import os, sys; from pathlib import Path; from launch.ranks import run_logged\n"
-        f"sys.exit(run_logged([sys.executable, '-c', {outer!r}], Path({str(tmp_path / 'log')!r}), "
-        "dict(os.environ)))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "up\n"
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 85
-        assert f"{number.name}: the ranks save and stop" in process.stdout.read()
+    code, printed = codes_when_stopped(tmp_path / "log", RANK.format(handler=handler), number)
+    assert code == 85
+    assert f"{number.name}: the ranks save and stop" in printed
 
 
 def test_a_log_keeps_all_attempts(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     for word in ("one", "two"):
-        assert run_logged([sys.executable, "-c", f"print({word!r})"], log, dict(os.environ)) == 0
+        ranks = RunningRanks([sys.executable, "-c", f"print({word!r})"], log, dict(os.environ))
+        while ranks.poll() is None:
+            time.sleep(0.05)
+        assert ranks.poll() == 0
     lines = log.read_text().splitlines()
     assert [line for line in lines if not line.startswith("# ")] == ["one", "two"]
     assert lines[0].startswith(f"# {time.strftime('%Y')}")

@@ -1,0 +1,50 @@
+"""Stages whose launcher is a small Python program: the pipeline without training."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import pipeline
+from muomni.config.loading import resolve
+from muomni.config.run import RunConfig
+
+# Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
+# dies because it has not come that far.
+HANDLER = "signal.signal(15, lambda *_: sys.exit(85)); "
+RANK = "import signal, sys, time; {handler}print('up', flush=True); time.sleep(60)"
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {below!r}]))"
+
+
+def config_of(stage: str, data: Path, **optim: float) -> RunConfig:
+    return resolve(stage, "nano", None, {"data": {"root": str(data)}, "optim": optim})
+
+
+class Played(pipeline.Pipeline):
+    """A pipeline of two stages whose launcher is a small Python program."""
+
+    programs: dict[str, str]
+
+    def _arguments(self, stage: str, state: str) -> list[str]:
+        return [stage]
+
+
+def play(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
+    def argv(num_ranks: int, arguments: list[str], first_gpu: int | None) -> list[str]:
+        return [sys.executable, "-c", programs[arguments[0]]]
+
+    monkeypatch.setattr(pipeline, "Pipeline", Played)
+    monkeypatch.setattr(pipeline, "train_argv", argv)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
+    try:
+        pipeline.main()
+    except SystemExit as stop:
+        return int(str(stop.code))
+    return 0
+
+
+def launcher_of(rank: str) -> str:
+    return LAUNCHER.format(below=LAUNCHER.format(below=rank))
