@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--stage", required=True, help=f"one of {', '.join(STAGE_NAMES)}")
     flags.add_argument("--run", type=Path, required=True, help="run folder that holds the export")
-    flags.add_argument("--data", type=Path, help="data root (what the run was trained on)")
+    flags.add_argument("--data", help="data root or its URL (what the run was trained on)")
     flags.add_argument("--split", default="test", help="split of the datasets (test)")
     flags.add_argument(
         "--json",

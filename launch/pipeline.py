@@ -394,15 +394,12 @@ def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
 
 def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:
     """Whether the datasets and the tokenizer are still those of an export; raises DataError."""
-    from muomni.data.manifest import find_datasets
+    from muomni.data.data_root import datasets_of, tokenizer_of
     from muomni.data.source import Source
-    from muomni.data.tokenizer import Tokenizer
 
-    root = Path(config.data.root)
-    datasets = [found for task in data["tasks"] for found in find_datasets(root, task)]
-    tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
+    datasets = datasets_of(config.data, data["tasks"])
     is_same = Source(datasets, "train").fingerprint == data["fingerprint"]
-    return is_same and tokenizer.digest == tokenizer_digest
+    return is_same and tokenizer_of(config.data).digest == tokenizer_digest
 
 
 def published(folder: RunFolder) -> bytes | None:

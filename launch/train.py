@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         "--preset", default="nano", help=f"sizes: {', '.join(preset_names())} (nano)"
     )
     flags.add_argument("--config", type=Path, help="YAML file laid over the stage's recipe")
-    flags.add_argument("--data", help="a dataset or a folder of datasets (data/sample)")
+    flags.add_argument(
+        "--data", help="a dataset or a folder of datasets, a path or a URL (data/sample)"
+    )
     flags.add_argument("--run", type=Path, help="run folder (runs/default)")
     flags.add_argument(
         "--upstream", type=Path,

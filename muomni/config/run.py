@@ -39,11 +39,28 @@ class MixSection(Section):
         return self
 
 
+# Options of fsspec back-ends that would put a secret into config.yaml and MLflow.
+_SECRET_OPTIONS = {
+    "key", "secret", "token", "password", "access_key", "secret_key", "account_key", "sas_token",
+    "connection_string", "credential",
+}  # fmt: skip
+
+
 class DataSection(Section):
     """Where samples come from and how many processes decode them."""
 
-    root: str = Field(default="data/sample", description="one dataset, or a folder of datasets")
+    root: str = Field(
+        default="data/sample",
+        description="one dataset or a folder of datasets: a local path or a URL (s3, gs, hf, http)",
+    )
     tokenizer: str | None = Field(default=None, description="default: ROOT/tokenizer.model")
+    cache_dir: str | None = Field(
+        default=None, description="where remote shards are kept; default: ~/.cache/muomni"
+    )
+    cache_gb: float = Field(default=100.0, gt=0, description="how much of them is kept, 10^9 bytes")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the URL's fsspec file system, no secrets"
+    )
     num_workers: int = Field(
         default=0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
     )
@@ -55,6 +72,16 @@ class DataSection(Section):
     max_bad_samples: int = Field(
         default=100, ge=0, description="samples that may fail to decode before the run stops"
     )
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "DataSection":
+        secrets = sorted(_SECRET_OPTIONS & set(self.storage_options))
+        if secrets:
+            raise ValueError(
+                f"storage_options must not hold {', '.join(secrets)}, for the config is written to disk; "
+                "use the environment variables of the service or ~/.config/fsspec"
+            )
+        return self
 
 
 class BatchSection(Section):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from muomni.data.look_ahead import LookAhead
 from muomni.data.order import generator
 from muomni.data.plan import MicroBatch
 from muomni.data.source import Source
@@ -70,7 +71,8 @@ class Loader:
         self.max_bad_samples = max_bad_samples
         self._loader = DataLoader(
             dataset,
-            sampler=batches,  # type: ignore[arg-type]  # one "index" is one micro-batch
+            # One "index" is one micro-batch.
+            sampler=LookAhead(batches, dataset.source) if dataset.source.is_remote else batches,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,

@@ -7,6 +7,7 @@ relative to the manifest, so a dataset can be moved. Nothing here imports torch.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from muomni.config.models import Section
+from muomni.data.remote_folder import RemoteFolder
 from muomni.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -109,8 +111,19 @@ class Split(Section):
         return self.num_samples
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the tars of a remote dataset come from, and where at most `max_bytes` of them are kept."""
+
+    folder: RemoteFolder
+    cache_dir: Path
+    max_bytes: int
+
+
 class Manifest(Section):
     """A complete dataset: `Manifest.load(folder)`.
+
+    `root` holds the shards. Of a dataset with an `origin` it holds copies of the sidecars alone.
 
     `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
     fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
@@ -118,6 +131,7 @@ class Manifest(Section):
     """
 
     root: Path = Field(exclude=True)
+    origin: Origin | None = Field(default=None, exclude=True)
     schema_version: int = SCHEMA_VERSION
     name: str
     task: Task
@@ -147,31 +161,48 @@ class Manifest(Section):
         folder = Path(folder)
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except FileNotFoundError as error:
             raise DataError(
                 f"{folder} is no finished dataset: {MANIFEST_NAME} is missing; "
                 "run its `python -m data_prep` command (again), it continues where it stopped"
             ) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise DataError(f"cannot read {path}: {error}") from error
+        return cls.parse(content, folder, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, root: Path, source: str) -> "Manifest":
+        """The dataset in `root` that the text of a manifest describes.
+
+        Raises `DataError`, naming the `source` of the text, when it is malformed.
+        """
         try:
-            manifest = cls(root=folder, **content)
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"cannot read {source}: {error}") from error
+        try:
+            manifest = cls(root=root, **content)
         except (ValidationError, TypeError) as error:
-            raise DataError(f"{path} is not a valid manifest: {_first_problem(error)}") from error
+            raise DataError(f"{source} is not a valid manifest: {_first_problem(error)}") from error
         expected = fingerprint(manifest.splits)
         if manifest.fingerprint != expected:
             raise DataError(
-                f"{path} was edited: its fingerprint does not match its shards; "
+                f"{source} was edited: its fingerprint does not match its shards; "
                 "make the dataset again or restore the file"
             )
         return manifest
+
+    @property
+    def place(self) -> str:
+        """What the user calls the dataset: its folder or URL."""
+        return str(self.root) if self.origin is None else self.origin.folder.url
 
     def split(self, name: str) -> Split:
         """The split called `name`; raises `DataError` that lists those there are."""
         if name not in self.splits:
             raise DataError(
-                f"dataset {self.root} has no split {name!r}; it has {', '.join(self.splits)}"
+                f"dataset {self.place} has no split {name!r}; it has {', '.join(self.splits)}"
             )
         return self.splits[name]
 

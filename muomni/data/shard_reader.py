@@ -15,6 +15,7 @@ import numpy as np
 
 from muomni.data.manifest import COLUMNS, Manifest, ShardRecord
 from muomni.data.mapped_files import MappedFiles
+from muomni.data.remote_dataset import MAX_OPEN_TARS, CachedTars
 from muomni.data.shard_writer import COLUMNS_SUFFIX, columns_path
 from muomni.data.tar_index import (
     INDEX_SUFFIX,
@@ -37,13 +38,15 @@ class SplitReader:
     With `check_files`, the sizes of all shards and sidecars are compared with the manifest at
     construction, so a truncated or mixed-up copy fails at once (`DataError`) and not in the middle of
     an epoch. One process of a run does that; each file is checked by its first reader in any case.
+    The tars of a remote dataset are checked when they enter the cache.
     """
 
     def __init__(self, manifest: Manifest, split: str, check_files: bool = True) -> None:
         self.manifest = manifest
         self.split = split
         shards = manifest.split(split).shards
-        if check_files:
+        self._cached = None if manifest.origin is None else CachedTars(manifest, split)
+        if check_files and self._cached is None:
             check_sizes(manifest, shards)
         counts = [shard.num_samples for shard in shards]
         self._paths = [str(manifest.root / shard.path) for shard in shards]
@@ -114,6 +117,12 @@ class SplitReader:
             raise DataError(f"{path}: sample {within} is empty; the index does not fit the tar")
         return sample
 
+    def expect(self, indices: np.ndarray) -> None:
+        """Say which samples (ids) are read next, in order, so that a remote dataset fetches ahead."""
+        if self._cached is not None and len(indices):
+            shards = np.searchsorted(self._starts, indices, side="right") - 1
+            self._cached.expect(list(dict.fromkeys(shards.tolist())))
+
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
         for name in ("_descriptors", "_offsets", "_columns", "columns"):
@@ -142,9 +151,13 @@ class SplitReader:
         if shard in self._descriptors:
             self._descriptors.move_to_end(shard)
             return self._descriptors[shard]
-        if len(self._descriptors) >= _MAX_OPEN_FILES:
+        max_open = _MAX_OPEN_FILES if self._cached is None else MAX_OPEN_TARS
+        if len(self._descriptors) >= max_open:
             os.close(self._descriptors.popitem(last=False)[1])
-        self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        if self._cached is None:
+            self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        else:
+            self._descriptors[shard] = self._cached.open(shard)
         return self._descriptors[shard]
 
 

@@ -1,7 +1,6 @@
 """Several datasets of one task, read as one sequence of samples."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ class Source:
         self.starts = np.cumsum([0] + [len(reader) for reader in self.readers])
         self.exclusions = [read_exclusion(manifest, split) for manifest in self.manifests]
         if self.num_kept == 0:
-            names = ", ".join(str(manifest.root) for manifest in manifests)
+            names = ", ".join(manifest.place for manifest in manifests)
             excluded = f" (masks exclude {len(self)})" if len(self) else ""
             raise DataError(
                 f"split '{split}' of {names} holds no sample{excluded}; shard the corpus with a larger "
@@ -91,11 +90,22 @@ class Source:
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.readers[reader].read(index - int(self.starts[reader]))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the datasets lies at a URL."""
+        return any(manifest.origin is not None for manifest in self.manifests)
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Say which samples (ids) are read next, in order, so that remote datasets fetch ahead."""
+        owners = np.searchsorted(self.starts, indices, side="right") - 1
+        for number, reader in enumerate(self.readers):
+            reader.expect(indices[owners == number] - int(self.starts[number]))
+
     def describe(self, index: int) -> str:
         """Where a sample lies and, where its shard can be read, what it is called; for messages."""
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1
-        root: Path = self.manifests[reader].root
-        place = f"sample {index - int(self.starts[reader])} of {root / self.split}"
+        split = f"{self.manifests[reader].place}/{self.split}"
+        place = f"sample {index - int(self.starts[reader])} of {split}"
         try:
             return f"{place} (key {self.read(index)['__key__']})"
         except DataError:

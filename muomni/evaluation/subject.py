@@ -16,8 +16,9 @@ from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml, validate
-from muomni.config.run import RunConfig
-from muomni.data.manifest import Manifest, Task, find_datasets
+from muomni.config.run import DataSection, RunConfig
+from muomni.data.data_root import datasets_of
+from muomni.data.manifest import Manifest, Task
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
@@ -40,7 +41,7 @@ class Wanted:
 
     stage: str
     run: Path
-    data: Path | None = None
+    data: str | None = None
     upstream: Path | None = None
     split: str = "test"
     max_samples: int | None = None
@@ -112,7 +113,7 @@ def open_subject(wanted: Wanted, device: torch.device) -> Subject:
     # The file also records where the run came from.
     settings = {key: value for key, value in content.items() if key in RunConfig.model_fields}
     config = validate(RunConfig, settings, str(folder.config_file))
-    source, train = _sources(wanted, stage_type.tasks, Path(config.data.root))
+    source, train = _sources(wanted, stage_type.tasks, config.data)
     upstream_run = _upstream_run(wanted, stage_type.upstream, content.get("upstream"))
     upstream = _upstream_exports(export, upstream_run, stage_type.upstream)
     tokenizer = Tokenizer.load(export.tokenizer_file)
@@ -125,19 +126,18 @@ def open_subject(wanted: Wanted, device: torch.device) -> Subject:
 
 
 def _sources(
-    wanted: Wanted, tasks: tuple[Task, ...], trained_root: Path
+    wanted: Wanted, tasks: tuple[Task, ...], trained: DataSection
 ) -> tuple[Source, Source | None]:
     """The split to evaluate and the training split; raises DataError when they overlap."""
-    root = wanted.data or trained_root
-    datasets = [found for task in tasks for found in find_datasets(root, task)]
-    source = _open_split(datasets, wanted.split, root)
-    train = _train_source(tasks, (trained_root, root))
+    data = trained.model_copy(update={"root": wanted.data or trained.root})
+    source = _open_split(datasets_of(data, tasks), wanted.split, data.root)
+    train = _train_source(tasks, (trained, data))
     if wanted.split != TRAIN and train is not None:
         check_unseen(source, train)
     return source, train
 
 
-def _open_split(datasets: list[Manifest], split: str, root: Path) -> Source:
+def _open_split(datasets: list[Manifest], split: str, root: str) -> Source:
     available = sorted({name for dataset in datasets for name in dataset.splits})
     if split not in available:
         raise DataError(
@@ -147,13 +147,13 @@ def _open_split(datasets: list[Manifest], split: str, root: Path) -> Source:
     return Source(datasets, split)
 
 
-def _train_source(tasks: tuple[Task, ...], roots: tuple[Path, ...]) -> Source | None:
-    """The training split below the first of `roots` that has all tasks."""
-    for root in roots:
+def _train_source(tasks: tuple[Task, ...], places: tuple[DataSection, ...]) -> Source | None:
+    """The training split below the first of `places` that has all tasks."""
+    for data in places:
         try:
-            datasets = [found for task in tasks for found in find_datasets(root, task)]
+            datasets = datasets_of(data, tasks)
         except DataError as error:
-            logger.warning("no training data to fit baselines on at %s (%s)", root, error)
+            logger.warning("no training data to fit baselines on at %s (%s)", data.root, error)
             continue
         if any(TRAIN in dataset.splits for dataset in datasets):
             return Source(datasets, TRAIN)
@@ -175,8 +175,8 @@ def check_unseen(source: Source, train: Source) -> None:
         if is_seen.any():
             raise DataError(
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
-                f"{reader.manifest.root} belong to groups that were trained on "
-                f"({other.manifest.root}/{TRAIN}); evaluate on the data that the run was trained with, "
+                f"{reader.manifest.place} belong to groups that were trained on "
+                f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained with, "
                 f"or say --split {TRAIN} to see figures of trained samples"
             )
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())

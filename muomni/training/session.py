@@ -22,8 +22,8 @@ from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
 from muomni.data.count_cache import CountCache
+from muomni.data.data_root import datasets_of, tokenizer_of
 from muomni.data.loader import PlannedDataset
-from muomni.data.manifest import find_datasets
 from muomni.data.mix import open_order
 from muomni.data.plan import ORDER_VERSION, Plan, check_world_size
 from muomni.data.source import Source
@@ -96,11 +96,10 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     precision = pick_precision(config.precision, device)
     group = config.batch.micro_batches_per_step or ranks.world_size
     check_world_size(group, ranks.world_size)
-    root = Path(config.data.root)
     upstream = find_exports(request.upstream, stage_type.upstream)
-    datasets = [found for task in stage_type.tasks for found in find_datasets(root, task)]
-    tokenizer = Tokenizer.load(config.data.tokenizer or root / "tokenizer.model")
-    _check_tokenizers(tokenizer, upstream, root)
+    datasets = datasets_of(config.data, stage_type.tasks)
+    tokenizer = tokenizer_of(config.data)
+    _check_tokenizers(tokenizer, upstream, config.data.root)
     _check_resume(request.resume)
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
@@ -257,7 +256,7 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
-def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: Path) -> None:
+def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: str) -> None:
     for stage, export in upstream.items():
         if export.tokenizer_digest != tokenizer.digest:
             raise UpstreamError(
