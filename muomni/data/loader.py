@@ -22,7 +22,7 @@ from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_AUGMENT_KEY = 4
+AUGMENT_KEY = 4
 
 
 class PlannedDataset(Dataset[Batch]):
@@ -42,7 +42,7 @@ class PlannedDataset(Dataset[Batch]):
             for index, epoch in zip(row, row_epochs, strict=True):
                 random = None
                 if epoch is not None and self.view.augments:  # making one takes its time
-                    random = generator(self.seed, epoch, index, _AUGMENT_KEY)
+                    random = generator(self.seed, epoch, index, AUGMENT_KEY)
                 try:
                     examples.append(self.view.example(self.source.read(index), random))
                 except DataError as error:
@@ -54,35 +54,18 @@ class PlannedDataset(Dataset[Batch]):
         return tensors
 
 
-class Loader:
-    """Iterates batches and keeps the time that the caller waited for them (`wait_s`)."""
+class CountedBatches:
+    """Iterates batches and keeps the time that the caller waited for them (`wait_s`).
 
-    def __init__(
-        self,
-        dataset: PlannedDataset,
-        batches: Iterable[MicroBatch],
-        num_workers: int = 0,
-        prefetch: int = 4,
-        pin_memory: bool = False,
-        max_bad_samples: int = 0,
-    ) -> None:
+    Each batch says in `num_bad` how many of its samples could not be decoded; raises DataError when
+    they add up to more than `max_bad_samples`.
+    """
+
+    def __init__(self, loader: DataLoader[Batch], max_bad_samples: int) -> None:
         self.wait_s = 0.0
         self.num_bad = 0
         self.max_bad_samples = max_bad_samples
-        self._loader = DataLoader(
-            dataset,
-            # One "index" is one micro-batch.
-            sampler=LookAhead(batches, dataset.source) if dataset.source.is_remote else batches,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=num_workers,
-            prefetch_factor=prefetch if num_workers else None,
-            pin_memory=pin_memory,
-            # The global generator belongs to the model: drawing from it here would shift the dropout
-            # of a resumed run.
-            generator=torch.Generator(),
-            # Workers must not inherit the threads and locks of a process that runs collectives.
-            multiprocessing_context="forkserver" if num_workers else None,
-        )
+        self._loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
@@ -101,6 +84,35 @@ class Loader:
                     f"'python -m data_prep verify --decode 1' on the dataset"
                 )
             yield batch
+
+
+class Loader(CountedBatches):
+    """The planned batches of one rank, decoded in `num_workers` processes."""
+
+    def __init__(
+        self,
+        dataset: PlannedDataset,
+        batches: Iterable[MicroBatch],
+        num_workers: int = 0,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        max_bad_samples: int = 0,
+    ) -> None:
+        loader = DataLoader(
+            dataset,
+            # One "index" is one micro-batch.
+            sampler=LookAhead(batches, dataset.source) if dataset.source.is_remote else batches,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            pin_memory=pin_memory,
+            # The global generator belongs to the model: drawing from it here would shift the dropout
+            # of a resumed run.
+            generator=torch.Generator(),
+            # Workers must not inherit the threads and locks of a process that runs collectives.
+            multiprocessing_context="forkserver" if num_workers else None,
+        )
+        super().__init__(loader, max_bad_samples)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
