@@ -3,7 +3,8 @@
 The copies lie under `CACHE/datasets/FINGERPRINT`, which takes the place of the dataset's folder: index
 and columns are local files as always, only the tars come from elsewhere. Everything that is copied is
 compared with the SHA-256 in the manifest. Object stores are asked for their folders; over HTTP, which
-has no listing, `datasets.json` names them: `["text", "asr"]`.
+has no listing, `datasets.json` names them: `["text", "asr"]`; so does `masks.json` in a dataset name the
+masks of its `exclude` folder: `["dedup"]`.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from muomni.data.tar_index import index_path
 from muomni.errors import DataError
 
 LISTING_NAME = "datasets.json"
+MASK_LISTING_NAME = "masks.json"
+MASK_FOLDER = "exclude"
 # Reads go to any shard of the split, and each open one is kept from eviction.
 MAX_OPEN_TARS = 2
 _NUM_AHEAD = 8
@@ -35,7 +38,7 @@ def find_remote_datasets(folder: RemoteFolder, cache: Path, max_bytes: int) -> l
     Raises `DataError` when there is none or a manifest is malformed.
     """
     listing = folder.read_if_present(LISTING_NAME)
-    names = folder.folders() if listing is None else _listed(listing, folder)
+    names = folder.folders() if listing is None else _parse_names(listing, folder, LISTING_NAME)
     places = [folder, *(folder.inside(name) for name in names)]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         contents = list(pool.map(lambda place: place.read_if_present(MANIFEST_NAME), places))
@@ -78,6 +81,7 @@ class CachedTars:
         for record in records:
             _check_path(record.path, origin.folder.url)
         _fetch_sidecars(records, manifest.root, origin.folder)
+        _fetch_masks(manifest.root, origin.folder)
         self._shards = [RemoteShard(r.path, r.sha256, r.num_bytes) for r in records]
         self._cache = ShardCache(origin.cache_dir, origin.max_bytes, origin.folder)
         self._prefetcher: Prefetcher | None = None
@@ -96,7 +100,7 @@ class CachedTars:
         return {**self.__dict__, "_prefetcher": None}
 
 
-def _listed(content: bytes, folder: RemoteFolder) -> list[str]:
+def _parse_names(content: bytes, folder: RemoteFolder, listing: str) -> list[str]:
     try:
         names = json.loads(content)
     except ValueError:
@@ -105,7 +109,7 @@ def _listed(content: bytes, folder: RemoteFolder) -> list[str]:
         isinstance(name, str) and name and "/" not in name and name != ".." for name in names
     ):
         raise DataError(
-            f'{folder.url_of(LISTING_NAME)} must be a JSON list of folder names, as in ["text", "asr"]'
+            f'{folder.url_of(listing)} must be a JSON list of names without "/", as in ["text", "asr"]'
         )
     return names
 
@@ -148,3 +152,26 @@ def _fetch_sidecars(records: Sequence[ShardRecord], root: Path, folder: RemoteFo
         missing = [(name, sha256) for name, sha256 in wanted if not (root / name).is_file()]
         for _ in pool.map(fetch, missing):
             continue
+
+
+def _fetch_masks(root: Path, folder: RemoteFolder) -> None:
+    """Make the masks below `root` those of the remote dataset, which may have changed since."""
+    listing = folder.read_if_present(MASK_LISTING_NAME)
+    if listing is None:
+        found = folder.files_in(MASK_FOLDER)
+        names = [name.removesuffix(".json") for name in found if name.endswith(".json")]
+    else:
+        names = _parse_names(listing, folder, MASK_LISTING_NAME)
+    contents = {}
+    for name in names:
+        for file in (f"{name}.npy", f"{name}.json"):  # a mask counts from its .json on
+            contents[file] = folder.read(f"{MASK_FOLDER}/{file}")
+    local = root / MASK_FOLDER
+    root.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(root / "masks.lock"):
+        for path in sorted(local.glob("*.json")):
+            if path.name not in contents:
+                path.unlink()
+        for file, content in contents.items():
+            if not (local / file).is_file() or (local / file).read_bytes() != content:
+                write_atomic(local / file, content)

@@ -81,11 +81,18 @@ class RemoteFolder:
 
     def folders(self) -> list[str]:
         """Names of the direct subfolders, sorted; empty where the back-end lists none."""
+        return self._listed("", "directory")
+
+    def files_in(self, name: str) -> list[str]:
+        """Names of the files in a subfolder, sorted; empty without it and where none are listed."""
+        return self._listed(name, "file")
+
+    def _listed(self, name: str, kind: str) -> list[str]:
         if self._protocols & {"http", "https"}:
             return []  # an HTML page is no listing to rely on
-        path = self._path_of("")
-        entries = self._attempt("", lambda: self._files.ls(path, detail=True)) or []
-        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+        path = self._path_of(name)
+        entries = self._attempt(name, lambda: self._files.ls(path, detail=True, refresh=True)) or []
+        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     @cached_property

@@ -85,7 +85,7 @@ def test_a_listing_that_is_none(
     server: HttpFolder, corpora: Path, tmp_path: Path, listing: str
 ) -> None:
     (corpora / "datasets.json").write_text(listing)
-    with pytest.raises(DataError, match="must be a JSON list of folder names"):
+    with pytest.raises(DataError, match="must be a JSON list of names"):
         datasets_of(at(server.url, tmp_path), ["text"])
 
 
@@ -159,6 +159,29 @@ def test_an_edited_manifest_is_refused(corpora: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"manifest\.json was edited"):
         datasets_of(at(f"file://{tmp_path}", tmp_path / "cache"), ["text"])
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_masks_apply_as_long_as_they_are_there(
+    server: HttpFolder, corpora: Path, tmp_path: Path, scheme: str
+) -> None:
+    mask = corpora / "text/exclude"
+    mask.mkdir()
+    np.save(mask / "dedup.npy", np.array([1, 5], dtype=np.uint64))
+    (mask / "dedup.json").write_text('{"split": "train", "ids_file": "dedup.npy"}')
+    (corpora / "text/masks.json").write_text('["dedup"]')
+    url = f"{server.url}/text" if scheme == "http" else f"file://{corpora}/text"
+
+    def open_source() -> Source:
+        return Source(datasets_of(at(url, tmp_path), ["text"]), "train")
+
+    local = Source([Manifest.load(corpora / "text")], "train")
+    assert open_source().exclusion_digest == local.exclusion_digest != ""
+    assert open_source().num_kept == 38
+    (corpora / "text/masks.json").write_text("[]")
+    assert open_source().num_kept == 40
+    (corpora / "text/masks.json").unlink()  # then only a listing tells
+    assert open_source().num_kept == (38 if scheme == "file" else 40)
 
 
 def test_coming_shards_are_fetched_ahead(server: HttpFolder, tmp_path: Path) -> None:
