@@ -9,8 +9,11 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from muomni.data.file_lock import exclusive_lock
 
 logger = logging.getLogger(__name__)
 
@@ -79,26 +82,28 @@ class MlflowLog:
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self._client = MlflowClient(tracking_uri=default_tracking_uri(run))
+        uri = default_tracking_uri(run)
+        with _store_lock(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+            experiment_id = self._experiment(run, stage)
         if self.run_id is None:
-            self.run_id = self._create(run, stage)
+            created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
+            self.run_id = created.info.run_id
             for key, value in params.items():
                 self._client.log_param(self.run_id, key, str(value)[:_MAX_PARAM_LENGTH])
         else:
             self._client.update_run(self.run_id, status="RUNNING")
 
-    def _create(self, run: Path, stage: str) -> str:
+    def _experiment(self, run: Path, stage: str) -> str:
+        """The id of the stage's experiment, which is made when there is none."""
         name = f"muomni/{stage}"
         experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            location = None
-            if default_tracking_uri(run).startswith("sqlite:"):
-                location = (run.resolve().parent / "mlartifacts").as_uri()
-            experiment_id = self._client.create_experiment(name, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-        created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
-        return created.info.run_id
+        if experiment is not None:
+            return experiment.experiment_id
+        location = None
+        if default_tracking_uri(run).startswith("sqlite:"):
+            location = (run.resolve().parent / "mlartifacts").as_uri()
+        return self._client.create_experiment(name, artifact_location=location)
 
     def _log_metrics(self, step: int, figures: dict[str, float]) -> None:
         from mlflow.entities import Metric
@@ -107,6 +112,17 @@ class MlflowLog:
         now = get_current_time_millis()
         entities = [Metric(key, value, now, step) for key, value in figures.items()]
         self._client.log_batch(self.run_id, metrics=entities)
+
+
+def _store_lock(uri: str) -> AbstractContextManager[None]:
+    """Keeps stages that start at the same time from making the tables of one SQLite file together.
+
+    MLflow itself does not: the second process fails at a column that the first has just added.
+    """
+    from sqlalchemy.engine import make_url
+
+    file = make_url(uri).database if uri.startswith("sqlite:") else None
+    return exclusive_lock(Path(f"{file}.lock")) if file else nullcontext()
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

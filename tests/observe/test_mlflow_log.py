@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from muomni.data.file_lock import exclusive_lock
 from muomni.observe.mlflow_log import MlflowLog, default_tracking_uri, flatten
 
 
@@ -26,6 +27,19 @@ def test_a_resume_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.info.status, found.data.params) == ("FINISHED", {"optim.lr": "0.1"})
     history = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
     assert history == [(10, 2.0), (20, 1.0)]
+
+
+def test_stages_that_start_together_make_the_store_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with exclusive_lock(tmp_path / "mlflow.db.lock"):  # as the other one holds it
+        log = MlflowLog(tmp_path / "run", "codec", None, {})
+        assert log.wait_for_run_id(timeout_s=1.0) is None
+        assert not (tmp_path / "mlflow.db").exists()
+    assert log.wait_for_run_id() is not None
+    log.close("FINISHED")
+    assert not (tmp_path / "mlflow.db.lock").exists()
 
 
 def test_a_store_that_cannot_be_opened_is_one_warning(
