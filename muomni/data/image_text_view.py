@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from muomni.config.models import Section
-from muomni.data.decode import IMAGE_EXTENSIONS, open_image
+from muomni.data.decode import IMAGE_EXTENSIONS, square_image
 from muomni.data.lengths import Lengths
 from muomni.data.manifest import hash64
 from muomni.data.source import Source
@@ -77,7 +77,7 @@ class ImageTextView(View[Pair]):
     def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
         """The picture of a sample as uint8 [3, S, S], varied when `random` is given."""
         size = self.image_size
-        picture = ImageOps.fit(_picture(sample), (size, size), method=Image.Resampling.BICUBIC)
+        picture = _picture(sample, size)
         if random is not None and self.augmentation is not None:
             picture = _vary(picture, self.augmentation, random)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
@@ -121,11 +121,11 @@ def captions(sample: dict[str, Any]) -> list[str]:
     return found
 
 
-def _picture(sample: dict[str, Any]) -> Image.Image:
+def _picture(sample: dict[str, Any], size: int) -> Image.Image:
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             try:
-                return open_image(sample[extension])
+                return square_image(sample[extension], size)
             except DataError as error:
                 raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
     raise DataError(f"sample '{sample['__key__']}' has no picture ({', '.join(IMAGE_EXTENSIONS)})")

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from muomni.data.decode import (
     audio_facts,
@@ -56,6 +56,37 @@ def test_shorter_side_is_resized_and_centre_kept() -> None:
     array = decode_image(_encode(image), 50)
     assert (array[2, :, 5:45] == 255).all()
     assert (array[0, :, 5:45] == 0).all()
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A photograph-like picture: smooth shades with an edge, and a little noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    shades = [127 + 100 * np.sin(x / width * 7), 255 * y / height, 200.0 * (x + y > width)]
+    noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
+    pixels = (np.stack(shades, -1) + noise).clip(0, 255).astype(np.uint8)
+    return _encode(Image.fromarray(pixels), "JPEG", quality=92)
+
+
+@pytest.mark.parametrize("shape", [(640, 480), (300, 900), (1201, 1203)])
+def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_size(
+    shape: tuple[int, int],
+) -> None:
+    data = jpeg(*shape)
+    assert min(open_image(data, 128).size) < min(shape)  # it was decoded at a part
+    assert min(open_image(data, 128).size) >= 128
+    whole = ImageOps.fit(open_image(data), (64, 64), method=Image.Resampling.BICUBIC)
+    expected = np.asarray(whole, dtype=float).transpose(2, 0, 1)
+    difference = np.abs(decode_image(data, 64) - expected)
+    # Sides that are no multiple of eight are rounded up, which moves a far edge by a part of a pixel.
+    assert difference.mean() < 1.5 and np.quantile(difference, 0.98) < 8
+    with pytest.raises(DataError, match="broken picture"):
+        decode_image(data[: len(data) // 2], 64)
+
+
+def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full() -> None:
+    data = jpeg(200, 150)
+    whole = ImageOps.fit(open_image(data), (64, 64), method=Image.Resampling.BICUBIC)
+    assert np.array_equal(decode_image(data, 64).transpose(1, 2, 0), np.asarray(whole))
 
 
 def test_camera_orientation_is_applied() -> None:
