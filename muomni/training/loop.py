@@ -148,7 +148,9 @@ class Loop:
 
     # -- what happens beside training --------------------------------------------------------------
     def _log(self, step: int) -> None:
-        units = float(collectives.sum_over_ranks(self.units))
+        num_bad = torch.full_like(self.units, self.loader.num_bad)
+        counts = collectives.sum_over_ranks(torch.stack([self.units, num_bad]))
+        units, num_bad_samples = counts.tolist()
         self.units = torch.zeros_like(self.units)
         self.state = replace(self.state, units_seen=self.state.units_seen + units)
         figures = self.stage.metrics(self.sums.take())
@@ -158,7 +160,7 @@ class Loop:
         )
         figures["grad_norm"] = self.engine.grad_norm
         figures[f"{self.view.unit}_seen"] = self.state.units_seen
-        figures["num_bad_samples"] = float(self.loader.num_bad)
+        figures["num_bad_samples"] = num_bad_samples
         if self.config.precision == "fp16":
             figures["loss_scale"] = self.engine.loss_scale
             figures["num_skipped"] = float(self.engine.num_skipped)

@@ -1,0 +1,60 @@
+"""A sample that cannot be decoded costs its own weight in the loss, and nothing else, on any layout."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.dist.discovery import discover
+from muomni.training.session import Request, prepare
+from tests.corpora import write_text_dataset, write_tokenizer
+from tests.ranks import RankPool
+from tests.training.runs import reference_losses, thinker_config, train
+
+BAD = 103
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text dataset of which one training sample was damaged after it was written."""
+    root = tmp_path_factory.mktemp("damaged")
+    write_text_dataset(root / "text", num_train=150)
+    write_tokenizer(root / "tokenizer.model")
+    shard = next((root / "text" / "train").glob("*.tar"))
+    with tarfile.open(shard) as tar:
+        texts = [member for member in tar if member.name.endswith(".txt")]
+    with shard.open("r+b") as file:
+        file.seek(texts[BAD].offset_data)
+        file.write(b"\xff")  # no UTF-8
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> list[float]:
+    return reference_losses(thinker_config(root), 20)
+
+
+def ranks_that_meet_it(root: Path) -> list[int]:
+    """Which of two ranks reads the bad sample, for each time that the run below does."""
+    engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+    request = Request(thinker_config(root), Path(), Path(), engine_json, "never")
+    plan = prepare(request, discover({})).plan
+    return [
+        place % 2
+        for step in range(20)
+        for place, micro in enumerate(plan.step(step))
+        if BAD in micro.ids
+    ]
+
+
+@pytest.mark.parametrize("zero", ["zero1", "zero3"])
+def test_two_ranks_finish_with_the_reference_curve_when_one_of_them_meets_it(
+    zero: str, root: Path, tmp_path: Path, reference: list[float], two_ranks: RankPool
+) -> None:
+    results = two_ranks.run(train, config=thinker_config(root), run=tmp_path, zero=zero)
+    assert [result["step"] for result in results] == [20, 20]
+    assert results[0]["losses"] == pytest.approx(reference, abs=2e-5)
+    # It is counted wherever it was met: here not on the rank that logs.
+    assert ranks_that_meet_it(root) == [1]
+    assert results[0]["curve"][-1]["num_bad_samples"] == 1
