@@ -17,13 +17,15 @@ from muomni.errors import DataError
 from muomni.evaluation.recogniser import find_recogniser
 from muomni.evaluation.report import Figure
 from muomni.evaluation.subject import Subject, rank_share
-from muomni.evaluation.transcripts import TranscriptErrors, constant_transcripts
+from muomni.evaluation.training_transcripts import TrainingTranscripts
+from muomni.evaluation.transcripts import TranscriptErrors
 
 logger = logging.getLogger(__name__)
 
 # Vocoder and free-run generation take their time: so many samples are made audible.
 MAX_SPOKEN_SAMPLES = 256
-_KINDS = ("wer", "cer")
+# Word errors are of what is heard with the word list, character errors of the best path.
+_HEARD = {"wer": "words", "cer": "best path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +57,26 @@ def recordings(subject: Subject, source: Source, max_samples: int) -> Iterator[R
 class SpeechErrors:
     """What our recognition hears in made speech and in the originals, if the run has an encoder.
 
-    `constants` are the transcripts to beat, by default the empty and the most frequent one.
+    Word errors are those of decoding with the words of the training transcripts (where there are none,
+    of the best path), character errors those of the best path. `constants` are the transcripts to
+    beat, by default the empty and the most frequent one.
     """
 
     def __init__(self, subject: Subject, constants: tuple[str, ...] | None = None) -> None:
         runs = tuple(dict.fromkeys((subject.wanted.run, subject.upstream_run)))
-        self.recogniser = find_recogniser(runs, subject.device)
-        if constants is None:
-            constants = constant_transcripts(subject)
-        self.errors = TranscriptErrors(constants)
+        transcripts = TrainingTranscripts(subject)
+        self.recogniser = find_recogniser(runs, subject.device, transcripts)
+        self.errors = TranscriptErrors(transcripts.constants() if constants is None else constants)
 
     def add(self, recording: Recording, made: Tensor) -> None:
         """Count the errors in the made waveform [N] and in the original."""
         if self.recogniser is not None:
-            self.errors.add(
-                recording.text,
-                made=self.recogniser.transcribe(made),
-                original=self.recogniser.transcribe(recording.waveform),
-            )
+            hypotheses = {}
+            for name, waveform in (("made", made), ("original", recording.waveform)):
+                heard = self.recogniser.transcribe(waveform)
+                hypotheses[f"{name}, words"] = heard.words
+                hypotheses[f"{name}, best path"] = heard.best_path
+            self.errors.add(recording.text, **hypotheses)
 
     def figures(self, made: str) -> list[Figure]:
         """WER and CER of speech called `made` ("decoded_speech") and of the originals.
@@ -82,7 +86,10 @@ class SpeechErrors:
         if self.recogniser is None:
             return []
         rates = self.errors.reduce()
-        return [
-            *(rates.figure(kind, f"{kind}_of_{made}", rates.rate(kind, "made")) for kind in _KINDS),
-            *(Figure(f"{kind}_of_originals", rates.rate(kind, "original")) for kind in _KINDS),
-        ]
+        figures = []
+        for kind, heard in _HEARD.items():
+            rate = rates.rate(kind, f"made, {heard}")
+            figures.append(rates.figure(kind, f"{kind}_of_{made}", rate))
+        for kind, heard in _HEARD.items():
+            figures.append(Figure(f"{kind}_of_originals", rates.rate(kind, f"original, {heard}")))
+        return figures

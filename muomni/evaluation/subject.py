@@ -51,8 +51,8 @@ class Wanted:
 class Subject:
     """A stage in evaluation mode with the weights of its export, and its data.
 
-    `train` is what trivial baselines are fitted on: the training split of the run, or of the given
-    data where that is gone, or None.
+    `data` names the evaluated datasets. `train` is what trivial baselines are fitted on: the training
+    split of the run, or of the given data where that is gone, or None.
     """
 
     wanted: Wanted
@@ -60,6 +60,7 @@ class Subject:
     task: nn.Module
     export: Export
     device: torch.device
+    data: DataSection
     source: Source
     train: Source | None
     upstream_run: Path
@@ -113,7 +114,8 @@ def open_subject(wanted: Wanted, device: torch.device) -> Subject:
     # The file also records where the run came from.
     settings = {key: value for key, value in content.items() if key in RunConfig.model_fields}
     config = validate(RunConfig, settings, str(folder.config_file))
-    source, train = _sources(wanted, stage_type.tasks, config.data)
+    data = config.data.model_copy(update={"root": wanted.data or config.data.root})
+    source, train = _sources(wanted.split, stage_type.tasks, config.data, data)
     upstream_run = _upstream_run(wanted, stage_type.upstream, content.get("upstream"))
     upstream = _upstream_exports(export, upstream_run, stage_type.upstream)
     tokenizer = Tokenizer.load(export.tokenizer_file)
@@ -122,17 +124,16 @@ def open_subject(wanted: Wanted, device: torch.device) -> Subject:
     task = stage.build()
     stage.load_export(task, export)
     task.to(device).eval()
-    return Subject(wanted, stage, task, export, device, source, train, upstream_run)
+    return Subject(wanted, stage, task, export, device, data, source, train, upstream_run)
 
 
 def _sources(
-    wanted: Wanted, tasks: tuple[Task, ...], trained: DataSection
+    split: str, tasks: tuple[Task, ...], trained: DataSection, data: DataSection
 ) -> tuple[Source, Source | None]:
     """The split to evaluate and the training split; raises DataError when they overlap."""
-    data = trained.model_copy(update={"root": wanted.data or trained.root})
-    source = _open_split(datasets_of(data, tasks), wanted.split, data.root)
+    source = _open_split(datasets_of(data, tasks), split, data.root)
     train = _train_source(tasks, (trained, data))
-    if wanted.split != TRAIN and train is not None:
+    if split != TRAIN and train is not None:
         check_unseen(source, train)
     return source, train
 

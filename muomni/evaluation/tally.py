@@ -6,6 +6,7 @@ for, so that one rank and several give the same numbers.
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from muomni.data.view import Batch
 from muomni.dist import collectives
 from muomni.training.validation import LocatedBatch
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 class Tally:
@@ -35,17 +38,17 @@ class Tally:
         return total._sums
 
 
-def most_common(values: Iterable[Hashable]) -> Hashable | None:
-    """The most frequent value over all ranks, the smallest among equals; None without values.
-
-    Every rank must call it.
-    """
-    total: Counter[Hashable] = Counter()
-    for part in collectives.gather_objects(Counter(values)):
+def sum_counts(counts: Counter[Item]) -> Counter[Item]:
+    """The counts over all ranks; every rank must call it."""
+    total: Counter[Item] = Counter()
+    for part in collectives.gather_objects(counts):
         total.update(part)
-    if not total:
-        return None
-    return min(total, key=lambda value: (-total[value], str(value)))
+    return total
+
+
+def most_common(counts: Counter[Item]) -> Item | None:
+    """The most frequent value, the smallest among equals; None without values."""
+    return min(counts, key=lambda value: (-counts[value], str(value)), default=None)
 
 
 def watch(batches: Iterable[LocatedBatch], look: Callable[[Batch], None]) -> Iterator[LocatedBatch]:

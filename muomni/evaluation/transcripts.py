@@ -1,15 +1,12 @@
-"""Errors of transcripts, and the best transcript that says the same about every recording."""
+"""Errors of transcripts, beside those of transcripts that say the same about every recording."""
 
 from dataclasses import dataclass
 
 import torch
 
 from muomni.data.ctc_units import spoken_form
-from muomni.data.speech_view import transcript
-from muomni.errors import DataError
 from muomni.evaluation.report import Figure
-from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import Tally, most_common, ratio
+from muomni.evaluation.tally import Tally, ratio
 from muomni.training.stages.audio_encoder import error_sums
 
 _CPU = torch.device("cpu")
@@ -55,18 +52,6 @@ class ErrorRates:
         rates = [(self.rate(kind, _constant(text)), text) for text in self.constants]
         baseline, text = min(rates, key=lambda rate: (rate[0], rate[1]))
         return Figure(name, value, baseline, f"always '{text}'" if text else "empty transcript")
-
-
-def constant_transcripts(subject: Subject) -> tuple[str, ...]:
-    """The empty transcript and the most frequent one of training; every rank must call it."""
-    found = []
-    for sample in subject.train_samples():
-        try:
-            found.append(spoken_form(transcript(sample)))
-        except DataError:
-            continue  # the sample is no transcript that could be frequent
-    frequent = most_common(text for text in found if text)
-    return ("",) if frequent is None else ("", str(frequent))
 
 
 def _constant(text: str) -> str:

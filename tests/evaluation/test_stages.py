@@ -10,6 +10,7 @@ import torch
 from muomni.data.manifest import find_datasets
 from muomni.data.source import Source
 from muomni.evaluation import free_answers, speech
+from muomni.evaluation.recogniser import Heard
 from muomni.evaluation.stages import talker as talker_figures
 from muomni.evaluation.tally import Tally, ratio
 from muomni.evaluation.transcripts import TranscriptErrors
@@ -52,7 +53,7 @@ def test_two_ranks_give_the_figures_of_one(
 
 def test_every_stage_reports_what_it_promises(request: pytest.FixtureRequest) -> None:
     promised = {
-        "audio_encoder": {"wer", "cer", "infeasible_fraction"},
+        "audio_encoder": {"wer", "wer_with_word_list", "cer", "infeasible_fraction"},
         "vision_encoder": {"text_recall@1", "image_recall@10", "zero_shot_top1"},
         "codec": {"mel_l1", "code_use_fraction.1", "code_perplexity.0", "wer_of_decoded_speech"},
         "talker": {"code_accuracy.1", "stop_balanced_accuracy", "duration_ratio"},
@@ -77,20 +78,23 @@ def test_without_a_speech_encoder_there_is_no_error_rate_of_made_speech(
 def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
     perception_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recogniser that always hears the same gives the figures of that constant transcript."""
-    fake = SimpleNamespace(transcribe=lambda waveform: "cat")
-    monkeypatch.setattr(speech, "find_recogniser", lambda runs, device: fake)
+    """A recogniser that always hears the same gives the figures of that constant transcript.
+
+    Words are those of the word list, characters those of the best path.
+    """
+    fake = SimpleNamespace(transcribe=lambda waveform: Heard(best_path="ca door", words="cat"))
+    monkeypatch.setattr(speech, "find_recogniser", lambda runs, device, transcripts: fake)
     metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
     expected = TranscriptErrors(())
     root = perception_run.parent
     for task in ("speech", "tts"):
         source = Source(find_datasets(root, task), "val")
         for index in range(len(source)):
-            expected.add(source.read(index)["txt"].decode(), heard="cat")
+            expected.add(source.read(index)["txt"].decode(), wer="cat", cer="ca door")
     rates = expected.reduce()
     for kind in ("wer", "cer"):
-        assert metrics[f"{kind}_of_decoded_speech"] == pytest.approx(rates.rate(kind, "heard"))
-        assert metrics[f"{kind}_of_originals"] == pytest.approx(rates.rate(kind, "heard"))
+        assert metrics[f"{kind}_of_decoded_speech"] == pytest.approx(rates.rate(kind, kind))
+        assert metrics[f"{kind}_of_originals"] == pytest.approx(rates.rate(kind, kind))
 
 
 @pytest.mark.parametrize("stage", ["audio_encoder", "codec"])

@@ -1,8 +1,10 @@
 """Sums over ranks, also when some ranks saw nothing."""
 
+from collections import Counter
+
 import torch
 
-from muomni.evaluation.tally import Tally, most_common, ratio
+from muomni.evaluation.tally import Tally, most_common, ratio, sum_counts
 from tests.ranks import RankPool
 
 
@@ -14,7 +16,7 @@ def _tally_of_uneven_ranks() -> tuple[dict[str, list[float]], object]:
         tally.add("only_one", torch.tensor(5, dtype=torch.int32))
     words = ["b", "b", "a"] if rank == 0 else ["a", "c"]
     sums = {name: value.tolist() for name, value in tally.reduce().items()}
-    return sums, most_common(words)
+    return sums, most_common(sum_counts(Counter(words)))
 
 
 def test_ranks_may_have_seen_different_things(two_ranks: RankPool) -> None:
@@ -27,7 +29,7 @@ def test_ratios_of_nothing_are_not_a_number() -> None:
     assert ratio(torch.tensor([3.0, 4.0])) == 0.75
     assert ratio(torch.tensor([0.0, 0.0])) != ratio(torch.tensor([0.0, 0.0]))
     assert ratio(None) != ratio(None)
-    assert most_common([]) is None
+    assert most_common(Counter()) is None
 
 
 def test_what_is_added_later_does_not_change_what_was_added() -> None:

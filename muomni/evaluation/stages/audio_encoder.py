@@ -3,24 +3,37 @@
 from muomni.data.view import Batch
 from muomni.evaluation.report import Figure
 from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import watch
-from muomni.evaluation.transcripts import TranscriptErrors, constant_transcripts
+from muomni.evaluation.training_transcripts import TrainingTranscripts
+from muomni.evaluation.transcripts import TranscriptErrors
+from muomni.training.stage import StageOutput
+from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoderTask
 from muomni.training.validation import validate
 
 
 def evaluate(subject: Subject) -> list[Figure]:
-    """WER and CER beside the best constant transcript; the share of samples that CTC cannot fit."""
-    tokenizer = subject.stage.tokenizer
-    errors = TranscriptErrors(constant_transcripts(subject))
+    """WER and CER of the best path and WER with the word list of training, beside the best constant
+    transcript; the share of samples that CTC cannot fit.
+    """
+    stage, task = subject.stage, subject.task
+    assert isinstance(stage, AudioEncoderStage) and isinstance(task, AudioEncoderTask)
+    transcripts = TrainingTranscripts(subject)
+    decoder = transcripts.word_decoder(stage.view().units)
+    errors = TranscriptErrors(transcripts.constants())
 
-    def look(batch: Batch) -> None:
-        for ids, length in zip(batch["labels"].cpu(), batch["label_lengths"].cpu(), strict=True):
-            errors.add(tokenizer.decode(ids[:length].tolist()))
+    def forward(batch: Batch) -> StageOutput:
+        logits, frame_lengths = task.listen(batch)
+        heard = [[]] * len(logits) if decoder is None else decoder.decode(logits, frame_lengths)
+        labels = zip(batch["labels"].cpu(), batch["label_lengths"].cpu(), strict=True)
+        for (ids, length), words in zip(labels, heard, strict=True):
+            errors.add(stage.tokenizer.decode(ids[:length].tolist()), words=" ".join(words))
+        return task.score(batch, logits, frame_lengths)
 
-    figures = validate(subject.stage, subject.task, watch(subject.batches(), look))
+    figures = validate(stage, forward, subject.batches())
     rates = errors.reduce()
+    with_list = rates.figure("wer", "wer_with_word_list", rates.rate("wer", "words"))
     return [
         rates.figure("wer", "wer", figures["wer"]),
+        *([] if decoder is None else [with_list]),
         rates.figure("cer", "cer", figures["cer"]),
         Figure("infeasible_fraction", figures["infeasible_fraction"]),
     ]

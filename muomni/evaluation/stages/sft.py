@@ -4,6 +4,8 @@ Beside each stands what answers do without any input: the most frequent training
 kind of task, a unigram model of the answers' tokens, the most frequent code.
 """
 
+from collections import Counter
+
 import torch
 
 from muomni.data.conversation import find_medium, read_turns
@@ -15,7 +17,7 @@ from muomni.evaluation.codes import CodeCounts
 from muomni.evaluation.free_answers import free_answers
 from muomni.evaluation.report import Figure
 from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import Tally, most_common, watch
+from muomni.evaluation.tally import Tally, most_common, sum_counts, watch
 from muomni.evaluation.unigram import token_counts, unigram_nats
 from muomni.training.stages.sft import SftStage
 from muomni.training.validation import validate
@@ -49,13 +51,13 @@ def _fit(subject: Subject, stage: SftStage, tally: Tally, codes: CodeCounts) -> 
     Every rank must call it. Pictures are not decoded.
     """
     encoder, tokenizer = stage.view().encoder, stage.tokenizer
-    texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    texts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for sample in subject.train_samples():
         try:
             for task in answer_tasks(read_turns(sample)):
                 ids = torch.tensor([*encoder.answer_ids(task.answer), tokenizer.eos_id])
                 tally.add("train", token_counts(ids, tokenizer.vocab_size))
-                texts[task.kind].append(task.text)
+                texts[task.kind][task.text] += 1
                 if task.recording is not None:
                     waveform = torch.from_numpy(decode_audio(find_medium(sample, task.recording)))
                     length = torch.tensor([len(waveform)])
@@ -65,8 +67,8 @@ def _fit(subject: Subject, stage: SftStage, tally: Tally, codes: CodeCounts) -> 
                     codes.add("train", coded)
         except DataError:
             continue  # training left it out, too
-    frequent = {kind: most_common(texts[kind]) for kind in KINDS}
-    return {kind: str(text) for kind, text in frequent.items() if text is not None}
+    frequent = {kind: most_common(sum_counts(texts[kind])) for kind in KINDS}
+    return {kind: text for kind, text in frequent.items() if text is not None}
 
 
 def _token_figures(found: dict[str, float], tally: Tally) -> list[Figure]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jiwer
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from muomni.config.loading import validate
 from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, Section
@@ -53,10 +53,17 @@ class AudioEncoderTask(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, batch: Batch) -> StageOutput:
+        return self.score(batch, *self.listen(batch))
+
+    def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """CTC logits [B, T, V] of the recordings and their frame lengths [B]."""
         hidden, frame_lengths = self.encoder(
             batch["waveform"], batch["lengths"], batch["seeds"], self.augmentation
         )
-        logits = self.encoder.ctc_logits(hidden)
+        return self.encoder.ctc_logits(hidden), frame_lengths
+
+    def score(self, batch: Batch, logits: Tensor, frame_lengths: Tensor) -> StageOutput:
+        """The loss of what `listen` returned, and in evaluation the errors of the best path."""
         labels, label_lengths = batch["labels"], batch["label_lengths"]
         total, weight, logs = ctc_loss(logits, frame_lengths, labels, label_lengths)
         logs["loss"] = torch.stack([total.detach(), weight])
