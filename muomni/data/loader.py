@@ -32,6 +32,7 @@ class PlannedDataset(Dataset[Batch]):
         self.source = source
         self.view = view
         self.seed = seed
+        self.reader = view.reader(source)
 
     def __getitem__(self, batch: MicroBatch) -> Batch:
         num_bad = 0
@@ -44,7 +45,7 @@ class PlannedDataset(Dataset[Batch]):
                 if epoch is not None and self.view.augments:  # making one takes its time
                     random = generator(self.seed, epoch, index, AUGMENT_KEY)
                 try:
-                    examples.append(self.view.example(self.source.read(index), random))
+                    examples.append(self.reader(index, random))
                 except DataError as error:
                     num_bad += 1
                     logger.warning("left out %s: %s", self.source.describe(index), error)
@@ -101,7 +102,7 @@ class Loader(CountedBatches):
         loader = DataLoader(
             dataset,
             # One "index" is one micro-batch.
-            sampler=LookAhead(batches, dataset.source) if dataset.source.is_remote else batches,  # type: ignore[arg-type]
+            sampler=LookAhead(batches, dataset.reader) if dataset.source.is_remote else batches,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,

@@ -1,26 +1,27 @@
-"""Tells a remote source which samples come next, while the micro-batches go on to the loader."""
+"""Tells the reader of remote datasets which samples come next, while the micro-batches go on to the loader."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from muomni.data.plan import MicroBatch
-from muomni.data.source import Source
+from muomni.data.view import ExampleReader
 
 _NUM_AHEAD = 256
 _NUM_BETWEEN = 32
 
 
 class LookAhead:
-    """The same micro-batches in the same order; the source hears of those that follow.
+    """The same micro-batches in the same order; the reader hears of those that follow.
 
     It sees up to 256 micro-batches ahead and speaks every 32. Planning is cheap beside reading.
     """
 
-    def __init__(self, batches: Iterable[MicroBatch], source: Source) -> None:
+    def __init__(self, batches: Iterable[MicroBatch], reader: ExampleReader[Any]) -> None:
         self.batches = batches
-        self.source = source
+        self.reader = reader
 
     def __iter__(self) -> Iterator[MicroBatch]:
         coming: deque[MicroBatch] = deque()
@@ -37,6 +38,6 @@ class LookAhead:
                 return
             if num_given % _NUM_BETWEEN == 0:
                 ids = [index for batch in coming for row in batch.rows for index in row]
-                self.source.expect(np.array(ids, dtype=np.int64))
+                self.reader.expect(np.array(ids, dtype=np.int64))
             num_given += 1
             yield coming.popleft()

@@ -1,5 +1,7 @@
 """Several datasets of one task, read as one sequence of samples."""
 
+from bisect import bisect_right
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -61,11 +63,24 @@ class Source:
 
     def column(self, name: str, ids: np.ndarray) -> np.ndarray:
         """One of `manifest.COLUMNS` for the samples `ids`, as int64 [len(ids)]."""
-        of_reader = np.searchsorted(self.starts, ids, side="right") - 1
+        return self.gather(ids, lambda dataset, own: self.readers[dataset].column(name, own))
+
+    def datasets_of(self, ids: np.ndarray) -> np.ndarray:
+        """The place in `readers` of each sample's dataset: [len(ids)]."""
+        return np.searchsorted(self.starts, ids, side="right") - 1
+
+    def gather(
+        self, ids: np.ndarray, values_of: Callable[[int, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """A figure of each of the samples `ids`, as int64 [len(ids)].
+
+        `values_of` gets the place of a dataset in `readers` and the samples' numbers there.
+        """
+        of_reader = self.datasets_of(ids)
         values = np.empty(len(ids), dtype=np.int64)
         for number in np.unique(of_reader).tolist():
             is_its = of_reader == number
-            values[is_its] = self.readers[number].column(name, ids[is_its] - self.starts[number])
+            values[is_its] = values_of(number, ids[is_its] - self.starts[number])
         return values
 
     @property
@@ -87,8 +102,13 @@ class Source:
 
     def read(self, index: int) -> dict[str, Any]:
         """The members of one sample as extension -> bytes, and its key as "__key__" -> str."""
-        reader = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.readers[reader].read(index - int(self.starts[reader]))
+        reader, within = self.locate(index)
+        return self.readers[reader].read(within)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The place in `readers` of a sample's dataset, and the sample's number there."""
+        reader = bisect_right(self.starts, index) - 1
+        return reader, index - int(self.starts[reader])
 
     @property
     def is_remote(self) -> bool:
@@ -97,15 +117,14 @@ class Source:
 
     def expect(self, indices: np.ndarray) -> None:
         """Say which samples (ids) are read next, in order, so that remote datasets fetch ahead."""
-        owners = np.searchsorted(self.starts, indices, side="right") - 1
+        owners = self.datasets_of(indices)
         for number, reader in enumerate(self.readers):
             reader.expect(indices[owners == number] - int(self.starts[number]))
 
     def describe(self, index: int) -> str:
         """Where a sample lies and, where its shard can be read, what it is called; for messages."""
-        reader = int(np.searchsorted(self.starts, index, side="right")) - 1
-        split = f"{self.manifests[reader].place}/{self.split}"
-        place = f"sample {index - int(self.starts[reader])} of {split}"
+        reader, within = self.locate(index)
+        place = f"sample {within} of {self.manifests[reader].place}/{self.split}"
         try:
             return f"{place} (key {self.read(index)['__key__']})"
         except DataError:

@@ -1,7 +1,12 @@
-"""Text for next-token prediction: documents packed into rows that cannot see each other."""
+"""Text for next-token prediction: documents packed into rows that cannot see each other.
+
+Token ids come from the token cache where there is one, else from the texts: batches are the same.
+"""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +15,9 @@ import torch
 from muomni.data.lengths import Lengths, spread
 from muomni.data.measure import measured_lengths
 from muomni.data.source import Source
+from muomni.data.token_cache import TokenCache
 from muomni.data.tokenizer import Tokenizer
-from muomni.data.view import Batch, View
+from muomni.data.view import Batch, ExampleReader, View
 from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +30,7 @@ TRAIN = "train"
 class Document:
     """One document as token ids, BOS first and EOS last, and its length in UTF-8 bytes."""
 
-    ids: list[int]
+    ids: list[int] | np.ndarray
     num_bytes: int
 
 
@@ -43,11 +49,38 @@ class TextView(View[Document]):
         self.rows = rows
 
     def lengths(self, source: Source) -> Lengths:
+        """Positions that each text takes, at most `context`; makes the token caches on the way."""
         depends_on = f"text tokenizer={self.tokenizer.digest}"
-        lengths = measured_lengths(source, self._measure, depends_on)
+        caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
+        missing = [
+            cache.folder
+            for cache, reader in zip(caches, source.readers, strict=True)
+            if not cache.make(reader, self._ids_and_bytes)
+        ]
+        if missing:
+            self._tell_of_missing(missing, source.split)
+            lengths = measured_lengths(source, self._measure, depends_on)
+        else:
+            lengths = Lengths(
+                len(source),
+                lambda ids: source.gather(ids, lambda number, own: caches[number].num_ids(own)) - 1,
+                depends_on,
+            )
         if source.split == TRAIN:
             self._tell_of_cuts(lengths[spread(len(lengths))])
         return lengths.clipped(1, self.context)
+
+    def reader(self, source: Source) -> ExampleReader[Document]:
+        """Reads token ids from those caches that are there, the other texts from their shards."""
+        caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
+        return _CachedTexts(self, source, [cache if cache.is_there() else None for cache in caches])
+
+    def _tell_of_missing(self, folders: list[Path], split: str) -> None:
+        if split == TRAIN:  # once a run: validation comes here again and again
+            logger.warning(
+                "no token ids can be kept in %s: its texts are encoded again in every epoch",
+                ", ".join(map(str, folders)),
+            )
 
     def _tell_of_cuts(self, lengths: np.ndarray) -> None:
         is_long = lengths > self.context
@@ -59,15 +92,23 @@ class TextView(View[Document]):
             )  # fmt: skip
 
     def _measure(self, sample: dict[str, Any]) -> int:
-        return len(self.tokenizer.encode(_text(sample))) + 1
+        return len(self._ids_and_bytes(sample)[0]) - 1
 
-    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
+    def _ids_and_bytes(self, sample: dict[str, Any]) -> tuple[list[int], int]:
         text = _text(sample)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
-        if len(ids) > self.context + 1:
-            ids = ids[: self.context + 1]
-            text = self.tokenizer.decode(ids)  # bits per byte must not count bytes that are cut off
-        return Document(ids, len(text.encode()))
+        return ids, len(sample["txt"])
+
+    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
+        return self.cut(Document(*self._ids_and_bytes(sample)))
+
+    def cut(self, document: Document) -> Document:
+        """What fits a row of the document."""
+        if len(document.ids) <= self.context + 1:
+            return document
+        ids = document.ids[: self.context + 1]
+        # Bits per byte must not count bytes that are cut off.
+        return Document(ids, len(self.tokenizer.decode(list(ids)).encode()))
 
     def collate(self, rows: list[list[Document]]) -> Batch:
         shape = (self.rows, self.context)
@@ -92,6 +133,25 @@ class TextView(View[Document]):
             "num_bytes": torch.tensor(float(num_bytes)),
             "units": torch.tensor(float((labels != IGNORE).sum())),
         }
+
+
+class _CachedTexts(ExampleReader[Document]):
+    """Documents from the token cache of each dataset (None: it has none), else from their shards."""
+
+    def __init__(self, view: TextView, source: Source, caches: Sequence[TokenCache | None]) -> None:
+        super().__init__(view, source)
+        self._cut = view.cut
+        self._caches = caches
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Document:
+        dataset, within = self.source.locate(index)
+        cache = self._caches[dataset]
+        found = None if cache is None else cache.find(within)
+        return super().__call__(index, random) if found is None else self._cut(Document(*found))
+
+    def expect(self, indices: np.ndarray) -> None:
+        has_none = np.array([cache is None for cache in self._caches])
+        super().expect(indices[has_none[self.source.datasets_of(indices)]])
 
 
 def _text(sample: dict[str, Any]) -> str:

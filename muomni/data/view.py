@@ -38,6 +38,10 @@ class View(ABC, Generic[Example]):
         Raises DataError for a sample that cannot be used.
         """
 
+    def reader(self, source: Source) -> "ExampleReader[Example]":
+        """What a loader reads the examples of `source` with."""
+        return ExampleReader(self, source)
+
     @abstractmethod
     def collate(self, rows: list[list[Example]]) -> Batch:
         """Put the examples of each row into tensors of fixed keys and types; a row may be empty.
@@ -45,3 +49,19 @@ class View(ABC, Generic[Example]):
         The tensor `units` (float, 0-d) counts the batch in `unit`. All keys are present even when
         no row holds a usable example, so that no rank ever runs another graph than its peers.
         """
+
+
+class ExampleReader(Generic[Example]):
+    """Gives the examples of a source by sample id; picklable, since the workers of a loader get it."""
+
+    def __init__(self, view: View[Example], source: Source) -> None:
+        self.view = view
+        self.source = source
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Example:
+        """The view's `example` of one sample; raises DataError for one that cannot be used."""
+        return self.view.example(self.source.read(index), random)
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Say which samples (ids) are asked for next, in order, so that remote datasets fetch ahead."""
+        self.source.expect(indices)
