@@ -25,6 +25,14 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def start_sum_over_ranks(tensor: torch.Tensor) -> dist.Work | None:
+    """Begin to sum `tensor` over all ranks, in place; it holds the sum once the work was waited for.
+
+    None when there is nothing to wait for.
+    """
+    return dist.all_reduce(tensor, async_op=True) if is_distributed() else None
+
+
 def gather_rows(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """Concatenate `[n, ...]` of all ranks in rank order, without gradient; n is the same on each.
 

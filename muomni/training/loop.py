@@ -124,13 +124,13 @@ class Loop:
             self._prepared(batch)
             for batch in itertools.islice(batches, self.engine.num_accumulation)
         ]
-        weights = self.window.reduce(window, wants_stop)
+        self.window.start(window, wants_stop)
         window = self.stage.begin_step(self.engine.forward, window)
         factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
         state: Sums = {}
         for batch in window:
             output = self.engine.forward(batch)
-            self.engine.backward(output, weights, self.coefficients)
+            self.engine.backward(output, self.window.weights(), self.coefficients)
             self.engine.end_micro_step(factor)
             self._account(batch, output, state)
         self.state = replace(self.state, step=self.state.step + 1)

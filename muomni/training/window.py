@@ -1,6 +1,7 @@
 """One reduction a step: the weights of all ranks, and whether any of them wants to stop."""
 
 import torch
+import torch.distributed as dist
 
 from muomni.data.view import Batch
 from muomni.dist import collectives
@@ -10,27 +11,39 @@ from muomni.training.stage import Stage, Sums
 class WindowReduction:
     """Sums the loss weights of an accumulation window over its micro-batches and all ranks.
 
-    The stop flag travels in the same tensor. It is read one step late from an asynchronous copy, so
-    the host never waits for the device; all ranks read the same value at the same step.
+    The sum travels while the first forward pass runs: only the backward pass needs it. The stop flag
+    is in the same tensor. It is read one step late from an asynchronous copy, so the host never waits
+    for the device; all ranks read the same value at the same step.
     """
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.stage = stage
         self.device = device
+        self._control = torch.zeros(0)
+        self._work: dist.Work | None = None
+        self._weights: Sums | None = None
         self._flag: torch.Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def reduce(self, batches: list[Batch], wants_stop: bool) -> Sums:
-        """Global weight of each loss term (0-d tensors on the device); every rank must call it."""
+    def start(self, batches: list[Batch], wants_stop: bool) -> None:
+        """Begin the reduction for the window `batches`; every rank must call it, then `weights`."""
         local = [self.stage.weights(batch) for batch in batches]
         values = [
             torch.stack([weights[term] for weights in local]).sum() for term in self.stage.terms
         ]
         flag = torch.tensor(float(wants_stop)).to(self.device, non_blocking=True)
-        control = torch.stack([*(value.to(self.device).float() for value in values), flag])
-        collectives.sum_over_ranks(control)
-        self._remember(control[-1])
-        return dict(zip(self.stage.terms, control[:-1], strict=True))
+        self._control = torch.stack([*(value.to(self.device).float() for value in values), flag])
+        self._work = collectives.start_sum_over_ranks(self._control)
+        self._weights = None
+
+    def weights(self) -> Sums:
+        """Global weight of each loss term (0-d tensors on the device) of the window that was started."""
+        if self._weights is None:
+            if self._work is not None:
+                self._work.wait()
+            self._remember(self._control[-1])
+            self._weights = dict(zip(self.stage.terms, self._control[:-1], strict=True))
+        return self._weights
 
     def _remember(self, flag: torch.Tensor) -> None:
         if self.device.type == "cuda":
@@ -42,7 +55,7 @@ class WindowReduction:
             self._flag = flag
 
     def stop_agreed(self) -> bool:
-        """Whether any rank wanted to stop when `reduce` was last called."""
+        """Whether any rank wanted to stop when the last window's weights were asked for."""
         if self._flag is None:
             return False
         if self._copied is not None:

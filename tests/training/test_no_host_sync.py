@@ -21,8 +21,8 @@ from muomni.training.window import RunningSums, WindowReduction
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, Loop._account, WindowReduction._remember, RunningSums.add,
-    Engine.forward, Engine.backward, Engine.end_micro_step,
+    Loop._step, Loop._prepared, Loop._account, WindowReduction.weights, WindowReduction._remember,
+    RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
 ]  # fmt: skip
 
 
