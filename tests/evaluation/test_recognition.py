@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from muomni.config.run import DataSection
 from muomni.data.ctc_units import CtcUnits
 from muomni.data.manifest import find_datasets
 from muomni.data.source import Source
@@ -54,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def transcripts_of(root: Path, train: Source | None = None) -> TrainingTranscripts:
-    return TrainingTranscripts(SimpleNamespace(data_root=root, train=train))  # type: ignore[arg-type]
+    return TrainingTranscripts(SimpleNamespace(data=DataSection(root=str(root)), train=train))  # type: ignore[arg-type]
 
 
 def test_only_words_said_in_the_training_of_speech_datasets_are_listed(root: Path) -> None:
