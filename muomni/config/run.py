@@ -109,9 +109,23 @@ class OptimSection(Section):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_fraction: Fraction = 0.05
-    final_lr_fraction: Fraction = 0.1
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_fraction: Fraction = Field(default=0.05, description="of all steps")
+    decay_fraction: Fraction = Field(
+        default=0.2, description="of all steps, the last ones; schedule wsd only"
+    )
+    decay_shape: Literal["1-sqrt", "linear"] = Field(
+        default="1-sqrt", description="of the decay of schedule wsd"
+    )
+    final_lr_fraction: Fraction = Field(default=0.1, description="of lr, at the last step")
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "OptimSection":
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                "optim.warmup_fraction and optim.decay_fraction are more than all steps together"
+            )
+        return self
 
 
 class TrainingSection(Section):

@@ -29,6 +29,71 @@ def test_a_run_of_one_step_has_a_rate() -> None:
     assert lr_factor(0, 1, optim) == 1.0
 
 
+@pytest.mark.parametrize(("shape", "half_way"), [("1-sqrt", 1 - 0.5**0.5), ("linear", 0.5)])
+def test_wsd_warms_up_stays_and_decays_over_its_last_fraction(shape: str, half_way: float) -> None:
+    optim = OptimSection(
+        lr=1.0, schedule="wsd", warmup_fraction=0.1, decay_fraction=0.2, decay_shape=shape,
+        final_lr_fraction=0.0,
+    )  # fmt: skip
+    factors = [lr_factor(step, 100, optim) for step in range(100)]
+    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert set(factors[10:80]) == {1.0}
+    assert factors[80] < 1.0
+    assert factors[89] == pytest.approx(half_way)
+    assert factors[-1] == 0.0
+
+
+def test_wsd_has_the_same_rates_up_to_its_decay_however_long_the_run() -> None:
+    """A checkpoint of the stable stretch goes on in a longer run as if it had been begun as such."""
+    optim = OptimSection(lr=1.0, schedule="wsd", warmup_fraction=0.0)
+    short = [lr_factor(step, 100, optim) for step in range(80)]
+    assert short == [lr_factor(step, 300, optim) for step in range(80)]
+
+
+SCHEDULES = [
+    OptimSection(lr=1.0, schedule=schedule, decay_shape=shape, **fractions)
+    for schedule, shape in (
+        ("cosine", "linear"), ("constant", "linear"), ("wsd", "linear"), ("wsd", "1-sqrt"),
+    )
+    for fractions in (
+        {},
+        {"warmup_fraction": 0.0},
+        {"warmup_fraction": 0.5, "decay_fraction": 0.5},
+        {"warmup_fraction": 0.0, "decay_fraction": 1.0, "final_lr_fraction": 0.01},
+        {"warmup_fraction": 0.3, "decay_fraction": 0.0},
+        {"final_lr_fraction": 1.0},
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 20, 101, 1000])
+@pytest.mark.parametrize("optim", SCHEDULES)
+def test_every_schedule_stays_within_its_bounds(optim: OptimSection, num_steps: int) -> None:
+    factors = [lr_factor(step, num_steps, optim) for step in range(num_steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == 1.0
+    has_decay = optim.schedule == "cosine" or (optim.schedule == "wsd" and optim.decay_fraction > 0)
+    if num_steps >= 7:
+        last = optim.final_lr_fraction if has_decay else 1.0
+        assert factors[-1] == pytest.approx(last)
+    peak = factors.index(1.0)
+    assert all(a <= b for a, b in itertools.pairwise(factors[: peak + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[peak:]))
+
+
+@pytest.mark.parametrize("optim", SCHEDULES)
+def test_every_schedule_is_continuous(optim: OptimSection) -> None:
+    """The largest jump between neighbouring steps shrinks with the number of steps."""
+    for num_steps, largest in ((1_000, 0.1), (100_000, 0.01)):
+        factors = [lr_factor(step, num_steps, optim) for step in range(num_steps)]
+        assert max(abs(a - b) for a, b in itertools.pairwise(factors)) <= largest
+
+
+def test_warm_up_and_decay_share_the_steps() -> None:
+    with pytest.raises(ValueError, match="more than all steps together"):
+        OptimSection(lr=1.0, schedule="wsd", warmup_fraction=0.5, decay_fraction=0.6)
+
+
 def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     module[3].requires_grad_(False)

@@ -11,6 +11,7 @@ import torch
 
 from muomni.checkpoint import commit
 from muomni.errors import CheckpointError, PreemptedError
+from muomni.training.optim import lr_factor
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -30,6 +31,23 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(
     assert [line["step"] for line in resumed["curve"]] == list(range(1, 21))
     assert resumed["losses"] == straight["losses"]
     assert resumed["val/loss"] == straight["val/loss"]
+
+
+def test_a_run_of_epochs_has_its_decay_at_its_end_also_when_resumed(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    training = {"max_steps": None, "max_epochs": 1, "save_every": 8, "keep_last": 9}
+    changes = {"training": training, "optim": {"schedule": "wsd", "decay_fraction": 0.5}}
+    config = thinker_config(text_data, changes)
+    straight = one_rank.run(train, config=config, run=tmp_path / "straight")[0]
+    num_steps = straight["step"]
+    expected = [3e-3 * lr_factor(step, num_steps, config.optim) for step in range(num_steps)]
+    assert [line["lr"] for line in straight["curve"]] == expected
+    assert expected[-1] == pytest.approx(3e-4)
+    earlier = tmp_path / "straight" / "thinker" / "checkpoints" / "step_00000008"
+    resumed = one_rank.run(train, config=config, run=tmp_path / "on", resume=str(earlier))[0]
+    assert [line["lr"] for line in resumed["curve"]] == expected[8:]
+    assert resumed["losses"] == straight["losses"][8:]
 
 
 def test_fp16_resumes_with_its_loss_scale(
