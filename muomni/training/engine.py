@@ -211,7 +211,7 @@ def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) ->
     ZeRO partitions experts over fewer ranks than the rest, so it wants them in groups of their own.
     """
     groups = [
-        {**group, "name": f"group{number}"}
+        {**group.settings(), "name": f"group{number}"}
         for number, group in enumerate(parameter_groups(task, optim))
     ]
     split = split_params_into_different_moe_groups_for_optimizer(groups)

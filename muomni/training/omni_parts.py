@@ -101,14 +101,13 @@ def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
     model.talker.load_state_dict(state)
 
 
-def freeze(model: OmniModel, patterns: tuple[str, ...]) -> dict[str, int]:
-    """Stop training the parameters that a pattern names; returns how many each has frozen.
+def freeze(model: OmniModel, patterns: tuple[str, ...]) -> None:
+    """Stop training the parameters that a pattern names.
 
     Patterns are those of the shell (`thinker.*`). Raises ConfigError for one that names nothing, or
     when nothing is left to train. A head that the omni model does not use is always frozen.
     """
     names = [name for name, _ in model.named_parameters()]
-    counts = {}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             parts = sorted({f"{name.split('.')[0]}.*" for name in names})
@@ -117,11 +116,8 @@ def freeze(model: OmniModel, patterns: tuple[str, ...]) -> dict[str, int]:
                 f"options.freeze names no parameter with '{pattern}'{hint}; parts are {', '.join(parts)}"
             )
     unused = () if model.config.ctc_embeddings else ("audio_encoder.ctc_head.*",)
-    for pattern in (*patterns, *unused):
-        chosen = [p for n, p in model.named_parameters() if fnmatchcase(n, pattern)]
-        counts[pattern] = sum(p.numel() for p in chosen if p.requires_grad)
-        for parameter in chosen:
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in (*patterns, *unused)):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("options.freeze leaves nothing to train; take a pattern out")
-    return {pattern: count for pattern, count in counts.items() if count}

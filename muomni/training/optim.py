@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +14,33 @@ from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
 
 
-def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, object]]:
+@dataclass(slots=True)
+class ParameterGroup:
+    """Parameters that share rate and decay; `patterns` of `optim.lr_scales` chose them."""
+
+    kind: str
+    lr: float
+    weight_decay: float
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        """The group as optimizers take it."""
+        return {"params": self.parameters, "weight_decay": self.weight_decay, "lr": self.lr}
+
+    def __str__(self) -> str:
+        return (
+            f"optimises {self.kind} of {', '.join(self.patterns)}: {_count(self.parameters)} parameters, "
+            f"lr {self.lr:g}, weight decay {self.weight_decay:g}"
+        )
+
+
+def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGroup]:
     """Matrices decay; vectors (norms, biases, scales) and embeddings do not; rates by `lr_scales`.
 
-    Patterns are those of the shell, over parameter names of the stage's model (its task is their first
-    part, which no pattern names). Raises ConfigError for a pattern that names nothing.
+    Frozen parameters are in no group, so neither optimizer nor ZeRO keeps state for them. Patterns are
+    those of the shell, over parameter names of the stage's model (its task is their first part, which no
+    pattern names). Raises ConfigError for a pattern that names nothing.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     names = [name.partition(".")[2] for name, _ in module.named_parameters()]
@@ -27,33 +51,51 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[dict[str, o
                 f"optim.lr_scales names no parameter with '{pattern}'{did_you_mean(pattern, parts)}; "
                 f"parts are {', '.join(parts)}"
             )
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], ParameterGroup] = {}
     for name, parameter in zip(names, module.parameters(), strict=True):
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            groups.setdefault((is_matrix, _lr_scale(name, optim)), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": optim.weight_decay if is_matrix else 0.0,
-            "lr": optim.lr * scale,
-        }
-        for (is_matrix, scale), parameters in sorted(groups.items(), reverse=True)
-    ]
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        pattern = next((p for p in optim.lr_scales if fnmatchcase(name, p)), None)
+        scale = 1.0 if pattern is None else optim.lr_scales[pattern]
+        if (is_matrix, scale) not in groups:
+            kind = "matrices" if is_matrix else "vectors and embeddings"
+            decay = optim.weight_decay if is_matrix else 0.0
+            groups[is_matrix, scale] = ParameterGroup(kind, optim.lr * scale, decay)
+        group = groups[is_matrix, scale]
+        group.parameters.append(parameter)
+        label = pattern or ("all else" if optim.lr_scales else "all parts")
+        if label not in group.patterns:
+            group.patterns.append(label)
+    return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
 
 
-def _lr_scale(name: str, optim: OptimSection) -> float:
-    return next((s for p, s in optim.lr_scales.items() if fnmatchcase(name, p)), 1.0)
+def describe_parameters(module: nn.Module, optim: OptimSection) -> list[str]:
+    """A line for each parameter group, and for each part of the model that is frozen in part or whole."""
+    lines = [str(group) for group in parameter_groups(module, optim)]
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        part = ".".join(name.split(".")[1:2]) or name
+        parts.setdefault(f"{part}.*", []).append(parameter)
+    for part, parameters in parts.items():
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        if frozen:
+            lines.append(f"freezes {part}: {_count(frozen)} of {_count(parameters)} parameters")
+    return lines
+
+
+def _count(parameters: list[nn.Parameter]) -> str:
+    return f"{sum(p.numel() for p in parameters):,}"
 
 
 def build_optimizer(
-    module: nn.Module, optim: OptimSection, groups: list[dict[str, object]] | None = None
+    module: nn.Module, optim: OptimSection, groups: list[dict[str, Any]] | None = None
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike.
 
     `groups` replace the module's own `parameter_groups`.
     """
-    groups = groups or parameter_groups(module, optim)
+    groups = groups or [group.settings() for group in parameter_groups(module, optim)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

@@ -35,7 +35,7 @@ from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import expert_parallel
 from muomni.training.loop import Loop, LoopParts
-from muomni.training.optim import parameter_groups
+from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import pick_device, pick_precision
 from muomni.training.routing import find_moe
 from muomni.training.shared_counts import SharedCounts
@@ -147,6 +147,7 @@ def open_loop(session: Session) -> Loop:
     seed_everything(config.seed)
     task = session.stage.build()
     num_parameters = count_parameters(task)  # before it is divided over ranks
+    parameter_lines = describe_parameters(task, config.optim)
     engine = Engine(
         task,
         config,
@@ -175,6 +176,8 @@ def open_loop(session: Session) -> Loop:
             f"{session.ranks.world_size} ranks x {session.num_accumulation} micro-batches, "
             f"{session.precision} on {session.device.type}, ZeRO {engine.zero_stage}, "
             f"{num_parameters:,} parameters",
+            *parameter_lines,
+            sep=f"\n{config.stage} ",
             flush=True,
         )
     parts = LoopParts(
@@ -223,7 +226,8 @@ def describe(session: Session) -> dict[str, Any]:
     with torch.device("meta"):
         task = session.stage.build()
     if session.ranks.is_main:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), flush=True)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print(*describe_parameters(task, config.optim), sep="\n", flush=True)
     return {
         "stage": config.stage,
         "parameters": count_parameters(task),

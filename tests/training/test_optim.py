@@ -7,7 +7,7 @@ from torch import nn
 
 from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
-from muomni.training.optim import lr_factor, parameter_groups
+from muomni.training.optim import describe_parameters, lr_factor, parameter_groups
 
 
 def test_warm_up_then_cosine_to_the_floor_over_the_real_number_of_steps() -> None:
@@ -98,9 +98,9 @@ def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     module[3].requires_grad_(False)
     decayed, plain = parameter_groups(module, OptimSection(lr=1.0, weight_decay=0.1))
-    assert [p is module[1].weight for p in decayed["params"]] == [True]
-    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
-    assert len(plain["params"]) == 4
+    assert [p is module[1].weight for p in decayed.parameters] == [True]
+    assert decayed.weight_decay == 0.1 and plain.weight_decay == 0.0
+    assert len(plain.parameters) == 4
 
 
 def test_rates_follow_the_first_pattern_that_names_a_parameter() -> None:
@@ -109,7 +109,7 @@ def test_rates_follow_the_first_pattern_that_names_a_parameter() -> None:
     )
     optim = OptimSection(lr=0.1, lr_scales={"talker.bias": 0.5, "talker.*": 0.25})
     groups = parameter_groups(task, optim)
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    rates = {id(p): group.lr for group in groups for p in group.parameters}
     talker, thinker = task["omni"]["talker"], task["omni"]["thinker"]
     assert rates[id(talker.weight)] == pytest.approx(0.025)
     assert rates[id(talker.bias)] == pytest.approx(0.05)
@@ -120,3 +120,17 @@ def test_a_pattern_that_names_nothing_is_refused() -> None:
     task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": nn.Linear(3, 4)})})
     with pytest.raises(ConfigError, match=r"'taker\.\*'.*talker"):
         parameter_groups(task, OptimSection(lr=0.1, lr_scales={"taker.*": 0.5}))
+
+
+def test_groups_and_frozen_parts_are_told_with_their_counts() -> None:
+    parts = {"talker": nn.Linear(300, 4), "thinker": nn.Linear(4, 2), "tower": nn.Linear(5, 5)}
+    task = nn.ModuleDict({"omni": nn.ModuleDict(parts)})
+    parts["tower"].weight.requires_grad_(False)
+    optim = OptimSection(lr=0.1, weight_decay=0.3, lr_scales={"talker.*": 0.25})
+    assert describe_parameters(task, optim) == [
+        "optimises matrices of all else: 8 parameters, lr 0.1, weight decay 0.3",
+        "optimises matrices of talker.*: 1,200 parameters, lr 0.025, weight decay 0.3",
+        "optimises vectors and embeddings of all else: 7 parameters, lr 0.1, weight decay 0",
+        "optimises vectors and embeddings of talker.*: 4 parameters, lr 0.025, weight decay 0",
+        "freezes tower.*: 25 of 30 parameters",
+    ]

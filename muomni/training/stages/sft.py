@@ -22,7 +22,6 @@ from muomni.data.plan import Batching
 from muomni.data.source import Source
 from muomni.data.text_view import IGNORE
 from muomni.data.view import Batch
-from muomni.dist import collectives
 from muomni.models.mel import LOG_FLOOR
 from muomni.models.omni import MediaSlots, OmniModel
 from muomni.models.speech_output import speak
@@ -68,7 +67,6 @@ class SftStage(Stage):
         check_sizes(config, context.upstream)
         self.sizes = omni_config(config, context.upstream, self.options.talker_sees_thinker)
         self.codec = FrozenCodec(context.upstream["codec"], context.device)
-        self._has_told = False
         with torch.device("meta"):  # a pattern that names nothing is refused before any start
             freeze(OmniModel(self.sizes), self.options.freeze)
 
@@ -86,14 +84,9 @@ class SftStage(Stage):
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes)
         task.omni.thinker.stack.is_checkpointing = self.config.training.activation_checkpointing
-        frozen = freeze(task.omni, self.options.freeze)
-        is_dry = torch.get_default_device().type == "meta"
-        if not is_dry:
+        freeze(task.omni, self.options.freeze)
+        if torch.get_default_device().type != "meta":  # a dry run asks for sizes only
             load_parts(task.omni, self.context.upstream)
-        if collectives.rank() == 0 and not (is_dry or self._has_told):
-            self._has_told = True
-            for pattern, num_parameters in frozen.items():
-                print(f"sft freezes {pattern}: {num_parameters:,} parameters", flush=True)
         return task
 
     def model(self, task: OmniTask) -> OmniModel:

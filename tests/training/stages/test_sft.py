@@ -239,19 +239,12 @@ def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -
 # -- freezing --------------------------------------------------------------------------------------
 
 
-def test_freezing_counts_what_each_pattern_takes(tokenizer: Tokenizer) -> None:
+def test_freezing_takes_what_a_pattern_names_and_no_more(tokenizer: Tokenizer) -> None:
     model = OmniModel(omni_config(tokenizer))
-    counts = freeze(model, ("vision_encoder.*", "thinker.stack.blocks.0.*"))
-    tower = sum(p.numel() for p in model.vision_encoder.parameters())
-    assert counts["vision_encoder.*"] == tower
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert sum(dict(model.named_parameters())[name].numel() for name in frozen) == sum(
-        counts.values()
-    )
-    assert all(
-        name.startswith(("vision_encoder.", "thinker.stack.blocks.0.", "audio_encoder.ctc_head."))
-        for name in frozen
-    )
+    freeze(model, ("vision_encoder.*", "thinker.stack.blocks.0.*"))
+    named = ("vision_encoder.", "thinker.stack.blocks.0.", "audio_encoder.ctc_head.")
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is not name.startswith(named), name
 
 
 @pytest.mark.parametrize("is_used", [True, False])
