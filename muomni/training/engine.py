@@ -74,7 +74,7 @@ class Engine:
         with quiet_deepspeed():
             parts: Any = deepspeed.initialize(model=task, optimizer=optimizer, config=full)
         self.deepspeed, self.optimizer, _, _ = parts
-        if self.zero_stage == 0 and precision == "fp16":
+        if self.zero_stage == 0 and precision != "fp32":
             _undo_warm_up_step(self.optimizer)
         _restore_buffers(self.task, buffers)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -231,7 +231,7 @@ def _restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> Non
 
 
 def _undo_warm_up_step(optimizer: Any) -> None:
-    """DeepSpeed's fp16 optimizer without ZeRO allocates its state by a step with zero gradients.
+    """DeepSpeed's 16-bit optimizer without ZeRO allocates its state by a step with zero gradients.
 
     That step counts for Adam's bias correction (the first real updates would be a quarter too small)
     and decays the fp32 copies: forget it, and copy the weights again.

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from muomni.dist.discovery import discover
 from muomni.errors import NonFiniteError
+from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import reference_losses, thinker_config, train
@@ -60,6 +62,27 @@ def test_sixteen_bits_follow_the_reference(
     config = thinker_config(text_data, {"precision": precision, "fp16": {"initial_scale_power": 8}})
     result = two_ranks.run(train, config=config, run=tmp_path, zero=zero)[0]
     assert result["losses"] == pytest.approx(reference, abs=tolerance)
+
+
+def _adam_steps(config: Any, run: Path) -> set[float]:
+    """Steps that Adam's bias correction counts after two steps without ZeRO."""
+    engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+    loop = open_loop(prepare(Request(config, run, run, engine_json), discover()))
+    batches = iter(loop.loader)
+    loop._step(batches, False)
+    loop._step(batches, False)
+    steps = {float(state["step"]) for state in loop.engine.optimizer.optimizer.state.values()}
+    loop.engine.deepspeed.destroy()
+    return steps
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_first_step_in_sixteen_bits_is_adams_first(
+    precision: str, text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    """DeepSpeed allocates states by a step of its own, which would make real ones too small."""
+    config = thinker_config(text_data, {"precision": precision, "fp16": {"initial_scale_power": 6}})
+    assert one_rank.run(_adam_steps, config=config, run=tmp_path) == [{2.0}]
 
 
 def _train_with_overflow(
