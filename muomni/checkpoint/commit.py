@@ -37,6 +37,7 @@ class Topology:
     zero_stage: int
     precision: str
     num_expert_ranks: int = 0  # that share one set of experts; 0 = plain layers everywhere
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,10 @@ def prune(root: Path, step: int, keep_last: int) -> None:
 def _describe(topology: Topology) -> str:
     experts = topology.num_expert_ranks
     shared = f", experts over {experts} ranks" if experts else ""
-    return f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}"
+    return (
+        f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}, "
+        f"optimizer {topology.optimizer}"
+    )
 
 
 def _shapes_digest(module: torch.nn.Module) -> str:

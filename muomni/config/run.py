@@ -98,9 +98,16 @@ class BatchSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW, gradient clipping and the schedule."""
+    """The optimizer, gradient clipping and the schedule."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: of linear layers in blocks; all else stays with adamw"
+    )
     lr: float = Field(gt=0)
+    muon_lr: float | None = Field(
+        default=None, gt=0, description="of what muon updates, in adamw's units; default: lr"
+    )
+    muon_momentum: Fraction = 0.95
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="by pattern of parameter names, e.g. {'talker.*': 0.25}: share of lr; the first one counts",
@@ -118,6 +125,12 @@ class OptimSection(Section):
         default="1-sqrt", description="of the decay of schedule wsd"
     )
     final_lr_fraction: Fraction = Field(default=0.1, description="of lr, at the last step")
+
+    @model_validator(mode="after")
+    def _check_muon(self) -> "OptimSection":
+        if self.muon_lr is not None and self.name != "muon":
+            raise ValueError("optim.muon_lr needs optim.name=muon")
+        return self
 
     @model_validator(mode="after")
     def _check_schedule(self) -> "OptimSection":

@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and the learning-rate schedule."""
+"""Parameter groups, the optimizer over them and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,9 @@ from torch import nn
 from muomni.config.loading import did_you_mean
 from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
+from muomni.training.muon import MuonWithAdamW, hidden_matrices
+
+_VECTORS, _MATRICES, _HIDDEN = _KINDS = "vectors and embeddings", "matrices", "hidden matrices"
 
 
 @dataclass(slots=True)
@@ -24,6 +27,10 @@ class ParameterGroup:
     parameters: list[nn.Parameter] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)
 
+    @property
+    def is_muon(self) -> bool:
+        return self.kind == _HIDDEN
+
     def settings(self) -> dict[str, Any]:
         """The group as optimizers take it."""
         return {"params": self.parameters, "weight_decay": self.weight_decay, "lr": self.lr}
@@ -31,16 +38,18 @@ class ParameterGroup:
     def __str__(self) -> str:
         return (
             f"optimises {self.kind} of {', '.join(self.patterns)}: {_count(self.parameters)} parameters, "
-            f"lr {self.lr:g}, weight decay {self.weight_decay:g}"
+            f"lr {self.lr:g}, weight decay {self.weight_decay:g}{' by Muon' if self.is_muon else ''}"
         )
 
 
 def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGroup]:
     """Matrices decay; vectors (norms, biases, scales) and embeddings do not; rates by `lr_scales`.
 
+    With `optim.name=muon` hidden matrices are in groups of their own, at `muon_lr`.
     Frozen parameters are in no group, so neither optimizer nor ZeRO keeps state for them. Patterns are
     those of the shell, over parameter names of the stage's model (its task is their first part, which no
-    pattern names). Raises ConfigError for a pattern that names nothing.
+    pattern names). Raises ConfigError for a pattern that names nothing, and for muon without a hidden
+    matrix.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     names = [name.partition(".")[2] for name, _ in module.named_parameters()]
@@ -51,22 +60,33 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGr
                 f"optim.lr_scales names no parameter with '{pattern}'{did_you_mean(pattern, parts)}; "
                 f"parts are {', '.join(parts)}"
             )
-    groups: dict[tuple[bool, float], ParameterGroup] = {}
+    hidden = hidden_matrices(module) if optim.name == "muon" else set()
+    groups: dict[tuple[int, float], ParameterGroup] = {}
     for name, parameter in zip(names, module.parameters(), strict=True):
         if not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        if id(parameter) in hidden:
+            kind = _HIDDEN
+        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+            kind = _MATRICES
+        else:
+            kind = _VECTORS
         pattern = next((p for p in optim.lr_scales if fnmatchcase(name, p)), None)
         scale = 1.0 if pattern is None else optim.lr_scales[pattern]
-        if (is_matrix, scale) not in groups:
-            kind = "matrices" if is_matrix else "vectors and embeddings"
-            decay = optim.weight_decay if is_matrix else 0.0
-            groups[is_matrix, scale] = ParameterGroup(kind, optim.lr * scale, decay)
-        group = groups[is_matrix, scale]
+        key = (_KINDS.index(kind), scale)
+        if key not in groups:
+            lr = (optim.muon_lr or optim.lr) if kind == _HIDDEN else optim.lr
+            decay = 0.0 if kind == _VECTORS else optim.weight_decay
+            groups[key] = ParameterGroup(kind, lr * scale, decay)
+        group = groups[key]
         group.parameters.append(parameter)
         label = pattern or ("all else" if optim.lr_scales else "all parts")
         if label not in group.patterns:
             group.patterns.append(label)
+    if optim.name == "muon" and not any(group.is_muon for group in groups.values()):
+        raise ConfigError(
+            "optim.name=muon finds no linear layer to train in blocks of this model; give optim.name=adamw"
+        )
     return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
 
 
@@ -91,10 +111,16 @@ def _count(parameters: list[nn.Parameter]) -> str:
 def build_optimizer(
     module: nn.Module, optim: OptimSection, groups: list[dict[str, Any]] | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike.
+    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike, or Muon with it.
 
-    `groups` replace the module's own `parameter_groups`.
+    `groups` replace the module's own `parameter_groups` for AdamW.
     """
+    if optim.name == "muon":
+        marked = [
+            {**group.settings(), "is_muon": group.is_muon}
+            for group in parameter_groups(module, optim)
+        ]
+        return MuonWithAdamW(marked, optim.lr, optim.betas, optim.eps, optim.muon_momentum)
     groups = groups or [group.settings() for group in parameter_groups(module, optim)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 

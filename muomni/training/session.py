@@ -35,6 +35,7 @@ from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import expert_parallel
 from muomni.training.loop import Loop, LoopParts
+from muomni.training.muon import check_support
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import pick_device, pick_precision
 from muomni.training.routing import find_moe
@@ -104,7 +105,13 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     sizes = stage.model_config()
-    if config.optim.lr_scales:  # a pattern that names nothing is refused before any start
+    if config.optim.name == "muon":
+        from muomni.training.ds_config import zero_stage
+
+        has_experts = expert_parallel.is_enabled(request.engine_json)
+        check_support(zero_stage(request.engine_json), has_experts)
+    if config.optim.lr_scales or config.optim.name == "muon":
+        # A pattern or an optimizer that finds nothing is refused before any start.
         with torch.device("meta"):
             parameter_groups(stage.build(), config.optim)
     if expert_parallel.SECTION in request.engine_json:
@@ -157,8 +164,9 @@ def open_loop(session: Session) -> Loop:
         session.device,
     )
     topology = Topology(
-        session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks
-    )
+        session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
+        config.optim.name,
+    )  # fmt: skip
     state = TrainState(0, session.plan_digest, None, None, 0.0)
     if checkpoint is not None:
         state = commit.load(engine.deepspeed, checkpoint, topology)
