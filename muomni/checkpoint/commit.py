@@ -56,10 +56,16 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
-def save(engine: Any, root: Path, state: TrainState, topology: Topology) -> Path:
+def save(
+    engine: Any,
+    root: Path,
+    state: TrainState,
+    topology: Topology,
+    average: list[torch.Tensor] | None = None,
+) -> Path:
     """Save a checkpoint of all ranks and commit it; every rank must call it. Returns its folder.
 
-    `engine` is the DeepSpeed engine.
+    `engine` is the DeepSpeed engine, `average` this rank's share of the averaged weights.
     """
     final = step_folder(root, state.step)
     aside = root / f".{final.name}.tmp"
@@ -69,6 +75,8 @@ def save(engine: Any, root: Path, state: TrainState, topology: Topology) -> Path
     collectives.barrier()
     engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False)
     torch.save(_rng_state(), aside / f"rng_rank_{collectives.rank():05d}.pt")
+    if average is not None and (_has_shares(topology) or collectives.rank() == 0):
+        torch.save(average, _average_file(aside, topology))
     collectives.barrier()
     if collectives.rank() == 0:
         content = {
@@ -155,6 +163,24 @@ def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
     engine.load_checkpoint(str(folder), tag=_TAG)
     _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))
     return TrainState(**content["state"])
+
+
+def load_average(
+    folder: Path, topology: Topology, device: torch.device
+) -> list[torch.Tensor] | None:
+    """This rank's share of the averaged weights of a verified checkpoint; None if it holds none."""
+    path = _average_file(folder, topology)
+    return torch.load(path, map_location=device) if path.is_file() else None
+
+
+def _has_shares(topology: Topology) -> bool:
+    """Whether ranks hold different weights."""
+    return bool(topology.zero_stage or topology.num_expert_ranks)
+
+
+def _average_file(folder: Path, topology: Topology) -> Path:
+    rank = collectives.rank() if _has_shares(topology) else 0
+    return folder / f"average_rank_{rank:05d}.pt"
 
 
 def prune(root: Path, step: int, keep_last: int) -> None:

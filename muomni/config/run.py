@@ -154,6 +154,9 @@ class TrainingSection(Section):
     keep_last: Positive = 2
     log_every: Positive = 10
     activation_checkpointing: bool = False
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="validate and export the weights' moving average"
+    )
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainingSection":

@@ -29,6 +29,7 @@ from muomni.dist.shared_memory import release_names
 from muomni.errors import ConfigError, NonFiniteError
 from muomni.models.moe import from_autoep
 from muomni.training import ds_config, expert_parallel
+from muomni.training.ema import WeightAverage
 from muomni.training.optim import build_optimizer, parameter_groups
 from muomni.training.stage import StageOutput
 
@@ -78,6 +79,8 @@ class Engine:
             _undo_warm_up_step(self.optimizer)
         _restore_buffers(self.task, buffers)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        decay = config.training.ema_decay
+        self.average = None if decay is None else WeightAverage(self._master_weights(), decay)
 
     @property
     def task(self) -> nn.Module:
@@ -139,6 +142,56 @@ class Engine:
     @property
     def num_skipped(self) -> int:
         return int(self.deepspeed.skipped_steps)
+
+    def update_average(self, step: int) -> None:
+        """Move the average of the weights, if one is kept, at the end of the `step`-th step."""
+        if self.average is not None:
+            self.average.update(self._master_weights(), step)
+
+    def set_average(self, tensors: list[torch.Tensor] | None) -> None:
+        """Go on from a saved average, or begin one with the weights as they are now."""
+        if self.average is not None:
+            self.average.set(self._master_weights() if tensors is None else tensors)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Run the block with the average in place of the weights, if one is kept; all ranks must enter."""
+        if self.average is None:
+            yield
+            return
+        self._exchange(self.average)
+        try:
+            yield
+        finally:
+            self._exchange(self.average)
+
+    def _exchange(self, average: WeightAverage) -> None:
+        average.swap(self._master_weights())
+        self._copy_masters_to_model()
+
+    def _master_weights(self) -> list[torch.Tensor]:
+        """The fp32 weights that this rank's optimizer updates: its share of them under ZeRO."""
+        if self.zero_stage == 3:
+            return list(self.optimizer.fp32_partitioned_groups_flat)
+        if self.zero_stage:
+            return list(self.optimizer.single_partition_of_fp32_groups)
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _copy_masters_to_model(self) -> None:
+        """Give the model the fp32 weights anew, as the end of a step does."""
+        optimizer = self.optimizer
+        if self.zero_stage == 3:
+            optimizer._partition_all_parameters()
+            for number in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            if optimizer.persistent_parameters:
+                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+        elif self.zero_stage:
+            optimizer.update_lp_params()
+        elif self.precision != "fp32":
+            for short, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+                for parameter, master in zip(short, full, strict=True):
+                    parameter.data.copy_(master.data)
 
     def train(self) -> None:
         self.deepspeed.train()

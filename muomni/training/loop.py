@@ -134,6 +134,7 @@ class Loop:
             self.engine.end_micro_step(factor)
             self._account(batch, output, state)
         self.state = replace(self.state, step=self.state.step + 1)
+        self.engine.update_average(self.state.step)
         self.stage.after_step(self.engine.task, state, self.state.step)
 
     def _prepared(self, batch: Batch) -> Batch:
@@ -182,7 +183,7 @@ class Loop:
             return
         max_batches = self.config.training.validate_batches
         batches = SplitBatches(self.stage, self.parts.val, self.parts.device, max_batches)
-        with self.engine.evaluation():
+        with self.engine.averaged_weights(), self.engine.evaluation():
             figures = validate(self.stage, self.engine.forward, batches)
         self.last_metrics = {f"val/{name}": value for name, value in figures.items()}
         self._record(self.state.step, "val", self.last_metrics)
@@ -217,6 +218,7 @@ class Loop:
                 self.parts.folder.checkpoints,
                 self.state,
                 self.parts.topology,
+                self.engine.average.tensors if self.engine.average is not None else None,
             )
             self.saved_step = self.state.step
             self._prune()
@@ -230,7 +232,8 @@ class Loop:
         """Validate, save, write sample outputs and the export; returns the result."""
         self._validate()
         self._save()
-        state = self.engine.full_state(_model_prefix(self.stage, self.engine.task))
+        with self.engine.averaged_weights():
+            state = self.engine.full_state(_model_prefix(self.stage, self.engine.task))
         metrics = dict(self.last_metrics)
         upstream = {name: export.digest for name, export in self.stage.context.upstream.items()}
         if self.is_main:
@@ -244,6 +247,7 @@ class Loop:
                 {
                     "preset": self.config.preset,
                     "step": self.state.step,
+                    "ema_decay": self.config.training.ema_decay,  # of the weights; null: as trained
                     "config": self.config.model_dump(mode="json"),
                     "data": {
                         "tasks": self.stage.tasks,

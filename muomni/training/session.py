@@ -33,9 +33,8 @@ from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
 from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import expert_parallel
+from muomni.training import ema, expert_parallel, muon
 from muomni.training.loop import Loop, LoopParts
-from muomni.training.muon import check_support
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import pick_device, pick_precision
 from muomni.training.routing import find_moe
@@ -109,7 +108,9 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         from muomni.training.ds_config import zero_stage
 
         has_experts = expert_parallel.is_enabled(request.engine_json)
-        check_support(zero_stage(request.engine_json), has_experts)
+        muon.check_support(zero_stage(request.engine_json), has_experts)
+    if config.training.ema_decay is not None:
+        ema.check_support(request.engine_json)
     if config.optim.lr_scales or config.optim.name == "muon":
         # A pattern or an optimizer that finds nothing is refused before any start.
         with torch.device("meta"):
@@ -170,6 +171,14 @@ def open_loop(session: Session) -> Loop:
     state = TrainState(0, session.plan_digest, None, None, 0.0)
     if checkpoint is not None:
         state = commit.load(engine.deepspeed, checkpoint, topology)
+        if engine.average is not None:
+            average = commit.load_average(checkpoint, topology, session.device)
+            if average is None:
+                logger.warning(
+                    "checkpoint %s holds no averaged weights; the average begins with its weights",
+                    checkpoint,
+                )
+            engine.set_average(average)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
         origin_of_exports = {

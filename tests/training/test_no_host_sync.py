@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from muomni.config.run import STAGE_NAMES
+from muomni.training.ema import WeightAverage
 from muomni.training.engine import Engine
 from muomni.training.loop import Loop
 from muomni.training.stages import load_stage
@@ -23,6 +24,7 @@ WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
     Loop._step, Loop._prepared, Loop._account, WindowReduction.weights, WindowReduction._remember,
     RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
+    Engine.update_average, WeightAverage.update,
 ]  # fmt: skip
 
 
