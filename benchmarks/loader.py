@@ -18,11 +18,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
+from muomni.checkpoint.commit import newest_complete, verify
 from muomni.config.loading import resolve
 from muomni.config.run import STAGE_NAMES
 from muomni.dist.discovery import Ranks
-from muomni.errors import exit_on_error
+from muomni.errors import DataError, exit_on_error
 from muomni.observe.metrics_log import read_lines
+from muomni.run_folder import RunFolder
 
 
 def main() -> None:
@@ -32,7 +34,6 @@ def main() -> None:
     flags.add_argument("--data", default="data/sample")
     flags.add_argument("--preset", default="nano")
     flags.add_argument("--run", type=Path, help="a finished run whose consumption is compared with")
-    flags.add_argument("--ranks", type=int, default=2, help="ranks of that run")
     flags.add_argument("--seconds", type=float, default=5.0, help="time a stage")
     flags.add_argument("--stages", default=",".join(STAGE_NAMES))
     flags.add_argument("--json", type=Path)
@@ -47,6 +48,14 @@ def main() -> None:
     if arguments.json:
         content = {"stages": results, "machine": machine_facts()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def num_ranks(run: Path, stage: str) -> int:
+    """Ranks that a stage was trained on, from its newest checkpoint."""
+    checkpoint = newest_complete(RunFolder(run, stage).checkpoints)
+    if checkpoint is None:
+        raise DataError(f"{run} has no checkpoint of stage {stage}, so its ranks are not known")
+    return int(verify(checkpoint, with_hashes=False)["topology"]["world_size"])
 
 
 def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.run and metrics.is_file():
         rates = [line.get(f"{view.unit}_per_s") for line in read_lines(metrics)]
         known = [rate for rate in rates if rate]
-        row["consumed_per_s"] = statistics.median(known) / arguments.ranks
+        row["consumed_per_s"] = statistics.median(known) / num_ranks(upstream, stage_name)
         row["ratio"] = row["delivered_per_s"] / row["consumed_per_s"]
     return row
 
