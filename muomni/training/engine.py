@@ -62,6 +62,10 @@ class Engine:
         self._clips_itself = self.zero_stage == 0 and precision == "fp32"
         if self._clips_itself:
             full["gradient_clipping"] = 0.0
+        # DeepSpeed divides the gradients of every fp16 engine by the loss scale, but multiplies the loss
+        # only where ZeRO is on.
+        self._scales_itself = self.zero_stage == 0 and precision == "fp16"
+        self._own_scale = 1.0
         self._max_grad_norm = config.optim.max_grad_norm
         self._own_norm: torch.Tensor | None = None
         self.num_expert_ranks = expert_parallel.group_size(full)
@@ -102,7 +106,9 @@ class Engine:
             coefficients[term] * num_ranks * loss / global_weights[term].clamp(min=1e-6)
             for term, loss in output.losses.items()
         )
-        self.deepspeed.backward(total, scale_wrt_gas=False)
+        if self._scales_itself:
+            self._own_scale = self.loss_scale
+        self.deepspeed.backward(total * self._own_scale, scale_wrt_gas=False)
 
     def end_micro_step(self, lr_factor: float) -> None:
         """Count a micro-step; on the last of a window clip, update and zero the gradients.
@@ -132,7 +138,7 @@ class Engine:
     def grad_norm(self) -> float:
         """Norm before clipping of the last step's gradient, NaN when the step was skipped."""
         norm = self._own_norm if self._clips_itself else self.deepspeed.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float("nan") if norm is None else float(norm) / self._own_scale
 
     @property
     def loss_scale(self) -> float:
