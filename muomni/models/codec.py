@@ -23,6 +23,7 @@ from muomni.models.mel import (
     normalise_fixed,
 )
 from muomni.models.quantizer import QuantizerStatistics, ResidualQuantizer
+from muomni.models.recompute import BlockRunner
 
 KERNEL = 5
 DOWN_KERNEL = 4
@@ -71,7 +72,7 @@ class ResidualConv(nn.Module):
         return (x + self.mix(F.gelu(self.wide(y)))) * mask
 
 
-class MelEncoder(nn.Module):
+class MelEncoder(BlockRunner):
     """Normalised log-mel [B, T, num_mels] -> latents [B, T / 4, latent_size]."""
 
     def __init__(self, config: CodecConfig) -> None:
@@ -97,11 +98,11 @@ class MelEncoder(nn.Module):
         mask = frame_mask(code_lengths, x.shape[2], 1, dtype)
         x = x * mask
         for block in self.blocks:
-            x = block(x, mask)
+            x = self.run_block(block, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
 
-class MelDecoder(nn.Module):
+class MelDecoder(BlockRunner):
     """Latents [B, Tf, latent_size] -> normalised log-mel [B, 4 * Tf, num_mels]."""
 
     def __init__(self, config: CodecConfig) -> None:
@@ -122,10 +123,11 @@ class MelDecoder(nn.Module):
         mask = frame_mask(code_lengths, latents.shape[1], 1, dtype)
         x = self.stem(latents.transpose(1, 2).to(dtype) * mask) * mask
         for block in self.blocks:
-            x = block(x, mask)
+            x = self.run_block(block, x, mask)
         for i, (up, smooth) in enumerate(zip(self.up, self.smooth, strict=True)):
             x = double_frames(up(x))
-            x = smooth(x, frame_mask(code_lengths, x.shape[2], 2 << i, dtype))
+            mask = frame_mask(code_lengths, x.shape[2], 2 << i, dtype)
+            x = self.run_block(smooth, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
 

@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from muomni.config.models import MoEConfig, TransformerConfig
 from muomni.models.kv_cache import CacheStep, KVCache
 from muomni.models.moe import Experts, MoEBlock
+from muomni.models.recompute import BlockRunner
 
 INIT_STD = 0.02
 
@@ -232,12 +232,8 @@ def _make_mlp(config: TransformerConfig, options: StackOptions) -> nn.Module:
     return GeluMLP(config.hidden_size, config.intermediate_size, options.bias)
 
 
-class TransformerStack(nn.Module):
-    """Blocks and a final norm; serves causal and bidirectional models alike.
-
-    `is_checkpointing = True` recomputes each block in the backward pass instead of keeping its
-    activations.
-    """
+class TransformerStack(BlockRunner):
+    """Blocks and a final norm; serves causal and bidirectional models alike."""
 
     def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
         super().__init__()
@@ -247,7 +243,6 @@ class TransformerStack(nn.Module):
             TransformerBlock(config, options) for _ in range(config.num_layers)
         )
         self.final_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
-        self.is_checkpointing = False
 
     def forward(
         self,
@@ -267,10 +262,7 @@ class TransformerStack(nn.Module):
         """
         context = self._context(x, positions, mask, cache, valid)
         for layer, block in enumerate(self.blocks):
-            if self.is_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, layer, use_reentrant=False)
-            else:
-                x = block(x, context, layer)
+            x = self.run_block(block, x, context, layer)
         return self.final_norm(x)
 
     def _context(

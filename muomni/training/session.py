@@ -31,6 +31,7 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
+from muomni.models.recompute import recompute_activations
 from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import ema, expert_parallel, muon
@@ -154,6 +155,8 @@ def open_loop(session: Session) -> Loop:
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     task = session.stage.build()
+    if config.training.activation_checkpointing:
+        recompute_activations(task)
     num_parameters = count_parameters(task)  # before it is divided over ranks
     parameter_lines = describe_parameters(task, config.optim)
     engine = Engine(

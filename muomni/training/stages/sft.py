@@ -83,7 +83,6 @@ class SftStage(Stage):
 
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes)
-        task.omni.thinker.stack.is_checkpointing = self.config.training.activation_checkpointing
         freeze(task.omni, self.options.freeze)
         if torch.get_default_device().type != "meta":  # a dry run asks for sizes only
             load_parts(task.omni, self.context.upstream)

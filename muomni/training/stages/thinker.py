@@ -64,9 +64,7 @@ class ThinkerStage(Stage):
         return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
 
     def build(self) -> ThinkerTask:
-        task = ThinkerTask(self.model_config())
-        task.thinker.stack.is_checkpointing = self.config.training.activation_checkpointing
-        return task
+        return ThinkerTask(self.model_config())
 
     def model(self, task: ThinkerTask) -> nn.Module:
         return task.thinker
