@@ -11,12 +11,12 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export OMP_NUM_THREADS ?= 1
 
 # Without the marker `gpu` a test means CPU ranks, also where there is a GPU.
-test test-slow: export DS_ACCELERATOR := cpu
+test test-slow parity: export DS_ACCELERATOR := cpu
 # The interpreters that the lock is written for.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 PYTEST = python -m pytest $(PYTEST_ARGS)
 
-.PHONY: help install quickstart test test-slow test-slurm test-gpu lint types fmt lock bench clean
+.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-slurm: install  ## the tests that submit jobs to a Slurm cluster of two nod
 
 test-gpu: install  ## the tests that need a CUDA device
 	@$(PYTEST) -m gpu
+
+parity: install  ## every stage x ZeRO x precision x ranks x accumulation against plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
+	@python -m tests.parity $(PARITY_ARGS)
 
 lint: install types  ## style, lint and types, as CI sees them
 	@ruff check .

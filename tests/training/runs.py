@@ -4,8 +4,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from muomni.config.loading import CONFIG_ROOT, merge
 from muomni.config.run import RunConfig
 from muomni.dist.discovery import discover
@@ -59,30 +57,3 @@ def train(
     lines = read_lines(run / config.stage / "metrics.jsonl")
     curve = [line for line in lines if line["kind"] == "train"]
     return {**result, "curve": curve, "losses": [line["loss"] for line in curve]}
-
-
-def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
-    """The same steps in plain PyTorch: one process, the mean over all tokens of a step."""
-    engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
-    session = prepare(Request(config, Path(), Path(), engine_json, "never"), discover({}))
-    from muomni.data.loader import PlannedDataset
-    from muomni.training.optim import build_optimizer, lr_factor
-    from muomni.training.session import seed_everything
-
-    seed_everything(config.seed)
-    task = session.stage.build()
-    optimizer = build_optimizer(task, config.optim)
-    dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
-    losses = []
-    for step in range(num_steps):
-        batches = [dataset[micro] for micro in session.plan.step(step)]
-        weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
-        total = sum(task(batch).losses["loss"] for batch in batches) / weight
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = config.optim.lr * lr_factor(step, session.num_steps, config.optim)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total.item())
-    return losses

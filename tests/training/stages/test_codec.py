@@ -14,9 +14,10 @@ from muomni.models.quantizer import code_perplexity
 from muomni.training.session import Request, Session, prepare, seed_everything
 from muomni.training.stages.codec import CodecTask
 from muomni.training.validation import SplitBatches, validate
+from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
-from tests.training.stages.curves import plain_curve, stage_config
+from tests.training.stages.curves import stage_config
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,7 @@ def test_all_ranks_end_with_the_codebooks_of_one_process(
         _train_and_return_codebooks, config=config, run=tmp_path, zero=zero
     )
     assert torch.equal(first, second) and first.abs().sum() > 0
-    _, task = plain_curve(config)
+    _, task = reference_curve(config)
     torch.testing.assert_close(first, task.codec.quantizer.codebooks, rtol=0.01, atol=2e-3)
     exported = load_file(tmp_path / "codec" / "export" / "model.safetensors")
     assert torch.equal(exported["quantizer.codebooks"], first)
@@ -62,7 +63,7 @@ def test_training_moves_parameters_and_codebooks_and_evaluation_does_not(media_d
     session = open_session(media_data)
     seed_everything(session.request.config.seed)
     before = session.stage.build().state_dict()
-    _, task = plain_curve(session.request.config)
+    _, task = reference_curve(session.request.config)
     after = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert still == []
@@ -97,7 +98,7 @@ def test_it_beats_the_mean_spectrum_on_unseen_recordings_and_uses_its_codes(
     }
     session = open_session(media_data, changes)
     stage, val = session.stage, session.val
-    _, task = plain_curve(session.request.config)
+    _, task = reference_curve(session.request.config)
     assert val is not None
     batches = [batch for _, batch in SplitBatches(stage, val, CPU)]
     mels = [task.codec.log_mel(batch["waveform"], batch["lengths"]) for batch in batches]

@@ -1,0 +1,87 @@
+"""The cells of the parity matrix, and small choices of them that cover all pairs of settings."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from itertools import combinations, product
+
+STAGES = (
+    "thinker", "thinker-moe", "audio_encoder", "vision_encoder", "codec", "talker", "sft",
+)  # fmt: skip
+ZERO_STAGES = (0, 1, 2, 3)
+PRECISIONS = ("fp32", "bf16", "fp16")
+NUM_RANKS = (1, 2, 4)
+ACCUMULATIONS = (1, 4)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One way to run a stage."""
+
+    stage: str
+    zero: int
+    precision: str
+    num_ranks: int
+    num_accumulation: int
+    is_checkpointing: bool
+
+    @property
+    def group(self) -> int:
+        """Micro-batches of an optimiser step, over all ranks: what decides the reference curve."""
+        return self.num_ranks * self.num_accumulation
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What its name is made of: stage, ZeRO stage, precision, ranks x accumulation, recomputation."""
+        layout = f"{self.num_ranks}x{self.num_accumulation}"
+        recomputed = ("recomputed",) if self.is_checkpointing else ()
+        return (self.stage, f"zero{self.zero}", self.precision, layout, *recomputed)
+
+    def __str__(self) -> str:
+        return "-".join(self.labels)
+
+
+def all_cells() -> list[Cell]:
+    """The whole matrix: every stage under every setting."""
+    factors = (STAGES, ZERO_STAGES, PRECISIONS, NUM_RANKS, ACCUMULATIONS, (False, True))
+    return [Cell(*values) for values in product(*factors)]
+
+
+def covering(cells: Sequence[Cell], strength: int = 2) -> list[Cell]:
+    """Few of the cells in which all values of any `strength` settings occur together.
+
+    Greedy: always the cell with the most combinations that none before it has, of equal ones the cell
+    whose values have been chosen least. Combinations that no cell has are not asked for.
+    """
+    combinations_of = {cell: _combinations(cell, strength) for cell in cells}
+    missing = set().union(*combinations_of.values())
+    num_uses: Counter[tuple[int, object]] = Counter()
+    chosen = []
+    while missing:
+        best = max(
+            cells,
+            key=lambda cell: (
+                len(missing & combinations_of[cell]),
+                -sum(num_uses[value] for value in enumerate(astuple(cell))),
+            ),
+        )
+        missing = missing - combinations_of[best]
+        num_uses.update(enumerate(astuple(best)))
+        chosen.append(best)
+    return chosen
+
+
+def default_suite() -> list[Cell]:
+    """The cells of `make test`: all pairs of settings a stage on one and two ranks, few on four.
+
+    Four ranks on a machine with two cores are slow: there each single setting occurs once.
+    """
+    cells = all_cells()
+    suite = covering([cell for cell in cells if cell.num_ranks == 4], strength=1)
+    for stage in STAGES:
+        suite += covering([cell for cell in cells if cell.stage == stage and cell.num_ranks < 4])
+    return suite
+
+
+def _combinations(cell: Cell, strength: int) -> set[tuple[tuple[int, object], ...]]:
+    return set(combinations(enumerate(astuple(cell)), strength))

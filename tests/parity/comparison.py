@@ -1,0 +1,61 @@
+"""How near a cell of the matrix is to the reference, and how near it must be."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.parity.cells import Cell
+from tests.parity.golden import read_golden
+from tests.parity.runs import run_cell
+from tests.ranks import RankPool
+
+CELL_TIMEOUT_S = 1800.0  # seconds of an idle machine are minutes of a busy one
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest relative deviation from the reference at any step; docs/parity.md gives the reasons."""
+
+    loss: float
+    grad_norm: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(loss=2e-5, grad_norm=1e-3),
+    "bf16": Tolerance(loss=2e-2, grad_norm=0.2),
+    "fp16": Tolerance(loss=5e-3, grad_norm=0.05),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How far a cell is from the reference (relative, worst step), or why it gave no curve."""
+
+    cell: Cell
+    loss: float = math.inf
+    grad_norm: float = math.inf
+    error: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        limit = TOLERANCES[self.cell.precision]
+        return not self.error and self.loss <= limit.loss and self.grad_norm <= limit.grad_norm
+
+    def __str__(self) -> str:
+        found = self.error or f"loss {self.loss:.1e}, gradient norm {self.grad_norm:.1e}"
+        return f"{self.cell}: {found}"
+
+
+def deviation(values: list[float], expected: list[float]) -> float:
+    """Largest relative deviation at any step; infinite for another length or what is not finite."""
+    if len(values) != len(expected) or not all(map(math.isfinite, values)):
+        return math.inf
+    pairs = zip(values, expected, strict=True)
+    return max(abs(value - reference) / abs(reference) for value, reference in pairs)
+
+
+def measure(cell: Cell, pool: RankPool, data: Path, run: Path) -> Result:
+    """Run a cell in warm ranks and compare; what a rank raises is raised."""
+    curves = pool.run(run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run)
+    pairs = zip(curves[0], read_golden(cell.stage)[cell.group], strict=True)
+    return Result(cell, *(deviation(values, expected) for values, expected in pairs))

@@ -1,0 +1,107 @@
+"""What the cells of the parity matrix train: toy data, toy sizes, 20 steps; and how a rank runs one."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from muomni.config.loading import CONFIG_ROOT
+from muomni.config.run import RunConfig
+from muomni.data.tokenizer import Tokenizer
+from muomni.dist.discovery import discover
+from muomni.models.recompute import BlockRunner
+from muomni.observe.progress import Progress
+from muomni.training.ds_config import read_engine_json
+from muomni.training.session import Request, open_loop, prepare
+from muomni.training.stop import StopFlag
+from tests.conversations import write_sft_dataset, write_tts_dataset, write_upstream
+from tests.corpora import write_text_dataset, write_tokenizer
+from tests.media_corpora import write_picture_dataset, write_speech_dataset
+from tests.parity.cells import Cell
+from tests.parity.reference import Curve
+from tests.training.runs import thinker_config
+from tests.training.stages.curves import stage_config
+from tests.training.stages.omni_runs import omni_run
+
+NUM_STEPS = 20
+# Small enough that rounding to 16 bits does not add up to another course within the steps.
+LR = 1e-3
+# Adam does not see a gradient that is wrong by a factor, unless this is as large as small gradients are.
+EPS = 1e-4
+_EXPERTS = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
+
+
+def write_data(root: Path) -> Path:
+    """Datasets of all tasks, a tokenizer, and in `run` the exports that talker and sft load."""
+    write_text_dataset(root / "text")
+    write_speech_dataset(root / "speech", num_train=64)
+    write_picture_dataset(root / "pictures")
+    write_tts_dataset(root / "tts", num_each=16)
+    write_sft_dataset(root / "sft")
+    write_tokenizer(root / "tokenizer.model")
+    write_upstream(root / "run", Tokenizer.load(root / "tokenizer.model"))
+    return root
+
+
+def parity_config(cell: Cell, root: Path) -> RunConfig:
+    """The run of a cell; precision and recomputation are the only settings that its curve may not show."""
+    changes: dict[str, Any] = {
+        "precision": cell.precision,
+        "fp16": {"initial_scale_power": 8},
+        "batch": {"micro_batches_per_step": cell.group},
+        "optim": {"lr": LR, "eps": EPS, "warmup_fraction": 0.1},
+        "training": {
+            "max_steps": NUM_STEPS, "activation_checkpointing": cell.is_checkpointing,
+        },
+    }  # fmt: skip
+    if cell.stage == "thinker-moe":
+        changes["model"] = {"moe": _EXPERTS}
+    if cell.stage == "audio_encoder":
+        # Labels that are characters do not all fit, and a step of one micro-batch may be left without.
+        changes["options"] = {"num_merges": None}
+    if cell.stage == "vision_encoder":
+        # At the temperature of real runs, 0.07, rounding decides among the four pairs of a micro-batch.
+        changes["model"] = {"initial_temperature": 0.2}
+    if cell.stage.startswith("thinker"):
+        return thinker_config(root, changes)
+    if cell.stage in ("talker", "sft"):
+        return omni_run(cell.stage, root, changes)
+    return stage_config(cell.stage, root, changes)
+
+
+def engine_json(cell: Cell) -> dict[str, Any]:
+    """The engine JSON that ships for this ZeRO stage; experts are divided over as many ranks as can be."""
+    content = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{cell.zero}.json")
+    if cell.stage == "thinker-moe":
+        content["expert_parallel"] = {"autoep_size": "auto"}
+    return content
+
+
+def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
+    """The logged curve of a cell, by the real session, engine and loop; call it on all of its ranks.
+
+    Validation, checkpoints and exports, which other tests look at, are left out.
+    """
+    config = parity_config(cell, root)
+    session = prepare(Request(config, run, root / "run", engine_json(cell), "never"), discover())
+    loop = open_loop(session)
+    curve = Curve([], [])
+
+    def record(_step: int, _kind: str, figures: dict[str, float]) -> None:
+        curve.losses.append(figures["loss"])
+        curve.grad_norms.append(figures["grad_norm"])
+
+    try:
+        recomputing = [
+            part.is_checkpointing
+            for part in loop.engine.task.modules()
+            if isinstance(part, BlockRunner)
+        ]
+        assert recomputing and set(recomputing) == {cell.is_checkpointing}
+        loop.progress = Progress(config.stage, loop.view.unit, 0, NUM_STEPS)
+        loop._record = record  # type: ignore[method-assign]
+        loop._train(StopFlag())
+    finally:
+        loop.engine.deepspeed.destroy()
+        del loop
+        gc.collect()
+    return curve

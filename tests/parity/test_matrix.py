@@ -1,0 +1,20 @@
+"""The loss curve does not depend on ZeRO stage, precision, ranks, accumulation or recomputation.
+
+These cells cover all pairs of settings of each stage; `make parity` runs the whole matrix.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.parity.cells import Cell, default_suite
+from tests.parity.comparison import TOLERANCES, measure
+from tests.ranks import RankPool
+
+
+@pytest.mark.parametrize("cell", sorted(default_suite(), key=lambda c: c.num_ranks), ids=str)
+def test_the_curve_is_that_of_the_reference(
+    cell: Cell, parity_data: Path, tmp_path: Path, pools: dict[int, RankPool]
+) -> None:
+    result = measure(cell, pools[cell.num_ranks], parity_data, tmp_path)
+    assert result.is_good, f"{result} exceeds {TOLERANCES[cell.precision]}"
