@@ -9,8 +9,9 @@ import pytest
 from muomni.dist.discovery import discover
 from muomni.training.session import Request, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
+from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
-from tests.training.runs import reference_losses, thinker_config, train
+from tests.training.runs import thinker_config, train
 
 BAD = 103
 
@@ -32,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(root: Path) -> list[float]:
-    return reference_losses(thinker_config(root), 20)
+    return reference_curve(thinker_config(root))[0].losses
 
 
 def ranks_that_meet_it(root: Path) -> list[int]:
