@@ -7,7 +7,7 @@ file that a killed holder leaves is taken over by the next one.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,6 +29,15 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         _release(descriptor, path)
+
+
+@contextmanager
+def lock_if_possible(path: Path) -> Iterator[None]:
+    """`exclusive_lock` where the file system has locks; some of clusters have none, and nobody waits there."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(exclusive_lock(path))
+        yield
 
 
 @contextmanager

@@ -12,15 +12,14 @@ any time. They are mapped, so that all ranks and workers of a node share their m
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muomni.data.atomic_write import open_atomic
-from muomni.data.file_lock import exclusive_lock
+from muomni.data.file_lock import lock_if_possible
 from muomni.data.shard_reader import SplitReader
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
@@ -71,7 +70,7 @@ class TokenCache:
         if not os.access(self.folder, os.W_OK):
             return False
         try:
-            with _lock_if_possible(self._path("lock")):
+            with lock_if_possible(self._path("lock")):
                 if not self.is_there():
                     if self._path("texts").exists():
                         logger.warning("%s is damaged and made again", self._path("ids"))
@@ -118,11 +117,3 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         return np.empty(0, dtype)
     # As a plain array: slices of a memmap cost several times more.
     return np.asarray(np.memmap(path, dtype, mode="r"))
-
-
-@contextmanager
-def _lock_if_possible(path: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        with suppress(OSError):  # some cluster file systems have no locks
-            stack.enter_context(exclusive_lock(path))
-        yield

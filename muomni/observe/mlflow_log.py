@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from muomni.data.file_lock import exclusive_lock
+from muomni.data.file_lock import lock_if_possible
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
     from sqlalchemy.engine import make_url
 
     file = make_url(uri).database if uri.startswith("sqlite:") else None
-    return exclusive_lock(Path(f"{file}.lock")) if file else nullcontext()
+    return lock_if_possible(Path(f"{file}.lock")) if file else nullcontext()
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

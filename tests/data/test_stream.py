@@ -35,7 +35,7 @@ class NumberView(View[int]):
     augments = True
 
     def lengths(self, source: Source) -> np.ndarray:
-        raise NotImplementedError
+        raise AssertionError("a stream plans nothing, so it asks for no lengths")
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> int:
         if sample["txt"] == b"bad":
