@@ -1,7 +1,9 @@
 """Answers that the fine-tuned model gives by itself, through the code that `launch/generate.py` uses."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -11,11 +13,11 @@ from muomni.data.decode import decode_audio
 from muomni.errors import DataError
 from muomni.evaluation.answers import KINDS, AnswerTask, answer_tasks, is_exact, token_f1
 from muomni.evaluation.report import Figure
-from muomni.evaluation.speech import Recording, SpeechErrors
+from muomni.evaluation.speech import MAX_SPOKEN_SAMPLES, Recording, SpeechErrors
 from muomni.evaluation.subject import Subject, rank_share
 from muomni.evaluation.tally import Tally, ratio
 from muomni.evaluation.transcripts import TranscriptErrors
-from muomni.inference.answer import Answer, Question, answer
+from muomni.inference.answer import Answer, Prompt, Question, answer_together, encode_question
 from muomni.inference.load import Assistant, load_assistant
 from muomni.inference.speech import speak_answer
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Generation takes its time: so many conversations are answered.
 MAX_ANSWERED_SAMPLES = 2048
+# Questions answered at a time, and those among which they are chosen.
+_BATCH_SIZE, _WINDOW = 16, 128
 # An answer may be this much longer than the right one, in tokens; speech in seconds.
 _MAX_STRETCH, _SPARE_TOKENS, _SPARE_S = 3, 16, 1.0
 _F1_KINDS = ("caption", "spoken_question")
@@ -82,39 +86,72 @@ def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
         TranscriptErrors(_with_empty(constants.get("transcribe"))),
         SpeechErrors(subject, _with_empty(constants.get("speak"))),
     )
+    spoken = _spoken_samples(subject)
+    for asked, made in _answered(assistant, _questions(subject, assistant)):
+        scores.add_text(asked.task, made.text)
+        if asked.task.recording is None or asked.index not in spoken:
+            continue
+        try:
+            _add_speech(scores.speech, assistant, asked, made)
+        except DataError as error:
+            logger.warning("not heard: %s: %s", subject.source.describe(asked.index), error)
+    return scores.figures()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One answer that is wanted: of which sample of the split, and the question before it."""
+
+    index: int
+    sample: dict[str, bytes]
+    task: AnswerTask
+    prompt: Prompt
+
+
+def _spoken_samples(subject: Subject) -> set[int]:
+    """The first samples with a spoken answer, as many as are made audible: the same on every rank."""
+
+    def is_spoken(index: int) -> bool:
+        try:
+            turns = read_turns(subject.source.read(index))
+        except DataError:
+            return False  # named when it is to be answered
+        return any(task.recording is not None for task in answer_tasks(turns))
+
+    indices = range(min(subject.num_samples, MAX_ANSWERED_SAMPLES))
+    return set(islice(filter(is_spoken, indices), MAX_SPOKEN_SAMPLES))
+
+
+def _questions(subject: Subject, assistant: Assistant) -> Iterator[_Asked]:
+    """The questions of this rank's share of conversations; broken ones are left out and named."""
     for index in rank_share(min(subject.num_samples, MAX_ANSWERED_SAMPLES)):
         sample = subject.source.read(index)
         try:
             for task in answer_tasks(read_turns(sample)):
-                made = _answer(assistant, task, sample)
-                scores.add_text(task, made.text)
-                if task.recording is not None:
-                    _add_speech(scores.speech, assistant, index, task, made, sample)
+                num_tokens = len(assistant.tokenizer.encode(task.text))
+                limit = _MAX_STRETCH * num_tokens + _SPARE_TOKENS
+                prompt = encode_question(assistant, Question(task.history, sample), limit)
+                yield _Asked(index, sample, task, prompt)
         except DataError as error:
             logger.warning("not answered: %s: %s", subject.source.describe(index), error)
-    return scores.figures()
 
 
-def _answer(assistant: Assistant, task: AnswerTask, sample: dict[str, bytes]) -> Answer:
-    num_tokens = len(assistant.tokenizer.encode(task.text))
-    limit = _MAX_STRETCH * num_tokens + _SPARE_TOKENS
-    return answer(assistant, Question(task.history, sample), max_new_tokens=limit)
+def _answered(assistant: Assistant, questions: Iterator[_Asked]) -> Iterator[tuple[_Asked, Answer]]:
+    """Answer in batches, each of questions out of a window whose answers may become about as long."""
+    while window := list(islice(questions, _WINDOW)):
+        window.sort(key=lambda asked: asked.prompt.max_new_tokens)
+        for start in range(0, len(window), _BATCH_SIZE):
+            batch = window[start : start + _BATCH_SIZE]
+            made = answer_together(assistant, [asked.prompt for asked in batch])
+            yield from zip(batch, made, strict=True)
 
 
-def _add_speech(
-    errors: SpeechErrors,
-    assistant: Assistant,
-    index: int,
-    task: AnswerTask,
-    made: Answer,
-    sample: dict[str, bytes],
-) -> None:
+def _add_speech(errors: SpeechErrors, assistant: Assistant, asked: _Asked, made: Answer) -> None:
     """Speak the model's own answer; one that it cannot speak is silence."""
-    assert task.recording is not None
-    original = torch.from_numpy(decode_audio(find_medium(sample, task.recording)))
-    recording = Recording(index, original.to(assistant.device), task.text)
-    if not recording.is_spoken:
-        return
+    name = asked.task.recording
+    assert name is not None
+    original = torch.from_numpy(decode_audio(find_medium(asked.sample, name)))
+    recording = Recording(asked.index, original.to(assistant.device), asked.task.text)
     max_s = _MAX_STRETCH * len(original) / SAMPLE_RATE_HZ + _SPARE_S
     try:
         waveform = speak_answer(assistant, made, max_seconds=max_s).waveform

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muomni.data.conversation import Part, Turn
+from muomni.data.conversation import Conversation, Part, Turn
 from muomni.data.conversation_view import media_slots
 from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.errors import ConfigError, DataError
@@ -64,6 +64,64 @@ def read_question(
     return Question(tuple(turns), media)
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question as the model reads it, and how long its answer may become."""
+
+    encoded: Conversation
+    max_new_tokens: int
+
+
+def encode_question(assistant: Assistant, question: Question, max_new_tokens: int) -> Prompt:
+    """Raises DataError for a broken medium or a question longer than the model's positions."""
+    encoded = assistant.encoder.prompt(question.turns, question.media)
+    limit = assistant.model.config.thinker.max_positions
+    if len(encoded.ids) + max_new_tokens > limit:
+        raise DataError(
+            f"the question takes {len(encoded.ids)} positions, and with {max_new_tokens} new tokens more "
+            f"than the model's {limit}; ask with less media or text, or lower --max-new-tokens"
+        )
+    return Prompt(encoded, max_new_tokens)
+
+
+def answer_together(
+    assistant: Assistant,
+    prompts: Sequence[Prompt],
+    *,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Answer]:
+    """Answer several questions in one batch; `temperature=0` takes the likeliest tokens.
+
+    The batch takes as long as its longest answer, so put together what has like limits.
+    """
+    width = max(len(prompt.encoded.ids) for prompt in prompts)
+    ids = torch.full((len(prompts), width), assistant.tokenizer.pad_id)
+    valid = torch.zeros(ids.shape, dtype=torch.bool)
+    placed = []
+    for row, prompt in enumerate(prompts):
+        start = width - len(prompt.encoded.ids)
+        ids[row, start:] = torch.tensor(prompt.encoded.ids)
+        valid[row, start:] = True
+        placed.append((row * width + start, prompt.encoded))
+    slots = media_slots(placed, assistant.encoder, ids.numel())
+    made = assistant.model.generate(
+        ids.to(assistant.device),
+        MediaSlots.of_batch({name: t.to(assistant.device) for name, t in slots.items()}),
+        valid=None if valid.all() else valid.to(assistant.device),
+        eos_id=assistant.tokenizer.eos_id,
+        max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+    return [
+        Answer(assistant.tokenizer.decode(text.ids), text.ids, text.hidden, text.stopped)
+        for text in made
+    ]
+
+
 def answer(
     assistant: Assistant,
     question: Question,
@@ -77,26 +135,14 @@ def answer(
 
     Raises DataError for a broken medium or a question that is longer than the model's positions.
     """
-    prompt = assistant.encoder.prompt(question.turns, question.media)
-    limit = assistant.model.config.thinker.max_positions
-    if len(prompt.ids) + max_new_tokens > limit:
-        raise DataError(
-            f"the question takes {len(prompt.ids)} positions, and with {max_new_tokens} new tokens more "
-            f"than the model's {limit}; ask with less media or text, or lower --max-new-tokens"
-        )
-    slots = media_slots([(0, prompt)], assistant.encoder, len(prompt.ids))
-    on_device = {name: tensor.to(assistant.device) for name, tensor in slots.items()}
-    made = assistant.model.generate(
-        torch.tensor([prompt.ids], device=assistant.device),
-        MediaSlots.of_batch(on_device),
-        eos_id=assistant.tokenizer.eos_id,
-        max_new_tokens=max_new_tokens,
+    (made,) = answer_together(
+        assistant,
+        [encode_question(assistant, question, max_new_tokens)],
         min_new_tokens=min_new_tokens,
         temperature=temperature,
         generator=generator,
     )
-    text = assistant.tokenizer.decode(made.ids)
-    return Answer(text, made.ids, made.hidden, made.stopped)
+    return made
 
 
 def _read(path: Path, kind: str, known: tuple[str, ...]) -> bytes:

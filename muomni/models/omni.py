@@ -7,6 +7,7 @@ the end of the rows is written nowhere and has zero gradient, yet keeps its modu
 Talker speaks the answers, from their text and the Thinker's states at it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -169,36 +170,52 @@ class OmniModel(nn.Module):
         slots: MediaSlots,
         *,
         eos_id: int,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
+        valid: Tensor | None = None,
         min_new_tokens: int = 0,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
-    ) -> GeneratedText:
-        """Answer one prompt `input_ids` [1, T]: at most `max_new_tokens`, until `eos_id`.
+    ) -> list[GeneratedText]:
+        """Answer the prompts `input_ids` [B, T]: each until `eos_id`, at most `max_new_tokens`.
 
+        Prompts end at the last position; `valid` [B, T] is False on the padding before shorter ones.
         `eos_id` cannot be chosen among the first `min_new_tokens`. `temperature=0` takes the
-        likeliest token. Raises ValueError for more than one row.
+        likeliest token. Raises ValueError unless there is one limit, or one a prompt.
         """
-        if input_ids.shape[0] != 1:
-            raise ValueError(f"generate takes one prompt, not {input_ids.shape[0]}")
-        cache = self.thinker.new_cache(1, input_ids.shape[1] + max_new_tokens)
-        state = self.thinker(inputs_embeds=self.embed(input_ids, slots), cache=cache)[:, -1:]
-        ids: list[int] = []
-        states: list[Tensor] = []
-        stopped = False
-        for num_made in range(max_new_tokens):
+        num_rows, length = input_ids.shape
+        limits = [max_new_tokens] if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(limits) not in (1, num_rows):
+            raise ValueError(f"{num_rows} prompts need one limit or {num_rows}, not {len(limits)}")
+        most = torch.tensor(limits, device=input_ids.device).expand(num_rows)
+        cache = self.thinker.new_cache(num_rows, length + max(limits))
+        embeds = self.embed(input_ids, slots)
+        state = self.thinker(inputs_embeds=embeds, cache=cache, valid=valid)[:, -1:]
+        stopped = torch.zeros(num_rows, dtype=torch.bool, device=input_ids.device)
+        lengths = torch.zeros_like(most)
+        # The empty first parts let a batch that says nothing be joined, too.
+        tokens, states = [input_ids[:, :0]], [state[:, :0]]
+        for num_made in range(max(limits)):
             logits = self.thinker.logits(state)
             if num_made < min_new_tokens:
                 logits[..., eos_id] = float("-inf")
             token = sample(logits, temperature, generator=generator)
-            stopped = int(token) == eos_id
-            if stopped:
+            is_open = ~stopped & (num_made < most)
+            stopped = stopped | is_open & (token[:, 0] == eos_id)
+            is_open = is_open & ~stopped
+            if not bool(is_open.any()):
                 break
-            ids.append(int(token))
+            lengths = lengths + is_open.long()
+            # Rows that have ended go on with what they choose until all have; `lengths` cuts that off.
+            tokens.append(token)
             state = self.thinker(token, cache=cache)
             states.append(state)
-        hidden = torch.cat(states, 1) if states else state[:, :0]
-        return GeneratedText(ids, hidden, stopped)
+        ids, hidden = torch.cat(tokens, 1), torch.cat(states, 1)
+        return [
+            GeneratedText(ids[row, :end].tolist(), hidden[row : row + 1, :end], is_stopped)
+            for row, (end, is_stopped) in enumerate(
+                zip(lengths.tolist(), stopped.tolist(), strict=True)
+            )
+        ]
 
 
 def _trains(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Figures of the other stages: by hand where that is possible, and the same on two ranks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from muomni.evaluation.stages import talker as talker_figures
 from muomni.evaluation.tally import Tally, ratio
 from muomni.evaluation.transcripts import TranscriptErrors
 from muomni.inference.answer import Answer
+from tests import conversations
 from tests.corpora import write_dataset
 from tests.evaluation.runs import evaluate
 from tests.media_corpora import speech_sample
@@ -136,28 +138,23 @@ def test_stopping_counts_as_much_as_going_on() -> None:
 
 
 def _always(text: str | None) -> Any:
-    """An `answer` that says `text`, or what is right when it is None."""
+    """A model that answers `text`, or what is right when it is None."""
 
-    def answer(assistant: Any, question: Any, max_new_tokens: int) -> Answer:
-        given = text if text is not None else question.media["right"]
-        ids = assistant.tokenizer.encode(given)
-        width = assistant.model.config.thinker.hidden_size
-        return Answer(given, ids, torch.zeros(1, len(ids), width), True)
+    def answered(assistant: Any, questions: Iterator[Any]) -> Iterator[tuple[Any, Answer]]:
+        for asked in questions:
+            given = asked.task.text if text is None else text
+            ids = assistant.tokenizer.encode(given)
+            width = assistant.model.config.thinker.hidden_size
+            yield asked, Answer(given, ids, torch.zeros(1, len(ids), width), True)
 
-    return answer
+    return answered
 
 
 def test_right_answers_are_exact_and_constant_ones_are_the_baseline(
     omni_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"stage": "sft", "run": omni_runs / "tuned"}
-    original = free_answers._answer
-
-    def right(assistant: Any, task: Any, sample: dict[str, Any]) -> Answer:
-        return original(assistant, task, {**sample, "right": task.text})
-
-    monkeypatch.setattr(free_answers, "_answer", right)
-    monkeypatch.setattr(free_answers, "answer", _always(None))
+    monkeypatch.setattr(free_answers, "_answered", _always(None))
     result = evaluate(**asked)
     kinds = {"caption", "transcribe", "speak"}
     exact = {name: result["metrics"][f"exact_match.{name}"] for name in kinds}
@@ -171,10 +168,25 @@ def test_right_answers_are_exact_and_constant_ones_are_the_baseline(
     assert baselines["exact_match"] == pytest.approx(3 / 10)
     assert baselines["wer.transcribe"] == pytest.approx(2 / 3)
 
-    monkeypatch.setattr(free_answers, "answer", _always("blue"))
+    monkeypatch.setattr(free_answers, "_answered", _always("blue"))
     result = evaluate(**asked)
     assert result["metrics"]["exact_match.caption"] == baselines["exact_match.caption"]
     assert result["baselines"]["exact_match.caption"]["is_beaten"] is False
+
+
+def test_as_many_answers_are_spoken_as_there_are_spoken_ones_up_to_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not those of the first samples of the split, among which there may be none."""
+    makers = (conversations.tone_sample, conversations.speech_sample)
+    written, spoken = ({"__key__": "s", **dict(make("s", "low")[1])} for make in makers)
+    broken = {"__key__": "b", "json": b"{"}
+    samples = [written, spoken, broken, written, spoken, spoken]
+    source = SimpleNamespace(read=samples.__getitem__)
+    subject: Any = SimpleNamespace(num_samples=len(samples), source=source)
+    assert free_answers._spoken_samples(subject) == {1, 4, 5}
+    monkeypatch.setattr(free_answers, "MAX_SPOKEN_SAMPLES", 2)
+    assert free_answers._spoken_samples(subject) == {1, 4}
 
 
 def test_loss_of_answers_is_held_against_a_unigram_model_of_training_answers(

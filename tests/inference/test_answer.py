@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from muomni.errors import ConfigError, DataError
-from muomni.inference.answer import answer, read_question
+from muomni.inference.answer import answer, answer_together, encode_question, read_question
 from muomni.inference.load import Assistant, load_assistant
 from tests.conversations import COLOURS, png, tone
 from tests.inference.exports import write_sft_export
@@ -44,6 +44,25 @@ def test_several_media_and_a_system_turn_are_read(
     kinds = [part.kind for part in question.turns[1].parts]
     assert kinds == ["image", "image", "audio", "text"]
     assert len(answer(assistant, question, max_new_tokens=3).ids) <= 3
+
+
+def test_questions_are_answered_together_as_alone(
+    assistant: Assistant, files: dict[str, Path]
+) -> None:
+    """Padding, other rows' media and other rows' limits change no answer."""
+    questions = [
+        (read_question("the door", images=[files["red"]]), 9),
+        (read_question("again and again the door", audios=[files["low"]]), 3),
+        (read_question("one " * 30), 20),
+        (read_question("the door", images=[files["blue"], files["red"]], audios=[files["low"]]), 1),
+    ]
+    prompts = [encode_question(assistant, question, limit) for question, limit in questions]
+    together = answer_together(assistant, prompts)
+    assert len({made.stopped for made in together}) == 2  # some are cut, some end by themselves
+    for made, (question, limit) in zip(together, questions, strict=True):
+        alone = answer(assistant, question, max_new_tokens=limit)
+        assert (made.ids, made.text, made.stopped) == (alone.ids, alone.text, alone.stopped)
+        torch.testing.assert_close(made.hidden, alone.hidden, atol=1e-4, rtol=1e-4)
 
 
 def test_draws_depend_on_the_seed_alone(assistant: Assistant, files: dict[str, Path]) -> None:

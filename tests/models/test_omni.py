@@ -216,11 +216,11 @@ def test_an_answer_can_be_kept_from_ending_early(model: OmniModel, tokenizer: To
     prompt = encoder.prompt([Turn("user", (Part("text", "the door"),))], {})
     slots = MediaSlots.of_batch(media_slots([(0, prompt)], encoder, len(prompt.ids)))
     ids = torch.tensor([prompt.ids])
-    free = model.generate(ids, slots, eos_id=-1, max_new_tokens=1)
+    (free,) = model.generate(ids, slots, eos_id=-1, max_new_tokens=1)
     (likeliest,) = free.ids
-    ended = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5)
+    (ended,) = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5)
     assert ended.stopped and not ended.ids
-    held = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5, min_new_tokens=3)
+    (held,) = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5, min_new_tokens=3)
     assert len(held.ids) >= 3 and likeliest not in held.ids
 
 
@@ -233,7 +233,7 @@ def test_cached_generation_equals_uncached(
     encoder = ConversationEncoder(tokenizer, model.config)
     prompt = encoder.prompt([Turn("user", (*parts, Part("text", "the door")))], MEDIA)
     slots = media_slots([(0, prompt)], encoder, len(prompt.ids))
-    made = model.generate(
+    (made,) = model.generate(
         torch.tensor([prompt.ids]), MediaSlots.of_batch(slots), eos_id=-1, max_new_tokens=12
     )
     ids = list(prompt.ids)
@@ -262,7 +262,7 @@ def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenize
     turn = Turn("user", (Part("image", "0.png"), Part("text", "the door")))
     prompt = encoder.prompt([turn], MEDIA)
     slots = MediaSlots.of_batch(media_slots([(0, prompt)], encoder, len(prompt.ids)))
-    made = model.generate(
+    (made,) = model.generate(
         torch.tensor([prompt.ids]), slots, eos_id=tokenizer.eos_id, max_new_tokens=30
     )
     assert made.stopped and tokenizer.decode(made.ids) == "red"

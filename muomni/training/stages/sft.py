@@ -148,7 +148,7 @@ class SftStage(Stage):
         ids = torch.tensor([prompt.ids], device=self.context.device)
         slots = media_slots([(0, prompt)], encoder, len(prompt.ids))
         slots = MediaSlots.of_batch({k: v.to(self.context.device) for k, v in slots.items()})
-        made = task.omni.generate(
+        (made,) = task.omni.generate(
             ids, slots, eos_id=self.tokenizer.eos_id, max_new_tokens=_MAX_SAMPLE_TOKENS
         )
         asked = " ".join(p.value if p.kind == "text" else f"<{p.kind}>" for p in turns[-2].parts)
