@@ -36,16 +36,14 @@ def test_a_covering_choice_holds_all_pairs_in_few_cells(stage: str) -> None:
 
 def test_the_default_suite_is_small_and_has_all_pairs_on_two_ranks() -> None:
     suite = default_suite()
-    for stage in STAGES:
-        own = [cell for cell in suite if cell.stage == stage and cell.num_ranks < 4]
-        assert pairs(own) == pairs(
-            [cell for cell in all_cells() if cell.stage == stage and cell.num_ranks < 4]
-        )
+    assert pairs([cell for cell in suite if cell.num_ranks < 4]) == pairs(
+        [cell for cell in all_cells() if cell.num_ranks < 4]
+    )
     four = [cell for cell in suite if cell.num_ranks == 4]
     assert {cell.stage for cell in four} == set(STAGES)
     assert {cell.zero for cell in four} == {0, 1, 2, 3}
     assert {cell.precision for cell in four} == {"fp32", "bf16", "fp16"}
-    assert len(suite) == len(set(suite)) <= 110
+    assert len(suite) == len(set(suite)) <= 40
     assert set(in_order(all_cells())[: len(suite)]) == set(suite)
 
 

@@ -1,6 +1,6 @@
 """The loss curve does not depend on ZeRO stage, precision, ranks, accumulation or recomputation.
 
-These cells cover all pairs of settings of each stage; `make parity` runs the whole matrix.
+These cells cover all pairs of settings; `make parity` runs the whole matrix.
 """
 
 from pathlib import Path
