@@ -31,8 +31,6 @@ _QUESTIONS = (
     "Name the thing in this picture.",
     "Can you tell me what it is?",
 )
-# Names of unseen pictures take longest to learn, so each picture is asked about more than once.
-_NUM_ASKED = 2
 _TRANSCRIBE = (
     "Transcribe the recording.",
     "What is said in the recording?",
@@ -199,13 +197,11 @@ def copy_trimodal(
 def picture_conversations(
     captions: dict[str, str], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """Questions about each picture, written in several ways and once spoken."""
+    """A question about each picture, once written and once spoken."""
     for path, caption in sorted(captions.items()):
         stem = Path(path).stem
-        start = hash64(stem)
-        for number in range(_NUM_ASKED):
-            prompt = f"<image>\n{_QUESTIONS[(start + number) % len(_QUESTIONS)]}"
-            yield _conversation(f"caption-{stem}-{number}", prompt, caption, image=path)
+        question = _pick(_QUESTIONS, stem)
+        yield _conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path)
         spoken = f"trimodal/{_pick(questions, stem)['audio']}"
         yield _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
 
