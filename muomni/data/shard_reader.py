@@ -5,6 +5,7 @@ picklable and open files lazily, so the workers of a DataLoader each have their 
 """
 
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,13 +88,14 @@ class SplitReader:
 
         Raises `IndexError` outside the split, `DataError` when the shard cannot be read.
         """
-        if not 0 <= index < len(self):
+        bounds = self._bounds
+        if not 0 <= index < bounds[-1]:
             raise IndexError(f"sample {index} of {len(self)} in {self.manifest.root}/{self.split}")
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        within = index - int(self._starts[shard])
+        shard = bisect_right(bounds, index) - 1
+        within = index - bounds[shard]
         path = self._paths[shard]
-        offsets = self._offsets(path + INDEX_SUFFIX, self._num_in(shard) + 1)
-        start, end = int(offsets[within]), int(offsets[within + 1])
+        offsets = self._offsets(path + INDEX_SUFFIX, bounds[shard + 1] - bounds[shard] + 1)
+        start, end = offsets[within : within + 2].tolist()
         if not start <= end <= self._tar_bytes[shard]:
             raise DataError(
                 f"{path}{INDEX_SUFFIX} points behind the end of {path} or backwards; {_ADVICE}"
@@ -125,7 +127,7 @@ class SplitReader:
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
-        for name in ("_descriptors", "_offsets", "_columns", "columns"):
+        for name in ("_descriptors", "_offsets", "_columns", "_bounds", "columns"):
             state.pop(name, None)
         # What workers are sent; the records of 100,000 shards are for opening alone.
         state["manifest"] = self.manifest.without_shards()
@@ -143,6 +145,8 @@ class SplitReader:
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         self._offsets = MappedFiles(np.dtype("<u8"))
         self._columns = MappedFiles(COLUMNS)
+        # The same numbers as Python's own, which are found in a fraction of numpy's time.
+        self._bounds = memoryview(self._starts)
 
     def _num_in(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard])

@@ -26,6 +26,7 @@ class Source:
         self.manifests = [manifest for manifest in manifests if split in manifest.splits]
         self.readers = [SplitReader(manifest, split, check_files) for manifest in self.manifests]
         self.starts = np.cumsum([0] + [len(reader) for reader in self.readers])
+        self._bounds: list[int] = self.starts.tolist()
         self.exclusions = [read_exclusion(manifest, split) for manifest in self.manifests]
         if self.num_kept == 0:
             names = ", ".join(manifest.place for manifest in manifests)
@@ -107,8 +108,8 @@ class Source:
 
     def locate(self, index: int) -> tuple[int, int]:
         """The place in `readers` of a sample's dataset, and the sample's number there."""
-        reader = bisect_right(self.starts, index) - 1
-        return reader, index - int(self.starts[reader])
+        reader = bisect_right(self._bounds, index) - 1
+        return reader, index - self._bounds[reader]
 
     @property
     def is_remote(self) -> bool:

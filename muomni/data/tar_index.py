@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
+from zlib import adler32
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from muomni.errors import DataError
 BLOCK_BYTES = 512
 INDEX_SUFFIX = ".idx"
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
+# Name, size, checksum, type, magic, and the prefix of the name.
+_HEADER = Struct("100s24x12s12x8sB100x6s82x155s12x")
 _REGULAR_TYPES = b"\x007"
 _GNU_LONG_NAME = ord("L")
 _PAX_HEADER = ord("x")
@@ -217,24 +221,40 @@ def read_index(path: Path) -> np.ndarray:
 
 def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, int]:
     """Name, payload size and type byte of a header block; checks its checksum."""
+    name_field, size_field, sum_field, kind, magic, prefix_field = _HEADER.unpack(header)
     try:
-        stored = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
-        size_field = header[124:136]
+        stored = _octal(sum_field)
         if size_field[0] & 0x80:
             num_bytes = int.from_bytes(size_field, "big") & ((1 << 88) - 1)
         else:
-            num_bytes = int(size_field.split(b"\0")[0].strip() or b"0", 8)
+            num_bytes = _octal(size_field)
         if num_bytes < 0:
             raise ValueError("a size below zero")
-        name = header[:100].split(b"\0")[0].decode()
-        if header[257:263] == b"ustar\0":
-            prefix = header[345:500].split(b"\0")[0].decode()
-            name = f"{prefix}/{name}" if prefix else name
+        name = _text(name_field)
+        if prefix_field[0] and magic == b"ustar\0":
+            name = f"{_text(prefix_field)}/{name}"
     except ValueError as error:
         raise DataError(f"{origin}: damaged tar header at byte {position}") from error
-    if stored != sum(header) - sum(header[148:156]) + 8 * 32:
+    if stored != _byte_sum(header) - sum(sum_field) + 8 * 32:
         raise DataError(f"{origin}: damaged tar header at byte {position} (checksum)")
-    return name, num_bytes, header[156]
+    return name, num_bytes, kind
+
+
+def _octal(field: bytes) -> int:
+    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode()
+
+
+def _byte_sum(block: bytes) -> int:
+    """The sum of the bytes of a block, several times faster than `sum`.
+
+    The lower half of Adler-32 is one plus the sum modulo 65521, which 256 bytes cannot reach.
+    """
+    first, second = adler32(block[: BLOCK_BYTES // 2]), adler32(block[BLOCK_BYTES // 2 :])
+    return (first & 0xFFFF) + (second & 0xFFFF) - 2
 
 
 def _special_kind(kind: int) -> int | None:

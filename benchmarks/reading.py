@@ -1,0 +1,397 @@
+"""How fast samples are read and decoded, against webdataset and litdata on the same data.
+
+    OMP_NUM_THREADS=1 python benchmarks/reading.py --json benchmarks/results/reading.json
+
+raw: samples a second that one process reads from the page cache, not decoded: texts of 100 bytes and
+pictures of 20 kB with captions. Ours in the order of training (planning included) and in that of the
+files; webdataset as it comes and with its shuffle; litdata over the same members, written by its own
+`optimize`, where litdata is installed.
+
+pictures: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
+decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) and
+cuts the centre, batches are made in the workers; ours is measured against the faster of these.
+
+audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a decoder
+over soundfile, since its own needs torchcodec, and torchaudio's resampler. All tokenise by one function.
+
+Each round runs all ways once, one after the other; the medians over the rounds are shown. A pipeline
+with workers is timed from when its workers deliver. The corpora are made in a temporary folder, so
+the page cache holds them.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from benchmarks.made_corpora import pictures, recordings, tar_paths, texts, write_dataset
+from data_prep.train_tokenizer import train_tokenizer
+from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.data.ctc_units import CtcUnits
+from muomni.data.image_text_view import ImageTextView
+from muomni.data.loader import Loader, PlannedDataset
+from muomni.data.manifest import Manifest
+from muomni.data.plan import Batching, Plan
+from muomni.data.source import Source
+from muomni.data.speech_view import SpeechView
+from muomni.data.view import View
+from muomni.errors import exit_on_error
+
+_RAW_BATCH, _PICTURE_BATCH, _AUDIO_BATCH = 32, 64, 16
+_SIDE, _MAX_TOKENS, _PREFETCH, _VOCAB_SIZE = 224, 64, 4, 1024
+_RATES_HZ = (16000, 22050)
+
+Sample = dict[str, Any]
+Batch = dict[str, torch.Tensor]
+# A pipeline: gives endless batches.
+Pipeline = Callable[[], Iterable[Batch]]
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--parts", default="raw,pictures,audio")
+    flags.add_argument("--texts", type=int, default=100_000)
+    flags.add_argument("--pictures", type=int, default=5_000)
+    flags.add_argument("--recordings", type=int, default=1_000)
+    flags.add_argument("--batches", type=int, default=24, help="timed batches of a pipeline")
+    flags.add_argument("--workers", default="1,2")
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--json", type=Path)
+    arguments = flags.parse_args()
+    parts = {"raw": raw, "pictures": decoded_pictures, "audio": decoded_audio}
+    results: dict[str, dict[str, Any]] = {}
+    with exit_on_error("reading"), tempfile.TemporaryDirectory() as folder:
+        for name in arguments.parts.split(","):
+            results |= parts[name](Path(folder), arguments)
+    for name, comparison in results.items():
+        print(f"\n{name}, {comparison['unit']}/s")
+        for way, rate in comparison["rates"].items():
+            print(f"  {way:34}{rate:>14,.0f}")
+        for peer, ratio in comparison["ratios"].items():
+            print(f"  ours against {peer:21}{ratio:>13.2f}x")
+    if arguments.json:
+        content = {"comparisons": results, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+# -- bytes of samples ----------------------------------------------------------------------------------
+def raw(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Samples a second of each way to read texts and pictures."""
+    corpora = {
+        "raw texts": write_dataset(
+            root / "raw_texts", "text", texts(arguments.texts), arguments.texts // 10
+        ),
+        "raw pictures": write_dataset(
+            root / "raw_pictures",
+            "image-caption",
+            pictures(arguments.pictures, (256, 192), 92, 200),
+            arguments.pictures // 5,
+        ),
+    }
+    return {name: _raw(manifest, arguments.rounds) for name, manifest in corpora.items()}
+
+
+def _raw(manifest: Manifest, num_rounds: int) -> dict[str, Any]:
+    ways = raw_ways(manifest)
+    expected = manifest.split("train").totals
+    for name, read in ways.items():
+        read_bytes = [sum(map(len, _members(sample).values())) for sample in read()]
+        if (len(read_bytes), sum(read_bytes)) != (expected.num_samples, expected.num_bytes):
+            raise RuntimeError(f"{name} gave {len(read_bytes)} samples, not all of {expected}")
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(num_rounds):
+        for name, read in ways.items():
+            cpu, start = time.process_time(), time.perf_counter()
+            num = sum(1 for _ in read())
+            rates[name].append(num / (time.perf_counter() - start))
+            cpu_rates[name].append(num / (time.process_time() - cpu))
+    result = comparison("samples", rates, _raw_peers)
+    return {**result, "of_a_core": comparison("samples", cpu_rates, _raw_peers)["ratios"]}
+
+
+def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Sample]]]:
+    """What reads all samples of a dataset once; a text or a picture with its caption each."""
+    import webdataset as wds
+
+    tars = tar_paths(manifest)
+    source = Source([manifest], "train")
+    ways: dict[str, Callable[[], Iterable[Sample]]] = {
+        "ours, order of training": partial(_in_planned_order, source),
+        "ours, order of files": lambda: map(source.read, range(len(source))),
+        "webdataset": lambda: wds.WebDataset(tars, shardshuffle=False),
+        "webdataset, shuffled": lambda: wds.WebDataset(tars, shardshuffle=100).shuffle(1000),
+    }
+    if importlib.util.find_spec("litdata") is not None:
+        import litdata
+
+        folder = str(manifest.root.with_name(manifest.root.name + "_litdata"))
+        _optimize(manifest, folder)
+        ways["litdata"] = lambda: litdata.StreamingDataset(folder)
+        ways["litdata, shuffled"] = lambda: litdata.StreamingDataset(folder, shuffle=True)
+    return ways
+
+
+def _in_planned_order(source: Source) -> Iterator[Sample]:
+    """One epoch; the last micro-batch would hold samples of the next one."""
+    plan = Plan(np.ones(len(source), dtype=np.int64), Batching("fixed", _RAW_BATCH), 1, seed=0)
+    left = len(source)
+    for batch in plan.rank_batches(0, 0, 1):
+        for index in batch.ids[:left]:
+            yield source.read(index)
+        left -= len(batch.ids)
+        if left <= 0:
+            return
+
+
+def _optimize(manifest: Manifest, folder: str) -> None:
+    """The members of all samples as a dataset of litdata."""
+    import litdata
+
+    source = Source([manifest], "train")
+    with contextlib.redirect_stdout(io.StringIO()):
+        litdata.optimize(
+            source.read, list(range(len(source))), folder, chunk_bytes="64MB", num_workers=1,
+            verbose=False,
+        )  # fmt: skip
+
+
+def _members(sample: Sample) -> dict[str, bytes]:
+    return {name: data for name, data in sample.items() if not name.startswith("__")}
+
+
+def _raw_peers(rates: dict[str, float]) -> dict[str, float]:
+    """Each order of ours against the peer's like order."""
+    planned, in_order = rates["ours, order of training"], rates["ours, order of files"]
+    ratios = {
+        "webdataset (shuffled)": planned / rates["webdataset, shuffled"],
+        "webdataset (plain)": planned / rates["webdataset"],
+        "webdataset (both plain)": in_order / rates["webdataset"],
+    }
+    if "litdata" in rates:
+        ratios["litdata (shuffled)"] = planned / rates["litdata, shuffled"]
+        ratios["litdata (both plain)"] = in_order / rates["litdata"]
+    return ratios
+
+
+# -- decoded batches -----------------------------------------------------------------------------------
+def decoded_pictures(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pictures a second of each pipeline, by number of workers."""
+    manifest = write_dataset(
+        root / "pictures",
+        "image-caption",
+        pictures(arguments.pictures, (500, 375), 92, 200),
+        max(1, arguments.pictures // 8),
+    )
+    tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "pictures.model")
+    view = ImageTextView(tokenizer, _SIDE, _MAX_TOKENS, _PICTURE_BATCH, None)
+    results = {}
+    for num_workers in map(int, arguments.workers.split(",")):
+        pipelines: dict[str, Pipeline] = {
+            "ours": partial(our_batches, manifest, view, _PICTURE_BATCH, num_workers),
+            "webdataset, pilrgb": partial(
+                peer_pictures, manifest, "pilrgb", view.token_ids, num_workers
+            ),
+            "webdataset, torchrgb8": partial(
+                peer_pictures, manifest, "torchrgb8", view.token_ids, num_workers
+            ),
+        }
+        results[f"pictures, {num_workers} workers"] = measure(
+            pipelines, lambda batch: len(batch["images"]), "images", num_workers, arguments
+        )
+    return results
+
+
+def decoded_audio(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of audio a second of each pipeline, by rate of the files and number of workers."""
+    results = {}
+    for rate_hz in _RATES_HZ:
+        manifest = write_dataset(
+            root / f"speech_{rate_hz}",
+            "speech",
+            recordings(arguments.recordings, rate_hz, 64),
+            max(1, arguments.recordings // 8),
+        )
+        tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "speech.model")
+        units = CtcUnits(tokenizer, None)
+        for num_workers in map(int, arguments.workers.split(",")):
+            pipelines: dict[str, Pipeline] = {
+                "ours": partial(
+                    our_batches, manifest, SpeechView(units, False), _AUDIO_BATCH, num_workers
+                ),
+                "webdataset, soundfile": partial(peer_audio, manifest, units.encode, num_workers),
+            }
+            results[f"audio, {rate_hz} Hz files, {num_workers} workers"] = measure(
+                pipelines, _audio_s, "audio_s", num_workers, arguments
+            )
+    return results
+
+
+def measure(
+    pipelines: dict[str, Pipeline],
+    count: Callable[[Batch], float],
+    unit: str,
+    num_workers: int,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Units a second of each pipeline."""
+    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(arguments.rounds):
+        for name, pipeline in pipelines.items():
+            batches = iter(pipeline())
+            for _ in itertools.islice(batches, 2 * num_workers):
+                continue  # workers start, files open, buffers of the shuffle fill
+            start = time.perf_counter()
+            total = sum(count(batch) for batch in itertools.islice(batches, arguments.batches))
+            rates[name].append(total / (time.perf_counter() - start))
+            del batches
+    return comparison(unit, rates, _best_peer)
+
+
+def our_batches(
+    manifest: Manifest, view: View[Any], size: int, num_workers: int
+) -> Iterable[Batch]:
+    """The loader as training makes it."""
+    source = Source([manifest], "train")
+    plan = Plan(view.lengths(source), Batching("fixed", size), 1, seed=0)
+    return Loader(
+        PlannedDataset(source, view, 0), plan.rank_batches(0, 0, 1), num_workers, _PREFETCH
+    )
+
+
+def peer_pictures(
+    manifest: Manifest, decoder: str, encode: Callable[[str], list[int]], num_workers: int
+) -> Iterable[Batch]:
+    from torchvision.transforms import v2
+
+    steps = [
+        v2.Resize(_SIDE, v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.CenterCrop(_SIDE),
+    ]
+    if decoder == "pilrgb":
+        steps.append(v2.PILToTensor())
+    return _web_loader(
+        manifest,
+        lambda dataset: (
+            dataset.decode(decoder)
+            .to_tuple("jpg", "txt")
+            .map_tuple(v2.Compose(steps), encode)
+            .batched(_PICTURE_BATCH, partial=False, collation_fn=_collate_pictures)
+        ),
+        num_workers,
+    )
+
+
+def peer_audio(
+    manifest: Manifest, encode: Callable[[str], list[int]], num_workers: int
+) -> Iterable[Batch]:
+    return _web_loader(
+        manifest,
+        lambda dataset: (
+            dataset.decode(_decode_audio)
+            .to_tuple("flac", "txt")
+            .map_tuple(_resampled, encode)
+            .batched(_AUDIO_BATCH, partial=False, collation_fn=_collate_audio)
+        ),
+        num_workers,
+    )
+
+
+def _web_loader(
+    manifest: Manifest, stages: Callable[[Any], Any], num_workers: int
+) -> Iterable[Batch]:
+    """As webdataset's documentation has it: shards and samples shuffled, batches made in the workers."""
+    import webdataset as wds
+
+    shuffled = wds.WebDataset(tar_paths(manifest), shardshuffle=100).shuffle(1000)
+    dataset = stages(shuffled).repeat()
+    return wds.WebLoader(
+        dataset, batch_size=None, num_workers=num_workers, prefetch_factor=_PREFETCH
+    )
+
+
+def _collate_pictures(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
+    pixels, ids = zip(*samples, strict=True)
+    return {"images": torch.stack(pixels), "token_ids": _padded_ids(ids)}
+
+
+def _decode_audio(key: str, data: bytes) -> tuple[np.ndarray, int] | None:
+    import soundfile
+
+    if not key.endswith("flac"):
+        return None
+    return soundfile.read(io.BytesIO(data), dtype="float32")
+
+
+def _resampled(recording: tuple[np.ndarray, int]) -> torch.Tensor:
+    waveform, rate_hz = recording
+    waveform = torch.from_numpy(waveform)
+    return waveform if rate_hz == SAMPLE_RATE_HZ else _resampler(rate_hz)(waveform)
+
+
+@lru_cache
+def _resampler(rate_hz: int) -> torch.nn.Module:
+    from torchaudio.transforms import Resample
+
+    return Resample(rate_hz, SAMPLE_RATE_HZ)
+
+
+def _collate_audio(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
+    waveforms, ids = zip(*samples, strict=True)
+    return {
+        "waveform": torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+        "lengths": torch.tensor([len(waveform) for waveform in waveforms]),
+        "labels": _padded_ids(ids),
+    }
+
+
+def _padded_ids(ids: Iterable[list[int]]) -> torch.Tensor:
+    rows = [torch.tensor(row) for row in ids]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _audio_s(batch: Batch) -> float:
+    return float(batch["lengths"].sum()) / SAMPLE_RATE_HZ
+
+
+def _best_peer(rates: dict[str, float]) -> dict[str, float]:
+    """Ours against the faster of the peer's ways."""
+    best = max((name for name in rates if name != "ours"), key=rates.__getitem__)
+    return {best: rates["ours"] / rates[best]}
+
+
+def comparison(
+    unit: str,
+    rates: dict[str, list[float]],
+    ratios: Callable[[dict[str, float]], dict[str, float]],
+) -> dict[str, Any]:
+    """Medians of all rounds, and ours by the peers'."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "unit": unit,
+        "rates": {name: round(rate, 1) for name, rate in medians.items()},
+        "ratios": {name: round(ratio, 3) for name, ratio in ratios(medians).items()},
+        "all_rates": {name: [round(rate, 1) for rate in values] for name, values in rates.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
