@@ -79,6 +79,25 @@ def test_damaged_header_is_named(tmp_path: Path) -> None:
         scan_tar(path)
 
 
+def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
+    """The checksum is exact, also where fields that nobody reads are full of large bytes."""
+    header = bytearray(
+        _tar(tmp_path / "x.tar", [("a.txt", b"")], tarfile.USTAR_FORMAT).read_bytes()
+    )[:512]
+    for unread in (slice(157, 257), slice(265, 345), slice(500, 512)):
+        header[unread] = b"\xff" * len(header[unread])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert parse_members(bytes(header), "x") == [("a.txt", 512, 0)]
+    for place in range(512):
+        if place == 155:  # the space behind the end of the checksum itself
+            continue
+        changed = bytearray(header)
+        changed[place] ^= 0x41
+        with pytest.raises(DataError, match="x: "):
+            parse_members(bytes(changed), "x")
+
+
 def test_members_of_a_key_must_be_adjacent(tmp_path: Path) -> None:
     members = [("a.txt", b"1"), ("b.txt", b"2"), ("a.png", b"3")]
     path = _tar(tmp_path / "x.tar", members, tarfile.USTAR_FORMAT)
