@@ -1,0 +1,184 @@
+"""How soon a run that resumes in the middle of an epoch has its first batch.
+
+    OMP_NUM_THREADS=1 python benchmarks/resume.py --json benchmarks/results/resume.json
+
+For each kind of batching (fixed: pictures with captions, bucket: recordings, pack: texts), number of
+workers and position in the epoch, source, plan and loader are made anew; files are in the page cache.
+
+seek_s: the plan finds the micro-batch, windows of the epoch counted where that is needed.
+first_s: from when the worker that makes the first batch has started (imports done, dataset received)
+until the batch is there; without workers from when it is asked for. total_s: with the start of the workers.
+
+Each round runs all of them once, one after the other; the medians over the rounds are shown.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from benchmarks.made_corpora import pictures, recordings, texts, write_dataset
+from data_prep.train_tokenizer import train_tokenizer
+from muomni.data.ctc_units import CtcUnits
+from muomni.data.image_text_view import ImageTextView
+from muomni.data.loader import Loader, PlannedDataset
+from muomni.data.manifest import Manifest
+from muomni.data.plan import Batching, MicroBatch, Plan
+from muomni.data.source import Source
+from muomni.data.speech_view import SpeechView
+from muomni.data.text_view import TextView
+from muomni.data.view import Batch, View
+from muomni.errors import exit_on_error
+
+_POSITIONS = (0.0, 0.25, 0.9)
+_TARGET_S = 1.0
+_MICRO_BATCHES_PER_STEP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A corpus, how it is seen, and how it is cut into micro-batches."""
+
+    manifest: Manifest
+    view: View[Any]
+    batching: Batching
+
+
+class StampedDataset(PlannedDataset):
+    """Says in each batch when this process had received the dataset (`started_s`)."""
+
+    def __init__(self, source: Source, view: View[Any]) -> None:
+        super().__init__(source, view, seed=0)
+        self.started_s = time.perf_counter()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # All processes of a machine share this clock.
+        self.started_s = time.perf_counter()
+
+    def __getitem__(self, batch: MicroBatch) -> Batch:
+        started_s = torch.tensor(self.started_s, dtype=torch.float64)
+        return {**super().__getitem__(batch), "started_s": started_s}
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--pictures", type=int, default=4000)
+    flags.add_argument("--recordings", type=int, default=2000)
+    flags.add_argument("--texts", type=int, default=100_000)
+    flags.add_argument("--workers", default="0,2")
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--json", type=Path)
+    arguments = flags.parse_args()
+    with exit_on_error("resume"), tempfile.TemporaryDirectory() as folder:
+        rows = measure(make_cases(Path(folder), arguments), arguments)
+    print(f"{'batching':10}{'workers':>8}{'position':>10}{'seek_s':>9}{'first_s':>9}{'total_s':>9}")
+    for row in rows:
+        print(
+            f"{row['batching']:10}{row['workers']:>8}{row['position']:>10.0%}"
+            f"{row['seek_s']:>9.3f}{row['first_s']:>9.3f}{row['total_s']:>9.3f}"
+        )
+    slowest = max(row["first_s"] for row in rows)
+    print(f"slowest first batch after the workers started: {slowest:.3f} s, target {_TARGET_S} s")
+    if arguments.json:
+        settings = {name: getattr(arguments, name) for name in ("pictures", "recordings", "texts")}
+        content = {
+            "rows": rows,
+            "slowest_first_s": slowest,
+            "is_within_target": slowest <= _TARGET_S,
+        }
+        content |= {**settings, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
+    """One corpus for each kind of batching; token ids of the texts are made as a first run would."""
+    made = (
+        ("fixed", "image-caption", pictures(arguments.pictures, (500, 375), 92, 100)),
+        ("bucket", "speech", recordings(arguments.recordings, 16000, 64)),
+        ("pack", "text", texts(arguments.texts)),
+    )
+    manifests = {
+        mode: write_dataset(root / mode, task, samples, shard_samples=1000)
+        for mode, task, samples in made
+    }
+    tokenizer = train_tokenizer([root / "pack"], 1024, root / "tokenizer.model")
+    text_view = TextView(tokenizer, context=1024, rows=4)
+    text_view.lengths(Source([manifests["pack"]], "train"))
+    return {
+        "fixed": Case(
+            manifests["fixed"], ImageTextView(tokenizer, 224, 64, 64, None), Batching("fixed", 64)
+        ),
+        "bucket": Case(
+            manifests["bucket"],
+            SpeechView(CtcUnits(tokenizer, None), False),
+            Batching("bucket", 100 * 100),
+        ),
+        "pack": Case(manifests["pack"], text_view, Batching("pack", 1024, rows=4)),
+    }
+
+
+def measure(cases: dict[str, Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Median seconds for each kind of batching, number of workers and position."""
+    rows = [
+        (mode, num_workers, position)
+        for mode in cases
+        for num_workers in map(int, arguments.workers.split(","))
+        for position in _POSITIONS
+    ]
+    spent: dict[tuple[str, int, float], list[dict[str, float]]] = {row: [] for row in rows}
+    for _ in range(arguments.rounds):
+        for row in rows:
+            mode, num_workers, position = row
+            spent[row].append(resume(cases[mode], num_workers, position))
+    return [
+        {
+            "batching": mode,
+            "workers": num_workers,
+            "position": position,
+            **{
+                name: round(statistics.median(times[name] for times in spent[row]), 4)
+                for name in ("seek_s", "first_s", "total_s")
+            },
+            "all_first_s": [round(times["first_s"], 4) for times in spent[row]],
+        }
+        for row in rows
+        for mode, num_workers, position in [row]
+    ]
+
+
+def resume(case: Case, num_workers: int, position: float) -> dict[str, float]:
+    """Open the corpus and take one batch at a position of the first epoch, given as a share of it."""
+    source = Source([case.manifest], "train")
+
+    def fresh_plan() -> Plan:
+        return Plan(case.view.lengths(source), case.batching, _MICRO_BATCHES_PER_STEP, seed=0)
+
+    step = int(position * fresh_plan().num_steps(1))
+    start = time.perf_counter()
+    next(fresh_plan().rank_batches(step, 0, 1))
+    seek_s = time.perf_counter() - start
+    loader = Loader(
+        StampedDataset(source, case.view), fresh_plan().rank_batches(step, 0, 1), num_workers
+    )
+    asked_s = time.perf_counter()
+    batch = next(iter(loader))
+    done_s = time.perf_counter()
+    started_s = float(batch["started_s"]) if num_workers else asked_s
+    return {"seek_s": seek_s, "first_s": done_s - started_s, "total_s": done_s - asked_s}
+
+
+if __name__ == "__main__":
+    main()
