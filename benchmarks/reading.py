@@ -8,8 +8,9 @@ files; webdataset as it comes and with its shuffle; litdata over the same member
 `optimize`, where litdata is installed.
 
 pictures: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
-decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) and
-cuts the centre, batches are made in the workers; ours is measured against the faster of these.
+decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) the
+picture or its tensor and cuts the centre, batches are made in the workers; ours is measured against the
+fastest of these.
 
 audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a decoder
 over soundfile, since its own needs torchcodec, and torchaudio's resampler. All tokenise by one function.
@@ -206,14 +207,12 @@ def decoded_pictures(root: Path, arguments: argparse.Namespace) -> dict[str, Any
     results = {}
     for num_workers in map(int, arguments.workers.split(",")):
         pipelines: dict[str, Pipeline] = {
-            "ours": partial(our_batches, manifest, view, _PICTURE_BATCH, num_workers),
-            "webdataset, pilrgb": partial(
-                peer_pictures, manifest, "pilrgb", view.token_ids, num_workers
-            ),
-            "webdataset, torchrgb8": partial(
-                peer_pictures, manifest, "torchrgb8", view.token_ids, num_workers
-            ),
+            "ours": partial(our_batches, manifest, view, _PICTURE_BATCH, num_workers)
         }
+        for way in ("pilrgb", "pilrgb+tensor", "torchrgb8"):
+            pipelines[f"webdataset, {way}"] = partial(
+                peer_pictures, manifest, way, view.token_ids, num_workers
+            )
         results[f"pictures, {num_workers} workers"] = measure(
             pipelines, lambda batch: len(batch["images"]), "images", num_workers, arguments
         )
@@ -278,20 +277,22 @@ def our_batches(
 
 
 def peer_pictures(
-    manifest: Manifest, decoder: str, encode: Callable[[str], list[int]], num_workers: int
+    manifest: Manifest, way: str, encode: Callable[[str], list[int]], num_workers: int
 ) -> Iterable[Batch]:
+    """`way` names a decoder of webdataset, and with "+tensor" a picture of Pillow is made a tensor before
+    it is resized, as torchvision advises."""
     from torchvision.transforms import v2
 
-    steps = [
-        v2.Resize(_SIDE, v2.InterpolationMode.BICUBIC, antialias=True),
-        v2.CenterCrop(_SIDE),
-    ]
-    if decoder == "pilrgb":
-        steps.append(v2.PILToTensor())
+    resize = [v2.Resize(_SIDE, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(_SIDE)]
+    steps = {
+        "pilrgb": [*resize, v2.PILToTensor()],
+        "pilrgb+tensor": [v2.PILToTensor(), *resize],
+        "torchrgb8": resize,
+    }[way]
     return _web_loader(
         manifest,
         lambda dataset: (
-            dataset.decode(decoder)
+            dataset.decode(way.partition("+")[0])
             .to_tuple("jpg", "txt")
             .map_tuple(v2.Compose(steps), encode)
             .batched(_PICTURE_BATCH, partial=False, collation_fn=_collate_pictures)

@@ -20,7 +20,8 @@ import numpy as np
 import soundfile
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, SAMPLE_RATE_HZ, OmniConfig
-from muomni.data.decode import broken_recording, decode_audio, decode_image
+from muomni.data.decode import broken_recording, decode_audio
+from muomni.data.picture_pixels import decode_image
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 

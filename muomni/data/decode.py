@@ -29,9 +29,6 @@ IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
 
-# A JPEG is decoded at no less than this multiple of the size that it is then resized to: from 2 on the
-# result is hardly told from that of the full size (Pillow's documentation of `reducing_gap`).
-_REDUCING_GAP = 2
 _BLOCK_SAMPLES = 1 << 22
 # Samples of all channels of one recording: 4 GiB as float32, 18 hours of 16 kHz mono.
 MAX_VALUES = 1 << 30
@@ -81,9 +78,11 @@ def open_image(data: bytes, smallest_side: int = 0) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """A decoded picture as its EXIF data turns it, RGB, or RGBA where parts are transparent."""
-    image = _eight_bits(ImageOps.exif_transpose(image))
+    ImageOps.exif_transpose(image, in_place=True)
+    image = _eight_bits(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
+    mode = "RGBA" if has_alpha else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def flat(image: Image.Image) -> Image.Image:
@@ -127,22 +126,6 @@ def broken_recording(error: Exception) -> DataError:
 def _reason(error: Exception) -> str:
     """What a library says of bytes, without the address of the buffer that they lay in."""
     return re.sub(r"<_io.BytesIO object at \w+>", "its bytes", str(error)).strip()
-
-
-def square_image(data: bytes, size: int) -> Image.Image:
-    """Decode a picture to RGB of `size` x `size`; raises as `open_image`.
-
-    The shorter side is resized to `size` (bicubic, antialiased) and the centre is cut out, as
-    CLIP does at evaluation.
-    """
-    image = open_image(data, _REDUCING_GAP * size)
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-
-
-def decode_image(data: bytes, size: int) -> np.ndarray:
-    """Decode a picture to uint8 [3, size, size] as `square_image` does."""
-    image = square_image(data, size)
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def read_audio(data: bytes) -> tuple[np.ndarray, int]:

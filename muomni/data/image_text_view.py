@@ -10,9 +10,10 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from muomni.config.models import Section
-from muomni.data.decode import IMAGE_EXTENSIONS, square_image
+from muomni.data.decode import IMAGE_EXTENSIONS
 from muomni.data.lengths import Lengths
 from muomni.data.manifest import hash64
+from muomni.data.picture_pixels import decode_image
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
@@ -76,11 +77,10 @@ class ImageTextView(View[Pair]):
 
     def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
         """The picture of a sample as uint8 [3, S, S], varied when `random` is given."""
-        size = self.image_size
-        picture = _picture(sample, size)
+        pixels = _pixels(sample, self.image_size)
         if random is not None and self.augmentation is not None:
-            picture = _vary(picture, self.augmentation, random)
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+            return _varied(pixels, self.augmentation, random)
+        return pixels
 
     def token_ids(self, caption: str) -> list[int]:
         """A caption as the text tower reads it."""
@@ -121,20 +121,21 @@ def captions(sample: dict[str, Any]) -> list[str]:
     return found
 
 
-def _picture(sample: dict[str, Any], size: int) -> Image.Image:
+def _pixels(sample: dict[str, Any], size: int) -> np.ndarray:
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             try:
-                return square_image(sample[extension], size)
+                return decode_image(sample[extension], size)
             except DataError as error:
                 raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
     raise DataError(f"sample '{sample['__key__']}' has no picture ({', '.join(IMAGE_EXTENSIONS)})")
 
 
-def _vary(
-    picture: Image.Image, augmentation: Augmentation, random: np.random.Generator
-) -> Image.Image:
+def _varied(
+    pixels: np.ndarray, augmentation: Augmentation, random: np.random.Generator
+) -> np.ndarray:
     """Scale and move a square picture within its size; what becomes free is white."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     size = picture.width
     if random.random() < augmentation.flip_probability:
         picture = ImageOps.mirror(picture)
@@ -143,7 +144,7 @@ def _vary(
     left, top = (int(random.integers(low, high + 1)) for _ in range(2))
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, top))
-    return canvas
+    return np.array(canvas).transpose(2, 0, 1)
 
 
 def group_of(text: str) -> int:
