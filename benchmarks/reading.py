@@ -324,8 +324,9 @@ def _web_loader(
 
     shuffled = wds.WebDataset(tar_paths(manifest), shardshuffle=100).shuffle(1000)
     dataset = stages(shuffled).repeat()
+    prefetch = _PREFETCH if num_workers else None
     return wds.WebLoader(
-        dataset, batch_size=None, num_workers=num_workers, prefetch_factor=_PREFETCH
+        dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch
     )
 
 
