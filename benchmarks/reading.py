@@ -22,6 +22,7 @@ the page cache holds them.
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import itertools
@@ -129,21 +130,20 @@ def _raw(manifest: Manifest, num_rounds: int) -> dict[str, Any]:
     return {**result, "of_a_core": comparison("samples", cpu_rates, _raw_peers)["ratios"]}
 
 
-def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Sample]]]:
+def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
     """What reads all samples of a dataset once; a text or a picture with its caption each."""
-    import webdataset as wds
+    from webdataset.compat import WebDataset
 
     tars = tar_paths(manifest)
     source = Source([manifest], "train")
-    ways: dict[str, Callable[[], Iterable[Sample]]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "ours, order of training": partial(_in_planned_order, source),
         "ours, order of files": lambda: map(source.read, range(len(source))),
-        "webdataset": lambda: wds.WebDataset(tars, shardshuffle=False),
-        "webdataset, shuffled": lambda: wds.WebDataset(tars, shardshuffle=100).shuffle(1000),
+        "webdataset": lambda: WebDataset(tars, shardshuffle=False),
+        "webdataset, shuffled": lambda: WebDataset(tars, shardshuffle=100).shuffle(1000),
     }
     if importlib.util.find_spec("litdata") is not None:
-        import litdata
-
+        litdata = importlib.import_module("litdata")
         folder = str(manifest.root.with_name(manifest.root.name + "_litdata"))
         _optimize(manifest, folder)
         ways["litdata"] = lambda: litdata.StreamingDataset(folder)
@@ -165,8 +165,7 @@ def _in_planned_order(source: Source) -> Iterator[Sample]:
 
 def _optimize(manifest: Manifest, folder: str) -> None:
     """The members of all samples as a dataset of litdata."""
-    import litdata
-
+    litdata = importlib.import_module("litdata")
     source = Source([manifest], "train")
     with contextlib.redirect_stdout(io.StringIO()):
         litdata.optimize(
@@ -320,14 +319,12 @@ def _web_loader(
     manifest: Manifest, stages: Callable[[Any], Any], num_workers: int
 ) -> Iterable[Batch]:
     """As webdataset's documentation has it: shards and samples shuffled, batches made in the workers."""
-    import webdataset as wds
+    from webdataset.compat import WebDataset, WebLoader
 
-    shuffled = wds.WebDataset(tar_paths(manifest), shardshuffle=100).shuffle(1000)
+    shuffled = WebDataset(tar_paths(manifest), shardshuffle=100).shuffle(1000)
     dataset = stages(shuffled).repeat()
     prefetch = _PREFETCH if num_workers else None
-    return wds.WebLoader(
-        dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch
-    )
+    return WebLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch)
 
 
 def _collate_pictures(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
@@ -359,7 +356,7 @@ def _resampler(rate_hz: int) -> torch.nn.Module:
 def _collate_audio(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
     waveforms, ids = zip(*samples, strict=True)
     return {
-        "waveform": torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+        "waveform": torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True),
         "lengths": torch.tensor([len(waveform) for waveform in waveforms]),
         "labels": _padded_ids(ids),
     }

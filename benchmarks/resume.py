@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from benchmarks.made_corpora import pictures, recordings, texts, write_dataset
+from benchmarks.made_corpora import Sample, pictures, recordings, texts, write_dataset
 from data_prep.train_tokenizer import train_tokenizer
 from muomni.data.ctc_units import CtcUnits
 from muomni.data.image_text_view import ImageTextView
 from muomni.data.loader import Loader, PlannedDataset
-from muomni.data.manifest import Manifest
+from muomni.data.manifest import Manifest, Task
 from muomni.data.plan import Batching, MicroBatch, Plan
 from muomni.data.source import Source
 from muomni.data.speech_view import SpeechView
@@ -105,7 +106,7 @@ def main() -> None:
 
 def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
     """One corpus for each kind of batching; token ids of the texts are made as a first run would."""
-    made = (
+    made: tuple[tuple[str, Task, Iterator[Sample]], ...] = (
         ("fixed", "image-caption", pictures(arguments.pictures, (500, 375), 92, 100)),
         ("bucket", "speech", recordings(arguments.recordings, 16000, 64)),
         ("pack", "text", texts(arguments.texts)),

@@ -164,8 +164,20 @@ def treat_picture(
         picture = upright(image)
         size = (max(1, round(sides[0] * scale)), max(1, round(sides[1] * scale)))
         if size != picture.size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            picture = _resized(picture, size)
         return _extension(wanted), _encoded(picture, _PIL_FORMATS[wanted], treatment), size, before
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An RGB or RGBA picture of another size; Pillow knows that transparent pixels have no colour."""
+    if picture.mode == "RGBA":
+        return picture.resize(size, Image.Resampling.BICUBIC)
+    # Not at the top: most corpora are written without torch, which takes seconds to import.
+    from muomni.data.picture_pixels import resized
+
+    with _one_thread():
+        pixels = resized(picture, size)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _scale(treatment: Treatment, size: tuple[int, int]) -> float:
@@ -209,7 +221,7 @@ def treat_recording(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums must not depend on the number of processors, and workers share these already."""
+    """Results must not depend on the number of processors, and workers share these already."""
     import torch
 
     num_threads = torch.get_num_threads()

@@ -23,7 +23,7 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     evaluation.
     """
     picture = centre_square(open_image(data, _REDUCING_GAP * size))
-    return resized(torch.from_numpy(np.array(picture)), size).numpy()
+    return resized(picture, (size, size)).numpy()
 
 
 def centre_square(picture: Image.Image) -> Image.Image:
@@ -33,8 +33,9 @@ def centre_square(picture: Image.Image) -> Image.Image:
     return picture.crop((left, top, left + side, top + side))
 
 
-def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """A picture uint8 [H, W, 3] as uint8 [3, size, size]; the values of a pixel stay side by side in
-    memory, which torch's vector instructions need."""
-    batch = pixels.permute(2, 0, 1)[None]
-    return interpolate(batch, (size, size), mode="bicubic", antialias=True)[0]
+def resized(picture: Image.Image, sides: tuple[int, int]) -> torch.Tensor:
+    """An RGB picture as uint8 [3, height, width] of the wanted `sides` (width, height), bicubic and
+    antialiased. The bytes do not depend on the processor's instructions."""
+    # The values of a pixel stay side by side in memory, which torch's vector instructions need.
+    batch = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    return interpolate(batch, sides[::-1], mode="bicubic", antialias=True)[0]

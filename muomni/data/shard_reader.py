@@ -146,7 +146,7 @@ class SplitReader:
         self._offsets = MappedFiles(np.dtype("<u8"))
         self._columns = MappedFiles(COLUMNS)
         # The same numbers as Python's own, which are found in a fraction of numpy's time.
-        self._bounds = memoryview(self._starts)
+        self._bounds = self._starts.data
 
     def _num_in(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard])
