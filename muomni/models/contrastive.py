@@ -1,12 +1,15 @@
-"""Symmetric InfoNCE over a global batch that is split over ranks and micro-batches, exactly.
+"""Losses over all pairs of a global batch that is split over ranks and micro-batches, exactly.
 
-The full loss over N pairs is sum_i [LSE_j s(x_i, y_j) + LSE_j s(x_j, y_i)] / 2 - s(x_i, y_i), with
+Symmetric InfoNCE over N pairs is sum_i [LSE_j s(x_i, y_j) + LSE_j s(x_j, y_i)] / 2 - s(x_i, y_i), with
 s(x, y) = scale * x.y (van den Oord et al., 2018; Radford et al., 2021). It is no sum over
 micro-batches. But once the log-sum-exps of all rows and columns are known, the softmax weight of
 each pair is a constant, and a surrogate linear in the similarities of the local pairs has the same
-gradient (feature caching: Gao et al., 2021). So a step has two passes: features of all micro-batches
-without gradient, gathered; then per micro-batch `contrastive_surrogate`, backward. Memory is
-O(n * N) for n local pairs; gradients never pass through a collective.
+gradient. The sigmoid loss is sum_ij -log sigmoid(z_ij (s(x_i, y_j) + bias)), z_ij = 1 for i = j and -1
+elsewhere (SigLIP: Zhai et al., 2023), a sum over pairs that needs no log-sum-exps.
+
+For either, a step has two passes (feature caching: Gao et al., 2021): features of all micro-batches
+without gradient, gathered; then per micro-batch `contrastive_surrogate` or `sigmoid_surrogate`,
+backward. Memory is O(n * N) for n local pairs; gradients never pass through a collective.
 
 Pairs that share a group (the same picture, the same caption) are not negatives of each other. Group
 -1 marks padding rows, which neither count nor serve as negatives.
@@ -15,6 +18,7 @@ Pairs that share a group (the same picture, the same caption) are not negatives 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PADDING_GROUP = -1
@@ -94,12 +98,48 @@ def contrastive_surrogate(
         surrogate = surrogate + (weights * finite).sum()
     lse = (row_lse[local] + column_lse[local]).to(rows.dtype) / 2
     value = torch.where(counts > 0, lse - rows.detach()[own, own + offset], 0.0).sum()
-    weight = counts.sum()
-    logs = {
-        "accuracy_x_to_y": _accuracy(rows, own + offset, counts),
-        "accuracy_y_to_x": _accuracy(columns, own + offset, counts),
-    }
-    return value + surrogate - surrogate.detach(), weight, logs
+    logs = _accuracies(rows, columns, own + offset, counts)
+    return value + surrogate - surrogate.detach(), counts.sum(), logs
+
+
+def sigmoid_surrogate(
+    x: Tensor,
+    y: Tensor,
+    gathered: GatheredFeatures,
+    offset: int,
+    scale: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return (loss sum, weight, logs) of the local pairs x, y [n, d], which carry gradient.
+
+    The sum is over the local x and all N y of the global batch. Arguments, weight and logs are those of
+    `contrastive_surrogate`, and so is what sums over ranks and micro-batches are equal to, `bias` (0-d)
+    and its gradient included.
+    """
+    num_local = len(x)
+    masked = _masked_pairs(gathered.groups, offset, num_local)
+    counts = _counts(gathered.groups, offset, num_local, x.device)
+    own = torch.arange(num_local, device=x.device)
+    # Rows hold all N x N pairs once; columns only bring the gradient of y.
+    rows = _similarity(x, gathered.y.detach(), scale) + bias
+    columns = _similarity(y, gathered.x.detach(), scale.detach()) + bias.detach()
+    value, gradient_of_y = (
+        _sigmoid_sum(logits, own + offset, masked) for logits in (rows, columns)
+    )
+    if masked is not None:
+        rows, columns = (t.detach().masked_fill(masked, -torch.inf) for t in (rows, columns))
+    return (
+        value + gradient_of_y - gradient_of_y.detach(),
+        counts.sum(),
+        _accuracies(rows, columns, own + offset, counts),
+    )
+
+
+def _sigmoid_sum(logits: Tensor, target: Tensor, masked: Tensor | None) -> Tensor:
+    """Return the sum of -log sigmoid of the logits [n, N] at `target` [n] and of the negated others."""
+    signs = torch.full_like(logits, -1.0).scatter_(1, target[:, None], 1.0)
+    terms = -F.logsigmoid(signs * logits)
+    return (terms if masked is None else terms.masked_fill(masked, 0.0)).sum()
 
 
 def _similarity(local: Tensor, others: Tensor, scale: Tensor) -> Tensor:
@@ -143,7 +183,10 @@ def _pair_weights(logits: Tensor, local_lse: Tensor, other_lse: Tensor) -> Tenso
     return (forward.masked_fill(hidden, 0.0) + backward.masked_fill(hidden, 0.0)) / 2
 
 
-def _accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-    """Return [sum, weight] of rows whose largest logit is the target's."""
-    hits = (logits.detach().argmax(1) == target) * counts
-    return torch.stack([hits.sum(), counts.sum()])
+def _accuracies(rows: Tensor, columns: Tensor, target: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Return for both ways [sum, weight] of the rows whose largest logit is the target's."""
+    ways = {"accuracy_x_to_y": rows, "accuracy_y_to_x": columns}
+    return {
+        name: torch.stack([((logits.detach().argmax(1) == target) * counts).sum(), counts.sum()])
+        for name, logits in ways.items()
+    }
