@@ -131,7 +131,10 @@ class ClipConfig(Section):
     vision: VisionTowerConfig
     text: TextTowerConfig
     embedding_size: Positive
-    initial_temperature: float = 0.07
+    initial_temperature: float = Field(0.07, gt=0)
+    initial_bias: float | None = Field(
+        None, description="of scaled similarities, learned (sigmoid loss only); null: none"
+    )
 
 
 class CodecConfig(Section):

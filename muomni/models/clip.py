@@ -1,7 +1,7 @@
 """Picture and text towers with a shared embedding (CLIP: Radford et al., 2021).
 
-The forward pass returns unit features and the similarity scale; `contrastive.py` makes the loss of
-them. Reference in tests: open_clip.
+The forward pass returns unit features and the scale and bias of their similarities; `contrastive.py`
+makes the loss of them. Reference in tests: open_clip.
 """
 
 import math
@@ -24,7 +24,7 @@ MAX_SCALE = 100.0
 
 
 class ClipOutput(NamedTuple):
-    """Unit features of B pairs, fp32, and the multiplier of their similarities.
+    """Unit features of B pairs, fp32, and what turns their similarities into logits.
 
     A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
     """
@@ -32,6 +32,7 @@ class ClipOutput(NamedTuple):
     image: Tensor  # [B, embedding_size]
     text: Tensor  # [B, embedding_size]
     scale: Tensor  # 0-d fp32, between 0 and MAX_SCALE
+    bias: Tensor | None  # 0-d fp32, added to scaled similarities; None without `initial_bias`
 
 
 class TextEncoder(nn.Module):
@@ -65,7 +66,7 @@ class TextEncoder(nn.Module):
 
 
 class Clip(nn.Module):
-    """Both towers, their projections and the learned temperature."""
+    """Both towers, their projections, the learned temperature and, for the sigmoid loss, a bias."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -79,14 +80,19 @@ class Clip(nn.Module):
         nn.init.normal_(self.text_projection.weight, std=text_size**-0.5)
         # One element and not a scalar: sharding optimizers cut parameters along a dimension.
         self.log_scale = nn.Parameter(torch.tensor([-math.log(config.initial_temperature)]))
+        initial_bias = config.initial_bias
+        self.bias = None if initial_bias is None else nn.Parameter(torch.tensor([initial_bias]))
 
     def forward(self, pixels: Tensor, token_ids: Tensor, token_lengths: Tensor) -> ClipOutput:
         """Embed B pairs: pixels as `VisionEncoder` takes them, tokens as `TextEncoder` does.
 
-        The scale is part of the output because a sharded parameter exists only in here.
+        Scale and bias are part of the output because a sharded parameter exists only in here.
         """
         return ClipOutput(
-            self.embed_image(pixels), self.embed_text(token_ids, token_lengths), self.scale()
+            self.embed_image(pixels),
+            self.embed_text(token_ids, token_lengths),
+            self.scale(),
+            None if self.bias is None else self.bias[0].float(),
         )
 
     def embed_image(self, pixels: Tensor) -> Tensor:

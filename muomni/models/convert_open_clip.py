@@ -27,6 +27,7 @@ _PREFIXES = (
     ("text.stack.blocks.", "transformer.resblocks."),
     ("text_projection.weight", "text_projection"),
     ("log_scale", "logit_scale"),
+    ("bias", "logit_bias"),
 )
 _BLOCK_PARTS = (
     (".attention_norm.", ".ln_1."),
@@ -36,6 +37,7 @@ _BLOCK_PARTS = (
     (".mlp.down_proj.", ".mlp.c_proj."),
 )
 _TRANSPOSED = ("visual.proj", "text_projection")
+_SCALARS = ("logit_scale", "logit_bias")
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -51,7 +53,7 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(".attention.q_proj.", ".attn.in_proj_")
         theirs = _rename(name, _PREFIXES, _BLOCK_PARTS)
         tensor = tensor.T.contiguous() if theirs in _TRANSPOSED else tensor
-        renamed[theirs] = tensor[0] if theirs == "logit_scale" else tensor
+        renamed[theirs] = tensor[0] if theirs in _SCALARS else tensor
     return renamed
 
 
@@ -67,7 +69,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for part, piece in zip(_QKV, tensor.chunk(3), strict=True):
                 renamed[ours.replace(".attn.in_proj_", f".attention.{part}.")] = piece.clone()
         else:
-            renamed[ours] = tensor.reshape(1) if ours == "log_scale" else tensor
+            renamed[ours] = tensor.reshape(1) if name in _SCALARS else tensor
     return renamed
 
 
@@ -89,7 +91,9 @@ def open_clip_config(config: ClipConfig, eos_id: int) -> dict[str, Any]:
                 f"not {tower.num_kv_heads}"
             )
     vision, text = config.vision, config.text
+    scalars = {} if config.initial_bias is None else {"init_logit_bias": config.initial_bias}
     return {
+        **scalars,
         "embed_dim": config.embedding_size,
         "vision_cfg": {
             "image_size": vision.image_size,

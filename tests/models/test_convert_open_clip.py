@@ -88,8 +88,26 @@ def test_open_clip_loads_our_weights_strictly() -> None:
     torch.testing.assert_close(output.text, theirs_text, rtol=1e-5, atol=1e-5)
 
 
-def test_there_and_back_is_the_identity() -> None:
-    state = shaken(Clip(CONFIG)).state_dict()
+@torch.no_grad()
+def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
+    config = CONFIG.model_copy(update={"initial_bias": -10.0})
+    ours = shaken(Clip(config))
+    theirs = open_clip_model.CLIP(**open_clip_config(config, EOS_ID)).eval()
+    assert theirs.logit_bias.item() == -10
+    theirs.load_state_dict(to_open_clip(ours.state_dict()))
+    pixels, ids, lengths = inputs()
+    output = ours(pixels, ids, lengths)
+    logits, _ = theirs.get_logits(normalise_pixels(pixels), ids)
+    actual = output.scale * output.image @ output.text.T + output.bias
+    torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-4)
+    back = Clip(config)
+    back.load_state_dict(from_open_clip(theirs.state_dict()))
+    assert torch.equal(back.bias, ours.bias)
+
+
+@pytest.mark.parametrize("bias", [None, -10.0])
+def test_there_and_back_is_the_identity(bias: float | None) -> None:
+    state = shaken(Clip(CONFIG.model_copy(update={"initial_bias": bias}))).state_dict()
     back = from_open_clip(to_open_clip(state))
     assert back.keys() == state.keys()
     for name, tensor in state.items():
