@@ -1,13 +1,16 @@
 """Stage `vision_encoder`: pictures and captions that belong together get like embeddings.
 
-InfoNCE over all pairs of an optimiser step, on all ranks and in all micro-batches, is no sum over
-micro-batches. With accumulation, the features of all micro-batches are computed first, without
+A loss over all pairs of an optimiser step, on all ranks and in all micro-batches, is no sum of losses
+within micro-batches. With accumulation, the features of all micro-batches are computed first, without
 gradient, and each backward pass then sees all of them (`muomni/models/contrastive.py`). With one
-micro-batch a rank, features are gathered inside the one forward pass.
+micro-batch a rank, features are gathered inside the one forward pass. docs/contrastive.md has what
+this costs and when to choose which loss.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -20,28 +23,37 @@ from muomni.data.plan import Batching
 from muomni.data.source import Source
 from muomni.data.view import Batch
 from muomni.dist import collectives
+from muomni.errors import ConfigError
 from muomni.models.clip import Clip
 from muomni.models.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
     gathered_logsumexp,
+    sigmoid_surrogate,
 )
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
 
 _NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"
+# Where the sigmoid loss begins (Zhai et al., 2023): nearly all pairs are negatives, which the bias says
+# from the start.
+_SIGLIP_START = {"initial_temperature": 0.1, "initial_bias": -10.0}
 
 
 class VisionEncoderOptions(Section):
     """Settings of the stage besides the model's sizes."""
 
+    loss: Literal["clip", "siglip"] = Field(
+        default="clip",
+        description="clip: softmax over all pairs of a step (InfoNCE); siglip: a sigmoid of each pair",
+    )
     augmentation: Augmentation | None = Field(
         default=Augmentation(), description="how pictures are varied in training; null: not at all"
     )
 
 
 class VisionEncoderTask(nn.Module):
-    """Both towers and the contrastive loss."""
+    """Both towers and the contrastive loss: the sigmoid one for a model with a bias, else InfoNCE."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -56,48 +68,66 @@ class VisionEncoderTask(nn.Module):
         if "all_images" not in batch:
             # Held-out figures compare within the micro-batch, so that they are the same for any
             # number of ranks.
-            pool = _pool(
-                output.image, output.text, batch["groups"], output.scale, is_shared=self.training
+            pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
+            if output.bias is None:
+                sizes = [len(output.image)]
+                pool |= _logsumexps(pool, sizes, output.scale, is_shared=self.training)
+        gathered, offset = _gathered(pool), int(pool["offset"])
+        if output.bias is None:
+            total, weight, logs = contrastive_surrogate(
+                output.image, output.text, gathered, pool["image_lse"], pool["text_lse"], offset,
+                output.scale,
+            )  # fmt: skip
+        else:
+            total, weight, logs = sigmoid_surrogate(
+                output.image, output.text, gathered, offset, output.scale, output.bias
             )
-        gathered = GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
-        total, weight, logs = contrastive_surrogate(
-            output.image,
-            output.text,
-            gathered,
-            pool["image_lse"],
-            pool["text_lse"],
-            int(pool["offset"]),
-            output.scale,
-        )
+            logs["bias"] = torch.stack([output.bias.detach() * weight, weight])
         logs["loss"] = torch.stack([total.detach(), weight])
         logs["scale"] = torch.stack([output.scale.detach() * weight, weight])
         return StageOutput({"loss": total}, logs)
 
 
 def _pool(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    groups: torch.Tensor,
-    scale: torch.Tensor,
-    is_shared: bool,
+    images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, is_shared: bool
 ) -> Batch:
-    """What the surrogate needs of all pairs of a step; ranks hold equally many when `is_shared`.
+    """Features and groups of all pairs of a step; ranks hold equally many when `is_shared`.
 
     `offset` is the place of the first local pair; it stays on the host.
     """
     gather = collectives.gather_rows if is_shared else torch.Tensor.detach
-    all_groups = gather(groups)
-    gathered = GatheredFeatures(gather(images), gather(texts), all_groups)
-    offset = len(images) * collectives.rank() if is_shared else 0
-    image_lse, text_lse = gathered_logsumexp(offset, len(images), gathered, scale)
     return {
-        "all_images": gathered.x,
-        "all_texts": gathered.y,
-        "all_groups": all_groups,
-        "image_lse": gather(image_lse),
-        "text_lse": gather(text_lse),
-        "offset": torch.tensor(offset),
+        "all_images": gather(images),
+        "all_texts": gather(texts),
+        "all_groups": gather(groups),
+        "offset": torch.tensor(len(images) * collectives.rank() if is_shared else 0),
     }
+
+
+def _logsumexps(pool: Batch, sizes: list[int], scale: torch.Tensor, is_shared: bool) -> Batch:
+    """What InfoNCE needs of all pairs besides, from the ranks' micro-batches of `sizes` pairs.
+
+    One micro-batch after the other, so that there are never more similarities than its pairs with all.
+    """
+    gathered, start, parts = _gathered(pool), int(pool["offset"]), []
+    for size in sizes:
+        parts.append(gathered_logsumexp(start, size, gathered, scale))
+        start += size
+    image_lse, text_lse = (torch.cat(lse) for lse in zip(*parts, strict=True))
+    gather = collectives.gather_rows if is_shared else torch.Tensor.detach
+    return {"image_lse": gather(image_lse), "text_lse": gather(text_lse)}
+
+
+def _gathered(pool: Batch) -> GatheredFeatures:
+    return GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
+
+
+@contextmanager
+def _drawn_again(device: torch.device) -> Iterator[None]:
+    """Give back, after the block, the random numbers that it drew: the same work draws them again."""
+    devices = [device] if device.type != "cpu" else []
+    with torch.random.fork_rng(devices, device_type=device.type):
+        yield
 
 
 class VisionEncoderStage(Stage):
@@ -114,7 +144,16 @@ class VisionEncoderStage(Stage):
         text = sizes.get("text")
         if isinstance(text, dict):
             sizes["text"] = {**text, "vocab_size": self.tokenizer.vocab_size}
-        return validate(ClipConfig, sizes, "section 'model'")
+        is_sigmoid = self.options.loss == "siglip"
+        config = validate(
+            ClipConfig, {**(_SIGLIP_START if is_sigmoid else {}), **sizes}, "section 'model'"
+        )
+        if is_sigmoid == (config.initial_bias is None):
+            raise ConfigError(
+                f"options.loss={self.options.loss} and model.initial_bias={config.initial_bias} do not "
+                f"fit: siglip needs a bias, and clip takes none; leave model.initial_bias out"
+            )
+        return config
 
     def view(self) -> ImageTextView:
         config = self.model_config()
@@ -141,19 +180,25 @@ class VisionEncoderStage(Stage):
     def begin_step(
         self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
     ) -> list[Batch]:
-        """With accumulation: features of all micro-batches first, so that each sees all others."""
+        """With accumulation: features of all micro-batches first, so that each sees all others.
+
+        Random numbers of the model (dropout) are the same in both passes.
+        """
         if len(batches) == 1:
             return batches
         marker = torch.ones(())
-        with torch.no_grad():
+        sizes = [len(batch["groups"]) for batch in batches]
+        with torch.no_grad(), _drawn_again(self.context.device):
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])
-            pool = _pool(images, texts, groups, passes[0]["scale"], is_shared=True)
-        sizes = torch.tensor([0, *(len(batch["groups"]) for batch in batches)]).cumsum(0)
+            pool = _pool(images, texts, groups, is_shared=True)
+            if self.options.loss == "clip":
+                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=True)
+        starts = torch.tensor([0, *sizes]).cumsum(0)
         return [
             {**batch, **pool, "offset": pool["offset"] + start}
-            for batch, start in zip(batches, sizes, strict=False)
+            for batch, start in zip(batches, starts, strict=False)
         ]
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:

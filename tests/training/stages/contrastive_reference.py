@@ -1,0 +1,80 @@
+"""The contrastive losses of a whole step in one matrix, and what ranks make of their shares of it."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from muomni.config.run import RunConfig
+from muomni.data.loader import PlannedDataset
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.dist.discovery import discover
+from muomni.training.session import Request, Session, prepare, seed_everything
+
+Gradients = dict[str, torch.Tensor]
+
+
+def open_session(config: RunConfig) -> Session:
+    return prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
+
+
+def first_step(session: Session) -> list[Batch]:
+    """All micro-batches of the first step, those of all ranks."""
+    dataset = PlannedDataset(session.train, session.stage.view(), 0)
+    return [dataset[micro] for micro in session.plan.step(0)]
+
+
+def whole_step(config: RunConfig) -> tuple[float, Gradients]:
+    """Mean loss and gradients of the first step, all its pairs in one graph."""
+    session = open_session(config)
+    seed_everything(0)
+    task = session.stage.build()
+    loss = textbook_loss(task, first_step(session))
+    loss.backward()
+    return loss.item(), gradients_of(task)
+
+
+def step_of_rank(config: RunConfig) -> tuple[float, Gradients]:
+    """The same from the micro-batches of this rank, summed over all ranks."""
+    session = open_session(config)
+    stage, batches = session.stage, first_step(session)
+    weight = sum(stage.weights(batch)["loss"] for batch in batches)
+    local = batches[collectives.rank() :: collectives.world_size()]
+    seed_everything(0)
+    task = stage.build()
+    total = torch.zeros(())
+    for batch in stage.begin_step(task, local):
+        loss = task(batch).losses["loss"] / weight
+        loss.backward()
+        total += loss.detach()
+    gradients = gradients_of(task)
+    for gradient in gradients.values():
+        collectives.sum_over_ranks(gradient)
+    return collectives.sum_over_ranks(total).item(), gradients
+
+
+def gradients_of(task: torch.nn.Module) -> Gradients:
+    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def textbook_loss(task: torch.nn.Module, batches: list[Batch]) -> torch.Tensor:
+    """Mean loss of all pairs at once, pairs with an equal caption no negatives.
+
+    Cross-entropy both ways (Radford et al., 2021), or for a model with a bias the sigmoid loss
+    (Zhai et al., 2023).
+    """
+    outputs = [task.clip(b["images"], b["token_ids"], b["token_lengths"]) for b in batches]
+    captions = torch.cat([batch["groups"][:, 1] for batch in batches])
+    logits = outputs[0].scale * (
+        torch.cat([o.image for o in outputs]) @ torch.cat([o.text for o in outputs]).T
+    )
+    own = torch.eye(len(captions), dtype=torch.bool)
+    same = (captions[:, None] == captions[None, :]) & ~own
+    if outputs[0].bias is not None:
+        logits = logits + outputs[0].bias
+        chances = torch.where(own, logits.sigmoid(), 1 - logits.sigmoid())
+        return -chances.log().masked_fill(same, 0.0).sum() / len(captions)
+    logits = logits.masked_fill(same, -torch.inf)
+    places = torch.arange(len(captions))
+    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2

@@ -1,0 +1,181 @@
+"""Contrastive losses over all ranks and micro-batches: the same figures however a step is divided."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from muomni.errors import CheckpointError
+from tests.parity.comparison import TOLERANCES, deviation
+from tests.parity.reference import reference_curve
+from tests.ranks import RankPool
+from tests.training.runs import train
+from tests.training.stages.contrastive_reference import (
+    first_step,
+    gradients_of,
+    open_session,
+    step_of_rank,
+    textbook_loss,
+    whole_step,
+)
+from tests.training.stages.curves import stage_config
+
+LOSSES = ("clip", "siglip")
+
+
+@pytest.mark.parametrize("num_micro_batches", [2, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_ranks_have_the_loss_and_gradient_of_the_joined_batch(
+    loss: str, num_micro_batches: int, media_data: Path, two_ranks: RankPool
+) -> None:
+    """With one micro-batch a rank and with two; through negatives of the other rank, too."""
+    changes = {
+        "batch": {"micro_batches_per_step": num_micro_batches},
+        "model": {"initial_temperature": 0.2},
+        "options": {"loss": loss},
+    }
+    config = stage_config("vision_encoder", media_data, changes)
+    expected, gradients = whole_step(config)
+    for total, found in two_ranks.run(step_of_rank, config=config):
+        assert total == pytest.approx(expected, rel=1e-5)
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_small_micro_batches_learn_like_one_large_batch(
+    loss: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    """Batch 8 with accumulation 4 and batch 32 with accumulation 1, on two ranks each."""
+    curves = []
+    for size, num_accumulation in ((8, 4), (32, 1)):
+        changes = {
+            "batch": {"size": size, "micro_batches_per_step": 2 * num_accumulation},
+            "model": {"initial_temperature": 0.2},
+            "optim": {"eps": 1e-4},
+            "options": {"loss": loss},
+            "training": {"max_steps": 5},
+        }
+        config = stage_config("vision_encoder", media_data, changes)
+        curves.append(two_ranks.run(train, config=config, run=tmp_path / str(size))[0]["curve"])
+    small, large = curves
+    for name, tolerance in (("loss", 2e-5), ("grad_norm", 1e-3)):
+        values, expected = ([line[name] for line in curve] for curve in (small, large))
+        assert deviation(values, expected) < tolerance
+        assert values[-1] != pytest.approx(values[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision"),
+    [("zero0", "fp16"), ("zero1", "fp32"), ("zero2", "fp16"), ("zero3", "fp32"), ("zero3", "bf16")],
+)
+def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
+    zero: str, precision: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    """The cells of the parity matrix train InfoNCE."""
+    changes: dict[str, Any] = {
+        "precision": precision,
+        "fp16": {"initial_scale_power": 8},
+        "optim": {"lr": 3e-4, "eps": 1e-4},
+        # With so few pairs the start of real runs is far off, and a step changes the loss by a tenth.
+        "model": {"initial_temperature": 0.2, "initial_bias": -3.0},
+        "options": {"loss": "siglip"},
+    }
+    config = stage_config("vision_encoder", media_data, changes)
+    result = two_ranks.run(train, config=config, run=tmp_path, zero=zero)[0]
+    curve, task = reference_curve(config)
+    limit = TOLERANCES[precision]
+    assert deviation(result["losses"], curve.losses) < limit.loss
+    norms = [line["grad_norm"] for line in result["curve"]]
+    assert deviation(norms, curve.grad_norms) < limit.grad_norm
+    assert result["curve"][0]["bias"] == -3
+    assert task.clip.bias.item() != -3
+
+
+def test_a_checkpoint_of_the_other_loss_is_refused(
+    media_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 1}})
+    two_ranks.run(train, config=config, run=tmp_path)
+    other = stage_config(
+        "vision_encoder",
+        media_data,
+        {"training": {"max_steps": 2}, "options": {"loss": "siglip"}},
+    )
+    with pytest.raises(CheckpointError, match="step_00000001"):
+        two_ranks.run(train, config=other, run=tmp_path)
+
+
+class _Shapes(TorchDispatchMode):
+    """Collects the shapes of all tensors that operations return, those of backward passes, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.found.add(tuple(tensor.shape))
+        return result
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) -> None:
+    changes = {"batch": {"size": 7}, "options": {"loss": loss}}
+    session = open_session(stage_config("vision_encoder", media_data, changes))
+    task = session.stage.build()
+    with _Shapes() as shapes:
+        for batch in session.stage.begin_step(task, first_step(session)):
+            task(batch).losses["loss"].backward()
+    assert (7, 28) in shapes.found
+    assert not [shape for shape in shapes.found if shape.count(28) > 1]
+
+
+@contextmanager
+def dropout_on_features(task: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Drop a part of the pictures' features at random; gives a list of what came out each time."""
+    seen: list[torch.Tensor] = []
+
+    def drop(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        dropped = F.dropout(output, 0.5)
+        seen.append(dropped.detach())
+        return dropped
+
+    handle = task.clip.vision_projection.register_forward_hook(drop)
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dropout_is_the_same_in_both_passes(loss: str, media_data: Path) -> None:
+    changes = {"model": {"initial_temperature": 0.2}, "options": {"loss": loss}}
+    session = open_session(stage_config("vision_encoder", media_data, changes))
+    stage, batches = session.stage, first_step(session)
+    task = stage.build()
+    with dropout_on_features(task) as seen:
+        torch.manual_seed(1)
+        expected = textbook_loss(task, batches)
+        expected.backward()
+        gradients = gradients_of(task)
+        task.zero_grad()
+        torch.manual_seed(1)
+        total = 0.0
+        for batch in stage.begin_step(task, batches):
+            value = task(batch).losses["loss"] / 16
+            value.backward()
+            total += value.item()
+    whole, first, second = seen[:4], seen[4:8], seen[8:]
+    for places in zip(whole, first, second, strict=True):
+        assert torch.equal(places[0], places[1]) and torch.equal(places[1], places[2])
+    assert not torch.equal(first[0] == 0, first[1] == 0)
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+    for name, gradient in gradients_of(task).items():
+        torch.testing.assert_close(gradient, gradients[name], atol=1e-5, rtol=1e-3)
