@@ -52,7 +52,7 @@ def test_two_ranks_have_the_loss_and_gradient_of_the_joined_batch(
 def test_small_micro_batches_learn_like_one_large_batch(
     loss: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    """Batch 8 with accumulation 4 and batch 32 with accumulation 1, on two ranks each."""
+    """Batch 8 with accumulation 4 and batch 32 with accumulation 1, on two ranks each, ZeRO-1."""
     curves = []
     for size, num_accumulation in ((8, 4), (32, 1)):
         changes = {
@@ -73,12 +73,12 @@ def test_small_micro_batches_learn_like_one_large_batch(
 
 @pytest.mark.parametrize(
     ("zero", "precision"),
-    [("zero0", "fp16"), ("zero1", "fp32"), ("zero2", "fp16"), ("zero3", "fp32"), ("zero3", "bf16")],
+    [("zero0", "fp16"), ("zero2", "fp16"), ("zero3", "fp32"), ("zero3", "bf16")],
 )
 def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
     zero: str, precision: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    """The cells of the parity matrix train InfoNCE."""
+    """The cells of the parity matrix train InfoNCE; the test above trains under ZeRO-1."""
     changes: dict[str, Any] = {
         "precision": precision,
         "fp16": {"initial_scale_power": 8},
