@@ -31,9 +31,19 @@ class MoEConfig(Section):
     num_experts: Positive
     num_experts_per_token: Positive
     expert_intermediate_size: Positive
+    shared_intermediate_size: Positive | None = Field(
+        None, description="of a feed-forward beside the experts that every token passes"
+    )
     normalise_top_k: bool = True
-    balance_loss_weight: float = 0.01
-    z_loss_weight: float = 0.001
+    balance: Literal["loss", "bias", "none"] = Field(
+        "loss",
+        description="what evens out the load: a loss, a bias on the choice without one, nothing",
+    )
+    balance_loss_weight: float = Field(0.01, ge=0, description="with balance=loss")
+    bias_update_rate: float = Field(
+        0.001, gt=0, description="by which a step moves each expert's bias, with balance=bias"
+    )
+    z_loss_weight: float = Field(0.001, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":

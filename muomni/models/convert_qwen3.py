@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from muomni.config.models import ThinkerConfig
+from muomni.errors import ConfigError
 
 # Ours -> theirs; the longer name stands first where one contains the other.
 _PARTS = (
@@ -22,7 +23,11 @@ _PARTS = (
 
 
 def to_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
-    """The Thinker's state dict under transformers' names, the head included when it is tied."""
+    """The Thinker's state dict under transformers' names, the head included when it is tied.
+
+    Raises ConfigError for what Qwen3Moe has not: a shared expert, a bias on the choice of experts.
+    """
+    _check_mixture(config)
     renamed = {}
     for name, tensor in state.items():
         for ours, theirs in _PARTS:
@@ -31,6 +36,15 @@ def to_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tenso
     if config.tie_embeddings:
         renamed["lm_head.weight"] = renamed["model.embed_tokens.weight"]
     return renamed
+
+
+def _check_mixture(config: ThinkerConfig) -> None:
+    moe = config.moe
+    if moe is not None and (moe.shared_intermediate_size is not None or moe.balance == "bias"):
+        raise ConfigError(
+            "transformers' Qwen3Moe has no shared expert and no bias on the choice of experts; train "
+            "without model.moe.shared_intermediate_size and model.moe.balance=bias to convert a Thinker"
+        )
 
 
 def from_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
@@ -46,7 +60,11 @@ def from_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Ten
 
 
 def qwen3_config(config: ThinkerConfig) -> dict[str, Any]:
-    """The `config.json` of transformers for a Thinker: what loads its renamed weights."""
+    """The `config.json` of transformers for a Thinker: what loads its renamed weights.
+
+    Raises ConfigError as `to_qwen3` does.
+    """
+    _check_mixture(config)
     values: dict[str, Any] = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",

@@ -52,11 +52,12 @@ def attention_flops(config: TransformerConfig, num_keys: int) -> int:
 
 
 def mlp_flops(config: TransformerConfig, is_gated: bool, moe: MoEConfig | None = None) -> int:
-    """Feed-forward of one layer, for one token; of a mixture, the router and the chosen experts."""
+    """Feed-forward of one layer, for one token; of a mixture, what the token passes and the router."""
     size = config.hidden_size
     if moe is not None:
-        expert = 3 * linear_flops(size, moe.expert_intermediate_size)
-        return linear_flops(size, moe.num_experts) + moe.num_experts_per_token * expert
+        passed = moe.num_experts_per_token * moe.expert_intermediate_size
+        passed += moe.shared_intermediate_size or 0
+        return linear_flops(size, moe.num_experts) + 3 * linear_flops(size, passed)
     return (3 if is_gated else 2) * linear_flops(size, config.intermediate_size)
 
 

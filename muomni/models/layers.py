@@ -226,7 +226,9 @@ class TransformerBlock(nn.Module):
 
 def _make_mlp(config: TransformerConfig, options: StackOptions) -> nn.Module:
     if options.moe is not None:
-        return MoEBlock(config.hidden_size, options.moe)
+        shared_size = options.moe.shared_intermediate_size
+        shared = None if shared_size is None else SwiGLU(config.hidden_size, shared_size)
+        return MoEBlock(config.hidden_size, options.moe, shared)
     if options.mlp == "swiglu":
         return SwiGLU(config.hidden_size, config.intermediate_size, options.bias)
     return GeluMLP(config.hidden_size, config.intermediate_size, options.bias)

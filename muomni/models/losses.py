@@ -5,6 +5,7 @@ never holds the logits of all tokens at once: it computes them chunk by chunk in
 chunk into its gradient on the spot, so that memory does not grow with the vocabulary times the batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,14 +111,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def router_losses(
-    logits: list[Tensor], top_k: int, token_mask: Tensor | None = None
+    logits: list[Tensor],
+    top_k: int,
+    token_mask: Tensor | None = None,
+    biases: Sequence[Tensor | None] | None = None,
 ) -> RouterLosses:
     """Load balance and size of router logits, both times the number of real tokens.
 
     Balance is E * sum_e f_e P_e with f_e the assignments to expert e a token and P_e its mean
     probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` when even. z is the
     mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds one [N, E] tensor
-    a layer, `token_mask` [...] of N elements is False on padding.
+    a layer, `token_mask` [...] of N elements is False on padding, `biases` the bias [E] on the choice
+    of each layer, if it has one.
     """
     first = logits[0]
     if token_mask is None:
@@ -129,10 +134,10 @@ def router_losses(
     balance = torch.zeros((), device=first.device)
     z = torch.zeros((), device=first.device)
     load = []
-    for layer in logits:
+    for layer, bias in zip(logits, biases or [None] * len(logits), strict=True):
         wide = layer.float()
         num_experts = wide.shape[1]
-        _, chosen = route(wide.detach(), top_k, normalise=False)
+        _, chosen = route(wide.detach(), top_k, normalise=False, bias=bias)
         assigned = torch.zeros(num_experts, device=wide.device)
         assigned.scatter_add_(0, chosen.reshape(-1), real[:, None].expand(-1, top_k).reshape(-1))
         load.append(assigned)

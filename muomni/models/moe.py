@@ -1,7 +1,10 @@
 """Mixture-of-experts feed-forward in plain PyTorch, laid out for DeepSpeed AutoEP to take over.
 
 The block is `gate: Linear(d, E)` and `experts` with `gate_up_proj` [E, 2f, d], `down_proj` [E, d, f]
-(Qwen3-MoE; Fedus et al. 2021, arXiv:2101.03961 for softmax top-k routing). No token is dropped.
+(Qwen3-MoE; Fedus et al. 2021, arXiv:2101.03961 for softmax top-k routing). No token is dropped. Beside
+them stand, when the config asks for it, one feed-forward that every token passes (`shared_experts`) and
+a bias that steers the choice of experts without a gradient (`e_score_correction_bias`; Wang et al.
+2024, arXiv:2408.15664). Both names are the ones that AutoEP looks for.
 Called as `block(x [B, T, d]) -> [B, T, d]`, which is all that AutoEP's replacement promises too.
 
 Router logits [B*T, E] leave the block only as the output of its router linear: a forward hook on
@@ -20,6 +23,7 @@ from muomni.config.models import MoEConfig
 
 # Where the router linear lives in our block, and in the layer that AutoEP puts in its place.
 ROUTER_PATHS = ("gate", "router.gate")
+CHOICE_BIAS = "e_score_correction_bias"
 
 
 class Experts(nn.Module):
@@ -49,18 +53,25 @@ class MoEBlock(nn.Module):
     """Softmax top-k routing over `Experts`; the scores are computed in fp32.
 
     `tokens_per_expert` [E] counts the assignments since it was last zeroed (AutoEP's layer has a
-    buffer of the same name and meaning).
+    buffer of the same name and meaning). What `shared_experts` [..., d] -> [..., d] gives is added to
+    the output of the routed experts.
     """
 
     tokens_per_expert: Tensor
+    e_score_correction_bias: Tensor | None
 
-    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+    def __init__(
+        self, hidden_size: int, config: MoEConfig, shared_experts: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.num_experts = config.num_experts
         self.top_k = config.num_experts_per_token
         self.normalise_top_k = config.normalise_top_k
         self.gate = nn.Linear(hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, hidden_size, config.expert_intermediate_size)
+        self.shared_experts = shared_experts
+        bias = torch.zeros(config.num_experts) if config.balance == "bias" else None
+        self.register_buffer(CHOICE_BIAS, bias)
         # Integer, so that casting the model to half precision leaves the counts exact.
         counts = torch.zeros(config.num_experts, dtype=torch.long)
         self.register_buffer("tokens_per_expert", counts, persistent=False)
@@ -68,23 +79,36 @@ class MoEBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
         tokens = x.reshape(-1, x.shape[-1])
-        scores, chosen = route(self.gate(tokens), self.top_k, self.normalise_top_k)
+        bias = self.e_score_correction_bias
+        scores, chosen = route(self.gate(tokens), self.top_k, self.normalise_top_k, bias)
         flat = chosen.reshape(-1)
         counts = torch.bincount(flat, minlength=self.num_experts)
         with torch.no_grad():
             self.tokens_per_expert += counts
         order = flat.argsort(stable=True)
-        outputs = self.experts(tokens[order // self.top_k], counts.tolist())
+        # index_select, not indexing: on CPUs its gradient adds whole rows, the other's single numbers.
+        rows = tokens.index_select(0, order // self.top_k)
+        outputs = self.experts(rows, counts.tolist())
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
-        outputs = outputs[inverse].view(*chosen.shape, x.shape[-1])
-        mixed = (outputs * scores.to(outputs.dtype)[..., None]).sum(dim=1)
-        return mixed.view_as(x)
+        outputs = outputs.index_select(0, inverse).view(*chosen.shape, x.shape[-1])
+        mixed = (outputs * scores.to(outputs.dtype)[..., None]).sum(dim=1).view_as(x)
+        return mixed if self.shared_experts is None else mixed + self.shared_experts(x)
 
 
-def route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
-    """Router logits [N, E] -> fp32 scores [N, top_k] and expert numbers [N, top_k]."""
-    scores, chosen = torch.topk(logits.float().softmax(dim=-1), top_k, dim=-1)
+def route(
+    logits: Tensor, top_k: int, normalise: bool, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Router logits [N, E] -> fp32 scores [N, top_k] and expert numbers [N, top_k].
+
+    `bias` [E] is added to the scores for the choice alone: the scores returned are without it.
+    """
+    scores = logits.float().softmax(dim=-1)
+    if bias is None:
+        scores, chosen = torch.topk(scores, top_k, dim=-1)
+    else:
+        chosen = torch.topk(scores + bias, top_k, dim=-1).indices
+        scores = scores.gather(-1, chosen)
     if normalise:
         scores = scores / scores.sum(dim=-1, keepdim=True)
     return scores, chosen
@@ -100,6 +124,13 @@ def find_routers(model: nn.Module) -> list[nn.Module]:
         for path in ROUTER_PATHS
         if f"{name}.{path}" in named
     ]
+
+
+def choice_biases(model: nn.Module) -> list[Tensor | None]:
+    """The bias [E] on the choice of each MoE layer in order, before or after AutoEP; None where none is."""
+    named = dict(model.named_modules())
+    layers = [name for name in named if f"{name}.experts" in named]
+    return [getattr(named.get(f"{name}.router", named[name]), CHOICE_BIAS, None) for name in layers]
 
 
 @contextmanager
@@ -135,5 +166,5 @@ def from_autoep(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name.endswith(".experts.w2"):
             renamed[f"{name.removesuffix('w2')}down_proj"] = tensor
         elif not name.endswith(".experts.w3"):
-            renamed[name.replace(".router.gate.", ".gate.")] = tensor
+            renamed[name.replace(".router.", ".")] = tensor
     return renamed

@@ -18,6 +18,7 @@ from muomni.data.file_lock import lock_if_possible
 logger = logging.getLogger(__name__)
 
 _MAX_PARAM_LENGTH = 500
+_MAX_BATCH = 1000  # figures that MLflow takes at once; large mixtures of experts have more
 
 
 def default_tracking_uri(run: Path) -> str:
@@ -111,7 +112,9 @@ class MlflowLog:
 
         now = get_current_time_millis()
         entities = [Metric(key, value, now, step) for key, value in figures.items()]
-        self._client.log_batch(self.run_id, metrics=entities)
+        for start in range(0, len(entities), _MAX_BATCH):
+            batch = entities[start : start + _MAX_BATCH]
+            self._client.log_batch(self.run_id, metrics=batch)
 
 
 def _store_lock(uri: str) -> AbstractContextManager[None]:

@@ -51,8 +51,10 @@ class Progress:
         if "loss_scale" in figures:
             parts.insert(4, f"scale {figures['loss_scale']:g} skipped {figures['num_skipped']:.0f}")
         if "moe/max_load" in figures:
-            load, dead = figures["moe/max_load"], figures["moe/num_dead"]
-            parts.insert(4, f"experts max {load:.1f}x dead {dead:.0f}")
+            load, even, dead = (
+                figures[f"moe/{name}"] for name in ("max_load", "entropy", "num_dead")
+            )
+            parts.insert(4, f"experts max {load:.1f}x entropy {even:.2f} dead {dead:.0f}")
         return "  ".join(parts)
 
 

@@ -285,8 +285,7 @@ def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) ->
 def _restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
     """Undo the cast of buffers to 16 bits: statistics and codebooks need fp32."""
     for name, buffer in buffers.items():
-        owner, _, leaf = name.rpartition(".")
-        module.get_submodule(owner)._buffers[leaf] = buffer
+        expert_parallel.buffer_owner(module, name)._buffers[name.rpartition(".")[2]] = buffer
 
 
 def _undo_warm_up_step(optimizer: Any) -> None:

@@ -19,6 +19,7 @@ from muomni.config.loading import did_you_mean
 from muomni.config.models import MoEConfig
 from muomni.dist import collectives
 from muomni.errors import ConfigError
+from muomni.models.moe import CHOICE_BIAS
 
 SECTION = "expert_parallel"
 
@@ -38,6 +39,8 @@ LAYOUT = {
     "score_func": "softmax",
     "score_apply": "post",
 }
+
+SHARED_LAYOUT = {"has_shared_experts": True, "shared_experts_pattern": "shared_experts"}
 
 
 def is_enabled(engine_json: dict[str, Any]) -> bool:
@@ -64,7 +67,7 @@ def complete_section(
         )
     for key in section:
         if key not in USER_KEYS:
-            owned = key in LAYOUT or key in ("top_k", "route_norm")
+            owned = key in {**LAYOUT, **SHARED_LAYOUT} or key in ("top_k", "route_norm")
             hint = "; the model decides it" if owned else did_you_mean(key, USER_KEYS)
             raise ConfigError(f"{SECTION}.{key} cannot be set in the DeepSpeed config{hint}")
     if not is_enabled(engine_json):
@@ -75,9 +78,11 @@ def complete_section(
             f"preset with model.moe (tiny-moe), or a DeepSpeed config without that section"
         )
     size = _checked_size(section.get("autoep_size", 1), moe.num_experts, world_size)
+    shared = moe.shared_intermediate_size is not None
     completed = {
         **section,
         **LAYOUT,
+        **(SHARED_LAYOUT if shared else {}),
         "enabled": True,
         "autoep_size": size,
         "top_k": moe.num_experts_per_token,
@@ -144,6 +149,13 @@ def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
     for gradient in (*shared, *experts):
         gradient.mul_(factor)
     return norm
+
+
+def buffer_owner(module: nn.Module, name: str) -> nn.Module:
+    """The module that holds what was the buffer `name` before AutoEP replaced the blocks."""
+    owner = module.get_submodule(name.rpartition(".")[0])
+    is_moved = getattr(owner, "_is_autoep_layer", False) and name.endswith(f".{CHOICE_BIAS}")
+    return owner.get_submodule("router") if is_moved else owner
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from muomni.data.view import Batch
 from muomni.models.moe import record_router_logits
 from muomni.models.omni import MediaSlots, OmniModel, gather_places
 from muomni.models.talker import TalkerLoss
-from muomni.training.routing import router_term
+from muomni.training.routing import add_router_term
 from muomni.training.stage import StageOutput, Sums
 
 _CHUNK_TOKENS = 1024
@@ -56,9 +56,7 @@ class OmniTask(nn.Module):
         output = StageOutput({"answer": answer.total, "speech": speech.total}, logs)
         if self.moe is not None and self.training:
             is_real = batch["document_ids"] > 0
-            term, router_logs = router_term(router_logits, self.moe, is_real, answer.weight)
-            output.losses["answer"] = answer.total + term
-            output.logs |= router_logs
+            add_router_term(output, self.moe, omni.thinker, router_logits, is_real)
         if not self.training:
             output.logs |= self._exact_matches(batch, hidden)
             output.logs |= self._swaps(batch, slots, images, audios, hidden)

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from muomni.checkpoint.export import Export
+from muomni.checkpoint.export import Export, find_exports
 from muomni.config.loading import validate
 from muomni.config.models import Section
 from muomni.config.run import RunConfig
@@ -68,7 +68,7 @@ class Stage(ABC):
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]  # tasks of the datasets it reads
     upstream: ClassVar[tuple[str, ...]] = ()  # stages whose exports it loads
-    terms: ClassVar[tuple[str, ...]] = ("loss",)
+    terms: tuple[str, ...] = ("loss",)  # of a stage with options also its own
     options_type: ClassVar[type[BaseModel]] = NoOptions
     # The validation metric that decides which checkpoint is best, and its direction.
     best_metric: ClassVar[str] = "loss"
@@ -79,6 +79,14 @@ class Stage(ABC):
         self.context = context
         self.tokenizer = context.tokenizer
         self.options: Any = validate(self.options_type, config.options, "section 'options'")
+
+    @classmethod
+    def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
+        """Open the exports that the stage begins from: those of `run`, unless its options name others.
+
+        Raises UpstreamError naming those that are missing.
+        """
+        return find_exports(run, cls.upstream)
 
     # -- data ------------------------------------------------------------------------------------
     @abstractmethod

@@ -49,8 +49,9 @@ def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == row.forward_flops
 
 
-def test_a_mixture_uses_as_many_weights_a_token_as_the_dense_model() -> None:
-    dense, sparse = (count_preset(preset, 2048)[0] for preset in ("tiny", "tiny-moe"))
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_a_mixture_uses_as_many_weights_a_token_as_the_dense_model(preset: str) -> None:
+    dense, sparse = (count_preset(name, 2048)[0] for name in (preset, f"{preset}-moe"))
     assert sparse.parameters > 2.5 * dense.parameters
     assert sparse.active == pytest.approx(dense.active, rel=0.01)  # the router is extra
     assert sparse.forward_flops == pytest.approx(dense.forward_flops, rel=0.01)

@@ -13,6 +13,7 @@ from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=20)
+SHARED = MOE.model_copy(update={"shared_intermediate_size": 12})
 
 
 def measured(run: Callable[[], object]) -> int:
@@ -38,7 +39,7 @@ def make_thinker(moe: MoEConfig | None, tied: bool = True) -> Thinker:
     )
 
 
-@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", [None, MOE, SHARED], ids=["dense", "moe", "shared"])
 def test_thinker(moe: MoEConfig | None) -> None:
     model = make_thinker(moe)
     ids = torch.randint(0, 61, (3, 10))

@@ -73,6 +73,17 @@ def test_balance_loss_falls_when_routing_evens_out() -> None:
     assert before > 1.5 and after < 1.1
 
 
+def test_a_bias_changes_who_is_counted_and_no_probability() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]]).expand(5, 3)
+    plain = router_losses([logits], 1)
+    biased = router_losses([logits], 1, None, [torch.tensor([-1.0, 0.0, 0.0])])
+    assert plain.load.tolist() == [[5, 0, 0]] and biased.load.tolist() == [[0, 5, 0]]
+    shares = logits[0].softmax(dim=-1)
+    torch.testing.assert_close(plain.balance / 5, 3 * shares[0])
+    torch.testing.assert_close(biased.balance / 5, 3 * shares[1])
+    assert plain.z == biased.z
+
+
 def test_router_losses_of_padding_only_are_zero() -> None:
     losses = router_losses([torch.randn(4, 3)], 1, torch.zeros(4))
     assert losses.balance == 0 and losses.z == 0 and losses.weight == 0

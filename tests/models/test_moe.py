@@ -8,8 +8,15 @@ from deepspeed.module_inject.auto_ep_config import parse_autoep_config
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
 from muomni.config.models import MoEConfig, ThinkerConfig
-from muomni.models.moe import MoEBlock, find_routers, from_autoep, record_router_logits
+from muomni.models.moe import (
+    MoEBlock,
+    choice_biases,
+    find_routers,
+    from_autoep,
+    record_router_logits,
+)
 from muomni.models.thinker import Thinker
+from muomni.training.expert_parallel import complete_section
 
 CONFIG = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=12)
 
@@ -34,6 +41,29 @@ def test_output_is_the_weighted_sum_of_the_chosen_experts(normalise: bool) -> No
                 expert = F.linear(F.silu(gate) * up, block.experts.down_proj[e])
                 expected[b, t] += score / total * expert
     torch.testing.assert_close(block(x), expected)
+
+
+def test_a_bias_steers_the_choice_and_leaves_the_scores() -> None:
+    block, x = make_block(CONFIG.model_copy(update={"balance": "bias"})), torch.randn(1, 6, 8)
+    torch.testing.assert_close(block(x), make_block()(x))
+    block.e_score_correction_bias[:2] = 1.0  # more than any score
+    block.tokens_per_expert.zero_()
+    output = block(x)
+    assert block.tokens_per_expert.tolist() == [6, 6, 0, 0]
+    scores = block.gate(x).softmax(dim=-1)[..., :2]
+    experts = [
+        block.experts(x[0], [6 if e == other else 0 for other in range(4)]) for e in range(2)
+    ]
+    shares = scores / scores.sum(dim=-1, keepdim=True)
+    expected = sum(shares[..., e : e + 1] * experts[e] for e in range(2))
+    torch.testing.assert_close(output, expected)
+
+
+def test_every_token_passes_the_shared_expert() -> None:
+    shared = torch.nn.Linear(8, 8)
+    torch.manual_seed(0)
+    block, x = MoEBlock(8, CONFIG, shared), torch.randn(2, 3, 8)
+    torch.testing.assert_close(block(x), make_block()(x) + shared(x))
 
 
 def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
@@ -65,7 +95,7 @@ def test_empty_batch_passes_through() -> None:
     assert make_block()(torch.zeros(0, 5, 8)).shape == (0, 5, 8)
 
 
-def make_thinker() -> Thinker:
+def make_thinker(moe: MoEConfig = CONFIG) -> Thinker:
     config = ThinkerConfig(
         vocab_size=11,
         hidden_size=8,
@@ -74,7 +104,7 @@ def make_thinker() -> Thinker:
         num_kv_heads=1,
         head_dim=4,
         intermediate_size=8,
-        moe=CONFIG,
+        moe=moe,
     )
     torch.manual_seed(0)
     return Thinker(config)
@@ -90,27 +120,16 @@ def test_router_logits_are_recorded_in_layer_order() -> None:
     assert len(logits) == 3
 
 
-def test_autoep_takes_the_block_over_and_gives_it_back() -> None:
-    model, ids = make_thinker(), torch.randint(0, 11, (2, 7))
+@pytest.mark.parametrize("changes", [{}, {"balance": "bias", "shared_intermediate_size": 6}])
+def test_autoep_takes_the_block_over_and_gives_it_back(changes: dict[str, object]) -> None:
+    moe = CONFIG.model_copy(update=changes)
+    model, ids = make_thinker(moe), torch.randint(0, 11, (2, 7))
+    for bias in filter(lambda bias: bias is not None, choice_biases(model)):
+        bias.copy_(torch.tensor([0.3, 0.0, -0.2, 0.1]))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with record_router_logits(model) as plain_logits:
         plain = model(ids)
-    section = {
-        "enabled": True,
-        "autoep_size": 1,
-        "moe_layer_pattern": r".*blocks\.\d+\.mlp",
-        "router_pattern": "gate",
-        "expert_pattern": "experts",
-        "expert_w1": "gate_up_proj",
-        "expert_w2": "down_proj",
-        "expert_w3": None,
-        "num_experts_attr": "num_experts",
-        "top_k_attr": "num_experts_per_token",
-        "top_k": CONFIG.num_experts_per_token,
-        "score_func": "softmax",
-        "score_apply": "post",
-        "route_norm": CONFIG.normalise_top_k,
-    }
+    section = complete_section({"expert_parallel": {"autoep_size": 1}}, moe, 1)["expert_parallel"]
     replacer = AutoEP(model, parse_autoep_config(section))
     for spec in replacer.ep_parser():
         replacer.replace_moe_layer(spec, ep_size=1, ep_rank=0)
@@ -120,3 +139,5 @@ def test_autoep_takes_the_block_over_and_gives_it_back() -> None:
     torch.testing.assert_close(logits, plain_logits)
     assert all(int(block.mlp.tokens_per_expert.sum()) == 14 * 2 for block in model.stack.blocks)
     torch.testing.assert_close(from_autoep(model.state_dict()), state)
+    assert len(choice_biases(model)) == 3
+    assert [bias is None for bias in choice_biases(model)] == [moe.balance != "bias"] * 3

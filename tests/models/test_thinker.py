@@ -5,6 +5,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from muomni.config.models import MoEConfig, ThinkerConfig
+from muomni.errors import ConfigError
 from muomni.models.convert_qwen3 import from_qwen3, qwen3_config, to_qwen3
 from muomni.models.layers import init_weights
 from muomni.models.thinker import Thinker
@@ -63,6 +64,14 @@ def test_export_loads_in_transformers_with_equal_logits(moe: MoEConfig | None, t
     with torch.no_grad():
         ours, theirs = model.logits(model(ids)), reference(ids).logits
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"shared_intermediate_size": 8}, {"balance": "bias"}])
+def test_what_transformers_has_not_is_not_converted(change: dict[str, object]) -> None:
+    config = make_config(MOE.model_copy(update=change))
+    for convert in (lambda: qwen3_config(config), lambda: to_qwen3({}, config)):
+        with pytest.raises(ConfigError, match="Qwen3Moe has no shared expert and no bias"):
+            convert()
 
 
 @pytest.mark.parametrize("moe,tied", CASES)

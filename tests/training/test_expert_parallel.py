@@ -16,6 +16,7 @@ from muomni.config.run import RunConfig
 from muomni.dist.discovery import Ranks, discover
 from muomni.errors import CheckpointError, ConfigError
 from muomni.models.convert_qwen3 import qwen3_config, to_qwen3
+from muomni.models.moe import CHOICE_BIAS
 from muomni.models.thinker import Thinker
 from muomni.training.expert_parallel import complete_section
 from muomni.training.session import Request, open_loop, prepare
@@ -24,14 +25,18 @@ from tests.training.runs import thinker_config, train
 
 SIZES = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 MOE = MoEConfig.model_validate(SIZES)
+# One feed-forward beside the experts, whose load a bias evens out in place of a loss.
+BIASED = {**SIZES, "shared_intermediate_size": 16, "balance": "bias", "bias_update_rate": 0.01}
 FIGURES = ("loss", "grad_norm", "moe/balance_loss", "moe/z_loss", "moe/layer1/entropy")
 
 
-def moe_config(data: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+def moe_config(
+    data: Path, changes: dict[str, Any] | None = None, moe: dict[str, Any] = SIZES
+) -> RunConfig:
     """Ten steps in which most gradients are longer than the clip norm."""
     config = thinker_config(data, {"training": {"max_steps": 10}, "optim": {"max_grad_norm": 0.5}})
     content = config.model_dump()
-    content["model"] = {**content["model"], "moe": SIZES}
+    content["model"] = {**content["model"], "moe": moe}
     for section, values in (changes or {}).items():
         content[section] = {**content[section], **values} if isinstance(values, dict) else values
     return RunConfig.model_validate(content)
@@ -129,12 +134,54 @@ def test_recomputed_activations_change_nothing(
         assert got == pytest.approx(expected, rel=1e-4), figure
 
 
+@pytest.fixture(scope="module")
+def biased(
+    text_data: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: RankPool
+) -> dict[str, Any]:
+    """The plain block on one rank with what `BIASED` adds."""
+    run, config = tmp_path_factory.mktemp("biased"), moe_config(text_data, moe=BIASED)
+    result = one_rank.run(train, config=config, run=run, zero=engine(0))[0]
+    return {**result, "run": run}
+
+
+@pytest.mark.parametrize(
+    ("zero", "num_expert_ranks", "precision"),
+    [(3, 0, "fp32"), (2, 2, "fp32"), (3, 2, "fp32"), (2, 2, "bf16")],
+)
+def test_so_they_do_with_biases_and_a_shared_expert(
+    zero: int,
+    num_expert_ranks: int,
+    precision: str,
+    text_data: Path,
+    tmp_path: Path,
+    biased: dict[str, Any],
+    two_ranks: RankPool,
+) -> None:
+    config = moe_config(text_data, {"precision": precision}, BIASED)
+    json_ = engine(zero, num_expert_ranks)
+    result = two_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
+    state, expected_state = export_state(tmp_path), export_state(biased["run"])
+    assert state.keys() == expected_state.keys()
+    biases = {name: tensor for name, tensor in state.items() if name.endswith(CHOICE_BIAS)}
+    assert len(biases) == 2
+    for bias in biases.values():  # never rounded to 16 bits
+        steps = bias / BIASED["bias_update_rate"]
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+        assert bias.abs().max() > 0
+    if precision == "bf16":
+        assert result["losses"] == pytest.approx(biased["losses"], abs=0.05)
+        return
+    for figure in FIGURES:
+        expected = [line[figure] for line in biased["curve"]]
+        assert [line[figure] for line in result["curve"]] == pytest.approx(expected, rel=1e-4)
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, expected_state[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
 def test_losses_of_the_routers_move_them(
     text_data: Path, tmp_path: Path, alone: dict[str, Any], one_rank: RankPool
 ) -> None:
-    config = moe_config(text_data)
-    model = {**config.model, "moe": {**SIZES, "balance_loss_weight": 1.0}}
-    config = config.model_copy(update={"model": model})
+    config = moe_config(text_data, moe={**SIZES, "balance_loss_weight": 1.0})
     strong = one_rank.run(train, config=config, run=tmp_path, zero=engine(0))[0]
     last, weak = strong["curve"][-1], alone["curve"][-1]
     assert last["moe/balance_loss"] < weak["moe/balance_loss"] - 0.005
@@ -194,7 +241,8 @@ def test_rank_0_alone_can_use_the_whole_module(
 def test_resume_with_experts_repeats_the_losses(
     zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    config = moe_config(text_data, {"training": {"save_every": 4}})
+    moe = BIASED if zero == 2 else SIZES
+    config = moe_config(text_data, {"training": {"save_every": 4}}, moe)
     json_ = engine(zero, 2)
     straight = two_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
     export = export_state(tmp_path)
@@ -265,6 +313,9 @@ def test_load_of_each_layer_is_logged(alone: dict[str, Any]) -> None:
     assert len(train_lines) == 10
     for line in train_lines:
         for layer in (0, 1):
+            loads = [line[f"moe/layer{layer}/load/{expert}"] for expert in range(4)]
+            assert sum(loads) == pytest.approx(1)
+            assert max(loads) * 4 == pytest.approx(line[f"moe/layer{layer}/max_load"])
             assert 1 <= line[f"moe/layer{layer}/max_load"] <= 2
             assert 0 < line[f"moe/layer{layer}/entropy"] <= 1 + 1e-9
             assert line[f"moe/layer{layer}/num_dead"] in (0, 1, 2)

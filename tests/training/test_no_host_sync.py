@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from muomni.config.run import STAGE_NAMES
+from muomni.models.losses import router_losses
 from muomni.training.ema import WeightAverage
 from muomni.training.engine import Engine
 from muomni.training.loop import Loop
+from muomni.training.routing import add_router_term, update_biases
 from muomni.training.stages import load_stage
 from muomni.training.window import RunningSums, WindowReduction
 
@@ -24,7 +26,8 @@ WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
     Loop._step, Loop._prepared, Loop._account, WindowReduction.weights, WindowReduction._remember,
     RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
-    Engine.update_average, WeightAverage.update,
+    Engine.update_average, WeightAverage.update, router_losses, add_router_term,
+    update_biases,
 ]  # fmt: skip
 
 

@@ -27,10 +27,10 @@ from muomni.models.omni import MediaSlots, OmniModel
 from muomni.models.speech_output import speak
 from muomni.models.talker import num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
+from muomni.training import routing
 from muomni.training.frozen_codec import FrozenCodec
 from muomni.training.omni_parts import check_sizes, freeze, load_parts, omni_config
 from muomni.training.omni_task import OmniTask
-from muomni.training.routing import load_figures
 from muomni.training.stage import Artefact, Stage, StageContext, Sums
 
 _NUM_SAMPLE_OUTPUTS = 8
@@ -67,6 +67,9 @@ class SftStage(Stage):
         check_sizes(config, context.upstream)
         self.sizes = omni_config(config, context.upstream, self.options.talker_sees_thinker)
         self.codec = FrozenCodec(context.upstream["codec"], context.device)
+        self.has_experts = self.sizes.thinker.moe is not None
+        if self.has_experts:
+            self.terms = (*self.terms, routing.TERM)
         with torch.device("meta"):  # a pattern that names nothing is refused before any start
             freeze(OmniModel(self.sizes), self.options.freeze)
 
@@ -106,22 +109,28 @@ class SftStage(Stage):
 
     # -- one step ----------------------------------------------------------------------------------
     def coefficients(self) -> dict[str, float]:
-        return {"answer": self.options.answer_weight, "speech": self.options.speech_weight}
+        weights = {"answer": self.options.answer_weight, "speech": self.options.speech_weight}
+        return {**dict.fromkeys(self.terms, 1.0), **weights}
 
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["speech"], batch["speech_lengths"])}
 
     def weights(self, batch: Batch) -> Sums:
         num_codebooks = self.codec.config.num_codebooks
-        return {
+        weights = {
             "answer": (batch["labels"] != IGNORE).sum().float(),
             "speech": num_predictions(batch["code_mask"], num_codebooks),
         }
+        return weights | routing.router_weight(batch) if self.has_experts else weights
+
+    def after_step(self, task: OmniTask, state: Sums, step: int) -> None:
+        if task.moe is not None:
+            routing.update_biases(task.moe, task.omni.thinker, state)
 
     # -- results -----------------------------------------------------------------------------------
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
         """Loss as it is optimised; figures of what did not occur are left out."""
-        figures = load_figures(ratios)
+        figures = routing.load_figures(ratios)
         weights = self.coefficients()
         figures["loss"] = weights["answer"] * figures["answer_loss"]
         if figures.pop("speech_predictions") > 0:

@@ -8,13 +8,14 @@ from torch import nn
 
 from muomni.config.loading import validate
 from muomni.config.models import ThinkerConfig
+from muomni.config.run import RunConfig
 from muomni.data.plan import Batching
 from muomni.data.text_view import IGNORE, TextView
 from muomni.data.view import Batch
 from muomni.models.moe import record_router_logits
 from muomni.models.thinker import Thinker
-from muomni.training.routing import load_figures, router_term
-from muomni.training.stage import Stage, StageOutput, Sums
+from muomni.training import routing
+from muomni.training.stage import Stage, StageContext, StageOutput, Sums
 
 
 class ThinkerTask(nn.Module):
@@ -40,9 +41,7 @@ class ThinkerTask(nn.Module):
         output = StageOutput({"loss": loss.total}, logs)
         if self.moe is not None and self.training:
             is_real = batch["document_ids"] > 0
-            term, router_logs = router_term(router_logits, self.moe, is_real, loss.weight)
-            output.losses["loss"] = loss.total + term
-            output.logs |= router_logs
+            routing.add_router_term(output, self.moe, self.thinker, router_logits, is_real)
         return output
 
 
@@ -51,6 +50,12 @@ class ThinkerStage(Stage):
 
     name = "thinker"
     tasks = ("text",)
+
+    def __init__(self, config: RunConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.has_experts = self.model_config().moe is not None
+        if self.has_experts:
+            self.terms = (*self.terms, routing.TERM)
 
     def model_config(self) -> ThinkerConfig:
         sizes = {**self.config.model, "vocab_size": self.tokenizer.vocab_size}
@@ -70,10 +75,15 @@ class ThinkerStage(Stage):
         return task.thinker
 
     def weights(self, batch: Batch) -> Sums:
-        return {"loss": (batch["labels"] != IGNORE).sum().float()}
+        weights = {"loss": (batch["labels"] != IGNORE).sum().float()}
+        return weights | routing.router_weight(batch) if self.has_experts else weights
+
+    def after_step(self, task: ThinkerTask, state: Sums, step: int) -> None:
+        if task.moe is not None:
+            routing.update_biases(task.moe, task.thinker, state)
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = load_figures(ratios)
+        figures = routing.load_figures(ratios)
         figures["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
         figures["perplexity"] = math.exp(min(50.0, ratios["loss"]))
         return figures
