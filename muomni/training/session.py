@@ -18,7 +18,7 @@ import yaml
 
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
-from muomni.checkpoint.export import Export, find_exports, read_export
+from muomni.checkpoint.export import Export, read_export
 from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
 from muomni.data.count_cache import CountCache
@@ -97,7 +97,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     precision = pick_precision(config.precision, device)
     group = config.batch.micro_batches_per_step or ranks.world_size
     check_world_size(group, ranks.world_size)
-    upstream = find_exports(request.upstream, stage_type.upstream)
+    upstream = stage_type.find_upstream(config, request.upstream)
     datasets = datasets_of(config.data, stage_type.tasks)
     tokenizer = tokenizer_of(config.data)
     _check_tokenizers(tokenizer, upstream, config.data.root)

@@ -1,19 +1,26 @@
-"""Stage `thinker`: next-token prediction over packed documents."""
+"""Stage `thinker`: next-token prediction over packed documents.
+
+A mixture of experts begins at random, or with `options.upcycle` as a dense Thinker that was trained.
+"""
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from muomni.checkpoint.export import Export, find_exports
 from muomni.config.loading import validate
-from muomni.config.models import ThinkerConfig
+from muomni.config.models import Section, ThinkerConfig
 from muomni.config.run import RunConfig
 from muomni.data.plan import Batching
 from muomni.data.text_view import IGNORE, TextView
 from muomni.data.view import Batch
 from muomni.models.moe import record_router_logits
 from muomni.models.thinker import Thinker
+from muomni.models.upcycling import check_upcycling, upcycle
 from muomni.training import routing
 from muomni.training.stage import Stage, StageContext, StageOutput, Sums
 
@@ -45,17 +52,36 @@ class ThinkerTask(nn.Module):
         return output
 
 
+class ThinkerOptions(Section):
+    """Settings of the stage besides the model's sizes."""
+
+    upcycle: str | None = Field(
+        None, description="run folder whose dense Thinker all experts begin as copies of"
+    )
+
+
 class ThinkerStage(Stage):
     """Trains the decoder LM."""
 
     name = "thinker"
     tasks = ("text",)
+    options_type = ThinkerOptions
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         super().__init__(config, context)
-        self.has_experts = self.model_config().moe is not None
+        sizes = self.model_config()
+        self.has_experts = sizes.moe is not None
         if self.has_experts:
             self.terms = (*self.terms, routing.TERM)
+        # Absent in evaluation, which loads this stage's own export.
+        self.dense = context.upstream.get("thinker")
+        if self.dense is not None:
+            check_upcycling(self.dense.config(ThinkerConfig), sizes)
+
+    @classmethod
+    def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
+        options = validate(ThinkerOptions, config.options, "section 'options'")
+        return {} if options.upcycle is None else find_exports(Path(options.upcycle), (cls.name,))
 
     def model_config(self) -> ThinkerConfig:
         sizes = {**self.config.model, "vocab_size": self.tokenizer.vocab_size}
@@ -69,7 +95,10 @@ class ThinkerStage(Stage):
         return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
 
     def build(self) -> ThinkerTask:
-        return ThinkerTask(self.model_config())
+        task = ThinkerTask(self.model_config())
+        if self.dense is not None and torch.get_default_device().type != "meta":
+            upcycle(task.thinker, self.dense.state())
+        return task
 
     def model(self, task: ThinkerTask) -> nn.Module:
         return task.thinker
