@@ -64,6 +64,7 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@python benchmarks/resume.py --json benchmarks/results/resume.json
 	@python benchmarks/soak.py --data data/sample --json benchmarks/results/soak.json
 	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
+	@deepspeed --num_gpus 2 benchmarks/moe.py --json benchmarks/results/moe.json
 	@python benchmarks/loader.py --run runs/quickstart --json benchmarks/results/loader_nano.json
 	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
 	@python benchmarks/loader.py --preset tiny --run runs/bench_tiny --json benchmarks/results/loader_tiny.json

@@ -1,0 +1,138 @@
+"""Tokens a second of a mixture of experts, over those of the dense model with as many active parameters.
+
+    OMP_NUM_THREADS=1 deepspeed --num_gpus 2 benchmarks/moe.py --data data/sample
+
+The whole training loop of stage thinker on the same batches, three times in one process: dense, with the
+plain block (every rank has all experts), and with experts divided over the ranks by AutoEP. They take
+turns, a round of steps each, so that a slow moment of the machine hits all. Reported are the medians over
+rounds, and the median of each round's ratio to the dense one of the same round.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from muomni.config.loading import CONFIG_ROOT, resolve
+from muomni.dist.discovery import discover, export_environment
+
+DENSE = "dense"
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--preset", default="tiny", help="the dense one; PRESET-moe is the other")
+    flags.add_argument("--zero", type=int, default=2, choices=(1, 2, 3))
+    flags.add_argument("--precision", default="auto")
+    flags.add_argument("--rounds", type=int, default=20)
+    flags.add_argument("--steps", type=int, default=4, help="steps a round")
+    flags.add_argument("--json", type=Path)
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
+    ranks = discover()
+    export_environment(ranks, os.environ)
+
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine import process_group
+    from muomni.training.session import Request, open_loop, prepare
+
+    zero = f"zero{arguments.zero}"
+    candidates = {
+        DENSE: (arguments.preset, zero),
+        "plain": (f"{arguments.preset}-moe", zero),
+        "expert_parallel": (f"{arguments.preset}-moe", f"{zero}_moe"),
+    }
+    length = {"max_steps": (arguments.rounds + 1) * arguments.steps, "max_epochs": None}
+    changes = {
+        "data": {"root": arguments.data}, "precision": arguments.precision, "training": length,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = {}
+        for name, (preset, engine) in candidates.items():
+            config = resolve("thinker", preset, None, changes)
+            engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine}.json")
+            run = Path(folder) / name
+            sessions[name] = prepare(Request(config, run, run, engine_json, "never"), ranks)
+        with process_group(sessions[DENSE].device):
+            loops = {name: open_loop(session) for name, session in sessions.items()}
+            times = take_turns(loops, arguments.rounds, arguments.steps)
+            units = {name: loop.state.units_seen for name, loop in loops.items()}
+    if len(set(units.values())) != 1:
+        raise SystemExit(f"the loops did not see the same tokens: {units}")
+    if ranks.is_main:
+        # No folders: they are those of one machine.
+        names = ("preset", "zero", "precision", "rounds", "steps")
+        result = {
+            **summary(times, units[DENSE] / length["max_steps"]),
+            "parameters": {name: parameters(preset) for name, (preset, _) in candidates.items()},
+            "rounds_ms": times,
+            "settings": {name: vars(arguments)[name] for name in names},
+            "ranks": ranks.world_size,
+            "machine": machine_facts(),
+        }
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({key: result[key] for key in ("share_of_dense", "tokens_per_s")}))
+
+
+def take_turns(loops: dict[str, Any], num_rounds: int, num_steps: int) -> dict[str, list[float]]:
+    """Milliseconds a step of each loop in each round; the first round only warms up."""
+    for loop in loops.values():
+        loop._open_logs()
+        loop.engine.train()
+    batches = {name: iter(loop.loader) for name, loop in loops.items()}
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(num_rounds + 1):
+        order = list(loops)
+        for name in order if number % 2 else reversed(order):
+            loop, start = loops[name], time.perf_counter()
+            for _ in range(num_steps):
+                loop._step(batches[name], False)
+                loop.window.stop_agreed()
+            loop._log(loop.state.step)  # waits for the device, too
+            if number:
+                times[name].append(1000 * (time.perf_counter() - start) / num_steps)
+    for loop in loops.values():
+        loop._close_logs("FINISHED")
+    return times
+
+
+def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, Any]:
+    """Medians over rounds: of the rate, and of its share of the dense one in the same round."""
+    return {
+        "share_of_dense": {
+            name: round(
+                statistics.median(d / m for d, m in zip(times[DENSE], values, strict=True)), 3
+            )
+            for name, values in times.items()
+            if name != DENSE
+        },
+        "tokens_per_s": {
+            name: round(1000 * tokens_per_step / statistics.median(values))
+            for name, values in times.items()
+        },
+        "tokens_per_step": tokens_per_step,
+    }
+
+
+def parameters(preset: str) -> dict[str, int]:
+    """All parameters of the preset's Thinker, and those that one token uses."""
+    from muomni.cli.count import count_preset
+
+    row = count_preset(preset, 2048)[0]
+    return {"total": row.parameters, "active": row.active}
+
+
+if __name__ == "__main__":
+    main()
