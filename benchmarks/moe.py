@@ -127,7 +127,7 @@ def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, 
 
 
 def parameters(preset: str) -> dict[str, int]:
-    """All parameters of the preset's Thinker, and those that one token uses."""
+    """All parameters of the preset's Thinker with 2,048 tokens, and those that one token uses."""
     from muomni.cli.count import count_preset
 
     row = count_preset(preset, 2048)[0]
