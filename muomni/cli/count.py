@@ -27,10 +27,15 @@ from muomni.config.models import (
 from muomni.config.run import STAGE_NAMES
 from muomni.errors import ConfigError
 from muomni.models.audio_encoder import AudioEncoder, audio_encoder_flops
-from muomni.models.clip import Clip, clip_flops
+from muomni.models.clip import Clip, clip_image_flops, clip_text_flops
 from muomni.models.codec import Codec, codec_flops
-from muomni.models.flops import count_parameters, linear_flops, talker_flops, thinker_flops
-from muomni.models.omni import OmniModel
+from muomni.models.flops import count_parameters, talker_flops, thinker_flops
+from muomni.models.omni import (
+    OmniModel,
+    audio_projector_flops,
+    image_projector_flops,
+    spelling_flops,
+)
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision_encoder import vision_encoder_flops
@@ -139,41 +144,39 @@ def table(preset: str, vocab_size: int, rows: list[Row]) -> str:
 
 
 def _thinker_flops(config: ThinkerConfig, row_length: int) -> int:
-    return thinker_flops(config, row_length) // row_length
+    return thinker_flops(config, row_length).total // row_length
 
 
 def _audio_encoder_flops(config: AudioEncoderConfig, _batch_size: int) -> int:
-    return audio_encoder_flops(config, RECORDING_S * SAMPLE_RATE_HZ) // RECORDING_S
+    return audio_encoder_flops(config, RECORDING_S * SAMPLE_RATE_HZ).total // RECORDING_S
 
 
 def _clip_flops(config: ClipConfig, _batch_size: int) -> int:
-    return clip_flops(config, CAPTION_TOKENS)
+    return (clip_image_flops(config) + clip_text_flops(config, CAPTION_TOKENS)).total
 
 
 def _codec_flops(config: CodecConfig, _batch_size: int) -> int:
-    return codec_flops(config, RECORDING_S * MEL_RATE_HZ) // RECORDING_S
+    return codec_flops(config, RECORDING_S * MEL_RATE_HZ).total // RECORDING_S
 
 
 def _talker_flops(config: TalkerConfig, _batch_size: int) -> int:
     frames = RECORDING_S * FRAME_RATE_HZ
-    return talker_flops(config, SPEECH_LETTERS, frames) // RECORDING_S
+    return talker_flops(config, SPEECH_LETTERS, frames).total // RECORDING_S
 
 
 def _omni_flops(config: OmniConfig, _batch_size: int) -> int:
     """Reading one conversation: towers, projectors, Thinker; not what is spoken."""
-    size, width = config.thinker.hidden_size, config.projector_hidden_size
-    num_audio = -(-RECORDING_S * FRAME_RATE_HZ // config.audio_stack)
-    audio_size = config.audio_encoder.hidden_size * config.audio_stack
-    image_size = config.vision_encoder.hidden_size
-    projectors = config.num_image_tokens * linear_flops(image_size + size, width)
-    projectors += num_audio * linear_flops(audio_size + size, width)
-    towers = vision_encoder_flops(config.vision_encoder)
-    samples = RECORDING_S * SAMPLE_RATE_HZ
-    towers += audio_encoder_flops(config.audio_encoder, samples, config.ctc_embeddings)
-    if config.ctc_embeddings:
-        projectors += num_audio * linear_flops(config.thinker.vocab_size - 1, size)
-    positions = CONVERSATION_TOKENS + config.num_image_tokens + num_audio
-    return towers + projectors + thinker_flops(config.thinker, positions, CONVERSATION_TOKENS)
+    frames, samples = RECORDING_S * FRAME_RATE_HZ, RECORDING_S * SAMPLE_RATE_HZ
+    positions = CONVERSATION_TOKENS + config.num_image_tokens + -(-frames // config.audio_stack)
+    parts = (
+        vision_encoder_flops(config.vision_encoder),
+        image_projector_flops(config),
+        audio_encoder_flops(config.audio_encoder, samples, config.ctc_embeddings),
+        audio_projector_flops(config, frames),
+        spelling_flops(config, frames),
+        thinker_flops(config.thinker, positions, CONVERSATION_TOKENS),
+    )
+    return sum(part.total for part in parts)
 
 
 _CONFIG_TYPES: dict[str, Any] = {

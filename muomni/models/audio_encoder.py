@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
-from muomni.models.flops import linear_flops, stack_flops
+from muomni.models.flops import ForwardFlops, linear_flops, stack_flops
 from muomni.models.layers import StackOptions, TransformerStack, init_weights
 from muomni.models.masks import padding_mask
 from muomni.models.mel import LogMel, length_mask, log_mel_flops, normalise_per_utterance
@@ -97,17 +97,23 @@ def num_encoder_frames(num_samples: Tensor) -> Tensor:
 
 def audio_encoder_flops(
     config: AudioEncoderConfig, num_samples: int, with_head: bool = True
-) -> int:
+) -> ForwardFlops:
     """Forward FLOPs of one recording (see `flops.py` for the conventions)."""
     num_mel = -(-num_samples // config.mel.hop)
     half_time, half_mels = -(-num_mel // 2), -(-config.mel.num_mels // 2)
     time, mels = -(-half_time // 2), -(-half_mels // 2)
     channels, size = config.conv_channels, config.hidden_size
-    total = log_mel_flops(config.mel, num_mel)
-    total += half_time * half_mels * linear_flops(9, channels)
-    total += time * mels * linear_flops(9 * channels, channels)
-    total += time * linear_flops(channels * mels, size) + stack_flops(config, time)
+    weights = mels * linear_flops(9 * channels, channels) + linear_flops(channels * mels, size)
+    if with_head:
+        weights += linear_flops(size, config.vocab_size)
+    front = ForwardFlops(
+        weights=time * weights,
+        first=half_time * half_mels * linear_flops(9, channels),
+        fixed=log_mel_flops(config.mel, num_mel),
+    )
+    convs = 0
     if config.conv_kernel_size:
         layer = linear_flops(size, 3 * size) + linear_flops(config.conv_kernel_size, size)
-        total += time * config.num_layers * layer
-    return total + (time * linear_flops(size, config.vocab_size) if with_head else 0)
+        convs = time * config.num_layers * layer
+    stack = stack_flops(config, time, dropout=config.dropout)
+    return front + ForwardFlops(convs, again=convs) + stack

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import ClipConfig, TextTowerConfig
-from muomni.models.flops import linear_flops, stack_flops
+from muomni.models.flops import ForwardFlops, linear_flops, stack_flops
 from muomni.models.layers import TransformerStack, init_weights
 from muomni.models.vision_encoder import (
     VisionEncoder,
@@ -116,9 +116,13 @@ class Clip(nn.Module):
         return (log_scale - excess).exp()
 
 
-def clip_flops(config: ClipConfig, num_tokens: int) -> int:
-    """Forward FLOPs of one picture and one text of `num_tokens` (see `flops.py`)."""
-    towers = vision_encoder_flops(config.vision)
-    towers += stack_flops(config.text, num_tokens, is_gated=False)
-    sizes = config.vision.hidden_size + config.text.hidden_size
-    return towers + linear_flops(sizes, config.embedding_size)
+def clip_text_flops(config: ClipConfig, num_tokens: int) -> ForwardFlops:
+    """Forward FLOPs of one text of `num_tokens`, its projection included (see `flops.py`)."""
+    projection = linear_flops(config.text.hidden_size, config.embedding_size)
+    return stack_flops(config.text, num_tokens, is_gated=False) + ForwardFlops(projection)
+
+
+def clip_image_flops(config: ClipConfig) -> ForwardFlops:
+    """Forward FLOPs of one picture, its projection included (see `flops.py`)."""
+    projection = linear_flops(config.vision.hidden_size, config.embedding_size)
+    return vision_encoder_flops(config.vision) + ForwardFlops(projection)

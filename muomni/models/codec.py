@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
+from muomni.models.flops import ForwardFlops
 from muomni.models.mel import (
     LOG_FLOOR,
     LogMel,
@@ -252,18 +253,25 @@ def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tenso
     return torch.stack([error.sum(), mel_lengths.sum().float()])
 
 
-def codec_flops(config: CodecConfig, num_mel_frames: int, with_decoder: bool = True) -> int:
+def codec_flops(
+    config: CodecConfig, num_mel_frames: int, with_decoder: bool = True
+) -> ForwardFlops:
     """Return the forward FLOPs (2 a multiply-add) for one recording of `num_mel_frames` frames.
 
     Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
     """
     frames = -(-num_mel_frames // FRAME_SUBSAMPLING)
     hidden, mels, latent = config.hidden_size, config.mel.num_mels, config.latent_size
-    block = (KERNEL + 1) * hidden * hidden
-    encoder = frames * (4 * KERNEL * mels * hidden + (2 + 1) * DOWN_KERNEL * hidden * hidden)
-    encoder += frames * (config.num_blocks * block + hidden * latent)
-    search = frames * config.num_codebooks * config.codebook_size * latent
-    decoder = frames * (KERNEL * latent * hidden + config.num_blocks * block)
-    decoder += frames * ((1 + 2) * 2 * hidden * hidden + (2 + 4) * block + 4 * hidden * mels)
-    products = encoder + search + (decoder if with_decoder else 0)
-    return log_mel_flops(config.mel, num_mel_frames) + 2 * products
+    block = 2 * frames * (KERNEL + 1) * hidden * hidden
+    stem = 2 * frames * 4 * KERNEL * mels * hidden
+    search = 2 * frames * config.num_codebooks * config.codebook_size * latent
+    encoder = 2 * frames * ((2 + 1) * DOWN_KERNEL * hidden * hidden + hidden * latent)
+    total = ForwardFlops(
+        encoder, first=stem, fixed=search + log_mel_flops(config.mel, num_mel_frames)
+    )
+    blocks = config.num_blocks * block
+    if with_decoder:
+        decoder = KERNEL * latent * hidden + (1 + 2) * 2 * hidden * hidden + 4 * hidden * mels
+        total += ForwardFlops(2 * frames * decoder)
+        blocks += (config.num_blocks + 2 + 4) * block
+    return total + ForwardFlops(blocks, again=blocks)

@@ -1,12 +1,13 @@
-"""Parameters and forward FLOPs of the language models, by formula from their configs.
+"""Parameters and FLOPs of the language models, by formula from their configs.
 
 A multiplication with its addition counts 2; only matrix products and convolutions count, as in
 torch's FlopCounterMode, against which the tests hold every formula. Attention counts all T keys of
 a row for each of its T queries, masked or not (the convention of PaLM, arXiv:2204.02311, app. B).
-Training costs three times the forward pass, a fourth one when activations are recomputed.
+A forward pass is counted by kind of product, since that decides what its training costs: three
+times the forward pass where all is trained, less for what is frozen or looks at data.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from torch import nn
 
@@ -21,6 +22,52 @@ class ParameterCount:
     total: int
     active: int
     embedding: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFlops:
+    """FLOPs of a forward pass, by what its backward pass makes of them.
+
+    `weights`: products of states with weights, `attention`: of states with states, `first`: of data
+    with weights, `fixed`: outside of any gradient (mel filters, the search for codes). `again` of
+    them all are run a second time where activations are recomputed.
+    """
+
+    weights: int = 0
+    attention: int = 0
+    first: int = 0
+    fixed: int = 0
+    again: int = 0
+
+    @property
+    def total(self) -> int:
+        """The forward pass alone."""
+        return self.weights + self.attention + self.first + self.fixed
+
+    def training(
+        self,
+        trained_share: float = 1.0,
+        has_trained_input: bool = False,
+        recomputes: bool = False,
+    ) -> int:
+        """Forward and backward pass, and what `recomputes` adds.
+
+        `trained_share` of the weights get a gradient; states do where there is something to train in
+        this part or before it (`has_trained_input`), else a frozen part runs forward only. In a part
+        that is trained in part, states get it everywhere.
+        """
+        if not trained_share and not has_trained_input:
+            return self.total
+        of_weights = round(trained_share * (self.weights + self.first))
+        of_states = self.weights + 2 * self.attention
+        return self.total + of_weights + of_states + (self.again if recomputes else 0)
+
+    def __add__(self, other: "ForwardFlops") -> "ForwardFlops":
+        mine, others = astuple(self), astuple(other)
+        return ForwardFlops(*(a + b for a, b in zip(mine, others, strict=True)))
+
+    def __mul__(self, number: int) -> "ForwardFlops":
+        return ForwardFlops(*(flops * number for flops in astuple(self)))
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -68,35 +115,36 @@ def stack_flops(
     num_keys: int | None = None,
     is_gated: bool = True,
     moe: MoEConfig | None = None,
-) -> int:
+    dropout: float = 0.0,
+) -> ForwardFlops:
     """One row of `num_tokens` through a `TransformerStack`, each over `num_keys` (default: all)."""
-    layer = (
-        attention_projection_flops(config)
-        + attention_flops(config, num_tokens if num_keys is None else num_keys)
-        + mlp_flops(config, is_gated, moe)
-    )
-    return num_tokens * config.num_layers * layer
+    times = num_tokens * config.num_layers
+    weights = attention_projection_flops(config) + mlp_flops(config, is_gated, moe)
+    attention = attention_flops(config, num_tokens if num_keys is None else num_keys)
+    again = weights + attention
+    if moe is None and not dropout:
+        # Recomputation ends once all inputs are there again; nothing needs the last product's result.
+        again -= linear_flops(config.intermediate_size, config.hidden_size)
+    return ForwardFlops(weights, attention, again=again) * times
 
 
-def thinker_flops(config: ThinkerConfig, num_tokens: int, num_predicted: int | None = None) -> int:
+def thinker_flops(
+    config: ThinkerConfig, num_tokens: int, num_predicted: int | None = None
+) -> ForwardFlops:
     """Forward pass over one row, with the head at `num_predicted` positions (default: all)."""
     head = linear_flops(config.hidden_size, config.vocab_size)
     predicted = num_tokens if num_predicted is None else num_predicted
-    return stack_flops(config, num_tokens, moe=config.moe) + predicted * head
+    return stack_flops(config, num_tokens, moe=config.moe) + ForwardFlops(predicted * head)
 
 
-def talker_flops(config: TalkerConfig, num_letters: int, num_frames: int) -> int:
+def talker_flops(config: TalkerConfig, num_letters: int, num_frames: int) -> ForwardFlops:
     """Teacher-forced pass over one row: letters, start (and speaker) token, frames, all heads."""
     size, num_codes = config.hidden_size, config.codebook_size
     prefix = num_letters + 1 + (config.num_speakers > 0)
-    total = stack_flops(config, prefix + num_frames)
+    heads = (num_frames + 1) * linear_flops(size, num_codes + 1)
     if config.thinker_hidden_size is not None:
-        total += num_letters * linear_flops(config.thinker_hidden_size, size)
+        heads += num_letters * linear_flops(config.thinker_hidden_size, size)
     residual = mlp_flops(config, is_gated=True) + linear_flops(size, num_codes)
-    total += (num_frames + 1) * linear_flops(size, num_codes + 1)
-    return total + num_frames * (config.num_codebooks - 1) * residual
-
-
-def training_flops(forward_flops: int, recomputes_activations: bool = False) -> int:
-    """Forward and backward pass, given the forward pass."""
-    return forward_flops * (4 if recomputes_activations else 3)
+    heads += num_frames * (config.num_codebooks - 1) * residual
+    stack = stack_flops(config, prefix + num_frames, dropout=config.dropout)
+    return stack + ForwardFlops(heads)

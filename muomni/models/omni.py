@@ -18,6 +18,7 @@ from muomni.config.models import OmniConfig
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.codec import Codec
 from muomni.models.ctc import BLANK_ID
+from muomni.models.flops import ForwardFlops, linear_flops
 from muomni.models.layers import INIT_STD, RMSNorm
 from muomni.models.mel import length_mask
 from muomni.models.sampling import sample
@@ -227,3 +228,25 @@ def gather_places(states: Tensor, places: Tensor) -> Tensor:
     """States [B, T, D] at flat places [S, L] -> [S, L, D]; zeros at the place nowhere."""
     rows = F.pad(states.flatten(0, 1), (0, 0, 0, 1))
     return rows[places]
+
+
+def image_projector_flops(config: OmniConfig) -> ForwardFlops:
+    """Forward FLOPs of the projection of one picture (see `flops.py` for the conventions)."""
+    sizes = config.vision_encoder.hidden_size + config.thinker.hidden_size
+    return ForwardFlops(config.num_image_tokens * linear_flops(sizes, config.projector_hidden_size))
+
+
+def audio_projector_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
+    """Forward FLOPs of the projection of one recording of `num_frames` encoder frames."""
+    num_positions = -(-num_frames // config.audio_stack)
+    sizes = config.audio_encoder.hidden_size * config.audio_stack + config.thinker.hidden_size
+    return ForwardFlops(num_positions * linear_flops(sizes, config.projector_hidden_size))
+
+
+def spelling_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
+    """Forward FLOPs of the embeddings of what a recording of `num_frames` frames spells."""
+    if not config.ctc_embeddings:
+        return ForwardFlops()
+    num_positions = -(-num_frames // config.audio_stack)
+    num_words = config.thinker.vocab_size - 1 - BLANK_ID
+    return ForwardFlops(num_positions * linear_flops(num_words, config.thinker.hidden_size))

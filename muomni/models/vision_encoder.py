@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import VisionTowerConfig
-from muomni.models.flops import linear_flops, stack_flops
+from muomni.models.flops import ForwardFlops, linear_flops, stack_flops
 from muomni.models.layers import StackOptions, TransformerStack, init_weights, make_norm
 
 # Channel statistics of CLIP's training pictures, RGB in 0..1; every CLIP-like model uses them.
@@ -84,7 +84,8 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
         return mean[:, None, None], std[:, None, None]
 
 
-def vision_encoder_flops(config: VisionTowerConfig) -> int:
+def vision_encoder_flops(config: VisionTowerConfig) -> ForwardFlops:
     """Forward FLOPs of one picture (see `flops.py` for the conventions)."""
     patches = config.num_patches * linear_flops(3 * config.patch_size**2, config.hidden_size)
-    return patches + stack_flops(config, config.num_patches + 1, is_gated=False)
+    stack = stack_flops(config, config.num_patches + 1, is_gated=False)
+    return ForwardFlops(first=patches) + stack
