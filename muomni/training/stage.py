@@ -23,6 +23,7 @@ from muomni.data.plan import Batching
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
+from muomni.training.step_flops import FlopCounter
 
 Sums = dict[str, torch.Tensor]
 
@@ -121,6 +122,15 @@ class Stage(ABC):
     def coefficients(self) -> dict[str, float]:
         """How much each loss term counts."""
         return dict.fromkeys(self.terms, 1.0)
+
+    @abstractmethod
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        """Counts the FLOPs of training the built `task` on a batch that still is on the host."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return self.config.training.activation_checkpointing
 
     # -- one step --------------------------------------------------------------------------------
     def prepare(self, batch: Batch) -> Batch:

@@ -20,6 +20,7 @@ from muomni.models.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.models.specaugment import SpecAugmentConfig
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
+from muomni.training.step_flops import FlopCounter, count_audio_encoder
 
 _NUM_SAMPLE_OUTPUTS = 8
 
@@ -116,6 +117,9 @@ class AudioEncoderStage(Stage):
 
     def model(self, task: AudioEncoderTask) -> AudioEncoder:
         return task.encoder
+
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        return count_audio_encoder(self.model_config(), self.recomputes)
 
     def weights(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])

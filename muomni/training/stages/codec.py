@@ -22,6 +22,7 @@ from muomni.models.quantizer import QuantizerStatistics, code_perplexity
 from muomni.models.vocoder import mel_to_waveform
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
+from muomni.training.step_flops import FlopCounter, count_codec
 
 _NUM_SAMPLE_OUTPUTS = 2
 
@@ -75,6 +76,9 @@ class CodecStage(Stage):
 
     def model(self, task: CodecTask) -> Codec:
         return task.codec
+
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        return count_codec(self.model_config(), self.recomputes)
 
     def coefficients(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}

@@ -29,9 +29,11 @@ from muomni.models.talker import num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training import routing
 from muomni.training.frozen_codec import FrozenCodec
+from muomni.training.omni_flops import count_omni
 from muomni.training.omni_parts import check_sizes, freeze, load_parts, omni_config
 from muomni.training.omni_task import OmniTask
 from muomni.training.stage import Artefact, Stage, StageContext, Sums
+from muomni.training.step_flops import FlopCounter
 
 _NUM_SAMPLE_OUTPUTS = 8
 _MAX_SAMPLE_TOKENS = 64
@@ -93,6 +95,10 @@ class SftStage(Stage):
 
     def model(self, task: OmniTask) -> OmniModel:
         return task.omni
+
+    def flop_counter(self, task: OmniTask) -> FlopCounter:
+        on_cpu = self.context.device.type == "cpu"
+        return count_omni(task.omni, self.codec.config, self.recomputes, skips_ignored=on_cpu)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
         state = self.codec.codec.state_dict()

@@ -24,6 +24,7 @@ from muomni.models.talker import Talker, num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.frozen_codec import FrozenCodec
 from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
+from muomni.training.step_flops import FlopCounter, count_talker
 
 _NUM_SAMPLE_OUTPUTS = 2
 
@@ -83,6 +84,9 @@ class TalkerStage(Stage):
 
     def model(self, task: TalkerTask) -> nn.Module:
         return task.talker
+
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        return count_talker(self.model_config(), self.codec.config, self.recomputes)
 
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["waveform"], batch["lengths"])}

@@ -23,6 +23,7 @@ from muomni.models.thinker import Thinker
 from muomni.models.upcycling import check_upcycling, upcycle
 from muomni.training import routing
 from muomni.training.stage import Stage, StageContext, StageOutput, Sums
+from muomni.training.step_flops import FlopCounter, count_thinker
 
 
 class ThinkerTask(nn.Module):
@@ -102,6 +103,10 @@ class ThinkerStage(Stage):
 
     def model(self, task: ThinkerTask) -> nn.Module:
         return task.thinker
+
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        on_cpu = self.context.device.type == "cpu"
+        return count_thinker(self.model_config(), self.recomputes, skips_ignored=on_cpu)
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}

@@ -32,6 +32,7 @@ from muomni.models.contrastive import (
     sigmoid_surrogate,
 )
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
+from muomni.training.step_flops import FlopCounter, count_clip
 
 _NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"
@@ -173,6 +174,11 @@ class VisionEncoderStage(Stage):
 
     def model(self, task: VisionEncoderTask) -> Clip:
         return task.clip
+
+    def flop_counter(self, task: nn.Module) -> FlopCounter:
+        num_ranks = collectives.world_size()
+        group = self.config.batch.micro_batches_per_step or num_ranks
+        return count_clip(self.model_config(), self.recomputes, group, num_ranks)
 
     def weights(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}

@@ -1,0 +1,105 @@
+"""FLOPs of batches of conversations, by what of the omni model is trained.
+
+Gradients flow from the answers through the Thinker to whatever is trained before it, and from the
+spoken answers through the Talker to the Thinker where it sees its states. A frozen tower runs forward only.
+"""
+
+from torch import nn
+
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, CodecConfig
+from muomni.data.view import Batch
+from muomni.models.audio_encoder import audio_encoder_flops
+from muomni.models.flops import ForwardFlops
+from muomni.models.omni import (
+    OmniModel,
+    audio_projector_flops,
+    image_projector_flops,
+    spelling_flops,
+)
+from muomni.models.vision_encoder import vision_encoder_flops
+from muomni.training.step_flops import (
+    FlopCounter,
+    PackedRows,
+    Speech,
+    StepFlops,
+    Training,
+    mel_lengths,
+    trained_share,
+)
+
+
+def count_omni(
+    omni: OmniModel, codec: CodecConfig, recomputes: bool, skips_ignored: bool
+) -> FlopCounter:
+    """Counts batches of `ConversationView` for a model as it is frozen now."""
+    plan = _Plan(omni)
+    config = omni.config
+    assert config.talker is not None
+    rows = PackedRows(config.thinker, recomputes, skips_ignored, plan.stack, plan.head)
+    speech = Speech(config.talker, codec, recomputes, plan.talker)
+
+    def image(recomputes: bool) -> int:
+        tower = plan.vision.hardware(vision_encoder_flops(config.vision_encoder), recomputes)
+        return tower + plan.image_projector.model(image_projector_flops(config))
+
+    def audio(num_mel: int, recomputes: bool) -> int:
+        num_samples, num_frames = num_mel * MEL_HOP, -(-num_mel // FRAME_SUBSAMPLING)
+        tower = audio_encoder_flops(config.audio_encoder, num_samples, config.ctc_embeddings)
+        return (
+            plan.audio.hardware(tower, recomputes)
+            + plan.audio_projector.model(audio_projector_flops(config, num_frames))
+            + plan.spelling.model(plan.looked_up(spelling_flops(config, num_frames)))
+        )
+
+    def count(batch: Batch) -> StepFlops:
+        nowhere = batch["input_ids"].numel()
+        num_images = int((batch["image_places"][:, 0] < nowhere).sum())
+        width = -(-batch["audios"].shape[1] // MEL_HOP)
+        media = StepFlops(
+            num_images * image(False)
+            + sum(audio(num_mel, False) for num_mel in mel_lengths(batch["audio_lengths"])),
+            len(batch["images"]) * image(recomputes)
+            + len(batch["audios"]) * audio(width, recomputes),
+        )
+        text = rows(batch["document_ids"], int(batch["units"]))
+        spoken = speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"])
+        return media + text + spoken
+
+    return count
+
+
+class _Plan:
+    """How each part of an omni model is trained: which weights get gradients, and which states."""
+
+    def __init__(self, omni: OmniModel) -> None:
+        config, thinker, talker = omni.config, omni.thinker, omni.talker
+        assert config.talker is not None and talker is not None
+        self.vision = Training(trained_share(omni.vision_encoder))
+        audio_parts = [omni.audio_encoder.subsampling, omni.audio_encoder.stack]
+        if config.ctc_embeddings:
+            audio_parts.append(omni.audio_encoder.ctc_head)
+        self.audio = Training(trained_share(nn.ModuleList(audio_parts)))
+        self.trains_audio = self.audio.share > 0
+        trains_vision, trains_audio = self.vision.share > 0, self.trains_audio
+        self.image_projector = Training(trained_share(omni.image_projector), trains_vision)
+        self.audio_projector = Training(trained_share(omni.audio_projector), trains_audio)
+        trains_words = thinker.embed_tokens.weight.requires_grad
+        self.spelling = Training(float(trains_words), trains_audio)
+        before = (
+            trains_words
+            or trains_vision
+            or trains_audio
+            or self.image_projector.share > 0
+            or self.audio_projector.share > 0
+        )
+        self.stack = Training(trained_share(thinker.stack), before)
+        reaches_head = before or self.stack.share > 0
+        self.head = Training(float(thinker.head_weight.requires_grad), reaches_head)
+        sees = config.talker.thinker_hidden_size is not None and reaches_head
+        words = (talker.embed_text, talker.embed_letters, talker.embed_codes, talker.embed_start)
+        before_talker = sees or any(table.weight.requires_grad for table in words)
+        self.talker = Training(trained_share(talker), before_talker)
+
+    def looked_up(self, spelling: ForwardFlops) -> ForwardFlops:
+        """Posteriors of a frozen encoder are data: they want no gradient."""
+        return spelling if self.trains_audio else ForwardFlops(first=spelling.total)

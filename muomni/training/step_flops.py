@@ -1,0 +1,251 @@
+"""FLOPs of the batches that really ran: what the model needs, and what the device computes.
+
+`model` counts each real sample alone, once forward and backward; `hardware` counts what the shapes of
+the batch make of it: padding, empty slots, recomputed activations. Both from the batch as it lies on
+the host, by the formulas beside the models, so no device is waited for. Not counted: optimizer,
+norms, softmax, FFT, and whatever else is no matrix product or convolution.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from muomni.config.models import (
+    FRAME_SUBSAMPLING,
+    MEL_HOP,
+    AudioEncoderConfig,
+    ClipConfig,
+    CodecConfig,
+    TalkerConfig,
+    ThinkerConfig,
+)
+from muomni.data.view import Batch
+from muomni.models.audio_encoder import audio_encoder_flops
+from muomni.models.clip import clip_image_flops, clip_text_flops
+from muomni.models.codec import codec_flops
+from muomni.models.flops import ForwardFlops, stack_flops, talker_flops, thinker_flops
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """FLOPs of one micro-batch on one rank, or of several."""
+
+    model: int = 0
+    hardware: int = 0
+
+    def __add__(self, other: "StepFlops") -> "StepFlops":
+        return StepFlops(self.model + other.model, self.hardware + other.hardware)
+
+
+FlopCounter = Callable[[Batch], StepFlops]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a part of a model is trained (see `ForwardFlops.training`)."""
+
+    share: float = 1.0
+    has_trained_input: bool = False
+
+    def model(self, forward: ForwardFlops) -> int:
+        return forward.training(self.share, self.has_trained_input)
+
+    def hardware(self, forward: ForwardFlops, recomputes: bool) -> int:
+        return forward.training(self.share, self.has_trained_input, recomputes)
+
+
+WHOLLY_TRAINED = Training()
+
+
+def trained_share(module: nn.Module) -> float:
+    """Share of the weights in matrix products and convolutions that is trained."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    total = trained = 0
+    for parameter in module.parameters():
+        # ZeRO-3 leaves an empty tensor and the shape that it had.
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if len(shape) >= 2 and id(parameter) not in embeddings:
+            total += torch.Size(shape).numel()
+            trained += torch.Size(shape).numel() * parameter.requires_grad
+    return trained / total if total else 0.0
+
+
+class PackedRows:
+    """A Thinker over packed rows: linear in positions, in query-key pairs, and in predictions.
+
+    A document's positions need its own keys alone. `skips_ignored`: the head runs where there is a
+    label only (the loss on CPUs), not everywhere.
+    """
+
+    def __init__(
+        self,
+        config: ThinkerConfig,
+        recomputes: bool,
+        skips_ignored: bool,
+        stack: Training = WHOLLY_TRAINED,
+        head: Training = WHOLLY_TRAINED,
+    ) -> None:
+        position = stack_flops(config, 1, num_keys=0, moe=config.moe)
+        one_pair = stack_flops(config, 1, num_keys=1, moe=config.moe)
+        at_head = thinker_flops(config, 0, num_predicted=1)
+        self._model = stack.model(position), stack.model(one_pair) - stack.model(position)
+        again, with_pair = (stack.hardware(flops, recomputes) for flops in (position, one_pair))
+        self._hardware = again, with_pair - again
+        self._head = head.model(at_head)
+        self._skips_ignored = skips_ignored
+
+    def __call__(self, document_ids: torch.Tensor, num_labels: int) -> StepFlops:
+        """FLOPs of rows [R, T] of documents (0: padding), `num_labels` of whose places predict."""
+        num_rows, length = document_ids.shape
+        num_places = num_rows * length
+        num_real, num_pairs = _documents(document_ids)
+        position, pair = self._model
+        model = num_real * position + num_pairs * pair + num_labels * self._head
+        position, pair = self._hardware
+        num_predicted = num_labels if self._skips_ignored else num_places
+        hardware = num_places * (position + length * pair) + num_predicted * self._head
+        return StepFlops(model, hardware)
+
+
+def _documents(document_ids: torch.Tensor) -> tuple[int, int]:
+    """Real positions of rows [R, T], and the sum over documents of their length squared."""
+    ids = document_ids.numpy()
+    width = int(ids.max()) + 1
+    rows = np.arange(len(ids))[:, None]
+    lengths = np.bincount((ids + width * rows).ravel(), minlength=width * len(ids))
+    lengths = lengths.reshape(len(ids), width)[:, 1:]
+    return int(lengths.sum()), int(np.square(lengths).sum())
+
+
+def count_thinker(config: ThinkerConfig, recomputes: bool, skips_ignored: bool) -> FlopCounter:
+    """Counts batches of `TextView`."""
+    rows = PackedRows(config, recomputes, skips_ignored)
+    return lambda batch: rows(batch["document_ids"], int(batch["units"]))
+
+
+def count_audio_encoder(config: AudioEncoderConfig, recomputes: bool) -> FlopCounter:
+    """Counts batches of `SpeechView`, with the CTC head."""
+
+    @cache
+    def one(num_mel: int, recomputes: bool) -> int:
+        forward = audio_encoder_flops(config, num_mel * MEL_HOP)
+        return forward.training(recomputes=recomputes)
+
+    def count(batch: Batch) -> StepFlops:
+        num_rows, width = batch["waveform"].shape
+        model = sum(one(num_mel, False) for num_mel in mel_lengths(batch["lengths"]))
+        return StepFlops(model, num_rows * one(_num_mel(width), recomputes))
+
+    return count
+
+
+def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int) -> FlopCounter:
+    """Counts batches of `ImageTextView`, `group` of which make a step of `num_ranks` ranks.
+
+    With several a rank, the features of all are computed once more beforehand, without gradient.
+    A pair is compared with all others of the step; its similarities are needed once, and computed twice
+    for the log-sum-exps and twice, with a gradient each, for the loss.
+    """
+    image = clip_image_flops(config)
+    similarity = 2 * config.embedding_size
+    has_first_pass = group > num_ranks
+
+    @cache
+    def text(num_tokens: int) -> int:
+        return clip_text_flops(config, num_tokens).training()
+
+    @cache
+    def padded(num_tokens: int) -> int:
+        pair = image + clip_text_flops(config, num_tokens)
+        return pair.training(recomputes=recomputes) + has_first_pass * pair.total
+
+    def count(batch: Batch) -> StepFlops:
+        num_pairs, width = batch["token_ids"].shape
+        num_real = int(batch["units"])
+        similarities = similarity * num_pairs * group
+        model = num_real * (image.training() + 3 * similarities)
+        model += sum(map(text, batch["token_lengths"].tolist()[:num_real]))
+        return StepFlops(model, num_pairs * (padded(width) + 6 * similarities))
+
+    return count
+
+
+def count_codec(config: CodecConfig, recomputes: bool) -> FlopCounter:
+    """Counts batches of `WaveformView`."""
+
+    @cache
+    def one(num_mel: int, recomputes: bool) -> int:
+        return codec_flops(config, num_mel).training(recomputes=recomputes)
+
+    def count(batch: Batch) -> StepFlops:
+        num_rows, width = batch["waveform"].shape
+        model = sum(one(num_mel, False) for num_mel in mel_lengths(batch["lengths"]))
+        return StepFlops(model, num_rows * one(_num_mel(width), recomputes))
+
+    return count
+
+
+class Speech:
+    """A Talker over texts and the codes of their recordings, which a frozen codec makes first."""
+
+    def __init__(
+        self,
+        talker: TalkerConfig,
+        codec: CodecConfig,
+        recomputes: bool,
+        training: Training = WHOLLY_TRAINED,
+    ) -> None:
+        def speaking(num_letters: int, num_frames: int, recomputes: bool = False) -> int:
+            return training.hardware(talker_flops(talker, num_letters, num_frames), recomputes)
+
+        self._padded = partial(speaking, recomputes=recomputes)
+        # Letters and frames enter in first power, and the length of the row in second: three lengths
+        # tell the coefficients, and a row then costs a few products.
+        none, one, two = (speaking(num_letters, 0) for num_letters in range(3))
+        self._square = (two - 2 * one + none) // 2
+        self._letter = one - none - self._square
+        self._frame = speaking(0, 1) - none - self._square
+        self._start = none
+        self._listening = cache(
+            lambda num_mel: codec_flops(codec, num_mel, with_decoder=False).total
+        )
+
+    def __call__(
+        self, text_mask: torch.Tensor, waveform: torch.Tensor, lengths: torch.Tensor
+    ) -> StepFlops:
+        """FLOPs of texts [S, Tl] and recordings [S, N]; a slot without a recording is padding."""
+        model = 0
+        for num_letters, num_mel in zip(
+            text_mask.sum(1).tolist(), mel_lengths(lengths), strict=True
+        ):
+            if num_mel:
+                num_frames = _num_frames(num_mel)
+                model += self._start + num_letters * self._letter + num_frames * self._frame
+                model += (num_letters + num_frames) ** 2 * self._square + self._listening(num_mel)
+        num_slots, width = waveform.shape
+        num_mel = _num_mel(width)
+        hardware = self._padded(text_mask.shape[1], _num_frames(num_mel))
+        return StepFlops(model, num_slots * (hardware + self._listening(num_mel)))
+
+
+def count_talker(config: TalkerConfig, codec: CodecConfig, recomputes: bool) -> FlopCounter:
+    """Counts batches of `TtsView`."""
+    speech = Speech(config, codec, recomputes)
+    return lambda batch: speech(batch["text_mask"], batch["waveform"], batch["lengths"])
+
+
+def mel_lengths(num_samples: torch.Tensor) -> list[int]:
+    """Mel frames of recordings, given their numbers of samples [B] on the host."""
+    return [_num_mel(length) for length in num_samples.tolist()]
+
+
+def _num_mel(num_samples: int) -> int:
+    return -(-num_samples // MEL_HOP)
+
+
+def _num_frames(num_mel: int) -> int:
+    return -(-num_mel // FRAME_SUBSAMPLING)
