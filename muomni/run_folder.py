@@ -4,6 +4,7 @@ RUN/STAGE/config.yaml      the resolved config
 RUN/STAGE/metrics.jsonl    every logged figure, the truth that MLflow is fed from
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
+RUN/STAGE/profile/         traces and memory snapshots of a few steps
 RUN/STAGE/export/          what later stages and inference load
 """
 

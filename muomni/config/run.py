@@ -154,6 +154,9 @@ class TrainingSection(Section):
     keep_last: Positive = 2
     log_every: Positive = 10
     activation_checkpointing: bool = False
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"
+    )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="validate and export the weights' moving average"
     )
@@ -163,6 +166,18 @@ class TrainingSection(Section):
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError("give exactly one of training.max_steps and training.max_epochs")
         return self
+
+
+class ProfileSection(Section):
+    """Which steps are recorded by torch.profiler; the file `profile_now` asks for the next ones."""
+
+    start_step: Positive | None = Field(
+        default=None, description="first step to record; null: only when the file asks for it"
+    )
+    num_steps: Positive = 3
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0,), description="which ranks write a trace"
+    )
 
 
 class Fp16Section(Section):
@@ -185,6 +200,7 @@ class RunConfig(Section):
     batch: BatchSection
     optim: OptimSection
     training: TrainingSection
+    profile: ProfileSection = ProfileSection()
     fp16: Fp16Section = Fp16Section()
     model: dict[str, Any] = Field(default_factory=dict, description="sizes of the stage's model")
     options: dict[str, Any] = Field(default_factory=dict, description="the stage's own settings")

@@ -14,6 +14,8 @@ class Progress:
         self._start_step = self._last_step = start_step
         self._paused_s = self._paused_last_s = 0.0
         self._last_wait_s = 0.0
+        self.busy_s = 0.0  # of the steps that `rates` was last asked about
+        self.num_busy_steps = 0
 
     def pause(self, seconds: float) -> None:
         """Leave time spent in validation and saving out of the rates."""
@@ -24,6 +26,7 @@ class Progress:
         now = time.perf_counter()
         busy = max(1e-9, now - self._last - (self._paused_s - self._paused_last_s))
         steps = max(1, step - self._last_step)
+        self.busy_s, self.num_busy_steps = busy, steps
         figures = {
             "step_time_s": busy / steps,
             f"{self.unit}_per_s": units / busy,
@@ -48,6 +51,8 @@ class Progress:
             f"wait {100 * figures['data_wait_fraction']:.0f} %",
             f"eta {duration(self.eta_s(step))}",
         ]
+        if "mfu" in figures:
+            parts.insert(5, f"MFU {100 * figures['mfu']:.1f} %")
         if "loss_scale" in figures:
             parts.insert(4, f"scale {figures['loss_scale']:g} skipped {figures['num_skipped']:.0f}")
         if "moe/max_load" in figures:

@@ -28,6 +28,7 @@ from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.shared_memory import release_names
 from muomni.errors import ConfigError, NonFiniteError
 from muomni.models.moe import from_autoep
+from muomni.observe.step_clock import StepClock
 from muomni.training import ds_config, expert_parallel
 from muomni.training.ema import WeightAverage
 from muomni.training.optim import build_optimizer, parameter_groups
@@ -109,6 +110,16 @@ class Engine:
         if self._scales_itself:
             self._own_scale = self.loss_scale
         self.deepspeed.backward(total * self._own_scale, scale_wrt_gas=False)
+
+    def time_reductions(self, clock: StepClock) -> None:
+        """Let `clock` tell the reduction of gradients, at the end of backward, from backward itself."""
+        reduce = self.deepspeed.allreduce_gradients
+
+        def timed_reduce(*args: Any, **kwargs: Any) -> None:
+            with clock.section("communication"):
+                reduce(*args, **kwargs)
+
+        self.deepspeed.allreduce_gradients = timed_reduce
 
     def end_micro_step(self, lr_factor: float) -> None:
         """Count a micro-step; on the last of a window clip, update and zero the gradients.

@@ -30,6 +30,7 @@ from muomni.training.optim import lr_factor
 from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageOutput, Sums
 from muomni.training.stop import StopFlag
+from muomni.training.throughput import Throughput
 from muomni.training.validation import SplitBatches, validate
 from muomni.training.window import RunningSums, WindowReduction
 
@@ -68,6 +69,8 @@ class Loop:
         self.window = WindowReduction(self.stage, parts.device)
         self.sums = RunningSums()
         self.units = torch.zeros((), device=parts.device)
+        self.throughput = Throughput(self.stage, self.engine, parts.folder.root, parts.device)
+        self.clock, self.profiler = self.throughput.clock, self.throughput.profiler
         self.num_non_finite = 0
         self.saved_step = state.step
         self.last_metrics: dict[str, float] = {}
@@ -103,41 +106,58 @@ class Loop:
         batches = iter(self.loader)
         while self.state.step < self.parts.num_steps:
             self.counts.count_ahead(self.state.step, self.parts.num_steps)
+            if self.profiler.is_due(self.state.step):
+                self._outside_of_rates(lambda: self.profiler.turn(self.state.step))
             self._step(batches, bool(stop))
             step = self.state.step
             training = self.config.training
             if step % training.log_every == 0 or step == self.parts.num_steps:
-                self._log(step)
+                with self.clock.section("logging"):
+                    self._log(step)
             if step % training.validate_every == 0 and step < self.parts.num_steps:
-                self._outside_of_rates(self._validate)
+                with self.clock.section("validation"):
+                    self._outside_of_rates(self._validate)
             if step % training.save_every == 0 and step < self.parts.num_steps:
-                self._outside_of_rates(self._save)
+                with self.clock.section("save"):
+                    self._outside_of_rates(self._save)
             if self.window.stop_agreed() and step < self.parts.num_steps:
                 folder = self._save()
                 raise PreemptedError(
                     f"stopped by {stop.signal_name or 'a signal to another rank'} after step {step}; "
                     f"the state is in {folder}: start the same command again to go on"
                 )
+        self.profiler.finish(self.state.step)
 
     def _step(self, batches: Iterator[Batch], wants_stop: bool) -> None:
-        window = [
-            self._prepared(batch)
-            for batch in itertools.islice(batches, self.engine.num_accumulation)
-        ]
+        mark = self.clock.mark
+        window: list[Batch] = []
+        mark("data_wait")
+        for batch in itertools.islice(batches, self.engine.num_accumulation):
+            mark("forward")
+            window.append(self._prepared(batch))
+            mark("data_wait")
+        mark("forward")
         self.window.start(window, wants_stop)
         window = self.stage.begin_step(self.engine.forward, window)
         factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
         state: Sums = {}
         for batch in window:
+            mark("forward")
             output = self.engine.forward(batch)
-            self.engine.backward(output, self.window.weights(), self.coefficients)
+            mark("communication")
+            weights = self.window.weights()
+            mark("backward")
+            self.engine.backward(output, weights, self.coefficients)
+            mark("optimizer")
             self.engine.end_micro_step(factor)
             self._account(batch, output, state)
         self.state = replace(self.state, step=self.state.step + 1)
         self.engine.update_average(self.state.step)
         self.stage.after_step(self.engine.task, state, self.state.step)
+        mark("other")
 
     def _prepared(self, batch: Batch) -> Batch:
+        self.throughput.count(batch)
         with torch.no_grad():
             return self.stage.prepare(to_device(batch, self.parts.device))
 
@@ -149,13 +169,12 @@ class Loop:
 
     # -- what happens beside training --------------------------------------------------------------
     def _log(self, step: int) -> None:
-        num_bad = torch.full_like(self.units, self.loader.num_bad)
-        counts = collectives.sum_over_ranks(torch.stack([self.units, num_bad]))
-        units, num_bad_samples = counts.tolist()
+        units, num_bad_samples, rates = self.throughput.take(
+            step, self.units, self.loader, self.progress
+        )
         self.units = torch.zeros_like(self.units)
         self.state = replace(self.state, units_seen=self.state.units_seen + units)
-        figures = self.stage.metrics(self.sums.take())
-        figures |= self.progress.rates(step, units, self.loader.wait_s)
+        figures = self.stage.metrics(self.sums.take()) | rates
         figures["lr"] = self.config.optim.lr * lr_factor(
             step - 1, self.parts.num_steps, self.config.optim
         )
@@ -259,10 +278,14 @@ class Loop:
             )
         self._write_samples()
         collectives.barrier()
+        text, throughput = self.throughput.utilisation.summary()
+        if self.is_main and text:
+            print(f"{self.stage.name} {text}", flush=True)
         return {
             "stage": self.stage.name,
             "step": self.state.step,
             **metrics,
+            **throughput,
             "export": str(self.parts.folder.export),
         }
 
@@ -308,8 +331,10 @@ class Loop:
                 self.parts.folder.run, self.stage.name, self.state.mlflow_run_id, flatten(content)
             )
             self.mlflow.artefact(self.parts.folder.config_file, "config")
+            print(f"{self.stage.name} {self.throughput.utilisation.describe()}", flush=True)
 
     def _close_logs(self, status: str) -> None:
+        self.profiler.discard()
         if self.metrics_log is not None:
             self.metrics_log.close()
         if self.mlflow is not None:

@@ -33,6 +33,7 @@ from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
 from muomni.models.recompute import recompute_activations
 from muomni.observe.mlflow_log import flatten
+from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import ema, expert_parallel, muon
 from muomni.training.loop import Loop, LoopParts
@@ -97,6 +98,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     precision = pick_precision(config.precision, device)
     group = config.batch.micro_batches_per_step or ranks.world_size
     check_world_size(group, ranks.world_size)
+    check_ranks(config.profile, ranks.world_size)
     upstream = stage_type.find_upstream(config, request.upstream)
     datasets = datasets_of(config.data, stage_type.tasks)
     tokenizer = tokenizer_of(config.data)

@@ -14,11 +14,13 @@ import pytest
 
 from muomni.config.run import STAGE_NAMES
 from muomni.models.losses import router_losses
+from muomni.observe.step_clock import StepClock
 from muomni.training.ema import WeightAverage
 from muomni.training.engine import Engine
 from muomni.training.loop import Loop
 from muomni.training.routing import add_router_term, update_biases
 from muomni.training.stages import load_stage
+from muomni.training.throughput import Throughput
 from muomni.training.window import RunningSums, WindowReduction
 
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
@@ -28,6 +30,7 @@ STEP = [
     RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
     Engine.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
+    StepClock.mark, Throughput.count,
 ]  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""What a run's speed is made of: FLOPs, utilisation of the devices, the parts of a step, traces of it.
+
+The loop says where a step's parts begin and counts batches here; figures are made at logging steps only.
+"""
+
+from pathlib import Path
+
+import torch
+
+from muomni.data.loader import Loader
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.observe.peak_flops import find_peak
+from muomni.observe.profiler import Profiler
+from muomni.observe.progress import Progress
+from muomni.observe.step_clock import StepClock, step_breakdown
+from muomni.observe.utilisation import Utilisation
+from muomni.training.engine import Engine
+from muomni.training.stage import Stage
+from muomni.training.step_flops import StepFlops
+
+
+class Throughput:
+    """Watches the training of `stage`, whose run folder is `root`."""
+
+    def __init__(self, stage: Stage, engine: Engine, root: Path, device: torch.device) -> None:
+        num_ranks, config = collectives.world_size(), stage.config
+        self._device = device
+        self._count_flops = stage.flop_counter(engine.task)
+        self._flops = StepFlops()
+        self.clock = StepClock(device)
+        engine.time_reductions(self.clock)
+        self.profiler = Profiler(config.profile, root, device, collectives.rank(), self.clock)
+        peak = find_peak(device, engine.precision, config.training.peak_tflops)
+        self.utilisation = Utilisation(num_ranks, *peak)
+
+    def count(self, batch: Batch) -> None:
+        """Count the FLOPs of a batch that is about to run and still lies on the host."""
+        self._flops += self._count_flops(batch)
+
+    def take(
+        self, step: int, units: torch.Tensor, loader: Loader, progress: Progress
+    ) -> tuple[float, float, dict[str, float]]:
+        """`units` and bad samples of all ranks, and the figures of the steps since the last call.
+
+        Every rank must call it; requests to profile travel in the same reduction.
+        """
+        own = [loader.num_bad, self._flops.model, self._flops.hardware]
+        own += self.profiler.take_requests()
+        table = torch.tensor([0.0, *own], dtype=torch.float64, device=self._device)
+        table[0] += units
+        self._flops = StepFlops()
+        sums: list[float] = collectives.sum_over_ranks(table).tolist()
+        total_units, num_bad, model, hardware, wants_trace, wants_memory = sums
+        figures = progress.rates(step, total_units, loader.wait_s)
+        num_steps, busy_s = progress.num_busy_steps, progress.busy_s
+        figures |= self.utilisation.take(step, num_steps, model, hardware, busy_s)
+        figures |= step_breakdown(self.clock.take(), num_steps)
+        self.profiler.request(wants_trace > 0, wants_memory > 0, step)
+        return total_units, num_bad, figures

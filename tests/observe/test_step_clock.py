@@ -1,0 +1,88 @@
+"""The parts of a step: every moment belongs to one, on a CPU's clock and on a GPU's events."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.observe import step_clock
+from muomni.observe.step_clock import StepClock, step_breakdown
+
+
+def test_every_moment_belongs_to_the_section_that_was_marked_last() -> None:
+    start = time.perf_counter()
+    clock = StepClock(torch.device("cpu"))
+    clock.mark("data_wait")
+    time.sleep(0.02)
+    clock.mark("backward")
+    time.sleep(0.01)
+    with clock.section("communication"):
+        time.sleep(0.03)
+    time.sleep(0.01)
+    seconds = clock.take()
+    elapsed = time.perf_counter() - start
+    assert seconds["data_wait"] >= 0.02
+    assert seconds["backward"] >= 0.02
+    assert 0.03 <= seconds["communication"] < elapsed - 0.04
+    assert sum(seconds.values()) == pytest.approx(elapsed, abs=0.002)
+
+
+def test_a_section_that_goes_on_is_divided_at_take() -> None:
+    clock = StepClock(torch.device("cpu"))
+    clock.mark("forward")
+    clock.take()
+    time.sleep(0.01)
+    assert clock.take().keys() == {"forward"}
+
+
+class Event:
+    """A CUDA event on a device that reaches it `elapsed_ms` after the one before."""
+
+    elapsed_ms = 5.0
+    num_made = 0
+    waits: list[int]
+
+    def __init__(self) -> None:
+        self.number = Event.num_made
+        Event.num_made += 1
+
+    def synchronize(self) -> None:
+        Event.waits.append(self.number)
+
+    def elapsed_time(self, other: "Event") -> float:
+        return self.elapsed_ms * (other.number - self.number)
+
+
+@pytest.fixture()
+def gpu_clock(monkeypatch: pytest.MonkeyPatch) -> StepClock:
+    Event.num_made, Event.waits = 0, []
+    monkeypatch.setattr(step_clock, "_event", Event)
+    return StepClock(torch.device("cuda"))
+
+
+def test_events_are_waited_for_at_take_only(gpu_clock: StepClock) -> None:
+    for _ in range(10):
+        gpu_clock.mark("forward")
+        gpu_clock.mark("backward")
+    assert Event.waits == []
+    seconds = gpu_clock.take()
+    assert Event.waits == [21]
+    assert seconds == pytest.approx({"other": 0.005, "forward": 0.05, "backward": 0.05})
+
+
+def test_unread_events_do_not_pile_up(gpu_clock: StepClock) -> None:
+    for _ in range(10_000):
+        gpu_clock.mark("forward")
+    unread: Any = gpu_clock._unread
+    assert len(unread) <= step_clock._MAX_UNREAD
+    assert max(Event.waits) < 10_000 - 2_000  # only what is long past
+    assert sum(gpu_clock.take().values()) == pytest.approx(10_001 * 0.005)
+
+
+def test_figures_are_seconds_a_step_and_percent_of_all_time() -> None:
+    figures = step_breakdown({"forward": 3.0, "save": 1.0}, num_steps=10)
+    assert figures == {
+        "time/forward_s": 0.3, "time/forward_percent": 75.0,
+        "time/save_s": 0.1, "time/save_percent": 25.0,
+    }  # fmt: skip
