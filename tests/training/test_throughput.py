@@ -71,6 +71,8 @@ def test_a_window_of_steps_is_traced_by_the_ranks_that_are_named(
     # Two micro-batches a rank and step.
     assert found["backward"] >= 4 and found["forward"] >= 4 and found["optimizer"] >= 4
     assert found["data_wait"] >= 2
+    # The weights of other ranks before each backward pass, and its gradients at its end.
+    assert found["communication"] >= 8
 
 
 def touch_and_train(config: RunConfig, run: Path, names: list[str]) -> dict[str, Any]:
