@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from muomni.config.loading import CONFIG_ROOT, merge, parse_override, preset_names, resolve
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.dist.discovery import Ranks, discover, export_environment
-from muomni.errors import exit_on_error
+from muomni.errors import ConfigError, exit_on_error
 
 SAMPLE_RUN = Path("runs/quickstart")
 
@@ -51,6 +52,15 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--dry-run", action="store_true", help="check everything, print it, do not train"
+    )
+    flags.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="with --dry-run: plan for N GPUs, which need not be here",
+    )
+    flags.add_argument(
+        "--gpu-gib", type=float, metavar="GIB", help="with --dry-run: memory of each GPU"
     )
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     flags.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=3e-4")
@@ -98,12 +108,22 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Check, start the process group, train; returns the result."""
+    is_planned = arguments.gpus is not None
+    if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
+        raise ConfigError("--gpus and --gpu-gib plan a run; give --dry-run, too, or leave them out")
+    if is_planned:
+        if arguments.gpus < 1:
+            raise ConfigError(f"--gpus is {arguments.gpus}; give the number of GPUs to plan for")
+        ranks = replace(ranks, world_size=arguments.gpus)
     request = build_request(arguments)
     from muomni.training import session as sessions
 
     session = sessions.prepare(request, ranks)
     if arguments.dry_run:
-        return sessions.describe(session)
+        from muomni.training import dry_run
+
+        device = dry_run.find_device(session, is_planned, arguments.gpu_gib)
+        return dry_run.describe(session, device)
     finished = sessions.finished_result(session)
     if finished is not None:
         return finished

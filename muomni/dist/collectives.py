@@ -1,17 +1,36 @@
 """The few collectives that training needs, identical for one rank and for many."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_pretended_ranks: int | None = None
 
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+@contextmanager
+def pretended(num_ranks: int) -> Iterator[None]:
+    """Let this process count as rank 0 of `num_ranks` that all hold what it holds, for plans.
+
+    Gathered tensors then have their real sizes, and nothing is sent. No process group may be running.
+    """
+    global _pretended_ranks
+    assert not is_distributed(), "ranks that run need no pretence"
+    _pretended_ranks = num_ranks
+    try:
+        yield
+    finally:
+        _pretended_ranks = None
+
+
 def world_size() -> int:
-    return dist.get_world_size() if is_distributed() else 1
+    return dist.get_world_size() if is_distributed() else _pretended_ranks or 1
 
 
 def rank() -> int:
@@ -39,6 +58,8 @@ def gather_rows(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) ->
     With `group`, of its ranks.
     """
     tensor = tensor.detach().contiguous()
+    if _pretended_ranks is not None:
+        return torch.cat([tensor] * _pretended_ranks)
     if not is_distributed():
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]

@@ -4,12 +4,16 @@ A multiplication with its addition counts 2; only matrix products and convolutio
 torch's FlopCounterMode, against which the tests hold every formula. Attention counts all T keys of
 a row for each of its T queries, masked or not (the convention of PaLM, arXiv:2204.02311, app. B).
 A forward pass is counted by kind of product, since that decides what its training costs: three
-times the forward pass where all is trained, less for what is frozen or looks at data.
+times the forward pass where all is trained, less for what is frozen or looks at data. `operator_flops` counts
+in the same way what really runs, operator by operator.
 """
 
 from dataclasses import astuple, dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from muomni.config.models import MoEConfig, TalkerConfig, ThinkerConfig, TransformerConfig
 from muomni.models.moe import MoEBlock
@@ -148,3 +152,32 @@ def talker_flops(config: TalkerConfig, num_letters: int, num_frames: int) -> For
     heads += num_frames * (config.num_codebooks - 1) * residual
     stack = stack_flops(config, prefix + num_frames, dropout=config.dropout)
     return stack + ForwardFlops(heads)
+
+
+def operator_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """FLOPs of one operator as a dispatch mode sees it, 0 for what is no product.
+
+    Fused attention counts its two products, backward twice as many: what the kernel computes again to
+    save memory is its own affair.
+    """
+    packet = getattr(func, "_overloadpacket", None)
+    if packet in _FORWARD_ATTENTION:
+        return _attention_products(*args[:3])
+    if packet in _BACKWARD_ATTENTION:
+        return 2 * _attention_products(*args[1:4])
+    count = flop_registry.get(packet)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=out))
+
+
+def _attention_products(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Scores and weighted sum over all keys; [B, H, T, D] each."""
+    batch, num_heads, length, size = query.shape
+    return batch * num_heads * length * linear_flops(size + value.shape[-1], key.shape[-2])
+
+
+_KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+# What scaled_dot_product_attention becomes, forward (q, k, v, ...) and backward (gradient, q, k, v, ...).
+_FORWARD_ATTENTION, _BACKWARD_ATTENTION = (
+    {getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{suffix}") for kernel in _KERNELS}
+    for suffix in ("", "_backward")
+)

@@ -6,6 +6,7 @@ for unknown sections, so a misspelt one would silently be off: here it is an err
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,29 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def zero_stage(engine_json: dict[str, Any]) -> int:
     return int(engine_json.get("zero_optimization", {}).get("stage", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroSettings:
+    """What of an engine JSON decides how much memory ZeRO takes; sizes in elements."""
+
+    stage: int
+    overlaps: bool
+    reduce_bucket: int
+    prefetch_bucket: int
+    persistence_threshold: int
+    max_reuse_distance: int
+    sub_group_size: int
+
+
+def zero_settings(engine_json: dict[str, Any]) -> ZeroSettings:
+    """Those settings, with DeepSpeed's defaults for what the JSON leaves out."""
+    zero = DeepSpeedZeroConfig(**engine_json.get("zero_optimization", {}))
+    return ZeroSettings(
+        int(zero.stage), bool(zero.overlap_comm), int(zero.reduce_bucket_size),
+        int(zero.prefetch_bucket_size), int(zero.param_persistence_threshold),
+        int(zero.max_reuse_distance), int(zero.sub_group_size),
+    )  # fmt: skip
 
 
 def complete(

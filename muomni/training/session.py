@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
@@ -23,7 +22,6 @@ from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
 from muomni.data.count_cache import CountCache
 from muomni.data.data_root import datasets_of, tokenizer_of
-from muomni.data.loader import PlannedDataset
 from muomni.data.mix import open_order
 from muomni.data.plan import ORDER_VERSION, Plan, check_world_size
 from muomni.data.source import Source
@@ -238,32 +236,6 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     return {
         "stage": export.stage, "step": session.num_steps, **export.metrics, "export": str(export.path)
     }  # fmt: skip
-
-
-def describe(session: Session) -> dict[str, Any]:
-    """What a dry run reports: the resolved config, sizes, and the first batch's shapes."""
-    config = session.request.config
-    dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
-    first = session.plan.micro_batch(0)
-    with torch.device("meta"):
-        task = session.stage.build()
-    if session.ranks.is_main:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        print(*describe_parameters(task, config.optim), sep="\n", flush=True)
-    return {
-        "stage": config.stage,
-        "parameters": count_parameters(task),
-        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
-        "precision": session.precision,
-        "device": session.device.type,
-        "train_samples": session.train.num_kept,
-        "val_samples": session.val.num_kept if session.val else 0,
-        "steps_per_epoch": session.plan.num_steps(1),
-        "steps": session.num_steps,
-        "micro_batches_per_step": session.plan.micro_batches_per_step,
-        "accumulation": session.num_accumulation,
-        "first_micro_batch": {key: list(value.shape) for key, value in dataset[first].items()},
-    }
 
 
 def seed_everything(seed: int) -> None:

@@ -115,6 +115,10 @@ class Stage(ABC):
         """Weights of models outside of the task module that its export holds, too."""
         return {}
 
+    def frozen_models(self) -> list[nn.Module]:
+        """Models outside of the task module that run in training, loaded."""
+        return []
+
     def load_export(self, task: nn.Module, export: Export) -> None:
         """Load this stage's own export strictly into a built task module; raises UpstreamError."""
         export.load_into(self.model(task))

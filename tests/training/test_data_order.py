@@ -9,7 +9,8 @@ import pytest
 
 from muomni.dist.discovery import Ranks
 from muomni.errors import ConfigError
-from muomni.training.session import Request, Session, describe, prepare
+from muomni.training.dry_run import describe
+from muomni.training.session import Request, Session, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.training.runs import thinker_config
 

@@ -10,7 +10,8 @@ import torch
 
 from muomni.config.run import RunConfig
 from muomni.dist.discovery import Ranks, discover
-from muomni.training.session import Request, Session, describe, open_loop, prepare
+from muomni.training.dry_run import describe
+from muomni.training.session import Request, Session, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerStage, ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config
@@ -91,4 +92,7 @@ def test_a_dry_run_tells_what_would_be_trained(
     said = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("optimises ") for line in said) == 2
     num_frozen = sizes["parameters"] - sizes["trainable_parameters"]
-    assert said[-1].startswith(f"freezes stack.*: {num_frozen:,} of ")
+    assert any(line.startswith(f"freezes stack.*: {num_frozen:,} of ") for line in said)
+    without_zero = sizes["memory"][0]
+    assert without_zero["parts_bytes"]["gradients"] == 4 * sizes["trainable_parameters"]
+    assert without_zero["optimizer_state_bytes"] == 8 * sizes["trainable_parameters"]

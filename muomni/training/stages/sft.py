@@ -104,6 +104,9 @@ class SftStage(Stage):
         state = self.codec.codec.state_dict()
         return {f"{_CODEC_PREFIX}{name}": tensor.cpu() for name, tensor in state.items()}
 
+    def frozen_models(self) -> list[nn.Module]:
+        return [self.codec.codec]
+
     def load_export(self, task: nn.Module, export: Export) -> None:
         whole = OmniModel(self.sizes, with_codec=True)
         export.load_into(whole)

@@ -88,6 +88,9 @@ class TalkerStage(Stage):
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         return count_talker(self.model_config(), self.codec.config, self.recomputes)
 
+    def frozen_models(self) -> list[nn.Module]:
+        return [self.codec.codec]
+
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["waveform"], batch["lengths"])}
 

@@ -1,0 +1,197 @@
+"""What a dry run tells: config, sizes, the steps ahead, and the memory that a rank will need."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from torch import nn
+
+from muomni.config.loading import CONFIG_ROOT
+from muomni.data.loader import PlannedDataset
+from muomni.data.view import Batch
+from muomni.training import expert_parallel
+from muomni.training.ds_config import read_engine_json, zero_settings, zero_stage
+from muomni.training.live_bytes import storage_bytes
+from muomni.training.memory_plan import (
+    AVERAGE,
+    MASTER,
+    MOMENTS,
+    PARTS,
+    MemoryPlan,
+    Setup,
+    Sizes,
+    predict,
+)  # fmt: skip
+from muomni.training.optim import describe_parameters, parameter_groups
+from muomni.training.precision import DTYPES
+from muomni.training.session import Session, count_parameters
+from muomni.training.step_trace import StepTrace, trace_step
+
+MIB = 2**20
+# Micro-batches of a step that are read; longer windows are taken to go on like these.
+_MAX_READ = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a rank computes on. `memory` is in bytes, None where it is not known."""
+
+    kind: str
+    memory: int | None
+
+
+def find_device(session: Session, is_planned: bool, gpu_gib: float | None) -> Device:
+    """The device of each rank: this machine's, or a GPU that is only planned with."""
+    if gpu_gib is not None:
+        return Device("cuda", int(gpu_gib * 2**30))
+    if session.device.type == "cuda":
+        return Device("cuda", torch.cuda.get_device_properties(session.device).total_memory)
+    if is_planned:
+        return Device("cuda", None)
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    num_local = int(local) if local else session.ranks.world_size
+    return Device("cpu", psutil.virtual_memory().total // num_local)
+
+
+def describe(session: Session, device: Device | None = None) -> dict[str, Any]:
+    """Print the resolved config, what is trained and the memory it takes; returns the figures."""
+    config = session.request.config
+    device = device or find_device(session, False, None)
+    with torch.device("meta"):
+        task = session.stage.build()
+    batches = read_step(session)
+    trace = trace_step(session.stage, batches, session.precision, session.ranks.world_size)
+    plans = predict_memory(session, task, trace, device)
+    if session.ranks.is_main:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print(*describe_parameters(task, config.optim), sep="\n")
+        print(*table(session, plans, device), sep="\n", flush=True)
+    num_steps, unit = session.plan.num_steps(1), session.stage.view().unit
+    units = sum(float(batch["units"]) for batch in batches) / len(batches)
+    return {
+        "stage": config.stage,
+        "parameters": count_parameters(task),
+        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "precision": session.precision,
+        "device": session.device.type,
+        "ranks": session.ranks.world_size,
+        "train_samples": session.train.num_kept,
+        "val_samples": session.val.num_kept if session.val else 0,
+        "steps_per_epoch": num_steps,
+        "steps": session.num_steps,
+        "micro_batches_per_step": session.plan.micro_batches_per_step,
+        "accumulation": session.num_accumulation,
+        f"{unit}_per_step": units * session.plan.micro_batches_per_step,
+        "flops_per_step": trace.flops * session.ranks.world_size,
+        "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
+        "memory": [as_figures(plan, device) for plan in plans],
+    }
+
+
+def read_step(session: Session) -> list[Batch]:
+    """The micro-batches of this rank's first step, in which of a long window the first ones repeat."""
+    dataset = PlannedDataset(session.train, session.stage.view(), session.request.config.seed)
+    numbers = session.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
+    num_read = min(session.num_accumulation, _MAX_READ)
+    read = [dataset[number] for number in itertools.islice(numbers, num_read)]
+    for batch in read:
+        batch.pop("num_bad")
+    return list(itertools.islice(itertools.cycle(read), session.num_accumulation))
+
+
+def model_sizes(session: Session, task: nn.Module) -> Sizes:
+    """The elements of a built task, as the optimizer groups them."""
+    groups = parameter_groups(task, session.request.config.optim)
+    numbers = {id(p): n for n, p in enumerate(p for p in task.parameters() if p.requires_grad)}
+    return Sizes(
+        groups=tuple(tuple(p.numel() for p in group.parameters) for group in groups),
+        # Muon keeps a momentum, AdamW two moments.
+        num_moments=tuple(1 if group.is_muon else 2 for group in groups),
+        order=tuple(numbers[id(p)] for group in groups for p in group.parameters),
+        frozen=tuple(p.numel() for p in task.parameters() if not p.requires_grad),
+        buffer_bytes=storage_bytes(task.buffers()),
+    )
+
+
+def predict_memory(
+    session: Session, task: nn.Module, trace: StepTrace, device: Device
+) -> list[MemoryPlan]:
+    """Plans of a rank: of the run's own ZeRO stage by its DeepSpeed JSON, of others by the shipped ones.
+
+    Empty where the engine keeps state elsewhere: experts on other ranks, offload.
+    """
+    config, engine_json = session.request.config, session.request.engine_json
+    zero_section = engine_json.get("zero_optimization", {})
+    if (
+        expert_parallel.is_enabled(engine_json)
+        or "data_types" in engine_json
+        or any(zero_section.get(key) for key in ("offload_optimizer", "offload_param"))
+    ):
+        return []
+    setup = Setup(
+        session.ranks.world_size,
+        session.num_accumulation,
+        DTYPES[session.precision].itemsize,
+        config.training.ema_decay is not None,
+        counts_untouched=device.kind == "cuda",
+    )
+    sizes = model_sizes(session, task)
+    plans = []
+    for stage in (0,) if config.optim.name == "muon" else range(4):
+        shipped = CONFIG_ROOT / "deepspeed" / f"zero{stage}.json"
+        own = zero_stage(engine_json) == stage
+        zero = zero_settings(engine_json if own else read_engine_json(shipped))
+        plans.append(predict(zero, sizes, trace, setup))
+    return plans
+
+
+def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str]:
+    """The plans as aligned text, a line each."""
+    config = session.request.config
+    if not plans:
+        return ["memory is not predicted with expert_parallel, offload or data_types"]
+    memory = "unknown" if device.memory is None else f"{device.memory / MIB:,.0f} MiB"
+    kind = "GPU" if device.kind == "cuda" else "CPU rank"
+    head = (
+        f"memory of each {kind} in MiB, {session.ranks.world_size} in all, {session.precision}"
+        f"{', activations recomputed' if config.training.activation_checkpointing else ''} "
+        f"(a {kind} has {memory}):"
+    )
+    hidden = set() if config.training.ema_decay is not None else {AVERAGE}
+    parts = [part for part in PARTS if part not in hidden]
+    rows = [["ZeRO", *(part.replace("_", " ") for part in parts), "peak", "fits", "peak at"]]
+    for plan in plans:
+        own = "*" if plan.zero_stage == zero_stage(session.request.engine_json) else ""
+        sizes = [f"{plan.parts[part] / MIB:,.1f}" for part in parts]
+        fits = {None: "?", True: "yes", False: "no"}[fits_device(plan, device)]
+        peak = f"{plan.peak / MIB:,.1f}"
+        rows.append([f"{plan.zero_stage}{own}", *sizes, peak, fits, plan.peak_at])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return ["", head, *lines, "parts are at their most; * is the DeepSpeed config of this run"]
+
+
+def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
+    """Whether a plan's peak is within the device's memory; None where that is not known."""
+    return None if device.memory is None else plan.peak <= device.memory
+
+
+def as_figures(plan: MemoryPlan, device: Device) -> dict[str, Any]:
+    """A plan for scripts, in bytes."""
+    state = sum(plan.parts[part] for part in (MASTER, MOMENTS, AVERAGE))
+    return {
+        "zero_stage": plan.zero_stage,
+        "parts_bytes": plan.parts,
+        "optimizer_state_bytes": state,
+        "peak_bytes": plan.peak,
+        "peak_at": plan.peak_at,
+        "device_bytes": device.memory,
+        "fits": fits_device(plan, device),
+    }

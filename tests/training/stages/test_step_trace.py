@@ -1,0 +1,77 @@
+"""A step played with fake weights takes the bytes that it takes with real ones, in every stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.dist.discovery import Ranks
+from muomni.models.recompute import recompute_activations
+from muomni.training.dry_run import read_step
+from muomni.training.session import Request, Session, prepare
+from muomni.training.step_trace import ACTIVATIONS, StepTrace, play_step, trace_step
+from tests.training.stages.curves import stage_config
+from tests.training.stages.omni_runs import omni_run, write_root
+
+RECOMPUTED = {"training": {"activation_checkpointing": True}}
+PERCEPTION = ("audio_encoder", "vision_encoder", "codec")
+
+
+@pytest.fixture(scope="module")
+def omni_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_root(tmp_path_factory.mktemp("omni"))
+
+
+def open_session(
+    stage: str, media_data: Path, omni_root: Path, changes: dict[str, Any], num_ranks: int = 2
+) -> Session:
+    if stage in PERCEPTION:
+        config, run = stage_config(stage, media_data, changes), Path()
+    else:
+        config, run = omni_run(stage, omni_root, changes), omni_root / "run"
+    return prepare(Request(config, run, run, {}, "never"), Ranks(0, 0, num_ranks))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in (*PERCEPTION, "talker", "sft")),
+        *((name, RECOMPUTED) for name in ("audio_encoder", "codec")),
+    ],
+)
+def test_fake_weights_take_the_bytes_of_real_ones(
+    name: str, changes: dict[str, Any], media_data: Path, omni_root: Path
+) -> None:
+    session = open_session(name, media_data, omni_root, changes)
+    batches = read_step(session)
+    task = session.stage.build()
+    if changes:
+        recompute_activations(task)
+    trace_step(session.stage, batches, "fp32", 2)  # makes windows and filters that are made once
+    real = play_step(session.stage, task.train(), batches, 2)
+    fake = trace_step(session.stage, batches, "fp32", 2)
+    assert len(fake.stretches) == 1 + sum(p.requires_grad for p in task.parameters())
+    assert fake == real
+
+
+def peak(trace: StepTrace) -> int:
+    return max(sum(stretch.live.values()) for stretch in trace.stretches)
+
+
+def test_features_of_all_ranks_take_room(media_data: Path, omni_root: Path) -> None:
+    peaks = []
+    for num_ranks in (2, 4):
+        session = open_session("vision_encoder", media_data, omni_root, {}, num_ranks)
+        batches = read_step(session) * (num_ranks // 2)  # as many micro-batches a rank
+        peaks.append(peak(trace_step(session.stage, batches, "fp32", num_ranks)))
+    assert peaks[1] > peaks[0]
+
+
+def test_recomputing_lowers_what_is_kept_and_costs_flops(media_data: Path, omni_root: Path) -> None:
+    sessions = [
+        open_session("talker", media_data, omni_root, changes) for changes in ({}, RECOMPUTED)
+    ]
+    kept, recomputed = (trace_step(s.stage, read_step(s), "fp32", 2) for s in sessions)
+    assert recomputed.stretches[0].live[ACTIVATIONS] < 0.7 * kept.stretches[0].live[ACTIVATIONS]
+    assert peak(recomputed) < peak(kept)
+    assert 1.1 * kept.flops < recomputed.flops < 4 / 3 * kept.flops

@@ -1,0 +1,105 @@
+"""What `launch/train.py --dry-run` says of memory, units and FLOPs, for ranks that are here or are not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from launch.train import parser, train
+from muomni.dist.discovery import discover
+from muomni.errors import ConfigError
+from muomni.models.flops import thinker_flops
+from muomni.training.dry_run import read_step
+from muomni.training.session import Request, prepare
+from muomni.training.step_trace import LOGITS, StepTrace, trace_step
+from tests.training.runs import TINY_THINKER, thinker_config
+
+GIB = 2**30
+
+
+def dry_run(data: Path, *flags: str) -> dict[str, Any]:
+    """The figures of a dry run of a small Thinker by one process."""
+    sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
+    given = [
+        "--stage", "thinker", "--data", str(data), "--dry-run", *sizes, "batch.size=64",
+        "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
+    ]  # fmt: skip
+    return train(parser().parse_intermixed_args(given), discover({}))
+
+
+def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
+    text_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = dry_run(text_data, "--gpus", "32", "--gpu-gib", "1", "--precision", "bf16")
+    said = capsys.readouterr().out
+    assert "memory of each GPU in MiB, 32 in all, bf16 (a GPU has 1,024 MiB)" in said
+    assert json.loads(json.dumps(found)) == found
+    whole, state, gradients, weights = found["memory"]
+    num = found["parameters"]
+    assert whole["optimizer_state_bytes"] == 12 * num
+    for plan in (state, gradients, weights):
+        assert plan["optimizer_state_bytes"] == pytest.approx(12 * num / 32, rel=0.05)
+        assert plan["fits"] and plan["device_bytes"] == GIB
+    assert found["ranks"] == 32 and found["accumulation"] == 2
+    one = dry_run(text_data, "--gpus", "1", "--precision", "bf16")
+    assert one["memory"][0]["fits"] is None  # the memory of a GPU is not known here
+    assert one["tokens_per_step"] == pytest.approx(found["tokens_per_step"], rel=0.2)
+    assert one["flops_per_step"] == pytest.approx(found["flops_per_step"], rel=0.2)
+    small = dry_run(text_data, "--gpus", "1", "--gpu-gib", "0.0001")
+    assert [plan["fits"] for plan in small["memory"]] == [False] * 4
+
+
+def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = psutil.virtual_memory().total
+    assert dry_run(text_data)["memory"][0]["device_bytes"] == total
+    monkeypatch.setenv("LOCAL_SIZE", "4")
+    assert dry_run(text_data)["memory"][0]["device_bytes"] == total // 4
+
+
+def test_gpus_are_for_plans_only(text_data: Path) -> None:
+    arguments = parser().parse_args(["--stage", "thinker", "--gpus", "2", "--data", str(text_data)])
+    with pytest.raises(ConfigError, match="give --dry-run, too"):
+        train(arguments, discover({}))
+    with pytest.raises(ConfigError, match="--gpus is 0"):
+        dry_run(text_data, "--gpus", "0")
+    with pytest.raises(ConfigError, match="3 ranks cannot share"):
+        dry_run(text_data, "--gpus", "3")
+
+
+def test_what_is_not_predicted_is_said(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "offload.json"
+    section = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    engine.write_text(json.dumps({"zero_optimization": section}))
+    assert dry_run(text_data, "--deepspeed_config", str(engine))["memory"] == []
+    assert "memory is not predicted with expert_parallel, offload" in capsys.readouterr().out
+
+
+def trace(data: Path, changes: dict[str, Any]) -> tuple[StepTrace, Any, list[dict[str, Any]]]:
+    config = thinker_config(data, changes)
+    session = prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
+    batches = read_step(session)
+    return trace_step(session.stage, batches, "fp32", 1), session.stage.model_config(), batches
+
+
+def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
+    """The head runs where something is to be predicted, attention over whole rows."""
+    found, sizes, batches = trace(text_data, {"batch": {"micro_batches_per_step": 1, "rows": 3}})
+    num_predicted = int((batches[0]["labels"] >= 0).sum())
+    rows, head = thinker_flops(sizes, 64, 0) * 3, thinker_flops(sizes, 0, num_predicted)
+    assert found.flops == (rows + head).training()
+
+
+def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:
+    def largest(num_rows: int) -> tuple[int, Any]:
+        changes = {"batch": {"micro_batches_per_step": 1, "rows": num_rows}}
+        found, sizes, _ = trace(text_data, changes)
+        return max(stretch.live.get(LOGITS, 0) for stretch in found.stretches), sizes
+
+    (half, sizes), (whole, _) = largest(24), largest(48)  # more than a chunk of 1,024 positions
+    assert half > 1024 * 4 * sizes.vocab_size
+    # States without padding and their gradients grow, not what has a value for each token.
+    assert whole - half < 24 * 64 * 4 * sizes.vocab_size

@@ -1,0 +1,160 @@
+"""What a plan of memory says: by hand for small sizes, and against the tensors of real ranks."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.config.run import RunConfig
+from muomni.dist.discovery import Ranks, discover
+from muomni.training.dry_run import Device, predict_memory, read_step
+from muomni.training.ds_config import ZeroSettings
+from muomni.training.live_bytes import LiveBytes
+from muomni.training.memory_plan import MemoryPlan, Setup, Sizes, predict
+from muomni.training.session import Request, open_loop, prepare
+from muomni.training.step_trace import ACTIVATIONS, WORKSPACE, StepTrace, Stretch, trace_step
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config
+
+# Parameters of the model in its order: 60, 40 and 30 elements, of which the second is in a group alone.
+SIZES = Sizes(
+    groups=((60, 30), (40,)), num_moments=(2, 2), order=(0, 2, 1), frozen=(500,), buffer_bytes=8
+)
+# Gradients are finished from the last parameter to the first, while activations of 1,000 bytes go.
+TRACE = StepTrace(
+    stretches=(
+        Stretch({ACTIVATIONS: 1000}, 2),
+        Stretch({ACTIVATIONS: 700, WORKSPACE: 160}, 1),
+        Stretch({ACTIVATIONS: 400, WORKSPACE: 240}, 0),
+        Stretch({}, None),
+    ),
+    before={ACTIVATIONS: 50},
+    resident=7,
+    flops=1,
+)
+
+
+def plan(
+    stage: int, *, num_ranks: int = 2, width: int = 4, accumulation: int = 1, average: bool = False,
+    bucket: int = 1000, on_gpu: bool = True,
+) -> MemoryPlan:  # fmt: skip
+    zero = ZeroSettings(stage, True, bucket, 0, 0, 10**9, 10**9)
+    setup = Setup(num_ranks, accumulation, width, average, on_gpu)
+    return predict(zero, SIZES, TRACE, setup)
+
+
+def test_without_zero_every_rank_has_it_all() -> None:
+    found = plan(0)
+    assert found.parts["parameters"] == 4 * (130 + 500) + 8
+    assert found.parts["gradients"] == 4 * 130
+    assert found.parts["fp32_weights"] == 0  # the weights are fp32 themselves
+    assert found.parts["moments"] == 8 * 130
+    assert found.parts["average"] == 0
+    assert found.parts["activations"] == 1000 + 7
+    # Finished gradients add up while activations go: the last gradient has two before it.
+    passes = found.moments["forward and backward"]
+    assert sum(passes.values()) - 4 * 630 - 8 - 8 * 130 - 7 == max(1000, 860 + 120, 640 + 280)
+    # All gradients travel in one copy.
+    assert found.moments["update"]["buckets"] == 4 * 130
+
+
+def test_accumulated_gradients_are_there_from_the_start() -> None:
+    first, later = plan(0), plan(0, accumulation=2)
+    assert first.moments["forward and backward"]["gradients"] == 0
+    assert later.moments["forward and backward"]["gradients"] == 4 * 130
+
+
+def test_sixteen_bits_keep_fp32_weights_beside_them() -> None:
+    found = plan(0, width=2, average=True)
+    assert found.parts["parameters"] == 4 * 630 + 8  # as they are built; then half
+    assert found.moments["update"]["parameters"] == 2 * 630 + 8
+    assert found.parts["fp32_weights"] == found.parts["average"] == 4 * 130
+    assert found.moments["update"]["gradients"] == (2 + 4) * 130
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_optimizer_state_is_divided_and_frozen_weights_have_none(stage: int) -> None:
+    one, four = (plan(stage, num_ranks=n, average=True).parts for n in (1, 4))
+    for part, width in (("fp32_weights", 4), ("average", 4), ("moments", 8)):
+        assert one[part] == width * 130
+        # 90 and 40 elements in four equal shares: 23 or 24, padded to even ones under ZeRO 1 and 2.
+        assert four[part] == width * (24 + 10 if stage < 3 else 15 + 8 + 10)
+    weights = plan(stage, num_ranks=4).moments["before forward"]["parameters"] - 8
+    assert weights == 4 * ((96 + 40 + 500) if stage < 3 else (15 + 8 + 10 + 125))
+
+
+def test_gradients_of_other_ranks_leave_with_their_bucket() -> None:
+    # Shares of group one: 45 of 90, so its first parameter is in both; the other group has one, in both.
+    whole = plan(1, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
+    assert whole == 4 * 130
+    kept = plan(2, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
+    assert kept == 4 * (60 + 30 + 40)  # parameters that touch the fuller share
+    divided = plan(3, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
+    assert divided == 4 * (30 + 15 + 20)
+
+
+def test_reserved_buckets_count_on_gpus_and_written_ones_on_cpus() -> None:
+    assert plan(1).parts["buckets"] >= 2 * 4 * 1000
+    assert plan(1, on_gpu=False).parts["buckets"] <= 2 * 4 * 130
+
+
+def test_gathered_weights_are_released_in_the_backward_pass() -> None:
+    passes = plan(3, num_ranks=4).moments["forward and backward"]
+    assert passes["parameters"] == 4 * (15 + 8 + 10 + 125) + 4 * 630 + 8
+
+
+# Small buckets, so that they fill up within the model.
+BUCKETS = {
+    "overlap_comm": True, "reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000,
+    "stage3_param_persistence_threshold": 100,
+}  # fmt: skip
+# Weights and gradients matter most, or activations; fp32 copies or not; gradients wait or not.
+RUNS: list[dict[str, Any]] = [
+    {"precision": "fp32", "batch": {"rows": 1, "micro_batches_per_step": 4}},
+    {
+        "precision": "bf16",
+        "batch": {"rows": 8, "micro_batches_per_step": 2},
+        "training": {"ema_decay": 0.9},
+    },
+]
+
+
+def _request(config: RunConfig, run: Path, zero: int) -> Request:
+    section = {"stage": zero, **(BUCKETS if zero else {})}
+    return Request(config, run, run, {"zero_optimization": section}, "never")
+
+
+def _measured_peak(config: RunConfig, run: Path, zero: int) -> int:
+    """The most bytes that tensors of this rank take in the second of two steps."""
+    session = prepare(_request(config, run, zero), discover())
+    with LiveBytes(lambda: "all") as live:
+        loop = open_loop(session)
+        loop.engine.train()
+        batches = iter(loop.loader)
+        loop._step(batches, False)
+        live.start_peak()
+        loop._step(batches, False)
+        peak = sum(live.peak.values())
+    loop.engine.deepspeed.destroy()
+    del loop
+    gc.collect()
+    return peak
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("changes", RUNS, ids=["fp32", "bf16"])
+def test_the_plan_is_what_tensors_of_real_ranks_take(
+    changes: dict[str, Any], zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(text_data, changes)
+    measured = max(two_ranks.run(_measured_peak, config=config, run=tmp_path, zero=zero))
+    session = prepare(_request(config, tmp_path, zero), Ranks(0, 0, 2))
+    trace = trace_step(session.stage, read_step(session), session.precision, 2)
+    with torch.device("meta"):
+        task = session.stage.build()
+    plans = predict_memory(session, task, trace, Device("cuda", None))
+    step = {name: sum(parts.values()) for name, parts in plans[zero].moments.items()}
+    del step["start"]
+    assert max(step.values()) == pytest.approx(measured, rel=0.05)
