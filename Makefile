@@ -67,6 +67,7 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@deepspeed --num_gpus 2 benchmarks/moe.py --json benchmarks/results/moe.json
 	@python benchmarks/loader.py --run runs/quickstart --json benchmarks/results/loader_nano.json
 	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
+	@python benchmarks/memory.py --upstream runs/bench_tiny --json benchmarks/results/memory.json
 	@python benchmarks/loader.py --preset tiny --run runs/bench_tiny --json benchmarks/results/loader_tiny.json
 
 clean:  ## remove caches; keeps .venv, data/ and runs/

@@ -1,0 +1,232 @@
+"""Memory that a dry run predicts, against what ranks on CPUs really take.
+
+    OMP_NUM_THREADS=1 python benchmarks/memory.py --data data/sample --json benchmarks/results/memory.json
+
+For each case the prediction is what `launch/train.py --dry-run` prints, and ranks of the same settings
+train some steps through the real session, engine and loop. Measured is the growth of the peak of resident
+memory (VmHWM) from a baseline before the model is built; of several ranks the largest. No validation,
+checkpoint or log is in it.
+
+Much code is imported only when an engine is first made and used. So the baseline is taken when a Thinker
+of almost nothing (hidden size 8, one layer, rows of 16 tokens) has trained two steps in the same process
+group and is gone; `loaded` is what that took, and belongs to no prediction: a process needs `start` (before
+it) and `loaded` besides what is predicted.
+
+glibc keeps freed memory for later and would show what once was, not what is needed, so ranks run with
+MALLOC_MMAP_THRESHOLD_=65536 (tensors above go back at once when they die; fixing it also ends its growth)
+and MALLOC_TRIM_THRESHOLD_=65536. With --glibc ranks run without these settings.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from muomni.config.loading import CONFIG_ROOT, merge, parse_override, resolve
+from muomni.dist.discovery import discover, export_environment, free_port
+from muomni.errors import MachineError, exit_on_error
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+NOTHING = (
+    "model.hidden_size=8", "model.num_layers=1", "model.num_heads=1", "model.num_kv_heads=1",
+    "model.head_dim=8", "model.intermediate_size=8", "batch.size=16", "batch.rows=1",
+)  # fmt: skip
+# A step of preset small takes a quarter of an hour on one core: its micro-batch, but one a rank.
+FEWER = ("batch.rows=2", "batch.micro_batches_per_step=2")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run."""
+
+    stage: str
+    preset: str
+    ranks: int = 1
+    zero: int = 1
+    precision: str = "fp32"
+    steps: int = 4
+    overrides: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.stage} {self.preset}"
+
+
+CASES = (
+    *(Case("thinker", preset, n) for preset in ("nano", "tiny") for n in (1, 2)),
+    *(Case("thinker", "small", n, steps=2, overrides=FEWER) for n in (1, 2)),
+    *(Case("thinker", "tiny", 2, zero) for zero in (0, 2, 3)),
+    Case("thinker", "tiny", 2, precision="bf16"),
+    Case(
+        "thinker", "tiny", overrides=("training.activation_checkpointing=true",),
+        name="thinker tiny, recomputed",
+    ),
+    *(Case(stage, "tiny") for stage in ("audio_encoder", "vision_encoder", "codec", "talker")),
+)  # fmt: skip
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument(
+        "--upstream", default="runs/quickstart", help="run with an export of the codec"
+    )
+    flags.add_argument("--only", default="", help="cases whose label holds this text")
+    flags.add_argument("--glibc", action="store_true", help="leave glibc's settings as they are")
+    flags.add_argument("--json", type=Path)
+    flags.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
+    with exit_on_error("memory"):
+        if arguments.case:
+            measure(Case(**json.loads(arguments.case)), arguments)
+            return
+        rows = [row(case, arguments) for case in CASES if arguments.only in case.label]
+    print_table(rows)
+    if arguments.json:
+        settings = {} if arguments.glibc else GLIBC
+        content = {"unit": "MiB", "glibc": settings, "cases": rows, "machine": machine_facts()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def row(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Predict and measure one case, in processes of their own; figures in MiB."""
+    predicted = predict(case, arguments)
+    found = train(case, arguments)
+    print(f"{case.label}: {predicted:.1f} predicted, {found}", file=sys.stderr, flush=True)
+    return {**asdict(case), "label": case.label, "predicted": predicted, **found}
+
+
+def predict(case: Case, arguments: argparse.Namespace) -> float:
+    """What the dry run says of the peak of a rank."""
+    command = [
+        sys.executable, str(ROOT / "launch/train.py"), "--stage", case.stage, "--dry-run",
+        "--preset", case.preset, "--data", arguments.data, "--upstream", arguments.upstream,
+        "--precision", case.precision, *case.overrides,
+    ]  # fmt: skip
+    environment = rank_environment(0, case.ranks, free_port(), {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise MachineError(f"the dry run of {case.label} failed:\n{done.stderr[-2000:]}")
+    plans = json.loads(done.stdout.splitlines()[-1])["memory"]
+    return next(p["peak_bytes"] for p in plans if p["zero_stage"] == case.zero) / MIB
+
+
+def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
+    """What `measure` found on the rank whose resident memory grew most."""
+    port = free_port()
+    command = [
+        sys.executable, __file__, "--case", json.dumps(asdict(case)), "--data", arguments.data,
+        "--upstream", arguments.upstream,
+    ]  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            command, env=rank_environment(rank, case.ranks, port, {} if arguments.glibc else GLIBC),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(case.ranks)
+    ]  # fmt: skip
+    found = []
+    for process in ranks:
+        output, errors = process.communicate()
+        if process.returncode:
+            raise MachineError(f"{case.label} failed:\n{errors[-2000:]}")
+        found.append(json.loads(output.splitlines()[-1]))
+    return max(found, key=lambda figures: figures["measured"])
+
+
+def rank_environment(rank: int, world_size: int, port: int, more: dict[str, str]) -> dict[str, str]:
+    """The environment of one rank of this machine."""
+    ours = {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    inherited = {name: value for name, value in os.environ.items() if name not in GLIBC}
+    return {**inherited, **ours, **more}
+
+
+def measure(case: Case, arguments: argparse.Namespace) -> None:
+    """Body of a rank: train some steps, print how resident memory grew, in MiB."""
+    ranks = discover()
+    export_environment(ranks, os.environ)
+
+    from muomni.dist import collectives
+    from muomni.training.engine import process_group
+
+    nothing = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, NOTHING)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = [open_session(c, arguments, ranks, Path(folder)) for c in (nothing, case)]
+        with process_group(sessions[0].device):
+            collectives.barrier()
+            start = resident("VmRSS")
+            train_steps(sessions[0], nothing.steps)
+            gc.collect()
+            baseline = resident("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
+            train_steps(sessions[1], case.steps)
+            measured = resident("VmHWM") - baseline
+            collectives.barrier()
+    found = {"measured": measured, "start": start, "loaded": baseline - start}
+    print(json.dumps({name: round(value, 1) for name, value in found.items()}), flush=True)
+
+
+def open_session(case: Case, arguments: argparse.Namespace, ranks: Any, folder: Path) -> Any:
+    """The session of a case, its data open, its model not built."""
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.session import Request, prepare
+
+    overrides: dict[str, Any] = {"data": {"root": arguments.data}, "precision": case.precision}
+    for text in case.overrides:
+        overrides = merge(overrides, parse_override(text))
+    config = resolve(case.stage, case.preset, None, overrides)
+    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{case.zero}.json")
+    upstream = Path(arguments.upstream)
+    return prepare(Request(config, folder / "run", upstream, engine_json, "never"), ranks)
+
+
+def train_steps(session: Any, num_steps: int) -> None:
+    """Build model, engine and loop, and take some steps."""
+    from muomni.training.session import open_loop
+
+    loop = open_loop(session)
+    loop.engine.train()
+    batches = iter(loop.loader)
+    for _ in range(num_steps):
+        loop._step(batches, False)
+    loop.engine.deepspeed.destroy()
+
+
+def resident(name: str) -> float:
+    """A figure of /proc/self/status in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """One line a case, in MiB; the error is that of the prediction, against what was measured."""
+    titles = ("predicted", "measured", "error", "start", "loaded")
+    print(f"{'case':28}{'ranks':>6}{'ZeRO':>5}{'':>6}" + "".join(f"{t:>11}" for t in titles))
+    for r in rows:
+        error = 100 * r["predicted"] / r["measured"] - 100
+        figures = [f"{r[name]:,.1f}" for name in ("predicted", "measured", "start", "loaded")]
+        cells = [*figures[:2], f"{error:+.1f} %", *figures[2:]]
+        head = f"{r['label']:28}{r['ranks']:>6}{r['zero']:>5}{r['precision']:>6}"
+        print(head + "".join(f"{cell:>11}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
