@@ -14,13 +14,13 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
+from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, resolve
 from muomni.dist.discovery import discover, export_environment
 
@@ -53,7 +53,12 @@ def main() -> None:
         "plain": (f"{arguments.preset}-moe", zero),
         "expert_parallel": (f"{arguments.preset}-moe", f"{zero}_moe"),
     }
-    length = {"max_steps": (arguments.rounds + 1) * arguments.steps, "max_epochs": None}
+    # Logging waits for the device and counts what was seen, so it ends each round.
+    length = {
+        "max_steps": (arguments.rounds + 1) * arguments.steps,
+        "max_epochs": None,
+        "log_every": arguments.steps,
+    }
     changes = {
         "data": {"root": arguments.data}, "precision": arguments.precision, "training": length,
     }  # fmt: skip
@@ -66,7 +71,9 @@ def main() -> None:
             sessions[name] = prepare(Request(config, run, run, engine_json, "never"), ranks)
         with process_group(sessions[DENSE].device):
             loops = {name: open_loop(session) for name, session in sessions.items()}
-            times = take_turns(loops, arguments.rounds, arguments.steps)
+            ways = {name: steps_of(loop, arguments.steps) for name, loop in loops.items()}
+            with training_loops(list(loops.values())):
+                times = take_turns(ways, arguments.rounds, arguments.steps)
             units = {name: loop.state.units_seen for name, loop in loops.items()}
     if len(set(units.values())) != 1:
         raise SystemExit(f"the loops did not see the same tokens: {units}")
@@ -84,28 +91,6 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({key: result[key] for key in ("share_of_dense", "tokens_per_s")}))
-
-
-def take_turns(loops: dict[str, Any], num_rounds: int, num_steps: int) -> dict[str, list[float]]:
-    """Milliseconds a step of each loop in each round; the first round only warms up."""
-    for loop in loops.values():
-        loop._open_logs()
-        loop.engine.train()
-    batches = {name: iter(loop.loader) for name, loop in loops.items()}
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(num_rounds + 1):
-        order = list(loops)
-        for name in order if number % 2 else reversed(order):
-            loop, start = loops[name], time.perf_counter()
-            for _ in range(num_steps):
-                loop._step(batches[name], False)
-                loop.window.stop_agreed()
-            loop._log(loop.state.step)  # waits for the device, too
-            if number:
-                times[name].append(1000 * (time.perf_counter() - start) / num_steps)
-    for loop in loops.values():
-        loop._close_logs("FINISHED")
-    return times
 
 
 def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """How fast samples are read and decoded, against webdataset and litdata on the same data.
 
-    OMP_NUM_THREADS=1 python benchmarks/reading.py --json benchmarks/results/reading.json
+    export OMP_NUM_THREADS=1
+    python benchmarks/reading.py --parts raw --json benchmarks/results/reading_raw.json
+    python benchmarks/reading.py --parts pictures,audio --json benchmarks/results/reading_decoded.json
 
 raw: samples a second that one process reads from the page cache, not decoded: texts of 100 bytes and
 pictures of 20 kB with captions. Ours in the order of training (planning included) and in that of the

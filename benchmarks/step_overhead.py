@@ -14,7 +14,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
+from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, parse_override, resolve
 from muomni.data.loader import PlannedDataset
 from muomni.dist.discovery import discover, export_environment
@@ -107,26 +107,9 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
 
 def compare(loop: Any, bare: Callable[[], None], arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of both loops, round by round in turn; the first round of each only warms up."""
-    loop._open_logs()
-    loop.engine.train()
-    batches = iter(loop.loader)
-
-    def ours() -> None:
-        for _ in range(arguments.steps):
-            loop._step(batches, False)
-            loop.window.stop_agreed()
-            if loop.state.step % loop.config.training.log_every == 0:
-                loop._log(loop.state.step)
-
-    times: dict[str, list[float]] = {"bare": [], "muomni": []}
-    for number in range(arguments.rounds + 1):
-        pair = [("bare", bare), ("muomni", ours)]
-        for name, run in pair if number % 2 else reversed(pair):
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(1000 * (time.perf_counter() - start) / arguments.steps)
-    loop._close_logs("FINISHED")
+    with training_loops([loop]):
+        ways = {"bare": bare, "muomni": steps_of(loop, arguments.steps)}
+        times = take_turns(ways, arguments.rounds, arguments.steps)
     ratios = [ours / theirs for ours, theirs in zip(times["muomni"], times["bare"], strict=True)]
     return {
         "overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),

@@ -111,6 +111,8 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
         raise ConfigError("--gpus and --gpu-gib plan a run; give --dry-run, too, or leave them out")
+    if arguments.gpu_gib is not None and arguments.gpu_gib <= 0:
+        raise ConfigError(f"--gpu-gib is {arguments.gpu_gib:g}; give the memory of a GPU in GiB")
     if is_planned:
         if arguments.gpus < 1:
             raise ConfigError(f"--gpus is {arguments.gpus}; give the number of GPUs to plan for")

@@ -44,7 +44,7 @@ class Device:
     memory: int | None
 
 
-def find_device(session: Session, is_planned: bool, gpu_gib: float | None) -> Device:
+def find_device(session: Session, is_planned: bool = False, gpu_gib: float | None = None) -> Device:
     """The device of each rank: this machine's, or a GPU that is only planned with."""
     if gpu_gib is not None:
         return Device("cuda", int(gpu_gib * 2**30))
@@ -57,10 +57,9 @@ def find_device(session: Session, is_planned: bool, gpu_gib: float | None) -> De
     return Device("cpu", psutil.virtual_memory().total // num_local)
 
 
-def describe(session: Session, device: Device | None = None) -> dict[str, Any]:
+def describe(session: Session, device: Device) -> dict[str, Any]:
     """Print the resolved config, what is trained and the memory it takes; returns the figures."""
     config = session.request.config
-    device = device or find_device(session, False, None)
     with torch.device("meta"):
         task = session.stage.build()
     batches = read_step(session)

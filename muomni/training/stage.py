@@ -69,7 +69,7 @@ class Stage(ABC):
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]  # tasks of the datasets it reads
     upstream: ClassVar[tuple[str, ...]] = ()  # stages whose exports it loads
-    terms: tuple[str, ...] = ("loss",)  # of a stage with options also its own
+    terms: tuple[str, ...] = ("loss",)  # a stage may add to them by its config
     options_type: ClassVar[type[BaseModel]] = NoOptions
     # The validation metric that decides which checkpoint is best, and its direction.
     best_metric: ClassVar[str] = "loss"

@@ -147,11 +147,12 @@ def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int)
     """Counts batches of `ImageTextView`, `group` of which make a step of `num_ranks` ranks.
 
     With several a rank, the features of all are computed once more beforehand, without gradient.
-    A pair is compared with all others of the step; its similarities are needed once, and computed twice
-    for the log-sum-exps and twice, with a gradient each, for the loss.
+    A pair is compared with all others of the step; its similarities are needed once, and computed twice,
+    with a gradient each, for the loss, and for InfoNCE twice more for the log-sum-exps.
     """
     image = clip_image_flops(config)
     similarity = 2 * config.embedding_size
+    num_products = 6 if config.initial_bias is None else 4
     has_first_pass = group > num_ranks
 
     @cache
@@ -169,7 +170,7 @@ def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int)
         similarities = similarity * num_pairs * group
         model = num_real * (image.training() + 3 * similarities)
         model += sum(map(text, batch["token_lengths"].tolist()[:num_real]))
-        return StepFlops(model, num_pairs * (padded(width) + 6 * similarities))
+        return StepFlops(model, num_pairs * (padded(width) + num_products * similarities))
 
     return count
 

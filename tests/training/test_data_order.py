@@ -9,7 +9,7 @@ import pytest
 
 from muomni.dist.discovery import Ranks
 from muomni.errors import ConfigError
-from muomni.training.dry_run import describe
+from muomni.training.dry_run import describe, find_device
 from muomni.training.session import Request, Session, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.training.runs import thinker_config
@@ -48,7 +48,7 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
     (root / "web" / "exclude" / "late.json").write_text(json.dumps(content))
     masked = opened(root)
     assert len({digest, masked.plan_digest, *digests}) == len(changes) + 2
-    assert describe(masked)["train_samples"] == 398
+    assert describe(masked, find_device(masked))["train_samples"] == 398
     num_steps = masked.plan.num_steps(1)
     drawn = {i for s in range(num_steps) for batch in masked.plan.step(s) for i in batch.ids}
     assert drawn == set(range(400)) - {105, 106}

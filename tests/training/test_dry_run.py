@@ -64,6 +64,8 @@ def test_gpus_are_for_plans_only(text_data: Path) -> None:
         train(arguments, discover({}))
     with pytest.raises(ConfigError, match="--gpus is 0"):
         dry_run(text_data, "--gpus", "0")
+    with pytest.raises(ConfigError, match="--gpu-gib is -8"):
+        dry_run(text_data, "--gpus", "2", "--gpu-gib=-8")
     with pytest.raises(ConfigError, match="3 ranks cannot share"):
         dry_run(text_data, "--gpus", "3")
 

@@ -10,7 +10,7 @@ import torch
 
 from muomni.config.run import RunConfig
 from muomni.dist.discovery import Ranks, discover
-from muomni.training.dry_run import describe
+from muomni.training.dry_run import describe, find_device
 from muomni.training.session import Request, Session, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerStage, ThinkerTask
 from tests.ranks import RankPool
@@ -88,7 +88,7 @@ def test_a_dry_run_tells_what_would_be_trained(
 ) -> None:
     session = _frozen_session(thinker_config(text_data), tmp_path, 0, discover({}))
     assert isinstance(session.stage, ThinkerStage)
-    sizes = describe(session)
+    sizes = describe(session, find_device(session))
     said = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("optimises ") for line in said) == 2
     num_frozen = sizes["parameters"] - sizes["trainable_parameters"]

@@ -1,0 +1,49 @@
+"""Ways to do the same, timed in turn, so that a slow moment of the machine hits all of them."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+
+def take_turns(
+    ways: dict[str, Callable[[], None]], num_rounds: int, num_steps: int
+) -> dict[str, list[float]]:
+    """Milliseconds a step of each way in each round, given ways that do `num_steps` steps.
+
+    Every other round goes through them backwards; the first one only warms up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(num_rounds + 1):
+        order = list(ways.items())
+        for name, run in order if number % 2 else reversed(order):
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(1000 * (time.perf_counter() - start) / num_steps)
+    return times
+
+
+@contextmanager
+def training_loops(loops: list[Any]) -> Iterator[None]:
+    """Open the logs of training loops for the block, as their own `run` does, and close them after."""
+    with ExitStack() as stack:
+        for loop in loops:
+            loop._open_logs()
+            stack.callback(loop._close_logs, "FINISHED")
+            loop.engine.train()
+        yield
+
+
+def steps_of(loop: Any, num_steps: int) -> Callable[[], None]:
+    """What does the next `num_steps` steps of a training loop, logging included where it is due."""
+    batches = iter(loop.loader)
+
+    def run() -> None:
+        for _ in range(num_steps):
+            loop._step(batches, False)
+            loop.window.stop_agreed()
+            if loop.state.step % loop.config.training.log_every == 0:
+                loop._log(loop.state.step)
+
+    return run
