@@ -5,6 +5,7 @@ RUN/STAGE/metrics.jsonl    every logged figure, the truth that MLflow is fed fro
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
 RUN/STAGE/profile/         traces and memory snapshots of a few steps
+RUN/STAGE/nonfinite/       micro-batches with gradients that are not finite, and reports on them
 RUN/STAGE/export/          what later stages and inference load
 """
 
@@ -50,6 +51,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.root / "samples"
+
+    @property
+    def nonfinite(self) -> Path:
+        return self.root / "nonfinite"
 
     @property
     def export(self) -> Path:

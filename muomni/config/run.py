@@ -187,6 +187,12 @@ class Fp16Section(Section):
     scale_window: Positive = 500
     min_scale: float = Field(default=1.0, gt=0)
     hysteresis: Positive = 1
+    warn_scale: float | None = Field(
+        default=32.0, gt=0, description="warn when the loss scale falls below it; null: never"
+    )
+    warn_skipped: Fraction = Field(
+        default=0.1, description="warn when more than this share of the last 100 steps was skipped"
+    )
 
 
 class RunConfig(Section):

@@ -89,10 +89,7 @@ class SplitReader:
         Raises `IndexError` outside the split, `DataError` when the shard cannot be read.
         """
         bounds = self._bounds
-        if not 0 <= index < bounds[-1]:
-            raise IndexError(f"sample {index} of {len(self)} in {self.manifest.root}/{self.split}")
-        shard = bisect_right(bounds, index) - 1
-        within = index - bounds[shard]
+        shard, within = self._place(index)
         path = self._paths[shard]
         offsets = self._offsets(path + INDEX_SUFFIX, bounds[shard + 1] - bounds[shard] + 1)
         start, end = offsets[within : within + 2].tolist()
@@ -118,6 +115,18 @@ class SplitReader:
         if not sample:
             raise DataError(f"{path}: sample {within} is empty; the index does not fit the tar")
         return sample
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """The path of the shard of sample `index`, and the sample's number in it; raises IndexError."""
+        shard, within = self._place(index)
+        return self._paths[shard], within
+
+    def _place(self, index: int) -> tuple[int, int]:
+        bounds = self._bounds
+        if not 0 <= index < bounds[-1]:
+            raise IndexError(f"sample {index} of {len(self)} in {self.manifest.root}/{self.split}")
+        shard = bisect_right(bounds, index) - 1
+        return shard, index - bounds[shard]
 
     def expect(self, indices: np.ndarray) -> None:
         """Say which samples (ids) are read next, in order, so that a remote dataset fetches ahead."""

@@ -122,6 +122,22 @@ class Source:
         for number, reader in enumerate(self.readers):
             reader.expect(indices[owners == number] - int(self.starts[number]))
 
+    def origin(self, index: int) -> dict[str, Any]:
+        """Where a sample comes from: its id, dataset, split and shard, its number there, and its key.
+
+        The key is None where the shard cannot be read.
+        """
+        reader, within = self.locate(index)
+        try:
+            key = self.read(index)["__key__"]
+        except DataError:
+            key = None
+        shard, place = self.readers[reader].locate(within)
+        return {
+            "id": int(index), "dataset": str(self.manifests[reader].place), "split": self.split,
+            "shard": shard, "number_in_shard": place, "key": key,
+        }  # fmt: skip
+
     def describe(self, index: int) -> str:
         """Where a sample lies and, where its shard can be read, what it is called; for messages."""
         reader, within = self.locate(index)

@@ -183,9 +183,10 @@ class ResidualQuantizer(nn.Module):
 
         A code whose moving use falls below `dead_code_usage` times the average use of its codebook
         is replaced by a candidate. Deterministic: ranks with the same statistics stay equal. A
-        batch without any frame changes nothing.
+        batch without any frame, or with a latent that is not finite, changes nothing.
         """
-        has_frames = (statistics.counts.sum(1) > 0)[:, None]
+        is_finite = statistics.sums.isfinite().all() & statistics.candidate_sums.isfinite().all()
+        has_frames = (statistics.counts.sum(1) > 0)[:, None] & is_finite
         level = torch.arange(self.num_codebooks, device=self.codebooks.device)[:, None]
         is_filled, is_next = level < self.num_filled, level == self.num_filled
         counts = self.ema_counts.lerp(statistics.counts, 1 - self.ema_decay) * is_filled

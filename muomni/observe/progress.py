@@ -54,7 +54,9 @@ class Progress:
         if "mfu" in figures:
             parts.insert(5, f"MFU {100 * figures['mfu']:.1f} %")
         if "loss_scale" in figures:
-            parts.insert(4, f"scale {figures['loss_scale']:g} skipped {figures['num_skipped']:.0f}")
+            mark = "!" if figures.get("fp16_warning") else ""
+            skipped = f"skipped {figures['num_skipped']:.0f}"
+            parts.insert(4, f"scale {figures['loss_scale']:g}{mark} {skipped}")
         if "moe/max_load" in figures:
             load, even, dead = (
                 figures[f"moe/{name}"] for name in ("max_load", "entropy", "num_dead")

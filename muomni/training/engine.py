@@ -26,7 +26,7 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.shared_memory import release_names
-from muomni.errors import ConfigError, NonFiniteError
+from muomni.errors import ConfigError
 from muomni.models.moe import from_autoep
 from muomni.observe.step_clock import StepClock
 from muomni.training import ds_config, expert_parallel
@@ -69,6 +69,10 @@ class Engine:
         self._own_scale = 1.0
         self._max_grad_norm = config.optim.max_grad_norm
         self._own_norm: torch.Tensor | None = None
+        self._own_skips = torch.zeros((), device=device)
+        # Steps in a row, up to the last one, whose gradients were not finite at a loss scale that cannot
+        # fall: all ranks count the same. Weights stay as they are in such a step.
+        self.num_bad_steps: int | torch.Tensor = 0
         self.num_expert_ranks = expert_parallel.group_size(full)
         self._device = device
         self._hollow = expert_parallel.meta_copy(task) if self.num_expert_ranks else None
@@ -82,6 +86,10 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = parts
         if self.zero_stage == 0 and precision != "fp32":
             _undo_warm_up_step(self.optimizer)
+        if self.zero_stage and precision == "fp16":
+            # At its smallest scale it would raise in the midst of a step; who counts steps decides.
+            self.optimizer.loss_scaler.raise_error_at_min_scale = False
+        self._min_scale = config.fp16.min_scale if precision == "fp16" else 1.0
         _restore_buffers(self.task, buffers)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         decay = config.training.ema_decay
@@ -124,26 +132,33 @@ class Engine:
     def end_micro_step(self, lr_factor: float) -> None:
         """Count a micro-step; on the last of a window clip, update and zero the gradients.
 
-        Raises NonFiniteError when fp16 gradients overflow and the loss scale cannot fall further.
+        When gradients are not finite on any rank, the weights stay as they are on all.
         """
-        if self.deepspeed.is_gradient_accumulation_boundary():
+        is_last = self.deepspeed.is_gradient_accumulation_boundary()
+        scale = self.loss_scale
+        if is_last:
             for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
                 group["lr"] = base * lr_factor
             if self._clips_itself:
-                limit = self._max_grad_norm or float("inf")
-                if self.num_expert_ranks:
-                    self._own_norm = expert_parallel.clip_grad_norm(self.task, limit)
-                else:
-                    self._own_norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
-        try:
-            self.deepspeed.step()
-        except Exception as error:  # DeepSpeed has no class of its own for this
-            if "loss scale already at minimum" not in str(error):
-                raise
-            raise NonFiniteError(
-                f"fp16 gradients overflow at the smallest loss scale, {self.loss_scale:g}; lower "
-                f"optim.lr, or train with --precision bf16 or fp32"
-            ) from None
+                self._clip()
+        self.deepspeed.step()
+        if is_last and not self._clips_itself:
+            is_bad = self.optimizer.overflow and scale <= self._min_scale
+            self.num_bad_steps = self.num_bad_steps + 1 if is_bad else 0
+
+    def _clip(self) -> None:
+        """Clip whole gradients by their norm, and let the optimizer pass over those that are not finite."""
+        limit = self._max_grad_norm or float("inf")
+        if self.num_expert_ranks:
+            norm = expert_parallel.clip_grad_norm(self.task, limit)
+        else:
+            norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
+        is_bad = (~torch.isfinite(norm)).view(()).float()
+        # As torch's GradScaler tells it: on the device, without waiting for it.
+        self.optimizer.found_inf = is_bad
+        self._own_norm = norm
+        self._own_skips += is_bad
+        self.num_bad_steps = (self.num_bad_steps + 1) * is_bad
 
     @property
     def grad_norm(self) -> float:
@@ -156,9 +171,18 @@ class Engine:
         scale = getattr(self.optimizer, "cur_scale", getattr(self.optimizer, "loss_scale", 1.0))
         return float(scale) if self.precision == "fp16" else 1.0
 
-    @property
-    def num_skipped(self) -> int:
+    def count_skipped(self) -> int:
+        """Steps of the whole run whose gradients were not finite, so that weights stayed; at logging only."""
+        self.deepspeed.skipped_steps += int(self._own_skips)  # which its checkpoints keep
+        self._own_skips.zero_()
         return int(self.deepspeed.skipped_steps)
+
+    def has_finite_weights(self) -> bool:
+        """Whether all weights and buffers are finite on all ranks; every rank must call it."""
+        tensors = [getattr(p, "ds_tensor", p) for p in self.task.parameters()]
+        tensors += [b for b in self.task.buffers() if b.is_floating_point()]
+        num_bad = sum((~torch.isfinite(tensor.detach()).all()).float() for tensor in tensors)
+        return not collectives.sum_over_ranks(torch.as_tensor(num_bad, device=self._device)).item()
 
     def update_average(self, step: int) -> None:
         """Move the average of the weights, if one is kept, at the end of the `step`-th step."""

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,17 +25,15 @@ from muomni.observe.mlflow_log import MlflowLog, flatten
 from muomni.observe.progress import Progress
 from muomni.run_folder import RunFolder, provenance
 from muomni.training.engine import Engine
+from muomni.training.guard import Guard, ScaleWatch
 from muomni.training.optim import lr_factor
+from muomni.training.postmortem import PostMortem
 from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageOutput, Sums
 from muomni.training.stop import StopFlag
 from muomni.training.throughput import Throughput
 from muomni.training.validation import SplitBatches, validate
 from muomni.training.window import RunningSums, WindowReduction
-
-logger = logging.getLogger(__name__)
-
-_MAX_NON_FINITE_LOGS = 3
 
 
 @dataclass(slots=True)
@@ -71,7 +68,9 @@ class Loop:
         self.units = torch.zeros((), device=parts.device)
         self.throughput = Throughput(self.stage, self.engine, parts.folder.root, parts.device)
         self.clock, self.profiler = self.throughput.clock, self.throughput.profiler
-        self.num_non_finite = 0
+        self.guard = Guard(parts.engine.precision, self.config.fp16)
+        self.scale_watch = ScaleWatch(self.config.fp16)
+        self.is_stop_agreed = False
         self.saved_step = state.step
         self.last_metrics: dict[str, float] = {}
         self.counts = SharedCounts(parts.plan, self.config.data, self.engine.num_accumulation)
@@ -81,8 +80,8 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the result that is printed as the last line.
 
-        Raises PreemptedError after a signal (the state is saved), NonFiniteError when the loss stays
-        non-finite.
+        Raises PreemptedError after a signal (the state is saved), NonFiniteError when gradients or the
+        loss stay non-finite (the state is saved, and why is looked into).
         """
         self._open_logs()
         status = "FAILED"
@@ -97,7 +96,7 @@ class Loop:
             raise
         finally:
             self._close_logs(status)
-            if status == "KILLED":
+            if status == "KILLED" or self.is_stop_agreed:
                 # Launchers kill all ranks when the first one leaves with a code; rank 0 is the last.
                 collectives.barrier()
 
@@ -110,6 +109,7 @@ class Loop:
                 self._outside_of_rates(lambda: self.profiler.turn(self.state.step))
             self._step(batches, bool(stop))
             step = self.state.step
+            self._check_gradients(step - 1)
             training = self.config.training
             if step % training.log_every == 0 or step == self.parts.num_steps:
                 with self.clock.section("logging"):
@@ -137,7 +137,7 @@ class Loop:
             window.append(self._prepared(batch))
             mark("data_wait")
         mark("forward")
-        self.window.start(window, wants_stop)
+        self.window.start(window, wants_stop, self.engine.num_bad_steps)
         window = self.stage.begin_step(self.engine.forward, window)
         factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
         state: Sums = {}
@@ -181,21 +181,38 @@ class Loop:
         figures["grad_norm"] = self.engine.grad_norm
         figures[f"{self.view.unit}_seen"] = self.state.units_seen
         figures["num_bad_samples"] = num_bad_samples
-        if self.config.precision == "fp16":
-            figures["loss_scale"] = self.engine.loss_scale
-            figures["num_skipped"] = float(self.engine.num_skipped)
-        self._check_finite(step, figures["loss"])
+        num_skipped = self.engine.count_skipped()
+        figures["num_skipped"] = float(num_skipped)
+        if self.engine.precision == "fp16":
+            figures |= self.scale_watch.see(step, self.engine.loss_scale, num_skipped)
         self._record(step, "train", figures)
         if self.is_main:
             print(self.progress.line(step, figures), flush=True)
+        reason = self.guard.see_loss(step, figures["loss"])
+        if reason is not None:
+            self._stop_non_finite(self.guard.suspect(step), reason)
 
-    def _check_finite(self, step: int, loss: float) -> None:
-        self.num_non_finite = 0 if math.isfinite(loss) else self.num_non_finite + 1
-        if self.num_non_finite >= _MAX_NON_FINITE_LOGS:
-            raise NonFiniteError(
-                f"the loss of {self.num_non_finite} logged steps up to step {step} is not finite; lower "
-                f"optim.lr, or look at the data near the last checkpoint in {self.parts.folder.checkpoints}"
-            )
+    def _check_gradients(self, step: int) -> None:
+        """Stop all ranks when gradients up to `step`, the one before the last, stayed non-finite."""
+        reason = self.guard.see_step(step, self.window.num_bad_steps())
+        if reason is not None:
+            self._stop_non_finite(step, reason)
+
+    def _stop_non_finite(self, step: int, reason: str) -> NoReturn:
+        """Save what is good, look into `step`, and raise NonFiniteError; every rank must call it."""
+        folder = self.parts.folder
+        if self.engine.has_finite_weights():  # steps with such gradients left them as they were
+            # Older checkpoints stay: they are from before the trouble, and starts may be many.
+            kept = f"the weights before it are saved in {self._save(prunes=False)}"
+        else:
+            newest = collectives.broadcast_object(commit.newest_complete(folder.checkpoints))
+            kept = f"weights are not finite, too, and the last checkpoint is {newest}"
+        post_mortem = PostMortem(
+            self.stage, self.engine, self.parts.plan, self.parts.train, folder.nonfinite
+        )
+        found = post_mortem.examine(step)
+        self.is_stop_agreed = True
+        raise NonFiniteError(f"{reason}; in step {step} {found}; {kept}; {self.guard.advice}")
 
     def _validate(self) -> None:
         if self.parts.val is None:
@@ -222,7 +239,7 @@ class Loop:
                 commit.mark_best(self.parts.folder.checkpoints, self.state.step)
                 self._prune()
 
-    def _save(self) -> Path:
+    def _save(self, prunes: bool = True) -> Path:
         """Save the state of this step, unless this course saved it or began with it.
 
         A folder of that name alone may be damaged, or left by a course before a resume.
@@ -240,7 +257,8 @@ class Loop:
                 self.engine.average.tensors if self.engine.average is not None else None,
             )
             self.saved_step = self.state.step
-            self._prune()
+            if prunes:
+                self._prune()
         return folder
 
     def _prune(self) -> None:

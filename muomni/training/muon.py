@@ -70,6 +70,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None if closure is None else closure()
+        # Set as for torch's fused optimizers, which read it on the device; Muon is none and has to wait.
+        found_inf: torch.Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf:
+            return loss
         for optimizer, is_muon in ((self._muon, True), (self._adamw, False)):
             # Loading a checkpoint, and an engine that holds fp32 copies, put others in their places.
             optimizer.param_groups = self._groups(is_muon)

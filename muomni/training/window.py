@@ -1,4 +1,4 @@
-"""One reduction a step: the weights of all ranks, and whether any of them wants to stop."""
+"""One reduction a step: the weights of all ranks, and what may end the run on all of them."""
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,8 @@ class WindowReduction:
     """Sums the loss weights of an accumulation window over its micro-batches and all ranks.
 
     The sum travels while the first forward pass runs: only the backward pass needs it. The stop flag
-    is in the same tensor. It is read one step late from an asynchronous copy, so the host never waits
-    for the device; all ranks read the same value at the same step.
+    and the count of bad steps are in the same tensor. They are read one step late from an asynchronous
+    copy, so the host never waits for the device; all ranks read the same values at the same step.
     """
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
@@ -22,17 +22,23 @@ class WindowReduction:
         self._control = torch.zeros(0)
         self._work: dist.Work | None = None
         self._weights: Sums | None = None
-        self._flag: torch.Tensor | None = None
+        self._flags: torch.Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def start(self, batches: list[Batch], wants_stop: bool) -> None:
-        """Begin the reduction for the window `batches`; every rank must call it, then `weights`."""
+    def start(
+        self, batches: list[Batch], wants_stop: bool, num_bad_steps: int | torch.Tensor = 0
+    ) -> None:
+        """Begin the reduction for the window `batches`; every rank must call it, then `weights`.
+
+        `num_bad_steps` counts those in a row before this window, on each rank the same.
+        """
         local = [self.stage.weights(batch) for batch in batches]
         values = [
             torch.stack([weights[term] for weights in local]).sum() for term in self.stage.terms
         ]
-        flag = torch.tensor(float(wants_stop)).to(self.device, non_blocking=True)
-        self._control = torch.stack([*(value.to(self.device).float() for value in values), flag])
+        values += [torch.as_tensor(wants_stop), torch.as_tensor(num_bad_steps)]
+        on_device = [value.to(self.device, non_blocking=True).float() for value in values]
+        self._control = torch.stack(on_device)
         self._work = collectives.start_sum_over_ranks(self._control)
         self._weights = None
 
@@ -41,26 +47,33 @@ class WindowReduction:
         if self._weights is None:
             if self._work is not None:
                 self._work.wait()
-            self._remember(self._control[-1])
-            self._weights = dict(zip(self.stage.terms, self._control[:-1], strict=True))
+            self._remember(self._control[-2:])
+            self._weights = dict(zip(self.stage.terms, self._control[:-2], strict=True))
         return self._weights
 
-    def _remember(self, flag: torch.Tensor) -> None:
+    def _remember(self, flags: torch.Tensor) -> None:
         if self.device.type == "cuda":
-            self._flag = torch.empty((), pin_memory=True)
-            self._flag.copy_(flag, non_blocking=True)
+            self._flags = torch.empty(flags.shape, pin_memory=True)
+            self._flags.copy_(flags, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
         else:
-            self._flag = flag
+            self._flags = flags
 
     def stop_agreed(self) -> bool:
         """Whether any rank wanted to stop when the last window's weights were asked for."""
-        if self._flag is None:
-            return False
+        return self._read(0) > 0
+
+    def num_bad_steps(self) -> int:
+        """How many bad steps in a row came before the last window."""
+        return round(self._read(1) / collectives.world_size())
+
+    def _read(self, place: int) -> float:
+        if self._flags is None:
+            return 0.0
         if self._copied is not None:
             self._copied.synchronize()  # the copy was made a whole step ago
-        return bool(self._flag > 0)
+        return float(self._flags[place])
 
 
 class RunningSums:

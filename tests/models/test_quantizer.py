@@ -182,3 +182,17 @@ def test_training_needs_seeds() -> None:
     x = latents(0)
     with pytest.raises(ValueError, match="seed"):
         make()(x, everything(x), None)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_latent_that_is_not_finite_leaves_the_codebooks_as_they_are(bad: float) -> None:
+    quantizer = make()
+    train(quantizer, 5)
+    before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}
+    x = latents(50)
+    x[1, 3, 2] = bad
+    quantizer.update(quantizer(x, everything(x), torch.arange(4)).statistics)
+    for name, buffer in quantizer.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    train(quantizer, 1, start=5)
+    assert not torch.equal(quantizer.codebooks, before["codebooks"])

@@ -65,7 +65,7 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
         text_data,
         {
             "precision": "fp16",
-            "fp16": {"initial_scale_power": 8},
+            "fp16": {"initial_scale_power": 8, "warn_scale": 200},
             "batch": {"micro_batches_per_step": 2},
         },
     )
@@ -77,6 +77,7 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
     skipped = [line["num_skipped"] for line in curve]
     assert scales[1] == 256 and scales[2] == 128 and set(scales[2:]) == {128}
     assert skipped[1] == 0 and set(skipped[2:]) == {1}
+    assert [line["fp16_warning"] for line in curve] == [float(scale < 200) for scale in scales]
     losses = [line["loss"] for line in curve]
     assert math.isfinite(losses[-1]) and losses[-1] < losses[0] - 1
 

@@ -1,0 +1,255 @@
+"""What is found out about a step whose gradients or loss are not finite, before its run ends.
+
+The micro-batches of that step are played once more, forward and backward, with hooks on all modules and
+parameters. All ranks do so together, each with its own ones, since ZeRO-3 and expert parallelism exchange
+tensors on the way. A rank that meets something writes `nonfinite/step_N_rankR.pt`, which
+`torch.load(weights_only=True)` reads, and a report of the same name in JSON.
+
+Afterwards the engine holds gradients of no use: only the end of the run may follow.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muomni.data.atomic_write import open_atomic, write_atomic
+from muomni.data.loader import PlannedDataset, to_device
+from muomni.data.plan import MicroBatch, Plan
+from muomni.data.source import Source
+from muomni.data.view import Batch
+from muomni.dist import collectives
+from muomni.training.engine import Engine
+from muomni.training.stage import Stage, Sums
+from muomni.training.window import WindowReduction
+
+SCHEMA_VERSION = 1
+_NUM_NAMED = 4
+
+
+@dataclass(slots=True)
+class Finding:
+    """What is not finite when one micro-batch (counted from 0) runs again.
+
+    `module` is the first one by time in `phase`, forward or backward; `losses` are its loss sums and
+    `parameters` names those with such a gradient.
+    """
+
+    micro_batch: int
+    phase: str
+    module: str
+    losses: dict[str, float]
+    parameters: list[str]
+
+
+@dataclass(slots=True)
+class Culprit:
+    """A finding as all ranks learn of it: whose it is, the keys of its samples, and the file."""
+
+    rank: int
+    finding: Finding
+    keys: list[str]
+    file: str
+
+    def __str__(self) -> str:
+        what = "output" if self.finding.phase == "forward" else "gradient"
+        named = ", ".join(self.keys[:_NUM_NAMED])
+        more = len(self.keys) - _NUM_NAMED
+        return (
+            f"{self.finding.module} has the first {what} that is not finite (rank {self.rank}, "
+            f"micro-batch {self.finding.micro_batch} with samples {named}"
+            f"{f' and {more} more' if more > 0 else ''}; {self.file})"
+        )
+
+
+class PostMortem:
+    """Looks into steps of `plan` that `stage` trained with `engine`; files go to `folder`."""
+
+    def __init__(
+        self, stage: Stage, engine: Engine, plan: Plan, source: Source, folder: Path
+    ) -> None:
+        self.stage = stage
+        self.engine = engine
+        self.plan = plan
+        self.source = source
+        self.folder = folder
+
+    def examine(self, step: int) -> str:
+        """What is not finite in the `step`-th step, in words, and files; every rank must call it.
+
+        When nothing is found again, every rank writes its micro-batches.
+        """
+        micro_batches = self._micro_batches(step)
+        batches = self._read(micro_batches)
+        window = self.stage.begin_step(self.engine.forward, batches)
+        reduction = WindowReduction(self.stage, self.stage.context.device)
+        reduction.start(window, wants_stop=False)
+        weights = reduction.weights()
+        findings = [
+            finding
+            for number, batch in enumerate(window)
+            if (finding := self._play(number, batch, weights)) is not None
+        ]
+        dump = self.folder / f"step_{step}_rank{collectives.rank()}.pt"
+        culprit = None
+        samples = [self._samples(micro) for micro in micro_batches]
+        if findings:
+            keys = [str(sample["key"]) for sample in samples[findings[0].micro_batch]]
+            culprit = Culprit(collectives.rank(), findings[0], keys, str(dump))
+        culprits = [c for c in collectives.gather_objects(culprit) if c is not None]
+        if culprit is not None or not culprits:
+            self._write(dump, step, window, samples, weights, findings)
+        collectives.barrier()
+        if culprits:
+            return str(culprits[0])
+        return (
+            f"played again, all outputs and gradients of step {step} are finite on every rank, so the "
+            f"sum over micro-batches and ranks overflowed, or a device erred ({self.folder})"
+        )
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        rank, num_ranks = collectives.rank(), collectives.world_size()
+        endless = self.plan.rank_batches(step - 1, rank, num_ranks)
+        return list(itertools.islice(endless, self.engine.num_accumulation))
+
+    def _read(self, micro_batches: list[MicroBatch]) -> list[Batch]:
+        """The batches anew: the same plan and seed give the same tensors."""
+        dataset = PlannedDataset(self.source, self.stage.view(), self.stage.config.seed)
+        device = self.stage.context.device
+        batches = []
+        for micro in micro_batches:
+            batch = dataset[micro]
+            batch.pop("num_bad")
+            with torch.no_grad():
+                batches.append(self.stage.prepare(to_device(batch, device)))
+        return batches
+
+    def _play(self, number: int, batch: Batch, weights: Sums) -> Finding | None:
+        seen = Seen()
+        with watched(self.engine.task, seen):
+            output = self.engine.forward(batch)
+            losses = {term: loss.item() for term, loss in output.losses.items()}
+            for term, loss in output.losses.items():
+                seen.note_output(f"loss '{term}'", loss)
+            self.engine.backward(output, weights, self.stage.coefficients())
+        if seen.outputs:
+            return Finding(number, "forward", seen.outputs[0], losses, seen.parameters)
+        if seen.gradients:
+            return Finding(number, "backward", seen.gradients[0], losses, seen.parameters)
+        return None
+
+    def _samples(self, micro: MicroBatch) -> list[dict[str, Any]]:
+        return [self.source.origin(index) for index in micro.ids]
+
+    def _write(
+        self,
+        path: Path,
+        step: int,
+        window: list[Batch],
+        samples: list[list[dict[str, Any]]],
+        weights: Sums,
+        findings: list[Finding],
+    ) -> None:
+        about = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": self.stage.name,
+            "step": step,
+            "rank": collectives.rank(),
+            "world_size": collectives.world_size(),
+            "precision": self.engine.precision,
+            "loss_scale": self.engine.loss_scale,
+            "global_weights": {term: weight.item() for term, weight in weights.items()},
+        }
+        tensors = [{name: t.detach().cpu().clone() for name, t in b.items()} for b in window]
+        micro_batches = [
+            {"samples": of_batch, "batch": batch}
+            for of_batch, batch in zip(samples, tensors, strict=True)
+        ]
+        with open_atomic(path) as file:
+            torch.save({**about, "micro_batches": micro_batches}, file)
+        report = {
+            **about,
+            "findings": [
+                {**{f.name: getattr(found, f.name) for f in fields(found)},
+                 "samples": samples[found.micro_batch]}
+                for found in findings
+            ],
+            "dump": path.name,
+        }  # fmt: skip
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        write_atomic(path.with_suffix(".json"), text.encode())
+
+
+@dataclass(slots=True)
+class Seen:
+    """Names of what was not finite, in the order of time."""
+
+    outputs: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
+
+    def note_output(self, name: str, output: Any) -> None:
+        """Look at what module `name` returned, and at its gradient when that is known."""
+        for tensor in _tensors(output):
+            if tensor.is_floating_point():
+                if not torch.isfinite(tensor).all():
+                    self.outputs.append(name)
+                if tensor.requires_grad:
+                    tensor.register_hook(partial(self.note_gradient, name))
+
+    def note_gradient(self, name: str, gradient: Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            self.gradients.append(name)
+
+    def note_parameter(self, name: str, gradient: Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            self.parameters.append(name)
+            self.gradients.append(name.rpartition(".")[0])
+
+
+@contextmanager
+def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
+    """Let `seen` look at all outputs of modules inside `task` and at all gradients.
+
+    Blocks that run again in the backward pass are looked at twice, which adds nothing to what is first.
+    """
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.note_output(name, output)
+        )
+        for name, module in task.named_modules()
+        if name
+    ]
+    hooks += [
+        parameter.register_hook(partial(seen.note_parameter, name))
+        for name, parameter in task.named_parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    """All tensors in what a module returned."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(output, dict):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif is_dataclass(output):
+        parts = [getattr(output, part.name) for part in fields(output)]
+    for part in parts:
+        yield from _tensors(part)
