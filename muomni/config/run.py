@@ -202,6 +202,9 @@ class RunConfig(Section):
     preset: str
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
+    tf32: bool = Field(
+        default=False, description="with fp32 on a GPU: faster products of factors of 10 bits"
+    )
     data: DataSection = DataSection()
     batch: BatchSection
     optim: OptimSection
@@ -210,3 +213,9 @@ class RunConfig(Section):
     fp16: Fp16Section = Fp16Section()
     model: dict[str, Any] = Field(default_factory=dict, description="sizes of the stage's model")
     options: dict[str, Any] = Field(default_factory=dict, description="the stage's own settings")
+
+    @model_validator(mode="after")
+    def _check_tf32(self) -> "RunConfig":
+        if self.tf32 and self.precision in ("bf16", "fp16"):
+            raise ValueError(f"tf32 is for precision fp32, not {self.precision}; leave it out")
+        return self

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from muomni.config.run import Precision
+from muomni.config.run import Precision, RunConfig
 from muomni.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,3 +33,22 @@ def pick_precision(wanted: Precision, device: torch.device) -> str:
         return wanted
     # Small models on a CPU spend their time outside of matrix products, where bf16 only costs.
     return "fp32" if wanted == "auto" else wanted
+
+
+def use_tf32(wanted: bool, precision: str, device: torch.device) -> None:
+    """Let fp32 products and convolutions of a GPU round their factors to TF32 (10 bits), or not.
+
+    torch's own default is half of it: convolutions do, products do not. Other runs keep that default.
+    """
+    if precision == "fp32" and device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
+        torch.backends.cudnn.allow_tf32 = wanted
+
+
+def describe_precision(config: RunConfig, precision: str, device: torch.device) -> str:
+    """What `precision` a run takes on `device`, who chose it, and whether TF32 is on, in a few words."""
+    chosen = " (chosen by auto)" if config.precision == "auto" else ""
+    rounding = ""
+    if precision == "fp32" and device.type == "cuda":
+        rounding = " with TF32" if config.tf32 else " without TF32 (tf32=true is faster)"
+    return f"{precision}{rounding}{chosen} on {device.type}"

@@ -36,7 +36,7 @@ from muomni.run_folder import RunFolder, provenance
 from muomni.training import ema, expert_parallel, muon
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, parameter_groups
-from muomni.training.precision import pick_device, pick_precision
+from muomni.training.precision import describe_precision, pick_device, pick_precision, use_tf32
 from muomni.training.routing import find_moe
 from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageContext
@@ -154,6 +154,7 @@ def open_loop(session: Session) -> Loop:
         counts.count_epochs(config.training.max_epochs)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
+    use_tf32(config.tf32, session.precision, session.device)
     task = session.stage.build()
     if config.training.activation_checkpointing:
         recompute_activations(task)
@@ -194,7 +195,7 @@ def open_loop(session: Session) -> Loop:
         print(
             f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "
             f"{session.ranks.world_size} ranks x {session.num_accumulation} micro-batches, "
-            f"{session.precision} on {session.device.type}, ZeRO {engine.zero_stage}, "
+            f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
             f"{num_parameters:,} parameters",
             *parameter_lines,
             sep=f"\n{config.stage} ",
