@@ -6,13 +6,16 @@ repeated here; what stands here (batch sizes, precision, clipping, schedule) is 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from muomni.config.models import Positive, Section
 
 StageName = Literal["thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft"]
 STAGE_NAMES: tuple[str, ...] = StageName.__args__
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+# Of which blocks activations are recomputed: of none (false), of all ("full", true), or of every k-th one.
+RecomputePolicy = bool | int | str
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -153,13 +156,29 @@ class TrainingSection(Section):
     save_every: Positive = 200
     keep_last: Positive = 2
     log_every: Positive = 10
-    activation_checkpointing: bool = False
+    activation_checkpointing: RecomputePolicy | dict[str, RecomputePolicy] = Field(
+        default=False, description="none, full, k (every k-th block), or one of these by part"
+    )
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"
     )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="validate and export the weights' moving average"
     )
+
+    @field_validator("activation_checkpointing")
+    @classmethod
+    def _check_policy(
+        cls, value: RecomputePolicy | dict[str, RecomputePolicy]
+    ) -> RecomputePolicy | dict[str, RecomputePolicy]:
+        for policy in value.values() if isinstance(value, dict) else [value]:
+            is_known = policy in ("none", "full") if isinstance(policy, str) else policy >= 0
+            if not is_known:
+                raise ValueError(
+                    f"{policy!r} is no policy; give none, full, k for every k-th block, or one of these "
+                    f"by part, as in {{thinker: full, vision*: none}}"
+                )
+        return value
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainingSection":

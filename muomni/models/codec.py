@@ -98,9 +98,12 @@ class MelEncoder(BlockRunner):
             x = down(F.gelu(x) * frame_mask(code_lengths, x.shape[2], 4 >> i, dtype))
         mask = frame_mask(code_lengths, x.shape[2], 1, dtype)
         x = x * mask
-        for block in self.blocks:
-            x = self.run_block(block, x, mask)
+        for place, block in enumerate(self.blocks):
+            x = self.run_block(place, block, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
+
+    def block_costs(self) -> list[int]:
+        return [1] * len(self.blocks)
 
 
 class MelDecoder(BlockRunner):
@@ -123,13 +126,17 @@ class MelDecoder(BlockRunner):
         dtype = self.stem.weight.dtype
         mask = frame_mask(code_lengths, latents.shape[1], 1, dtype)
         x = self.stem(latents.transpose(1, 2).to(dtype) * mask) * mask
-        for block in self.blocks:
-            x = self.run_block(block, x, mask)
+        for place, block in enumerate(self.blocks):
+            x = self.run_block(place, block, x, mask)
         for i, (up, smooth) in enumerate(zip(self.up, self.smooth, strict=True)):
             x = double_frames(up(x))
             mask = frame_mask(code_lengths, x.shape[2], 2 << i, dtype)
-            x = self.run_block(smooth, x, mask)
+            x = self.run_block(len(self.blocks) + i, smooth, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
+
+    def block_costs(self) -> list[int]:
+        # The last ones run at twice and four times the rate of codes.
+        return [1] * len(self.blocks) + [2 << i for i in range(len(self.smooth))]
 
 
 class Codec(nn.Module):

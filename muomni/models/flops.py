@@ -9,6 +9,7 @@ in the same way what really runs, operator by operator.
 """
 
 from dataclasses import astuple, dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ForwardFlops:
 
     `weights`: products of states with weights, `attention`: of states with states, `first`: of data
     with weights, `fixed`: outside of any gradient (mel filters, the search for codes). `again` of
-    them all are run a second time where activations are recomputed.
+    them all are run a second time where the activations of all blocks are recomputed.
     """
 
     weights: int = 0
@@ -52,9 +53,9 @@ class ForwardFlops:
         self,
         trained_share: float = 1.0,
         has_trained_input: bool = False,
-        recomputes: bool = False,
+        recomputed: Fraction = Fraction(0),
     ) -> int:
-        """Forward and backward pass, and what `recomputes` adds.
+        """Forward and backward pass, and the `recomputed` share of `again`.
 
         `trained_share` of the weights get a gradient; states do where there is something to train in
         this part or before it (`has_trained_input`), else a frozen part runs forward only. In a part
@@ -64,7 +65,7 @@ class ForwardFlops:
             return self.total
         of_weights = round(trained_share * (self.weights + self.first))
         of_states = self.weights + 2 * self.attention
-        return self.total + of_weights + of_states + (self.again if recomputes else 0)
+        return self.total + of_weights + of_states + int(recomputed * self.again)
 
     def __add__(self, other: "ForwardFlops") -> "ForwardFlops":
         mine, others = astuple(self), astuple(other)

@@ -264,8 +264,11 @@ class TransformerStack(BlockRunner):
         """
         context = self._context(x, positions, mask, cache, valid)
         for layer, block in enumerate(self.blocks):
-            x = self.run_block(block, x, context, layer)
+            x = self.run_block(layer, block, x, context, layer)
         return self.final_norm(x)
+
+    def block_costs(self) -> list[int]:
+        return [1] * len(self.blocks)
 
     def _context(
         self,

@@ -13,6 +13,7 @@ from torch import nn
 from muomni.config.loading import CONFIG_ROOT
 from muomni.data.loader import PlannedDataset
 from muomni.data.view import Batch
+from muomni.models.recompute import describe_recomputation
 from muomni.training import expert_parallel
 from muomni.training.ds_config import read_engine_json, zero_settings, zero_stage
 from muomni.training.live_bytes import storage_bytes
@@ -155,9 +156,10 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
         return ["memory is not predicted with expert_parallel, offload or data_types"]
     memory = "unknown" if device.memory is None else f"{device.memory / MIB:,.0f} MiB"
     kind = "GPU" if device.kind == "cuda" else "CPU rank"
+    recomputed = describe_recomputation(config.training.activation_checkpointing)
     head = (
         f"memory of each {kind} in MiB, {session.ranks.world_size} in all, {session.precision}"
-        f"{', activations recomputed' if config.training.activation_checkpointing else ''} "
+        f"{recomputed and ', '}{recomputed} "
         f"(a {kind} has {memory}):"
     )
     hidden = set() if config.training.ema_decay is not None else {AVERAGE}

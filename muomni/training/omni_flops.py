@@ -4,6 +4,8 @@ Gradients flow from the answers through the Thinker to whatever is trained befor
 spoken answers through the Talker to the Thinker where it sees its states. A frozen tower runs forward only.
 """
 
+from fractions import Fraction
+
 from torch import nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, CodecConfig
@@ -16,8 +18,10 @@ from muomni.models.omni import (
     image_projector_flops,
     spelling_flops,
 )
+from muomni.models.recompute import recomputed_share
 from muomni.models.vision_encoder import vision_encoder_flops
 from muomni.training.step_flops import (
+    KEPT,
     FlopCounter,
     PackedRows,
     Speech,
@@ -28,25 +32,27 @@ from muomni.training.step_flops import (
 )
 
 
-def count_omni(
-    omni: OmniModel, codec: CodecConfig, recomputes: bool, skips_ignored: bool
-) -> FlopCounter:
-    """Counts batches of `ConversationView` for a model as it is frozen now."""
+def count_omni(omni: OmniModel, codec: CodecConfig, skips_ignored: bool) -> FlopCounter:
+    """Counts batches of `ConversationView` for a model as it is frozen and recomputed now."""
     plan = _Plan(omni)
     config = omni.config
-    assert config.talker is not None
-    rows = PackedRows(config.thinker, recomputes, skips_ignored, plan.stack, plan.head)
-    speech = Speech(config.talker, codec, recomputes, plan.talker)
+    assert config.talker is not None and omni.talker is not None
+    again_vision, again_audio, again_thinker, again_talker = (
+        recomputed_share(part)
+        for part in (omni.vision_encoder, omni.audio_encoder, omni.thinker, omni.talker)
+    )
+    rows = PackedRows(config.thinker, again_thinker, skips_ignored, plan.stack, plan.head)
+    speech = Speech(config.talker, codec, again_talker, plan.talker)
 
-    def image(recomputes: bool) -> int:
-        tower = plan.vision.hardware(vision_encoder_flops(config.vision_encoder), recomputes)
+    def image(recomputed: Fraction) -> int:
+        tower = plan.vision.hardware(vision_encoder_flops(config.vision_encoder), recomputed)
         return tower + plan.image_projector.model(image_projector_flops(config))
 
-    def audio(num_mel: int, recomputes: bool) -> int:
+    def audio(num_mel: int, recomputed: Fraction) -> int:
         num_samples, num_frames = num_mel * MEL_HOP, -(-num_mel // FRAME_SUBSAMPLING)
         tower = audio_encoder_flops(config.audio_encoder, num_samples, config.ctc_embeddings)
         return (
-            plan.audio.hardware(tower, recomputes)
+            plan.audio.hardware(tower, recomputed)
             + plan.audio_projector.model(audio_projector_flops(config, num_frames))
             + plan.spelling.model(plan.looked_up(spelling_flops(config, num_frames)))
         )
@@ -56,10 +62,10 @@ def count_omni(
         num_images = int((batch["image_places"][:, 0] < nowhere).sum())
         width = -(-batch["audios"].shape[1] // MEL_HOP)
         media = StepFlops(
-            num_images * image(False)
-            + sum(audio(num_mel, False) for num_mel in mel_lengths(batch["audio_lengths"])),
-            len(batch["images"]) * image(recomputes)
-            + len(batch["audios"]) * audio(width, recomputes),
+            num_images * image(KEPT)
+            + sum(audio(num_mel, KEPT) for num_mel in mel_lengths(batch["audio_lengths"])),
+            len(batch["images"]) * image(again_vision)
+            + len(batch["audios"]) * audio(width, again_audio),
         )
         text = rows(batch["document_ids"], int(batch["units"]))
         spoken = speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"])

@@ -29,7 +29,6 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
-from muomni.models.recompute import recompute_activations
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
@@ -112,10 +111,13 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         muon.check_support(zero_stage(request.engine_json), has_experts)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
-    if config.optim.lr_scales or config.optim.name == "muon":
+    by_part = isinstance(config.training.activation_checkpointing, dict)
+    if config.optim.lr_scales or config.optim.name == "muon" or by_part:
         # A pattern or an optimizer that finds nothing is refused before any start.
         with torch.device("meta"):
-            parameter_groups(stage.build(), config.optim)
+            task = stage.build()
+        parameter_groups(task, config.optim)
+        stage.recompute(task)
     if expert_parallel.SECTION in request.engine_json:
         moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
@@ -156,8 +158,7 @@ def open_loop(session: Session) -> Loop:
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
     task = session.stage.build()
-    if config.training.activation_checkpointing:
-        recompute_activations(task)
+    session.stage.recompute(task)
     num_parameters = count_parameters(task)  # before it is divided over ranks
     parameter_lines = describe_parameters(task, config.optim)
     engine = Engine(

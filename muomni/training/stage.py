@@ -23,6 +23,7 @@ from muomni.data.plan import Batching
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
+from muomni.models.recompute import recompute_activations
 from muomni.training.step_flops import FlopCounter
 
 Sums = dict[str, torch.Tensor]
@@ -131,10 +132,9 @@ class Stage(ABC):
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         """Counts the FLOPs of training the built `task` on a batch that still is on the host."""
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether activations are recomputed in the backward pass."""
-        return self.config.training.activation_checkpointing
+    def recompute(self, task: nn.Module) -> None:
+        """Turn activation checkpointing on in a built task as the config wants it; raises ConfigError."""
+        recompute_activations(self.model(task), self.config.training.activation_checkpointing)
 
     # -- one step --------------------------------------------------------------------------------
     def prepare(self, batch: Batch) -> Batch:

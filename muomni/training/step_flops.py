@@ -8,6 +8,7 @@ norms, softmax, FFT, and whatever else is no matrix product or convolution.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, partial
 
 import numpy as np
@@ -54,11 +55,12 @@ class Training:
     def model(self, forward: ForwardFlops) -> int:
         return forward.training(self.share, self.has_trained_input)
 
-    def hardware(self, forward: ForwardFlops, recomputes: bool) -> int:
-        return forward.training(self.share, self.has_trained_input, recomputes)
+    def hardware(self, forward: ForwardFlops, recomputed: Fraction) -> int:
+        return forward.training(self.share, self.has_trained_input, recomputed)
 
 
 WHOLLY_TRAINED = Training()
+KEPT = Fraction(0)  # no activation is recomputed
 
 
 def trained_share(module: nn.Module) -> float:
@@ -78,13 +80,13 @@ class PackedRows:
     """A Thinker over packed rows: linear in positions, in query-key pairs, and in predictions.
 
     A document's positions need its own keys alone. `skips_ignored`: the head runs where there is a
-    label only (the loss on CPUs), not everywhere.
+    label only (the loss on CPUs), not everywhere. `recomputed` is a share (see `recomputed_share`).
     """
 
     def __init__(
         self,
         config: ThinkerConfig,
-        recomputes: bool,
+        recomputed: Fraction,
         skips_ignored: bool,
         stack: Training = WHOLLY_TRAINED,
         head: Training = WHOLLY_TRAINED,
@@ -93,7 +95,7 @@ class PackedRows:
         one_pair = stack_flops(config, 1, num_keys=1, moe=config.moe)
         at_head = thinker_flops(config, 0, num_predicted=1)
         self._model = stack.model(position), stack.model(one_pair) - stack.model(position)
-        again, with_pair = (stack.hardware(flops, recomputes) for flops in (position, one_pair))
+        again, with_pair = (stack.hardware(flops, recomputed) for flops in (position, one_pair))
         self._hardware = again, with_pair - again
         self._head = head.model(at_head)
         self._skips_ignored = skips_ignored
@@ -121,31 +123,34 @@ def _documents(document_ids: torch.Tensor) -> tuple[int, int]:
     return int(lengths.sum()), int(np.square(lengths).sum())
 
 
-def count_thinker(config: ThinkerConfig, recomputes: bool, skips_ignored: bool) -> FlopCounter:
+def count_thinker(config: ThinkerConfig, recomputed: Fraction, skips_ignored: bool) -> FlopCounter:
     """Counts batches of `TextView`."""
-    rows = PackedRows(config, recomputes, skips_ignored)
+    rows = PackedRows(config, recomputed, skips_ignored)
     return lambda batch: rows(batch["document_ids"], int(batch["units"]))
 
 
-def count_audio_encoder(config: AudioEncoderConfig, recomputes: bool) -> FlopCounter:
+def count_audio_encoder(config: AudioEncoderConfig, recomputed: Fraction) -> FlopCounter:
     """Counts batches of `SpeechView`, with the CTC head."""
 
     @cache
-    def one(num_mel: int, recomputes: bool) -> int:
+    def one(num_mel: int, recomputed: Fraction) -> int:
         forward = audio_encoder_flops(config, num_mel * MEL_HOP)
-        return forward.training(recomputes=recomputes)
+        return forward.training(recomputed=recomputed)
 
     def count(batch: Batch) -> StepFlops:
         num_rows, width = batch["waveform"].shape
-        model = sum(one(num_mel, False) for num_mel in mel_lengths(batch["lengths"]))
-        return StepFlops(model, num_rows * one(_num_mel(width), recomputes))
+        model = sum(one(num_mel, KEPT) for num_mel in mel_lengths(batch["lengths"]))
+        return StepFlops(model, num_rows * one(_num_mel(width), recomputed))
 
     return count
 
 
-def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int) -> FlopCounter:
+def count_clip(
+    config: ClipConfig, recomputed: tuple[Fraction, Fraction], group: int, num_ranks: int
+) -> FlopCounter:
     """Counts batches of `ImageTextView`, `group` of which make a step of `num_ranks` ranks.
 
+    `recomputed` are the shares of the vision and of the text tower.
     With several a rank, the features of all are computed once more beforehand, without gradient.
     A pair is compared with all others of the step; its similarities are needed once, and computed twice,
     with a gradient each, for the loss, and for InfoNCE twice more for the log-sum-exps.
@@ -161,8 +166,12 @@ def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int)
 
     @cache
     def padded(num_tokens: int) -> int:
-        pair = image + clip_text_flops(config, num_tokens)
-        return pair.training(recomputes=recomputes) + has_first_pass * pair.total
+        towers = (image, clip_text_flops(config, num_tokens))
+        trained = sum(
+            tower.training(recomputed=share)
+            for tower, share in zip(towers, recomputed, strict=True)
+        )
+        return trained + has_first_pass * sum(tower.total for tower in towers)
 
     def count(batch: Batch) -> StepFlops:
         num_pairs, width = batch["token_ids"].shape
@@ -175,17 +184,17 @@ def count_clip(config: ClipConfig, recomputes: bool, group: int, num_ranks: int)
     return count
 
 
-def count_codec(config: CodecConfig, recomputes: bool) -> FlopCounter:
+def count_codec(config: CodecConfig, recomputed: Fraction) -> FlopCounter:
     """Counts batches of `WaveformView`."""
 
     @cache
-    def one(num_mel: int, recomputes: bool) -> int:
-        return codec_flops(config, num_mel).training(recomputes=recomputes)
+    def one(num_mel: int, recomputed: Fraction) -> int:
+        return codec_flops(config, num_mel).training(recomputed=recomputed)
 
     def count(batch: Batch) -> StepFlops:
         num_rows, width = batch["waveform"].shape
-        model = sum(one(num_mel, False) for num_mel in mel_lengths(batch["lengths"]))
-        return StepFlops(model, num_rows * one(_num_mel(width), recomputes))
+        model = sum(one(num_mel, KEPT) for num_mel in mel_lengths(batch["lengths"]))
+        return StepFlops(model, num_rows * one(_num_mel(width), recomputed))
 
     return count
 
@@ -197,13 +206,13 @@ class Speech:
         self,
         talker: TalkerConfig,
         codec: CodecConfig,
-        recomputes: bool,
+        recomputed: Fraction,
         training: Training = WHOLLY_TRAINED,
     ) -> None:
-        def speaking(num_letters: int, num_frames: int, recomputes: bool = False) -> int:
-            return training.hardware(talker_flops(talker, num_letters, num_frames), recomputes)
+        def speaking(num_letters: int, num_frames: int, recomputed: Fraction = KEPT) -> int:
+            return training.hardware(talker_flops(talker, num_letters, num_frames), recomputed)
 
-        self._padded = partial(speaking, recomputes=recomputes)
+        self._padded = partial(speaking, recomputed=recomputed)
         # Letters and frames enter in first power, and the length of the row in second: three lengths
         # tell the coefficients, and a row then costs a few products.
         none, one, two = (speaking(num_letters, 0) for num_letters in range(3))
@@ -233,9 +242,9 @@ class Speech:
         return StepFlops(model, num_slots * (hardware + self._listening(num_mel)))
 
 
-def count_talker(config: TalkerConfig, codec: CodecConfig, recomputes: bool) -> FlopCounter:
+def count_talker(config: TalkerConfig, codec: CodecConfig, recomputed: Fraction) -> FlopCounter:
     """Counts batches of `TtsView`."""
-    speech = Speech(config, codec, recomputes)
+    speech = Speech(config, codec, recomputed)
     return lambda batch: speech(batch["text_mask"], batch["waveform"], batch["lengths"])
 
 

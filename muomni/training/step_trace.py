@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from muomni.data.view import Batch
 from muomni.dist import collectives
 from muomni.models import contrastive, ctc, losses
-from muomni.models.recompute import recompute_activations
 from muomni.training.live_bytes import Bytes, LiveBytes, storage_bytes
 from muomni.training.precision import DTYPES
 from muomni.training.stage import Stage
@@ -112,8 +111,7 @@ def trace_step(stage: Stage, batches: list[Batch], precision: str, num_ranks: in
     """
     with torch.device("meta"):
         task = stage.build()
-    if stage.config.training.activation_checkpointing:
-        recompute_activations(task)
+    stage.recompute(task)
     make_fake(task, DTYPES[precision])
     return play_step(stage, task.train(), batches, num_ranks)
 

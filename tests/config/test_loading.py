@@ -83,3 +83,18 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
 def test_every_preset_resolves_for_every_stage(preset: str) -> None:
     for stage in STAGE_NAMES:
         assert resolve(stage, preset).stage == stage
+
+
+@pytest.mark.parametrize("text", ["false", "none", "full", "2", "{thinker: full, 'vision*': 3}"])
+def test_policies_of_activation_checkpointing(text: str) -> None:
+    override = parse_override(f"training.activation_checkpointing={text}")
+    given = override["training"]["activation_checkpointing"]
+    assert resolve("sft", "nano", None, override).training.activation_checkpointing == given
+
+
+@pytest.mark.parametrize("text", ["half", "-1", "{thinker: half}"])
+def test_what_is_no_policy_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"activation_checkpointing.* is no policy; give none, full"
+    ):
+        resolve("sft", "nano", None, parse_override(f"training.activation_checkpointing={text}"))

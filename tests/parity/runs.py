@@ -94,7 +94,7 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
 
     try:
         recomputing = [
-            part.is_checkpointing
+            bool(part.recomputed_places)
             for part in loop.engine.task.modules()
             if isinstance(part, BlockRunner)
         ]

@@ -18,6 +18,7 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch
 from muomni.models.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.ctc import ctc_loss, ctc_weight, greedy_decode
+from muomni.models.recompute import recomputed_share
 from muomni.models.specaugment import SpecAugmentConfig
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
 from muomni.training.step_flops import FlopCounter, count_audio_encoder
@@ -119,7 +120,7 @@ class AudioEncoderStage(Stage):
         return task.encoder
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_audio_encoder(self.model_config(), self.recomputes)
+        return count_audio_encoder(self.model_config(), recomputed_share(task))
 
     def weights(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])

@@ -19,6 +19,7 @@ from muomni.dist import collectives
 from muomni.models.codec import Codec, codec_loss, num_code_frames
 from muomni.models.mel import LOG_FLOOR, num_mel_frames
 from muomni.models.quantizer import QuantizerStatistics, code_perplexity
+from muomni.models.recompute import recomputed_share
 from muomni.models.vocoder import mel_to_waveform
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
@@ -78,7 +79,7 @@ class CodecStage(Stage):
         return task.codec
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_codec(self.model_config(), self.recomputes)
+        return count_codec(self.model_config(), recomputed_share(task))
 
     def coefficients(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}

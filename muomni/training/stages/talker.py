@@ -19,6 +19,7 @@ from muomni.data.tts_view import TtsView
 from muomni.data.view import Batch
 from muomni.errors import ConfigError
 from muomni.models.mel import LOG_FLOOR
+from muomni.models.recompute import recomputed_share
 from muomni.models.speech_output import speak
 from muomni.models.talker import Talker, num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
@@ -86,7 +87,7 @@ class TalkerStage(Stage):
         return task.talker
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_talker(self.model_config(), self.codec.config, self.recomputes)
+        return count_talker(self.model_config(), self.codec.config, recomputed_share(task))
 
     def frozen_models(self) -> list[nn.Module]:
         return [self.codec.codec]

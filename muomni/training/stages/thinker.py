@@ -19,6 +19,7 @@ from muomni.data.plan import Batching
 from muomni.data.text_view import IGNORE, TextView
 from muomni.data.view import Batch
 from muomni.models.moe import record_router_logits
+from muomni.models.recompute import recomputed_share
 from muomni.models.thinker import Thinker
 from muomni.models.upcycling import check_upcycling, upcycle
 from muomni.training import routing
@@ -106,7 +107,7 @@ class ThinkerStage(Stage):
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_thinker(self.model_config(), self.recomputes, skips_ignored=on_cpu)
+        return count_thinker(self.model_config(), recomputed_share(task), skips_ignored=on_cpu)
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}

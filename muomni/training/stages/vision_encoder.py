@@ -31,6 +31,7 @@ from muomni.models.contrastive import (
     gathered_logsumexp,
     sigmoid_surrogate,
 )
+from muomni.models.recompute import recomputed_share
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
 from muomni.training.step_flops import FlopCounter, count_clip
 
@@ -175,10 +176,12 @@ class VisionEncoderStage(Stage):
     def model(self, task: VisionEncoderTask) -> Clip:
         return task.clip
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
+    def flop_counter(self, task: VisionEncoderTask) -> FlopCounter:
         num_ranks = collectives.world_size()
         group = self.config.batch.micro_batches_per_step or num_ranks
-        return count_clip(self.model_config(), self.recomputes, group, num_ranks)
+        clip = self.model(task)
+        recomputed = recomputed_share(clip.vision), recomputed_share(clip.text)
+        return count_clip(self.model_config(), recomputed, group, num_ranks)
 
     def weights(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}

@@ -8,9 +8,7 @@ import torch
 from muomni.training.postmortem import Seen, watched
 from tests.training.stages.curves import stage_config
 from tests.training.stages.omni_runs import omni_run, write_root
-from tests.training.stages.test_step_flops import first_step, open_session
-
-PERCEPTION = ("audio_encoder", "vision_encoder", "codec")
+from tests.training.stages.test_step_flops import PERCEPTION, first_step, open_session
 
 
 @pytest.fixture(scope="module")

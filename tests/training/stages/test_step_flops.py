@@ -12,14 +12,14 @@ from muomni.data.view import Batch
 from muomni.dist.discovery import discover
 from muomni.models.codec import codec_flops
 from muomni.models.flops import linear_flops, stack_flops, talker_flops
-from muomni.models.recompute import recompute_activations
 from muomni.training.session import Request, Session, prepare
-from muomni.training.step_flops import PackedRows, StepFlops
+from muomni.training.step_flops import KEPT, PackedRows, StepFlops
 from tests.models.test_flops import measured
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
 from tests.training.stages.omni_runs import omni_run, write_root
 
+PERCEPTION = ("audio_encoder", "vision_encoder", "codec")
 MOE = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 16}
 
 
@@ -43,8 +43,7 @@ def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
     stage: Any = session.stage
     torch.manual_seed(0)
     task = stage.build().train()
-    if stage.recomputes:
-        recompute_activations(task)
+    stage.recompute(task)
     batches = first_step(session)
     count = stage.flop_counter(task)
 
@@ -56,19 +55,30 @@ def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
     return sum(map(count, batches), StepFlops()), measured(step), task
 
 
-@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("policy", ["none", "full", 2])
 @pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
-def test_thinker(text_data: Path, moe: dict[str, int] | None, recomputes: bool) -> None:
-    changes = {"training": {"activation_checkpointing": recomputes}, "model": {"moe": moe}}
+def test_thinker(text_data: Path, moe: dict[str, int] | None, policy: str | int) -> None:
+    changes = {
+        "training": {"activation_checkpointing": policy},
+        "model": {"moe": moe, "num_layers": 3},
+    }
     counted, by_torch, _ = counted_and_measured(open_session(thinker_config(text_data, changes)))
     assert counted.hardware == by_torch
     assert 0 < counted.model < counted.hardware
 
 
-@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("stage", ["audio_encoder", "vision_encoder", "codec"])
-def test_perception_stages(media_data: Path, stage: str, recomputes: bool) -> None:
-    changes: dict[str, Any] = {"training": {"activation_checkpointing": recomputes}}
+@pytest.mark.parametrize(
+    ("stage", "policy"),
+    [
+        *((stage, policy) for stage in PERCEPTION for policy in ("none", "full", 2)),
+        ("vision_encoder", {"vision": "full"}),
+        ("vision_encoder", {"text*": 2, "*": "none"}),
+        ("codec", {"decoder": 3}),
+    ],
+    ids=str,
+)
+def test_perception_stages(media_data: Path, stage: str, policy: Any) -> None:
+    changes: dict[str, Any] = {"training": {"activation_checkpointing": policy}}
     if stage == "audio_encoder":
         # torch counts the weight gradient of a depthwise convolution as if it were a full one.
         changes["model"] = {"conv_kernel_size": 0}
@@ -106,12 +116,22 @@ ALL_FROZEN_BUT = {
 }
 
 
-@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("trained", ALL_FROZEN_BUT)
-def test_sft_by_what_is_trained(omni_root: Path, trained: str, recomputes: bool) -> None:
+BY_TOWER = {"thinker": "full", "vision*": "none", "audio*": 2}
+
+
+@pytest.mark.parametrize(
+    ("trained", "policy"),
+    [
+        *((trained, policy) for trained in ALL_FROZEN_BUT for policy in ("none", "full")),
+        ("everything", BY_TOWER),
+        ("language", BY_TOWER),
+    ],
+    ids=str,
+)
+def test_sft_by_what_is_trained(omni_root: Path, trained: str, policy: Any) -> None:
     changes = {
         "options": {"freeze": ALL_FROZEN_BUT[trained]},
-        "training": {"activation_checkpointing": recomputes},
+        "training": {"activation_checkpointing": policy},
     }
     session = open_session(omni_run("sft", omni_root, changes), omni_root / "run")
     counted, by_torch, task = counted_and_measured(session)
@@ -156,7 +176,7 @@ def test_a_padded_batch_needs_what_its_samples_need_alone(
 def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
     config: Any = open_session(thinker_config(text_data)).stage.model_config()
     ids = torch.tensor([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    counted = PackedRows(config, recomputes=False, skips_ignored=False)(ids, num_labels=9)
+    counted = PackedRows(config, recomputed=KEPT, skips_ignored=False)(ids, num_labels=9)
     head = linear_flops(config.hidden_size, config.vocab_size)
     stack = sum(stack_flops(config, length).total for length in (3, 2, 4))
     assert counted.model == 3 * (stack + 9 * head)

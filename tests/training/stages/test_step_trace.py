@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from muomni.dist.discovery import Ranks
-from muomni.models.recompute import recompute_activations
 from muomni.training.dry_run import read_step
 from muomni.training.session import Request, Session, prepare
 from muomni.training.step_trace import ACTIVATIONS, StepTrace, play_step, trace_step
@@ -37,6 +36,8 @@ def open_session(
     [
         *((name, {}) for name in (*PERCEPTION, "talker", "sft")),
         *((name, RECOMPUTED) for name in ("audio_encoder", "codec")),
+        ("vision_encoder", {"training": {"activation_checkpointing": {"vision": 2}}}),
+        ("sft", {"training": {"activation_checkpointing": {"thinker": "full", "audio*": 2}}}),
     ],
 )
 def test_fake_weights_take_the_bytes_of_real_ones(
@@ -45,8 +46,7 @@ def test_fake_weights_take_the_bytes_of_real_ones(
     session = open_session(name, media_data, omni_root, changes)
     batches = read_step(session)
     task = session.stage.build()
-    if changes:
-        recompute_activations(task)
+    session.stage.recompute(task)
     trace_step(session.stage, batches, "fp32", 2)  # makes windows and filters that are made once
     real = play_step(session.stage, task.train(), batches, 2)
     fake = trace_step(session.stage, batches, "fp32", 2)
@@ -75,3 +75,22 @@ def test_recomputing_lowers_what_is_kept_and_costs_flops(media_data: Path, omni_
     assert recomputed.stretches[0].live[ACTIVATIONS] < 0.7 * kept.stretches[0].live[ACTIVATIONS]
     assert peak(recomputed) < peak(kept)
     assert 1.1 * kept.flops < recomputed.flops < 4 / 3 * kept.flops
+
+
+def test_the_fewer_blocks_are_recomputed_the_more_is_kept(
+    media_data: Path, omni_root: Path
+) -> None:
+    traces = []
+    for policy in ("full", 2, 3, "none"):
+        changes = {
+            "model": {"num_layers": 6},
+            "training": {"activation_checkpointing": policy},
+        }
+        session = open_session("talker", media_data, omni_root, changes)
+        traces.append(trace_step(session.stage, read_step(session), "fp32", 2))
+    kept = [trace.stretches[0].live[ACTIVATIONS] for trace in traces]
+    assert kept == sorted(kept) and len(set(kept)) == 4
+    flops = [trace.flops for trace in traces]
+    assert flops == sorted(flops, reverse=True) and len(set(flops)) == 4
+    # Half of the blocks cost half of what all cost again.
+    assert flops[1] - flops[3] == (flops[0] - flops[3]) / 2
