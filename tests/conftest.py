@@ -25,3 +25,11 @@ def two_ranks() -> Iterator[RankPool]:
     pool = RankPool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[RankPool]:
+    """Four warm ranks for the tests of one file: four processes are too many to keep beside the others."""
+    pool = RankPool(4)
+    yield pool
+    pool.close()

@@ -116,16 +116,19 @@ def test_sixteen_bits_follow(
     assert all(tensor.dtype == torch.float32 for tensor in export_state(tmp_path).values())
 
 
-@pytest.mark.parametrize(("zero", "num_expert_ranks"), [(3, 0), (1, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("zero", "num_expert_ranks", "policy"), [(3, 0, 2), (1, 2, True), (3, 2, "full"), (3, 2, 2)]
+)
 def test_recomputed_activations_change_nothing(
     zero: int,
     num_expert_ranks: int,
+    policy: bool | int | str,
     text_data: Path,
     tmp_path: Path,
     alone: dict[str, Any],
     two_ranks: RankPool,
 ) -> None:
-    config = moe_config(text_data, {"training": {"activation_checkpointing": True}})
+    config = moe_config(text_data, {"training": {"activation_checkpointing": policy}})
     json_ = engine(zero, num_expert_ranks)
     result = two_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
     for figure in FIGURES:
@@ -187,6 +190,28 @@ def test_losses_of_the_routers_move_them(
     assert last["moe/balance_loss"] < weak["moe/balance_loss"] - 0.005
     assert last["moe/layer1/entropy"] > weak["moe/layer1/entropy"]
     assert last["loss"] < strong["curve"][0]["loss"]
+
+
+@pytest.mark.parametrize(("zero", "num_expert_ranks"), [(2, 1), (2, 2), (2, 4), (3, 4), (0, 2)])
+def test_four_ranks_learn_what_one_does(
+    zero: int,
+    num_expert_ranks: int,
+    text_data: Path,
+    tmp_path: Path,
+    alone: dict[str, Any],
+    four_ranks: RankPool,
+) -> None:
+    """One expert a rank, two groups of two ranks that share experts, or all experts on each."""
+    config, json_ = moe_config(text_data), engine(zero, num_expert_ranks)
+    result = four_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
+    for figure in FIGURES:
+        expected = [line[figure] for line in alone["curve"]]
+        got = [line[figure] for line in result["curve"]]
+        assert got == pytest.approx(expected, rel=1e-4), figure
+    state, expected_state = export_state(tmp_path), export_state(alone["run"])
+    assert state.keys() == expected_state.keys()
+    for name, tensor in state.items():  # each expert once, at its number
+        torch.testing.assert_close(tensor, expected_state[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
 # -- exports ---------------------------------------------------------------------------------------
