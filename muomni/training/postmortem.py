@@ -27,6 +27,7 @@ from muomni.data.source import Source
 from muomni.data.view import Batch
 from muomni.dist import collectives
 from muomni.training.engine import Engine
+from muomni.training.expert_parallel import expert_groups
 from muomni.training.stage import Stage, Sums
 from muomni.training.window import WindowReduction
 
@@ -38,14 +39,14 @@ _NUM_NAMED = 4
 class Finding:
     """What is not finite when one micro-batch (counted from 0) runs again.
 
-    `module` is the first one by time in `phase`, forward or backward; `losses` are its loss sums and
-    `parameters` names those with such a gradient.
+    `module` is the first one by time in `phase`, forward or backward; `losses` are the loss sums of the
+    micro-batch, `parameters` names those with such a gradient.
     """
 
     micro_batch: int
     phase: str
     module: str
-    losses: dict[str, float]
+    losses: dict[str, float | str]
     parameters: list[str]
 
 
@@ -67,6 +68,12 @@ class Culprit:
             f"micro-batch {self.finding.micro_batch} with samples {named}"
             f"{f' and {more} more' if more > 0 else ''}; {self.file})"
         )
+
+
+def _likelihood(culprit: Culprit) -> tuple[bool, bool, int]:
+    """Sorts the rank where it began before those that it reached: experts see the tokens of all ranks."""
+    finding = culprit.finding
+    return finding.phase != "forward", finding.module.endswith(".experts"), culprit.rank
 
 
 class PostMortem:
@@ -104,6 +111,7 @@ class PostMortem:
             keys = [str(sample["key"]) for sample in samples[findings[0].micro_batch]]
             culprit = Culprit(collectives.rank(), findings[0], keys, str(dump))
         culprits = [c for c in collectives.gather_objects(culprit) if c is not None]
+        culprits.sort(key=_likelihood)
         if culprit is not None or not culprits:
             self._write(dump, step, window, samples, weights, findings)
         collectives.barrier()
@@ -135,7 +143,7 @@ class PostMortem:
         seen = Seen()
         with watched(self.engine.task, seen):
             output = self.engine.forward(batch)
-            losses = {term: loss.item() for term, loss in output.losses.items()}
+            losses = {term: _number(loss) for term, loss in output.losses.items()}
             for term, loss in output.losses.items():
                 seen.note_output(f"loss '{term}'", loss)
             self.engine.backward(output, weights, self.stage.coefficients())
@@ -219,13 +227,16 @@ def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
     """Let `seen` look at all outputs of modules inside `task` and at all gradients.
 
     Blocks that run again in the backward pass are looked at twice, which adds nothing to what is first.
+    Experts that serve several ranks return rows that were never written beside those that are used; the
+    layer around them is looked at.
     """
+    padded = {name.rpartition(".")[0] for name in expert_groups(task)}
     hooks = [
         module.register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.note_output(name, output)
         )
         for name, module in task.named_modules()
-        if name
+        if name and name not in padded
     ]
     hooks += [
         parameter.register_hook(partial(seen.note_parameter, name))
@@ -237,6 +248,11 @@ def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _number(value: Tensor) -> float | str:
+    """A number as JSON can hold it: there is no NaN and no infinity in it."""
+    return value.item() if torch.isfinite(value) else str(value.item())
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:

@@ -124,11 +124,13 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
     assert sorted(path.name for path in folder.iterdir()) == [
         f"step_{step}_rank1.json", f"step_{step}_rank1.pt",
     ]  # fmt: skip
-    report = json.loads((folder / f"step_{step}_rank1.json").read_text())
+    text = (folder / f"step_{step}_rank1.json").read_text()
+    report = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
     first = report["findings"][0]
     assert (first["micro_batch"], first["phase"]) == (0, phase)
     assert any(name.startswith("thinker.stack.blocks.0.") for name in first["parameters"])
     assert len(report["findings"]) == 2
+    assert (first["losses"]["loss"] == "nan") == (phase == "forward")
 
     # The file holds what that rank computed in that step, though the run had gone on.
     dump = torch.load(folder / f"step_{step}_rank1.pt", weights_only=True)
@@ -172,12 +174,12 @@ def test_experts_on_other_ranks_are_played_again_together(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = moe_config(text_data, {"training": {"log_every": 100}})
-    for zero in (0, 3):
+    for zero, phase in ((0, "forward"), (3, "backward")):
         run = tmp_path / str(zero)
-        results = two_ranks.run(
-            _stop, config=config, run=run, zero=engine(zero, 2), phase="forward"
-        )
+        results = two_ranks.run(_stop, config=config, run=run, zero=engine(zero, 2), phase=phase)
+        # Rank 0 meets it, too: in its experts' gradients, for they serve the tokens of rank 1.
         assert "in step 6 thinker.stack.blocks.1" in results[0]["message"]
+        assert "(rank 1, micro-batch 0 with" in results[0]["message"]
         assert (run / "thinker" / "nonfinite" / "step_6_rank1.pt").is_file()
 
 
