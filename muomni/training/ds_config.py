@@ -131,6 +131,8 @@ def complete(
         "train_batch_size": num_accumulation * world_size,
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        # Offloaded state is updated by the same optimizer as any other (muomni/training/offload.py).
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": engine_json.get("steps_per_print", 10**12),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {

@@ -109,6 +109,11 @@ class Engine:
         )
         if self._scales_itself:
             self._own_scale = self.loss_scale
+        if self.zero_stage:
+            # DeepSpeed tells it by hooks on the tensors that a forward pass returns, and does not find
+            # those of a StageOutput. Offload then takes the first micro-batch for the last one.
+            is_last = self.deepspeed.is_gradient_accumulation_boundary()
+            self.optimizer.set_gradient_accumulation_boundary(is_last)
         self.deepspeed.backward(total * self._own_scale, scale_wrt_gas=False)
 
     def time_reductions(self, clock: StepClock) -> None:

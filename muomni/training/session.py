@@ -33,7 +33,7 @@ from muomni.models.recompute import recompute_activations
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import ema, expert_parallel, muon
+from muomni.training import ema, expert_parallel, muon, offload
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import pick_device, pick_precision
@@ -110,6 +110,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
 
         has_experts = expert_parallel.is_enabled(request.engine_json)
         muon.check_support(zero_stage(request.engine_json), has_experts)
+    offload.check_support(request.engine_json)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
     if config.optim.lr_scales or config.optim.name == "muon":
