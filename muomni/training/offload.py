@@ -19,10 +19,10 @@ _UNTESTED = ("super_offload", "pipeline_read", "pipeline_write", "fast_init")
 class Offload:
     """What of a rank lies in host memory, and whether in page-locked memory."""
 
-    optimizer: bool
-    parameters: bool
-    has_pinned_optimizer: bool
-    has_pinned_parameters: bool
+    optimizer: bool = False
+    parameters: bool = False
+    has_pinned_optimizer: bool = False
+    has_pinned_parameters: bool = False
 
     def __bool__(self) -> bool:
         return self.optimizer or self.parameters
@@ -37,7 +37,8 @@ def offload_of(engine_json: dict[str, Any]) -> Offload:
     optimizer, parameters = (_section(engine_json, place) for place in _PLACES)
     return Offload(
         bool(optimizer), bool(parameters),
-        optimizer.get("pin_memory", True), parameters.get("pin_memory", True),
+        bool(optimizer) and optimizer.get("pin_memory", True),
+        bool(parameters) and parameters.get("pin_memory", True),
     )  # fmt: skip
 
 
