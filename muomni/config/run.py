@@ -154,6 +154,9 @@ class TrainingSection(Section):
     keep_last: Positive = 2
     log_every: Positive = 10
     activation_checkpointing: bool = False
+    compile: bool = Field(
+        default=False, description="blocks by torch.compile; needs a C++ compiler"
+    )
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"
     )

@@ -4,7 +4,8 @@ Chen et al. 2016, arXiv:1604.06174. What is computed does not change: random num
 from the same state.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,9 +13,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 class BlockRunner(nn.Module):
-    """Base of the modules whose blocks can be recomputed: they call them by `run_block`."""
+    """Base of the modules whose blocks can be recomputed and compiled: they call them by `run_block`.
+
+    `block_lists` names the lists that hold them.
+    """
 
     is_checkpointing = False
+    block_lists: ClassVar[tuple[str, ...]] = ("blocks",)
+
+    def runs(self) -> Iterator[nn.Module]:
+        """The blocks, in order."""
+        for name in self.block_lists:
+            yield from getattr(self, name)
 
     def run_block(self, block: nn.Module, *args: Any) -> Any:
         """`block(*args)`, whose activations are not kept when `is_checkpointing`."""

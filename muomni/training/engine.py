@@ -27,6 +27,7 @@ from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.shared_memory import release_names
 from muomni.errors import ConfigError, NonFiniteError
+from muomni.models.compiled import not_compiled
 from muomni.models.moe import from_autoep
 from muomni.observe.step_clock import StepClock
 from muomni.training import ds_config, expert_parallel
@@ -223,7 +224,7 @@ class Engine:
         """Evaluation mode without gradient."""
         self.deepspeed.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), not_compiled():
                 yield
         finally:
             self.deepspeed.train()

@@ -6,6 +6,7 @@ JSON, a missing dataset or upstream export, a world size that cannot share a ste
 
 import hashlib
 import logging
+import os
 import random
 import shutil
 from dataclasses import dataclass, replace
@@ -29,11 +30,12 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
+from muomni.models.compiled import compile_blocks
 from muomni.models.recompute import recompute_activations
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import ema, expert_parallel, muon, offload
+from muomni.training import compiling, ema, expert_parallel, muon, offload
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import pick_device, pick_precision
@@ -113,6 +115,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     offload.check_support(request.engine_json)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
+    if config.training.compile:
+        compiling.check_support(os.environ, device.type, find_moe(sizes) is not None)
     if config.optim.lr_scales or config.optim.name == "muon":
         # A pattern or an optimizer that finds nothing is refused before any start.
         with torch.device("meta"):
@@ -168,6 +172,8 @@ def open_loop(session: Session) -> Loop:
         session.num_accumulation,
         session.device,
     )
+    if config.training.compile:
+        compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         config.optim.name,
