@@ -264,9 +264,7 @@ class TransformerStack(BlockRunner):
         """
         context = self._context(x, positions, mask, cache, valid)
         for layer, block in enumerate(self.blocks):
-            # Only a cache asks for the number, and compiled code would be another one for each.
-            place = () if cache is None else (layer,)
-            x = self.run_block(block, x, context, *place)
+            x = self.run_block(block, x, context, layer)
         return self.final_norm(x)
 
     def _context(

@@ -47,7 +47,7 @@ def test_packed_rows_of_many_lengths_are_compiled_few_times_to_the_same(
         recompute_activations(compiled)
     for length in (16, 24, 40, 17, 9, 33, 64, 50, 21, 28, 12):
         documents = torch.ones(2, length, dtype=torch.long).cumsum(1) // 6 + 1
-        x = torch.randn(2, length, 32)
+        x = torch.randn(2, length, 32, requires_grad=True)  # as embeddings do
         given = {"positions": document_positions(documents), "mask": document_mask(documents)}
         for stack in (plain, compiled):
             stack.zero_grad()
@@ -68,7 +68,7 @@ def test_code_can_be_left_uncompiled_for_a_while() -> None:
     stack = make_stack()
     compile_blocks(stack, backend="aot_eager")
     with not_compiled():
-        stack(torch.randn(1, 8, 32))
+        stack(torch.randn(1, 8, 32, requires_grad=True))
     assert num_compilations() == 0
-    stack(torch.randn(1, 8, 32))
+    stack(torch.randn(1, 8, 32, requires_grad=True))
     assert num_compilations() == 1
