@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from muomni.config.run import RunConfig
 from muomni.dist.discovery import Ranks, discover
 from muomni.errors import ConfigError
-from muomni.training.dry_run import describe
+from muomni.training.dry_run import Device, describe
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -82,11 +82,10 @@ def test_a_compiled_run_is_the_eager_one_and_goes_on_from_it(
 def test_a_dry_run_says_the_same(text_data: Path) -> None:
     eager, compiled = (
         describe(
-            prepare(
-                Request(compile_config(text_data, is_compiled), Path(), Path(), {}), Ranks(0, 0, 1)
-            )
+            prepare(Request(compile_config(text_data, on), Path(), Path(), {}), Ranks(0, 0, 1)),
+            Device("cpu", None),
         )
-        for is_compiled in (False, True)
+        for on in (False, True)
     )
     assert compiled == eager
 
