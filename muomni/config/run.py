@@ -159,6 +159,9 @@ class TrainingSection(Section):
     activation_checkpointing: RecomputePolicy | dict[str, RecomputePolicy] = Field(
         default=False, description="none, full, k (every k-th block), or one of these by part"
     )
+    compile: bool = Field(
+        default=False, description="blocks by torch.compile; needs a C++ compiler"
+    )
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"
     )

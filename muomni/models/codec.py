@@ -109,6 +109,8 @@ class MelEncoder(BlockRunner):
 class MelDecoder(BlockRunner):
     """Latents [B, Tf, latent_size] -> normalised log-mel [B, 4 * Tf, num_mels]."""
 
+    block_lists = ("blocks", "smooth")
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         hidden = config.hidden_size

@@ -5,10 +5,10 @@ from the same state. A policy says of which blocks: of none, of all ("full"), of
 these by part of the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,9 +20,18 @@ from muomni.errors import ConfigError
 
 
 class BlockRunner(nn.Module):
-    """Base of the modules whose blocks can be recomputed: they call them by `run_block`."""
+    """Base of the modules whose blocks can be recomputed and compiled: they call them by `run_block`.
+
+    `block_lists` names the lists that hold them.
+    """
 
     recomputed_places: frozenset[int] = frozenset()
+    block_lists: ClassVar[tuple[str, ...]] = ("blocks",)
+
+    def runs(self) -> Iterator[nn.Module]:
+        """The blocks, in order."""
+        for name in self.block_lists:
+            yield from getattr(self, name)
 
     def block_costs(self) -> list[int]:
         """FLOPs of each block in the order in which they run, as multiples of a common unit."""

@@ -27,6 +27,7 @@ from muomni.training.memory_plan import (
     Sizes,
     predict,
 )  # fmt: skip
+from muomni.training.offload import offload_of
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import DTYPES
 from muomni.training.session import Session, count_parameters
@@ -39,23 +40,29 @@ _MAX_READ = 8
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a rank computes on. `memory` is in bytes, None where it is not known."""
+    """What a rank computes on. `memory` is in bytes, None where it is not known.
+
+    `host_memory` is a GPU rank's part of the machine's memory.
+    """
 
     kind: str
     memory: int | None
+    host_memory: int | None = None
 
 
 def find_device(session: Session, is_planned: bool = False, gpu_gib: float | None = None) -> Device:
     """The device of each rank: this machine's, or a GPU that is only planned with."""
     if gpu_gib is not None:
         return Device("cuda", int(gpu_gib * 2**30))
-    if session.device.type == "cuda":
-        return Device("cuda", torch.cuda.get_device_properties(session.device).total_memory)
-    if is_planned:
+    if is_planned and session.device.type != "cuda":
         return Device("cuda", None)
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     num_local = int(local) if local else session.ranks.world_size
-    return Device("cpu", psutil.virtual_memory().total // num_local)
+    of_machine = psutil.virtual_memory().total // num_local
+    if session.device.type == "cuda":
+        total = torch.cuda.get_device_properties(session.device).total_memory
+        return Device("cuda", total, None if is_planned else of_machine)
+    return Device("cpu", of_machine)
 
 
 def describe(session: Session, device: Device) -> dict[str, Any]:
@@ -122,38 +129,45 @@ def predict_memory(
 ) -> list[MemoryPlan]:
     """Plans of a rank: of the run's own ZeRO stage by its DeepSpeed JSON, of others by the shipped ones.
 
-    Empty where the engine keeps state elsewhere: experts on other ranks, offload.
+    For GPUs also of the shipped ones with offload, which moves nothing on a CPU. Empty where the engine keeps
+    state elsewhere: experts on other ranks, gradients in other types.
     """
-    config, engine_json = session.request.config, session.request.engine_json
-    zero_section = engine_json.get("zero_optimization", {})
-    if (
-        expert_parallel.is_enabled(engine_json)
-        or "data_types" in engine_json
-        or any(zero_section.get(key) for key in ("offload_optimizer", "offload_param"))
-    ):
+    config, own_json = session.request.config, session.request.engine_json
+    if expert_parallel.is_enabled(own_json) or "data_types" in own_json:
         return []
     setup = Setup(
         session.ranks.world_size,
         session.num_accumulation,
         DTYPES[session.precision].itemsize,
         config.training.ema_decay is not None,
-        counts_untouched=device.kind == "cuda",
+        is_gpu=device.kind == "cuda",
     )
+    names = {(0, False): "zero0"}
+    if config.optim.name != "muon":
+        names |= {(stage, False): f"zero{stage}" for stage in (1, 2, 3)}
+        if device.kind == "cuda":
+            names |= {(stage, True): f"zero{stage}_offload" for stage in (2, 3)}
+    engines = {
+        key: read_engine_json(CONFIG_ROOT / "deepspeed" / f"{name}.json")
+        for key, name in names.items()
+    }
+    engines[_layout(own_json)] = own_json
     sizes = model_sizes(session, task)
-    plans = []
-    for stage in (0,) if config.optim.name == "muon" else range(4):
-        shipped = CONFIG_ROOT / "deepspeed" / f"zero{stage}.json"
-        own = zero_stage(engine_json) == stage
-        zero = zero_settings(engine_json if own else read_engine_json(shipped))
-        plans.append(predict(zero, sizes, trace, setup))
-    return plans
+    return [
+        predict(zero_settings(engine), sizes, trace, setup) for _, engine in sorted(engines.items())
+    ]
+
+
+def _layout(engine_json: dict[str, Any]) -> tuple[int, bool]:
+    """What a row of the table is for: a ZeRO stage, and whether it offloads."""
+    return zero_stage(engine_json), bool(offload_of(engine_json))
 
 
 def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str]:
     """The plans as aligned text, a line each."""
     config = session.request.config
     if not plans:
-        return ["memory is not predicted with expert_parallel, offload or data_types"]
+        return ["memory is not predicted with expert_parallel or data_types"]
     memory = "unknown" if device.memory is None else f"{device.memory / MIB:,.0f} MiB"
     kind = "GPU" if device.kind == "cuda" else "CPU rank"
     recomputed = describe_recomputation(config.training.activation_checkpointing)
@@ -164,32 +178,51 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
     )
     hidden = set() if config.training.ema_decay is not None else {AVERAGE}
     parts = [part for part in PARTS if part not in hidden]
-    rows = [["ZeRO", *(part.replace("_", " ") for part in parts), "peak", "fits", "peak at"]]
+    columns = (part.replace("_", " ") for part in parts)
+    rows = [["ZeRO", *columns, "peak", "host", "fits", "peak at", "offload"]]
     for plan in plans:
-        own = "*" if plan.zero_stage == zero_stage(session.request.engine_json) else ""
+        is_own = (plan.zero_stage, bool(plan.offload)) == _layout(session.request.engine_json)
+        own = "*" if is_own else ""
         sizes = [f"{plan.parts[part] / MIB:,.1f}" for part in parts]
         fits = {None: "?", True: "yes", False: "no"}[fits_device(plan, device)]
-        peak = f"{plan.peak / MIB:,.1f}"
-        rows.append([f"{plan.zero_stage}{own}", *sizes, peak, fits, plan.peak_at])
+        sums = [f"{num_bytes / MIB:,.1f}" for num_bytes in (plan.peak, plan.host_peak)]
+        row = [f"{plan.zero_stage}{own}", *sizes, *sums, fits, plan.peak_at, str(plan.offload)]
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
-    return ["", head, *lines, "parts are at their most; * is the DeepSpeed config of this run"]
+    foot = (
+        "parts are at their most; * is the DeepSpeed config of this run; host is what offload keeps"
+    )
+    if device.kind == "cpu":
+        foot += " in the same memory: on a CPU it moves nothing"
+    return ["", head, *(line.rstrip() for line in lines), foot]
 
 
 def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
-    """Whether a plan's peak is within the device's memory; None where that is not known."""
-    return None if device.memory is None else plan.peak <= device.memory
+    """Whether a plan is within the memory of device and host; None where that is not known.
+
+    A CPU has one memory for both. How much a host has is known of this machine only.
+    """
+    if device.memory is None:
+        return None
+    if device.kind == "cpu":
+        return plan.peak + plan.host_peak <= device.memory
+    fits_host = device.host_memory is None or plan.host_peak <= device.host_memory
+    return plan.peak <= device.memory and fits_host
 
 
 def as_figures(plan: MemoryPlan, device: Device) -> dict[str, Any]:
     """A plan for scripts, in bytes."""
-    state = sum(plan.parts[part] for part in (MASTER, MOMENTS, AVERAGE))
+    state = sum(plan.parts[part] + plan.host.get(part, 0) for part in (MASTER, MOMENTS, AVERAGE))
     return {
         "zero_stage": plan.zero_stage,
+        "offload": str(plan.offload),
         "parts_bytes": plan.parts,
+        "host_parts_bytes": plan.host,
+        "host_bytes": plan.host_peak,
         "optimizer_state_bytes": state,
         "peak_bytes": plan.peak,
         "peak_at": plan.peak_at,

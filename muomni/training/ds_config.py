@@ -15,6 +15,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from muomni.config.loading import did_you_mean, validate
 from muomni.config.run import RunConfig
 from muomni.errors import ConfigError
+from muomni.training.offload import Offload, offload_of
 
 ENGINE_SECTIONS = (
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
@@ -103,6 +104,7 @@ class ZeroSettings:
     persistence_threshold: int
     max_reuse_distance: int
     sub_group_size: int
+    offload: Offload
 
 
 def zero_settings(engine_json: dict[str, Any]) -> ZeroSettings:
@@ -111,7 +113,7 @@ def zero_settings(engine_json: dict[str, Any]) -> ZeroSettings:
     return ZeroSettings(
         int(zero.stage), bool(zero.overlap_comm), int(zero.reduce_bucket_size),
         int(zero.prefetch_bucket_size), int(zero.param_persistence_threshold),
-        int(zero.max_reuse_distance), int(zero.sub_group_size),
+        int(zero.max_reuse_distance), int(zero.sub_group_size), offload_of(engine_json),
     )  # fmt: skip
 
 
@@ -131,6 +133,8 @@ def complete(
         "train_batch_size": num_accumulation * world_size,
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        # Offloaded state is updated by the same optimizer as any other (muomni/training/offload.py).
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": engine_json.get("steps_per_print", 10**12),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {

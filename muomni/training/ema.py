@@ -18,12 +18,6 @@ def check_support(engine_json: dict[str, Any]) -> None:
         raise ConfigError(
             "training.ema_decay does not run with data_types in the DeepSpeed config; take one of them out"
         )
-    offload = engine_json.get("zero_optimization", {}).get("offload_optimizer") or {}
-    if offload.get("device") == "nvme":
-        raise ConfigError(
-            "training.ema_decay needs the optimizer in memory; set offload_optimizer.device to cpu in the "
-            "DeepSpeed config, or leave out training.ema_decay"
-        )
 
 
 def decay_at(step: int, decay: float) -> float:

@@ -27,6 +27,7 @@ from muomni.dist import collectives
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.shared_memory import release_names
 from muomni.errors import ConfigError
+from muomni.models.compiled import not_compiled
 from muomni.models.moe import from_autoep
 from muomni.observe.step_clock import StepClock
 from muomni.training import ds_config, expert_parallel
@@ -117,6 +118,11 @@ class Engine:
         )
         if self._scales_itself:
             self._own_scale = self.loss_scale
+        if self.zero_stage:
+            # DeepSpeed tells it by hooks on the tensors that a forward pass returns, and does not find
+            # those of a StageOutput. Offload then takes the first micro-batch for the last one.
+            is_last = self.deepspeed.is_gradient_accumulation_boundary()
+            self.optimizer.set_gradient_accumulation_boundary(is_last)
         self.deepspeed.backward(total * self._own_scale, scale_wrt_gas=False)
 
     def time_reductions(self, clock: StepClock) -> None:
@@ -242,7 +248,7 @@ class Engine:
         """Evaluation mode without gradient."""
         self.deepspeed.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), not_compiled():
                 yield
         finally:
             self.deepspeed.train()

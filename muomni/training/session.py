@@ -6,6 +6,7 @@ JSON, a missing dataset or upstream export, a world size that cannot share a ste
 
 import hashlib
 import logging
+import os
 import random
 import shutil
 from dataclasses import dataclass, replace
@@ -29,10 +30,11 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, UpstreamError
+from muomni.models.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import ema, expert_parallel, muon
+from muomni.training import compiling, ema, expert_parallel, muon, offload
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import describe_precision, pick_device, pick_precision, use_tf32
@@ -109,8 +111,11 @@ def prepare(request: Request, ranks: Ranks) -> Session:
 
         has_experts = expert_parallel.is_enabled(request.engine_json)
         muon.check_support(zero_stage(request.engine_json), has_experts)
+    offload.check_support(request.engine_json)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
+    if config.training.compile:
+        compiling.check_support(os.environ, device.type, find_moe(sizes) is not None)
     by_part = isinstance(config.training.activation_checkpointing, dict)
     if config.optim.lr_scales or config.optim.name == "muon" or by_part:
         # A pattern or an optimizer that finds nothing is refused before any start.
@@ -169,6 +174,8 @@ def open_loop(session: Session) -> Loop:
         session.num_accumulation,
         session.device,
     )
+    if config.training.compile:
+        compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         config.optim.name,

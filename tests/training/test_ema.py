@@ -116,20 +116,11 @@ def test_a_checkpoint_without_an_average_begins_one_with_its_weights(
     assert all(torch.equal(on[name], weight) for name, weight in plain.items())
 
 
-@pytest.mark.parametrize(
-    ("engine_json", "told"),
-    [
-        ({"data_types": {"grad_accum_dtype": "fp32"}}, "does not run with data_types"),
-        (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            "needs the optimizer in memory",
-        ),
-    ],
-)
 def test_an_engine_that_hides_its_weights_is_refused_before_a_start(
-    engine_json: dict[str, Any], told: str, ema_config: RunConfig, tmp_path: Path
+    ema_config: RunConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    engine_json = {"data_types": {"grad_accum_dtype": "fp32"}}
+    with pytest.raises(ConfigError, match="does not run with data_types"):
         prepare(Request(ema_config, tmp_path, tmp_path, engine_json), discover({}))
 
 

@@ -13,6 +13,7 @@ from muomni.training.dry_run import Device, predict_memory, read_step
 from muomni.training.ds_config import ZeroSettings
 from muomni.training.live_bytes import LiveBytes
 from muomni.training.memory_plan import MemoryPlan, Setup, Sizes, predict
+from muomni.training.offload import Offload
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.step_trace import ACTIVATIONS, WORKSPACE, StepTrace, Stretch, trace_step
 from tests.ranks import RankPool
@@ -35,12 +36,15 @@ TRACE = StepTrace(
     flops=1,
 )
 
+NOTHING, OPTIMIZER = Offload(), Offload(optimizer=True)
+ALL = Offload(optimizer=True, parameters=True)
+
 
 def plan(
     stage: int, *, num_ranks: int = 2, width: int = 4, accumulation: int = 1, average: bool = False,
-    bucket: int = 1000, on_gpu: bool = True,
+    bucket: int = 1000, on_gpu: bool = True, offload: Offload = NOTHING,
 ) -> MemoryPlan:  # fmt: skip
-    zero = ZeroSettings(stage, True, bucket, 0, 0, 10**9, 10**9)
+    zero = ZeroSettings(stage, True, bucket, 0, 0, 10**9, 10**9, offload)
     setup = Setup(num_ranks, accumulation, width, average, on_gpu)
     return predict(zero, SIZES, TRACE, setup)
 
@@ -105,6 +109,74 @@ def test_gathered_weights_are_released_in_the_backward_pass() -> None:
     assert passes["parameters"] == 4 * (15 + 8 + 10 + 125) + 4 * 630 + 8
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("width", [2, 4])
+def test_an_offloaded_optimizer_leaves_weights_and_buckets_on_the_gpu(
+    stage: int, width: int
+) -> None:
+    found = plan(stage, width=width, average=True, bucket=1000, offload=OPTIMIZER)
+    there = plan(stage, width=width, average=True, bucket=1000)
+    for part in ("fp32_weights", "moments", "average"):
+        assert found.parts[part] == 0
+        assert found.host[part] == there.parts[part] > 0
+    assert found.moments["update"]["gradients"] == 0
+    kept = found.moments["before forward"]["parameters"]
+    assert kept == there.moments["before forward"]["parameters"]
+    assert found.peak < there.peak
+    assert there.host == {} and there.host_peak == 0
+
+
+def test_the_host_has_gradients_and_short_weights_beside_the_optimizer() -> None:
+    # Two ranks, bf16: shares of 46 (of 92 with padding) and 20 elements.
+    found = plan(2, width=2, offload=OPTIMIZER)
+    assert found.host["fp32_weights"] == found.host["gradients"] == 4 * (46 + 20)
+    assert found.host["moments"] == 8 * (46 + 20)
+    assert found.host["parameters"] == 2 * (46 + 20)  # on their way back
+    assert found.host["buckets"] == 2 * 60  # the largest parameter, once on the GPU and once here
+    assert found.moments["before forward"]["buckets"] == 2 * 60
+    assert found.host_peak == (4 + 4 + 8 + 2) * 66 + 120
+    # Those of a window are added up here, whole parameters that touch the fuller share.
+    split = plan(2, width=2, accumulation=2, offload=OPTIMIZER)
+    assert split.host["gradients"] == 4 * 66 + 2 * (60 + 30 + 40)
+    assert split.moments["forward and backward"]["gradients"] == 0
+    # Without ZeRO 2 they wait on the GPU.
+    waiting = plan(1, width=2, accumulation=2, offload=OPTIMIZER)
+    assert waiting.host["gradients"] == 4 * 66
+    assert waiting.moments["forward and backward"]["gradients"] == 2 * 130
+
+
+def test_offloaded_weights_are_on_the_gpu_while_they_are_used() -> None:
+    found = plan(3, num_ranks=4, width=2, offload=ALL)
+    assert found.moments["update"]["parameters"] == 8  # buffers
+    assert found.moments["forward and backward"]["parameters"] == 2 * 630 + 8
+    share = 15 + 8 + 10
+    # Shares of frozen weights lie alone; pages are locked for those of trained ones whatever is asked for.
+    assert found.host["parameters"] == 64 + 32 + 2 * 125  # 2 * (15 + 8) and 2 * 10 bytes
+    assert found.host["gradients"] == (4 + 2) * share
+    assert found.host["fp32_weights"] == 4 * share
+    # On one GPU, too, weights in use are not those that lie on the host; on a CPU they are.
+    alone = plan(3, num_ranks=1, width=2, offload=ALL).moments["forward and backward"]
+    assert alone["parameters"] == 2 * 630 + 8
+    on_cpu = plan(3, num_ranks=1, width=2, offload=ALL, on_gpu=False)
+    assert on_cpu.moments["forward and backward"]["parameters"] == 8
+    # Weights alone: the optimizer stays.
+    weights = plan(3, num_ranks=4, width=2, offload=Offload(parameters=True))
+    assert weights.host.keys() == {"parameters"}
+    assert weights.parts["fp32_weights"] == 4 * share
+
+
+def test_page_locked_buffers_of_gpus_are_powers_of_two() -> None:
+    pinned = Offload(optimizer=True, has_pinned_optimizer=True)
+    found = plan(2, width=2, offload=pinned)
+    assert found.host["fp32_weights"] == 256 + 128  # 4 * 46 = 184 and 4 * 20 = 80 bytes
+    assert found.host["moments"] == 8 * (46 + 20)  # torch's optimizer does not lock its own
+    assert plan(2, width=2, offload=pinned, on_gpu=False).host["fp32_weights"] == 4 * 66
+    locked = Offload(parameters=True, has_pinned_parameters=True)
+    found = plan(3, num_ranks=4, width=2, offload=locked)
+    # Each share lay alone first: 30, 16 and 20 bytes; torch keeps that memory.
+    assert found.host["parameters"] == (64 + 32) + 256 + (32 + 16 + 32)
+
+
 # Small buckets, so that they fill up within the model.
 BUCKETS = {
     "overlap_comm": True, "reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000,
@@ -121,14 +193,16 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
-def _request(config: RunConfig, run: Path, zero: int) -> Request:
+def _request(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> Request:
     section = {"stage": zero, **(BUCKETS if zero else {})}
+    # Page-locked memory is that of GPUs.
+    section |= {f"offload_{part}": {"device": "cpu", "pin_memory": False} for part in offloads}
     return Request(config, run, run, {"zero_optimization": section}, "never")
 
 
-def _measured_peak(config: RunConfig, run: Path, zero: int) -> int:
+def _measured_peak(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> int:
     """The most bytes that tensors of this rank take in the second of two steps."""
-    session = prepare(_request(config, run, zero), discover())
+    session = prepare(_request(config, run, zero, offloads), discover())
     with LiveBytes(lambda: "all") as live:
         loop = open_loop(session)
         loop.engine.train()
@@ -143,18 +217,40 @@ def _measured_peak(config: RunConfig, run: Path, zero: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("changes", RUNS, ids=["fp32", "bf16"])
-def test_the_plan_is_what_tensors_of_real_ranks_take(
-    changes: dict[str, Any], zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
-    config = thinker_config(text_data, changes)
-    measured = max(two_ranks.run(_measured_peak, config=config, run=tmp_path, zero=zero))
-    session = prepare(_request(config, tmp_path, zero), Ranks(0, 0, 2))
+def _planned(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> MemoryPlan:
+    """What is predicted for one of two such ranks, as if they had a GPU."""
+    session = prepare(_request(config, run, zero, offloads), Ranks(0, 0, 2))
     trace = trace_step(session.stage, read_step(session), session.precision, 2)
     with torch.device("meta"):
         task = session.stage.build()
     plans = predict_memory(session, task, trace, Device("cuda", None))
-    step = {name: sum(parts.values()) for name, parts in plans[zero].moments.items()}
+    (found,) = (p for p in plans if p.zero_stage == zero and bool(p.offload) == bool(offloads))
+    return found
+
+
+LAYOUTS: list[tuple[int, tuple[str, ...]]] = [
+    (0, ()), (1, ()), (2, ()), (3, ()), (1, ("optimizer",)), (2, ("optimizer",)),
+    (3, ("optimizer",)), (3, ("param",)), (3, ("optimizer", "param")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("zero", "offloads"), LAYOUTS, ids=str)
+@pytest.mark.parametrize("changes", RUNS, ids=["fp32", "bf16"])
+def test_the_plan_is_what_tensors_of_real_ranks_take(
+    changes: dict[str, Any],
+    zero: int,
+    offloads: tuple[str, ...],
+    text_data: Path,
+    tmp_path: Path,
+    two_ranks: RankPool,
+) -> None:
+    """On a CPU tensors of device and host lie together."""
+    given: dict[str, Any] = {
+        "config": thinker_config(text_data, changes), "run": tmp_path, "zero": zero,
+        "offloads": offloads,
+    }  # fmt: skip
+    measured = max(two_ranks.run(_measured_peak, **given))
+    found = _planned(**given)
+    step = {name: sum(parts.values()) for name, parts in found.moments.items()}
     del step["start"]
-    assert max(step.values()) == pytest.approx(measured, rel=0.05)
+    assert max(step.values()) + found.host_peak == pytest.approx(measured, rel=0.05)

@@ -1,0 +1,40 @@
+"""torch.compile of single blocks, in place: names of modules, parameters and checkpoints stay as they are.
+
+A block is the unit that repeats, so one compilation serves all layers of a stack, and what is between
+blocks (packing, masks, losses, experts' routing) stays as it is. Ansel et al. 2024, PyTorch 2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from muomni.models.recompute import BlockRunner
+
+# All stacks of a model share the code of their block, which is compiled anew for each kind of stack, with
+# and without gradient, and once more when a second length turns up.
+_MAX_COMPILATIONS = 64
+
+
+def compile_blocks(module: nn.Module, backend: str = "inductor") -> int:
+    """Compile the blocks of all transformer stacks and codec halves of `module`; returns how many.
+
+    It happens at the first call of each. Sizes that change from call to call become symbols at their first
+    change (`dynamic=None`), so lengths in buckets are compiled twice and rows of one length stay constant.
+    """
+    torch._dynamo.config.recompile_limit = _MAX_COMPILATIONS
+    blocks = [b for part in module.modules() if isinstance(part, BlockRunner) for b in part.runs()]
+    for block in blocks:
+        block.compile(backend=backend)
+    return len(blocks)
+
+
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Run the block without compiled code: validation and generation have shapes of their own."""
+    torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        torch.compiler.set_stance("default")
