@@ -28,14 +28,12 @@ from muomni.training.step_flops import (
 )
 
 
-def count_omni(
-    omni: OmniModel, codec: CodecConfig, recomputes: bool, skips_ignored: bool
-) -> FlopCounter:
+def count_omni(omni: OmniModel, codec: CodecConfig, recomputes: bool, on_cpu: bool) -> FlopCounter:
     """Counts batches of `ConversationView` for a model as it is frozen now."""
     plan = _Plan(omni)
     config = omni.config
     assert config.talker is not None
-    rows = PackedRows(config.thinker, recomputes, skips_ignored, plan.stack, plan.head)
+    rows = PackedRows(config.thinker, recomputes, on_cpu, plan.stack, plan.head)
     speech = Speech(config.talker, codec, recomputes, plan.talker)
 
     def image(recomputes: bool) -> int:

@@ -106,7 +106,7 @@ class ThinkerStage(Stage):
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_thinker(self.model_config(), self.recomputes, skips_ignored=on_cpu)
+        return count_thinker(self.model_config(), self.recomputes, on_cpu=on_cpu)
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}
