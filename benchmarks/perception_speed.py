@@ -146,7 +146,7 @@ def compare_speech(session: Any, arguments: argparse.Namespace) -> dict[str, Any
         for some in (batches, theirs)
     ]
     peer, num_parameters = conformer_loop(session, theirs)
-    result = in_turn(loop, "conformer", peer, *seconds, arguments)
+    result = in_turn(loop, "conformer", peer, seconds[0], seconds[1], arguments)
     result["parameters"] = {
         "muomni": sum(p.numel() for p in loop.engine.task.parameters()),
         "conformer": num_parameters,

@@ -1,6 +1,6 @@
 """A step of stage thinker beside peers' steps of the same shape, and what packing gains over padding.
 
-    pip install --target PEERS accelerate transformers
+    pip install --no-deps --target PEERS accelerate==1.15.0
     OMP_NUM_THREADS=1 PYTHONPATH=PEERS python benchmarks/thinker_speed.py --data data/sample
 
 One process, one rank. muomni is the whole training loop with DeepSpeed: it reads, packs, hides documents
@@ -17,6 +17,7 @@ Takes about 4 minutes a shape on one core; --rounds and --steps shorten it.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -67,6 +68,10 @@ def main() -> None:
     flags.add_argument("--json", type=Path)
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
+    if "llama_trainer" in arguments.peers and importlib.util.find_spec("accelerate") is None:
+        raise SystemExit(
+            "Hugging Face's Trainer needs accelerate; install it, or leave it out by --peers"
+        )
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of threads that start later
     ranks = discover()
     if ranks.world_size != 1:
