@@ -68,6 +68,11 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@python benchmarks/soak.py --data data/sample --json benchmarks/results/soak.json
 	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
 	@deepspeed --num_gpus 2 benchmarks/moe.py --json benchmarks/results/moe.json
+	@python -m pip install --quiet --upgrade --no-deps --target build/peers accelerate==1.15.0
+	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --json benchmarks/results/thinker_speed_tiny.json
+	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --shape gpt2 --no-packing --rounds 4 --steps 1 --json benchmarks/results/thinker_speed_gpt2.json
+	@python benchmarks/scaling.py --json benchmarks/results/scaling.json
+	@python benchmarks/perception_speed.py --json benchmarks/results/perception_speed.json
 	@python benchmarks/loader.py --run runs/quickstart --json benchmarks/results/loader_nano.json
 	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
 	@python benchmarks/memory.py --upstream runs/bench_tiny --json benchmarks/results/memory.json

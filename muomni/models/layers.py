@@ -143,6 +143,7 @@ class AttentionContext(NamedTuple):
     cache: KVCache | None = None
     step: CacheStep | None = None
     valid: Tensor | None = None  # bool [B, T], for convolutions
+    windows: Tensor | None = None  # bool [B * T / W, 1, W, 2 * W], in place of a mask
 
 
 class Attention(nn.Module):
@@ -178,6 +179,9 @@ class Attention(nn.Module):
             key = apply_rotary(key, *context.rotary)
         if context.cache is not None and context.step is not None:
             key, value = context.cache.write(layer, context.step, key, value)
+        if context.windows is not None:
+            mixed = attend_in_windows(query, key, value, context.windows)
+            return self.o_proj(mixed.reshape(batch, length, -1))
         is_grouped = self.num_heads != self.num_kv_heads
         if is_grouped and context.mask is not None and not query.is_cpu:
             # CUDA's masked kernels know no grouped heads and would fall back to the slow one.
@@ -192,6 +196,24 @@ class Attention(nn.Module):
             enable_gqa=is_grouped,
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, windows: Tensor) -> Tensor:
+    """Attention of [B, H, T, D] within windows of W positions and the ones before: [B * T / W, W, H, D].
+
+    `windows` is the mask of `masks.window_mask`. Rows are taken as one: the mask never looks beyond them.
+    """
+    size = windows.shape[2]
+    query, key, value = (
+        t.transpose(1, 2).reshape(-1, size, *t.shape[1::2]) for t in (query, key, value)
+    )
+    key, value = (torch.cat((t.roll(1, dims=0), t), dim=1) for t in (key, value))
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    is_grouped = query.shape[1] != key.shape[1]
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=windows, enable_gqa=is_grouped
+    )
+    return mixed.transpose(1, 2)
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -253,6 +275,7 @@ class TransformerStack(BlockRunner):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         valid: Tensor | None = None,
+        windows: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, T, hidden_size] -> normed states of the same shape.
 
@@ -260,9 +283,13 @@ class TransformerStack(BlockRunner):
         `mask` (bool, True = may look, or additive) is broadcastable to [B, H, T, T] and complete: a
         causal stack given a mask adds no causality. With a cache the mask is the cache's own, and
         `valid` [B, T] marks the real tokens among the new ones; without, it tells a stack with
-        convolutions what is padding.
+        convolutions what is padding. `windows` are a mask, too, of `masks.window_mask`: give one or the other.
         """
         context = self._context(x, positions, mask, cache, valid)
+        if windows is not None:
+            if mask is not None or cache is not None:
+                raise ValueError("windows take the place of a mask; give neither mask nor cache")
+            context = context._replace(windows=windows)
         for layer, block in enumerate(self.blocks):
             x = self.run_block(layer, block, x, context, layer)
         return self.final_norm(x)

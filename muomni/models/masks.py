@@ -25,6 +25,39 @@ def document_positions(document_ids: Tensor) -> Tensor:
     return index - torch.where(is_start, index, 0).cummax(dim=1).values
 
 
+# Narrower windows than this one gain nothing: the kernel works in blocks of this order.
+_MIN_WINDOW = 32
+
+
+def window_size(document_ids: Tensor) -> int | None:
+    """The size of windows that hold all documents of rows [B, T], None if whole rows are as cheap.
+
+    Rows are cut into windows of that many positions. A document that is not longer reaches no further
+    back than into the window before, so queries need the keys of two windows in place of T. Reads
+    the documents, which stalls an accelerator.
+    """
+    length = document_ids.shape[1]
+    longest = int((document_positions(document_ids) * (document_ids > 0)).max()) + 1
+    size = _MIN_WINDOW
+    while size < longest:
+        size *= 2
+    return size if 4 * size <= length and length % size == 0 else None
+
+
+def window_mask(document_ids: Tensor, size: int) -> Tensor:
+    """Which keys of its own and the previous window a query sees: bool [B * T / size, 1, size, 2 * size].
+
+    For real positions the same as `document_mask`, given a size by `window_size`; padding sees no
+    further back than its window reaches.
+    """
+    positions = document_positions(document_ids).reshape(-1, size)
+    places = torch.arange(size, device=positions.device)
+    keys = torch.arange(-size, size, device=positions.device)
+    distance = places[:, None] - keys
+    # A document begins as many positions before a query as its position in it says.
+    return ((distance >= 0) & (distance <= positions[:, :, None]))[:, None]
+
+
 def padding_mask(valid: Tensor) -> Tensor:
     """Bidirectional mask, `valid` [B, T] -> [B, 1, 1, T]: queries see the real keys of their row.
 

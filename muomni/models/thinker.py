@@ -12,7 +12,7 @@ from muomni.config.models import ThinkerConfig
 from muomni.models.kv_cache import KVCache
 from muomni.models.layers import StackOptions, TransformerStack, init_weights
 from muomni.models.losses import LossSum, next_token_loss
-from muomni.models.masks import document_mask, document_positions
+from muomni.models.masks import document_mask, document_positions, window_mask, window_size
 
 
 class Thinker(nn.Module):
@@ -66,8 +66,13 @@ class Thinker(nn.Module):
         if document_ids is not None:
             if mask is not None or cache is not None:
                 raise ValueError("document_ids build the mask; give neither mask nor cache")
-            mask = document_mask(document_ids)
             positions = document_positions(document_ids) if positions is None else positions
+            # Without cost on CPUs; an accelerator would be stalled by a question about its data.
+            size = window_size(document_ids) if document_ids.is_cpu else None
+            if size is not None:
+                windows = window_mask(document_ids, size)
+                return self.stack(x, positions=positions, windows=windows)
+            mask = document_mask(document_ids)
         return self.stack(x, positions=positions, mask=mask, cache=cache, valid=valid)
 
     def logits(self, hidden: Tensor) -> Tensor:

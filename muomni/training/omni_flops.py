@@ -32,7 +32,7 @@ from muomni.training.step_flops import (
 )
 
 
-def count_omni(omni: OmniModel, codec: CodecConfig, skips_ignored: bool) -> FlopCounter:
+def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter:
     """Counts batches of `ConversationView` for a model as it is frozen and recomputed now."""
     plan = _Plan(omni)
     config = omni.config
@@ -41,7 +41,7 @@ def count_omni(omni: OmniModel, codec: CodecConfig, skips_ignored: bool) -> Flop
         recomputed_share(part)
         for part in (omni.vision_encoder, omni.audio_encoder, omni.thinker, omni.talker)
     )
-    rows = PackedRows(config.thinker, again_thinker, skips_ignored, plan.stack, plan.head)
+    rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head)
     speech = Speech(config.talker, codec, again_talker, plan.talker)
 
     def image(recomputed: Fraction) -> int:

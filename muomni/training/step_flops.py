@@ -29,6 +29,7 @@ from muomni.models.audio_encoder import audio_encoder_flops
 from muomni.models.clip import clip_image_flops, clip_text_flops
 from muomni.models.codec import codec_flops
 from muomni.models.flops import ForwardFlops, stack_flops, talker_flops, thinker_flops
+from muomni.models.masks import window_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +80,16 @@ def trained_share(module: nn.Module) -> float:
 class PackedRows:
     """A Thinker over packed rows: linear in positions, in query-key pairs, and in predictions.
 
-    A document's positions need its own keys alone. `skips_ignored`: the head runs where there is a
-    label only (the loss on CPUs), not everywhere. `recomputed` is a share (see `recomputed_share`).
+    A document's positions need its own keys alone. `on_cpu`: the head runs where there is a label
+    only, not everywhere, and short documents attend in windows, not to whole rows. `recomputed` is a
+    share (see `recomputed_share`).
     """
 
     def __init__(
         self,
         config: ThinkerConfig,
         recomputed: Fraction,
-        skips_ignored: bool,
+        on_cpu: bool,
         stack: Training = WHOLLY_TRAINED,
         head: Training = WHOLLY_TRAINED,
     ) -> None:
@@ -98,7 +100,7 @@ class PackedRows:
         again, with_pair = (stack.hardware(flops, recomputed) for flops in (position, one_pair))
         self._hardware = again, with_pair - again
         self._head = head.model(at_head)
-        self._skips_ignored = skips_ignored
+        self._on_cpu = on_cpu
 
     def __call__(self, document_ids: torch.Tensor, num_labels: int) -> StepFlops:
         """FLOPs of rows [R, T] of documents (0: padding), `num_labels` of whose places predict."""
@@ -108,8 +110,10 @@ class PackedRows:
         position, pair = self._model
         model = num_real * position + num_pairs * pair + num_labels * self._head
         position, pair = self._hardware
-        num_predicted = num_labels if self._skips_ignored else num_places
-        hardware = num_places * (position + length * pair) + num_predicted * self._head
+        num_predicted = num_labels if self._on_cpu else num_places
+        window = window_size(document_ids) if self._on_cpu else None
+        num_keys = length if window is None else 2 * window
+        hardware = num_places * (position + num_keys * pair) + num_predicted * self._head
         return StepFlops(model, hardware)
 
 
@@ -123,9 +127,9 @@ def _documents(document_ids: torch.Tensor) -> tuple[int, int]:
     return int(lengths.sum()), int(np.square(lengths).sum())
 
 
-def count_thinker(config: ThinkerConfig, recomputed: Fraction, skips_ignored: bool) -> FlopCounter:
+def count_thinker(config: ThinkerConfig, recomputed: Fraction, on_cpu: bool) -> FlopCounter:
     """Counts batches of `TextView`."""
-    rows = PackedRows(config, recomputed, skips_ignored)
+    rows = PackedRows(config, recomputed, on_cpu)
     return lambda batch: rows(batch["document_ids"], int(batch["units"]))
 
 

@@ -8,6 +8,7 @@ from muomni.config.models import MoEConfig, ThinkerConfig
 from muomni.errors import ConfigError
 from muomni.models.convert_qwen3 import from_qwen3, qwen3_config, to_qwen3
 from muomni.models.layers import init_weights
+from muomni.models.masks import document_mask, document_positions, window_size
 from muomni.models.thinker import Thinker
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=24)
@@ -123,6 +124,44 @@ def test_packed_documents_give_the_logits_of_single_ones() -> None:
             torch.testing.assert_close(
                 model.logits(hidden[numbers == number]), alone, atol=1e-5, rtol=1e-5
             )
+
+
+def rows_of_documents(lengths: list[list[int]], width: int) -> torch.Tensor:
+    """Document ids [rows, width] of documents of these lengths, padded."""
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, own in enumerate(lengths):
+        numbers = torch.arange(1, len(own) + 1).repeat_interleave(
+            torch.tensor(own, dtype=torch.long)
+        )
+        ids[row, : len(numbers)] = numbers
+    return ids
+
+
+def test_attention_in_windows_gives_loss_and_gradients_of_the_whole_mask() -> None:
+    model = make_thinker().double()
+    # As long as a window, over the edges of windows, one row full, one with more padding than a window.
+    ids = rows_of_documents([[32, 7, 25, 31, 32, 1], [5, 32, 20]], 128)
+    assert window_size(ids) == 32
+    tokens = torch.randint(0, 61, ids.shape)
+    labels = tokens.masked_fill(ids == 0, -100)
+    mask, positions = document_mask(ids), document_positions(ids)
+    found = []
+    for masked in ({"document_ids": ids}, {"mask": mask, "positions": positions}):
+        hidden = model(tokens, **masked)
+        loss = model.loss(hidden, labels).total
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append([hidden[ids > 0], loss, *gradients])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width", "expected"),
+    [([33], 256, 64), ([64], 256, 64), ([65], 256, None), ([32], 120, None), ([], 128, 32)],
+)
+def test_windows_hold_the_longest_document_or_are_not_used(
+    lengths: list[int], width: int, expected: int | None
+) -> None:
+    assert window_size(rows_of_documents([lengths], width)) == expected
 
 
 def test_no_loss_sends_gradient_to_another_document() -> None:

@@ -107,7 +107,7 @@ class ThinkerStage(Stage):
 
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_thinker(self.model_config(), recomputed_share(task), skips_ignored=on_cpu)
+        return count_thinker(self.model_config(), recomputed_share(task), on_cpu=on_cpu)
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}

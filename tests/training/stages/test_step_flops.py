@@ -12,6 +12,7 @@ from muomni.data.view import Batch
 from muomni.dist.discovery import discover
 from muomni.models.codec import codec_flops
 from muomni.models.flops import linear_flops, stack_flops, talker_flops
+from muomni.models.masks import window_size
 from muomni.training.session import Request, Session, prepare
 from muomni.training.step_flops import KEPT, PackedRows, StepFlops
 from tests.models.test_flops import measured
@@ -65,6 +66,14 @@ def test_thinker(text_data: Path, moe: dict[str, int] | None, policy: str | int)
     counted, by_torch, _ = counted_and_measured(open_session(thinker_config(text_data, changes)))
     assert counted.hardware == by_torch
     assert 0 < counted.model < counted.hardware
+
+
+def test_thinker_whose_documents_attend_in_windows(text_data: Path) -> None:
+    session = open_session(thinker_config(text_data, {"batch": {"size": 512}}))
+    ids = first_step(session)[0]["document_ids"]
+    assert window_size(ids) is not None
+    counted, by_torch, _ = counted_and_measured(session)
+    assert counted.hardware == by_torch
 
 
 @pytest.mark.parametrize(
@@ -176,7 +185,7 @@ def test_a_padded_batch_needs_what_its_samples_need_alone(
 def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
     config: Any = open_session(thinker_config(text_data)).stage.model_config()
     ids = torch.tensor([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    counted = PackedRows(config, recomputed=KEPT, skips_ignored=False)(ids, num_labels=9)
+    counted = PackedRows(config, recomputed=KEPT, on_cpu=False)(ids, num_labels=9)
     head = linear_flops(config.hidden_size, config.vocab_size)
     stack = sum(stack_flops(config, length).total for length in (3, 2, 4))
     assert counted.model == 3 * (stack + 9 * head)

@@ -1,0 +1,299 @@
+"""A step of stage thinker beside peers' steps of the same shape, and what packing gains over padding.
+
+    pip install --no-deps --target PEERS accelerate==1.15.0
+    OMP_NUM_THREADS=1 PYTHONPATH=PEERS python benchmarks/thinker_speed.py --data data/sample
+
+One process, one rank. muomni is the whole training loop with DeepSpeed: it reads, packs, hides documents
+of a row from each other, counts FLOPs and logs. Peers have their batches in memory: Hugging Face's Trainer
+with DeepSpeed, the same model in a bare loop of torch, and a plain GPT in a loop like nanoGPT's. All see
+rows of the same length, as many a step, and use AdamW and clipping. They take turns, a round of steps each.
+Above 1 means that muomni is faster: medians over rounds of the peer's time over muomni's in the same round,
+and the same of the minima.
+
+Packing counts tokens with a label a second, against one document a row, padded to the longest of a batch or
+to the context, in batches of about as many positions as muomni's steps.
+
+Takes about 4 minutes a shape on one core; --rounds and --steps shorten it.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine_facts
+from benchmarks.turns import steps_of, take_turns, training_loops
+from muomni.config.loading import CONFIG_ROOT, merge, resolve
+from muomni.dist.discovery import discover, export_environment
+
+OURS = "muomni"
+# Preset, what is laid over it, and the vocabulary (None: the tokenizer's).
+SHAPES: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "tiny": ("tiny", {}, None),
+    "gpt2": (
+        "small",
+        {
+            "model": {"num_layers": 12, "num_kv_heads": 12, "max_positions": 1024},
+            "batch": {"size": 512, "rows": 1, "micro_batches_per_step": 1},
+        },
+        32_768,
+    ),
+}
+PEERS = ("llama_trainer", "llama_bare", "qwen3_bare", "plain_gpt")
+PADDED = ("llama_padded_to_longest", "llama_padded_to_context", "muomni_padded_to_longest")
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--shape", default="tiny", choices=SHAPES, help="gpt2: GPT-2 small's")
+    flags.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    flags.add_argument("--no-packing", action="store_true", help="leave the padded batches out")
+    flags.add_argument("--zero", type=int, default=0, choices=(0, 1, 2))
+    flags.add_argument("--threads", type=int, default=1)
+    flags.add_argument("--rounds", type=int, default=12)
+    flags.add_argument("--steps", type=int, default=4, help="steps a round")
+    flags.add_argument("--json", type=Path)
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
+    if "llama_trainer" in arguments.peers and importlib.util.find_spec("accelerate") is None:
+        raise SystemExit(
+            "Hugging Face's Trainer needs accelerate; install it, or leave it out by --peers"
+        )
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of threads that start later
+    ranks = discover()
+    if ranks.world_size != 1:
+        raise SystemExit("thinker_speed.py compares single ranks; start it with python")
+    export_environment(ranks, os.environ)
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    from muomni.training.engine import process_group
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(arguments, Path(folder), ranks)
+        with process_group(session.device):
+            result = compare(session, arguments, Path(folder))
+    settings = {n: vars(arguments)[n] for n in ("shape", "zero", "threads", "rounds", "steps")}
+    result |= {"settings": settings, "machine": machine_facts()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: result[name] for name in ("speedup", "of_minima", "useful")}))
+    print(f"took {time.perf_counter() - start:.0f} s")
+
+
+def open_session(arguments: argparse.Namespace, folder: Path, ranks: Any) -> Any:
+    """The stage of this shape, in fp32, with steps for all rounds."""
+    from muomni.training.ds_config import read_engine_json
+    from muomni.training.session import Request, prepare
+    from muomni.training.stages.thinker import ThinkerStage
+
+    preset, changes, vocabulary = SHAPES[arguments.shape]
+    num_steps = (arguments.rounds + 1) * arguments.steps
+    common = {
+        "data": {"root": arguments.data},
+        "precision": "fp32",
+        "training": {"max_steps": num_steps, "max_epochs": None},
+    }
+    config = resolve("thinker", preset, None, merge(common, changes))
+    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    run = folder / "run"
+    session = prepare(Request(config, run, run, engine_json, "never"), ranks)
+
+    class WideThinkerStage(ThinkerStage):
+        """The head and the embeddings have room for tokens that the sample's tokenizer lacks."""
+
+        def model_config(self) -> Any:
+            return super().model_config().model_copy(update={"vocab_size": vocabulary})
+
+    if vocabulary is not None:
+        session.stage = WideThinkerStage(config, session.stage.context)
+    return session
+
+
+def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Times of all ways, and what they say."""
+    from muomni.training.session import open_loop
+
+    num_batches = arguments.steps * session.num_accumulation
+    loop = open_loop(session)
+    ways, close = peers(session, arguments, num_batches, folder)
+    useful: dict[str, float] = {}  # labels a step
+    if not arguments.no_packing:
+        ways |= padded_ways(session, arguments, useful)
+    with training_loops([loop]):
+        times = take_turns(
+            {OURS: steps_of(loop, arguments.steps), **ways}, arguments.rounds, arguments.steps
+        )
+        loop._log(loop.state.step)
+    close()
+    useful[OURS] = loop.state.units_seen / loop.state.step
+    ours, minimum = times[OURS], min(times[OURS])
+    others = [name for name in times if name not in (OURS, *PADDED)]
+
+    def ratio(theirs: list[float]) -> float:
+        return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+
+    result: dict[str, Any] = {
+        "speedup": {name: round(ratio(times[name]), 3) for name in others},
+        "of_minima": {name: round(min(times[name]) / minimum, 3) for name in others},
+        "useful": {
+            name: round(ratio(times[name]) * useful[OURS] / useful[name], 2)
+            for name in PADDED
+            if name in times
+        },
+        "labels_per_step": useful,
+        "positions_per_step": session.request.config.batch.size
+        * session.request.config.batch.rows
+        * session.num_accumulation,
+        "median_ms": {name: round(statistics.median(t), 2) for name, t in times.items()},
+        "minimum_ms": {name: round(min(t), 2) for name, t in times.items()},
+        "rounds_ms": times,
+    }
+    if {"llama_trainer", "llama_bare"} <= times.keys():
+        pairs = zip(times["llama_trainer"], times["llama_bare"], strict=True)
+        result["trainer_over_bare"] = round(statistics.median(t / b for t, b in pairs), 3)
+        print(f"Hugging Face's Trainer takes {result['trainer_over_bare']} of its bare loop's time")
+    return result
+
+
+def peers(
+    session: Any, arguments: argparse.Namespace, num_batches: int, folder: Path
+) -> tuple[dict[str, Callable[[], None]], Callable[[], None]]:
+    """What does a round of each peer's steps, and what ends them."""
+    import torch
+
+    from benchmarks.language_peers import PlainGpt, TrainerTurns, bare_loop, hugging_face
+
+    sizes, optim = session.stage.model_config(), session.request.config.optim
+    batch, generator = session.request.config.batch, torch.Generator().manual_seed(0)
+    shape = (num_batches, batch.rows, batch.size)
+    # What the tokens are is all the same to the time they take.
+    ids = torch.randint(sizes.vocab_size, shape, generator=generator)
+    rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
+    ways: dict[str, Callable[[], None]] = {}
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    for name in arguments.peers:
+        if name == "plain_gpt":
+            gpt = PlainGpt(sizes)
+            loss_of = lambda batch, model=gpt: model(**batch)  # noqa: E731
+            ways[name] = bare_loop(gpt, loss_of, rows, session.num_accumulation, optim)
+            continue
+        model = hugging_face(name.partition("_")[0], sizes)
+        if name.endswith("_bare"):
+            loss_of = lambda batch, model=model: model(**batch).loss  # noqa: E731
+            ways[name] = bare_loop(model, loss_of, rows, session.num_accumulation, optim)
+        else:
+            settings = {
+                "deepspeed": trainer_engine(session.request.engine_json),
+                "logging_steps": session.request.config.training.log_every,
+            }
+            trainer = TrainerTurns(
+                model, rows, session.num_accumulation, optim, settings, folder / "trainer"
+            )
+            ways[name], close = trainer, trainer.close
+    return ways, close
+
+
+def trainer_engine(engine_json: dict[str, Any]) -> dict[str, Any]:
+    """The engine JSON with the sizes that the Trainer fills in."""
+    names = (
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+        "gradient_clipping",
+    )  # fmt: skip
+    return {**engine_json, **dict.fromkeys(names, "auto")}
+
+
+def padded_ways(
+    session: Any, arguments: argparse.Namespace, useful: dict[str, float]
+) -> dict[str, Callable[[], None]]:
+    """Steps over padded documents, one batch each; writes the labels of a step into `useful`."""
+    from benchmarks.language_peers import bare_loop, hugging_face, padded_batches
+
+    sizes, config, stage = (
+        session.stage.model_config(), session.request.config, session.stage,
+    )  # fmt: skip
+    batch, optim, num_steps = config.batch, config.optim, arguments.steps
+    view, pad_id = stage.view(), stage.tokenizer.pad_id
+    positions = batch.size * batch.rows * session.num_accumulation
+    num_wide = positions // batch.size
+    # As many rows as fill the same positions, at the longest of their number.
+    num_rows = next(
+        n
+        for n in itertools.count(1)
+        if (n + 1) * mean_longest(documents(session, view), n + 1) > positions
+    )
+    ways: dict[str, Callable[[], None]] = {}
+    for name, rows, width in (
+        ("llama_padded_to_longest", num_rows, None),
+        ("llama_padded_to_context", num_wide, batch.size),
+    ):
+        batches = padded_batches(documents(session, view), rows, num_steps, width, pad_id)
+        model = hugging_face("llama", sizes)
+        loss_of = lambda batch, model=model: model(**batch).loss  # noqa: E731
+        ways[name] = bare_loop(model, loss_of, batches, 1, optim)
+        useful[name] = sum(float(b["attention_mask"][:, 1:].sum()) for b in batches) / num_steps
+    name, task = "muomni_padded_to_longest", stage.build()
+    ours = own_padded_batches(documents(session, view), num_rows, num_steps, pad_id)
+    ways[name] = bare_loop(
+        task, lambda b: task(b).losses["loss"] / float(b["units"]), ours, 1, optim
+    )
+    useful[name] = sum(float(b["units"]) for b in ours) / num_steps
+    return ways
+
+
+def documents(session: Any, view: Any) -> Iterator[list[int]]:
+    """Token ids of training documents in random order, without end."""
+    import numpy as np
+
+    read, random = view.reader(session.train), np.random.default_rng(0)
+    while True:
+        yield np.asarray(read(int(random.integers(len(session.train))), None).ids).tolist()
+
+
+def mean_longest(texts: Iterator[list[int]], num_rows: int, num_batches: int = 20) -> float:
+    """Mean over batches of the longest of `num_rows` documents."""
+    return statistics.mean(
+        max(len(next(texts)) - 1 for _ in range(num_rows)) for _ in range(num_batches)
+    )
+
+
+def own_padded_batches(
+    texts: Iterator[list[int]], num_rows: int, num_batches: int, pad_id: int
+) -> list[dict[str, Any]]:
+    """The same as stage thinker's own batches, each row one document."""
+    import torch
+
+    batches = []
+    for _ in range(num_batches):
+        rows = [torch.tensor(next(texts)) for _ in range(num_rows)]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
+        lengths = torch.tensor([len(ids) - 1 for ids in rows])
+        is_real = torch.arange(padded.shape[1] - 1) < lengths[:, None]
+        batches.append(
+            {
+                "input_ids": padded[:, :-1].contiguous(),
+                "labels": padded[:, 1:].masked_fill(~is_real, -100),
+                "document_ids": is_real.long(),
+                "num_bytes": torch.tensor(1.0),
+                "units": is_real.sum().float(),
+            }
+        )
+    return batches
+
+
+if __name__ == "__main__":
+    main()
