@@ -189,6 +189,22 @@ def test_as_many_answers_are_spoken_as_there_are_spoken_ones_up_to_the_limit(
     assert free_answers._spoken_samples(subject) == {1, 4}
 
 
+def test_no_more_answers_are_made_audible_than_the_limit(
+    omni_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: set[int] = set()
+    add_speech = free_answers._add_speech
+
+    def noting(scores: Any, assistant: Any, asked: Any, made: Any) -> None:
+        heard.add(asked.index)
+        add_speech(scores, assistant, asked, made)
+
+    monkeypatch.setattr(free_answers, "_add_speech", noting)
+    monkeypatch.setattr(free_answers, "MAX_SPOKEN_SAMPLES", 1)
+    evaluate(stage="sft", run=omni_runs / "tuned")
+    assert len(heard) == 1
+
+
 def test_loss_of_answers_is_held_against_a_unigram_model_of_training_answers(
     omni_runs: Path,
 ) -> None:

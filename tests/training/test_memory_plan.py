@@ -43,8 +43,9 @@ ALL = Offload(optimizer=True, parameters=True)
 def plan(
     stage: int, *, num_ranks: int = 2, width: int = 4, accumulation: int = 1, average: bool = False,
     bucket: int = 1000, on_gpu: bool = True, offload: Offload = NOTHING,
+    prefetch: int = 0, small: int = 0, reuse: int = 10**9,
 ) -> MemoryPlan:  # fmt: skip
-    zero = ZeroSettings(stage, True, bucket, 0, 0, 10**9, 10**9, offload)
+    zero = ZeroSettings(stage, True, bucket, prefetch, small, reuse, 10**9, offload)
     setup = Setup(num_ranks, accumulation, width, average, on_gpu)
     return predict(zero, SIZES, TRACE, setup)
 
@@ -107,6 +108,20 @@ def test_reserved_buckets_count_on_gpus_and_written_ones_on_cpus() -> None:
 def test_gathered_weights_are_released_in_the_backward_pass() -> None:
     passes = plan(3, num_ranks=4).moments["forward and backward"]
     assert passes["parameters"] == 4 * (15 + 8 + 10 + 125) + 4 * 630 + 8
+
+
+def test_small_weights_are_whole_on_every_rank_and_large_ones_gathered_up_to_a_limit() -> None:
+    shares = 15 + 8 + 10 + 125
+    found = plan(3, num_ranks=4, small=45)  # those of 30 and 40 elements
+    assert found.moments["before forward"]["parameters"] == 4 * (shares + 70) + 8
+    assert found.moments["forward and backward"]["parameters"] == 4 * (shares + 70 + 560) + 8
+    # What is used again soon, what is fetched ahead, and the largest one.
+    found = plan(3, num_ranks=4, reuse=10, prefetch=20)
+    assert found.moments["forward and backward"]["parameters"] == 4 * (shares + 10 + 20 + 500) + 8
+
+
+def test_with_small_shares_the_norm_takes_more_than_the_update() -> None:
+    assert plan(1, num_ranks=4).moments["update"]["buckets"] == 8 * 60  # the largest one in fp64
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

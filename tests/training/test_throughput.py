@@ -115,6 +115,16 @@ def test_a_request_waits_for_the_window_of_the_config_to_end(
     ]  # fmt: skip
 
 
+def test_the_window_of_the_config_comes_after_a_request_too(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = short(text_data, profile={"start_step": 6, "num_steps": 1})
+    one_rank.run(touch_and_train, config=config, run=tmp_path, names=[TRACE_REQUEST])
+    recorded = sorted(path.stem[-14:-6] for path in (tmp_path / "thinker" / "profile").iterdir())
+    assert len(recorded) == 2
+    assert recorded[1] == "00000006"
+
+
 def test_a_cpu_has_no_memory_snapshot_and_the_run_goes_on(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:

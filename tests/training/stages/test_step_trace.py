@@ -54,6 +54,14 @@ def test_fake_weights_take_the_bytes_of_real_ones(
     assert fake == real
 
 
+def test_frozen_models_and_batches_are_always_there(media_data: Path, omni_root: Path) -> None:
+    session = open_session("talker", media_data, omni_root, {})
+    batches = read_step(session)
+    weights = [t for model in session.stage.frozen_models() for t in model.state_dict().values()]
+    least = sum(t.nbytes for t in [*weights, *(t for b in batches for t in b.values())])
+    assert least <= trace_step(session.stage, batches, "fp32", 2).resident < 2 * least
+
+
 def peak(trace: StepTrace) -> int:
     return max(sum(stretch.live.values()) for stretch in trace.stretches)
 
