@@ -76,7 +76,6 @@ class Engine:
         self.num_bad_steps: int | torch.Tensor = 0
         self.num_expert_ranks = expert_parallel.group_size(full)
         self._device = device
-        self._hollow = expert_parallel.meta_copy(task) if self.num_expert_ranks else None
         task.to(device)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
         optimizer: Any = partial(_moe_optimizer, task, config.optim)
@@ -252,26 +251,6 @@ class Engine:
                 yield
         finally:
             self.deepspeed.train()
-
-    @contextmanager
-    def whole_parameters(self) -> Iterator[nn.Module]:
-        """The task module with whole parameters on rank 0, for use by that rank alone.
-
-        ZeRO-3 gathers them for the block. Experts of other ranks would have to be asked for at each
-        token, so with expert parallelism rank 0 gets a plain copy of the module instead.
-        """
-        if self._hollow is not None:
-            state = self.full_state("")
-            is_main = collectives.rank() == 0
-            yield (
-                expert_parallel.plain_module(self._hollow, state, self.task, self._device)
-                if is_main
-                else self.task
-            )
-            return
-        parameters = list(self.task.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
-            yield self.task
 
     def full_state(self, prefix: str) -> dict[str, torch.Tensor]:
         """Parameters and buffers below `prefix` as whole fp32 CPU tensors; all ranks must call it.

@@ -7,7 +7,6 @@ Rank r of a group holds experts r * n to (r + 1) * n - 1; gathered in rank order
 AutoEP's layers are recognised by their mark here, since only the engine may import DeepSpeed.
 """
 
-import copy
 import math
 from typing import Any
 
@@ -156,28 +155,3 @@ def buffer_owner(module: nn.Module, name: str) -> nn.Module:
     owner = module.get_submodule(name.rpartition(".")[0])
     is_moved = getattr(owner, "_is_autoep_layer", False) and name.endswith(f".{CHOICE_BIAS}")
     return owner.get_submodule("router") if is_moved else owner
-
-
-def meta_copy(module: nn.Module) -> nn.Module:
-    """The same module without storage: what AutoEP is about to change, kept for `plain_module`."""
-    empty: dict[int, Any] = {}
-    for parameter in module.parameters():
-        hollow = torch.empty_like(parameter, device="meta")
-        empty[id(parameter)] = nn.Parameter(hollow, parameter.requires_grad)
-    for buffer in module.buffers():
-        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(module, empty)
-
-
-def plain_module(
-    hollow: nn.Module, state: dict[str, Tensor], live: nn.Module, device: torch.device
-) -> nn.Module:
-    """`hollow` (a `meta_copy`) filled with a whole state, and with live buffers that it lacks."""
-    filled = copy.deepcopy(hollow)
-    filled.load_state_dict(state, assign=True)
-    buffers = dict(live.named_buffers())
-    for name, _ in list(filled.named_buffers()):
-        if name not in state:
-            owner, _, leaf = name.rpartition(".")
-            filled.get_submodule(owner)._buffers[leaf] = buffers[name].clone()
-    return filled.to(device)

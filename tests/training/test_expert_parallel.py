@@ -13,13 +13,13 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from muomni.checkpoint.export import read_export
 from muomni.config.models import MoEConfig, ThinkerConfig
 from muomni.config.run import RunConfig
-from muomni.dist.discovery import Ranks, discover
+from muomni.dist.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError
 from muomni.models.convert_qwen3 import qwen3_config, to_qwen3
 from muomni.models.moe import CHOICE_BIAS
 from muomni.models.thinker import Thinker
 from muomni.training.expert_parallel import complete_section
-from muomni.training.session import Request, open_loop, prepare
+from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
@@ -236,27 +236,6 @@ def test_an_export_holds_every_expert_and_loads_anywhere(
         torch.testing.assert_close(
             model.logits(model(ids)), reference(ids).logits, atol=1e-4, rtol=1e-4
         )
-
-
-def _whole_module(config: RunConfig, run: Path, zero: int) -> dict[str, Any]:
-    """What rank 0 gets to make sample outputs with, beside the state that is exported."""
-    session = prepare(Request(config, run, run, engine(zero, 2), "never"), discover())
-    loop = open_loop(session)
-    state = loop.engine.full_state("")
-    with loop.engine.whole_parameters() as task:
-        whole = {name: tensor.detach() for name, tensor in task.state_dict().items()}
-    loop.engine.deepspeed.destroy()
-    return {"state": state, "whole": whole}
-
-
-@pytest.mark.parametrize("zero", [1, 3])
-def test_rank_0_alone_can_use_the_whole_module(
-    zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
-    config = moe_config(text_data, {"precision": "bf16"})
-    result = two_ranks.run(_whole_module, config=config, run=tmp_path, zero=zero)[0]
-    assert result["whole"].keys() == result["state"].keys()
-    torch.testing.assert_close(result["whole"], result["state"])
 
 
 # -- resume ----------------------------------------------------------------------------------------
