@@ -5,6 +5,7 @@ from the same state. A policy says of which blocks: of none, of all ("full"), of
 these by part of the model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -19,7 +20,7 @@ from muomni.config.run import RecomputePolicy
 from muomni.errors import ConfigError
 
 
-class BlockRunner(nn.Module):
+class BlockRunner(nn.Module, ABC):
     """Base of the modules whose blocks can be recomputed and compiled: they call them by `run_block`.
 
     `block_lists` names the lists that hold them.
@@ -33,9 +34,9 @@ class BlockRunner(nn.Module):
         for name in self.block_lists:
             yield from getattr(self, name)
 
+    @abstractmethod
     def block_costs(self) -> list[int]:
         """FLOPs of each block in the order in which they run, as multiples of a common unit."""
-        raise NotImplementedError
 
     def run_block(self, place: int, block: nn.Module, *args: Any) -> Any:
         """`block(*args)`, the `place`-th one; its activations are kept unless it is to be recomputed."""
