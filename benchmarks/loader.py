@@ -68,7 +68,8 @@ def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     session = prepare(Request(config, upstream, upstream, {}, "never"), Ranks())
     view = session.stage.view()
     loader = Loader(
-        PlannedDataset(session.train, view, config.seed), session.plan.rank_batches(0, 0, 1)
+        PlannedDataset(session.planned.source, view, config.seed),
+        session.planned.plan.rank_batches(0, 0, 1),
     )
     batches = iter(loader)
     for _ in itertools.islice(batches, 3):

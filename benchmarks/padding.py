@@ -55,8 +55,8 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
     for stage in ("audio_encoder", "thinker"):
         config = resolve(stage, arguments.preset, None, {"data": {"root": arguments.data}})
         session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
-        name = f"sample {stage}, {session.plan.order.round_size} samples"
-        results[name] = figures(session.plan, session.plan.num_steps(1))
+        name = f"sample {stage}, {session.planned.plan.order.round_size} samples"
+        results[name] = figures(session.planned.plan, session.planned.plan.num_steps(1))
     return results
 
 

@@ -68,9 +68,9 @@ def soak(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = resolve(stage_name, arguments.preset, None, {"data": {"root": arguments.data}})
     session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
-    plan = session.plan
+    plan = session.planned.plan
     loader = Loader(
-        PlannedDataset(session.train, session.stage.view(), config.seed),
+        PlannedDataset(session.planned.source, session.stage.view(), config.seed),
         plan.rank_batches(0, 0, 1),
         arguments.workers,
         config.data.prefetch,

@@ -88,8 +88,8 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
         engine, *_ = deepspeed.initialize(
             model=task, optimizer=build_optimizer(task, config.optim), config=full
         )
-    dataset = PlannedDataset(session.train, stage.view(), config.seed)
-    plan = session.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
+    dataset = PlannedDataset(session.planned.source, stage.view(), config.seed)
+    plan = session.planned.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
     batches = []
     for _ in range(num_steps * session.num_accumulation):
         batch = dataset[next(plan)]

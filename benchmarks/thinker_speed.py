@@ -259,9 +259,9 @@ def documents(session: Any, view: Any) -> Iterator[list[int]]:
     """Token ids of training documents in random order, without end."""
     import numpy as np
 
-    read, random = view.reader(session.train), np.random.default_rng(0)
+    read, random = view.reader(session.planned.source), np.random.default_rng(0)
     while True:
-        yield np.asarray(read(int(random.integers(len(session.train))), None).ids).tolist()
+        yield np.asarray(read(int(random.integers(len(session.planned.source))), None).ids).tolist()
 
 
 def mean_longest(texts: Iterator[list[int]], num_rows: int, num_batches: int = 20) -> float:

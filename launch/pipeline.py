@@ -396,10 +396,13 @@ def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str
     """Whether the datasets and the tokenizer are still those of an export; raises DataError."""
     from muomni.data.data_root import datasets_of, tokenizer_of
     from muomni.data.source import Source
+    from muomni.data.stream import fingerprint, stream_shards
 
-    datasets = datasets_of(config.data, data["tasks"])
-    is_same = Source(datasets, "train").fingerprint == data["fingerprint"]
-    return is_same and tokenizer_of(config.data).digest == tokenizer_digest
+    if (stream := config.data.stream) is not None:
+        now = fingerprint(stream_shards(stream.shards, stream.samples_per_shard))
+    else:
+        now = Source(datasets_of(config.data, data["tasks"]), "train").fingerprint
+    return now == data["fingerprint"] and tokenizer_of(config.data).digest == tokenizer_digest
 
 
 def published(folder: RunFolder) -> bytes | None:

@@ -15,6 +15,8 @@ class MuomniError(Exception):
     """Base of all errors that are shown to the user as one sentence."""
 
     exit_code = 1
+    # Set where other ranks may not meet the mistake, so that the rank that does says it itself.
+    is_of_one_rank = False
 
 
 class ConfigError(MuomniError):
@@ -63,11 +65,12 @@ class PreemptedError(MuomniError):
 def exit_on_error(command: str, is_speaker: bool = True) -> Iterator[None]:
     """Turn a `MuomniError` inside the block into one line on standard error and its exit code.
 
-    Of several ranks that find the same mistake only the speaker says it.
+    Of several ranks that find the same mistake only the speaker says it; a mistake of one rank alone is
+    said by that one.
     """
     try:
         yield
     except MuomniError as error:
-        if is_speaker:
+        if is_speaker or error.is_of_one_rank:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

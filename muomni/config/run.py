@@ -42,6 +42,24 @@ class MixSection(Section):
         return self
 
 
+class StreamSection(Section):
+    """Training samples from tars without manifest and index, read from front to back."""
+
+    shards: tuple[str, ...] = Field(
+        min_length=1,
+        description="paths, URLs or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
+    )
+    samples_per_shard: Positive = Field(description="how many samples each tar holds")
+    samples_per_batch: Positive | None = Field(
+        default=None,
+        description="of stages that batch by seconds: samples of a micro-batch, whatever their length",
+    )
+    has_val: bool = Field(
+        default=True,
+        description="validate on the val split of data.root; false: only the tokenizer is there",
+    )
+
+
 # Options of fsspec back-ends that would put a secret into config.yaml and MLflow.
 _SECRET_OPTIONS = {
     "key", "secret", "token", "password", "access_key", "secret_key", "account_key", "sas_token",
@@ -69,6 +87,9 @@ class DataSection(Section):
     )
     prefetch: Positive = Field(default=4, description="batches that each worker keeps ready")
     mix: MixSection | None = Field(default=None, description="shares of several corpora")
+    stream: StreamSection | None = Field(
+        default=None, description="train on tars without index; order and resuming are approximate"
+    )
     block: Positive = Field(
         default=32, description="neighbours in a shard that stay together; fewer in small corpora"
     )
@@ -83,6 +104,14 @@ class DataSection(Section):
             raise ValueError(
                 f"storage_options must not hold {', '.join(secrets)}, for the config is written to disk; "
                 "use the environment variables of the service or ~/.config/fsspec"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "DataSection":
+        if self.mix is not None and self.stream is not None:
+            raise ValueError(
+                "data.mix needs sharded datasets with an index; leave it out with data.stream"
             )
         return self
 

@@ -12,6 +12,7 @@ import logging
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from muomni.data.view import Batch, Example, View
 from muomni.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+
+# Enters the digest of a stream: to be raised when the same settings give another order.
+STREAM_VERSION = 1
 
 _SHARD_KEY = 5
 _PIPE = "pipe:"
@@ -59,6 +63,21 @@ def stream_shards(patterns: Iterable[str], samples_per_shard: int) -> list[Strea
     if repeated := sorted({url for url in urls if urls.count(url) > 1}):
         raise ConfigError(f"shard {repeated[0]} stands twice in the stream; name each once")
     return [StreamShard(url, samples_per_shard) for url in urls]
+
+
+def fingerprint(shards: Iterable[StreamShard]) -> str:
+    """Changes when other shards, or other numbers of samples, are given; nothing is read."""
+    return "stream:" + "+".join(f"{shard.url}:{shard.num_samples}" for shard in shards)
+
+
+def check_local(shards: Iterable[StreamShard]) -> None:
+    """Raise `DataError` when a shard that is given by its path does not exist; others are not asked for."""
+    for shard in shards:
+        is_path = "://" not in shard.url and not shard.url.startswith(_PIPE)
+        if is_path and not Path(shard.url).is_file():
+            raise DataError(
+                f"shard {shard.url} of data.stream does not exist; correct data.stream.shards"
+            )
 
 
 class StreamOrder:
@@ -119,7 +138,10 @@ class StreamOrder:
 
 
 class StreamDataset(IterableDataset[Batch]):
-    """Endless micro-batches of one rank from batch `first_batch` on, through all epochs."""
+    """Endless micro-batches of one rank from batch `first_batch` on, through all epochs.
+
+    One sample is one row: nothing is packed or bucketed, for lengths are not known beforehand.
+    """
 
     def __init__(self, order: StreamOrder, view: View[Example], first_batch: int = 0) -> None:
         self.order = order
@@ -128,33 +150,41 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
-        worker = info.id if info is not None else 0
-        order = self.order
         # The loader asks its workers in turn, beginning with worker 0.
-        batch = self.first_batch + worker
-        source = batch % order.num_workers
+        number = self.first_batch + (info.id if info is not None else 0)
         while True:
-            epoch, within = divmod(batch, order.batches_per_epoch)
-            first = epoch * order.batches_per_epoch
-            num_before = len(
-                range(first + (source - first) % order.num_workers, batch, order.num_workers)
-            )
-            samples = self._samples(epoch, source, num_before)
-            for _ in range(within, order.batches_per_epoch, order.num_workers):
-                yield self._batch(epoch, samples)
-                batch += order.num_workers
+            epoch, within = divmod(number, self.order.batches_per_epoch)
+            samples = self._samples(number)
+            for _ in range(within, self.order.batches_per_epoch, self.order.num_workers):
+                yield self._batch(epoch, self._take(samples))
+                number += self.order.num_workers
 
-    def _samples(self, epoch: int, worker: int, num_batches: int) -> Iterator[Sample]:
-        shards = self.order.shards_of(epoch, worker)
-        first, skip = self.order.start(epoch, worker, num_batches)
-        for number in itertools.count(first):
-            yield from itertools.islice(read_shard(shards[number % len(shards)]), skip, None)
+    def read(self, number: int) -> tuple[Batch, list[Sample]]:
+        """Batch `number` of this rank, counted through all epochs, and the samples that it is made of."""
+        samples = self._take(self._samples(number))
+        return self._batch(number // self.order.batches_per_epoch, samples), samples
+
+    def _samples(self, number: int) -> Iterator[Sample]:
+        """The samples of an epoch from batch `number` on that the worker of this batch reads; endless."""
+        order = self.order
+        epoch = number // order.batches_per_epoch
+        worker, first_of_epoch = number % order.num_workers, epoch * order.batches_per_epoch
+        # Batches of this epoch that the worker gave before.
+        first = first_of_epoch + (worker - first_of_epoch) % order.num_workers
+        num_before = len(range(first, number, order.num_workers))
+        shards = order.shards_of(epoch, worker)
+        start, skip = order.start(epoch, worker, num_before)
+        for place in itertools.count(start):
+            yield from itertools.islice(read_shard(shards[place % len(shards)]), skip, None)
             skip = 0
 
-    def _batch(self, epoch: int, samples: Iterator[Sample]) -> Batch:
+    def _take(self, samples: Iterator[Sample]) -> list[Sample]:
+        return list(itertools.islice(samples, self.order.batch_size))
+
+    def _batch(self, epoch: int, samples: list[Sample]) -> Batch:
         num_bad = 0
         rows = []
-        for sample in itertools.islice(samples, self.order.batch_size):
+        for sample in samples:
             key = sample["__key__"]
             random = None
             if self.view.augments:
@@ -171,10 +201,7 @@ class StreamDataset(IterableDataset[Batch]):
 
 
 class StreamLoader(CountedBatches):
-    """The micro-batches of one rank from step `step` on; it never ends.
-
-    One sample is one row: nothing is packed or bucketed, for lengths are not known beforehand.
-    """
+    """The micro-batches of one rank from step `step` on; it never ends."""
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ import yaml
 from torch import nn
 
 from muomni.config.loading import CONFIG_ROOT
-from muomni.data.loader import PlannedDataset
 from muomni.data.view import Batch
 from muomni.models.recompute import describe_recomputation
 from muomni.training import expert_parallel
@@ -77,7 +76,7 @@ def describe(session: Session, device: Device) -> dict[str, Any]:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(*describe_parameters(task, config.optim), sep="\n")
         print(*table(session, plans, device), sep="\n", flush=True)
-    num_steps, unit = session.plan.num_steps(1), session.stage.view().unit
+    num_steps, unit = session.feed.num_steps(1), session.stage.view().unit
     units = sum(float(batch["units"]) for batch in batches) / len(batches)
     return {
         "stage": config.stage,
@@ -86,13 +85,13 @@ def describe(session: Session, device: Device) -> dict[str, Any]:
         "precision": session.precision,
         "device": session.device.type,
         "ranks": session.ranks.world_size,
-        "train_samples": session.train.num_kept,
+        "train_samples": session.feed.num_samples,
         "val_samples": session.val.num_kept if session.val else 0,
         "steps_per_epoch": num_steps,
         "steps": session.num_steps,
-        "micro_batches_per_step": session.plan.micro_batches_per_step,
-        "accumulation": session.num_accumulation,
-        f"{unit}_per_step": units * session.plan.micro_batches_per_step,
+        "micro_batches_per_step": session.feed.micro_batches_per_step,
+        "accumulation": session.feed.num_accumulation,
+        f"{unit}_per_step": units * session.feed.micro_batches_per_step,
         "flops_per_step": trace.flops * session.ranks.world_size,
         "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
         "memory": [as_figures(plan, device) for plan in plans],
@@ -101,13 +100,8 @@ def describe(session: Session, device: Device) -> dict[str, Any]:
 
 def read_step(session: Session) -> list[Batch]:
     """The micro-batches of this rank's first step, in which of a long window the first ones repeat."""
-    dataset = PlannedDataset(session.train, session.stage.view(), session.request.config.seed)
-    numbers = session.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
-    num_read = min(session.num_accumulation, _MAX_READ)
-    read = [dataset[number] for number in itertools.islice(numbers, num_read)]
-    for batch in read:
-        batch.pop("num_bad")
-    return list(itertools.islice(itertools.cycle(read), session.num_accumulation))
+    read = itertools.cycle(read.batch for read in session.feed.read(0, _MAX_READ))
+    return list(itertools.islice(read, session.feed.num_accumulation))
 
 
 def model_sizes(session: Session, task: nn.Module) -> Sizes:
@@ -137,7 +131,7 @@ def predict_memory(
         return []
     setup = Setup(
         session.ranks.world_size,
-        session.num_accumulation,
+        session.feed.num_accumulation,
         DTYPES[session.precision].itemsize,
         config.training.ema_decay is not None,
         is_gpu=device.kind == "cuda",

@@ -14,21 +14,20 @@ import torch
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
 from muomni.checkpoint.export import read_export, write_export
-from muomni.data.loader import Loader, PlannedDataset, to_device
-from muomni.data.plan import Plan
+from muomni.data.loader import to_device
 from muomni.data.source import Source
 from muomni.data.view import Batch
 from muomni.dist import collectives
-from muomni.errors import NonFiniteError, PreemptedError
+from muomni.errors import DataError, NonFiniteError, PreemptedError
 from muomni.observe.metrics_log import MetricsLog
 from muomni.observe.mlflow_log import MlflowLog, flatten
 from muomni.observe.progress import Progress
 from muomni.run_folder import RunFolder, provenance
 from muomni.training.engine import Engine
+from muomni.training.feed import Feed
 from muomni.training.guard import Guard, ScaleWatch
 from muomni.training.optim import lr_factor
 from muomni.training.postmortem import PostMortem
-from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageOutput, Sums
 from muomni.training.stop import StopFlag
 from muomni.training.throughput import Throughput
@@ -42,14 +41,12 @@ class LoopParts:
 
     stage: Stage
     engine: Engine
-    plan: Plan
-    train: Source
+    feed: Feed
     val: Source | None
     folder: RunFolder
     device: torch.device
     num_steps: int
     topology: Topology
-    plan_digest: str
 
 
 class Loop:
@@ -73,8 +70,7 @@ class Loop:
         self.is_stop_agreed = False
         self.saved_step = state.step
         self.last_metrics: dict[str, float] = {}
-        self.counts = SharedCounts(parts.plan, self.config.data, self.engine.num_accumulation)
-        self.loader = self._loader()
+        self.loader = parts.feed.loader(state.step)
 
     # -- the story ---------------------------------------------------------------------------------
     def run(self) -> dict[str, Any]:
@@ -102,9 +98,9 @@ class Loop:
 
     def _train(self, stop: StopFlag) -> None:
         self.engine.train()
-        batches = iter(self.loader)
+        batches = self._batches()
         while self.state.step < self.parts.num_steps:
-            self.counts.count_ahead(self.state.step, self.parts.num_steps)
+            self.parts.feed.count_ahead(self.state.step, self.parts.num_steps)
             if self.profiler.is_due(self.state.step):
                 self._outside_of_rates(lambda: self.profiler.turn(self.state.step))
             self._step(batches, bool(stop))
@@ -155,6 +151,14 @@ class Loop:
         self.engine.update_average(self.state.step)
         self.stage.after_step(self.engine.task, state, self.state.step)
         mark("other")
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except DataError as error:  # each rank reads samples of its own
+            own = DataError(f"rank {collectives.rank()}: {error}")
+            own.is_of_one_rank = True
+            raise own from error
 
     def _prepared(self, batch: Batch) -> Batch:
         self.throughput.count(batch)
@@ -207,9 +211,7 @@ class Loop:
         else:
             newest = collectives.broadcast_object(commit.newest_complete(folder.checkpoints))
             kept = f"weights are not finite, too, and the last checkpoint is {newest}"
-        post_mortem = PostMortem(
-            self.stage, self.engine, self.parts.plan, self.parts.train, folder.nonfinite
-        )
+        post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
         found = post_mortem.examine(step)
         self.is_stop_agreed = True
         raise NonFiniteError(f"{reason}; in step {step} {found}; {kept}; {self.guard.advice}")
@@ -288,7 +290,7 @@ class Loop:
                     "config": self.config.model_dump(mode="json"),
                     "data": {
                         "tasks": self.stage.tasks,
-                        "fingerprint": self.parts.train.fingerprint,
+                        "fingerprint": self.parts.feed.fingerprint,
                     },
                     "upstream": upstream,
                     **provenance(),
@@ -323,19 +325,6 @@ class Loop:
                 self.mlflow.artefact(artefact.path, f"samples/{artefact.kind}")
 
     # -- plumbing ----------------------------------------------------------------------------------
-    def _loader(self) -> Loader:
-        data = self.config.data
-        return Loader(
-            PlannedDataset(self.parts.train, self.view, self.config.seed),
-            self.parts.plan.rank_batches(
-                self.state.step, collectives.rank(), collectives.world_size()
-            ),
-            num_workers=data.num_workers,
-            prefetch=data.prefetch,
-            pin_memory=self.parts.device.type == "cuda",
-            max_bad_samples=data.max_bad_samples,
-        )
-
     def _open_logs(self) -> None:
         self.progress = Progress(
             self.stage.name, self.view.unit, self.state.step, self.parts.num_steps

@@ -8,7 +8,6 @@ tensors on the way. A rank that meets something writes `nonfinite/step_N_rankR.p
 Afterwards the engine holds gradients of no use: only the end of the run may follow.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from muomni.data.atomic_write import open_atomic, write_atomic
-from muomni.data.loader import PlannedDataset, to_device
-from muomni.data.plan import MicroBatch, Plan
-from muomni.data.source import Source
+from muomni.data.loader import to_device
 from muomni.data.view import Batch
 from muomni.dist import collectives
 from muomni.training.engine import Engine
 from muomni.training.expert_parallel import expert_groups
+from muomni.training.feed import Feed
 from muomni.training.stage import Stage, Sums
 from muomni.training.window import WindowReduction
 
@@ -77,15 +75,12 @@ def _likelihood(culprit: Culprit) -> tuple[bool, bool, int]:
 
 
 class PostMortem:
-    """Looks into steps of `plan` that `stage` trained with `engine`; files go to `folder`."""
+    """Looks into steps of `feed` that `stage` trained with `engine`; files go to `folder`."""
 
-    def __init__(
-        self, stage: Stage, engine: Engine, plan: Plan, source: Source, folder: Path
-    ) -> None:
+    def __init__(self, stage: Stage, engine: Engine, feed: Feed, folder: Path) -> None:
         self.stage = stage
         self.engine = engine
-        self.plan = plan
-        self.source = source
+        self.feed = feed
         self.folder = folder
 
     def examine(self, step: int) -> str:
@@ -93,9 +88,8 @@ class PostMortem:
 
         When nothing is found again, every rank writes its micro-batches.
         """
-        micro_batches = self._micro_batches(step)
-        batches = self._read(micro_batches)
-        window = self.stage.begin_step(self.engine.forward, batches)
+        read = self.feed.read(step - 1)
+        window = self.stage.begin_step(self.engine.forward, [self._prepared(r.batch) for r in read])
         reduction = WindowReduction(self.stage, self.stage.context.device)
         reduction.start(window, wants_stop=False)
         weights = reduction.weights()
@@ -106,7 +100,7 @@ class PostMortem:
         ]
         dump = self.folder / f"step_{step}_rank{collectives.rank()}.pt"
         culprit = None
-        samples = [self._samples(micro) for micro in micro_batches]
+        samples = [r.origins for r in read]
         if findings:
             keys = [str(sample["key"]) for sample in samples[findings[0].micro_batch]]
             culprit = Culprit(collectives.rank(), findings[0], keys, str(dump))
@@ -122,22 +116,9 @@ class PostMortem:
             f"sum over micro-batches and ranks overflowed, or a device erred ({self.folder})"
         )
 
-    def _micro_batches(self, step: int) -> list[MicroBatch]:
-        rank, num_ranks = collectives.rank(), collectives.world_size()
-        endless = self.plan.rank_batches(step - 1, rank, num_ranks)
-        return list(itertools.islice(endless, self.engine.num_accumulation))
-
-    def _read(self, micro_batches: list[MicroBatch]) -> list[Batch]:
-        """The batches anew: the same plan and seed give the same tensors."""
-        dataset = PlannedDataset(self.source, self.stage.view(), self.stage.config.seed)
-        device = self.stage.context.device
-        batches = []
-        for micro in micro_batches:
-            batch = dataset[micro]
-            batch.pop("num_bad")
-            with torch.no_grad():
-                batches.append(self.stage.prepare(to_device(batch, device)))
-        return batches
+    def _prepared(self, batch: Batch) -> Batch:
+        with torch.no_grad():
+            return self.stage.prepare(to_device(batch, self.stage.context.device))
 
     def _play(self, number: int, batch: Batch, weights: Sums) -> Finding | None:
         seen = Seen()
@@ -152,9 +133,6 @@ class PostMortem:
         if seen.gradients:
             return Finding(number, "backward", seen.gradients[0], losses, seen.parameters)
         return None
-
-    def _samples(self, micro: MicroBatch) -> list[dict[str, Any]]:
-        return [self.source.origin(index) for index in micro.ids]
 
     def _write(
         self,

@@ -20,26 +20,27 @@ from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
 from muomni.checkpoint.export import Export, read_export
 from muomni.config.loading import read_yaml
-from muomni.config.run import RunConfig
+from muomni.config.run import RunConfig, StreamSection
 from muomni.data.count_cache import CountCache
 from muomni.data.data_root import datasets_of, tokenizer_of
 from muomni.data.mix import open_order
 from muomni.data.plan import ORDER_VERSION, Plan, check_world_size
 from muomni.data.source import Source
+from muomni.data.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
 from muomni.data.tokenizer import Tokenizer
 from muomni.dist import collectives
 from muomni.dist.discovery import Ranks
-from muomni.errors import CheckpointError, UpstreamError
+from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.models.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import compiling, ema, expert_parallel, muon, offload
+from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, parameter_groups
 from muomni.training.precision import describe_precision, pick_device, pick_precision, use_tf32
 from muomni.training.routing import find_moe
-from muomni.training.shared_counts import SharedCounts
 from muomni.training.stage import Stage, StageContext
 from muomni.training.stages import load_stage
 
@@ -59,17 +60,15 @@ class Request:
 
 @dataclass(slots=True)
 class Session:
-    """A checked request: the stage, its data and its plan; no process group yet."""
+    """A checked request: the stage and its data; no process group yet."""
 
     request: Request
     ranks: Ranks
     device: torch.device
     precision: str
     stage: Stage
-    train: Source
+    feed: Feed
     val: Source | None
-    plan: Plan
-    order_digest: str
 
     @property
     def num_steps(self) -> int:
@@ -77,16 +76,14 @@ class Session:
         training = self.request.config.training
         if training.max_steps is not None:
             return training.max_steps
-        return self.plan.num_steps(training.max_epochs or 0)
+        return self.feed.num_steps(training.max_epochs or 0)
 
     @property
-    def num_accumulation(self) -> int:
-        return self.plan.micro_batches_per_step // self.ranks.world_size
-
-    @property
-    def plan_digest(self) -> str:
-        """Changes when the order of samples would; the same on any number of ranks."""
-        return _digest(self.order_digest, self.plan.micro_batches_per_step)
+    def planned(self) -> PlannedFeed:
+        """The feed of a run that does not stream; raises ConfigError for one that does."""
+        if not isinstance(self.feed, PlannedFeed):
+            raise ConfigError("this needs sharded data with an index; leave data.stream out")
+        return self.feed
 
 
 def prepare(request: Request, ranks: Ranks) -> Session:
@@ -99,7 +96,9 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     check_world_size(group, ranks.world_size)
     check_ranks(config.profile, ranks.world_size)
     upstream = stage_type.find_upstream(config, request.upstream)
-    datasets = datasets_of(config.data, stage_type.tasks)
+    stream = config.data.stream
+    needs_datasets = stream is None or stream.has_val
+    datasets = datasets_of(config.data, stage_type.tasks) if needs_datasets else []
     tokenizer = tokenizer_of(config.data)
     _check_tokenizers(tokenizer, upstream, config.data.root)
     _check_resume(request.resume)
@@ -127,19 +126,42 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
         request = replace(request, engine_json=completed)
-    # One rank looks at the sizes of all files: thousands at once would be a load for a file system.
-    train = Source(datasets, "train", check_files=ranks.is_main)
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val", check_files=ranks.is_main) if has_val else None
-    lengths, batching = stage.view().lengths(train), stage.batching()
+    reading = Reading(config, stage.view(), ranks, device, group)
+    if stream is not None:
+        feed: Feed = _open_stream(reading, stage, stream)
+    else:
+        # One rank looks at the sizes of all files: thousands at once would be a load for a file system.
+        feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
+    return Session(request, ranks, device, precision, stage, feed, val)
+
+
+def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
+    """The exact order of the samples of sharded datasets."""
+    config, group = reading.config, reading.micro_batches_per_step
+    lengths, batching = reading.view.lengths(train), stage.batching()
     order = open_order(train, lengths, config.data, config.seed, batching.window)
     order_digest = _digest(
         ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
-        tokenizer.digest, batching, config.seed, order.depends_on,
+        stage.tokenizer.digest, batching, config.seed, order.depends_on,
     )  # fmt: skip
     cache = CountCache(train.manifests[0].root / train.split, order_digest)
     plan = Plan(lengths, batching, group, config.seed, train.describe, order, cache)
-    return Session(request, ranks, device, precision, stage, train, val, plan, order_digest)
+    return PlannedFeed(reading, _digest(order_digest, group), train, plan)
+
+
+def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
+    """The approximate order of tars without index."""
+    shards = stream_shards(stream.shards, stream.samples_per_shard)
+    if reading.ranks.is_main:
+        check_local(shards)
+    batch_size = stream_batch_size(stream, stage.batching(), stage.name)
+    digest = _digest(
+        STREAM_VERSION, fingerprint(shards), batch_size, stage.tokenizer.digest, reading.config.seed,
+        reading.micro_batches_per_step,
+    )  # fmt: skip
+    return StreamFeed(reading, digest, shards, batch_size)
 
 
 def open_loop(session: Session) -> Loop:
@@ -157,8 +179,7 @@ def open_loop(session: Session) -> Loop:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
     collectives.barrier()
     if config.training.max_epochs is not None:  # before the number of steps is asked for
-        counts = SharedCounts(session.plan, config.data, session.num_accumulation)
-        counts.count_epochs(config.training.max_epochs)
+        session.feed.count_epochs(config.training.max_epochs)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
@@ -171,7 +192,7 @@ def open_loop(session: Session) -> Loop:
         config,
         request.engine_json,
         session.precision,
-        session.num_accumulation,
+        session.feed.num_accumulation,
         session.device,
     )
     if config.training.compile:
@@ -180,7 +201,7 @@ def open_loop(session: Session) -> Loop:
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         config.optim.name,
     )  # fmt: skip
-    state = TrainState(0, session.plan_digest, None, None, 0.0)
+    state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
         state = commit.load(engine.deepspeed, checkpoint, topology)
         if engine.average is not None:
@@ -202,7 +223,7 @@ def open_loop(session: Session) -> Loop:
         origin = f"resumed from {checkpoint}" if checkpoint else "from the start"
         print(
             f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "
-            f"{session.ranks.world_size} ranks x {session.num_accumulation} micro-batches, "
+            f"{session.ranks.world_size} ranks x {session.feed.num_accumulation} micro-batches, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
             f"{num_parameters:,} parameters",
             *parameter_lines,
@@ -210,8 +231,8 @@ def open_loop(session: Session) -> Loop:
             flush=True,
         )
     parts = LoopParts(
-        session.stage, engine, session.plan, session.train, session.val, folder, session.device,
-        session.num_steps, topology, session.plan_digest,
+        session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
+        topology,
     )  # fmt: skip
     return Loop(parts, state)
 
@@ -291,7 +312,7 @@ def _check_resume(resume: str) -> None:
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
-    if state.plan_digest != session.plan_digest:
+    if state.plan_digest != session.feed.digest:
         raise CheckpointError(
             f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed, "
             f"or by a version that ordered samples otherwise; put them back, or start over with "

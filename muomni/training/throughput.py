@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from muomni.data.loader import Loader
+from muomni.data.loader import CountedBatches
 from muomni.data.view import Batch
 from muomni.dist import collectives
 from muomni.observe.peak_flops import find_peak
@@ -39,7 +39,7 @@ class Throughput:
         self._flops += self._count_flops(batch)
 
     def take(
-        self, step: int, units: torch.Tensor, loader: Loader, progress: Progress
+        self, step: int, units: torch.Tensor, loader: CountedBatches, progress: Progress
     ) -> tuple[float, float, dict[str, float]]:
         """`units` and bad samples of all ranks, and the figures of the steps since the last call.
 

@@ -34,10 +34,10 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
     task = stage.build()
     optimizer = build_optimizer(task, config.optim)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
-    dataset = PlannedDataset(session.train, stage.view(), config.seed)
+    dataset = PlannedDataset(session.planned.source, stage.view(), config.seed)
     curve = Curve([], [])
     for step in range(session.num_steps):
-        batches = [stage.prepare(dataset[micro]) for micro in session.plan.step(step)]
+        batches = [stage.prepare(dataset[micro]) for micro in session.planned.plan.step(step)]
         weights = {
             term: sum(stage.weights(batch)[term] for batch in batches) for term in stage.terms
         }

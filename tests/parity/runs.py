@@ -27,6 +27,15 @@ NUM_STEPS = 20
 LR = 1e-3
 # Adam does not see a gradient that is wrong by a factor, unless this is as large as small gradients are.
 EPS = 1e-4
+# The shipped sizes, in elements, are for models of 10^8 parameters and more. These are for the toys: so
+# gradients fill several buckets here, too, and ZeRO-3 divides all weights but those of norms.
+_TOY_SIZES = {
+    "reduce_bucket_size": 5000,
+    "allgather_bucket_size": 5000,
+    "stage3_prefetch_bucket_size": 500,
+    "stage3_param_persistence_threshold": 100,
+    "stage3_max_live_parameters": 10_000,
+}
 _EXPERTS = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 
 
@@ -71,8 +80,13 @@ def parity_config(cell: Cell, root: Path) -> RunConfig:
 
 
 def engine_json(cell: Cell) -> dict[str, Any]:
-    """The engine JSON that ships for this ZeRO stage; experts are divided over as many ranks as can be."""
+    """The engine JSON that ships for this ZeRO stage, with sizes for toys.
+
+    Experts are divided over as many ranks as can be.
+    """
     content = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{cell.zero}.json")
+    section = content["zero_optimization"]
+    section |= {name: size for name, size in _TOY_SIZES.items() if name in section}
     if cell.stage == "thinker-moe":
         content["expert_parallel"] = {"autoep_size": "auto"}
     return content

@@ -40,7 +40,7 @@ def ranks_that_meet_it(root: Path) -> list[int]:
     """Which of two ranks reads the bad sample, for each time that the run below does."""
     engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
     request = Request(thinker_config(root), Path(), Path(), engine_json, "never")
-    plan = prepare(request, discover({})).plan
+    plan = prepare(request, discover({})).planned.plan
     return [
         place % 2
         for step in range(20)

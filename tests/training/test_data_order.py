@@ -29,9 +29,9 @@ def opened(root: Path, changes: dict[str, Any] | None = None, world_size: int = 
 
 
 def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path) -> None:
-    digest = opened(root).plan_digest
-    assert opened(root, world_size=4).plan_digest == digest
-    assert opened(root, {"data": {"num_workers": 3, "prefetch": 7}}).plan_digest == digest
+    digest = opened(root).feed.digest
+    assert opened(root, world_size=4).feed.digest == digest
+    assert opened(root, {"data": {"num_workers": 3, "prefetch": 7}}).feed.digest == digest
     changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"batch": {"size": 96}},
@@ -41,16 +41,18 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
         {"data": {"mix": {"weights": {"books": 1, "web": 3}}}},
         {"data": {"mix": {"weights": {"books": 1, "web": 3}, "unit": "length"}}},
     ]
-    digests = {opened(root, change).plan_digest for change in changes}
+    digests = {opened(root, change).feed.digest for change in changes}
     (root / "web" / "exclude").mkdir()
     np.save(root / "web" / "exclude" / "late.npy", np.array([5, 6], dtype=np.uint64))
     content = {"split": "train", "ids_file": "late.npy"}
     (root / "web" / "exclude" / "late.json").write_text(json.dumps(content))
     masked = opened(root)
-    assert len({digest, masked.plan_digest, *digests}) == len(changes) + 2
+    assert len({digest, masked.feed.digest, *digests}) == len(changes) + 2
     assert describe(masked, find_device(masked))["train_samples"] == 398
-    num_steps = masked.plan.num_steps(1)
-    drawn = {i for s in range(num_steps) for batch in masked.plan.step(s) for i in batch.ids}
+    num_steps = masked.planned.plan.num_steps(1)
+    drawn = {
+        i for s in range(num_steps) for batch in masked.planned.plan.step(s) for i in batch.ids
+    }
     assert drawn == set(range(400)) - {105, 106}
 
 

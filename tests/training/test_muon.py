@@ -48,11 +48,11 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     ]
     adamw = torch.optim.AdamW(groups, betas=config.optim.betas, eps=config.optim.eps)
     momenta = {name: torch.zeros_like(p) for name, p in hidden.items()}
-    dataset = PlannedDataset(session.train, session.stage.view(), config.seed)
+    dataset = PlannedDataset(session.planned.source, session.stage.view(), config.seed)
     beta, decay = config.optim.muon_momentum, config.optim.weight_decay
     losses = []
     for step in range(num_steps):
-        batches = [dataset[micro] for micro in session.plan.step(step)]
+        batches = [dataset[micro] for micro in session.planned.plan.step(step)]
         weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
         total = sum(task(batch).losses["loss"] for batch in batches) / weight
         total.backward()

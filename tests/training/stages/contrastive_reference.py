@@ -21,8 +21,8 @@ def open_session(config: RunConfig) -> Session:
 
 def first_step(session: Session) -> list[Batch]:
     """All micro-batches of the first step, those of all ranks."""
-    dataset = PlannedDataset(session.train, session.stage.view(), 0)
-    return [dataset[micro] for micro in session.plan.step(0)]
+    dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
+    return [dataset[micro] for micro in session.planned.plan.step(0)]
 
 
 def whole_step(config: RunConfig) -> tuple[float, Gradients]:

@@ -126,7 +126,7 @@ def test_a_run_reports_errors_and_writes_transcripts(
 
 def test_micro_batches_hold_no_more_audio_than_asked(media_data: Path) -> None:
     session = open_session(media_data)
-    assert session.plan.batching.size == 200
-    lengths = session.plan.lengths.all()
-    for batch in cover(np.arange(len(lengths)), lengths, session.plan.batching):
+    assert session.planned.plan.batching.size == 200
+    lengths = session.planned.plan.lengths.all()
+    for batch in cover(np.arange(len(lengths)), lengths, session.planned.plan.batching):
         assert len(batch.ids) * max(int(lengths[i]) for i in batch.ids) <= 200

@@ -52,7 +52,7 @@ def open_session(
 def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
     """What the layout tests below rely on: pictures on one rank, recordings on the other."""
     session = open_session(root)
-    dataset = PlannedDataset(session.train, session.stage.view(), 0)
+    dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
 
     def kind(batch: Batch) -> tuple[bool, bool, bool]:
         names = ("sees_image", "sees_audio", "speech_text_mask")
@@ -60,7 +60,7 @@ def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
 
     pairs = set()
     for step in range(8):
-        kinds = [kind(dataset[micro]) for micro in session.plan.step(step)]
+        kinds = [kind(dataset[micro]) for micro in session.planned.plan.step(step)]
         assert len(kinds) == 4 and all(sum(k) == 1 for k in kinds)
         pairs |= {(kinds[0], kinds[1]), (kinds[2], kinds[3])}
     assert sum(one != other for one, other in pairs) >= 4
@@ -159,7 +159,7 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
     alone = Talker(export.config(TalkerConfig))
     export.load_into(alone)
     batch = stage.prepare(
-        stage.view().collate([[stage.view().example(session.train.read(7), None)]])
+        stage.view().collate([[stage.view().example(session.planned.source.read(7), None)]])
     )
     with torch.no_grad():
         joined = task(batch).logs["speech_loss"]

@@ -35,8 +35,8 @@ def open_session(config: RunConfig, upstream: Path = Path()) -> Session:
 
 
 def first_step(session: Session) -> list[Batch]:
-    dataset = PlannedDataset(session.train, session.stage.view(), 0)
-    return [dataset[micro] for micro in session.plan.step(0)]
+    dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
+    return [dataset[micro] for micro in session.planned.plan.step(0)]
 
 
 def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
@@ -175,7 +175,7 @@ def test_a_padded_batch_needs_what_its_samples_need_alone(
         session = open_session(stage_config(stage, media_data))
     view = session.stage.view()
     count = session.stage.flop_counter(session.stage.build())
-    examples = [view.example(session.train.read(index), None) for index in range(5)]
+    examples = [view.example(session.planned.source.read(index), None) for index in range(5)]
     together = count(view.collate([examples]))
     alone = [count(view.collate([[example]])) for example in examples]
     assert all(flops.model == flops.hardware for flops in alone)
@@ -198,7 +198,7 @@ def test_empty_rows_and_slots_are_hardware_only(omni_root: Path) -> None:
     count = session.stage.flop_counter(session.stage.build())
     empty = count(view.collate([]))
     assert empty.model == 0 < empty.hardware
-    speaking = next(s for s in map(session.train.read, range(20)) if "say" in s["__key__"])
+    speaking = next(s for s in map(session.planned.source.read, range(20)) if "say" in s["__key__"])
     example = view.example(speaking, None)
     view.rows = 3
     counted = count(view.collate([[example]]))
@@ -209,7 +209,7 @@ def test_a_spoken_answer_is_heard_by_the_frozen_codec_once(omni_root: Path) -> N
     session = open_session(omni_run("talker", omni_root), omni_root / "run")
     stage: Any = session.stage
     view = stage.view()
-    batch = view.collate([[view.example(session.train.read(0), None)]])
+    batch = view.collate([[view.example(session.planned.source.read(0), None)]])
     talker, codec = stage.model_config(), stage.codec.config
     num_mel = -(-int(batch["lengths"][0]) // 160)
     spoken = talker_flops(talker, batch["text_mask"].shape[1], -(-num_mel // 4)).total

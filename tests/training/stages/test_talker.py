@@ -50,7 +50,7 @@ def test_it_learns_words_their_length_and_their_end(root: Path) -> None:
     talker = stage.model(task.eval())
     assert isinstance(talker, Talker)
     # Recordings 0 to 2 are the three words at equal length.
-    said = [[view.example(session.train.read(index), None)] for index in (0, 1, 2)]
+    said = [[view.example(session.planned.source.read(index), None)] for index in (0, 1, 2)]
     spoken = stage.prepare(view.collate(said))
     with torch.no_grad():
         right = task(spoken).logs

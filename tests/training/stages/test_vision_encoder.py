@@ -81,7 +81,7 @@ def test_it_learns_to_find_pictures_and_captions(loss: str, media_data: Path) ->
     assert len(features.images) == len(val) == 10
     assert figures["text_recall@1"] > 5 * figures["chance_text_recall@1"]
     assert figures["image_recall@1"] > 5 * figures["chance_image_recall@1"]
-    names = class_names([session.train, val])
+    names = class_names([session.planned.source, val])
     assert len(names) == 32
     assert zero_shot_top1(task.clip, features, names, stage.view(), CPU) > 5 / len(names)
 
