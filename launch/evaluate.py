@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from muomni.config.loading import did_you_mean
 from muomni.config.run import STAGE_NAMES
 from muomni.dist.discovery import Ranks, discover, export_environment
+from muomni.dist.lean_deepspeed import import_deepspeed
 from muomni.errors import ConfigError, exit_on_error
 from muomni.evaluation.report import REPORT_NAME, write_report
 
@@ -72,6 +73,7 @@ def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     device = pick_device(ranks.local_rank)
     with ExitStack() as stack:
         if ranks.world_size > 1:
+            import_deepspeed()
             from muomni.training.engine import process_group
 
             export_environment(ranks, os.environ)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from muomni.config.loading import CONFIG_ROOT, merge, parse_override, preset_names, resolve
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.dist.discovery import Ranks, discover, export_environment
+from muomni.dist.lean_deepspeed import import_deepspeed
 from muomni.errors import ConfigError, exit_on_error
 
 SAMPLE_RUN = Path("runs/quickstart")
@@ -84,6 +85,7 @@ def resolve_config(arguments: argparse.Namespace) -> RunConfig:
 
 def build_request(arguments: argparse.Namespace) -> Any:
     """All that the command line asks for; raises ConfigError."""
+    import_deepspeed()
     from muomni.training.ds_config import read_engine_json
     from muomni.training.session import Request
 

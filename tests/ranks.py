@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.dist.lean_deepspeed import import_deepspeed
 
 START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a fresh machine
 RUN_TIMEOUT_S = 120.0
@@ -263,6 +264,7 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
 
 def _start_process_group() -> Callable[[], None]:
     """Start gloo through DeepSpeed; return the function that restores the state of this moment."""
+    import_deepspeed()
     import deepspeed
     import torch
     from deepspeed.utils import groups

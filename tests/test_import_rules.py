@@ -33,6 +33,7 @@ MODELS_MAY_IMPORT = {"torch", "torchaudio", "muomni"} | set(sys.stdlib_module_na
 MODELS_MAY_IMPORT_OF_US = {"muomni.errors", "muomni.config", "muomni.models"}
 DATA_PREP_MAY_NOT_IMPORT = ("deepspeed", "muomni.models", "muomni.training", "muomni.checkpoint")
 DEEPSPEED_HOMES = (
+    "muomni/dist/lean_deepspeed.py",
     "muomni/training/engine.py",
     "muomni/training/ds_config.py",
     "muomni/checkpoint/",
