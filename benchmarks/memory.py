@@ -165,6 +165,9 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
     export_environment(ranks, os.environ)
 
     from muomni.dist import collectives
+    from muomni.dist.lean_deepspeed import import_deepspeed
+
+    import_deepspeed()
     from muomni.training.engine import process_group
 
     nothing = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, NOTHING)
