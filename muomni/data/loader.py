@@ -121,3 +121,27 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+
+
+class DeviceCopies:
+    """Copies batches to a device; on a GPU by a stream of its own.
+
+    The host queues a step while the GPU still works on the one before. In the stream of that work a copy
+    would wait for all of it; here it runs beside it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch on the device; what the current stream does from now on sees it whole."""
+        if self._stream is None:
+            return to_device(batch, self.device)
+        with torch.cuda.stream(self._stream):
+            copied = to_device(batch, self.device)
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self._stream)
+        for tensor in copied.values():
+            tensor.record_stream(compute)  # its memory is not given away before that work is done
+        return copied

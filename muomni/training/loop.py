@@ -14,7 +14,7 @@ import torch
 from muomni.checkpoint import commit
 from muomni.checkpoint.commit import Topology, TrainState
 from muomni.checkpoint.export import read_export, write_export
-from muomni.data.loader import to_device
+from muomni.data.loader import DeviceCopies
 from muomni.data.source import Source
 from muomni.data.view import Batch
 from muomni.dist import collectives
@@ -61,6 +61,7 @@ class Loop:
         self.view = self.stage.view()
         self.coefficients = self.stage.coefficients()
         self.window = WindowReduction(self.stage, parts.device)
+        self.copies = DeviceCopies(parts.device)
         self.sums = RunningSums()
         self.units = torch.zeros((), device=parts.device)
         self.throughput = Throughput(self.stage, self.engine, parts.folder.root, parts.device)
@@ -163,7 +164,7 @@ class Loop:
     def _prepared(self, batch: Batch) -> Batch:
         self.throughput.count(batch)
         with torch.no_grad():
-            return self.stage.prepare(to_device(batch, self.parts.device))
+            return self.stage.prepare(self.copies(batch))
 
     def _account(self, batch: Batch, output: StageOutput, state: Sums) -> None:
         self.units += batch["units"]

@@ -10,7 +10,7 @@ import torch
 
 from muomni.data.ctc_units import CtcUnits
 from muomni.data.image_text_view import Augmentation, ImageTextView
-from muomni.data.loader import Loader, PlannedDataset
+from muomni.data.loader import DeviceCopies, Loader, PlannedDataset
 from muomni.data.plan import Batching, MicroBatch, Plan
 from muomni.data.source import Source
 from muomni.data.speech_view import SpeechView
@@ -106,3 +106,23 @@ def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
     assert "broken recording" in caplog.text
     with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
         list(Loader(dataset, batches, max_bad_samples=1))
+
+
+def test_a_cpu_gets_the_batch_itself() -> None:
+    batch = {"x": torch.ones(3)}
+    assert DeviceCopies(torch.device("cpu"))(batch)["x"] is batch["x"]
+
+
+@pytest.mark.gpu
+def test_copies_are_whole_while_the_gpu_is_busy() -> None:
+    device = torch.device("cuda", 0)
+    copies = DeviceCopies(device)
+    busy = torch.randn(4096, 4096, device=device)
+    sums = []
+    for number in range(20):
+        host = {"x": torch.full((1_000_000,), float(number)).pin_memory()}
+        busy = busy @ busy / busy.norm()  # queued work that a copy need not wait for
+        copied = copies(host)
+        sums.append(copied["x"].sum())
+        del copied  # its memory may be used again only after the sum
+    assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from muomni.config.run import STAGE_NAMES
+from muomni.data.loader import DeviceCopies
 from muomni.models.losses import router_losses
 from muomni.observe.step_clock import StepClock
 from muomni.training.ema import WeightAverage
@@ -26,8 +27,8 @@ from muomni.training.window import RunningSums, WindowReduction
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, Loop._account, WindowReduction.weights, WindowReduction._remember,
-    RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
+    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, WindowReduction.weights,
+    WindowReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
     Engine.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
     StepClock.mark, Throughput.count,
