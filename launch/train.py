@@ -104,7 +104,8 @@ def main() -> None:
             level=logging.WARNING if ranks.is_main else logging.ERROR, format="%(message)s"
         )
         # Each rank reads samples of its own, so each tells of the bad ones.
-        logging.getLogger("muomni.data").setLevel(logging.WARNING)
+        for reader in ("loader", "stream"):
+            logging.getLogger(f"muomni.data.{reader}").setLevel(logging.WARNING)
         result = train(arguments, ranks)
         if ranks.is_main:
             print(json.dumps(result), flush=True)
