@@ -128,7 +128,7 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
     """Times of all ways, and what they say."""
     from muomni.training.session import open_loop
 
-    num_batches = arguments.steps * session.num_accumulation
+    num_batches = arguments.steps * session.feed.num_accumulation
     loop = open_loop(session)
     ways, close = peers(session, arguments, num_batches, folder)
     useful: dict[str, float] = {}  # labels a step
@@ -158,7 +158,7 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
         "labels_per_step": useful,
         "positions_per_step": session.request.config.batch.size
         * session.request.config.batch.rows
-        * session.num_accumulation,
+        * session.feed.num_accumulation,
         "median_ms": {name: round(statistics.median(t), 2) for name, t in times.items()},
         "minimum_ms": {name: round(min(t), 2) for name, t in times.items()},
         "rounds_ms": times,
@@ -190,19 +190,19 @@ def peers(
         if name == "plain_gpt":
             gpt = PlainGpt(sizes)
             loss_of = lambda batch, model=gpt: model(**batch)  # noqa: E731
-            ways[name] = bare_loop(gpt, loss_of, rows, session.num_accumulation, optim)
+            ways[name] = bare_loop(gpt, loss_of, rows, session.feed.num_accumulation, optim)
             continue
         model = hugging_face(name.partition("_")[0], sizes)
         if name.endswith("_bare"):
             loss_of = lambda batch, model=model: model(**batch).loss  # noqa: E731
-            ways[name] = bare_loop(model, loss_of, rows, session.num_accumulation, optim)
+            ways[name] = bare_loop(model, loss_of, rows, session.feed.num_accumulation, optim)
         else:
             settings = {
                 "deepspeed": trainer_engine(session.request.engine_json),
                 "logging_steps": session.request.config.training.log_every,
             }
             trainer = TrainerTurns(
-                model, rows, session.num_accumulation, optim, settings, folder / "trainer"
+                model, rows, session.feed.num_accumulation, optim, settings, folder / "trainer"
             )
             ways[name], close = trainer, trainer.close
     return ways, close
@@ -228,7 +228,7 @@ def padded_ways(
     )  # fmt: skip
     batch, optim, num_steps = config.batch, config.optim, arguments.steps
     view, pad_id = stage.view(), stage.tokenizer.pad_id
-    positions = batch.size * batch.rows * session.num_accumulation
+    positions = batch.size * batch.rows * session.feed.num_accumulation
     num_wide = positions // batch.size
     # As many rows as fill the same positions, at the longest of their number.
     num_rows = next(
