@@ -67,6 +67,8 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@python benchmarks/resume.py --json benchmarks/results/resume.json
 	@python benchmarks/soak.py --data data/sample --json benchmarks/results/soak.json
 	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
+	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --preset tiny --rounds 30 --steps 4 --json benchmarks/results/step_overhead_tiny.json
+	@python benchmarks/step_overhead.py --preset tiny --rounds 30 --steps 4 --json benchmarks/results/step_overhead_tiny_one_rank.json
 	@deepspeed --num_gpus 2 benchmarks/moe.py --json benchmarks/results/moe.json
 	@python -m pip install --quiet --upgrade --no-deps --target build/peers accelerate==1.15.0
 	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --json benchmarks/results/thinker_speed_tiny.json
