@@ -30,14 +30,13 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from muomni.data.file_lock import exclusive_lock
 from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.dist.lean_deepspeed import import_deepspeed
 
@@ -45,20 +44,6 @@ START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a 
 RUN_TIMEOUT_S = 120.0
 STRAGGLER_GRACE_S = 5.0  # after one rank failed, the others may wait for it in a collective
 LOG_TAIL_CHARS = 4000
-
-
-@contextlib.contextmanager
-def whole_machine(num_ranks: int) -> Iterator[None]:
-    """Wait until no other test runs several ranks on this machine, and keep others waiting meanwhile.
-
-    Ranks wait for each other in every collective. Where two groups share the cores, each of these waits
-    lasts until the scheduler has gone round: both take several times as long as one after the other.
-    """
-    with contextlib.ExitStack() as stack:
-        if num_ranks > 1:
-            name = f"muomni-test-ranks-{os.getuid()}.lock"
-            stack.enter_context(exclusive_lock(Path(tempfile.gettempdir()) / name))
-        yield
 
 
 class RankError(Exception):
@@ -97,15 +82,14 @@ class RankPool:
         `timeout_s` the ranks are killed and RankError shows where each of them stood.
         """
         payload = pickle.dumps((function, kwargs))
-        with whole_machine(self.num_ranks):
-            if not self._processes:
-                self._start()
-            self._send("call", payload)
-            replies = self._collect(timeout_s)
-            failures = [reply for reply in replies if not reply[0]]
-            if failures:
-                self._raise(failures)
-            self._settle()
+        if not self._processes:
+            self._start()
+        self._send("call", payload)
+        replies = self._collect(timeout_s)
+        failures = [reply for reply in replies if not reply[0]]
+        if failures:
+            self._raise(failures)
+        self._settle()
         return [pickle.loads(reply[1]) for reply in replies]
 
     def close(self) -> None:

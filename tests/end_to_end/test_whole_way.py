@@ -17,7 +17,6 @@ import soundfile
 
 from muomni.dist.discovery import free_port
 from muomni.observe.metrics_log import read_lines
-from tests.ranks import whole_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft")
@@ -37,11 +36,10 @@ def command(*arguments: str | Path, timeout_s: float = 300) -> subprocess.Comple
 
 
 def train(stage: str, data: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    with whole_machine(2):
-        return command(
-            "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py",
-            "--stage", stage, "--data", data, "--run", run, "--max-steps", str(STEPS), *QUICK, *more,
-        )  # fmt: skip
+    return command(
+        "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py",
+        "--stage", stage, "--data", data, "--run", run, "--max-steps", str(STEPS), *QUICK, *more,
+    )  # fmt: skip
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
