@@ -273,10 +273,7 @@ def _start_process_group() -> Callable[[], None]:
 
     torch.set_num_threads(1)
     add_interpreter_folder(os.environ)
-    # Ranks spin while they wait in DeepSpeed's shared-memory op, so with fewer cores than ranks they keep
-    # those that they wait for from running; gloo sleeps.
-    is_crowded = int(os.environ["WORLD_SIZE"]) > len(os.sched_getaffinity(0))
-    if is_crowded or missing_for_compiling(os.environ):
+    if missing_for_compiling(os.environ):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)

@@ -76,7 +76,7 @@ def test_training_moves_parameters_and_codebooks_and_evaluation_does_not(media_d
 def test_weights_are_what_the_loss_counts(media_data: Path) -> None:
     stage = open_session(media_data).stage
     task, view = stage.build(), stage.view()
-    source = open_session(media_data).train
+    source = open_session(media_data).planned.source
     crops = [view.example(source.read(i), None) for i in range(3)]
     for rows in ([[crop] for crop in crops], [[crops[0]], []], []):
         batch = view.collate(rows)
