@@ -61,8 +61,8 @@ class ReadBatch:
 class Feed(ABC):
     """The training micro-batches of this rank, step by step and equally many on every rank.
 
-    `digest` changes when the order of samples would, `fingerprint` when the samples do; both are the
-    same on any number of ranks.
+    `digest` changes when the order of samples would, `fingerprint` when the samples do (of a stream, whose
+    bytes are not known, when its addresses or counts do); both are the same on any number of ranks.
     """
 
     def __init__(self, reading: Reading, digest: str, fingerprint: str, num_samples: int) -> None:
@@ -126,7 +126,7 @@ class PlannedFeed(Feed):
         numbers = self.plan.rank_batches(step, ranks.rank, ranks.world_size)
         planned = [next(numbers) for _ in range(self._num_read(max_batches))]
         return [
-            ReadBatch(_counted(dataset[micro]), [self.source.origin(i) for i in micro.ids])
+            ReadBatch(_without_count(dataset[micro]), [self.source.origin(i) for i in micro.ids])
             for micro in planned
         ]
 
@@ -171,7 +171,7 @@ class StreamFeed(Feed):
         for number in range(first, first + self._num_read(max_batches)):
             batch, samples = dataset.read(number)
             origins = [{"key": s["__key__"], "shard": s["__url__"]} for s in samples]
-            read.append(ReadBatch(_counted(batch), origins))
+            read.append(ReadBatch(_without_count(batch), origins))
         return read
 
     def count_epochs(self, num_epochs: int) -> None:
@@ -202,7 +202,7 @@ def stream_batch_size(stream: StreamSection, batching: Batching, stage: str) -> 
     return batching.num_items
 
 
-def _counted(batch: Batch) -> Batch:
+def _without_count(batch: Batch) -> Batch:
     """A batch without the number of samples that could not be decoded, which loaders take out."""
     del batch["num_bad"]
     return batch
