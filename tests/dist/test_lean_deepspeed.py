@@ -10,7 +10,7 @@ import sys
 from muomni.dist.lean_deepspeed import import_deepspeed
 import_deepspeed()
 import muomni.training.engine, muomni.training.session
-print("mlflow" in sys.modules)
+print(any(name.partition(".")[0] == "mlflow" for name in sys.modules))
 import mlflow
 print(bool(mlflow.MlflowClient))
 """

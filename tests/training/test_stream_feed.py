@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from launch.pipeline import has_same_data
 from muomni.checkpoint.export import read_export
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.plan import Batching
@@ -119,6 +120,16 @@ def test_other_streams_have_other_digests(root: Path) -> None:
     other = streamed(root).model_dump()
     other["data"]["stream"]["samples_per_shard"] = 19
     assert open_session(RunConfig.model_validate(other)).feed.digest != digest
+
+
+def test_a_pipeline_knows_whether_the_stream_is_that_of_an_export(root: Path) -> None:
+    session = open_session(streamed(root))
+    data, tokenizer = {"fingerprint": session.feed.fingerprint}, session.stage.tokenizer.digest
+    assert has_same_data(streamed(root), data, tokenizer)
+    assert not has_same_data(streamed(root), data, "another")
+    other = streamed(root).model_dump()
+    other["data"]["stream"]["samples_per_shard"] = 19
+    assert not has_same_data(RunConfig.model_validate(other), data, tokenizer)
 
 
 def test_a_run_does_not_go_on_with_another_stream(
