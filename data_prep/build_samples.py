@@ -31,13 +31,9 @@ _QUESTIONS = (
     "Name the thing in this picture.",
     "Can you tell me what it is?",
 )
-_TRANSCRIBE = (
-    "Transcribe the recording.",
-    "What is said in the recording?",
-    "Write down what you hear.",
-)
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
-_REPEAT = ("Repeat: {}", "Write this again: {}", "Copy this text: {}")
+# Of texts and of recordings: who can repeat the one has half of what the other takes.
+_REPEAT = ("Repeat: {}", "Write this down: {}", "Copy this: {}")
 _JOIN = "Which word is {}?"
 _NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
 _NUM_JOINED, _JOINED_CHARS = 1500, range(2, 11)
@@ -218,8 +214,8 @@ def speech_conversations(
     ]
     for path, text, name in recordings:
         group = transcript_group(text)
-        for number, question in enumerate(_TRANSCRIBE):
-            prompt, key = f"<audio>\n{question}", f"transcribe-{name}-{number}"
+        for number, question in enumerate(_REPEAT):
+            prompt, key = question.format("<audio>"), f"transcribe-{name}-{number}"
             yield _conversation(key, prompt, text, audio=path, group=group)
     for name, text in sorted(clips.items()):
         prompt = _pick(_SPEAK, name).format(text)

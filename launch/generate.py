@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--run", type=Path, default=SAMPLE_RUN, help=f"run folder with an sft export ({SAMPLE_RUN})"
     )
-    flags.add_argument("--text", help="what is asked, or said about the media")
+    flags.add_argument(
+        "--text", help="what is asked; <image> and <audio> in it stand for the next of the files"
+    )
     flags.add_argument("--image", type=Path, nargs="+", default=[], help="picture files")
     flags.add_argument("--audio", type=Path, nargs="+", default=[], help="recordings")
     flags.add_argument("--system", help="an instruction before the question")
@@ -38,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max-new-tokens", type=int, default=128, help="length limit (128)")
     flags.add_argument(
         "--min-new-tokens", type=int, default=0, help="the answer may not end before (0)"
+    )
+    flags.add_argument(
+        "--keep-loops", action="store_true", help="do not cut an answer that repeats itself"
     )
     flags.add_argument("--max-seconds", type=float, default=30.0, help="limit of the speech (30)")
     flags.add_argument(
@@ -87,6 +92,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
         question,
         max_new_tokens=arguments.max_new_tokens,
         min_new_tokens=arguments.min_new_tokens,
+        cut_loops=not arguments.keep_loops,
         temperature=arguments.temperature,
         generator=generator,
     )

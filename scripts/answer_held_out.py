@@ -47,10 +47,11 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
     expected = " ".join(part["text"] for part in answer if part["type"] == "text")
     kind = (*(part["type"] for part in question), "->", *(part["type"] for part in answer))
     example = Example(kind, expected)
+    if any(part["type"] == "text" for part in question):
+        words = (part.get("text", f"<{part['type']}>") for part in question)
+        example.arguments += ["--text", " ".join(words)]
     for part in question:
-        if part["type"] == "text":
-            example.arguments += ["--text", part["text"]]
-        else:
+        if part["type"] != "text":
             content = sample[part["name"]]
             assert isinstance(content, bytes)
             file = folder / f"{sample['__key__']}.{part['name']}"

@@ -7,10 +7,8 @@ recording of its value, a spoken answer. Group: the field "group" when given, el
 picture, else the first recording, else the id.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from data_prep.corpus import (
     BAD_RECORD,
@@ -26,6 +24,8 @@ from data_prep.corpus import (
     text_problem,
 )
 from data_prep.readers.json_records import Record, read_json_list
+from muomni.data.conversation import MEDIA_KINDS, MediaKind, cut_at_placeholders
+from muomni.errors import DataError
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -34,9 +34,6 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-MediaKind = Literal["image", "audio"]
-_KINDS: tuple[MediaKind, ...] = ("image", "audio")
-_PLACEHOLDER = re.compile(r"(<image>|<audio>)")
 
 
 def read_llava(src: Path, options: ReaderOptions) -> Iterator[Item]:
@@ -68,12 +65,12 @@ def _item(record: Record | Problem, root: Path, source: str, default_id: str) ->
     conversation = record.get("conversations")
     if not isinstance(conversation, list):
         raise BadSampleError(BAD_RECORD, "the record has no list 'conversations'")
-    files: dict[MediaKind, list[str]] = {kind: _paths(record, kind, root) for kind in _KINDS}
+    files: dict[MediaKind, list[str]] = {kind: _paths(record, kind, root) for kind in MEDIA_KINDS}
     given = {kind: list(paths) for kind, paths in files.items()}
     values = [_fields(turn) for turn in conversation]
     unplaced: list[MediaKind] = [
         kind
-        for kind in _KINDS
+        for kind in MEDIA_KINDS
         if files[kind] and not any(f"<{kind}>" in value for _, value, _ in values)
     ]
     turns = []
@@ -118,17 +115,10 @@ def _fields(turn: object) -> tuple[Role, str, str]:
 
 
 def _parts(value: str, files: dict[MediaKind, list[str]]) -> list[Part]:
-    """Cut a value at its placeholders, taking the next file for each."""
-    parts: list[Part] = []
-    for piece in _PLACEHOLDER.split(value):
-        if _PLACEHOLDER.fullmatch(piece):
-            kind: MediaKind = "image" if piece == "<image>" else "audio"
-            if not files[kind]:
-                raise BadSampleError(BAD_RECORD, f"a {piece} has no file in {kind!r}")
-            parts.append(Part(kind, files[kind].pop(0)))
-        elif piece.strip():
-            parts.append(Part("text", piece.strip()))
-    return parts
+    try:
+        return [Part(kind, text) for kind, text in cut_at_placeholders(value, files)]
+    except DataError as error:
+        raise BadSampleError(BAD_RECORD, str(error)) from None
 
 
 def _paths(record: Record, kind: str, root: Path) -> list[str]:

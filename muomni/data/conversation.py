@@ -11,6 +11,7 @@ Training, evaluation and inference share this file, so they cannot see different
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,16 @@ import soundfile
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, SAMPLE_RATE_HZ, OmniConfig
 from muomni.data.decode import broken_recording, decode_audio
 from muomni.data.picture_pixels import decode_image
+from muomni.data.recording import draw_seed
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+MediaKind = Literal["image", "audio"]
+MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "audio")
+PartKind = Literal["text", "image", "audio"]
+_PLACEHOLDER = re.compile("(<image>|<audio>)")
 # libsndfile reports this many frames or more for streams whose length it does not know.
 _UNKNOWN_FRAMES = 2**62
 # Resampling rounds the length; a larger difference means that a header lies.
@@ -37,7 +43,7 @@ _MAX_SAMPLES_OFF = 8
 class Part:
     """A piece of a turn: text itself, or the name of a picture or recording in the sample."""
 
-    kind: Literal["text", "image", "audio"]
+    kind: PartKind
     value: str
 
 
@@ -59,11 +65,14 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class PlacedAudio:
-    """A recording, float32 [num_samples], and the `num_tokens` positions from `start` on it fills."""
+    """A recording, float32 [num_samples], the `num_tokens` positions from `start` on that it fills,
+    and the seed of what is drawn for it on the device.
+    """
 
     waveform: np.ndarray
     start: int
     num_tokens: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +122,20 @@ class ConversationEncoder:
         return len(self._kept(turns, media, max_positions)[0]) - 1
 
     def encode(
-        self, turns: Sequence[Turn], media: Mapping[str, bytes], max_positions: int
+        self,
+        turns: Sequence[Turn],
+        media: Mapping[str, bytes],
+        max_positions: int,
+        random: np.random.Generator | None = None,
     ) -> Conversation:
         """The conversation up to its last answer that still fits into a row of `max_positions`.
 
+        `random` draws the seeds of its recordings; None, in evaluation, gives zeros.
         Raises DataError when there is no answer, none fits, or a medium is missing or broken.
         """
         ids, answers, turns = self._kept(turns, media, max_positions)
         conversation = Conversation(ids, answers)
-        self._place_media(conversation, turns, media)
+        self._place_media(conversation, turns, media, random)
         return conversation
 
     def prompt(self, turns: Sequence[Turn], media: Mapping[str, bytes]) -> Conversation:
@@ -205,7 +219,11 @@ class ConversationEncoder:
 
     # -- media -------------------------------------------------------------------------------------
     def _place_media(
-        self, conversation: Conversation, turns: Sequence[Turn], media: Mapping[str, bytes]
+        self,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        media: Mapping[str, bytes],
+        random: np.random.Generator | None = None,
     ) -> None:
         """Decode what the placeholders of `turns` stand for, in the order of the ids."""
         ids, token = conversation.ids, self.tokenizer
@@ -232,7 +250,27 @@ class ConversationEncoder:
                     conversation.spoken.append(spoken)
                 else:
                     num_tokens = self.num_audio_tokens(len(waveform))
-                    conversation.audios.append(PlacedAudio(waveform, next(starts), num_tokens))
+                    placed = PlacedAudio(waveform, next(starts), num_tokens, draw_seed(random))
+                    conversation.audios.append(placed)
+
+
+def cut_at_placeholders(
+    text: str, files: Mapping[MediaKind, list[str]]
+) -> list[tuple[PartKind, str]]:
+    """Cut a text at each `<image>` and `<audio>`, which takes the first name out of its list.
+
+    Gives kinds with stripped text or name; raises DataError for a placeholder whose list is empty.
+    """
+    parts: list[tuple[PartKind, str]] = []
+    for piece in _PLACEHOLDER.split(text):
+        if _PLACEHOLDER.fullmatch(piece):
+            kind: MediaKind = "image" if piece == "<image>" else "audio"
+            if not files[kind]:
+                raise DataError(f"a {piece} has no file in {kind!r}")
+            parts.append((kind, files[kind].pop(0)))
+        elif piece.strip():
+            parts.append(("text", piece.strip()))
+    return parts
 
 
 @contextmanager

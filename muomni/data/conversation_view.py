@@ -32,12 +32,14 @@ class ConversationView(View[Conversation]):
     `input_ids`, `labels`, `document_ids` [R, T]; `answer_ids` [R, T] numbers the answer that a label
     belongs to (0 = none) through the batch; `sees_image`, `sees_audio` [R, T] mark the labels of answers
     that follow a picture or recording; `images` [I, 3, side, side] uint8, `image_places` [I, P];
-    `audios` [A, N], `audio_lengths` [A] in samples, `audio_places` [A, L]; `speech` [S, N],
-    `speech_lengths` [S], `speech_text_ids`, `speech_letter_ids`, `speech_text_mask` [S, Tl] with a place
-    for each letter of a spoken answer, and `speech_places` [S, Tl] where its token stands in the rows.
+    `audios` [A, N], `audio_lengths` [A] in samples, `audio_seeds` [A], `audio_places` [A, L];
+    `speech` [S, N], `speech_lengths` [S], `speech_text_ids`, `speech_letter_ids`, `speech_text_mask`
+    [S, Tl] with a place for each letter of a spoken answer, and `speech_places` [S, Tl] where its token
+    stands in the rows.
     """
 
     unit = "tokens"
+    augments = True
 
     def __init__(self, tokenizer: Tokenizer, config: OmniConfig, context: int, rows: int) -> None:
         self.encoder = ConversationEncoder(tokenizer, config)
@@ -54,7 +56,7 @@ class ConversationView(View[Conversation]):
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Conversation:
         try:
-            return self.encoder.encode(read_turns(sample), sample, self.context)
+            return self.encoder.encode(read_turns(sample), sample, self.context, random)
         except DataError as error:
             raise DataError(f"conversation '{sample['__key__']}': {error}") from None
 
@@ -145,5 +147,6 @@ def media_slots(
         "image_places": image_places,
         "audios": waveforms,
         "audio_lengths": lengths,
+        "audio_seeds": torch.tensor([audio.seed for _, audio in audios] or [0]),
         "audio_places": audio_places,
     }

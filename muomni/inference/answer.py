@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muomni.data.conversation import Conversation, Part, Turn
+from muomni.data.conversation import (
+    MEDIA_KINDS,
+    Conversation,
+    MediaKind,
+    Part,
+    Turn,
+    cut_at_placeholders,
+)
 from muomni.data.conversation_view import media_slots
 from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.errors import ConfigError, DataError
@@ -27,7 +34,7 @@ class Question:
 class Answer:
     """The text of an answer, its token ids and the Thinker's states [1, T, D] at them.
 
-    `stopped` is False when the limit of tokens cut it.
+    `stopped` is False when it was cut: at the limit of tokens, or since it repeated itself.
     """
 
     text: str
@@ -42,26 +49,46 @@ def read_question(
     audios: Sequence[Path] = (),
     system: str | None = None,
 ) -> Question:
-    """One user turn of pictures, recordings and text, in this order, as the training data has them.
+    """One user turn of text, pictures and recordings, as the training data has them.
 
-    Raises ConfigError when there is nothing to ask, DataError for a file that cannot be read.
+    Each `<image>` and `<audio>` in the text stands for the next file of its kind; pictures, then
+    recordings, that have none come before the text. Raises ConfigError when there is nothing to ask or
+    placeholders and files do not fit, DataError for a file that cannot be read.
     """
     media: dict[str, bytes] = {}
-    parts: list[Part] = []
+    files: dict[MediaKind, list[str]] = {"image": [], "audio": []}
     for path in images:
         media[str(path)] = _read(path, "image", IMAGE_EXTENSIONS)
-        parts.append(Part("image", str(path)))
+        files["image"].append(str(path))
     for path in audios:
         media[str(path)] = _read(path, "audio", AUDIO_EXTENSIONS)
-        parts.append(Part("audio", str(path)))
-    if text is not None and text.strip():
-        parts.append(Part("text", text.strip()))
+        files["audio"].append(str(path))
+    parts = _parts(text or "", files)
     if not parts:
         raise ConfigError("there is nothing to answer; give --text, --image or --audio")
     turns = [Turn("user", tuple(parts))]
     if system is not None:
         turns.insert(0, Turn("system", (Part("text", system),)))
     return Question(tuple(turns), media)
+
+
+def _parts(text: str, files: dict[MediaKind, list[str]]) -> list[Part]:
+    """Put files where the text has placeholders; kinds that have none come first."""
+    first: list[Part] = []
+    for kind in MEDIA_KINDS:
+        if f"<{kind}>" not in text:
+            first += [Part(kind, name) for name in files[kind]]
+            files[kind] = []
+    try:
+        placed = [Part(kind, value) for kind, value in cut_at_placeholders(text, files)]
+    except DataError as error:
+        raise ConfigError(f"--text does not fit the files: {error}") from None
+    for kind in MEDIA_KINDS:
+        if files[kind]:
+            raise ConfigError(
+                f"--text has fewer <{kind}> than there are files: {files[kind][0]} is left over"
+            )
+    return [*first, *placed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +116,11 @@ def answer_together(
     prompts: Sequence[Prompt],
     *,
     min_new_tokens: int = 0,
+    cut_loops: bool = True,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[Answer]:
-    """Answer several questions in one batch; `temperature=0` takes the likeliest tokens.
+    """Answer several questions in one batch; options as those of `OmniModel.generate`.
 
     The batch takes as long as its longest answer, so put together what has like limits.
     """
@@ -113,6 +141,7 @@ def answer_together(
         eos_id=assistant.tokenizer.eos_id,
         max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
         min_new_tokens=min_new_tokens,
+        cut_loops=cut_loops,
         temperature=temperature,
         generator=generator,
     )
@@ -128,10 +157,11 @@ def answer(
     *,
     max_new_tokens: int = 128,
     min_new_tokens: int = 0,
+    cut_loops: bool = True,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Answer:
-    """Generate the answer of so many tokens; `temperature=0` takes the likeliest ones.
+    """Generate an answer of at most so many tokens; options as those of `OmniModel.generate`.
 
     Raises DataError for a broken medium or a question that is longer than the model's positions.
     """
@@ -139,6 +169,7 @@ def answer(
         assistant,
         [encode_question(assistant, question, max_new_tokens)],
         min_new_tokens=min_new_tokens,
+        cut_loops=cut_loops,
         temperature=temperature,
         generator=generator,
     )

@@ -69,12 +69,11 @@ class AudioEncoder(nn.Module):
         """Return states [B, Tf, hidden_size], zero on padding, and frame lengths [B].
 
         `waveform` is [B, N] at 16 kHz, `lengths` [B] in samples, Tf = ceil(ceil(N / 160) / 4).
-        SpecAugment applies in training mode when `augmentation` is given, with one of `seeds` [B]
-        a sample.
+        SpecAugment applies when `augmentation` is given, with one of `seeds` [B] a sample.
         """
         log_mel, mel_lengths = self.log_mel(waveform, lengths)
         features = normalise_per_utterance(log_mel, mel_lengths)
-        if self.training and augmentation is not None:
+        if augmentation is not None:
             if seeds is None:
                 raise ValueError("SpecAugment needs one seed a sample")
             features = spec_augment(features, mel_lengths, seeds, augmentation)

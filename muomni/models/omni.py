@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from muomni.config.models import OmniConfig
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.codec import Codec
-from muomni.models.ctc import BLANK_ID
 from muomni.models.flops import ForwardFlops, linear_flops
 from muomni.models.layers import INIT_STD, RMSNorm
 from muomni.models.mel import length_mask
-from muomni.models.sampling import sample
+from muomni.models.sampling import LoopDetector, sample
+from muomni.models.specaugment import SpecAugmentConfig
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision_encoder import VisionEncoder
@@ -55,7 +55,7 @@ class GeneratedText:
 
     ids: list[int]
     hidden: Tensor  # [1, len(ids), hidden_size]
-    stopped: bool  # False: cut at the limit
+    stopped: bool  # False: cut, at the limit or since it repeated itself
 
 
 class Projector(nn.Module):
@@ -76,6 +76,7 @@ class Projector(nn.Module):
         """Draw the output layer anew, so that features start with this standard deviation.
 
         That of the Thinker's token embeddings: smaller features drown in it, larger ones drown it.
+        Zero where they are added to embeddings that should be read as they are at first.
         """
         layer = self.down_proj
         nn.init.normal_(layer.weight, std=std * (GELU_POWER * layer.in_features) ** -0.5)
@@ -121,15 +122,23 @@ class OmniModel(nn.Module):
             _, patches = self.vision_encoder(images)
         return self.image_projector(patches)
 
-    def audio_features(self, audios: Tensor, audio_lengths: Tensor) -> Tensor:
+    def audio_features(
+        self,
+        audios: Tensor,
+        audio_lengths: Tensor,
+        seeds: Tensor | None = None,
+        augmentation: SpecAugmentConfig | None = None,
+    ) -> Tensor:
         """Recordings [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size].
 
         With `ctc_embeddings` each holds what its frames spell, too: the embeddings of the Thinker's
-        tokens, weighted by the posteriors of the encoder's CTC head without the blank (Ma et al. 2025,
-        LegoSLM, arXiv:2505.11352). So the Thinker can read before it has learnt to listen.
+        tokens, weighted by the posteriors of the encoder's CTC head (Ma et al. 2025, LegoSLM,
+        arXiv:2505.11352). So the Thinker can read before it has learnt to listen. The blank takes the
+        embedding of the padding token, which no text holds: silence is something, too. `seeds` [A] and
+        `augmentation` as in `AudioEncoder.forward`.
         """
         with torch.set_grad_enabled(_trains(self.audio_encoder)):
-            states, lengths = self.audio_encoder(audios, audio_lengths)
+            states, lengths = self.audio_encoder(audios, audio_lengths, seeds, augmentation)
         stack = self.config.audio_stack
         padding = (0, 0, 0, -states.shape[1] % stack)
         stacked = F.pad(states, padding).reshape(len(states), -1, stack * states.shape[2])
@@ -139,8 +148,8 @@ class OmniModel(nn.Module):
         with torch.set_grad_enabled(_trains(self.audio_encoder)):
             posteriors = self.audio_encoder.ctc_logits(states).float().softmax(-1)
             posteriors = posteriors * length_mask(lengths, states.shape[1])[:, :, None]
-        spelt = F.pad(posteriors, padding).unflatten(1, (-1, stack)).sum(2)[..., BLANK_ID + 1 :]
-        table = self.thinker.embed_tokens.weight[BLANK_ID + 1 :]
+        spelt = F.pad(posteriors, padding).unflatten(1, (-1, stack)).sum(2)
+        table = self.thinker.embed_tokens.weight
         return features + spelt.to(table.dtype) @ table
 
     def embed(self, input_ids: Tensor, slots: MediaSlots) -> Tensor:
@@ -174,14 +183,16 @@ class OmniModel(nn.Module):
         max_new_tokens: int | Sequence[int],
         valid: Tensor | None = None,
         min_new_tokens: int = 0,
+        cut_loops: bool = False,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> list[GeneratedText]:
         """Answer the prompts `input_ids` [B, T]: each until `eos_id`, at most `max_new_tokens`.
 
         Prompts end at the last position; `valid` [B, T] is False on the padding before shorter ones.
-        `eos_id` cannot be chosen among the first `min_new_tokens`. `temperature=0` takes the
-        likeliest token. Raises ValueError unless there is one limit, or one a prompt.
+        `eos_id` cannot be chosen among the first `min_new_tokens`. With `cut_loops`, an answer that has
+        said the same over and over ends behind the first time. `temperature=0` takes the likeliest
+        token. Raises ValueError unless there is one limit, or one a prompt.
         """
         num_rows, length = input_ids.shape
         limits = [max_new_tokens] if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -193,6 +204,7 @@ class OmniModel(nn.Module):
         state = self.thinker(inputs_embeds=embeds, cache=cache, valid=valid)[:, -1:]
         stopped = torch.zeros(num_rows, dtype=torch.bool, device=input_ids.device)
         lengths = torch.zeros_like(most)
+        detector = LoopDetector(num_rows, input_ids.device) if cut_loops else None
         # The empty first parts let a batch that says nothing be joined, too.
         tokens, states = [input_ids[:, :0]], [state[:, :0]]
         for num_made in range(max(limits)):
@@ -206,6 +218,10 @@ class OmniModel(nn.Module):
             if not bool(is_open.any()):
                 break
             lengths = lengths + is_open.long()
+            if detector is not None:
+                repeated = detector.num_repeated(token) * (is_open & (num_made >= min_new_tokens))
+                lengths = lengths - repeated
+                most = most.masked_fill(repeated > 0, 0)
             # Rows that have ended go on with what they choose until all have; `lengths` cuts that off.
             tokens.append(token)
             state = self.thinker(token, cache=cache)
@@ -248,5 +264,5 @@ def spelling_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
     if not config.ctc_embeddings:
         return ForwardFlops()
     num_positions = -(-num_frames // config.audio_stack)
-    num_words = config.thinker.vocab_size - 1 - BLANK_ID
-    return ForwardFlops(num_positions * linear_flops(num_words, config.thinker.hidden_size))
+    sizes = (config.thinker.vocab_size, config.thinker.hidden_size)
+    return ForwardFlops(num_positions * linear_flops(*sizes))

@@ -35,3 +35,28 @@ def sample(
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     flat = probabilities.reshape(-1, probabilities.shape[-1])
     return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
+
+
+class LoopDetector:
+    """Tells rows that say the same tokens over and over, as greedy decoding of small models does.
+
+    A loop is a cycle of at most `MAX_PERIOD` tokens that is said at least three times, and so often
+    that `MIN_REPEATED` tokens repeat others. All on the device, without synchronisation.
+    """
+
+    MAX_PERIOD = 24
+    MIN_REPEATED = 8
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self._periods = torch.arange(1, self.MAX_PERIOD + 1, device=device)
+        self._wanted = (2 * self._periods).clamp_min(self.MIN_REPEATED)
+        # The latest token first; -1 is none.
+        self._recent = torch.full((num_rows, self.MAX_PERIOD), -1, device=device)
+        self._repeated = torch.zeros_like(self._recent)
+
+    def num_repeated(self, token: Tensor) -> Tensor:
+        """Take the next token [B, 1]; how many tokens at the end repeat a cycle [B], 0: no loop."""
+        matches = self._recent == token
+        self._repeated = (self._repeated + 1) * matches
+        self._recent = torch.cat([token, self._recent[:, :-1]], 1)
+        return self._repeated.masked_fill(self._repeated < self._wanted, 0).amax(1)

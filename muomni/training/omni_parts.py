@@ -86,8 +86,9 @@ def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
     """Load all exports strictly; a Talker that now sees the Thinker starts as it was."""
     upstream["thinker"].load_into(model.thinker)
     embedding_std = float(model.thinker.embed_tokens.weight.detach().std())
-    for projector in (model.image_projector, model.audio_projector):
-        projector.start_at(embedding_std)
+    model.image_projector.start_at(embedding_std)
+    # What the encoder spells is embedded text already: random features would only hide it.
+    model.audio_projector.start_at(0.0 if model.config.ctc_embeddings else embedding_std)
     upstream["audio_encoder"].load_into(model.audio_encoder)
     clip = Clip(upstream["vision_encoder"].config(ClipConfig))
     upstream["vision_encoder"].load_into(clip)

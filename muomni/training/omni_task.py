@@ -15,6 +15,7 @@ from muomni.data.text_view import IGNORE
 from muomni.data.view import Batch
 from muomni.models.moe import record_router_logits
 from muomni.models.omni import MediaSlots, OmniModel, gather_places
+from muomni.models.specaugment import SpecAugmentConfig
 from muomni.models.talker import TalkerLoss
 from muomni.training.routing import add_router_term
 from muomni.training.stage import StageOutput, Sums
@@ -25,9 +26,10 @@ _CHUNK_TOKENS = 1024
 class OmniTask(nn.Module):
     """Batches of `ConversationView` with `codes` and `code_mask` of the spoken answers."""
 
-    def __init__(self, config: OmniConfig) -> None:
+    def __init__(self, config: OmniConfig, augmentation: SpecAugmentConfig | None = None) -> None:
         super().__init__()
         self.omni = OmniModel(config)
+        self.augmentation = augmentation
         self.moe = config.thinker.moe
 
     @property
@@ -39,7 +41,7 @@ class OmniTask(nn.Module):
     def forward(self, batch: Batch) -> StageOutput:
         omni, slots = self.omni, MediaSlots.of_batch(batch)
         images = omni.image_features(slots.images)
-        audios = omni.audio_features(slots.audios, slots.audio_lengths)
+        audios = self._heard(batch, slots)
         recording = nullcontext([]) if self.moe is None else record_router_logits(omni.thinker)
         with recording as router_logits:
             hidden = self._states(batch, slots, images, audios)
@@ -67,6 +69,11 @@ class OmniTask(nn.Module):
         slots = MediaSlots.of_batch(batch)
         hidden = self.omni(batch["input_ids"], slots, document_ids=batch["document_ids"])
         return gather_places(hidden, batch["speech_places"])
+
+    def _heard(self, batch: Batch, slots: MediaSlots) -> Tensor:
+        augmentation = self.augmentation if self.training else None
+        seeds = batch["audio_seeds"]
+        return self.omni.audio_features(slots.audios, slots.audio_lengths, seeds, augmentation)
 
     def _states(self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor) -> Tensor:
         embeds = self.omni.place(batch["input_ids"], slots, images, audios)

@@ -46,6 +46,29 @@ def test_several_media_and_a_system_turn_are_read(
     assert len(answer(assistant, question, max_new_tokens=3).ids) <= 3
 
 
+def test_placeholders_of_a_text_take_the_files_in_turn(files: dict[str, Path]) -> None:
+    images, audios = [files["red"], files["blue"]], [files["low"]]
+    question = read_question("Is <image> like <image>?", images=images, audios=audios)
+    (turn,) = question.turns
+    assert [(part.kind, part.value) for part in turn.parts] == [
+        ("audio", str(files["low"])),
+        ("text", "Is"),
+        ("image", str(files["red"])),
+        ("text", "like"),
+        ("image", str(files["blue"])),
+        ("text", "?"),
+    ]
+
+
+def test_files_and_placeholders_that_do_not_fit_are_refused(files: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"--text does not fit the files: a <audio> has no file"):
+        read_question("Repeat: <audio>", images=[files["red"]])
+    with pytest.raises(
+        ConfigError, match=r"fewer <image> than there are files: .*blue.png is left"
+    ):
+        read_question("What is <image>?", images=[files["red"], files["blue"]])
+
+
 def test_questions_are_answered_together_as_alone(
     assistant: Assistant, files: dict[str, Path]
 ) -> None:
@@ -63,6 +86,28 @@ def test_questions_are_answered_together_as_alone(
         alone = answer(assistant, question, max_new_tokens=limit)
         assert (made.ids, made.text, made.stopped) == (alone.ids, alone.text, alone.stopped)
         torch.testing.assert_close(made.hidden, alone.hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_that_repeats_itself_is_cut_behind_the_first_time(
+    assistant: Assistant, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two answers in a batch one loops through three tokens; the other goes on to its end."""
+    model, letters = assistant.model, torch.tensor([40, 41, 42])
+    number = iter(range(100))
+
+    def logits(state: torch.Tensor) -> torch.Tensor:
+        step = next(number)
+        chosen = torch.tensor([letters[step % 3].item(), 50 + step])
+        return torch.nn.functional.one_hot(chosen, model.config.thinker.vocab_size).float()[:, None]
+
+    monkeypatch.setattr(model.thinker, "logits", logits)
+    prompts = [encode_question(assistant, read_question("the door"), limit) for limit in (20, 20)]
+    loop, other = answer_together(assistant, prompts)
+    assert loop.ids == letters.tolist() and not loop.stopped and loop.hidden.shape[1] == 3
+    assert other.ids == list(range(50, 70))
+    number = iter(range(100))
+    whole, _ = answer_together(assistant, prompts, cut_loops=False)
+    assert len(whole.ids) == 20
 
 
 def test_draws_depend_on_the_seed_alone(assistant: Assistant, files: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ from muomni.data.conversation import ConversationEncoder, Part, Turn
 from muomni.data.conversation_view import ConversationView, media_slots
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch
+from muomni.models.ctc import BLANK_ID
 from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places
 from muomni.models.speech_output import speak
 from tests.conversations import (
@@ -129,6 +130,20 @@ def test_recordings_hold_the_tokens_that_the_ctc_head_hears(
     counts = (num_frames - per_position).clamp(0, stack)
     expected = counts[:, None] * model.thinker.embed_tokens.weight[token]
     torch.testing.assert_close(added[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_silence_is_read_as_the_token_that_no_text_holds(
+    model: OmniModel, tokenizer: Tokenizer
+) -> None:
+    slots = MediaSlots.of_batch(collate(tokenizer, [tone_sample("b", "low")]))
+    model.audio_projector.start_at(0.0)
+    head = model.audio_encoder.ctc_head
+    head.weight.data.zero_()
+    head.bias.data.zero_()
+    head.bias.data[BLANK_ID] = 100.0
+    heard = model.audio_features(slots.audios, slots.audio_lengths)[0, 0]
+    silence = model.thinker.embed_tokens.weight[tokenizer.pad_id]
+    torch.testing.assert_close(heard, model.config.audio_stack * silence)
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "none"])

@@ -60,7 +60,10 @@ class AudioEncoderTask(nn.Module):
     def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """CTC logits [B, T, V] of the recordings and their frame lengths [B]."""
         hidden, frame_lengths = self.encoder(
-            batch["waveform"], batch["lengths"], batch["seeds"], self.augmentation
+            batch["waveform"],
+            batch["lengths"],
+            batch["seeds"],
+            self.augmentation if self.training else None,
         )
         return self.encoder.ctc_logits(hidden), frame_lengths
 

@@ -24,6 +24,7 @@ from muomni.data.text_view import IGNORE
 from muomni.data.view import Batch
 from muomni.models.mel import LOG_FLOOR
 from muomni.models.omni import MediaSlots, OmniModel
+from muomni.models.specaugment import SpecAugmentConfig
 from muomni.models.speech_output import speak
 from muomni.models.talker import num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
@@ -51,8 +52,15 @@ class SftOptions(Section):
         description="patterns of parameter names that are not trained",
     )
     answer_weight: float = Field(1.0, ge=0, description="of the loss of the answers' text")
-    speech_weight: float = Field(1.0, ge=0, description="of the loss of spoken answers' codes")
+    speech_weight: float = Field(
+        0.1,
+        ge=0,
+        description="of the loss of spoken answers' codes; much of it disturbs the Thinker",
+    )
     talker_sees_thinker: bool = Field(True, description="give the Thinker's states to the Talker")
+    spec_augment: SpecAugmentConfig | None = Field(
+        SpecAugmentConfig(), description="bands and stretches of recordings to hide; null: none"
+    )
 
 
 class SftStage(Stage):
@@ -87,7 +95,7 @@ class SftStage(Stage):
         return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
 
     def build(self) -> OmniTask:
-        task = OmniTask(self.sizes)
+        task = OmniTask(self.sizes, self.options.spec_augment)
         freeze(task.omni, self.options.freeze)
         if torch.get_default_device().type != "meta":  # a dry run asks for sizes only
             load_parts(task.omni, self.context.upstream)

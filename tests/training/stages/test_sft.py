@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from muomni.errors import ConfigError, UpstreamError
 from muomni.models.omni import OmniModel
 from muomni.models.talker import Talker
 from muomni.training.omni_parts import freeze, load_parts
+from muomni.training.omni_task import OmniTask
 from muomni.training.session import Request, Session, prepare
 from muomni.training.stages.sft import SftStage
 from muomni.training.validation import SplitBatches, validate
@@ -169,6 +171,49 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
         expected = alone.loss(output, codes, mask)
     assert float(joined[1]) == float(expected.weight) > 0
     torch.testing.assert_close(joined[0], expected.total)
+
+
+def heard_batch(session: Session, seed: int | None = None) -> Batch:
+    """The first training sample that has a recording, alone in its batch."""
+    view, source = session.stage.view(), session.planned.source
+    for index in range(len(source)):
+        random = None if seed is None else np.random.default_rng(seed)
+        example = view.example(source.read(index), random)
+        if example.audios:
+            return session.stage.prepare(view.collate([[example]]))
+    raise AssertionError("no sample has a recording")
+
+
+def test_recordings_start_as_what_the_encoder_spells(root: Path) -> None:
+    """The projection of the encoder's states is new and adds nothing yet to the embeddings of tokens."""
+    session = open_session(root)
+    task, batch = session.stage.build().eval(), heard_batch(session)
+    assert isinstance(task, OmniTask)
+    omni = task.omni
+    with torch.no_grad():
+        states, _ = omni.audio_encoder(batch["audios"], batch["audio_lengths"])
+        posteriors = omni.audio_encoder.ctc_logits(states).softmax(-1)
+        heard = omni.audio_features(batch["audios"], batch["audio_lengths"])
+    first = posteriors[0, : omni.config.audio_stack].sum(0)
+    torch.testing.assert_close(heard[0, 0], first @ omni.thinker.embed_tokens.weight)
+
+
+def test_recordings_are_masked_in_training_only_and_by_the_seeds_of_their_samples(
+    root: Path,
+) -> None:
+    session = open_session(root)
+    masked = session.stage.build()
+    assert isinstance(masked, OmniTask) and masked.augmentation is not None
+    plain = OmniTask(masked.omni.config)
+    plain.load_state_dict(masked.state_dict())
+
+    @torch.no_grad()
+    def loss(task: OmniTask, seed: int | None) -> float:
+        return float(task(heard_batch(session, seed)).losses["answer"])
+
+    unmasked = loss(plain.train(), 1)
+    assert unmasked == loss(plain, 2) == loss(masked.eval(), None)
+    assert unmasked != loss(masked.train(), 1) == loss(masked, 1) != loss(masked, 2)
 
 
 def test_a_talker_without_the_thinkers_states_is_an_option(root: Path) -> None:
