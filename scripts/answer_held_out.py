@@ -47,9 +47,6 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
     expected = " ".join(part["text"] for part in answer if part["type"] == "text")
     kind = (*(part["type"] for part in question), "->", *(part["type"] for part in answer))
     example = Example(kind, expected)
-    if any(part["type"] == "text" for part in question):
-        words = (part.get("text", f"<{part['type']}>") for part in question)
-        example.arguments += ["--text", " ".join(words)]
     for part in question:
         if part["type"] != "text":
             content = sample[part["name"]]
@@ -57,6 +54,12 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
             file = folder / f"{sample['__key__']}.{part['name']}"
             example.files[file] = content
             example.arguments += [FLAGS[part["type"]], str(file)]
+    *first, last = (part["type"] for part in question)
+    if last == "text" and "text" not in first:  # files come before the text by themselves
+        example.arguments += ["--text", question[-1]["text"]]
+    elif last == "text" or "text" in first:
+        words = (part.get("text", f"<{part['type']}>") for part in question)
+        example.arguments += ["--text", " ".join(words)]
     if spoken:
         example.arguments += ["--speak", str(folder / f"{sample['__key__']}.spoken.wav")]
     return example

@@ -25,6 +25,13 @@ def test_question_with_media_names_files_and_keeps_the_answer_out() -> None:
     assert example.expected == "a red kite"
 
 
+def test_a_file_behind_the_text_gets_its_place_there() -> None:
+    question = [{"type": "text", "text": "Name this:"}, {"type": "image", "name": "0.png"}]
+    example = read_example(sample(("user", question), ("assistant", [TEXT])), Path("out"))
+    assert example is not None
+    assert example.arguments == ["--image", "out/kite.0.png", "--text", "Name this: <image>"]
+
+
 def test_spoken_answer_asks_for_speech_and_not_for_the_recording() -> None:
     spoken = [TEXT, {"type": "audio", "name": "0.flac"}]
     question = [{"type": "text", "text": "Say: a red kite"}]
