@@ -109,15 +109,18 @@ def test_it_learns_to_transcribe_tones() -> None:
     )
 
 
-def test_specaugment_acts_in_training_only() -> None:
+def test_specaugment_acts_when_it_is_asked_for_and_by_its_seeds() -> None:
+    """In either mode: whoever trains with a frozen encoder masks its input, too."""
     model = build()
     waveform, lengths = recordings([16_000])
     plain, _ = model(waveform, lengths)
     seeds, strong = torch.tensor([3]), SpecAugmentConfig(num_time_masks=5)
-    assert torch.equal(model(waveform, lengths, seeds, strong)[0], plain)
+    masked, _ = model(waveform, lengths, seeds, strong)
+    assert not torch.allclose(masked, plain)
+    assert torch.equal(model(waveform, lengths, seeds, strong)[0], masked)
+    assert not torch.equal(model(waveform, lengths, seeds + 1, strong)[0], masked)
     model.train()
     assert torch.equal(model(waveform, lengths)[0], plain)
-    assert not torch.allclose(model(waveform, lengths, seeds, strong)[0], plain)
     with pytest.raises(ValueError, match="seed"):
         model(waveform, lengths, None, strong)
 
