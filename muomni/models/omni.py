@@ -219,9 +219,11 @@ class OmniModel(nn.Module):
                 break
             lengths = lengths + is_open.long()
             if detector is not None:
-                repeated = detector.num_repeated(token) * (is_open & (num_made >= min_new_tokens))
-                lengths = lengths - repeated
-                most = most.masked_fill(repeated > 0, 0)
+                repeated = detector.num_repeated(token)
+                is_cut = is_open & (repeated > 0) & (lengths >= min_new_tokens)
+                kept = (lengths - repeated).clamp_min(min_new_tokens)
+                lengths = torch.where(is_cut, kept, lengths)
+                most = most.masked_fill(is_cut, 0)
             # Rows that have ended go on with what they choose until all have; `lengths` cuts that off.
             tokens.append(token)
             state = self.thinker(token, cache=cache)

@@ -108,6 +108,9 @@ def test_an_answer_that_repeats_itself_is_cut_behind_the_first_time(
     number = iter(range(100))
     whole, _ = answer_together(assistant, prompts, cut_loops=False)
     assert len(whole.ids) == 20
+    number = iter(range(100))
+    least, _ = answer_together(assistant, prompts, min_new_tokens=14)
+    assert len(least.ids) == 14 and not least.stopped
 
 
 def test_draws_depend_on_the_seed_alone(assistant: Assistant, files: dict[str, Path]) -> None:
