@@ -8,17 +8,19 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from muomni.data.file_lock import lock_if_possible
 
 logger = logging.getLogger(__name__)
 
 _MAX_PARAM_LENGTH = 500
-_MAX_BATCH = 1000  # figures that MLflow takes at once; large mixtures of experts have more
+# What MLflow takes at once; large mixtures of experts have more figures.
+_MAX_PARAMS, _MAX_METRICS = 100, 1000
+T = TypeVar("T")
 
 
 def default_tracking_uri(run: Path) -> str:
@@ -80,6 +82,7 @@ class MlflowLog:
 
     def _start(self, run: Path, stage: str, params: dict[str, Any]) -> None:
         from mlflow import MlflowClient
+        from mlflow.entities import Param
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -90,8 +93,9 @@ class MlflowLog:
         if self.run_id is None:
             created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
             self.run_id = created.info.run_id
-            for key, value in params.items():
-                self._client.log_param(self.run_id, key, str(value)[:_MAX_PARAM_LENGTH])
+            entities = [Param(key, str(text)[:_MAX_PARAM_LENGTH]) for key, text in params.items()]
+            for some in _batches(entities, _MAX_PARAMS):
+                self._client.log_batch(self.run_id, params=some)
         else:
             self._client.update_run(self.run_id, status="RUNNING")
 
@@ -112,9 +116,12 @@ class MlflowLog:
 
         now = get_current_time_millis()
         entities = [Metric(key, value, now, step) for key, value in figures.items()]
-        for start in range(0, len(entities), _MAX_BATCH):
-            batch = entities[start : start + _MAX_BATCH]
-            self._client.log_batch(self.run_id, metrics=batch)
+        for some in _batches(entities, _MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=some)
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _store_lock(uri: str) -> AbstractContextManager[None]:

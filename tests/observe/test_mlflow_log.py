@@ -29,19 +29,18 @@ def test_a_resume_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert history == [(10, 2.0), (20, 1.0)]
 
 
-def test_more_figures_than_one_batch_takes_arrive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_one_batch_takes_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = tmp_path / "run"
     run.mkdir()
-    log = MlflowLog(run, "thinker", None, {})
+    log = MlflowLog(run, "thinker", None, {f"options.{i}": i for i in range(101)})
     log.metrics(1, {f"moe/layer0/load/{expert}": float(expert) for expert in range(1001)})
     run_id = log.wait_for_run_id()
     log.close("FINISHED")
     assert run_id is not None
     found = MlflowClient(tracking_uri=default_tracking_uri(run)).get_run(run_id)
     assert found.data.metrics["moe/layer0/load/1000"] == 1000.0
+    assert found.data.params == {f"options.{i}": str(i) for i in range(101)}
 
 
 def test_stages_that_start_together_make_the_store_one_after_the_other(
