@@ -12,9 +12,10 @@ of almost nothing (hidden size 8, one layer, rows of 16 tokens) has trained two 
 group and is gone; `loaded` is what that took, and belongs to no prediction: a process needs `start` (before
 it) and `loaded` besides what is predicted.
 
-glibc keeps freed memory for later and would show what once was, not what is needed, so ranks run with
-MALLOC_MMAP_THRESHOLD_=65536 (tensors above go back at once when they die; fixing it also ends its growth)
-and MALLOC_TRIM_THRESHOLD_=65536. With --glibc ranks run without these settings.
+Libraries keep freed memory for later and would show what once was, not what is needed. So ranks run with
+MALLOC_MMAP_THRESHOLD_=65536 (tensors above go back to the system at once when they die; fixing it also ends
+its growth), MALLOC_TRIM_THRESHOLD_=65536 and MKL_DISABLE_FAST_MM=1 (no buffers between matrix products).
+With --as-is ranks run without these settings.
 """
 
 import argparse
@@ -37,7 +38,9 @@ from muomni.errors import MachineError, exit_on_error
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
-GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MKL_DISABLE_FAST_MM": "1",
+}  # fmt: skip
 NOTHING = (
     "model.hidden_size=8", "model.num_layers=1", "model.num_heads=1", "model.num_kv_heads=1",
     "model.head_dim=8", "model.intermediate_size=8", "batch.size=16", "batch.rows=1",
@@ -86,7 +89,9 @@ def main() -> None:
         "--upstream", default="runs/quickstart", help="run with an export of the codec"
     )
     flags.add_argument("--only", default="", help="cases whose label holds this text")
-    flags.add_argument("--glibc", action="store_true", help="leave glibc's settings as they are")
+    flags.add_argument(
+        "--as-is", action="store_true", help="leave the settings of glibc and MKL as they are"
+    )
     flags.add_argument("--json", type=Path)
     flags.add_argument("--case", help=argparse.SUPPRESS)
     arguments = flags.parse_args()
@@ -97,8 +102,8 @@ def main() -> None:
         rows = [row(case, arguments) for case in CASES if arguments.only in case.label]
     print_table(rows)
     if arguments.json:
-        settings = {} if arguments.glibc else GLIBC
-        content = {"unit": "MiB", "glibc": settings, "cases": rows, "machine": machine_facts()}
+        settings = {} if arguments.as_is else SETTINGS
+        content = {"unit": "MiB", "settings": settings, "cases": rows, "machine": machine_facts()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -134,7 +139,7 @@ def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
     ]  # fmt: skip
     ranks = [
         subprocess.Popen(
-            command, env=rank_environment(rank, case.ranks, port, {} if arguments.glibc else GLIBC),
+            command, env=rank_environment(rank, case.ranks, port, {} if arguments.as_is else SETTINGS),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(case.ranks)
@@ -155,7 +160,7 @@ def rank_environment(rank: int, world_size: int, port: int, more: dict[str, str]
         "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    inherited = {name: value for name, value in os.environ.items() if name not in GLIBC}
+    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return {**inherited, **ours, **more}
 
 

@@ -21,7 +21,9 @@ from muomni.data.manifest import hash64
 _SPEAKER = "7001"
 # The source is 64 kbit/s speech: its noise lies above the lowest bits, which fill half of a FLAC file.
 _FLAC_STEP = 32
-_LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.15
+_LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.08
+# Most of a conversation with a picture is the picture; two about each would be half of all training.
+_ASK_SHARE = 1 / 3
 _NUM_SYNTHETIC = 56
 _QUESTIONS = (
     "What is this?",
@@ -34,9 +36,7 @@ _QUESTIONS = (
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
 # Of texts and of recordings: who can repeat the one has half of what the other takes.
 _REPEAT = ("Repeat: {}", "Write this down: {}", "Copy this: {}")
-_JOIN = "Which word is {}?"
 _NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
-_NUM_JOINED, _JOINED_CHARS = 1500, range(2, 11)
 T = TypeVar("T")
 Conversation = dict[str, object]
 
@@ -112,10 +112,9 @@ def write_librispeech(
         folder = root / subset / _SPEAKER / chapter
         folder.mkdir(parents=True, exist_ok=True)
         utterance = f"{_SPEAKER}-{chapter}-{number:04d}"
-        samples, rate = soundfile.read(source / "wavs" / f"{name}.wav", dtype="int16")
-        coarse = (samples // _FLAC_STEP * _FLAC_STEP).astype("int16")
-        soundfile.write(folder / f"{utterance}.flac", coarse, rate, compression_level=1.0)
-        num_seconds += len(samples) / rate
+        wav = source / "wavs" / f"{name}.wav"
+        _write_coarse(wav, folder / f"{utterance}.flac")
+        num_seconds += soundfile.info(wav).duration
         words = transcript_group(text).partition(":")[2].upper()
         transcript = folder / f"{_SPEAKER}-{chapter}.trans.txt"
         lines.setdefault(transcript, []).append(f"{utterance} {words}\n")
@@ -167,11 +166,11 @@ def copy_trimodal(
         if row["speaker"] == "allison":
             row["audio"] = f"../{by_text[row['transcript'].lower()]}"
         else:
-            _copy(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
+            _write_coarse(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
         kept.append(row)
     questions = _jsonl(corpora / "trimodal/questions.jsonl")
     for row in questions:
-        _copy(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
+        _write_coarse(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
     _write_jsonl(out / "trimodal/manifest.jsonl", kept)
     _write_jsonl(out / "trimodal/questions.jsonl", questions)
     spoken = [row for row in kept if row["kind"] == "synthetic"] + questions
@@ -193,11 +192,13 @@ def copy_trimodal(
 def picture_conversations(
     captions: dict[str, str], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """A question about each picture, once written and once spoken."""
+    """A written question about each picture, a spoken one about some."""
     for path, caption in sorted(captions.items()):
         stem = Path(path).stem
         question = _pick(_QUESTIONS, stem)
         yield _conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path)
+        if _fraction(f"ask {stem}") >= _ASK_SHARE:
+            continue
         spoken = f"trimodal/{_pick(questions, stem)['audio']}"
         yield _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
 
@@ -227,16 +228,11 @@ def speech_conversations(
 
 
 def text_conversations(lines: list[str]) -> Iterator[Conversation]:
-    """Repeat a text, join letters to a word: what reading aloud and writing down are made of."""
+    """Repeat a text: what reading aloud and writing down are made of."""
     short = sorted({line for line in lines if len(line) <= _MAX_REPEATED_CHARS}, key=hash64)
     for number, text in enumerate(short[:_NUM_REPEATED]):
         prompt = _pick(_REPEAT, text).format(text)
         yield _conversation(f"repeat-{number:04d}", prompt, text, group=transcript_group(text))
-    words = {word for line in lines for word in line.split() if word.isalpha() and word.islower()}
-    fitting = sorted((word for word in words if len(word) in _JOINED_CHARS), key=hash64)
-    for number, word in enumerate(fitting[:_NUM_JOINED]):
-        prompt = _JOIN.format("-".join(word))
-        yield _conversation(f"join-{number:04d}", prompt, word, group=transcript_group(word))
 
 
 def copy_licences(source: Path, target: Path) -> None:
@@ -267,6 +263,13 @@ def _pick(choices: Sequence[T], name: str) -> T:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def _write_coarse(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    samples, rate = soundfile.read(source, dtype="int16")
+    coarse = (samples // _FLAC_STEP * _FLAC_STEP).astype("int16")
+    soundfile.write(target, coarse, rate, compression_level=1.0)
 
 
 def _jsonl(path: Path) -> list[dict[str, str]]:
