@@ -72,7 +72,7 @@ def test_spoken_answers_carry_their_recording(root: Path) -> None:
         if str(sample["__key__"]).startswith("speak"):
             assert [part["type"] for part in answer] == ["text", "audio"]
             assert answer[1]["name"] in sample
-    assert kinds == {"caption", "ask", "transcribe", "speak", "repeat", "join"}
+    assert kinds == {"caption", "ask", "transcribe", "speak", "repeat"}
 
 
 def test_second_run_changes_nothing(root: Path) -> None:
