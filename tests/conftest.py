@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -9,6 +10,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.ranks import RankPool
+
+# The first one to ask starts the server, for ranks and workers of loaders alike.
+multiprocessing.set_forkserver_preload(["tests.rank_imports"])
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """A warm pool of gloo ranks that tests send functions to.
 
 Importing DeepSpeed and starting its process group takes 15-20 s, so the ranks are started once per
-pytest session and shared. A test writes its body as a top-level function and calls it on every
-rank (fixtures `one_rank` and `two_ranks` of tests/conftest.py):
+pytest session and shared. They are forked from a server that has done the imports (tests/rank_imports.py,
+which tests/conftest.py asks for), and so share its memory. A test writes its body as a top-level function and
+calls it on every rank (fixtures `one_rank` and `two_ranks` of tests/conftest.py):
 
     def sum_of_ranks(offset: int) -> int:
         ...torch.distributed, deepspeed.initialize, anything...
@@ -16,6 +17,7 @@ This module imports no torch: a rank sets its environment first.
 import atexit
 import contextlib
 import copy
+import ctypes
 import faulthandler
 import gc
 import inspect
@@ -104,7 +106,7 @@ class RankPool:
         self._processes, self._connections = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         port = _free_port()
         self._logs = []
         for rank in range(self.num_ranks):
@@ -308,6 +310,7 @@ def _start_process_group() -> Callable[[], None]:
         # What survives is mostly a million objects of imported modules. Looking at them again in
         # each collection took a third of the time of all tests that train.
         gc.freeze()
+        ctypes.CDLL(None).malloc_trim(0)
         # Wrong unless every rank reached this very collective: a peer that still stood in
         # another one would have sent something else.
         token = torch.ones(1)

@@ -1,6 +1,5 @@
-"""What the parity tests share: data of all stages, and four ranks beside one and two."""
+"""What the parity tests share: data of all stages, and pools by their number of ranks."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,7 @@ def parity_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("parity"))
 
 
-@pytest.fixture(scope="session")
-def pools(one_rank: RankPool, two_ranks: RankPool) -> Iterator[dict[int, RankPool]]:
+@pytest.fixture(scope="module")
+def pools(one_rank: RankPool, two_ranks: RankPool, four_ranks: RankPool) -> dict[int, RankPool]:
     """Warm ranks by their number; a pool starts its ranks when it is first used."""
-    four_ranks = RankPool(4)
-    yield {1: one_rank, 2: two_ranks, 4: four_ranks}
-    four_ranks.close()
+    return {1: one_rank, 2: two_ranks, 4: four_ranks}
