@@ -15,7 +15,7 @@ test test-slow parity: export DS_ACCELERATOR := cpu
 # The interpreters that the lock is written for.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 PYTEST = python -m pytest $(PYTEST_ARGS)
-# A file of tests stays in one worker, which keeps warm ranks of its own: up to 7 processes of 1 GB.
+# A file of tests stays in one worker, which keeps warm ranks of its own, forked from one process.
 TEST_WORKERS ?= 2
 
 .PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench clean
@@ -30,7 +30,7 @@ quickstart: install  ## sample data, all stages at nano size, held-out results, 
 	@scripts/quickstart.sh
 
 test: install  ## the default test suite; no GPU needed (PYTEST_ARGS="-k name" to choose)
-	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadfile
+	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup
 
 test-slow: install  ## the tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"

@@ -63,11 +63,12 @@ class RankPool:
     """`num_ranks` processes with torch.distributed (gloo) and DeepSpeed started, on the CPU.
 
     Ranks start at the first `run` and again after a hang or a death, so that one bad test does not
-    take others with it.
+    take others with it. Before they start, the pools that they come `instead_of` are closed.
     """
 
-    def __init__(self, num_ranks: int) -> None:
+    def __init__(self, num_ranks: int, instead_of: tuple["RankPool", ...] = ()) -> None:
         self.num_ranks = num_ranks
+        self._instead_of = instead_of
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._logs: list[Path] = []
@@ -106,6 +107,8 @@ class RankPool:
         self._processes, self._connections = [], []
 
     def _start(self) -> None:
+        for pool in self._instead_of:
+            pool.close()
         context = multiprocessing.get_context("forkserver")
         port = _free_port()
         self._logs = []
