@@ -88,9 +88,13 @@ def check_golden(data: Path, stages: Iterable[str]) -> None:
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells of the default suite first, which cover most; in both halves few ranks before many."""
+    """The cells of the default suite first, which cover most; in both halves the quick ones before others:
+    few ranks, then few micro-batches.
+    """
     first = set(default_suite())
-    return sorted(cells, key=lambda cell: (cell not in first, cell.num_ranks))
+    return sorted(
+        cells, key=lambda cell: (cell not in first, cell.num_ranks, cell.num_accumulation)
+    )
 
 
 def run_all(cells: Iterable[Cell], data: Path, max_minutes: float) -> Iterator[Result]:
