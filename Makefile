@@ -30,7 +30,7 @@ quickstart: install  ## sample data, all stages at nano size, held-out results, 
 	@scripts/quickstart.sh
 
 test: install  ## the default test suite; no GPU needed (PYTEST_ARGS="-k name" to choose)
-	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup
+	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadfile
 
 test-slow: install  ## the tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"

@@ -37,12 +37,3 @@ def four_ranks(one_rank: RankPool, two_ranks: RankPool) -> Iterator[RankPool]:
     pool = RankPool(4, instead_of=(one_rank, two_ranks))
     yield pool
     pool.close()
-
-
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one worker, and those of all files with four ranks in one."""
-    crowded = {item.path for item in items if "four_ranks" in getattr(item, "fixturenames", ())}
-    for item in items:
-        name = "four ranks" if item.path in crowded else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
