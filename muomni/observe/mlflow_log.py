@@ -93,7 +93,7 @@ class MlflowLog:
         if self.run_id is None:
             created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
             self.run_id = created.info.run_id
-            entities = [Param(key, str(text)[:_MAX_PARAM_LENGTH]) for key, text in params.items()]
+            entities = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
             for some in _batches(entities, _MAX_PARAMS):
                 self._client.log_batch(self.run_id, params=some)
         else:

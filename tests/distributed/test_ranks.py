@@ -1,7 +1,10 @@
 """The rank pool itself, and that DeepSpeed trains on it: a smoke test of the environment."""
 
+import gc
 import os
+import sys
 import time
+from pathlib import Path
 
 import deepspeed
 import pytest
@@ -43,6 +46,11 @@ def fail_everywhere() -> None:
 
 def left_behind() -> tuple[bool, torch.dtype]:
     return "LEFT_BEHIND" in os.environ, torch.get_default_dtype()
+
+
+def imported_by_the_server() -> tuple[bool, bool]:
+    """Whether this rank began with what nothing here imports, and leaves it out of collections."""
+    return "mlflow.tracking" in sys.modules, gc.get_freeze_count() > 100_000
 
 
 def hang(rank: int) -> None:
@@ -123,3 +131,17 @@ def test_a_hang_and_a_lonely_failure_do_not_spoil_the_pool() -> None:
         assert pool.run(all_reduce_rank, offset=0) == [1, 1]
     finally:
         pool.close()
+
+
+def test_ranks_are_forked_with_their_imports_and_give_way_to_others() -> None:
+    few = RankPool(1)
+    other = RankPool(1, instead_of=(few,))
+    try:
+        assert few.run(imported_by_the_server) == [(True, True)]
+        (pid,) = few.run(os.getpid)
+        other.run(os.getpid)
+        assert not Path(f"/proc/{pid}").exists()
+        assert few.run(os.getpid) != [pid]
+    finally:
+        few.close()
+        other.close()

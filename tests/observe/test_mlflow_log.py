@@ -2,9 +2,11 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from muomni.data.file_lock import exclusive_lock
 from muomni.observe.mlflow_log import MlflowLog, default_tracking_uri, flatten
@@ -33,6 +35,15 @@ def test_more_than_one_batch_takes_arrives(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = tmp_path / "run"
     run.mkdir()
+    calls = []
+    log_batch = MlflowClient.log_batch
+
+    def spy(client: MlflowClient, run_id: str, metrics: Any = (), params: Any = ()) -> None:
+        calls.append((len(metrics), len(params)))
+        log_batch(client, run_id, metrics=metrics, params=params)
+
+    # A server refuses more than this; the SQLite store of this test does not.
+    monkeypatch.setattr(MlflowClient, "log_batch", spy)
     log = MlflowLog(run, "thinker", None, {f"options.{i}": i for i in range(101)})
     log.metrics(1, {f"moe/layer0/load/{expert}": float(expert) for expert in range(1001)})
     run_id = log.wait_for_run_id()
@@ -41,6 +52,8 @@ def test_more_than_one_batch_takes_arrives(tmp_path: Path, monkeypatch: pytest.M
     found = MlflowClient(tracking_uri=default_tracking_uri(run)).get_run(run_id)
     assert found.data.metrics["moe/layer0/load/1000"] == 1000.0
     assert found.data.params == {f"options.{i}": str(i) for i in range(101)}
+    assert calls == [(0, 100), (0, 1), (MAX_METRICS_PER_BATCH, 0), (1, 0)]
+    assert MAX_PARAMS_TAGS_PER_BATCH == 100
 
 
 def test_stages_that_start_together_make_the_store_one_after_the_other(
