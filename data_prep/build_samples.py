@@ -1,29 +1,36 @@
 """Makes the folder `samples/` from the full corpora; run once, its result is committed.
 
-    python data_prep/build_samples.py --corpora DIR --out samples
+    python -m data_prep.build_samples --corpora DIR --out samples
 
-Pictures, texts and the WAV files stay as they are; what is chosen is chosen by hash of its id, so the
-choice can be repeated. FLAC files hold the upper 11 of 16 bits (54 dB signal to noise).
+Needs Debian's packages unicode-data (kinds of emoji) and flite (voices that ask). Pictures, texts and the
+WAV files stay as they are; what is chosen is chosen by hash of its id, so the choice can be repeated.
+FLAC files hold the upper 11 of 16 bits (54 dB signal to noise).
 """
 
 import argparse
 import json
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import soundfile
 
 from data_prep.corpus import transcript_group
+from data_prep.emoji_kinds import emoji_key, read_emoji_kinds
 from muomni.data.manifest import hash64
 
 _SPEAKER = "7001"
 # The source is 64 kbit/s speech: its noise lies above the lowest bits, which fill half of a FLAC file.
 _FLAC_STEP = 32
 _LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.08
-# Most of a conversation with a picture is the picture; two about each would be half of all training.
-_ASK_SHARE = 1 / 3
+# Most of a conversation with a picture is the picture; three about each would be most of all training.
+_ASK_NAME_SHARE = _ASK_KIND_SHARE = 1 / 3
+_ASK_KIND = ("What kind of thing is it?", "What sort of thing is this?")
+_VOICES = ("slt", "rms", "awb")
 _NUM_SYNTHETIC = 56
 _QUESTIONS = (
     "What is this?",
@@ -41,14 +48,29 @@ T = TypeVar("T")
 Conversation = dict[str, object]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What a picture shows: its name and, where Unicode's list has it, the kind of thing."""
+
+    name: str
+    kind: str | None
+
+
 def main() -> None:
     """Build all parts of the samples folder."""
     parser = argparse.ArgumentParser(description="Make samples/ from the full corpora.")
     parser.add_argument("--corpora", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument(
+        "--unicode-data",
+        default="/usr/share",
+        type=Path,
+        help="where the package unicode-data is unpacked (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     corpora, out = arguments.corpora, arguments.out
-    captions = copy_pictures(corpora / "coco_emoji", out / "coco_emoji")
+    kinds = read_emoji_kinds(arguments.unicode_data / "unicode/emoji/emoji-test.txt")
+    pictures = copy_pictures(corpora / "coco_emoji", out / "coco_emoji", kinds)
     clips = read_clips(corpora / "ljspeech_allison")
     shared = write_ljspeech(corpora / "ljspeech_allison", out / "ljspeech_allison", clips)
     paths = write_librispeech(corpora / "ljspeech_allison", out, clips, shared)
@@ -57,7 +79,7 @@ def main() -> None:
     shutil.copyfile(corpora / "text/wordnet_examples.txt", out / "text/wordnet_examples.txt")
     lines = (out / "text/wordnet_examples.txt").read_text(encoding="utf-8").splitlines()
     conversations = [
-        *picture_conversations(captions, questions),
+        *picture_conversations(pictures, questions),
         *speech_conversations(clips, paths, triples),
         *text_conversations(lines),
     ]
@@ -65,11 +87,13 @@ def main() -> None:
     entries = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
     (out / "llava/conversations.json").write_text(f"[\n{entries}\n]\n", encoding="utf-8")
     copy_licences(corpora / "LICENSES", out / "LICENSES")
+    licence = arguments.unicode_data / "doc/unicode-data/copyright"
+    _copy(licence, out / "LICENSES/unicode-data.copyright")
 
 
-def copy_pictures(source: Path, target: Path) -> dict[str, str]:
-    """Copy all pictures and English captions; returns the first caption by picture path."""
-    names: dict[str, str] = {}
+def copy_pictures(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Picture]:
+    """Copy all pictures and English captions; returns what they show by picture path."""
+    pictures: dict[str, Picture] = {}
     for subset in ("train2017", "val2017"):
         (target / subset).mkdir(parents=True, exist_ok=True)
         (target / "annotations").mkdir(exist_ok=True)
@@ -83,8 +107,11 @@ def copy_pictures(source: Path, target: Path) -> dict[str, str]:
         for image in sorted(content["images"], key=lambda image: image["file_name"]):
             name = image["file_name"]
             shutil.copyfile(source / subset / name, target / subset / name)
-            names[f"coco_emoji/{subset}/{name}"] = first[image["id"]]
-    return names
+            # "emoji_1f469_200d_1f52c (U+1F469 U+200D U+1F52C)"
+            points = image["source_file"].partition(" ")[0].split("_")[1:]
+            picture = Picture(first[image["id"]], kinds.get(emoji_key(points)))
+            pictures[f"coco_emoji/{subset}/{name}"] = picture
+    return pictures
 
 
 def read_clips(source: Path) -> dict[str, str]:
@@ -170,7 +197,9 @@ def copy_trimodal(
         kept.append(row)
     questions = _jsonl(corpora / "trimodal/questions.jsonl")
     for row in questions:
+        row["asks"] = "name"
         _write_coarse(corpora / "trimodal" / row["audio"], out / "trimodal" / row["audio"])
+    questions += speak_questions(out / "trimodal")
     _write_jsonl(out / "trimodal/manifest.jsonl", kept)
     _write_jsonl(out / "trimodal/questions.jsonl", questions)
     spoken = [row for row in kept if row["kind"] == "synthetic"] + questions
@@ -189,18 +218,39 @@ def copy_trimodal(
     return kept, questions
 
 
+def speak_questions(target: Path) -> list[dict[str, str]]:
+    """Let flite's voices ask for the kind of thing, into `target`/questions; returns their rows."""
+    rows = []
+    for number, text in enumerate(_ASK_KIND):
+        for voice in _VOICES:
+            audio = f"questions/kind{number}_{voice}.flac"
+            with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
+                subprocess.run(["flite", "-voice", voice, "-t", text, "-o", wav.name], check=True)
+                _write_coarse(Path(wav.name), target / audio)
+            speaker = {"speaker": f"flite-{voice}", "kind": "synthetic"}
+            rows.append({"audio": audio, "transcript": text, **speaker, "asks": "kind"})
+    return rows
+
+
 def picture_conversations(
-    captions: dict[str, str], questions: list[dict[str, str]]
+    pictures: dict[str, Picture], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """A written question about each picture, a spoken one about some."""
-    for path, caption in sorted(captions.items()):
+    """A written question about each picture; a spoken one, too, for its name or its kind, about some."""
+    by_name = [row for row in questions if row["asks"] == "name"]
+    by_kind = [row for row in questions if row["asks"] == "kind"]
+    for path, picture in sorted(pictures.items()):
         stem = Path(path).stem
         question = _pick(_QUESTIONS, stem)
-        yield _conversation(f"caption-{stem}", f"<image>\n{question}", caption, image=path)
-        if _fraction(f"ask {stem}") >= _ASK_SHARE:
+        yield _conversation(f"caption-{stem}", f"<image>\n{question}", picture.name, image=path)
+        chance = _fraction(f"ask {stem}")
+        if chance < _ASK_NAME_SHARE:
+            asked, answer = _pick(by_name, stem), picture.name
+        elif chance < _ASK_NAME_SHARE + _ASK_KIND_SHARE and picture.kind is not None:
+            asked, answer = _pick(by_kind, stem), picture.kind
+        else:
             continue
-        spoken = f"trimodal/{_pick(questions, stem)['audio']}"
-        yield _conversation(f"ask-{stem}", "<image>\n<audio>", caption, image=path, audio=spoken)
+        spoken = f"trimodal/{asked['audio']}"
+        yield _conversation(f"ask-{stem}", "<image>\n<audio>", answer, image=path, audio=spoken)
 
 
 def speech_conversations(
