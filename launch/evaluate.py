@@ -79,15 +79,14 @@ def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
             export_environment(ranks, os.environ)
             stack.enter_context(process_group(device))
         report = run_evaluation(wanted, device)
-    content = report.to_json()
     if ranks.is_main:
         print(report.table(), flush=True)
         path = arguments.json
         if path is None and arguments.split == "test" and arguments.limit is None:
             path = arguments.run / arguments.stage / REPORT_NAME
         if path is not None:
-            write_report(path, content)
-    return content
+            write_report(path, report)
+    return report.to_json()
 
 
 def _check(arguments: argparse.Namespace) -> None:

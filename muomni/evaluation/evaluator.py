@@ -1,5 +1,7 @@
 """One evaluation from request to report."""
 
+from itertools import chain
+
 import torch
 
 from muomni.dist import collectives
@@ -17,6 +19,7 @@ def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
     with torch.no_grad():
         figures = load_evaluator(wanted.stage)(subject)
     num_left_out = sum(collectives.gather_objects(subject.num_bad))
+    answers = chain.from_iterable(collectives.gather_objects(subject.answers))
     return Report(
         stage=wanted.stage,
         split=wanted.split,
@@ -25,4 +28,5 @@ def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
         num_left_out=num_left_out,
         export=str(subject.export.path),
         figures=tuple(figures),
+        answers=tuple(sorted(answers, key=lambda answer: (answer["index"], answer["turn"]))),
     )

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -78,7 +79,8 @@ class _Scores:
 def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
     """Exact match by kind, word F1 of what is said of pictures, errors of transcripts and speech.
 
-    `constants` holds the most frequent training answer of each kind. Every rank must call it.
+    `constants` holds the most frequent training answer of each kind. What was answered is kept in
+    `subject.answers`. Every rank must call it.
     """
     assistant = load_assistant(subject.wanted.run, subject.device)
     scores = _Scores(
@@ -89,6 +91,7 @@ def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
     spoken = _spoken_samples(subject)
     for asked, made in _answered(assistant, _questions(subject, assistant)):
         scores.add_text(asked.task, made.text)
+        subject.answers.append(_record(asked, made))
         if asked.task.recording is None or asked.index not in spoken:
             continue
         try:
@@ -106,6 +109,20 @@ class _Asked:
     sample: dict[str, bytes]
     task: AnswerTask
     prompt: Prompt
+
+
+def _record(asked: _Asked, made: Answer) -> dict[str, Any]:
+    """An answer beside the right one, for a reader."""
+    task, answer = asked.task, made.text.strip()
+    return {
+        "index": asked.index,
+        "key": asked.sample["__key__"],
+        "turn": len(task.history),
+        "kind": task.kind,
+        "reference": task.text,
+        "answer": answer,
+        "is_exact": is_exact(task, answer),
+    }
 
 
 def _spoken_samples(subject: Subject) -> set[int]:

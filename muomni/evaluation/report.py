@@ -16,6 +16,7 @@ from muomni.data.atomic_write import write_atomic
 from muomni.errors import ConfigError, DataError
 
 REPORT_NAME = "evaluation.json"
+ANSWERS_SUFFIX = ".answers.jsonl"
 _NUM_DIGITS = 4
 
 
@@ -42,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of one stage over one split of its datasets."""
+    """All figures of one stage over one split of its datasets, and what a model said that answers."""
 
     stage: str
     split: str
@@ -51,6 +52,7 @@ class Report:
     num_left_out: int
     export: str
     figures: tuple[Figure, ...]
+    answers: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; figures that are not finite become null."""
@@ -99,10 +101,16 @@ class Report:
         return "\n".join([title, *lines])
 
 
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write the JSON of a report, whole or not at all; raises ConfigError when that fails."""
+def write_report(path: Path, report: Report) -> None:
+    """Write a report's JSON and, beside it, its answers if it has any: a JSON object a line.
+
+    Both whole or not at all; raises ConfigError when that fails.
+    """
     try:
-        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+        if report.answers:
+            lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in report.answers)
+            write_atomic(path.with_suffix(ANSWERS_SUFFIX), "".join(lines).encode())
+        write_atomic(path, (json.dumps(report.to_json(), indent=2) + "\n").encode())
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(

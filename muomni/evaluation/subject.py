@@ -6,7 +6,7 @@ match, samples of groups that were trained on.
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Subject:
     """A stage in evaluation mode with the weights of its export, and its data.
 
     `data` names the evaluated datasets. `train` is what trivial baselines are fitted on: the training
-    split of the run, or of the given data where that is gone, or None.
+    split of the run, or of the given data where that is gone, or None. `answers` are what this rank's
+    share of an evaluation let the model say, one record each; most stages say nothing.
     """
 
     wanted: Wanted
@@ -65,6 +66,7 @@ class Subject:
     train: Source | None
     upstream_run: Path
     num_bad: int = 0
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def model(self) -> Any:

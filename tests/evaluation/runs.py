@@ -64,3 +64,8 @@ def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = N
 def evaluate(**wanted: Any) -> dict[str, Any]:
     """The report of an evaluation as JSON; a function that warm ranks can run."""
     return run_evaluation(Wanted(**wanted), CPU).to_json()
+
+
+def answers(**wanted: Any) -> list[dict[str, Any]]:
+    """What the model answered in an evaluation; a function that warm ranks can run."""
+    return list(run_evaluation(Wanted(**wanted), CPU).answers)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,24 +49,32 @@ def test_the_table_names_value_baseline_and_verdict() -> None:
 
 def test_the_json_is_strict_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.json"
-    write_report(path, report("thinker", Figure("wer", math.nan, 1.0, "empty")).to_json())
+    write_report(path, report("thinker", Figure("wer", math.nan, 1.0, "empty")))
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
     assert content["metrics"] == {"wer": None}
     assert content["baselines"]["wer"] == {"name": "empty", "value": 1.0, "is_beaten": False}
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
 
 
+def test_answers_stand_beside_the_report_one_a_line(tmp_path: Path) -> None:
+    answers = ({"key": "a", "answer": "Crème\nbrûlée"}, {"key": "b", "answer": ""})
+    write_report(tmp_path / "report.json", replace(report("sft"), answers=answers))
+    lines = (tmp_path / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert tuple(json.loads(line) for line in lines) == answers
+    assert "Crème" in lines[0]
+
+
 def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot write the report to .*file/report\.json"):
-        write_report(tmp_path / "file" / "report.json", {})
+        write_report(tmp_path / "file" / "report.json", report())
 
 
 def test_the_summary_is_a_markdown_table_in_order_of_the_stages(tmp_path: Path) -> None:
     sft = report("sft", Figure("loss", 1.0, 2.0, "unigram model"))
     thinker = report("thinker", Figure("perplexity", 30.0, 20.0, "unigram model"), Figure("x", 1.0))
     for one in (sft, thinker):
-        write_report(tmp_path / one.stage / "evaluation.json", one.to_json())
+        write_report(tmp_path / one.stage / "evaluation.json", one)
     lines = summary(read_reports(tmp_path)).splitlines()
     assert lines == [
         "| stage | metric | muomni | trivial baseline | beaten |",

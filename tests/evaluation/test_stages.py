@@ -18,7 +18,7 @@ from muomni.evaluation.transcripts import TranscriptErrors
 from muomni.inference.answer import Answer
 from tests import conversations
 from tests.corpora import write_dataset
-from tests.evaluation.runs import evaluate
+from tests.evaluation.runs import answers, evaluate
 from tests.media_corpora import speech_sample
 from tests.ranks import RankPool
 
@@ -51,6 +51,16 @@ def test_two_ranks_give_the_figures_of_one(
             assert result["baselines"][name]["value"] == pytest.approx(baseline["value"], rel=1e-6)
             assert result["baselines"][name]["name"] == baseline["name"]
         assert result["num_samples"] == alone["num_samples"]
+
+
+def test_answers_are_kept_in_order_of_the_samples_whatever_the_ranks(
+    omni_runs: Path, two_ranks: RankPool
+) -> None:
+    asked = {"stage": "sft", "run": omni_runs / "tuned", "max_samples": 5}
+    alone = answers(**asked)
+    assert [answer["index"] for answer in alone] == [0, 1, 2, 3, 4]
+    assert {"key", "kind", "reference", "answer", "is_exact"} <= alone[0].keys()
+    assert two_ranks.run(answers, timeout_s=300.0, **asked) == [alone, alone]
 
 
 def test_every_stage_reports_what_it_promises(request: pytest.FixtureRequest) -> None:
