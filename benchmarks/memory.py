@@ -38,7 +38,7 @@ from muomni.errors import MachineError, exit_on_error
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
-SETTINGS = {
+LEAN_ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MKL_DISABLE_FAST_MM": "1",
 }  # fmt: skip
 NOTHING = (
@@ -102,7 +102,7 @@ def main() -> None:
         rows = [row(case, arguments) for case in CASES if arguments.only in case.label]
     print_table(rows)
     if arguments.json:
-        settings = {} if arguments.as_is else SETTINGS
+        settings = {} if arguments.as_is else LEAN_ALLOCATION
         content = {"unit": "MiB", "settings": settings, "cases": rows, "machine": machine_facts()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -139,7 +139,7 @@ def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
     ]  # fmt: skip
     ranks = [
         subprocess.Popen(
-            command, env=rank_environment(rank, case.ranks, port, {} if arguments.as_is else SETTINGS),
+            command, env=rank_environment(rank, case.ranks, port, {} if arguments.as_is else LEAN_ALLOCATION),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(case.ranks)
@@ -160,7 +160,7 @@ def rank_environment(rank: int, world_size: int, port: int, more: dict[str, str]
         "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    inherited = {name: value for name, value in os.environ.items() if name not in LEAN_ALLOCATION}
     return {**inherited, **ours, **more}
 
 

@@ -8,7 +8,7 @@ import pytest
 from muomni.dist.discovery import Ranks
 from muomni.training.dry_run import read_step
 from muomni.training.session import Request, Session, prepare
-from muomni.training.step_trace import ACTIVATIONS, StepTrace, play_step, trace_step
+from muomni.training.step_trace import ACTIVATIONS, LOGITS, StepTrace, play_step, trace_step
 from tests.training.stages.curves import stage_config
 from tests.training.stages.omni_runs import omni_run, write_root
 
@@ -64,6 +64,19 @@ def test_frozen_models_and_batches_are_always_there(media_data: Path, omni_root:
 
 def peak(trace: StepTrace) -> int:
     return max(sum(stretch.live.values()) for stretch in trace.stretches)
+
+
+@pytest.mark.parametrize("name", ["audio_encoder", "vision_encoder"])
+def test_what_a_loss_makes_is_told_from_what_a_model_makes(
+    name: str, media_data: Path, omni_root: Path
+) -> None:
+    """Log-probabilities of CTC, similarities of all pairs of a step."""
+    session = open_session(name, media_data, omni_root, {})
+    batches = read_step(session)
+    trace = trace_step(session.stage, batches, "fp32", 2)
+    num_rows = len(next(iter(batches[0].values())))
+    per_row = 2 * len(batches) * num_rows if name == "vision_encoder" else 1
+    assert max(stretch.live.get(LOGITS, 0) for stretch in trace.stretches) >= 4 * num_rows * per_row
 
 
 def test_features_of_all_ranks_take_room(media_data: Path, omni_root: Path) -> None:
