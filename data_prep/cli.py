@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser("sample", help="shard the bundled corpora and train their tokenizer")
     verb.add_argument("--out", required=True, type=Path, help="data root to make")
-    verb.add_argument("--vocab-size", type=positive, default=1024, help="pieces (default 1024)")
+    verb.add_argument("--vocab-size", type=positive, default=512, help="pieces (default 512)")
     # The corpora are small: starting processes costs more than they save.
     verb.add_argument("--workers", type=positive, default=1, help="processes (default 1)")
     verb.add_argument("--overwrite", action="store_true", help="delete its datasets first")

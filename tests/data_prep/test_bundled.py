@@ -34,7 +34,7 @@ def test_datasets_and_tokenizer(root: Path) -> None:
         assert (manifest.task, manifest.dropped) == (task, {})
         assert set(manifest.splits) == {"train", "val", "test"}
         assert manifest.licence
-    assert Tokenizer.load(root / "tokenizer.model").vocab_size == 1024
+    assert Tokenizer.load(root / "tokenizer.model").vocab_size == 512
 
 
 def test_no_group_stands_in_two_splits_of_any_datasets(root: Path) -> None:
