@@ -17,6 +17,7 @@ import soundfile
 
 from muomni.dist.discovery import free_port
 from muomni.observe.metrics_log import read_lines
+from tests.ranks import RankPool
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft")
@@ -46,6 +47,13 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON object that a command ends with (the launcher may add lines of its own)."""
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle_ranks_are_ended(one_rank: RankPool, two_ranks: RankPool) -> None:
+    """The commands start ranks of their own: those that wait for other tests only take memory."""
+    one_rank.close()
+    two_ranks.close()
 
 
 @pytest.fixture(scope="module")
