@@ -219,12 +219,12 @@ def test_when_nothing_is_found_again_all_ranks_keep_their_batches(
 
 
 def _stop_with_spoilt_weights(config: Any, run: Path) -> str:
-    """Stop a run in whose fourth step, of two micro-batches a rank, a weight became NaN on all ranks."""
+    """Stop a run in whose fifth step, of two micro-batches a rank, a weight became NaN on all ranks."""
     original, calls = ThinkerTask.forward, [0]
 
     def forward(self: ThinkerTask, batch: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 2 * (FIRST_BAD - 1) + 1:
+        if calls[0] == 2 * 4 + 1:
             next(self.parameters()).data.view(-1)[0] = float("nan")
         return original(self, batch)
 
@@ -241,11 +241,11 @@ def _stop_with_spoilt_weights(config: Any, run: Path) -> str:
 def test_weights_that_are_not_finite_are_not_saved(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    changes = {"max_steps": 12, "log_every": 100, "save_every": FIRST_BAD - 1}
+    changes = {"max_steps": 12, "log_every": 100, "save_every": 4}
     config = thinker_config(text_data, {"training": changes})
     messages = two_ranks.run(_stop_with_spoilt_weights, config=config, run=tmp_path)
     assert messages[0] == messages[1]
-    newest = tmp_path / "thinker" / "checkpoints" / f"step_{FIRST_BAD - 1:08d}"
+    newest = tmp_path / "thinker" / "checkpoints" / "step_00000004"
     assert f"weights are not finite, too, and the last checkpoint is {newest}" in messages[0]
     assert list(newest.parent.glob("step_*")) == [newest]
 
