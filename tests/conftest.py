@@ -1,5 +1,7 @@
 """Fixtures that all tests share."""
 
+import ctypes
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -32,6 +34,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "four ranks" if file in _FOUR_RANKS else file
 
     return ByRanks(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory_goes_back() -> Iterator[None]:
+    """To the system, after each file: workers of the suite and their ranks share what a machine has."""
+    yield
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
