@@ -6,8 +6,10 @@ Makes JPEGs of about 20 kB with captions beside them in a temporary folder. Each
 one after the other; the medians over the rounds are shown, in seconds of the processor (what a core
 needs, whatever else runs on the machine) and of the clock. data_prep also makes index, columns, json
 members and content hashes, and with `decode` it decodes every picture. With --resize pictures are
-made smaller: data_prep against the resizer of img2dataset where that is installed, else against a plain
-loop over Pillow.
+made smaller: data_prep, which decodes, resizes and writes shards, against the resizer of img2dataset, which
+keeps nothing, where that is installed, else against a plain loop over Pillow. Once with these pictures at
+half their size, which OpenCV averages in whole pixels, and once with photographs' 640 x 480 to a shorter
+side of 256, a fifth as many.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,16 @@ from data_prep.shard_plan import ShardingOptions, ShardPlan, build_plan
 from data_prep.sharder import write_shards
 from data_prep.treatment import Treatment
 
-_SIDE, _QUALITY, _RESIZED, _RESIZED_QUALITY = 256, 92, 128, 90
+_SIDE, _QUALITY, _RESIZED_QUALITY = 256, 92, 90
+_PHOTOGRAPH, _PHOTOGRAPH_RATIO = (640, 480), 5
+
+
+@dataclass(frozen=True)
+class Way:
+    """Something that is done with a folder of `num_images`; `run` gets a folder for what it writes."""
+
+    num_images: int
+    run: Callable[[Path], None]
 
 
 class _Silent:
@@ -59,35 +72,36 @@ def main() -> None:
         results = measure(Path(folder), arguments)
     print(f"{'way':34}{'cpu s':>9}{'clock s':>9}{'images/s of a core':>20}")
     for name, row in results.items():
-        rate = arguments.num_images / row["cpu_s"]
+        rate = row["num_images"] / row["cpu_s"]
         print(f"{name:34}{row['cpu_s']:>9.3f}{row['clock_s']:>9.3f}{rate:>20,.0f}")
     if arguments.json:
-        content = {"num_images": arguments.num_images, "ways": results, "machine": machine_facts()}
+        content = {"ways": results, "machine": machine_facts()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each way over all rounds."""
     source = root / "pictures"
-    make_pictures(source, arguments.num_images)
-    ways: dict[str, Callable[[Path], None]] = {
+    make_pictures(source, arguments.num_images, (_SIDE, _SIDE))
+    ways = {
         "tar, then sha256sum": lambda out: tar_and_hash(source, out),
         "data_prep, header checked": writer(source, Treatment(check="header")),
         "data_prep, all decoded": writer(source, Treatment()),
     }
+    all_ways = {name: Way(arguments.num_images, run) for name, run in ways.items()}
     if arguments.resize:
-        treatment = Treatment(
-            resize_shorter=_RESIZED, image_format="jpeg", quality=_RESIZED_QUALITY
-        )
-        name, resize = peer_resizer()
-        ways["data_prep, resized"] = writer(source, treatment)
-        ways[f"{name}, resized"] = lambda out: resize_all(source, resize)
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for number in range(arguments.rounds):
-        for name, way in ways.items():
-            spent[name].append(timed(way, root / f"{number}-{len(spent[name])}-{name[:9]}"))
+        photographs = root / "photographs"
+        num_photographs = arguments.num_images // _PHOTOGRAPH_RATIO
+        make_pictures(photographs, num_photographs, _PHOTOGRAPH)
+        all_ways |= resizing_ways(source, arguments.num_images, _SIDE // 2)
+        all_ways |= resizing_ways(photographs, num_photographs, _SIDE)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in all_ways}
+    for _ in range(arguments.rounds):
+        for name, way in all_ways.items():
+            spent[name].append(timed(way.run, root / "out"))
     return {
         name: {
+            "num_images": all_ways[name].num_images,
             "cpu_s": statistics.median(cpu for cpu, _ in times),
             "clock_s": statistics.median(clock for _, clock in times),
             "all_cpu_s": [round(cpu, 4) for cpu, _ in times],
@@ -96,13 +110,25 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_pictures(folder: Path, num_images: int) -> None:
-    """Smooth noise as JPEG of about 20 kB, each with a caption of one line."""
+def resizing_ways(source: Path, num_images: int, shorter: int) -> dict[str, Way]:
+    """Ours and the peer's way to make the pictures of a folder smaller."""
+    treatment = Treatment(resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY)
+    name, resize = peer_resizer(shorter)
+    return {
+        f"data_prep, {source.name} to {shorter}": Way(num_images, writer(source, treatment)),
+        f"{name}, {source.name} to {shorter}": Way(
+            num_images, lambda out: resize_all(source, resize)
+        ),
+    }
+
+
+def make_pictures(folder: Path, num_images: int, size: tuple[int, int]) -> None:
+    """Smooth noise as JPEG (about 20 kB at 256 x 256), each with a caption of one line."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(num_images):
         noise = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
         picture.save(folder / f"{number:08d}.jpg", quality=_QUALITY)
         (folder / f"{number:08d}.txt").write_text(f"a picture with the number {number}")
 
@@ -156,11 +182,11 @@ def planned(source: Path, treatment: Treatment) -> ShardPlan:
     return build_plan(READERS["image-caption"]["folder"](source, ReaderOptions()), options)
 
 
-def peer_resizer() -> tuple[str, Callable[[bytes], bytes]]:
-    """Name and function of what is compared with."""
+def peer_resizer(shorter: int) -> tuple[str, Callable[[bytes], bytes]]:
+    """Name and function of what is compared with; `shorter` is the side that is asked for."""
     package = importlib.util.find_spec("img2dataset")
     if package is None or not package.submodule_search_locations:
-        return "plain Pillow loop", _plain_resize
+        return "plain Pillow loop", partial(_plain_resize, shorter)
     # The file alone: the package itself asks for much that resizing does not need.
     path = Path(package.submodule_search_locations[0]) / "resizer.py"
     spec = importlib.util.spec_from_file_location("img2dataset_resizer", path)
@@ -168,7 +194,7 @@ def peer_resizer() -> tuple[str, Callable[[bytes], bytes]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     resizer = module.Resizer(
-        image_size=_RESIZED,
+        image_size=shorter,
         resize_mode="keep_ratio",
         resize_only_if_bigger=True,
         encode_format="jpg",
@@ -177,9 +203,9 @@ def peer_resizer() -> tuple[str, Callable[[bytes], bytes]]:
     return "img2dataset", lambda data: resizer(io.BytesIO(data))[0]
 
 
-def _plain_resize(data: bytes) -> bytes:
+def _plain_resize(shorter: int, data: bytes) -> bytes:
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = _RESIZED / min(image.size)
+    scale = shorter / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_RESIZED_QUALITY)

@@ -176,8 +176,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     from muomni.data.picture_pixels import resized
 
     with _one_thread():
-        pixels = resized(picture, size)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        return Image.fromarray(resized(picture, size))
 
 
 def _scale(treatment: Treatment, size: tuple[int, int]) -> float:
