@@ -182,12 +182,15 @@ class Engine:
         self._own_skips.zero_()
         return int(self.deepspeed.skipped_steps)
 
-    def has_finite_weights(self) -> bool:
-        """Whether all weights and buffers are finite on all ranks; every rank must call it."""
-        tensors = [getattr(p, "ds_tensor", p) for p in self.task.parameters()]
-        tensors += [b for b in self.task.buffers() if b.is_floating_point()]
-        num_bad = sum((~torch.isfinite(tensor.detach()).all()).float() for tensor in tensors)
-        return not collectives.sum_over_ranks(torch.as_tensor(num_bad, device=self._device)).item()
+    def first_spoilt_weight(self) -> str | None:
+        """The first parameter or buffer that is not finite on any rank, or None; every rank must call it."""
+        weights = {name: getattr(p, "ds_tensor", p) for name, p in self.task.named_parameters()}
+        weights |= {n: b for n, b in self.task.named_buffers() if b.is_floating_point()}
+        names = list(weights)
+        finite = [torch.isfinite(tensor.detach()).all() for tensor in weights.values()]
+        own = torch.stack(finite).tolist() if finite else []
+        firsts = collectives.gather_objects(own.index(False) if False in own else len(names))
+        return [*names, None][min(firsts)]
 
     def update_average(self, step: int) -> None:
         """Move the average of the weights, if one is kept, at the end of the `step`-th step."""

@@ -206,16 +206,21 @@ class Loop:
     def _stop_non_finite(self, step: int, reason: str) -> NoReturn:
         """Save what is good, look into `step`, and raise NonFiniteError; every rank must call it."""
         folder = self.parts.folder
-        if self.engine.has_finite_weights():  # steps with such gradients left them as they were
+        spoilt = self.engine.first_spoilt_weight()
+        if spoilt is None:  # steps with such gradients left the weights as they were
             # Older checkpoints stay: they are from before the trouble, and starts may be many.
-            kept = f"the weights before it are saved in {self._save(prunes=False)}"
+            saved = self._save(prunes=False)
+            post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
+            found = f"in step {step} {post_mortem.examine(step)}; the weights before it are saved in {saved}"
         else:
             newest = collectives.broadcast_object(commit.newest_complete(folder.checkpoints))
-            kept = f"weights are not finite, too, and the last checkpoint is {newest}"
-        post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
-        found = post_mortem.examine(step)
+            last = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            found = (
+                f"{spoilt} is not finite (an update was too large, or a device erred), so the weights are "
+                f"not saved, and {last}"
+            )
         self.is_stop_agreed = True
-        raise NonFiniteError(f"{reason}; in step {step} {found}; {kept}; {self.guard.advice}")
+        raise NonFiniteError(f"{reason}; {found}; {self.guard.advice}")
 
     def _validate(self) -> None:
         if self.parts.val is None:
@@ -245,11 +250,14 @@ class Loop:
     def _save(self, prunes: bool = True) -> Path:
         """Save the state of this step, unless this course saved it or began with it.
 
-        A folder of that name alone may be damaged, or left by a course before a resume.
+        A folder of that name alone may be damaged, or left by a course before a resume. Raises NonFiniteError
+        when weights are not finite: the next start would go on from them, and a good checkpoint be pruned.
         """
         folder = commit.step_folder(self.parts.folder.checkpoints, self.state.step)
         is_current = self.saved_step == self.state.step
         if not (is_current and collectives.broadcast_object(folder.is_dir())):
+            if self.engine.first_spoilt_weight() is not None:
+                self._stop_non_finite(self.state.step, f"step {self.state.step} was to be saved")
             run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
             self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
             commit.save(
