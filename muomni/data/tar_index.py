@@ -23,14 +23,17 @@ INDEX_SUFFIX = ".idx"
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 # Name, size, checksum, type, magic, and the prefix of the name.
 _HEADER = Struct("100s24x12s12x8sB100x6s82x155s12x")
-_REGULAR_TYPES = b"\x007"
+_REGULAR_TYPES = b"\x0007"
 _GNU_LONG_NAME = ord("L")
 _PAX_HEADER = ord("x")
+# Their payload is the name of the next member.
+_NAME_TYPES = (_GNU_LONG_NAME, _PAX_HEADER)
 # Folders and headers for a whole archive hold no data of a sample.
 _IGNORED_TYPES = b"5g"
 # Names are short; a longer payload is damage, or meant to fill the memory.
 _MAX_NAME_PAYLOAD = 1 << 20
 _MAX_LENGTH_DIGITS = 20
+_SUM_MODULUS = 65521
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +87,11 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
         data = position + BLOCK_BYTES
         if data + num_bytes > len(buffer):
             raise DataError(f"{origin}: member {name!r} is cut off; make the shard again")
-        payload_kind = _special_kind(kind)
-        if payload_kind is not None:
+        if kind in _NAME_TYPES:
             payload = buffer[data : data + num_bytes]
-            long_name = _long_name(payload, payload_kind, origin) or long_name
+            long_name = _long_name(payload, kind, origin) or long_name
         else:
-            if kind in _REGULAR_TYPES or kind == ord("0"):
+            if kind in _REGULAR_TYPES:
                 found.append((long_name or name, data, num_bytes))
             long_name = None
         position = data + padded(num_bytes)
@@ -131,14 +133,13 @@ def _scan(descriptor: int, path: Path, tar_bytes: int) -> Iterator[TarMember]:
             raise DataError(
                 f"{path} is truncated inside member {name!r}; make or copy the shard again"
             )
-        special = _special_kind(kind)
-        if special is not None:
+        if kind in _NAME_TYPES:
             if num_bytes > _MAX_NAME_PAYLOAD:
                 raise DataError(f"{path}: the member name at byte {data} has {num_bytes} bytes")
             payload = os.pread(descriptor, num_bytes, data)
-            long_name = _long_name(payload, special, str(path)) or long_name
+            long_name = _long_name(payload, kind, str(path)) or long_name
             continue
-        if kind in _REGULAR_TYPES or kind == ord("0"):
+        if kind in _REGULAR_TYPES:
             yield TarMember(long_name or name, first_header, data, num_bytes)
         elif kind not in _IGNORED_TYPES:
             raise DataError(
@@ -235,7 +236,8 @@ def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, 
             name = f"{_text(prefix_field)}/{name}"
     except ValueError as error:
         raise DataError(f"{origin}: damaged tar header at byte {position}") from error
-    if stored != _byte_sum(header) - sum(sum_field) + 8 * 32:
+    # In the checksum its own eight bytes count as spaces.
+    if (stored - 8 * 32 + _byte_sum(sum_field) - _byte_sum(header)) % _SUM_MODULUS:
         raise DataError(f"{origin}: damaged tar header at byte {position} (checksum)")
     return name, num_bytes, kind
 
@@ -249,17 +251,11 @@ def _text(field: bytes) -> str:
 
 
 def _byte_sum(block: bytes) -> int:
-    """The sum of the bytes of a block, several times faster than `sum`.
+    """The sum of the bytes of a block modulo `_SUM_MODULUS`, many times faster than `sum`.
 
-    The lower half of Adler-32 is one plus the sum modulo 65521, which 256 bytes cannot reach.
+    The lower half of Adler-32 is one more than that.
     """
-    first, second = adler32(block[: BLOCK_BYTES // 2]), adler32(block[BLOCK_BYTES // 2 :])
-    return (first & 0xFFFF) + (second & 0xFFFF) - 2
-
-
-def _special_kind(kind: int) -> int | None:
-    """The type byte when the payload describes the next member, else None."""
-    return kind if kind in (_GNU_LONG_NAME, _PAX_HEADER) else None
+    return (adler32(block) & 0xFFFF) - 1
 
 
 def _long_name(payload: bytes, kind: int, origin: str) -> str | None:
