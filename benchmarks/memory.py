@@ -10,7 +10,8 @@ checkpoint or log is in it.
 Much code is imported only when an engine is first made and used. So the baseline is taken when a Thinker
 of almost nothing (hidden size 8, one layer, rows of 16 tokens) has trained two steps in the same process
 group and is gone; `loaded` is what that took, and belongs to no prediction: a process needs `start` (before
-it) and `loaded` besides what is predicted.
+it) and `loaded` besides what is predicted. `code` is what `measured` holds of library files that this Thinker
+did not touch (RssFile), such as kernels for convolutions.
 
 Libraries keep freed memory for later and would show what once was, not what is needed. So ranks run with
 MALLOC_MMAP_THRESHOLD_=65536 (tensors above go back to the system at once when they die; fixing it also ends
@@ -183,12 +184,12 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
             start = resident("VmRSS")
             train_steps(sessions[0], nothing.steps)
             gc.collect()
-            baseline = resident("VmRSS")
+            baseline, mapped = resident("VmRSS"), resident("RssFile")
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
             train_steps(sessions[1], case.steps)
-            measured = resident("VmHWM") - baseline
+            measured, code = resident("VmHWM") - baseline, resident("RssFile") - mapped
             collectives.barrier()
-    found = {"measured": measured, "start": start, "loaded": baseline - start}
+    found = {"measured": measured, "code": code, "start": start, "loaded": baseline - start}
     print(json.dumps({name: round(value, 1) for name, value in found.items()}), flush=True)
 
 
@@ -226,12 +227,12 @@ def resident(name: str) -> float:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """One line a case, in MiB; the error is that of the prediction, against what was measured."""
-    titles = ("predicted", "measured", "error", "start", "loaded")
+    titles = ("predicted", "measured", "error", "code", "start", "loaded")
     print(f"{'case':28}{'ranks':>6}{'ZeRO':>5}{'':>6}" + "".join(f"{t:>11}" for t in titles))
     for r in rows:
         error = 100 * r["predicted"] / r["measured"] - 100
-        figures = [f"{r[name]:,.1f}" for name in ("predicted", "measured", "start", "loaded")]
-        cells = [*figures[:2], f"{error:+.1f} %", *figures[2:]]
+        figures = {name: f"{r[name]:,.1f}" for name in titles if name != "error"}
+        cells = ({**figures, "error": f"{error:+.1f} %"}[name] for name in titles)
         head = f"{r['label']:28}{r['ranks']:>6}{r['zero']:>5}{r['precision']:>6}"
         print(head + "".join(f"{cell:>11}" for cell in cells))
 

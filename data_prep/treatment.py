@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from PIL import ExifTags, Image
 
-from muomni.data.decode import PICTURE_FORMATS, flat, picture_errors, resample, upright
+from muomni.data.decode import PICTURE_FORMATS, flat, picture_errors, upright
 from muomni.errors import ConfigError
 
 Check = Literal["decode", "header"]
@@ -211,6 +211,9 @@ def treat_recording(
     wanted = treatment.sample_rate_hz
     if wanted is None or wanted == sample_rate_hz:
         return extension, data, samples, sample_rate_hz
+    # Not at the top, as in `_resized`.
+    from muomni.data.resampling import resample
+
     with _one_thread():
         resampled = resample(samples, sample_rate_hz, wanted)
     buffer = io.BytesIO()

@@ -135,7 +135,7 @@ def media_slots(
     pixels = torch.zeros(max(1, len(images)), 3, side, side, dtype=torch.uint8)
     image_places = torch.full((max(1, len(images)), num_tokens), nowhere)
     for slot, (start, image) in enumerate(images):
-        pixels[slot] = torch.from_numpy(image.pixels)
+        pixels.numpy()[slot] = image.pixels
         image_places[slot] = torch.arange(start, start + num_tokens)
     waveforms, lengths = pad_waveforms([audio.waveform for _, audio in audios])
     width = encoder.num_audio_tokens(waveforms.shape[1])

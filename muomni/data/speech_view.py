@@ -10,6 +10,7 @@ from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.ctc_units import CtcUnits
 from muomni.data.lengths import Lengths
 from muomni.data.recording import draw_seed, mel_frames, pad_waveforms, read_recording
+from muomni.data.resampling import resample
 from muomni.data.source import Source
 from muomni.data.view import Batch, View
 from muomni.errors import DataError
@@ -85,8 +86,4 @@ def transcript(sample: dict[str, Any]) -> str:
 
 def change_speed(waveform: np.ndarray, numerator: int, denominator: int) -> np.ndarray:
     """Play a recording at numerator / denominator times its speed; pitch moves with it."""
-    if numerator == denominator:
-        return waveform
-    from torchaudio.functional import resample
-
-    return resample(torch.from_numpy(waveform), numerator, denominator).numpy()
+    return resample(waveform[:, None], numerator, denominator)[:, 0]

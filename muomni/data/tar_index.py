@@ -243,7 +243,10 @@ def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, 
 
 
 def _octal(field: bytes) -> int:
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    try:
+        return int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:  # something stands behind the zero byte that ends the number
+        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
 def _text(field: bytes) -> str:

@@ -46,8 +46,16 @@ class HttpFolder:
         self.fault = fault
 
 
+Answer = Callable[[BaseHTTPRequestHandler, HttpFolder], None]
+
+
+def answer_with_file(request: BaseHTTPRequestHandler, state: HttpFolder) -> None:
+    """The path of the request is that of the file."""
+    send_file(request, state, request.path.lstrip("/"))
+
+
 @contextmanager
-def serve(folder: Path) -> Iterator[HttpFolder]:
+def serve(folder: Path, answer: Answer = answer_with_file) -> Iterator[HttpFolder]:
     """Serve `folder` from a free port of this machine until the block ends."""
     state = HttpFolder(folder)
 
@@ -58,7 +66,10 @@ def serve(folder: Path) -> Iterator[HttpFolder]:
             pass
 
         def do_GET(self) -> None:
-            _answer(self, state)
+            answer(self, state)
+
+        def do_POST(self) -> None:
+            answer(self, state)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -72,8 +83,8 @@ def serve(folder: Path) -> Iterator[HttpFolder]:
         server.server_close()
 
 
-def _answer(request: BaseHTTPRequestHandler, state: HttpFolder) -> None:
-    path = request.path.lstrip("/")
+def send_file(request: BaseHTTPRequestHandler, state: HttpFolder, path: str) -> None:
+    """Answer with a file of the folder, or the part that was asked for."""
     with state.lock:
         state.requests[path] += 1
     spoil = state.fault(path)

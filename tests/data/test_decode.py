@@ -12,7 +12,6 @@ from muomni.data.decode import (
     decode_audio,
     open_image,
     read_audio,
-    resample,
 )
 from muomni.data.picture_pixels import centre_square, decode_image
 from muomni.errors import DataError
@@ -171,8 +170,3 @@ def test_a_length_that_no_memory_holds() -> None:
     data[22:26] = b"\xff\xff\xff\xff"
     with pytest.raises(DataError, match="broken recording"):
         read_audio(bytes(data))
-
-
-def test_resampling_keeps_channels() -> None:
-    samples, rate = read_audio(_tone(8_000, channels=2))
-    assert resample(samples, rate, 16_000).shape == (8000, 2)

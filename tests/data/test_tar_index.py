@@ -80,7 +80,7 @@ def test_damaged_header_is_named(tmp_path: Path) -> None:
 
 
 def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
-    """The checksum is exact, also where fields that nobody reads are full of large bytes."""
+    """Also where fields that nobody reads are full of large bytes, which takes the sum beyond its modulus."""
     header = bytearray(
         _tar(tmp_path / "x.tar", [("a.txt", b"")], tarfile.USTAR_FORMAT).read_bytes()
     )[:512]
