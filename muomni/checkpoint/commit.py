@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Topology:
     precision: str
     num_expert_ranks: int = 0  # that share one set of experts; 0 = plain layers everywhere
     optimizer: str = "adamw"
+    parameter_groups: str = ""  # digest of which parameters each group of the optimizer trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,13 @@ def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
 def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
     """Load a checkpoint into the DeepSpeed engine; every rank must call it.
 
-    Raises CheckpointError when it is damaged, or was written on another topology or for a model of
-    other sizes.
+    Raises CheckpointError when it is damaged, or was written on another topology, with other groups of
+    trained parameters, or for a model of other sizes.
     """
     content = verify(folder)
-    saved = Topology(**content["topology"])
-    if saved != topology:
+    groups = topology.parameter_groups  # earlier versions do not tell theirs
+    saved = Topology(**{"parameter_groups": groups, **content["topology"]})
+    if replace(saved, parameter_groups=groups) != topology:
         raise CheckpointError(
             f"checkpoint {folder} was written with {_describe(saved)}, this run has "
             f"{_describe(topology)}; start it the same way, or start over with --resume never"
@@ -159,6 +161,11 @@ def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
         raise CheckpointError(
             f"checkpoint {folder} holds a model of other sizes; give the preset and the model.* values "
             f"of its run, or start over with --resume never"
+        )
+    if saved.parameter_groups != groups:
+        raise CheckpointError(
+            f"checkpoint {folder} trains other parameters than this run, or divides them into other groups; "
+            f"give the optim.lr_scales and options.freeze of its run, or start over with --resume never"
         )
     engine.load_checkpoint(str(folder), tag=_TAG)
     _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))

@@ -1,5 +1,7 @@
 """Parameter groups, the optimizer over them and the learning-rate schedule."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,6 +90,16 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGr
             "optim.name=muon finds no linear layer to train in blocks of this model; give optim.name=adamw"
         )
     return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
+
+
+def groups_digest(module: nn.Module, optim: OptimSection) -> str:
+    """A hash of the names in each parameter group, in order: what the optimizer's state belongs to."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = [
+        [names[id(parameter)] for parameter in group.parameters]
+        for group in parameter_groups(module, optim)
+    ]
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()
 
 
 def describe_parameters(module: nn.Module, optim: OptimSection) -> list[str]:

@@ -38,7 +38,7 @@ from muomni.run_folder import RunFolder, provenance
 from muomni.training import compiling, ema, expert_parallel, muon, offload
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
-from muomni.training.optim import describe_parameters, parameter_groups
+from muomni.training.optim import describe_parameters, groups_digest, parameter_groups
 from muomni.training.precision import describe_precision, pick_device, pick_precision, use_tf32
 from muomni.training.routing import find_moe
 from muomni.training.stage import Stage, StageContext
@@ -187,6 +187,7 @@ def open_loop(session: Session) -> Loop:
     session.stage.recompute(task)
     num_parameters = count_parameters(task)  # before it is divided over ranks
     parameter_lines = describe_parameters(task, config.optim)
+    trained_groups = groups_digest(task, config.optim)
     engine = Engine(
         task,
         config,
@@ -199,7 +200,7 @@ def open_loop(session: Session) -> Loop:
         compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
-        config.optim.name,
+        config.optim.name, trained_groups,
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:

@@ -126,6 +126,24 @@ def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
         two_ranks.run(train, config=thinker_config(text_data, wider), run=tmp_path, zero=zero)
 
 
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
+def test_a_checkpoint_of_other_parameter_groups_is_refused_in_a_sentence(
+    zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    changes = {"training": {"max_steps": 2}, "optim": {"lr_scales": {"*.mlp.*": 0.5}}}
+    two_ranks.run(train, config=thinker_config(text_data, changes), run=tmp_path, zero=zero)
+    for scales in (
+        {},
+        {"*.attention.*": 0.5},
+        {"*.mlp.*": 2.0},
+    ):  # the last one changes their order alone
+        other = {"training": {"max_steps": 4}, "optim": {"lr_scales": scales}}
+        with pytest.raises(CheckpointError, match=r"other groups; give the optim\.lr_scales"):
+            two_ranks.run(train, config=thinker_config(text_data, other), run=tmp_path, zero=zero)
+    same = {"training": {"max_steps": 4}, "optim": {"lr_scales": {"*.mlp.*": 0.25}}}
+    two_ranks.run(train, config=thinker_config(text_data, same), run=tmp_path, zero=zero)
+
+
 def test_old_checkpoints_go_and_the_best_and_the_last_stay(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
