@@ -176,7 +176,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     from muomni.data.picture_pixels import resized
 
     with _one_thread():
-        return Image.fromarray(resized(picture, size))
+        return Image.fromarray(resized(np.array(picture), size))
 
 
 def _scale(treatment: Treatment, size: tuple[int, int]) -> float:

@@ -27,7 +27,7 @@ MIN_FREE_BYTES = 5 * 10**9  # some checkpoints of a small model
 MIN_SHARED_BYTES = 10**9  # decoded batches of worker processes
 PACKAGES = (
     "torchaudio", "torchvision", "webdataset", "sentencepiece", "mlflow", "soundfile", "pydantic",
-    "safetensors", "PIL", "jiwer", "psutil", "yaml",
+    "safetensors", "PIL", "simplejpeg", "jiwer", "psutil", "yaml",
 )  # fmt: skip
 
 

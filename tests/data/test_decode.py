@@ -13,7 +13,7 @@ from muomni.data.decode import (
     open_image,
     read_audio,
 )
-from muomni.data.picture_pixels import centre_square, decode_image
+from muomni.data.picture_pixels import centre_square, decode_image, plain_jpeg
 from muomni.errors import DataError
 
 
@@ -87,10 +87,46 @@ def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, in
     """And resized as Pillow does it: the two round a few values to neighbouring levels."""
     data = jpeg(*shape)
     assert open_image(data, 128).size == shape
-    square = centre_square(open_image(data)).resize((64, 64), Image.Resampling.BICUBIC)
-    expected = np.asarray(square, dtype=int).transpose(2, 0, 1)
+    square = Image.fromarray(centre_square(np.array(open_image(data))))
+    resized = square.resize((64, 64), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized, dtype=int).transpose(2, 0, 1)
     difference = np.abs(decode_image(data, 64) - expected)
     assert difference.max() <= 1 and difference.mean() < 0.02
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("is_progressive", [False, True])
+@pytest.mark.parametrize("shape", [(64, 48), (101, 57), (33, 200)])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
+    shape: tuple[int, int], is_progressive: bool, subsampling: int
+) -> None:
+    image = open_image(jpeg(*shape))
+    data = _encode(image, "JPEG", subsampling=subsampling, progressive=is_progressive)
+    for one in (
+        data,
+        data + b"bytes behind the end",
+        _encode(image, "JPEG", icc_profile=b"x" * 200),
+    ):
+        pixels = plain_jpeg(one, 128)
+        assert pixels is not None
+        np.testing.assert_array_equal(pixels, np.array(open_image(one)))
+
+
+def test_other_pictures_are_left_to_pillow() -> None:
+    data = jpeg(100, 80)
+    image = open_image(data)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    others = [
+        _encode(image), _encode(image, "JPEG", exif=exif), _encode(image.convert("L"), "JPEG"),
+        _encode(image.convert("CMYK"), "JPEG"), data[:-100],
+    ]  # fmt: skip
+    assert [plain_jpeg(other, 128) for other in others] == [None] * 5
+    assert plain_jpeg(data, 40) is None  # half of its size will do
+    assert plain_jpeg(data, 41) is not None
+    turned = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
+    upright = decode_image(_encode(image, "JPEG"), 32)[:, ::-1, ::-1]
+    assert np.abs(turned - upright).max() <= 1
 
 
 def test_camera_orientation_is_applied() -> None:
