@@ -16,6 +16,7 @@ from muomni.config.models import OmniConfig
 from muomni.data.conversation import Conversation, ConversationEncoder, read_turns
 from muomni.data.lengths import Lengths
 from muomni.data.measure import measured_lengths
+from muomni.data.packing import document_starts
 from muomni.data.recording import pad_waveforms
 from muomni.data.source import Source
 from muomni.data.spelt_text import pad_spelt
@@ -29,9 +30,10 @@ class ConversationView(View[Conversation]):
     """Rows of `context` positions, each filled with several conversations.
 
     Keys of a batch (R rows of T positions; I images, A recordings, S spoken answers, each >= 1):
-    `input_ids`, `labels`, `document_ids` [R, T]; `answer_ids` [R, T] numbers the answer that a label
-    belongs to (0 = none) through the batch; `sees_image`, `sees_audio` [R, T] mark the labels of answers
-    that follow a picture or recording; `images` [I, 3, side, side] uint8, `image_places` [I, P];
+    `input_ids`, `labels`, `document_ids` [R, T]; `document_starts` [N] (`packing.document_starts`);
+    `answer_ids` [R, T] numbers the answer that a label belongs to (0 = none) through the batch; `sees_image`,
+    `sees_audio` [R, T] mark the labels of answers that follow a picture or recording;
+    `images` [I, 3, side, side] uint8, `image_places` [I, P];
     `audios` [A, N], `audio_lengths` [A] in samples, `audio_seeds` [A], `audio_places` [A, L];
     `speech` [S, N], `speech_lengths` [S], `speech_text_ids`, `speech_letter_ids`, `speech_text_mask`
     [S, Tl] with a place for each letter of a spoken answer, and `speech_places` [S, Tl] where its token
@@ -87,6 +89,7 @@ class ConversationView(View[Conversation]):
             **batch,
             **media_slots(placed, self.encoder, self.rows * self.context),
             **self._speech_slots(placed),
+            "document_starts": torch.from_numpy(document_starts(batch["document_ids"].numpy())),
             "units": (batch["labels"] != IGNORE).sum().float(),
         }
 

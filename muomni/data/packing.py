@@ -10,6 +10,7 @@ import bisect
 import numpy as np
 
 _PLACE_BITS = 32
+_STARTS_STEP = 64
 _PLACE_MASK = (1 << _PLACE_BITS) - 1
 
 
@@ -52,3 +53,18 @@ def buckets(ascending: list[int], budget: int) -> list[int]:
         ) + start + 1  # fmt: skip
         ends.append(start)
     return ends
+
+
+def document_starts(document_ids: np.ndarray) -> np.ndarray:
+    """Where documents begin in rows [R, T] that are laid end to end: int32 [N].
+
+    Padding (0) forms documents, too, so that each position is in one. What comes behind the last document is
+    R * T, once or more: N is a multiple of 64, so kernels and allocators see few sizes.
+    """
+    is_start = np.ones(document_ids.shape, dtype=bool)
+    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    starts = np.flatnonzero(is_start)
+    num = (len(starts) // _STARTS_STEP + 1) * _STARTS_STEP
+    filled = np.full(num, document_ids.size, dtype=np.int32)
+    filled[: len(starts)] = starts
+    return filled

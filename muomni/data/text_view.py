@@ -14,6 +14,7 @@ import torch
 
 from muomni.data.lengths import Lengths, spread
 from muomni.data.measure import measured_lengths
+from muomni.data.packing import document_starts
 from muomni.data.source import Source
 from muomni.data.token_cache import TokenCache
 from muomni.data.tokenizer import Tokenizer
@@ -130,6 +131,7 @@ class TextView(View[Document]):
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "document_ids": torch.from_numpy(document_ids),
+            "document_starts": torch.from_numpy(document_starts(document_ids)),
             "num_bytes": torch.tensor(float(num_bytes)),
             "units": torch.tensor(float((labels != IGNORE).sum())),
         }

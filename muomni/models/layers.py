@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from muomni.config.models import MoEConfig, TransformerConfig
 from muomni.models.kv_cache import CacheStep, KVCache
@@ -131,6 +132,17 @@ class ConvModule(nn.Module):
         return self.down_proj(F.silu(self.norm(x)))
 
 
+class Documents(NamedTuple):
+    """The documents of packed rows [B, T]; padding forms documents, too, so that each position is in one.
+
+    `starts` int32 [N]: where they begin in the rows laid end to end, ascending; what comes behind the last
+    document is B * T, once or more. `longest`: no document has more positions.
+    """
+
+    starts: Tensor
+    longest: int
+
+
 class AttentionContext(NamedTuple):
     """Everything that all layers of one forward share, computed once by the stack.
 
@@ -144,6 +156,7 @@ class AttentionContext(NamedTuple):
     step: CacheStep | None = None
     valid: Tensor | None = None  # bool [B, T], for convolutions
     windows: Tensor | None = None  # bool [B * T / W, 1, W, 2 * W], in place of a mask
+    documents: Documents | None = None  # in place of a mask, on CUDA devices
 
 
 class Attention(nn.Module):
@@ -182,6 +195,9 @@ class Attention(nn.Module):
         if context.windows is not None:
             mixed = attend_in_windows(query, key, value, context.windows)
             return self.o_proj(mixed.reshape(batch, length, -1))
+        if context.documents is not None:
+            mixed = attend_in_documents(query, key, value, context.documents)
+            return self.o_proj(mixed.reshape(batch, length, -1))
         is_grouped = self.num_heads != self.num_kv_heads
         if is_grouped and context.mask is not None and not query.is_cpu:
             # CUDA's masked kernels know no grouped heads and would fall back to the slow one.
@@ -214,6 +230,21 @@ def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, windows: Tensor
         query, key, value, attn_mask=windows, enable_gqa=is_grouped
     )
     return mixed.transpose(1, 2)
+
+
+def attend_in_documents(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    """Causal attention of [B, H, T, D] within each document, by flash kernels: [B * T, H, D].
+
+    CUDA devices only, in half precision (`training.packed_attention` says where).
+    """
+    query, key, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    starts, longest = documents
+    mixed = varlen_attn(
+        query, key, value, starts, starts, longest, longest,
+        window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    assert isinstance(mixed, Tensor)  # a pair only where more is asked for
+    return mixed
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -276,6 +307,7 @@ class TransformerStack(BlockRunner):
         cache: KVCache | None = None,
         valid: Tensor | None = None,
         windows: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """Embeddings [B, T, hidden_size] -> normed states of the same shape.
 
@@ -283,13 +315,16 @@ class TransformerStack(BlockRunner):
         `mask` (bool, True = may look, or additive) is broadcastable to [B, H, T, T] and complete: a
         causal stack given a mask adds no causality. With a cache the mask is the cache's own, and
         `valid` [B, T] marks the real tokens among the new ones; without, it tells a stack with
-        convolutions what is padding. `windows` are a mask, too, of `masks.window_mask`: give one or the other.
+        convolutions what is padding. `windows` (of `masks.window_mask`) and `documents` take the place of
+        a mask: give one of the three.
         """
         context = self._context(x, positions, mask, cache, valid)
-        if windows is not None:
+        if windows is not None or documents is not None:
             if mask is not None or cache is not None:
-                raise ValueError("windows take the place of a mask; give neither mask nor cache")
-            context = context._replace(windows=windows)
+                raise ValueError(
+                    "windows and documents take the place of a mask; give neither mask nor cache"
+                )
+            context = context._replace(windows=windows, documents=documents)
         for layer, block in enumerate(self.blocks):
             x = self.run_block(layer, block, x, context, layer)
         return self.final_norm(x)

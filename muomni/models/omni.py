@@ -167,10 +167,18 @@ class OmniModel(nn.Module):
         return rows[:-1].view_as(text)
 
     def forward(
-        self, input_ids: Tensor, slots: MediaSlots, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        slots: MediaSlots,
+        document_ids: Tensor | None = None,
+        document_starts: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, hidden_size]; `document_ids` [B, T] as in `Thinker.forward`."""
-        return self.thinker(inputs_embeds=self.embed(input_ids, slots), document_ids=document_ids)
+        """Hidden states [B, T, hidden_size]; what tells of documents is that of `Thinker.forward`."""
+        return self.thinker(
+            inputs_embeds=self.embed(input_ids, slots),
+            document_ids=document_ids,
+            document_starts=document_starts,
+        )
 
     # -- answering ---------------------------------------------------------------------------------
     @torch.no_grad()

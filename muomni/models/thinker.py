@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import ThinkerConfig
 from muomni.models.kv_cache import KVCache
-from muomni.models.layers import StackOptions, TransformerStack, init_weights
+from muomni.models.layers import Documents, StackOptions, TransformerStack, init_weights
 from muomni.models.losses import LossSum, next_token_loss
 from muomni.models.masks import document_mask, document_positions, window_mask, window_size
 
@@ -21,6 +21,8 @@ class Thinker(nn.Module):
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
         self.config = config
+        # Whether packed rows go through flash kernels, where the starts of their documents are given.
+        self.attends_by_documents = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         options = StackOptions(
             rope_theta=config.rope_theta, norm_eps=config.norm_eps, moe=config.moe
@@ -45,6 +47,7 @@ class Thinker(nn.Module):
         *,
         inputs_embeds: Tensor | None = None,
         document_ids: Tensor | None = None,
+        document_starts: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
@@ -53,7 +56,8 @@ class Thinker(nn.Module):
         """Normed hidden states [B, T, hidden_size], ready for the head.
 
         Give `input_ids` [B, T] or `inputs_embeds` [B, T, hidden_size]. `document_ids` [B, T] (0 =
-        padding, 1.. = documents) hides documents from each other and restarts positions in each.
+        padding, 1.. = documents) hides documents from each other and restarts positions in each;
+        `document_starts` (`layers.Documents.starts`) beside them serve `attends_by_documents`.
         Without it (or a complete `mask`) attention is causal over the row. With `cache`, `valid`
         [B, T] marks the real ones among the new tokens. Raises ValueError when inputs conflict.
         """
@@ -67,6 +71,9 @@ class Thinker(nn.Module):
             if mask is not None or cache is not None:
                 raise ValueError("document_ids build the mask; give neither mask nor cache")
             positions = document_positions(document_ids) if positions is None else positions
+            if self.attends_by_documents and document_starts is not None:
+                documents = Documents(document_starts, document_ids.shape[1])
+                return self.stack(x, positions=positions, documents=documents)
             # Without cost on CPUs; an accelerator would be stalled by a question about its data.
             size = window_size(document_ids) if document_ids.is_cpu else None
             if size is not None:

@@ -41,7 +41,8 @@ def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter
         recomputed_share(part)
         for part in (omni.vision_encoder, omni.audio_encoder, omni.thinker, omni.talker)
     )
-    rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head)
+    by_documents = omni.thinker.attends_by_documents
+    rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head, by_documents)
     speech = Speech(config.talker, codec, again_talker, plan.talker)
 
     def image(recomputed: Fraction) -> int:

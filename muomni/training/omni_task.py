@@ -17,6 +17,7 @@ from muomni.models.moe import record_router_logits
 from muomni.models.omni import MediaSlots, OmniModel, gather_places
 from muomni.models.specaugment import SpecAugmentConfig
 from muomni.models.talker import TalkerLoss
+from muomni.training.packed_attention import documents_of
 from muomni.training.routing import add_router_term
 from muomni.training.stage import StageOutput, Sums
 
@@ -67,7 +68,7 @@ class OmniTask(nn.Module):
     def states_at_speech(self, batch: Batch) -> Tensor:
         """The Thinker's states [S, Tl, D] at the letters of the spoken answers of a batch."""
         slots = MediaSlots.of_batch(batch)
-        hidden = self.omni(batch["input_ids"], slots, document_ids=batch["document_ids"])
+        hidden = self.omni(batch["input_ids"], slots, **documents_of(batch))
         return gather_places(hidden, batch["speech_places"])
 
     def _heard(self, batch: Batch, slots: MediaSlots) -> Tensor:
@@ -77,7 +78,7 @@ class OmniTask(nn.Module):
 
     def _states(self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor) -> Tensor:
         embeds = self.omni.place(batch["input_ids"], slots, images, audios)
-        return self.omni.thinker(inputs_embeds=embeds, document_ids=batch["document_ids"])
+        return self.omni.thinker(inputs_embeds=embeds, **documents_of(batch))
 
     def _speech(self, batch: Batch, hidden: Tensor) -> TalkerLoss:
         talker = self.omni.talker

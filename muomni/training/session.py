@@ -35,7 +35,7 @@ from muomni.models.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import compiling, ema, expert_parallel, muon, offload
+from muomni.training import compiling, ema, expert_parallel, muon, offload, packed_attention
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, groups_digest, parameter_groups
@@ -113,6 +113,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     offload.check_support(request.engine_json)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
+    if config.training.packed_attention == "varlen":
+        packed_attention.check_support(device, precision, sizes)
     if config.training.compile:
         compiling.check_support(os.environ, device.type, find_moe(sizes) is not None)
     by_part = isinstance(config.training.activation_checkpointing, dict)
@@ -121,7 +123,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         with torch.device("meta"):
             task = stage.build()
         parameter_groups(task, config.optim)
-        stage.recompute(task)
+        stage.set_up(task)
     if expert_parallel.SECTION in request.engine_json:
         moe = find_moe(sizes)
         completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
@@ -184,7 +186,7 @@ def open_loop(session: Session) -> Loop:
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
     task = session.stage.build()
-    session.stage.recompute(task)
+    session.stage.set_up(task)
     num_parameters = count_parameters(task)  # before it is divided over ranks
     parameter_lines = describe_parameters(task, config.optim)
     trained_groups = groups_digest(task, config.optim)

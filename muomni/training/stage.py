@@ -24,6 +24,7 @@ from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
 from muomni.models.recompute import recompute_activations
+from muomni.training.packed_attention import attend_by_documents
 from muomni.training.step_flops import FlopCounter
 
 Sums = dict[str, torch.Tensor]
@@ -132,9 +133,12 @@ class Stage(ABC):
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         """Counts the FLOPs of training the built `task` on a batch that still is on the host."""
 
-    def recompute(self, task: nn.Module) -> None:
-        """Turn activation checkpointing on in a built task as the config wants it; raises ConfigError."""
+    def set_up(self, task: nn.Module) -> None:
+        """Have a built task compute as the config wants it: with activation checkpointing, and packed rows
+        by document. Raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
+        if self.config.training.packed_attention == "varlen":
+            attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------
     def prepare(self, batch: Batch) -> Batch:

@@ -24,6 +24,7 @@ from muomni.config.models import (
     TalkerConfig,
     ThinkerConfig,
 )
+from muomni.data.packing import document_starts
 from muomni.data.view import Batch
 from muomni.models.audio_encoder import audio_encoder_flops
 from muomni.models.clip import clip_image_flops, clip_text_flops
@@ -81,8 +82,9 @@ class PackedRows:
     """A Thinker over packed rows: linear in positions, in query-key pairs, and in predictions.
 
     A document's positions need its own keys alone. `on_cpu`: the head runs where there is a label
-    only, not everywhere, and short documents attend in windows, not to whole rows. `recomputed` is a
-    share (see `recomputed_share`).
+    only, not everywhere, and short documents attend in windows, not to whole rows. `by_documents`: nobody
+    attends beyond a document (`Thinker.attends_by_documents`). `recomputed` is a share (see
+    `recomputed_share`).
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class PackedRows:
         on_cpu: bool,
         stack: Training = WHOLLY_TRAINED,
         head: Training = WHOLLY_TRAINED,
+        by_documents: bool = False,
     ) -> None:
         position = stack_flops(config, 1, num_keys=0, moe=config.moe)
         one_pair = stack_flops(config, 1, num_keys=1, moe=config.moe)
@@ -101,6 +104,7 @@ class PackedRows:
         self._hardware = again, with_pair - again
         self._head = head.model(at_head)
         self._on_cpu = on_cpu
+        self._by_documents = by_documents
 
     def __call__(self, document_ids: torch.Tensor, num_labels: int) -> StepFlops:
         """FLOPs of rows [R, T] of documents (0: padding), `num_labels` of whose places predict."""
@@ -111,9 +115,13 @@ class PackedRows:
         model = num_real * position + num_pairs * pair + num_labels * self._head
         position, pair = self._hardware
         num_predicted = num_labels if self._on_cpu else num_places
-        window = window_size(document_ids) if self._on_cpu else None
-        num_keys = length if window is None else 2 * window
-        hardware = num_places * (position + num_keys * pair) + num_predicted * self._head
+        num_pairs = num_places * length
+        if self._by_documents:
+            starts = document_starts(document_ids.numpy()).astype(np.int64)
+            num_pairs = int(np.square(np.diff(starts)).sum())
+        elif self._on_cpu and (window := window_size(document_ids)) is not None:
+            num_pairs = num_places * 2 * window
+        hardware = num_places * position + num_pairs * pair + num_predicted * self._head
         return StepFlops(model, hardware)
 
 
@@ -127,9 +135,11 @@ def _documents(document_ids: torch.Tensor) -> tuple[int, int]:
     return int(lengths.sum()), int(np.square(lengths).sum())
 
 
-def count_thinker(config: ThinkerConfig, recomputed: Fraction, on_cpu: bool) -> FlopCounter:
+def count_thinker(
+    config: ThinkerConfig, recomputed: Fraction, on_cpu: bool, by_documents: bool
+) -> FlopCounter:
     """Counts batches of `TextView`."""
-    rows = PackedRows(config, recomputed, on_cpu)
+    rows = PackedRows(config, recomputed, on_cpu, by_documents=by_documents)
     return lambda batch: rows(batch["document_ids"], int(batch["units"]))
 
 

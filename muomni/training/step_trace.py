@@ -111,7 +111,7 @@ def trace_step(stage: Stage, batches: list[Batch], precision: str, num_ranks: in
     """
     with torch.device("meta"):
         task = stage.build()
-    stage.recompute(task)
+    stage.set_up(task)
     make_fake(task, DTYPES[precision])
     return play_step(stage, task.train(), batches, num_ranks)
 

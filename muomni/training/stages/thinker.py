@@ -23,6 +23,7 @@ from muomni.models.recompute import recomputed_share
 from muomni.models.thinker import Thinker
 from muomni.models.upcycling import check_upcycling, upcycle
 from muomni.training import routing
+from muomni.training.packed_attention import documents_of
 from muomni.training.stage import Stage, StageContext, StageOutput, Sums
 from muomni.training.step_flops import FlopCounter, count_thinker
 
@@ -38,7 +39,7 @@ class ThinkerTask(nn.Module):
     def forward(self, batch: Batch) -> StageOutput:
         recording = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
         with recording as router_logits:
-            hidden = self.thinker(batch["input_ids"], document_ids=batch["document_ids"])
+            hidden = self.thinker(batch["input_ids"], **documents_of(batch))
         loss = self.thinker.loss(hidden, batch["labels"])
         total = loss.total.detach()
         logs = {
@@ -105,9 +106,12 @@ class ThinkerStage(Stage):
     def model(self, task: ThinkerTask) -> nn.Module:
         return task.thinker
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
+    def flop_counter(self, task: ThinkerTask) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_thinker(self.model_config(), recomputed_share(task), on_cpu=on_cpu)
+        by_documents = task.thinker.attends_by_documents
+        return count_thinker(
+            self.model_config(), recomputed_share(task), on_cpu=on_cpu, by_documents=by_documents
+        )
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}

@@ -44,7 +44,7 @@ def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
     stage: Any = session.stage
     torch.manual_seed(0)
     task = stage.build().train()
-    stage.recompute(task)
+    stage.set_up(task)
     batches = first_step(session)
     count = stage.flop_counter(task)
 
@@ -190,6 +190,10 @@ def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
     stack = sum(stack_flops(config, length).total for length in (3, 2, 4))
     assert counted.model == 3 * (stack + 9 * head)
     assert counted.hardware == 3 * (2 * stack_flops(config, 8).total + 16 * head)
+    by_documents = PackedRows(config, recomputed=KEPT, on_cpu=False, by_documents=True)
+    runs = sum(stack_flops(config, length).total for length in (3, 2, 3, 4, 4))  # padding, too
+    assert by_documents(ids, num_labels=9).hardware == 3 * (runs + 16 * head)
+    assert by_documents(ids, num_labels=9).model == counted.model
 
 
 def test_empty_rows_and_slots_are_hardware_only(omni_root: Path) -> None:

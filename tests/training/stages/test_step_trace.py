@@ -56,7 +56,7 @@ def test_fake_weights_take_the_bytes_of_real_ones(
     session = open_session(name, media_data, omni_root, changes)
     batches = read_step(session)
     task = session.stage.build()
-    session.stage.recompute(task)
+    session.stage.set_up(task)
     trace_step(session.stage, batches, "fp32", 2)  # makes windows and filters that are made once
     real = play_step(session.stage, task.train(), batches, 2)
     fake = trace_step(session.stage, batches, "fp32", 2)
