@@ -74,6 +74,7 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --json benchmarks/results/thinker_speed_tiny.json
 	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --shape gpt2 --no-packing --rounds 4 --steps 1 --json benchmarks/results/thinker_speed_gpt2.json
 	@python benchmarks/scaling.py --json benchmarks/results/scaling.json
+	@python benchmarks/scaling.py --zero 0 --json benchmarks/results/scaling_zero0.json
 	@python benchmarks/perception_speed.py --json benchmarks/results/perception_speed.json
 	@python benchmarks/loader.py --run runs/quickstart --json benchmarks/results/loader_nano.json
 	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
