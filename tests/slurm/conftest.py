@@ -21,7 +21,10 @@ SCONTROL = """\
 #!/bin/bash
 echo "scontrol $*" >>"$CALLS"
 case $1 in
-    show) echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} EndTime=${FAKE_END:-Unknown} Reason=None" ;;
+    show)
+        [ "${FAKE_SHOW:-}" != refused ] &&
+            echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} EndTime=${FAKE_END:-Unknown} Reason=None"
+        ;;
     requeue) [ "${FAKE_REQUEUE:-}" != refused ] && kill -KILL $PPID ;;
 esac
 """

@@ -110,11 +110,20 @@ def test_a_cancelled_job_stays_cancelled(cluster: PlayedCluster) -> None:
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_job_that_slurm_requeues_itself_is_left_to_it(cluster: PlayedCluster) -> None:
-    preempted = {"FAKE_SRUN": "exit 85", "FAKE_STATE": "PREEMPTED"}
-    process = cluster.start("train.sbatch", **preempted)
+@pytest.mark.parametrize(
+    ("state", "end", "sentence"),
+    [
+        ("PREEMPTED", "Unknown", "Slurm requeues the job itself"),
+        ("COMPLETING", "Unknown", "if it was cancelled, submit the same command"),
+        ("COMPLETING", "2100-01-01T00:00:00", "if it was cancelled, submit the same command"),
+    ],
+)
+def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
+    state: str, end: str, sentence: str, cluster: PlayedCluster
+) -> None:
+    process = cluster.start("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE=state, FAKE_END=end)
     assert process.stdout is not None
-    while "Slurm requeues the job itself" not in (line := process.stdout.readline()):
+    while sentence not in (line := process.stdout.readline()):
         assert line, "the script ended"
     time.sleep(0.5)
     assert process.poll() is None  # else the job would be a finished one
@@ -122,6 +131,20 @@ def test_a_job_that_slurm_requeues_itself_is_left_to_it(cluster: PlayedCluster) 
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGTERM
     assert "scontrol requeue 7" not in cluster.calls
+
+
+def test_a_job_that_slurm_ends_at_its_time_limit_goes_back_to_the_queue(
+    cluster: PlayedCluster,
+) -> None:
+    end = (datetime.datetime.now() - datetime.timedelta(seconds=5)).isoformat(timespec="seconds")
+    late = {"FAKE_SRUN": "exit 85", "FAKE_STATE": "COMPLETING", "FAKE_END": end}
+    code, _ = cluster.run("train.sbatch", **late)
+    assert code == KILLED and cluster.calls[-1] == "scontrol requeue 7"
+
+
+def test_without_an_answer_of_slurm_there_is_no_time_limit(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="sleep 2", FAKE_SHOW="refused")
+    assert code == 0 and "time limit near" not in output
 
 
 def test_a_refused_requeue_fails_the_job(cluster: PlayedCluster) -> None:
