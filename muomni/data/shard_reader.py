@@ -172,25 +172,28 @@ class SplitReader:
     def _num_in(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard])
 
-    def _open(self, shard: int) -> "_OpenTar":
+    def _open(self, shard: int) -> _OpenTar:
         """Open a tar and its index; the one that was opened first is closed where too many are open."""
         max_open = _MAX_OPEN_FILES if self._cached is None else MAX_OPEN_TARS
         if len(self._open_tars) >= max_open:
             os.close(self._open_tars.pop(next(iter(self._open_tars))).descriptor)
         path = self._paths[shard]
         offsets = self._offsets(path + INDEX_SUFFIX, self._num_in(shard) + 1)
-        if self._cached is not None:
-            descriptor = self._cached.open(shard)
-        else:
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"cannot open {path}: {error.strerror}; {_ADVICE}") from error
+        descriptor = self._descriptor_of(shard)
         # A file of odd length (a damaged one) is not aligned, which a view of numbers must be.
         aligned = np.require(offsets, requirements="A").data
         tar = _OpenTar(descriptor, aligned, int(self._tar_bytes[shard]))
         self._open_tars[shard] = tar
         return tar
+
+    def _descriptor_of(self, shard: int) -> int:
+        path = self._paths[shard]
+        try:
+            if self._cached is not None:
+                return self._cached.open(shard)
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"cannot open {error.filename or path}: {error.strerror}") from error
 
 
 def check_sizes(manifest: Manifest, shards: Sequence[ShardRecord]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muomni.data import shard_reader
 from muomni.data.manifest import COLUMNS, Manifest, Split, fingerprint, hash64
 from muomni.data.shard_reader import SplitReader
 from muomni.data.shard_writer import SampleCost, ShardWriter
@@ -158,6 +159,24 @@ def test_without_a_check_at_open_files_are_checked_by_their_first_reader(
     reader = SplitReader(small, "train", check_files=False)
     with pytest.raises(DataError, match=message):
         _ = (reader.read(0), reader.column("num_bytes", np.array([0])))
+
+
+def test_few_tars_are_open_and_closed_ones_are_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_reader, "_MAX_OPEN_FILES", 2)
+    shards = [[(f"k{number}", {"txt": b"%d" % number})] for number in range(5)]
+    reader = SplitReader(write(tmp_path, shards), "train")
+
+    def num_open() -> int:
+        folder = Path("/proc/self/fd")
+        return sum(os.path.realpath(file).endswith(".tar") for file in folder.iterdir())
+
+    for number in (0, 1, 2, 0, 4, 3, 3, 0, 1):
+        assert reader.read(number)["txt"] == b"%d" % number
+        assert num_open() <= 2
+    del reader
+    assert num_open() == 0
 
 
 def test_stale_index_is_noticed_when_read(small: Manifest) -> None:
