@@ -117,16 +117,32 @@ def test_other_pictures_are_left_to_pillow() -> None:
     image = open_image(data)
     exif = Image.Exif()
     exif[0x0112] = 3
+    by_xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     others = [
-        _encode(image), _encode(image, "JPEG", exif=exif), _encode(image.convert("L"), "JPEG"),
-        _encode(image.convert("CMYK"), "JPEG"), data[:-100],
+        _encode(image), _encode(image, "JPEG", exif=exif), _encode(image, "JPEG", xmp=by_xmp),
+        _encode(image.convert("L"), "JPEG"), _encode(image.convert("CMYK"), "JPEG"),
+        data[:-100], data[:-2],
     ]  # fmt: skip
-    assert [plain_jpeg(other, 128) for other in others] == [None] * 5
+    assert all(plain_jpeg(other, 128) is None for other in others)
     assert plain_jpeg(data, 40) is None  # half of its size will do
     assert plain_jpeg(data, 41) is not None
     turned = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
     upright = decode_image(_encode(image, "JPEG"), 32)[:, ::-1, ::-1]
     assert np.abs(turned - upright).max() <= 1
+
+
+@pytest.mark.parametrize("place", range(100, 3000, 211))
+def test_a_damaged_jpeg_has_the_fate_that_pillow_gives_it(place: int) -> None:
+    data = bytearray(jpeg(100, 80))
+    data[place : place + 3] = b"\xff\x13\x77"
+    try:
+        expected = np.array(open_image(bytes(data)))
+    except DataError:
+        with pytest.raises(DataError, match="broken picture"):
+            decode_image(bytes(data), 64)
+        return
+    pixels = plain_jpeg(bytes(data), 128)
+    assert pixels is None or np.array_equal(pixels, expected)
 
 
 def test_camera_orientation_is_applied() -> None:
