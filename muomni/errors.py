@@ -44,7 +44,7 @@ class CheckpointError(MuomniError):
 
 
 class NonFiniteError(MuomniError):
-    """The loss stayed non-finite, or the fp16 loss scale reached its floor."""
+    """Gradients or the loss stayed non-finite, or a weight is not finite."""
 
     exit_code = 6
 

@@ -184,11 +184,12 @@ class Engine:
 
     def first_spoilt_weight(self) -> str | None:
         """The first parameter or buffer that is not finite on any rank, or None; every rank must call it."""
-        weights = {name: getattr(p, "ds_tensor", p) for name, p in self.task.named_parameters()}
+        weights = {name: _own_elements(p) for name, p in self.task.named_parameters()}
         weights |= {n: b for n, b in self.task.named_buffers() if b.is_floating_point()}
         names = list(weights)
         finite = [torch.isfinite(tensor.detach()).all() for tensor in weights.values()]
-        own = torch.stack(finite).tolist() if finite else []
+        # Offloaded weights lie on the host, buffers do not.
+        own = torch.stack([each.to(self._device) for each in finite]).tolist() if finite else []
         firsts = collectives.gather_objects(own.index(False) if False in own else len(names))
         return [*names, None][min(firsts)]
 
@@ -285,6 +286,16 @@ class Engine:
             full.detach().to("cpu", copy=True).view(getattr(parameter, "ds_shape", parameter.shape))
         )
         return full.float() if full.is_floating_point() else full
+
+
+def _own_elements(parameter: nn.Parameter) -> torch.Tensor:
+    """A parameter, or under ZeRO-3 this rank's part of it without the uninitialised padding at its end."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    divided: Any = parameter
+    size = divided.ds_tensor.numel()
+    num_left = divided.ds_numel - divided.ds_zero_partition_rank * size
+    return divided.ds_tensor[: max(0, min(size, num_left))]
 
 
 def _moe_optimizer(task: nn.Module, optim: OptimSection, _parameters: object) -> Any:

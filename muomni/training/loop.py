@@ -78,7 +78,7 @@ class Loop:
         """Train to the end; returns the result that is printed as the last line.
 
         Raises PreemptedError after a signal (the state is saved), NonFiniteError when gradients or the
-        loss stay non-finite (the state is saved, and why is looked into).
+        loss stay non-finite (the state is saved, and why is looked into) or a weight is not (nothing is).
         """
         self._open_logs()
         status = "FAILED"
@@ -204,7 +204,8 @@ class Loop:
             self._stop_non_finite(step, reason)
 
     def _stop_non_finite(self, step: int, reason: str) -> NoReturn:
-        """Save what is good, look into `step`, and raise NonFiniteError; every rank must call it."""
+        """Raise NonFiniteError, with all weights saved and `step` looked into, or with the weight that is not
+        finite named and nothing saved; every rank must call it."""
         folder = self.parts.folder
         spoilt = self.engine.first_spoilt_weight()
         if spoilt is None:  # steps with such gradients left the weights as they were
@@ -220,7 +221,8 @@ class Loop:
                 f"not saved, and {last}"
             )
         self.is_stop_agreed = True
-        raise NonFiniteError(f"{reason}; {found}; {self.guard.advice}")
+        advice = self.guard.advice if spoilt is None else "lower optim.lr, or try other devices"
+        raise NonFiniteError(f"{reason}; {found}; {advice}")
 
     def _validate(self) -> None:
         if self.parts.val is None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from muomni.checkpoint import commit
+from muomni.dist import collectives
 from muomni.dist.discovery import discover
 from muomni.errors import NonFiniteError
 from muomni.models.layers import TransformerBlock
+from muomni.training.engine import _own_elements
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
@@ -259,7 +261,40 @@ def test_weights_that_are_not_finite_are_not_saved(
     )
     assert "thinker.embed_tokens.weight is not finite" in messages[0]
     assert f"the weights are not saved, and {newest}" in messages[0]
+    assert "samples" not in messages[0]
     assert max((path.name for path in checkpoints.glob("step_*")), default=None) == last
+
+
+def _first_spoilt(config: Any, run: Path, zero: int, name: str) -> list[str | None]:
+    """What is found before and after one element of a weight became infinite on the last rank alone."""
+    loop = open_loop(prepare(Request(config, run, run, engine(zero)), discover()))
+    weight: Any = dict(loop.engine.task.named_parameters())[name]
+    found = [loop.engine.first_spoilt_weight()]
+    if collectives.rank() == collectives.world_size() - 1:
+        getattr(weight, "ds_tensor", weight).data.view(-1)[-1] = float("inf")
+    found.append(loop.engine.first_spoilt_weight())
+    loop.engine.deepspeed.destroy()
+    return found
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_weight_that_is_spoilt_on_one_rank_is_found_by_all(
+    zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    name = "thinker.stack.blocks.1.mlp.down_proj.weight"
+    config = thinker_config(text_data)
+    found = two_ranks.run(_first_spoilt, config=config, run=tmp_path, zero=zero, name=name)
+    assert found == [[None, name]] * 2
+
+
+def test_padding_behind_a_part_of_a_weight_is_not_looked_at() -> None:
+    """Three elements on two ranks: the last one's part has room for two."""
+    for rank, num_own in ((0, 2), (1, 1), (2, 0)):
+        part = torch.tensor([1.0, 1.0])
+        part[num_own:] = float("nan")
+        weight: Any = torch.nn.Parameter(torch.empty(0))
+        weight.ds_tensor, weight.ds_numel, weight.ds_zero_partition_rank = part, 3, rank
+        assert _own_elements(weight).tolist() == [1.0] * num_own
 
 
 @contextmanager

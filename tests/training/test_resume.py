@@ -1,5 +1,6 @@
 """A run that was stopped and resumed gives the curve of one that was not."""
 
+import json
 import os
 import shutil
 import signal
@@ -142,6 +143,20 @@ def test_a_checkpoint_of_other_parameter_groups_is_refused_in_a_sentence(
             two_ranks.run(train, config=thinker_config(text_data, other), run=tmp_path, zero=zero)
     same = {"training": {"max_steps": 4}, "optim": {"lr_scales": {"*.mlp.*": 0.25}}}
     two_ranks.run(train, config=thinker_config(text_data, same), run=tmp_path, zero=zero)
+
+
+def test_a_checkpoint_that_does_not_tell_its_groups_is_taken(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    """Those of the versions before."""
+    config = thinker_config(text_data, {"training": {"max_steps": 2}})
+    one_rank.run(train, config=config, run=tmp_path)
+    [listing] = tmp_path.glob("thinker/checkpoints/step_*/complete.json")
+    content = json.loads(listing.read_text())
+    del content["topology"]["parameter_groups"]
+    listing.write_text(json.dumps(content))
+    longer = thinker_config(text_data, {"training": {"max_steps": 4}})
+    assert one_rank.run(train, config=longer, run=tmp_path)[0]["step"] == 4
 
 
 def test_old_checkpoints_go_and_the_best_and_the_last_stay(
