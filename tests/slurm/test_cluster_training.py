@@ -105,12 +105,13 @@ def test_a_signal_saves_and_requeues_and_the_curve_goes_on(
 
 
 def test_a_signal_to_starting_ranks_is_not_lost(training: Training) -> None:
-    job = training.submit("early", num_steps=20)
+    # Longer than the five seconds between two signals, so that the run cannot end before the second one.
+    job = training.submit("early", slow_step_s=0.1, num_steps=100)
     wait_until(lambda: "train.sbatch: job" in job.log, job)
     training.cluster.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait(RUN_TIMEOUT_S) == ["COMPLETED"], job.tail()
     assert job.field("Restarts") == "1"
-    assert [step for step, _ in training.curve("early")] == list(range(1, 21))
+    assert [step for step, _ in training.curve("early")] == list(range(1, 101))
 
 
 def test_the_time_limit_is_survived(training: Training) -> None:
