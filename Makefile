@@ -72,7 +72,7 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@deepspeed --num_gpus 2 benchmarks/moe.py --json benchmarks/results/moe.json
 	@python -m pip install --quiet --upgrade --no-deps --target build/peers accelerate==1.15.0
 	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --json benchmarks/results/thinker_speed_tiny.json
-	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --shape gpt2 --no-packing --rounds 4 --steps 1 --json benchmarks/results/thinker_speed_gpt2.json
+	@PYTHONPATH=$(PYTHONPATH):build/peers python benchmarks/thinker_speed.py --shape gpt2 --no-packing --rounds 8 --steps 1 --json benchmarks/results/thinker_speed_gpt2.json
 	@python benchmarks/scaling.py --json benchmarks/results/scaling.json
 	@python benchmarks/scaling.py --zero 0 --json benchmarks/results/scaling_zero0.json
 	@python benchmarks/perception_speed.py --json benchmarks/results/perception_speed.json
