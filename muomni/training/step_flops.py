@@ -115,13 +115,13 @@ class PackedRows:
         model = num_real * position + num_pairs * pair + num_labels * self._head
         position, pair = self._hardware
         num_predicted = num_labels if self._on_cpu else num_places
-        num_pairs = num_places * length
+        num_computed = num_places * length  # query-key pairs
         if self._by_documents:
             starts = document_starts(document_ids.numpy()).astype(np.int64)
-            num_pairs = int(np.square(np.diff(starts)).sum())
+            num_computed = int(np.square(np.diff(starts)).sum())
         elif self._on_cpu and (window := window_size(document_ids)) is not None:
-            num_pairs = num_places * 2 * window
-        hardware = num_places * position + num_pairs * pair + num_predicted * self._head
+            num_computed = num_places * 2 * window
+        hardware = num_places * position + num_computed * pair + num_predicted * self._head
         return StepFlops(model, hardware)
 
 

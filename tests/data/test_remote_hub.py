@@ -14,7 +14,6 @@ from muomni.data.manifest import Manifest
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
-from tests.corpora import write_text_dataset, write_tokenizer
 from tests.data.http_folder import HttpFolder, send_file, serve
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub (extra hf)")
@@ -67,18 +66,9 @@ def _refuse(request: BaseHTTPRequestHandler, code: str) -> None:
     request.end_headers()
 
 
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("corpora")
-    for name in ("a", "b"):
-        write_text_dataset(root / name, num_train=30, num_val=5)
-    write_tokenizer(root / "tokenizer.model")
-    return root
-
-
 @pytest.fixture
-def hub(corpora: Path) -> Iterator[HttpFolder]:
-    with serve(corpora, answer_as_hub) as state:
+def hub(data_root: Path) -> Iterator[HttpFolder]:
+    with serve(data_root, answer_as_hub) as state:
         yield state
 
 
@@ -90,23 +80,23 @@ def data_at(hub: HttpFolder, repository: str, cache: Path) -> DataSection:
     )
 
 
-def test_a_repository_reads_like_a_folder(hub: HttpFolder, corpora: Path, tmp_path: Path) -> None:
+def test_a_repository_reads_like_a_folder(hub: HttpFolder, data_root: Path, tmp_path: Path) -> None:
     data = data_at(hub, REPOSITORY, tmp_path)
     found = datasets_of(data, ["text"])
     assert [manifest.name for manifest in found] == ["a", "b"]
-    local = Source([Manifest.load(corpora / name) for name in ("a", "b")], "train")
+    local = Source([Manifest.load(data_root / name) for name in ("a", "b")], "train")
     remote = Source(found, "train")
     assert remote.fingerprint == local.fingerprint
     assert all(remote.read(index) == local.read(index) for index in range(60))
-    assert tokenizer_of(data).digest == Tokenizer.load(corpora / "tokenizer.model").digest
+    assert tokenizer_of(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(
-    hub: HttpFolder, corpora: Path, tmp_path: Path
+    hub: HttpFolder, data_root: Path, tmp_path: Path
 ) -> None:
     hub.fail_first(2, "cut")
     [first, _] = datasets_of(data_at(hub, REPOSITORY, tmp_path), ["text"])
-    local = Source([Manifest.load(corpora / "a")], "train")
+    local = Source([Manifest.load(data_root / "a")], "train")
     remote = Source([first], "train")
     assert all(remote.read(index) == local.read(index) for index in range(30))
 

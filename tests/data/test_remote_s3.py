@@ -18,7 +18,6 @@ from muomni.data.shard_reader import SplitReader
 from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
-from tests.corpora import write_text_dataset, write_tokenizer
 
 pytest.importorskip("s3fs", reason="needs s3fs (extra s3)")
 pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -51,17 +50,8 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the S3 server did not start (exit code {server.poll()})")
 
 
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("corpora")
-    for name in ("a", "b"):
-        write_text_dataset(root / name, num_train=30, num_val=5)
-    write_tokenizer(root / "tokenizer.model")
-    return root
-
-
 @pytest.fixture
-def store(endpoint: str, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(endpoint: str, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A bucket with the corpora; credentials and endpoint come from the environment."""
     import s3fs
 
@@ -73,7 +63,7 @@ def store(endpoint: str, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"corpora-{os.getpid()}"
     if not files.exists(bucket):
         files.mkdir(bucket)
-        files.put(f"{corpora}/", f"{bucket}/mine", recursive=True)
+        files.put(f"{data_root}/", f"{bucket}/mine", recursive=True)
     return f"s3://{bucket}/mine"
 
 
@@ -81,16 +71,16 @@ def data_at(url: str, cache: Path) -> DataSection:
     return DataSection(root=url, cache_dir=str(cache))
 
 
-def test_a_bucket_reads_like_a_folder(store: str, corpora: Path, tmp_path: Path) -> None:
+def test_a_bucket_reads_like_a_folder(store: str, data_root: Path, tmp_path: Path) -> None:
     data = data_at(store, tmp_path)
     found = datasets_of(data, ["text"])
     assert [manifest.place for manifest in found] == [f"{store}/a", f"{store}/b"]
-    local = Source([Manifest.load(corpora / name) for name in ("a", "b")], "train")
+    local = Source([Manifest.load(data_root / name) for name in ("a", "b")], "train")
     remote = Source(found, "train")
     assert remote.fingerprint == local.fingerprint
     assert len(remote) == len(local) == 60
     assert all(remote.read(index) == local.read(index) for index in range(60))
-    assert tokenizer_of(data).digest == Tokenizer.load(corpora / "tokenizer.model").digest
+    assert tokenizer_of(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
 
 
 def test_an_object_that_is_gone_is_named(store: str, tmp_path: Path) -> None:
