@@ -84,6 +84,9 @@ class Engine:
         with quiet_deepspeed():
             parts: Any = deepspeed.initialize(model=task, optimizer=optimizer, config=full)
         self.deepspeed, self.optimizer, _, _ = parts
+        if self.zero_stage == 0 and collectives.world_size() == 1:
+            # There is nothing to sum up. DeepSpeed would copy all gradients to a buffer and back.
+            self.deepspeed.buffered_allreduce_fallback = self._fill_missing_gradients
         if self.zero_stage == 0 and precision != "fp32":
             _undo_warm_up_step(self.optimizer)
         if self.zero_stage and precision == "fp16":
@@ -133,6 +136,12 @@ class Engine:
                 reduce(*args, **kwargs)
 
         self.deepspeed.allreduce_gradients = timed_reduce
+
+    def _fill_missing_gradients(self, **_sizes: Any) -> None:
+        """What else DeepSpeed's reduction does: AdamW decays weights that had no part in a loss, too."""
+        for parameter in self.task.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def end_micro_step(self, lr_factor: float) -> None:
         """Count a micro-step; on the last of a window clip, update and zero the gradients.

@@ -158,7 +158,8 @@ class _Whole:
         """Gradients and buffers at the full moments of the update."""
         gradients = self.width * self.num_trained
         in_flight = min(self.num_trained, _WHOLE_BUCKET + max(self.sizes.trained))
-        yield {GRADIENTS: gradients, BUCKETS: self.width * in_flight}
+        is_alone = self.setup.num_ranks == 1  # the engine then sends nothing
+        yield {GRADIENTS: gradients, BUCKETS: 0 if is_alone else self.width * in_flight}
         if not self.is_wide:
             yield {GRADIENTS: gradients + _FP32_BYTES * self.num_trained}
 
