@@ -40,6 +40,11 @@ class MoEConfig(Section):
         description="what evens out the load: a loss, a bias on the choice without one, nothing",
     )
     balance_loss_weight: float = Field(0.01, ge=0, description="with balance=loss")
+    balance_over: Literal["micro_batch", "ranks"] = Field(
+        "micro_batch",
+        description="tokens whose load balance=loss evens out; ranks: of the micro-batches that all ranks "
+        "compute at the same time",
+    )
     bias_update_rate: float = Field(
         0.001, gt=0, description="by which a step moves each expert's bias, with balance=bias"
     )

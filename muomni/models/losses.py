@@ -5,7 +5,7 @@ never holds the logits of all tokens at once: it computes them chunk by chunk in
 chunk into its gradient on the spot, so that memory does not grow with the vocabulary times the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +115,7 @@ def router_losses(
     top_k: int,
     token_mask: Tensor | None = None,
     biases: Sequence[Tensor | None] | None = None,
+    sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RouterLosses:
     """Load balance and size of router logits, both times the number of real tokens.
 
@@ -122,7 +123,8 @@ def router_losses(
     probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` when even. z is the
     mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds one [N, E] tensor
     a layer, `token_mask` [...] of N elements is False on padding, `biases` the bias [E] on the choice
-    of each layer, if it has one.
+    of each layer, if it has one. `sum_counts` adds to the counts that f_e is made of, a vector, those of
+    tokens elsewhere.
     """
     first = logits[0]
     if token_mask is None:
@@ -130,20 +132,28 @@ def router_losses(
     else:
         real = token_mask.reshape(-1).float()
     num_real = real.sum()
+    wide = [layer.float() for layer in logits]
+    load = torch.stack(
+        [
+            _count_assignments(layer, top_k, real, bias)
+            for layer, bias in zip(wide, biases or [None] * len(wide), strict=True)
+        ]
+    )
+    counts = sum_counts(torch.cat([load.flatten(), num_real[None]]))
+    frequencies = counts[:-1].view_as(load) / counts[-1].clamp(min=1)
     share = (real / num_real.clamp(min=1))[:, None]
     balance = torch.zeros((), device=first.device)
     z = torch.zeros((), device=first.device)
-    load = []
-    for layer, bias in zip(logits, biases or [None] * len(logits), strict=True):
-        wide = layer.float()
-        num_experts = wide.shape[1]
-        _, chosen = route(wide.detach(), top_k, normalise=False, bias=bias)
-        assigned = torch.zeros(num_experts, device=wide.device)
-        assigned.scatter_add_(0, chosen.reshape(-1), real[:, None].expand(-1, top_k).reshape(-1))
-        load.append(assigned)
-        probability = (wide.softmax(dim=-1) * share).sum(dim=0)
-        frequency = assigned / num_real.clamp(min=1)
-        balance = balance + num_experts * (frequency * probability).sum()
-        z = z + (wide.logsumexp(dim=-1).square() * share[:, 0]).sum()
+    for layer, frequency in zip(wide, frequencies, strict=True):
+        probability = (layer.softmax(dim=-1) * share).sum(dim=0)
+        balance = balance + layer.shape[1] * (frequency * probability).sum()
+        z = z + (layer.logsumexp(dim=-1).square() * share[:, 0]).sum()
     scale = num_real / len(logits)
-    return RouterLosses(balance * scale, z * scale, num_real, torch.stack(load))
+    return RouterLosses(balance * scale, z * scale, num_real, load)
+
+
+def _count_assignments(logits: Tensor, top_k: int, real: Tensor, bias: Tensor | None) -> Tensor:
+    """How many of the real tokens (`real` [N] is 1 there, else 0) choose each expert: [E]."""
+    _, chosen = route(logits.detach(), top_k, normalise=False, bias=bias)
+    counts = torch.zeros(logits.shape[1], device=logits.device)
+    return counts.scatter_add_(0, chosen.reshape(-1), real.repeat_interleave(top_k))

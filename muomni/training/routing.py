@@ -1,11 +1,13 @@
 """What a stage with a mixture of experts adds to its loss, to its logs and to the end of a step.
 
 The routers' losses are a term of their own, divided by the real tokens of the whole step: they are
-token-weighted means over its micro-batches and ranks. The balance loss multiplies two means over tokens,
-those of one micro-batch; so any split of the same micro-batches into ranks and accumulation steps
-gives the same loss. Taking one of the two from the whole step would need all of its forward passes before
-the first backward pass; taking it from the step before made a small model learn worse. A bias on the choice
-does learn from the load of the whole step.
+token-weighted means over its micro-batches and ranks. The balance loss multiplies two means over tokens, how
+often an expert was chosen and how probable it was. Where both are those of one micro-batch, any split of the
+same micro-batches into ranks and accumulation steps gives the same loss. With `balance_over: ranks` the first
+is that of all ranks (Qiu et al. 2025, arXiv:2501.11873): without accumulation this is the balance of the whole
+step, and micro-batches need not be even each. Taking it from the whole step always would need all of its
+forward passes before the first backward pass; taking it from the step before made a small model learn worse. A
+bias on the choice does learn from the load of the whole step.
 
 Load is counted over real tokens only (AutoEP's own counter takes padding, too), and is the same for
 plain and for expert-parallel layers.
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import MoEConfig
 from muomni.data.view import Batch
-from muomni.dist import collectives
+from muomni.dist.collectives import sum_over_ranks
 from muomni.models.losses import router_losses
 from muomni.models.moe import choice_biases, find_routers
 from muomni.training.stage import StageOutput, Sums
@@ -48,9 +50,13 @@ def add_router_term(
     """Add the routers' loss term, their logs and, where a bias learns from it, the load to `output`.
 
     `logits` holds the router logits [N, E] of each layer of `model`, `is_real` [...] of N elements is
-    False on padding. The term is a sum over real tokens, as `router_weight` counts them.
+    False on padding. The term is a sum over real tokens, as `router_weight` counts them. With
+    `balance_over: ranks` all ranks must call it.
     """
-    losses = router_losses(logits, moe.num_experts_per_token, is_real, choice_biases(model))
+    over_ranks = {"sum_counts": sum_over_ranks} if moe.balance_over == "ranks" else {}
+    losses = router_losses(
+        logits, moe.num_experts_per_token, is_real, choice_biases(model), **over_ranks
+    )
     output.losses[TERM] = moe.z_loss_weight * losses.z
     if moe.balance == "loss":
         output.losses[TERM] = output.losses[TERM] + moe.balance_loss_weight * losses.balance
@@ -72,7 +78,7 @@ def update_biases(moe: MoEConfig, model: nn.Module, state: Sums) -> None:
     """
     if moe.balance != "bias":
         return
-    load = collectives.sum_over_ranks(state[_LOAD_STATE].clone())
+    load = sum_over_ranks(state[_LOAD_STATE].clone())
     routers = find_routers(model)
     for router, bias, counts in zip(routers, choice_biases(model), load, strict=True):
         assert bias is not None

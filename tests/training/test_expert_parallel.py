@@ -147,6 +147,24 @@ def biased(
     return {**result, "run": run}
 
 
+def test_balance_over_ranks_knows_no_expert_ranks(
+    text_data: Path, tmp_path: Path, alone: dict[str, Any], two_ranks: RankPool
+) -> None:
+    config = moe_config(text_data, moe={**SIZES, "balance_over": "ranks"})
+    curves = [
+        two_ranks.run(train, config=config, run=tmp_path / f"ep{num}", zero=engine(2, num))[0]
+        for num in (0, 1, 2)
+    ]
+    plain, *divided = [[[x[name] for name in FIGURES] for x in c["curve"]] for c in curves]
+    for curve in divided:
+        for line, expected in zip(curve, plain, strict=True):
+            assert line == pytest.approx(expected, rel=1e-4)
+    per_micro_batch = [line["moe/balance_loss"] for line in alone["curve"]]
+    assert [line["moe/balance_loss"] for line in curves[0]["curve"]] != pytest.approx(
+        per_micro_batch, rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("zero", "num_expert_ranks", "precision"),
     [(3, 0, "fp32"), (2, 2, "fp32"), (3, 2, "fp32"), (2, 2, "bf16")],

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import AudioEncoderConfig, MoEConfig, OmniConfig, ThinkerConfig
 from muomni.config.models import VisionTowerConfig as VisionConfig
+from muomni.dist import collectives
 from muomni.models.losses import router_losses
 from muomni.models.moe import MoEBlock, choice_biases
 from muomni.training.routing import (
@@ -20,6 +21,7 @@ from muomni.training.routing import (
 )
 from muomni.training.stage import StageOutput
 from muomni.training.window import RunningSums
+from tests.ranks import RankPool
 
 MOE = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=8)
 STACK = {
@@ -60,6 +62,31 @@ def test_the_term_is_the_sum_of_the_routers_losses_over_real_tokens(balance: str
     assert router_weight({"document_ids": is_real.long()})[TERM] == 7
     assert output.logs["moe/balance_loss"].tolist() == [losses.balance, 7]
     assert (output.state != {}) == (balance == "bias")
+
+
+def _share_of_term(moe: MoEConfig, logits: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's rows of router logits [rows, N, E]: their term, and its gradient."""
+    own = slice(collectives.rank(), None, collectives.world_size())
+    rows = logits[own].clone().requires_grad_()
+    output = one_pass(moe, Model(moe, 1), [rows.flatten(0, 1)], is_real[own])
+    output.losses[TERM].backward()
+    assert rows.grad is not None
+    return output.losses[TERM].detach(), rows.grad
+
+
+def test_balance_over_ranks_is_that_of_all_their_tokens_together(two_ranks: RankPool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "logits": torch.randn(2, 12, 4, generator=generator),
+        "is_real": torch.stack([torch.arange(12) < 11, torch.arange(12) < 5]),
+    }
+    together, whole = _share_of_term(MOE, **given)
+    over_ranks = two_ranks.run(_share_of_term, moe=changed(balance_over="ranks"), **given)
+    torch.testing.assert_close(sum(term for term, _ in over_ranks), together)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in over_ranks]), whole)
+    # What evens out each micro-batch by itself is another loss.
+    apart = two_ranks.run(_share_of_term, moe=MOE, **given)
+    assert abs(sum(term for term, _ in apart) - together) > 1e-3 * together
 
 
 def test_padding_alone_adds_nothing() -> None:
