@@ -191,9 +191,9 @@ class TrainingSection(Section):
     compile: bool = Field(
         default=False, description="blocks by torch.compile; needs a C++ compiler"
     )
-    packed_attention: Literal["mask", "varlen"] = Field(
+    attention: Literal["mask", "varlen"] = Field(
         default="mask",
-        description="of packed rows; varlen: flash kernels over single documents, on CUDA in bf16 or fp16",
+        description="of packed and padded rows; varlen: flash kernels by document, on CUDA in bf16 or fp16",
     )
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"

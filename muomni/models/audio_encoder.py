@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
 from muomni.models.flops import ForwardFlops, linear_flops, stack_flops
-from muomni.models.layers import StackOptions, TransformerStack, init_weights
-from muomni.models.masks import padding_mask
+from muomni.models.layers import Documents, StackOptions, TransformerStack, init_weights
+from muomni.models.masks import padded_starts, padding_mask
 from muomni.models.mel import LogMel, length_mask, log_mel_flops, normalise_per_utterance
 from muomni.models.specaugment import SpecAugmentConfig, spec_augment
 
@@ -79,8 +79,12 @@ class AudioEncoder(nn.Module):
             features = spec_augment(features, mel_lengths, seeds, augmentation)
         x, frame_lengths = self.subsampling(features, mel_lengths)
         valid = length_mask(frame_lengths, x.shape[1])
-        has_conv = self.config.conv_kernel_size > 0
-        x = self.stack(x, mask=padding_mask(valid), valid=valid if has_conv else None)
+        for_convs = valid if self.config.conv_kernel_size else None
+        if self.stack.attends_by_documents:
+            documents = Documents(padded_starts(valid), valid.shape[1])
+            x = self.stack(x, documents=documents, valid=for_convs)
+        else:
+            x = self.stack(x, mask=padding_mask(valid), valid=for_convs)
         return x * valid[:, :, None], frame_lengths
 
     def ctc_logits(self, hidden: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class ConvModule(nn.Module):
 
 
 class Documents(NamedTuple):
-    """The documents of packed rows [B, T]; padding forms documents, too, so that each position is in one.
+    """The documents of packed or padded rows [B, T]; each position is in one, since padding forms some, too.
 
     `starts` int32 [N]: where they begin in the rows laid end to end, ascending; what comes behind the last
     document is B * T, once or more. `longest`: no document has more positions.
@@ -196,7 +196,7 @@ class Attention(nn.Module):
             mixed = attend_in_windows(query, key, value, context.windows)
             return self.o_proj(mixed.reshape(batch, length, -1))
         if context.documents is not None:
-            mixed = attend_in_documents(query, key, value, context.documents)
+            mixed = attend_in_documents(query, key, value, context.documents, context.is_causal)
             return self.o_proj(mixed.reshape(batch, length, -1))
         is_grouped = self.num_heads != self.num_kv_heads
         if is_grouped and context.mask is not None and not query.is_cpu:
@@ -232,16 +232,18 @@ def attend_in_windows(query: Tensor, key: Tensor, value: Tensor, windows: Tensor
     return mixed.transpose(1, 2)
 
 
-def attend_in_documents(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
-    """Causal attention of [B, H, T, D] within each document, by flash kernels: [B * T, H, D].
+def attend_in_documents(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, is_causal: bool
+) -> Tensor:
+    """Attention of [B, H, T, D] within each document, by flash kernels: [B * T, H, D].
 
-    CUDA devices only, in half precision (`training.packed_attention` says where).
+    CUDA devices only, in half precision (`training.attention` says where).
     """
     query, key, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     starts, longest = documents
     mixed = varlen_attn(
         query, key, value, starts, starts, longest, longest,
-        window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+        window_size=(-1, 0 if is_causal else -1), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(mixed, Tensor)  # a pair only where more is asked for
     return mixed
@@ -288,12 +290,16 @@ def _make_mlp(config: TransformerConfig, options: StackOptions) -> nn.Module:
 
 
 class TransformerStack(BlockRunner):
-    """Blocks and a final norm; serves causal and bidirectional models alike."""
+    """Blocks and a final norm; serves causal and bidirectional models alike.
+
+    `attends_by_documents` asks the model around it to give `documents` in place of masks.
+    """
 
     def __init__(self, config: TransformerConfig, options: StackOptions) -> None:
         super().__init__()
         self.config = config
         self.options = options
+        self.attends_by_documents = False
         self.blocks = nn.ModuleList(
             TransformerBlock(config, options) for _ in range(config.num_layers)
         )

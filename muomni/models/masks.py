@@ -5,7 +5,7 @@ padding, so a softmax over nothing (NaN) cannot occur even for rows without any 
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def document_mask(document_ids: Tensor) -> Tensor:
@@ -65,6 +65,21 @@ def padding_mask(valid: Tensor) -> Tensor:
     """
     valid = valid.to(torch.bool)
     return (valid | ~valid.any(dim=1, keepdim=True))[:, None, None]
+
+
+def padded_starts(valid: Tensor) -> Tensor:
+    """Where the real part of each row and its padding begin in rows laid end to end: int32 [3 * B + 1].
+
+    `valid` [B, T] may be True in one run a row; before and behind it is padding, each a document of its
+    own, perhaps an empty one (`layers.Documents.starts`).
+    """
+    num_rows, length = valid.shape
+    valid = valid.to(torch.int32)
+    rows = torch.arange(num_rows, dtype=torch.int32, device=valid.device) * length
+    begins = rows + valid.argmax(dim=1)
+    ends = begins + valid.sum(dim=1)
+    starts = torch.stack([rows, begins, ends], dim=1).flatten()
+    return nn.functional.pad(starts, (0, 1), value=num_rows * length).to(torch.int32)
 
 
 def valid_positions(valid: Tensor) -> Tensor:

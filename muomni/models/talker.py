@@ -22,9 +22,16 @@ from torch import Tensor, nn
 
 from muomni.config.models import TalkerConfig
 from muomni.models.kv_cache import KVCache
-from muomni.models.layers import RMSNorm, StackOptions, SwiGLU, TransformerStack, init_weights
+from muomni.models.layers import (
+    Documents,
+    RMSNorm,
+    StackOptions,
+    SwiGLU,
+    TransformerStack,
+    init_weights,
+)
 from muomni.models.losses import IGNORE, cross_entropy_sum
-from muomni.models.masks import causal_padding_mask, valid_positions
+from muomni.models.masks import causal_padding_mask, padded_starts, valid_positions
 from muomni.models.sampling import sample
 
 NUM_LETTERS = 256
@@ -129,13 +136,19 @@ class Talker(nn.Module):
         ValueError when Thinker states or speaker do not fit the config.
         """
         prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        if self.stack.attends_by_documents:
+            prefix = _with_padding_first(prefix)
         code_embeds = self._code_embeddings(codes)
         frames = self._drop_frames(code_embeds.sum(dim=2))
         x = self.dropout(torch.cat([prefix.embeds, frames], dim=1))
         valid = torch.cat([prefix.valid, code_mask.to(torch.bool)], dim=1)
         at_frames = torch.arange(1, codes.shape[1] + 1, device=codes.device).expand(len(codes), -1)
         positions = torch.cat([prefix.positions, at_frames.float()], dim=1)
-        states = self.stack(x, positions=positions, mask=causal_padding_mask(valid))
+        if self.stack.attends_by_documents:
+            documents = Documents(padded_starts(valid), valid.shape[1])
+            states = self.stack(x, positions=positions, documents=documents)
+        else:
+            states = self.stack(x, positions=positions, mask=causal_padding_mask(valid))
         states = states[:, prefix.embeds.shape[1] - 1 :]
         residual, known = [], states[:, :-1]
         for k, head in enumerate(self.residual_heads):
@@ -290,6 +303,16 @@ class Talker(nn.Module):
             nn.functional.pad(text_mask, (0, num_more), value=True),
             nn.functional.pad(at_letters, (0, num_more)),  # speaker and start: before frame 0
         )
+
+
+def _with_padding_first(prefix: _Prefix) -> _Prefix:
+    """The same letters in the same order behind all padding, so that frames follow without a gap."""
+    order = prefix.valid.to(torch.int8).argsort(dim=1, stable=True)
+    return _Prefix(
+        prefix.embeds.take_along_dim(order[..., None], dim=1),
+        prefix.valid.take_along_dim(order, dim=1),
+        prefix.positions.take_along_dim(order, dim=1),
+    )
 
 
 def _unit_states(states: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ class Thinker(nn.Module):
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
         self.config = config
-        # Whether packed rows go through flash kernels, where the starts of their documents are given.
-        self.attends_by_documents = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         options = StackOptions(
             rope_theta=config.rope_theta, norm_eps=config.norm_eps, moe=config.moe
@@ -57,7 +55,7 @@ class Thinker(nn.Module):
 
         Give `input_ids` [B, T] or `inputs_embeds` [B, T, hidden_size]. `document_ids` [B, T] (0 =
         padding, 1.. = documents) hides documents from each other and restarts positions in each;
-        `document_starts` (`layers.Documents.starts`) beside them serve `attends_by_documents`.
+        `document_starts` (`layers.Documents.starts`) beside them serve a stack that `attends_by_documents`.
         Without it (or a complete `mask`) attention is causal over the row. With `cache`, `valid`
         [B, T] marks the real ones among the new tokens. Raises ValueError when inputs conflict.
         """
@@ -71,7 +69,7 @@ class Thinker(nn.Module):
             if mask is not None or cache is not None:
                 raise ValueError("document_ids build the mask; give neither mask nor cache")
             positions = document_positions(document_ids) if positions is None else positions
-            if self.attends_by_documents and document_starts is not None:
+            if self.stack.attends_by_documents and document_starts is not None:
                 documents = Documents(document_starts, document_ids.shape[1])
                 return self.stack(x, positions=positions, documents=documents)
             # Without cost on CPUs; an accelerator would be stalled by a question about its data.

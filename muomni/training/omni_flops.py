@@ -10,7 +10,6 @@ from torch import nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, CodecConfig
 from muomni.data.view import Batch
-from muomni.models.audio_encoder import audio_encoder_flops
 from muomni.models.flops import ForwardFlops
 from muomni.models.omni import (
     OmniModel,
@@ -24,6 +23,7 @@ from muomni.training.step_flops import (
     KEPT,
     FlopCounter,
     PackedRows,
+    Recordings,
     Speech,
     StepFlops,
     Training,
@@ -41,36 +41,35 @@ def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter
         recomputed_share(part)
         for part in (omni.vision_encoder, omni.audio_encoder, omni.thinker, omni.talker)
     )
-    by_documents = omni.thinker.attends_by_documents
+    by_documents = omni.thinker.stack.attends_by_documents
     rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head, by_documents)
-    speech = Speech(config.talker, codec, again_talker, plan.talker)
+    recordings = Recordings(
+        config.audio_encoder, again_audio, plan.audio, config.ctc_embeddings, by_documents
+    )
+    speech = Speech(config.talker, codec, again_talker, plan.talker, by_documents)
 
     def image(recomputed: Fraction) -> int:
         tower = plan.vision.hardware(vision_encoder_flops(config.vision_encoder), recomputed)
         return tower + plan.image_projector.model(image_projector_flops(config))
 
-    def audio(num_mel: int, recomputed: Fraction) -> int:
-        num_samples, num_frames = num_mel * MEL_HOP, -(-num_mel // FRAME_SUBSAMPLING)
-        tower = audio_encoder_flops(config.audio_encoder, num_samples, config.ctc_embeddings)
-        return (
-            plan.audio.hardware(tower, recomputed)
-            + plan.audio_projector.model(audio_projector_flops(config, num_frames))
-            + plan.spelling.model(plan.looked_up(spelling_flops(config, num_frames)))
-        )
+    def after_audio(num_mel: int) -> int:
+        num_frames = -(-num_mel // FRAME_SUBSAMPLING)
+        projector = plan.audio_projector.model(audio_projector_flops(config, num_frames))
+        spelling = plan.looked_up(spelling_flops(config, num_frames))
+        return projector + plan.spelling.model(spelling)
 
     def count(batch: Batch) -> StepFlops:
         nowhere = batch["input_ids"].numel()
         num_images = int((batch["image_places"][:, 0] < nowhere).sum())
         width = -(-batch["audios"].shape[1] // MEL_HOP)
         media = StepFlops(
-            num_images * image(KEPT)
-            + sum(audio(num_mel, KEPT) for num_mel in mel_lengths(batch["audio_lengths"])),
-            len(batch["images"]) * image(again_vision)
-            + len(batch["audios"]) * audio(width, again_audio),
+            num_images * image(KEPT) + sum(map(after_audio, mel_lengths(batch["audio_lengths"]))),
+            len(batch["images"]) * image(again_vision) + len(batch["audios"]) * after_audio(width),
         )
+        heard = recordings(batch["audios"], batch["audio_lengths"])
         text = rows(batch["document_ids"], int(batch["units"]))
         spoken = speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"])
-        return media + text + spoken
+        return media + heard + text + spoken
 
     return count
 

@@ -17,7 +17,7 @@ from muomni.models.moe import record_router_logits
 from muomni.models.omni import MediaSlots, OmniModel, gather_places
 from muomni.models.specaugment import SpecAugmentConfig
 from muomni.models.talker import TalkerLoss
-from muomni.training.packed_attention import documents_of
+from muomni.training.attention import documents_of
 from muomni.training.routing import add_router_term
 from muomni.training.stage import StageOutput, Sums
 

@@ -35,7 +35,7 @@ from muomni.models.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import compiling, ema, expert_parallel, muon, offload, packed_attention
+from muomni.training import attention, compiling, ema, expert_parallel, muon, offload
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.optim import describe_parameters, groups_digest, parameter_groups
@@ -113,8 +113,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     offload.check_support(request.engine_json)
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
-    if config.training.packed_attention == "varlen":
-        packed_attention.check_support(device, precision, sizes)
+    if config.training.attention == "varlen":
+        attention.check_support(device, precision, sizes)
     if config.training.compile:
         compiling.check_support(os.environ, device.type, find_moe(sizes) is not None)
     by_part = isinstance(config.training.activation_checkpointing, dict)

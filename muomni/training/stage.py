@@ -24,7 +24,7 @@ from muomni.data.source import Source
 from muomni.data.tokenizer import Tokenizer
 from muomni.data.view import Batch, View
 from muomni.models.recompute import recompute_activations
-from muomni.training.packed_attention import attend_by_documents
+from muomni.training.attention import attend_by_documents
 from muomni.training.step_flops import FlopCounter
 
 Sums = dict[str, torch.Tensor]
@@ -134,10 +134,10 @@ class Stage(ABC):
         """Counts the FLOPs of training the built `task` on a batch that still is on the host."""
 
     def set_up(self, task: nn.Module) -> None:
-        """Have a built task compute as the config wants it: with activation checkpointing, and packed rows
+        """Have a built task compute as the config wants it: with activation checkpointing, and rows
         by document. Raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
-        if self.config.training.packed_attention == "varlen":
+        if self.config.training.attention == "varlen":
             attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------

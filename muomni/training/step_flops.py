@@ -83,7 +83,7 @@ class PackedRows:
 
     A document's positions need its own keys alone. `on_cpu`: the head runs where there is a label
     only, not everywhere, and short documents attend in windows, not to whole rows. `by_documents`: nobody
-    attends beyond a document (`Thinker.attends_by_documents`). `recomputed` is a share (see
+    attends beyond a document (`TransformerStack.attends_by_documents`). `recomputed` is a share (see
     `recomputed_share`).
     """
 
@@ -143,20 +143,53 @@ def count_thinker(
     return lambda batch: rows(batch["document_ids"], int(batch["units"]))
 
 
-def count_audio_encoder(config: AudioEncoderConfig, recomputed: Fraction) -> FlopCounter:
+class Recordings:
+    """An audio encoder over padded recordings; `by_documents`: none attends to its padding."""
+
+    def __init__(
+        self,
+        config: AudioEncoderConfig,
+        recomputed: Fraction,
+        training: Training = WHOLLY_TRAINED,
+        with_head: bool = True,
+        by_documents: bool = False,
+    ) -> None:
+        @cache
+        def one(num_mel: int, recomputed: Fraction) -> int:
+            forward = audio_encoder_flops(config, num_mel * MEL_HOP, with_head)
+            return training.hardware(forward, recomputed)
+
+        self._one, self._recomputed = one, recomputed
+        none, one_pair = (
+            training.hardware(
+                stack_flops(config, 1, num_keys=n, dropout=config.dropout), recomputed
+            )
+            for n in (0, 1)
+        )
+        self._skipped_pair = (one_pair - none) * by_documents
+
+    def __call__(self, waveform: torch.Tensor, lengths: torch.Tensor) -> StepFlops:
+        """FLOPs of recordings [B, N] of which `lengths` [B] samples are real."""
+        num_rows, width = waveform.shape
+        lengths_in_mel = mel_lengths(lengths)
+        model = sum(self._one(num_mel, KEPT) for num_mel in lengths_in_mel)
+        hardware = num_rows * self._one(_num_mel(width), self._recomputed)
+        num_places, reals = _num_frames(_num_mel(width)), map(_num_frames, lengths_in_mel)
+        skipped = sum(_pairs_across(real, num_places - real) for real in reals)
+        return StepFlops(model, hardware - skipped * self._skipped_pair)
+
+
+def _pairs_across(*documents: int) -> int:
+    """Query-key pairs of one row that are in two of its documents, given the lengths of all."""
+    return sum(documents) ** 2 - sum(length**2 for length in documents)
+
+
+def count_audio_encoder(
+    config: AudioEncoderConfig, recomputed: Fraction, by_documents: bool
+) -> FlopCounter:
     """Counts batches of `SpeechView`, with the CTC head."""
-
-    @cache
-    def one(num_mel: int, recomputed: Fraction) -> int:
-        forward = audio_encoder_flops(config, num_mel * MEL_HOP)
-        return forward.training(recomputed=recomputed)
-
-    def count(batch: Batch) -> StepFlops:
-        num_rows, width = batch["waveform"].shape
-        model = sum(one(num_mel, KEPT) for num_mel in mel_lengths(batch["lengths"]))
-        return StepFlops(model, num_rows * one(_num_mel(width), recomputed))
-
-    return count
+    recordings = Recordings(config, recomputed, by_documents=by_documents)
+    return lambda batch: recordings(batch["waveform"], batch["lengths"])
 
 
 def count_clip(
@@ -214,7 +247,10 @@ def count_codec(config: CodecConfig, recomputed: Fraction) -> FlopCounter:
 
 
 class Speech:
-    """A Talker over texts and the codes of their recordings, which a frozen codec makes first."""
+    """A Talker over texts and the codes of their recordings, which a frozen codec makes first.
+
+    `by_documents`: nothing attends to padding.
+    """
 
     def __init__(
         self,
@@ -222,6 +258,7 @@ class Speech:
         codec: CodecConfig,
         recomputed: Fraction,
         training: Training = WHOLLY_TRAINED,
+        by_documents: bool = False,
     ) -> None:
         def speaking(num_letters: int, num_frames: int, recomputed: Fraction = KEPT) -> int:
             return training.hardware(talker_flops(talker, num_letters, num_frames), recomputed)
@@ -234,6 +271,9 @@ class Speech:
         self._letter = one - none - self._square
         self._frame = speaking(0, 1) - none - self._square
         self._start = none
+        none, one, two = (speaking(num_letters, 0, recomputed) for num_letters in range(3))
+        self._skipped_pair = (two - 2 * one + none) // 2 * by_documents
+        self._num_starts = 1 + (talker.num_speakers > 0)
         self._listening = cache(
             lambda num_mel: codec_flops(codec, num_mel, with_decoder=False).total
         )
@@ -242,23 +282,29 @@ class Speech:
         self, text_mask: torch.Tensor, waveform: torch.Tensor, lengths: torch.Tensor
     ) -> StepFlops:
         """FLOPs of texts [S, Tl] and recordings [S, N]; a slot without a recording is padding."""
+        num_slots, width = waveform.shape
+        num_mel = _num_mel(width)
+        most_letters, most_frames = text_mask.shape[1], _num_frames(num_mel)
+        hardware = num_slots * (self._padded(most_letters, most_frames) + self._listening(num_mel))
         model = 0
         for num_letters, num_mel in zip(
             text_mask.sum(1).tolist(), mel_lengths(lengths), strict=True
         ):
+            num_frames = _num_frames(num_mel)
+            real = num_letters + self._num_starts + num_frames
+            paddings = most_letters - num_letters, most_frames - num_frames
+            hardware -= _pairs_across(real, *paddings) * self._skipped_pair
             if num_mel:
-                num_frames = _num_frames(num_mel)
                 model += self._start + num_letters * self._letter + num_frames * self._frame
                 model += (num_letters + num_frames) ** 2 * self._square + self._listening(num_mel)
-        num_slots, width = waveform.shape
-        num_mel = _num_mel(width)
-        hardware = self._padded(text_mask.shape[1], _num_frames(num_mel))
-        return StepFlops(model, num_slots * (hardware + self._listening(num_mel)))
+        return StepFlops(model, hardware)
 
 
-def count_talker(config: TalkerConfig, codec: CodecConfig, recomputed: Fraction) -> FlopCounter:
+def count_talker(
+    config: TalkerConfig, codec: CodecConfig, recomputed: Fraction, by_documents: bool
+) -> FlopCounter:
     """Counts batches of `TtsView`."""
-    speech = Speech(config, codec, recomputed)
+    speech = Speech(config, codec, recomputed, by_documents=by_documents)
     return lambda batch: speech(batch["text_mask"], batch["waveform"], batch["lengths"])
 
 

@@ -122,8 +122,9 @@ class AudioEncoderStage(Stage):
     def model(self, task: AudioEncoderTask) -> AudioEncoder:
         return task.encoder
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_audio_encoder(self.model_config(), recomputed_share(task))
+    def flop_counter(self, task: AudioEncoderTask) -> FlopCounter:
+        by_documents = task.encoder.stack.attends_by_documents
+        return count_audio_encoder(self.model_config(), recomputed_share(task), by_documents)
 
     def weights(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])

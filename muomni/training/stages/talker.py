@@ -86,8 +86,11 @@ class TalkerStage(Stage):
     def model(self, task: TalkerTask) -> nn.Module:
         return task.talker
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_talker(self.model_config(), self.codec.config, recomputed_share(task))
+    def flop_counter(self, task: TalkerTask) -> FlopCounter:
+        by_documents = task.talker.stack.attends_by_documents
+        return count_talker(
+            self.model_config(), self.codec.config, recomputed_share(task), by_documents
+        )
 
     def frozen_models(self) -> list[nn.Module]:
         return [self.codec.codec]

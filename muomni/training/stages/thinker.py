@@ -23,7 +23,7 @@ from muomni.models.recompute import recomputed_share
 from muomni.models.thinker import Thinker
 from muomni.models.upcycling import check_upcycling, upcycle
 from muomni.training import routing
-from muomni.training.packed_attention import documents_of
+from muomni.training.attention import documents_of
 from muomni.training.stage import Stage, StageContext, StageOutput, Sums
 from muomni.training.step_flops import FlopCounter, count_thinker
 
@@ -108,7 +108,7 @@ class ThinkerStage(Stage):
 
     def flop_counter(self, task: ThinkerTask) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        by_documents = task.thinker.attends_by_documents
+        by_documents = task.thinker.stack.attends_by_documents
         return count_thinker(
             self.model_config(), recomputed_share(task), on_cpu=on_cpu, by_documents=by_documents
         )

@@ -10,11 +10,14 @@ from muomni.config.run import RunConfig
 from muomni.data.loader import PlannedDataset
 from muomni.data.view import Batch
 from muomni.dist.discovery import discover
+from muomni.models import layers
 from muomni.models.codec import codec_flops
 from muomni.models.flops import linear_flops, stack_flops, talker_flops
 from muomni.models.masks import window_size
+from muomni.training import attention
 from muomni.training.session import Request, Session, prepare
 from muomni.training.step_flops import KEPT, PackedRows, StepFlops
+from tests.models.test_attention_by_documents import attend_to_each
 from tests.models.test_flops import measured
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
@@ -114,6 +117,42 @@ def test_talker_with_its_frozen_codec(omni_root: Path) -> None:
     counted, by_torch, _ = counted_and_measured(open_session(config, omni_root / "run"))
     assert counted.hardware == by_torch
     assert 0 < counted.model <= counted.hardware
+
+
+@pytest.mark.parametrize("policy", ["none", "full"])
+@pytest.mark.parametrize("stage", ["thinker", "audio_encoder", "talker", "sft"])
+def test_what_attends_by_documents(
+    stage: str,
+    policy: str,
+    text_data: Path,
+    media_data: Path,
+    omni_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Attention to each document alone, by torch, is counted in the kernels' place."""
+    changes: dict[str, Any] = {"training": {"activation_checkpointing": policy}}
+    if stage == "thinker":
+        config = thinker_config(text_data, changes)
+    elif stage == "audio_encoder":
+        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"size": 4}}
+        config = stage_config(stage, media_data, changes)
+    elif stage == "talker":
+        config = omni_run(
+            stage, omni_root, changes | {"batch": {"size": 3, "micro_batches_per_step": 2}}
+        )
+    else:
+        # No gradient of depthwise convolutions, which torch counts as full ones.
+        changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"size": 64}}
+        config = omni_run(stage, omni_root, changes)
+    by_mask, _, _ = counted_and_measured(open_session(config, omni_root / "run"))
+    monkeypatch.setattr(attention, "check_support", lambda *_: None)
+    monkeypatch.setattr(layers, "varlen_attn", attend_to_each)
+    training = config.training.model_copy(update={"attention": "varlen"})
+    config = config.model_copy(update={"training": training})
+    counted, by_torch, _ = counted_and_measured(open_session(config, omni_root / "run"))
+    assert counted.hardware == by_torch
+    assert counted.model == by_mask.model
+    assert counted.hardware < by_mask.hardware or stage == "thinker"
 
 
 ALL_FROZEN_BUT = {

@@ -1,4 +1,4 @@
-"""`training.packed_attention: varlen` in the stages that pack rows, and where it is refused."""
+"""`training.attention: varlen` in the stages that pack or pad rows, and where it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from muomni.dist.discovery import discover
 from muomni.errors import ConfigError
 from muomni.models import layers
 from muomni.models.masks import window_size
-from muomni.training import packed_attention
+from muomni.training import attention
 from muomni.training.session import Request, prepare
 from muomni.training.step_trace import trace_step
-from tests.models.test_packed_attention import attend_to_each
+from tests.models.test_attention_by_documents import attend_to_each
 from tests.training.runs import thinker_config
+from tests.training.stages.curves import stage_config
 from tests.training.stages.omni_runs import omni_run, write_root
 
-VARLEN = {"training": {"packed_attention": "varlen"}}
+VARLEN = {"training": {"attention": "varlen"}}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,13 @@ def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
     return {name: loss.detach() for name, loss in task(stage.prepare(batch)).losses.items()}
 
 
-@pytest.mark.parametrize("stage", ["thinker", "sft"])
+@pytest.mark.parametrize("stage", ["thinker", "audio_encoder", "talker", "sft"])
 def test_a_stage_has_the_losses_of_the_mask(
-    stage: str, text_data: Path, omni_root: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    text_data: Path,
+    media_data: Path,
+    omni_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
 
@@ -51,11 +56,13 @@ def test_a_stage_has_the_losses_of_the_mask(
     def config(changes: dict[str, Any]) -> RunConfig:
         if stage == "thinker":
             return thinker_config(text_data, changes)
-        return omni_run("sft", omni_root, changes)
+        if stage == "audio_encoder":
+            return stage_config(stage, media_data, changes)
+        return omni_run(stage, omni_root, changes)
 
     expected = first_losses(config({}), omni_root / "run")
     # A CPU stands in for the device.
-    monkeypatch.setattr(packed_attention, "check_support", lambda *_: None)
+    monkeypatch.setattr(attention, "check_support", lambda *_: None)
     monkeypatch.setattr(layers, "varlen_attn", stand_in)
     found = first_losses(config(VARLEN), omni_root / "run")
     assert calls
@@ -68,11 +75,11 @@ def test_a_step_with_the_real_kernel_is_traced_and_needs_no_mask(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes alone are computed, forward and backward, but by the kernel's own rules and under its own name."""
-    monkeypatch.setattr(packed_attention, "check_support", lambda *_: None)
+    monkeypatch.setattr(attention, "check_support", lambda *_: None)
     peaks = {}
     for way in ("mask", "varlen"):
         # A document of more than a quarter of a row: else windows would serve the mask on a CPU.
-        changes = {"training": {"packed_attention": way}, "batch": {"size": 128, "rows": 4}}
+        changes = {"training": {"attention": way}, "batch": {"size": 128, "rows": 4}}
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
         dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
@@ -88,9 +95,12 @@ def test_it_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
         first_losses(thinker_config(text_data, VARLEN), Path())
 
 
-def test_it_is_refused_for_a_stage_without_packed_rows(omni_root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stages that pack rows \(thinker, sft\)"):
-        first_losses(omni_run("talker", omni_root, VARLEN), omni_root / "run")
+@pytest.mark.parametrize("stage", ["vision_encoder", "codec"])
+def test_it_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pack or pad rows \(thinker, audio_encoder, talker, sft"
+    ):
+        first_losses(stage_config(stage, media_data, VARLEN), Path())
 
 
 def test_it_is_refused_where_the_kernels_do_not_run(
@@ -102,14 +112,14 @@ def test_it_is_refused_where_the_kernels_do_not_run(
     sizes: Any = session.stage.model_config()
     cuda, capability = torch.device("cuda"), (8, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    packed_attention.check_support(cuda, "bf16", sizes)
+    attention.check_support(cuda, "bf16", sizes)
     with pytest.raises(ConfigError, match="needs bf16 or fp16, not fp32"):
-        packed_attention.check_support(cuda, "fp32", sizes)
+        attention.check_support(cuda, "fp32", sizes)
     with pytest.raises(ConfigError, match="multiple of 8 and at most 256, not 20"):
-        packed_attention.check_support(cuda, "bf16", sizes.model_copy(update={"head_dim": 20}))
-    monkeypatch.setattr(packed_attention, "varlen_attn", lambda query, is_causal: query)
+        attention.check_support(cuda, "bf16", sizes.model_copy(update={"head_dim": 20}))
+    monkeypatch.setattr(attention, "varlen_attn", lambda query, is_causal: query)
     with pytest.raises(ConfigError, match=r"needs torch 2\.14 or newer"):
-        packed_attention.check_support(cuda, "bf16", sizes)
+        attention.check_support(cuda, "bf16", sizes)
     capability = (7, 5)
     with pytest.raises(ConfigError, match=r"compute capability 8\.0"):
-        packed_attention.check_support(cuda, "bf16", sizes)
+        attention.check_support(cuda, "bf16", sizes)
