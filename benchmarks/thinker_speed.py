@@ -277,6 +277,8 @@ def own_padded_batches(
     """The same as stage thinker's own batches, each row one document."""
     import torch
 
+    from muomni.data.packing import document_starts
+
     batches = []
     for _ in range(num_batches):
         rows = [torch.tensor(next(texts)) for _ in range(num_rows)]
@@ -288,6 +290,7 @@ def own_padded_batches(
                 "input_ids": padded[:, :-1].contiguous(),
                 "labels": padded[:, 1:].masked_fill(~is_real, -100),
                 "document_ids": is_real.long(),
+                "document_starts": torch.from_numpy(document_starts(is_real.numpy())),
                 "num_bytes": torch.tensor(1.0),
                 "units": is_real.sum().float(),
             }

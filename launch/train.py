@@ -93,7 +93,10 @@ def build_request(arguments: argparse.Namespace) -> Any:
     run = arguments.run or Path("runs/default")
     upstream = arguments.upstream or arguments.run or SAMPLE_RUN
     engine_json = read_engine_json(arguments.deepspeed_config)
-    return Request(resolve_config(arguments), run, upstream, engine_json, arguments.resume)
+    is_for_other_gpus = arguments.gpus is not None or arguments.gpu_gib is not None
+    return Request(
+        resolve_config(arguments), run, upstream, engine_json, arguments.resume, is_for_other_gpus
+    )
 
 
 def main() -> None:

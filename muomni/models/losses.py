@@ -71,29 +71,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), device=hidden.device)
-        for start in range(0, hidden.shape[0], chunk_tokens):
+        # Logits and the gradient of the head are large: both are worked on in place.
+        for start in range(0, max(1, hidden.shape[0]), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             target = targets[rows, None]
             is_real = target != IGNORE
             target = target.clamp(min=0)
             logits = (hidden[rows] @ weight.T).float()
             chosen = logits.gather(1, target)
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += ((normaliser - chosen) * is_real).sum()
-            num_correct += ((logits.amax(dim=1, keepdim=True) == chosen) & is_real).sum()
+            largest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            normaliser = exponentials.sum(dim=1, keepdim=True)
+            total += ((largest + normaliser.log() - chosen) * is_real).sum()
+            num_correct += ((largest == chosen) & is_real).sum()
             if not (needs_hidden or needs_weight):
                 continue
             # d loss / d logits = softmax - one-hot, zero where nothing is to be predicted.
-            grad = logits.sub_(normaliser).exp_()
-            grad.scatter_add_(1, target, torch.full_like(chosen, -1.0))
-            grad = grad.mul_(is_real).to(weight.dtype)
+            grad = exponentials.mul_(is_real / normaliser)
+            grad.scatter_add_(1, target, -is_real.float())
+            grad = grad.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
-            if grad_weight is not None:
-                grad_weight += grad.T @ hidden[rows]
+            if needs_weight:
+                grad_weight = _add_product(grad_weight, grad.T, hidden[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(num_correct)
@@ -106,8 +109,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+            # In place, so a second backward pass over the same graph is an error.
+            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """`total` + left @ right in fp32, in place."""
+    if total is None:
+        return (left @ right).float()
+    if left.dtype == total.dtype:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
 
 
 def router_losses(

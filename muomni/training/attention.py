@@ -41,14 +41,17 @@ def attend_by_documents(task: nn.Module) -> None:
             module.attends_by_documents = True
 
 
-def check_support(device: torch.device, precision: str, sizes: BaseModel) -> None:
-    """Raises ConfigError for a stage without packed or padded rows, and where the kernels do not run."""
+def check_support(device: torch.device | None, precision: str, sizes: BaseModel) -> None:
+    """Raises ConfigError for a stage without packed or padded rows, and where the kernels do not run.
+
+    `device` None: on one that is not here.
+    """
     masked = _masked_parts(sizes)
     if not masked:
         raise ConfigError(
             f"{_OPTION} is for stages that pack or pad rows (thinker, audio_encoder, talker, sft); take it out"
         )
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+    if device is not None and not _has_kernels(device):
         raise ConfigError(
             f"{_OPTION} needs a CUDA device of compute capability 8.0 or more, this run is on "
             f"{device.type}; take it out"
@@ -63,6 +66,10 @@ def check_support(device: torch.device, precision: str, sizes: BaseModel) -> Non
             )
     if not {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
         raise ConfigError(f"{_OPTION} needs torch 2.14 or newer, not {torch.__version__}")
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
 
 
 def _masked_parts(sizes: BaseModel) -> list[TransformerConfig]:

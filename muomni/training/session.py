@@ -56,6 +56,8 @@ class Request:
     upstream: Path
     engine_json: dict[str, Any]
     resume: str = "auto"
+    # A plan for GPUs that this machine need not have: what it has is not checked.
+    is_for_other_gpus: bool = False
 
 
 @dataclass(slots=True)
@@ -114,9 +116,12 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if config.training.ema_decay is not None:
         ema.check_support(request.engine_json)
     if config.training.attention == "varlen":
-        attention.check_support(device, precision, sizes)
+        here = None if request.is_for_other_gpus else device
+        attention.check_support(here, precision, sizes)
     if config.training.compile:
-        compiling.check_support(os.environ, device.type, find_moe(sizes) is not None)
+        compiling.check_model(find_moe(sizes) is not None)
+        if not request.is_for_other_gpus:
+            compiling.check_machine(os.environ, device.type)
     by_part = isinstance(config.training.activation_checkpointing, dict)
     if config.optim.lr_scales or config.optim.name == "muon" or by_part:
         # A pattern or an optimizer that finds nothing is refused before any start.

@@ -12,6 +12,7 @@ from launch.train import parser, train
 from muomni.dist.discovery import discover
 from muomni.errors import ConfigError
 from muomni.models.flops import thinker_flops
+from muomni.training import compiling
 from muomni.training.dry_run import Device, fits_device, read_step
 from muomni.training.memory_plan import MemoryPlan
 from muomni.training.offload import Offload
@@ -58,6 +59,23 @@ def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
     assert one["flops_per_step"] == pytest.approx(found["flops_per_step"], rel=0.2)
     small = dry_run(text_data, "--gpus", "1", "--gpu-gib", "0.0001")
     assert [plan["fits"] for plan in small["memory"]] == [False] * 6
+
+
+def test_a_plan_for_gpus_asks_not_what_this_machine_has(
+    text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--precision", "bf16", "training.attention=varlen", "training.compile=true")
+    monkeypatch.setattr(compiling, "missing_for_compiling", lambda _: "a compiler")
+    by_documents = dry_run(text_data, "--gpu-gib", "80", *flags)["memory"][0]
+    by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
+    assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]
+    with pytest.raises(ConfigError, match="this run is on cpu"):
+        dry_run(text_data, *flags)
+    with pytest.raises(ConfigError, match="needs a compiler"):
+        dry_run(text_data, *flags[:2], flags[3])
+    # What no GPU does is refused in a plan, too.
+    with pytest.raises(ConfigError, match="bf16 or fp16, not fp32"):
+        dry_run(text_data, "--gpu-gib", "80", "--precision", "fp32", flags[2])
 
 
 def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
