@@ -20,8 +20,8 @@ from muomni.training.offload import Offload, offload_of
 ENGINE_SECTIONS = (
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "expert_parallel", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-    "wall_clock_breakdown", "flops_profiler", "comms_logger", "aio", "compile", "steps_per_print",
-    "activation_checkpointing", "seq_parallel_communication_data_type", "disable_allgather",
+    "wall_clock_breakdown", "flops_profiler", "comms_logger", "aio", "steps_per_print",
+    "seq_parallel_communication_data_type", "disable_allgather",
     "dump_state", "memory_breakdown", "timers", "checkpoint", "data_types",
 )  # fmt: skip
 
@@ -37,6 +37,9 @@ OWNED_BY_RUN_CONFIG = {
     "bfloat16": "precision",
     "torch_autocast": "precision",
     "amp": "precision",
+    # DeepSpeed acts on these only where its own functions are called instead.
+    "compile": "training.compile",
+    "activation_checkpointing": "training.activation_checkpointing",
 }
 
 
