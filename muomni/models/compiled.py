@@ -1,7 +1,8 @@
 """torch.compile of single blocks, in place: names of modules, parameters and checkpoints stay as they are.
 
 A block is the unit that repeats, so one compilation serves all layers of a stack, and what is between
-blocks (packing, masks, losses, experts' routing) stays as it is. Ansel et al. 2024, PyTorch 2.
+blocks (packing, masks, losses) stays as it is, and so do mixtures of experts inside of them, whose shapes
+depend on the data. Ansel et al. 2024, PyTorch 2.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from muomni.models.moe import moe_layers
 from muomni.models.recompute import BlockRunner
 
 # All stacks of a model share the code of their block, which is compiled anew for each kind of stack, with
@@ -26,6 +28,9 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> int:
     torch._dynamo.config.recompile_limit = _MAX_COMPILATIONS
     blocks = [b for part in module.modules() if isinstance(part, BlockRunner) for b in part.runs()]
     for block in blocks:
+        for layer in moe_layers(block):
+            # What is before and behind it is compiled.
+            layer.forward = torch.compiler.disable(layer.forward)
         block.compile(backend=backend)
     return len(blocks)
 

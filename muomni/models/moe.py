@@ -114,6 +114,11 @@ def route(
     return scores, chosen
 
 
+def moe_layers(model: nn.Module) -> list[nn.Module]:
+    """All MoE layers in order, `MoEBlock` or what AutoEP put in its place."""
+    return [m for m in model.modules() if isinstance(getattr(m, "experts", None), nn.Module)]
+
+
 def find_routers(model: nn.Module) -> list[nn.Module]:
     """The router linears of all MoE layers in order, before or after AutoEP replaced the blocks."""
     named = dict(model.named_modules())

@@ -8,16 +8,7 @@ from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.errors import ConfigError
 
 
-def check_model(has_experts: bool) -> None:
-    """Raises ConfigError for a model that cannot be compiled."""
-    if has_experts:
-        raise ConfigError(
-            "training.compile does not run with a mixture of experts, whose routing depends on the data; "
-            "take out training.compile or model.moe"
-        )
-
-
-def check_machine(environ: Mapping[str, str], device: str) -> None:
+def check_support(environ: Mapping[str, str], device: str) -> None:
     """Raises ConfigError for a machine that has no compiler."""
     there = {"PATH": environ.get("PATH", os.defpath), **environ}
     add_interpreter_folder(there)

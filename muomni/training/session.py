@@ -118,10 +118,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if config.training.attention == "varlen":
         here = None if request.is_for_other_gpus else device
         attention.check_support(here, precision, sizes)
-    if config.training.compile:
-        compiling.check_model(find_moe(sizes) is not None)
-        if not request.is_for_other_gpus:
-            compiling.check_machine(os.environ, device.type)
+    if config.training.compile and not request.is_for_other_gpus:
+        compiling.check_support(os.environ, device.type)
     by_part = isinstance(config.training.activation_checkpointing, dict)
     if config.optim.lr_scales or config.optim.name == "muon" or by_part:
         # A pattern or an optimizer that finds nothing is refused before any start.

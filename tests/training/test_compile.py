@@ -15,7 +15,7 @@ from muomni.training.dry_run import Device, describe
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
-from tests.training.test_expert_parallel import SIZES
+from tests.training.test_expert_parallel import FIGURES, engine, moe_config
 
 TIMEOUT_S = 300.0  # the first compilation of a rank loads the compiler
 
@@ -92,14 +92,32 @@ def test_a_dry_run_says_the_same(text_data: Path) -> None:
     assert compiled == eager
 
 
-def test_what_cannot_be_compiled_is_refused_before_a_start(
+@pytest.mark.parametrize(
+    "num_expert_ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1))]
+)
+def test_experts_stay_as_they_are_inside_of_compiled_blocks(
+    num_expert_ranks: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    eager, compiled = (
+        two_ranks.run(
+            train_and_count,
+            timeout_s=TIMEOUT_S,
+            config=moe_config(text_data, {"training": {"compile": on, "max_steps": 4}}),
+            run=tmp_path / str(on),
+            zero=engine(2, num_expert_ranks),
+        )[0]
+        for on in (False, True)
+    )
+    # Before the experts and behind them.
+    assert eager["num_graphs"] == 0 < compiled["num_graphs"] <= 4
+    for figure in FIGURES:
+        expected, got = ([line[figure] for line in r["curve"]] for r in (eager, compiled))
+        assert got == pytest.approx(expected, rel=1e-4), figure
+
+
+def test_a_machine_without_a_compiler_is_refused_before_a_start(
     text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = compile_config(text_data, is_compiled=True).model_dump()
-    content["model"]["moe"] = SIZES
-    config = RunConfig.model_validate(content)
-    with pytest.raises(ConfigError, match="does not run with a mixture of experts"):
-        prepare(Request(config, tmp_path, tmp_path, {}), discover({}))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"training\.compile needs a C\+\+ compiler \(no-such"):
         prepare(Request(compile_config(text_data, True), tmp_path, tmp_path, {}), discover({}))
