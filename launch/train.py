@@ -64,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--gpu-gib", type=float, metavar="GIB", help="with --dry-run: memory of each GPU"
     )
+    flags.add_argument(
+        "--check-memory",
+        action="store_true",
+        help="do not start when the predicted memory of a rank is more than it has",
+    )
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     flags.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=3e-4")
     return flags
@@ -134,10 +139,21 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         from muomni.training import dry_run
 
         device = dry_run.find_device(session, is_planned, arguments.gpu_gib)
-        return dry_run.describe(session, device)
+        seen = dry_run.preview(session, device)
+        figures = dry_run.describe(session, device, seen)
+        if arguments.check_memory:
+            dry_run.check_memory(session, seen, device)
+        return figures
     finished = sessions.finished_result(session)
     if finished is not None:
         return finished
+    if arguments.check_memory:
+        from muomni.training import dry_run
+
+        # What the first rank has to compute: all ranks must come to the same end.
+        first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
+        device = dry_run.find_device(first)
+        dry_run.check_memory(first, dry_run.preview(first, device), device)
     from muomni.training.engine import process_group
 
     export_environment(ranks, os.environ)

@@ -12,6 +12,7 @@ from torch import nn
 
 from muomni.config.loading import CONFIG_ROOT
 from muomni.data.view import Batch
+from muomni.errors import ConfigError
 from muomni.models.recompute import describe_recomputation
 from muomni.training import expert_parallel
 from muomni.training.ds_config import read_engine_json, zero_settings, zero_stage
@@ -48,6 +49,10 @@ class Device:
     memory: int | None
     host_memory: int | None = None
 
+    @property
+    def memory_text(self) -> str:
+        return "unknown" if self.memory is None else f"{self.memory / MIB:,.0f} MiB"
+
 
 def find_device(session: Session, is_planned: bool = False, gpu_gib: float | None = None) -> Device:
     """The device of each rank: this machine's, or a GPU that is only planned with."""
@@ -64,14 +69,53 @@ def find_device(session: Session, is_planned: bool = False, gpu_gib: float | Non
     return Device("cpu", of_machine)
 
 
-def describe(session: Session, device: Device) -> dict[str, Any]:
-    """Print the resolved config, what is trained and the memory it takes; returns the figures."""
-    config = session.request.config
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A session's first step on this rank, without its numbers, and the memory that it will take."""
+
+    task: nn.Module
+    batches: list[Batch]
+    trace: StepTrace
+    plans: list[MemoryPlan]
+
+
+def preview(session: Session, device: Device) -> Preview:
+    """Read the first step, run it on tensors without content, and predict from that."""
     with torch.device("meta"):
         task = session.stage.build()
     batches = read_step(session)
     trace = trace_step(session.stage, batches, session.precision, session.ranks.world_size)
-    plans = predict_memory(session, task, trace, device)
+    return Preview(task, batches, trace, predict_memory(session, task, trace, device))
+
+
+def check_memory(session: Session, seen: Preview, device: Device) -> None:
+    """Raises ConfigError when the run's own plan needs more than a rank has, or nobody can tell."""
+    own = [plan for plan in seen.plans if _is_own(plan, session)]
+    if not own:
+        raise ConfigError(
+            "memory is not predicted with expert_parallel or data_types; leave --check-memory out"
+        )
+    plan, fits = own[0], fits_device(own[0], device)
+    if fits is None:
+        raise ConfigError(
+            "--check-memory needs to know the memory of the GPUs; give --gpu-gib, too"
+        )
+    if not fits:
+        most = max(plan.parts, key=lambda part: plan.parts[part]).replace("_", " ")
+        needed, host = plan.peak / MIB, plan.host_peak / MIB
+        on_host = f" and {host:,.0f} MiB of the host" if host else ""
+        raise ConfigError(
+            f"a rank needs {needed:,.0f} MiB{on_host} and has {device.memory_text}, most of it for "
+            f"{most}; lower batch.size or batch.rows, set training.activation_checkpointing, or choose "
+            "another --deepspeed_config (--dry-run shows what each one needs)"
+        )
+
+
+def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:
+    """Print the resolved config, what is trained and the memory it takes; returns the figures."""
+    config = session.request.config
+    seen = preview(session, device) if seen is None else seen
+    task, batches, trace, plans = seen.task, seen.batches, seen.trace, seen.plans
     if session.ranks.is_main:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(*describe_parameters(task, config.optim), sep="\n")
@@ -157,26 +201,28 @@ def _layout(engine_json: dict[str, Any]) -> tuple[int, bool]:
     return zero_stage(engine_json), bool(offload_of(engine_json))
 
 
+def _is_own(plan: MemoryPlan, session: Session) -> bool:
+    return (plan.zero_stage, bool(plan.offload)) == _layout(session.request.engine_json)
+
+
 def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str]:
     """The plans as aligned text, a line each."""
     config = session.request.config
     if not plans:
         return ["memory is not predicted with expert_parallel or data_types"]
-    memory = "unknown" if device.memory is None else f"{device.memory / MIB:,.0f} MiB"
     kind = "GPU" if device.kind == "cuda" else "CPU rank"
     recomputed = describe_recomputation(config.training.activation_checkpointing)
     head = (
         f"memory of each {kind} in MiB, {session.ranks.world_size} in all, {session.precision}"
         f"{recomputed and ', '}{recomputed} "
-        f"(a {kind} has {memory}):"
+        f"(a {kind} has {device.memory_text}):"
     )
     hidden = set() if config.training.ema_decay is not None else {AVERAGE}
     parts = [part for part in PARTS if part not in hidden]
     columns = (part.replace("_", " ") for part in parts)
     rows = [["ZeRO", *columns, "peak", "host", "fits", "peak at", "offload"]]
     for plan in plans:
-        is_own = (plan.zero_stage, bool(plan.offload)) == _layout(session.request.engine_json)
-        own = "*" if is_own else ""
+        own = "*" if _is_own(plan, session) else ""
         sizes = [f"{plan.parts[part] / MIB:,.1f}" for part in parts]
         fits = {None: "?", True: "yes", False: "no"}[fits_device(plan, device)]
         sums = [f"{num_bytes / MIB:,.1f}" for num_bytes in (plan.peak, plan.host_peak)]

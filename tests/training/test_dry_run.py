@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,14 +24,19 @@ from tests.training.runs import TINY_THINKER, thinker_config
 GIB = 2**30
 
 
-def dry_run(data: Path, *flags: str) -> dict[str, Any]:
-    """The figures of a dry run of a small Thinker by one process."""
+def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
+    """The result of `launch/train.py` with a small Thinker in this process."""
     sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
     given = [
-        "--stage", "thinker", "--data", str(data), "--dry-run", *sizes, "batch.size=64",
+        "--stage", "thinker", "--data", str(data), *sizes, "batch.size=64",
         "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
     ]  # fmt: skip
-    return train(parser().parse_intermixed_args(given), discover({}))
+    return train(parser().parse_intermixed_args(given), discover(environ or {}))
+
+
+def dry_run(data: Path, *flags: str) -> dict[str, Any]:
+    """The figures of a dry run by one process."""
+    return launch(data, "--dry-run", *flags)
 
 
 def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
@@ -76,6 +82,33 @@ def test_a_plan_for_gpus_asks_not_what_this_machine_has(
     # What no GPU does is refused in a plan, too.
     with pytest.raises(ConfigError, match="bf16 or fp16, not fp32"):
         dry_run(text_data, "--gpu-gib", "80", "--precision", "fp32", flags[2])
+
+
+def test_a_run_that_does_not_fit_is_refused_where_that_is_asked_for(
+    text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dry_run(text_data, "--gpu-gib", "1", "--check-memory")["memory"][1]["fits"]
+    with pytest.raises(ConfigError, match=r"a rank needs [\d,]+ MiB and has 0 MiB, most of it for"):
+        dry_run(text_data, "--gpu-gib", "0.0001", "--check-memory")
+    assert not dry_run(text_data, "--gpu-gib", "0.0001")["memory"][1]["fits"]
+    with pytest.raises(ConfigError, match="give --gpu-gib, too"):
+        dry_run(text_data, "--gpus", "1", "--check-memory")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**20))
+    refusals = []
+    for rank in ("0", "1"):  # which begin with other samples
+        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        with pytest.raises(ConfigError, match="has 0 MiB") as refusal:
+            launch(text_data, "--check-memory", "--run", str(tmp_path), environ=environ)
+        refusals.append(str(refusal.value))
+    assert refusals[0] == refusals[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_nobody_predicts_cannot_be_checked(text_data: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine.json"
+    engine.write_text(json.dumps({"data_types": {"grad_accum_dtype": "fp32"}}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="leave --check-memory out"):
+        dry_run(text_data, "--check-memory", "--deepspeed_config", str(engine))
 
 
 def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
