@@ -284,6 +284,8 @@ def _start_process_group() -> Callable[[], None]:
         dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
     )
     release_names(os.environ)
+    process_groups = torch.distributed.distributed_c10d._world.pg_map
+    known_groups = set(process_groups)
     environment, folder = dict(os.environ), Path.cwd()
     handlers = {number: signal.getsignal(number) for number in (2, 10, 12, 15)}
     # Expert-parallel groups are remembered by size here; a later engine must build its own.
@@ -304,6 +306,9 @@ def _start_process_group() -> Callable[[], None]:
             signal.signal(number, handler)
         for name, value in remembered.items():
             setattr(groups, name, copy.copy(value))
+        # Each engine makes groups of its own, whose threads would go on to watch their connections.
+        for group in [group for group in process_groups if group not in known_groups]:
+            torch.distributed.destroy_process_group(group)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
         torch.set_num_threads(1)
