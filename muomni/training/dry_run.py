@@ -103,11 +103,11 @@ def check_memory(session: Session, seen: Preview, device: Device) -> None:
     if not fits:
         most = max(plan.parts, key=lambda part: plan.parts[part]).replace("_", " ")
         needed, host = plan.peak / MIB, plan.host_peak / MIB
-        on_host = f" and {host:,.0f} MiB of the host" if host else ""
+        on_host = f", and {host:,.0f} MiB of host memory beside that" if host else ""
         raise ConfigError(
-            f"a rank needs {needed:,.0f} MiB{on_host} and has {device.memory_text}, most of it for "
-            f"{most}; lower batch.size or batch.rows, set training.activation_checkpointing, or choose "
-            "another --deepspeed_config (--dry-run shows what each one needs)"
+            f"a rank needs {needed:,.0f} MiB, most of it for {most}{on_host}; its {device.kind} has "
+            f"{device.memory_text}: lower batch.size or batch.rows, set training.activation_checkpointing, or "
+            "choose another --deepspeed_config (--dry-run shows what each one needs)"
         )
 
 

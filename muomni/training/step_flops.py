@@ -264,15 +264,19 @@ class Speech:
             return training.hardware(talker_flops(talker, num_letters, num_frames), recomputed)
 
         self._padded = partial(speaking, recomputed=recomputed)
+
         # Letters and frames enter in first power, and the length of the row in second: three lengths
         # tell the coefficients, and a row then costs a few products.
-        none, one, two = (speaking(num_letters, 0) for num_letters in range(3))
-        self._square = (two - 2 * one + none) // 2
+        def pair(recomputed: Fraction) -> int:
+            none, one, two = (speaking(num_letters, 0, recomputed) for num_letters in range(3))
+            return (two - 2 * one + none) // 2
+
+        none, one = (speaking(num_letters, 0) for num_letters in range(2))
+        self._square = pair(KEPT)
         self._letter = one - none - self._square
         self._frame = speaking(0, 1) - none - self._square
         self._start = none
-        none, one, two = (speaking(num_letters, 0, recomputed) for num_letters in range(3))
-        self._skipped_pair = (two - 2 * one + none) // 2 * by_documents
+        self._skipped_pair = pair(recomputed) * by_documents
         self._num_starts = 1 + (talker.num_speakers > 0)
         self._listening = cache(
             lambda num_mel: codec_flops(codec, num_mel, with_decoder=False).total
