@@ -18,10 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from muomni.checkpoint.commit import newest_complete, verify
+from muomni.checkpoint.store import newest_complete, verify
 from muomni.config.loading import resolve
 from muomni.config.run import STAGE_NAMES
-from muomni.dist.discovery import Ranks
+from muomni.distributed.discovery import Ranks
 from muomni.errors import DataError, exit_on_error
 from muomni.observe.metrics_log import read_lines
 from muomni.run_folder import RunFolder
@@ -60,7 +60,7 @@ def num_ranks(run: Path, stage: str) -> int:
 
 def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Units a second of the loader of one stage, and of the run when it has that stage."""
-    from muomni.data.loader import Loader, PlannedDataset
+    from muomni.data.loading.loader import Loader, PlannedDataset
     from muomni.training.session import Request, prepare
 
     config = resolve(stage_name, arguments.preset, None, {"data": {"root": arguments.data}})

@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from muomni.data.manifest import MANIFEST_NAME, Manifest, Split, Task, fingerprint
-from muomni.data.shard_writer import SampleCost, ShardWriter
+from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split, Task, fingerprint
+from muomni.data.shards.writer import SampleCost, ShardWriter
 
 Sample = tuple[str, list[tuple[str, bytes]], SampleCost]
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from muomni.config.loading import CONFIG_ROOT, merge, parse_override, resolve
-from muomni.dist.discovery import discover, export_environment, free_port
+from muomni.distributed.discovery import discover, export_environment, free_port
 from muomni.errors import MachineError, exit_on_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,11 +170,11 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
     ranks = discover()
     export_environment(ranks, os.environ)
 
-    from muomni.dist import collectives
-    from muomni.dist.lean_deepspeed import import_deepspeed
+    from muomni.distributed import collectives
+    from muomni.distributed.deepspeed_import import import_deepspeed
 
     import_deepspeed()
-    from muomni.training.engine import process_group
+    from muomni.training.engine.engine import process_group
 
     nothing = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, NOTHING)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
 
 def open_session(case: Case, arguments: argparse.Namespace, ranks: Any, folder: Path) -> Any:
     """The session of a case, its data open, its model not built."""
-    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
     overrides: dict[str, Any] = {"data": {"root": arguments.data}, "precision": case.precision}

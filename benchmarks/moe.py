@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, resolve
-from muomni.dist.discovery import discover, export_environment
+from muomni.distributed.discovery import discover, export_environment
 
 DENSE = "dense"
 
@@ -43,8 +43,8 @@ def main() -> None:
     ranks = discover()
     export_environment(ranks, os.environ)
 
-    from muomni.training.ds_config import read_engine_json
-    from muomni.training.engine import process_group
+    from muomni.training.engine.ds_config import read_engine_json
+    from muomni.training.engine.engine import process_group
     from muomni.training.session import Request, open_loop, prepare
 
     zero = f"zero{arguments.zero}"

@@ -48,7 +48,7 @@ def main() -> None:
 def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Plans of the stages as the preset has them: these corpora fill less than a window."""
     from muomni.config.loading import resolve
-    from muomni.dist.discovery import Ranks
+    from muomni.distributed.discovery import Ranks
     from muomni.training.session import Request, prepare
 
     results = {}
@@ -61,7 +61,7 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
 
 
 def of_drawn_lengths(num_steps: int) -> dict[str, dict[str, float]]:
-    from muomni.data.plan import Batching, Plan
+    from muomni.data.sampling.plan import Batching, Plan
 
     random = np.random.default_rng(0)
     seconds = np.clip(17 - random.gamma(2.0, 2.5, _NUM_DRAWN), 1.2, 17)

@@ -36,7 +36,7 @@ from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, merge, resolve
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.dist.discovery import Ranks, discover, export_environment
+from muomni.distributed.discovery import Ranks, discover, export_environment
 
 STAGES = ("vision_encoder", "audio_encoder")
 CHANGES: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ def main() -> None:
     if ranks.world_size != 1:
         raise SystemExit("perception_speed.py compares single ranks; start it with python")
     export_environment(ranks, os.environ)
-    from muomni.training.engine import process_group
+    from muomni.training.engine.engine import process_group
 
     start = time.perf_counter()
     compared = {"vision_encoder": compare_pictures, "audio_encoder": compare_speech}
@@ -87,7 +87,7 @@ def main() -> None:
 
 def open_session(arguments: argparse.Namespace, stage: str, folder: Path, ranks: Ranks) -> Any:
     """The stage in fp32 with one micro-batch a step."""
-    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
     num_steps = (arguments.rounds + 1) * arguments.steps
@@ -196,8 +196,8 @@ def open_clip_epoch(session: Any, batches: list[dict[str, Any]]) -> Callable[[],
     import torch
     from open_clip_train.train import train_one_epoch
 
-    from muomni.models.convert_open_clip import open_clip_config
-    from muomni.models.vision_encoder import normalise_pixels
+    from muomni.models.vision.convert_open_clip import open_clip_config
+    from muomni.models.vision.vision_encoder import normalise_pixels
 
     sizes, optim, tokenizer = (
         session.stage.model_config(), session.request.config.optim, session.stage.tokenizer,

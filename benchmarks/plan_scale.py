@@ -63,7 +63,7 @@ def main() -> None:
 
 def write_corpus(root: Path, num_samples: int, num_distinct: int) -> None:
     """A speech dataset of `num_samples` recordings, without the recordings."""
-    from muomni.data.manifest import MANIFEST_NAME, Manifest, Split, fingerprint
+    from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split, fingerprint
 
     num_shards = -(-num_samples // _SHARD_SAMPLES)
     if (root / MANIFEST_NAME).is_file():
@@ -93,9 +93,9 @@ def write_corpus(root: Path, num_samples: int, num_distinct: int) -> None:
 
 
 def _write_original(root: Path, number: int, random: np.random.Generator) -> Any:
-    from muomni.data.manifest import COLUMNS, ShardRecord, Totals
-    from muomni.data.shard_writer import columns_path
-    from muomni.data.tar_index import index_path, write_index
+    from muomni.data.shards.manifest import COLUMNS, ShardRecord, Totals
+    from muomni.data.shards.tar_index import index_path, write_index
+    from muomni.data.shards.writer import columns_path
 
     path = f"train/speech-train-{number:06d}.tar"
     columns = np.zeros(_SHARD_SAMPLES, dtype=COLUMNS)
@@ -136,11 +136,11 @@ def _in_fresh_process(mode: str, arguments: argparse.Namespace) -> dict[str, flo
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Open, count the rank's share, seek; in this process."""
-    from muomni.data.manifest import Manifest
-    from muomni.data.order import SampleOrder
-    from muomni.data.plan import Batching, Plan
-    from muomni.data.recording import mel_frames
-    from muomni.data.source import Source
+    from muomni.data.media.audio import mel_frames
+    from muomni.data.sampling.order import SampleOrder
+    from muomni.data.sampling.plan import Batching, Plan
+    from muomni.data.shards.manifest import Manifest
+    from muomni.data.shards.source import Source
 
     imports_mb = _peak_mb()
     with Stopwatch() as opening:

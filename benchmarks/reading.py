@@ -47,14 +47,14 @@ from benchmarks.machine import machine_facts
 from benchmarks.made_corpora import pictures, recordings, tar_paths, texts, write_dataset
 from data_prep.train_tokenizer import train_tokenizer
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.ctc_units import CtcUnits
-from muomni.data.image_text_view import ImageTextView
-from muomni.data.loader import Loader, PlannedDataset
-from muomni.data.manifest import Manifest
-from muomni.data.plan import Batching, Plan
-from muomni.data.source import Source
-from muomni.data.speech_view import SpeechView
-from muomni.data.view import View
+from muomni.data.loading.loader import Loader, PlannedDataset
+from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.views.base import View
+from muomni.data.views.image_text import ImageTextView
+from muomni.data.views.speech import SpeechView
 from muomni.errors import exit_on_error
 
 _RAW_BATCH, _PICTURE_BATCH, _AUDIO_BATCH = 32, 64, 16

@@ -30,15 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from benchmarks.made_corpora import Sample, pictures, recordings, texts, write_dataset
 from data_prep.train_tokenizer import train_tokenizer
-from muomni.data.ctc_units import CtcUnits
-from muomni.data.image_text_view import ImageTextView
-from muomni.data.loader import Loader, PlannedDataset
-from muomni.data.manifest import Manifest, Task
-from muomni.data.plan import Batching, MicroBatch, Plan
-from muomni.data.source import Source
-from muomni.data.speech_view import SpeechView
-from muomni.data.text_view import TextView
-from muomni.data.view import Batch, View
+from muomni.data.loading.loader import Loader, PlannedDataset
+from muomni.data.sampling.plan import Batching, MicroBatch, Plan
+from muomni.data.shards.manifest import Manifest, Task
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.views.base import Batch, View
+from muomni.data.views.image_text import ImageTextView
+from muomni.data.views.speech import SpeechView
+from muomni.data.views.text import TextView
 from muomni.errors import exit_on_error
 
 _POSITIONS = (0.0, 0.25, 0.9)

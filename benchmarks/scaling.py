@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, resolve
-from muomni.dist.discovery import Ranks, discover, export_environment
+from muomni.distributed.discovery import Ranks, discover, export_environment
 
 # Rows and positions of a rank's micro-batch, one of them a step.
 LOADS = {"4x512": (4, 512), "1x128": (1, 128)}
@@ -109,7 +109,7 @@ def scaling(launches: list[dict[str, Any]]) -> dict[str, Any]:
 def measure_ranks(arguments: argparse.Namespace) -> None:
     """On each rank: the training loop and the bare one, in turn."""
     from benchmarks.step_overhead import bare_loop
-    from muomni.training.engine import process_group
+    from muomni.training.engine.engine import process_group
     from muomni.training.session import open_loop
 
     ranks = discover()
@@ -128,7 +128,7 @@ def measure_ranks(arguments: argparse.Namespace) -> None:
 
 def open_session(arguments: argparse.Namespace, folder: Path, ranks: Ranks) -> Any:
     """Stage thinker with this load on each rank."""
-    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
     rows, size = LOADS[arguments.loads[0]]

@@ -36,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from data_prep.corpus import ReaderOptions
+from data_prep.media.treatment import Treatment
 from data_prep.readers import READERS
-from data_prep.shard_plan import ShardingOptions, ShardPlan, build_plan
-from data_prep.sharder import write_shards
-from data_prep.treatment import Treatment
+from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan, build_plan
+from data_prep.sharding.sharder import write_shards
 
 _SIDE, _QUALITY, _RESIZED_QUALITY = 256, 92, 90
 _PHOTOGRAPH, _PHOTOGRAPH_RATIO = (640, 480), 5

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from muomni.config.loading import resolve
-from muomni.dist.discovery import Ranks
+from muomni.distributed.discovery import Ranks
 from muomni.errors import ConfigError, exit_on_error
 
 _FIRST_EPOCH = 5
@@ -63,7 +63,7 @@ def main() -> None:
 
 def soak(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Memory and open files of each process after each epoch of one stage."""
-    from muomni.data.loader import Loader, PlannedDataset
+    from muomni.data.loading.loader import Loader, PlannedDataset
     from muomni.training.session import Request, prepare
 
     config = resolve(stage_name, arguments.preset, None, {"data": {"root": arguments.data}})

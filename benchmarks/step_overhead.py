@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, parse_override, resolve
-from muomni.data.loader import PlannedDataset
-from muomni.dist.discovery import discover, export_environment
+from muomni.data.loading.loader import PlannedDataset
+from muomni.distributed.discovery import discover, export_environment
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
     ranks = discover()
     export_environment(ranks, os.environ)
 
-    from muomni.training.ds_config import read_engine_json
-    from muomni.training.engine import process_group
+    from muomni.training.engine.ds_config import read_engine_json
+    from muomni.training.engine.engine import process_group
     from muomni.training.session import Request, open_loop, prepare
 
     num_steps = arguments.rounds * arguments.steps + arguments.steps
@@ -74,9 +74,9 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     """`num_steps` steps of plain DeepSpeed over batches that are in memory."""
     import deepspeed
 
-    from muomni.training import ds_config
-    from muomni.training.engine import quiet_deepspeed
-    from muomni.training.optim import build_optimizer
+    from muomni.training.engine import ds_config
+    from muomni.training.engine.engine import quiet_deepspeed
+    from muomni.training.optim.groups import build_optimizer
 
     config, stage = session.request.config, session.stage
     task = stage.build()

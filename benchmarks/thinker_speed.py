@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
 from muomni.config.loading import CONFIG_ROOT, merge, resolve
-from muomni.dist.discovery import discover, export_environment
+from muomni.distributed.discovery import discover, export_environment
 
 OURS = "muomni"
 # Preset, what is laid over it, and the vocabulary (None: the tokenizer's).
@@ -80,7 +80,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from muomni.training.engine import process_group
+    from muomni.training.engine.engine import process_group
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def main() -> None:
 
 def open_session(arguments: argparse.Namespace, folder: Path, ranks: Any) -> Any:
     """The stage of this shape, in fp32, with steps for all rounds."""
-    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
     from muomni.training.stages.thinker import ThinkerStage
 
@@ -277,7 +277,7 @@ def own_padded_batches(
     """The same as stage thinker's own batches, each row one document."""
     import torch
 
-    from muomni.data.packing import document_starts
+    from muomni.data.sampling.packing import document_starts
 
     batches = []
     for _ in range(num_batches):

@@ -1,6 +1,6 @@
 """`python -m data_prep`."""
 
-from data_prep.cli import main
+from data_prep.cli.main import main
 
 if __name__ == "__main__":
     main()

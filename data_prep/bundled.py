@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.corpus import ReaderOptions
-from data_prep.prepare import OpenProgress, prepare, remove_dataset
-from data_prep.shard_plan import ShardingOptions
+from data_prep.sharding.prepare import OpenProgress, prepare, remove_dataset
+from data_prep.sharding.shard_plan import ShardingOptions
 from data_prep.train_tokenizer import train_tokenizer
-from muomni.data.atomic_write import write_atomic
-from muomni.data.manifest import Manifest, Task
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.shards.manifest import Manifest, Task
+from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
+from muomni.io.atomic_write import write_atomic
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 # Small corpora: a fifth for the test, so that error rates there mean something.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from muomni.data.manifest import hash64
+from muomni.data.shards.manifest import hash64
 from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.train_tokenizer import sample_texts
-from muomni.data.manifest import Manifest
-from muomni.data.shard_reader import SplitReader
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.reader import SplitReader
+from muomni.data.text.tokenizer import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.model"
 # Texts from which tokens a character are guessed.

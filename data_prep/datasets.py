@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from muomni.data.manifest import MANIFEST_NAME, Manifest, Split
+from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split
 
 
 def find_manifests(folders: list[Path]) -> list[Manifest]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import sentencepiece
 
-from muomni.data.atomic_write import write_atomic
-from muomni.data.manifest import MANIFEST_NAME, Manifest
-from muomni.data.shard_reader import SplitReader
-from muomni.data.tokenizer import MARKERS, Tokenizer
+from muomni.data.shards.manifest import MANIFEST_NAME, Manifest
+from muomni.data.shards.reader import SplitReader
+from muomni.data.text.tokenizer import MARKERS, Tokenizer
 from muomni.errors import ConfigError, DataError
+from muomni.io.atomic_write import write_atomic
 
 # Longer texts are cut: BPE needs words, not whole books, and the trainer counts bytes a line.
 _MAX_CHARS = 4096

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.loading import preset_names, resolve
 from muomni.config.run import STAGE_NAMES
-from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.errors import DataError, MachineError, MuomniError
 
 MIN_PYTHON = (3, 10)
@@ -211,7 +211,7 @@ def check_preset(preset: str) -> str:
 
 def data_checks(data: Path) -> Iterator[Check]:
     """One check a dataset below `data`, and one of its tokenizer."""
-    from muomni.data.tokenizer import Tokenizer
+    from muomni.data.text.tokenizer import Tokenizer
 
     folders = [folder for folder in (data, *sorted(data.glob("*"))) if folder.is_dir()]
     datasets = [folder for folder in folders if (folder / "manifest.json").is_file()]
@@ -234,8 +234,8 @@ def data_checks(data: Path) -> Iterator[Check]:
 
 def check_dataset(folder: Path) -> str:
     """Sizes and counts of all shards against the manifest; raises DataError."""
-    from data_prep.verify import verify
-    from muomni.data.manifest import Manifest
+    from data_prep.inspection.verify import verify
+    from muomni.data.shards.manifest import Manifest
 
     manifest = Manifest.load(folder)
     report = verify(manifest, full=False, decode_percent=0.0, num_workers=1)
@@ -255,7 +255,7 @@ def run_checks(run: Path, data: Path | None) -> Iterator[Check]:
 def check_export(run: Path, stage: str, data: Path | None) -> str:
     """Hashes of an export, and its tokenizer against that of the data; raises MuomniError."""
     from muomni.checkpoint.export import read_export
-    from muomni.data.tokenizer import Tokenizer
+    from muomni.data.text.tokenizer import Tokenizer
 
     export = read_export(run / stage / "export", stage)
     if data is not None and (data / "tokenizer.model").is_file():

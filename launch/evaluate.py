@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.loading import did_you_mean
 from muomni.config.run import STAGE_NAMES
-from muomni.dist.discovery import Ranks, discover, export_environment
-from muomni.dist.lean_deepspeed import import_deepspeed
+from muomni.distributed.deepspeed_import import import_deepspeed
+from muomni.distributed.discovery import Ranks, discover, export_environment
 from muomni.errors import ConfigError, exit_on_error
 from muomni.evaluation.report import REPORT_NAME, write_report
 
@@ -62,9 +62,9 @@ def main() -> None:
 def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Check, evaluate, print the table and write the report; returns its JSON."""
     _check(arguments)
+    from muomni.evaluation.context import Wanted
     from muomni.evaluation.evaluator import run_evaluation
-    from muomni.evaluation.subject import Wanted
-    from muomni.training.precision import pick_device
+    from muomni.training.engine.precision import pick_device
 
     wanted = Wanted(
         arguments.stage, arguments.run, arguments.data, arguments.upstream, arguments.split,
@@ -74,7 +74,7 @@ def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     with ExitStack() as stack:
         if ranks.world_size > 1:
             import_deepspeed()
-            from muomni.training.engine import process_group
+            from muomni.training.engine.engine import process_group
 
             export_environment(ranks, os.environ)
             stack.enter_context(process_group(device))

@@ -81,7 +81,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from muomni.inference.load import load_assistant
     from muomni.inference.speech import check_can_speak, speak_answer, write_speech
-    from muomni.training.precision import pick_device
+    from muomni.training.engine.precision import pick_device
 
     assistant = load_assistant(arguments.run, pick_device(0))
     if arguments.speak is not None:
@@ -141,7 +141,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _write_json(path: Path, text: str) -> None:
-    from muomni.data.atomic_write import write_atomic
+    from muomni.io.atomic_write import write_atomic
 
     write_atomic(path, f"{text}\n".encode())
 

@@ -21,7 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import train as train_command
-from launch.ranks import (
+from muomni.config.loading import did_you_mean, preset_names, read_yaml
+from muomni.config.run import STAGE_NAMES, RunConfig
+from muomni.errors import ConfigError, MuomniError, PreemptedError, exit_on_error
+from muomni.observe.mlflow_log import flatten
+from muomni.pipeline.graph import Needs, next_stage, stage_needs, trains_alone
+from muomni.pipeline.local import (
     RunningRanks,
     count_ranks,
     num_gpus,
@@ -29,11 +34,6 @@ from launch.ranks import (
     rank_environment,
     train_argv,
 )
-from launch.stage_graph import Needs, next_stage, stage_needs, trains_alone
-from muomni.config.loading import did_you_mean, preset_names, read_yaml
-from muomni.config.run import STAGE_NAMES, RunConfig
-from muomni.errors import ConfigError, MuomniError, PreemptedError, exit_on_error
-from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -394,9 +394,9 @@ def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
 
 def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:
     """Whether the datasets and the tokenizer are still those of an export; raises DataError."""
-    from muomni.data.data_root import datasets_of, tokenizer_of
-    from muomni.data.source import Source
-    from muomni.data.stream import fingerprint, stream_shards
+    from muomni.data.loading.stream import fingerprint, stream_shards
+    from muomni.data.shards.data_root import datasets_of, tokenizer_of
+    from muomni.data.shards.source import Source
 
     if (stream := config.data.stream) is not None:
         now = fingerprint(stream_shards(stream.shards, stream.samples_per_shard))

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.loading import CONFIG_ROOT, merge, parse_override, preset_names, resolve
 from muomni.config.run import STAGE_NAMES, RunConfig
-from muomni.dist.discovery import Ranks, discover, export_environment
-from muomni.dist.lean_deepspeed import import_deepspeed
+from muomni.distributed.deepspeed_import import import_deepspeed
+from muomni.distributed.discovery import Ranks, discover, export_environment
 from muomni.errors import ConfigError, exit_on_error
 
 SAMPLE_RUN = Path("runs/quickstart")
@@ -92,7 +92,7 @@ def resolve_config(arguments: argparse.Namespace) -> RunConfig:
 def build_request(arguments: argparse.Namespace) -> Any:
     """All that the command line asks for; raises ConfigError."""
     import_deepspeed()
-    from muomni.training.ds_config import read_engine_json
+    from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request
 
     run = arguments.run or Path("runs/default")
@@ -113,7 +113,7 @@ def main() -> None:
             level=logging.WARNING if ranks.is_main else logging.ERROR, format="%(message)s"
         )
         # Each rank reads samples of its own, so each tells of the bad ones.
-        for reader in ("loader", "stream"):
+        for reader in ("loading.loader", "loading.stream"):
             logging.getLogger(f"muomni.data.{reader}").setLevel(logging.WARNING)
         result = train(arguments, ranks)
         if ranks.is_main:
@@ -136,7 +136,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
     session = sessions.prepare(request, ranks)
     if arguments.dry_run:
-        from muomni.training import dry_run
+        from muomni.training.planning import dry_run
 
         device = dry_run.find_device(session, is_planned, arguments.gpu_gib)
         seen = dry_run.preview(session, device)
@@ -148,13 +148,13 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     if finished is not None:
         return finished
     if arguments.check_memory:
-        from muomni.training import dry_run
+        from muomni.training.planning import dry_run
 
         # What the first rank has to compute: all ranks must come to the same end.
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
-    from muomni.training.engine import process_group
+    from muomni.training.engine.engine import process_group
 
     export_environment(ranks, os.environ)
     with process_group(session.device):

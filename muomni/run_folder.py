@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from muomni.data.atomic_write import write_atomic
 from muomni.errors import ConfigError
+from muomni.io.atomic_write import write_atomic
 
 _PACKAGES = ("muomni", "torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece", "mlflow")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from muomni.data.manifest import find_datasets
-from muomni.data.shard_reader import SplitReader
+from muomni.data.shards.manifest import find_datasets
+from muomni.data.shards.reader import SplitReader
 from muomni.errors import MuomniError, exit_on_error
 
 ROOT = Path(__file__).resolve().parents[1]

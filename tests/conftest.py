@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.ranks import RankPool
 
 # Four ranks and what they hold are much for one machine: one worker runs all the files that start them.
-_FOUR_RANKS = ("tests/parity/test_matrix.py", "tests/training/test_expert_parallel.py")
+_FOUR_RANKS = ("tests/parity/test_matrix.py", "tests/training/engine/test_expert_parallel.py")
 
 # The first one to ask starts the server, for ranks and workers of loaders alike.
 multiprocessing.set_forkserver_preload(["tests.rank_imports"])

@@ -23,9 +23,9 @@ from muomni.config.models import (
     TalkerConfig,
     ThinkerConfig,
 )
-from muomni.data.manifest import Manifest
-from muomni.data.shard_writer import SampleCost
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.writer import SampleCost
+from muomni.data.text.tokenizer import Tokenizer
 from tests.corpora import Sample, write_dataset
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250,) * 3}
@@ -160,11 +160,11 @@ def write_upstream(run: Path, tokenizer: Tokenizer) -> None:
     """Exports of all stages below sft, with random weights; codes of the codec are spread out."""
     import torch
 
-    from muomni.models.audio_encoder import AudioEncoder
-    from muomni.models.clip import Clip
-    from muomni.models.codec import Codec
-    from muomni.models.talker import Talker
-    from muomni.models.thinker import Thinker
+    from muomni.models.language.thinker import Thinker
+    from muomni.models.speech.audio_encoder import AudioEncoder
+    from muomni.models.speech.codec import Codec
+    from muomni.models.speech.talker import Talker
+    from muomni.models.vision.clip import Clip
 
     torch.manual_seed(5)
     size = tokenizer.vocab_size

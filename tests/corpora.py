@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from muomni.data.manifest import Manifest, Split, Task, fingerprint
-from muomni.data.shard_writer import SampleCost, ShardWriter
-from muomni.data.tokenizer import MARKERS
+from muomni.data.shards.manifest import Manifest, Split, Task, fingerprint
+from muomni.data.shards.writer import SampleCost, ShardWriter
+from muomni.data.text.tokenizer import MARKERS
 
 Sample = tuple[str, list[tuple[str, bytes]], SampleCost]
 

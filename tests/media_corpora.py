@@ -8,8 +8,8 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 
-from muomni.data.manifest import Manifest, Task
-from muomni.data.shard_writer import SampleCost
+from muomni.data.shards.manifest import Manifest, Task
+from muomni.data.shards.writer import SampleCost
 from tests.corpora import Sample, write_dataset
 
 RATE_HZ = 16_000

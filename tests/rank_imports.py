@@ -7,7 +7,7 @@ from importlib import import_module
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import_module("muomni.dist.lean_deepspeed").import_deepspeed()
+import_module("muomni.distributed.deepspeed_import").import_deepspeed()
 for name in ("mlflow", "muomni.training.session"):
     import_module(name)
 

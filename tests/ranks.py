@@ -39,8 +39,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from muomni.dist.compiler import add_interpreter_folder, missing_for_compiling
-from muomni.dist.lean_deepspeed import import_deepspeed
+from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.distributed.deepspeed_import import import_deepspeed
 
 START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a fresh machine
 RUN_TIMEOUT_S = 120.0
@@ -274,7 +274,7 @@ def _start_process_group() -> Callable[[], None]:
     import torch
     from deepspeed.utils import groups
 
-    from muomni.dist.shared_memory import release_names
+    from muomni.distributed.shared_memory import release_names
 
     torch.set_num_threads(1)
     add_interpreter_folder(os.environ)

@@ -7,6 +7,7 @@ from data_prep.readers.coco import read_coco
 from data_prep.readers.commonvoice import read_commonvoice
 from data_prep.readers.flickr30k import read_flickr30k
 from data_prep.readers.gigaspeech import read_gigaspeech
+from data_prep.readers.image_folder import read_img2dataset, read_picture_folder
 from data_prep.readers.lhotse import read_lhotse
 from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.libritts import read_libritts
@@ -16,12 +17,11 @@ from data_prep.readers.messages import read_messages
 from data_prep.readers.nemo import read_nemo
 from data_prep.readers.openai import read_openai
 from data_prep.readers.parquet import read_image_parquet, read_speech_parquet, read_text_parquet
-from data_prep.readers.picture_folder import read_img2dataset, read_picture_folder
 from data_prep.readers.plain_text import read_plain_text
 from data_prep.readers.sharegpt import read_sharegpt
 from data_prep.readers.table import read_image_table, read_speech_table, read_text_table
 from data_prep.readers.vctk import read_vctk
-from muomni.data.manifest import Task
+from muomni.data.shards.manifest import Task
 
 # Recordings with their text serve both tasks, whatever they were made for.
 _RECORDINGS: dict[str, Reader] = {

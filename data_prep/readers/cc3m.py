@@ -13,7 +13,7 @@ from data_prep.corpus import Item, Problem, ReaderOptions, declared_split, requi
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.table import read_delimited
 from data_prep.readers.text_files import open_text
-from muomni.data.decode import IMAGE_EXTENSIONS
+from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
 _HEADERS = {

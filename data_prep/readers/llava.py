@@ -24,7 +24,7 @@ from data_prep.corpus import (
     text_problem,
 )
 from data_prep.readers.json_records import Record, read_json_list
-from muomni.data.conversation import MEDIA_KINDS, MediaKind, cut_at_placeholders
+from muomni.data.text.chat_template import MEDIA_KINDS, MediaKind, cut_at_placeholders
 from muomni.errors import DataError
 
 _ROLES: dict[str, Role] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.corpus import BAD_UTF8, Item, Problem, ReaderOptions, TextSpan, clean_key
 from data_prep.readers.text_files import BOM, refuse_other_encodings
-from muomni.data.manifest import hash64
+from muomni.data.shards.manifest import hash64
 from muomni.errors import DataError
 
 DOCUMENTS = ("line", "paragraph", "file")

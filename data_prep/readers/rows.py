@@ -22,7 +22,7 @@ from data_prep.corpus import (
     text_problem,
     transcript_group,
 )
-from muomni.data.manifest import SPLIT_NAMES, hash64
+from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 
 IMAGE_COLUMNS = ("image", "caption")
 SPEECH_COLUMNS = ("audio", "text")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from muomni.config.loading import validate
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import UpstreamError
 
 SCHEMA_VERSION = 1

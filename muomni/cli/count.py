@@ -26,19 +26,19 @@ from muomni.config.models import (
 )
 from muomni.config.run import STAGE_NAMES
 from muomni.errors import ConfigError
-from muomni.models.audio_encoder import AudioEncoder, audio_encoder_flops
-from muomni.models.clip import Clip, clip_image_flops, clip_text_flops
-from muomni.models.codec import Codec, codec_flops
-from muomni.models.flops import count_parameters, talker_flops, thinker_flops
+from muomni.models.language.thinker import Thinker
+from muomni.models.layers.flops import count_parameters, talker_flops, thinker_flops
 from muomni.models.omni import (
     OmniModel,
     audio_projector_flops,
     image_projector_flops,
     spelling_flops,
 )
-from muomni.models.talker import Talker
-from muomni.models.thinker import Thinker
-from muomni.models.vision_encoder import vision_encoder_flops
+from muomni.models.speech.audio_encoder import AudioEncoder, audio_encoder_flops
+from muomni.models.speech.codec import Codec, codec_flops
+from muomni.models.speech.talker import Talker
+from muomni.models.vision.clip import Clip, clip_image_flops, clip_text_flops
+from muomni.models.vision.vision_encoder import vision_encoder_flops
 
 # What a unit of the table's last column is made of.
 RECORDING_S = 5

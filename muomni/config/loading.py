@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from muomni.config.run import STAGE_NAMES, RunConfig
 from muomni.errors import ConfigError
 
-CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_ROOT = Path(__file__).resolve().parent
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -82,7 +82,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def preset_names() -> list[str]:
-    """Names of the presets in `configs/presets`."""
+    """Names of the presets in `muomni/config/presets`."""
     return sorted(path.stem for path in (CONFIG_ROOT / "presets").glob("*.yaml"))
 
 
@@ -105,7 +105,7 @@ def resolve(
         hint = did_you_mean(stage, STAGE_NAMES)
         raise ConfigError(f"unknown stage '{stage}'{hint}; stages: {', '.join(STAGE_NAMES)}")
     sizes = load_preset(preset)
-    content = read_yaml(CONFIG_ROOT / "stages" / f"{stage}.yaml")
+    content = read_yaml(CONFIG_ROOT / "recipes" / f"{stage}.yaml")
     content = merge(content, sizes.get("stages", {}).get(stage, {}))
     content = merge(content, {"model": sizes["models"].get(stage, {})})
     source = "the command line"

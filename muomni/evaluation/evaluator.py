@@ -4,10 +4,10 @@ from itertools import chain
 
 import torch
 
-from muomni.dist import collectives
+from muomni.distributed import collectives
+from muomni.evaluation.context import Wanted, open_subject
 from muomni.evaluation.report import Report
 from muomni.evaluation.stages import load_evaluator
-from muomni.evaluation.subject import Wanted, open_subject
 
 
 def run_evaluation(wanted: Wanted, device: torch.device) -> Report:

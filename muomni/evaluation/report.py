@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from muomni.config.run import STAGE_NAMES
-from muomni.data.atomic_write import write_atomic
 from muomni.errors import ConfigError, DataError
+from muomni.io.atomic_write import write_atomic
 
 REPORT_NAME = "evaluation.json"
 ANSWERS_SUFFIX = ".answers.jsonl"

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muomni.data.conversation import (
+from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.text.chat_template import (
     MEDIA_KINDS,
     Conversation,
     MediaKind,
@@ -15,8 +16,7 @@ from muomni.data.conversation import (
     Turn,
     cut_at_placeholders,
 )
-from muomni.data.conversation_view import media_slots
-from muomni.data.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.views.conversation import media_slots
 from muomni.errors import ConfigError, DataError
 from muomni.inference.load import Assistant
 from muomni.models.omni import MediaSlots

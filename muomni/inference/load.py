@@ -7,8 +7,8 @@ import torch
 
 from muomni.checkpoint.export import Export, read_export
 from muomni.config.models import OmniConfig
-from muomni.data.conversation import ConversationEncoder
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.text.chat_template import ConversationEncoder
+from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import UpstreamError
 from muomni.models.omni import OmniModel
 from muomni.run_folder import RunFolder

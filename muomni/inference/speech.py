@@ -8,7 +8,7 @@ from muomni.config.models import FRAME_RATE_HZ, SPEECH_TEMPERATURE
 from muomni.errors import ConfigError, DataError, UpstreamError
 from muomni.inference.answer import Answer
 from muomni.inference.load import Assistant
-from muomni.models.speech_output import Speech, speak
+from muomni.models.speech.speech_output import Speech, speak
 from muomni.observe.spectrogram import write_waveform
 
 

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import OmniConfig
-from muomni.models.audio_encoder import AudioEncoder
-from muomni.models.codec import Codec
-from muomni.models.flops import ForwardFlops, linear_flops
-from muomni.models.layers import INIT_STD, RMSNorm
-from muomni.models.mel import length_mask
-from muomni.models.sampling import LoopDetector, sample
-from muomni.models.specaugment import SpecAugmentConfig
-from muomni.models.talker import Talker
-from muomni.models.thinker import Thinker
-from muomni.models.vision_encoder import VisionEncoder
+from muomni.models.language.thinker import Thinker
+from muomni.models.layers.flops import ForwardFlops, linear_flops
+from muomni.models.layers.layers import INIT_STD, RMSNorm
+from muomni.models.layers.sampling import LoopDetector, sample
+from muomni.models.speech.audio_encoder import AudioEncoder
+from muomni.models.speech.codec import Codec
+from muomni.models.speech.mel import length_mask
+from muomni.models.speech.specaugment import SpecAugmentConfig
+from muomni.models.speech.talker import Talker
+from muomni.models.vision.vision_encoder import VisionEncoder
 
 # Mean square of gelu(x) for x from N(0, 1).
 GELU_POWER = 0.425

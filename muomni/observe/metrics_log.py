@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from muomni.data.atomic_write import write_atomic
+from muomni.io.atomic_write import write_atomic
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from muomni.data.file_lock import lock_if_possible
+from muomni.io.file_lock import lock_if_possible
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from muomni.config.run import RunConfig, StreamSection
-from muomni.data.loader import CountedBatches, Loader, PlannedDataset
-from muomni.data.plan import Batching, Plan
-from muomni.data.source import Source
-from muomni.data.stream import (
+from muomni.data.loading.loader import CountedBatches, Loader, PlannedDataset
+from muomni.data.loading.stream import (
     Reader,
     StreamDataset,
     StreamLoader,
@@ -19,8 +17,10 @@ from muomni.data.stream import (
     StreamShard,
     fingerprint,
 )
-from muomni.data.view import Batch, View
-from muomni.dist.discovery import Ranks
+from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch, View
+from muomni.distributed.discovery import Ranks
 from muomni.errors import ConfigError
 from muomni.training.shared_counts import SharedCounts
 
@@ -141,7 +141,7 @@ class PlannedFeed(Feed):
 
 
 class StreamFeed(Feed):
-    """Tars from front to back; approximate, see `muomni/data/stream.py`."""
+    """Tars from front to back; approximate, see `muomni/data/loading/stream.py`."""
 
     def __init__(
         self,

@@ -11,28 +11,28 @@ from typing import Any, NoReturn
 
 import torch
 
-from muomni.checkpoint import commit
-from muomni.checkpoint.commit import Topology, TrainState
+from muomni.checkpoint import store
 from muomni.checkpoint.export import read_export, write_export
-from muomni.data.loader import DeviceCopies
-from muomni.data.source import Source
-from muomni.data.view import Batch
-from muomni.dist import collectives
+from muomni.checkpoint.store import Topology, TrainState
+from muomni.data.loading.loader import DeviceCopies
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch
+from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError
 from muomni.observe.metrics_log import MetricsLog
 from muomni.observe.mlflow_log import MlflowLog, flatten
 from muomni.observe.progress import Progress
 from muomni.run_folder import RunFolder, provenance
-from muomni.training.engine import Engine
+from muomni.training.engine.engine import Engine
 from muomni.training.feed import Feed
 from muomni.training.guard import Guard, ScaleWatch
-from muomni.training.optim import lr_factor
+from muomni.training.optim.groups import lr_factor
 from muomni.training.postmortem import PostMortem
 from muomni.training.stage import Stage, StageOutput, Sums
+from muomni.training.step_reduction import RunningSums, WindowReduction
 from muomni.training.stop import StopFlag
 from muomni.training.throughput import Throughput
 from muomni.training.validation import SplitBatches, validate
-from muomni.training.window import RunningSums, WindowReduction
 
 
 @dataclass(slots=True)
@@ -214,7 +214,7 @@ class Loop:
             post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
             found = f"in step {step} {post_mortem.examine(step)}; the weights before it are saved in {saved}"
         else:
-            newest = collectives.broadcast_object(commit.newest_complete(folder.checkpoints))
+            newest = collectives.broadcast_object(store.newest_complete(folder.checkpoints))
             last = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
             found = (
                 f"{spoilt} is not finite (an update was too large, or a device erred), so the weights are "
@@ -246,7 +246,7 @@ class Loop:
             self.state = replace(self.state, best=value)
             self._save()
             if self.is_main:
-                commit.mark_best(self.parts.folder.checkpoints, self.state.step)
+                store.mark_best(self.parts.folder.checkpoints, self.state.step)
                 self._prune()
 
     def _save(self, prunes: bool = True) -> Path:
@@ -255,14 +255,14 @@ class Loop:
         A folder of that name alone may be damaged, or left by a course before a resume. Raises NonFiniteError
         when weights are not finite: the next start would go on from them, and a good checkpoint be pruned.
         """
-        folder = commit.step_folder(self.parts.folder.checkpoints, self.state.step)
+        folder = store.step_folder(self.parts.folder.checkpoints, self.state.step)
         is_current = self.saved_step == self.state.step
         if not (is_current and collectives.broadcast_object(folder.is_dir())):
             if self.engine.first_spoilt_weight() is not None:
                 self._stop_non_finite(self.state.step, f"step {self.state.step} was to be saved")
             run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
             self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
-            commit.save(
+            store.save(
                 self.engine.deepspeed,
                 self.parts.folder.checkpoints,
                 self.state,
@@ -276,7 +276,7 @@ class Loop:
 
     def _prune(self) -> None:
         keep_last = self.config.training.keep_last
-        commit.prune(self.parts.folder.checkpoints, self.state.step, keep_last)
+        store.prune(self.parts.folder.checkpoints, self.state.step, keep_last)
 
     def _finish(self) -> dict[str, Any]:
         """Validate, save, write sample outputs and the export; returns the result."""

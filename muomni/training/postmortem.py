@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muomni.data.atomic_write import open_atomic, write_atomic
-from muomni.data.loader import to_device
-from muomni.data.view import Batch
-from muomni.dist import collectives
-from muomni.training.engine import Engine
-from muomni.training.expert_parallel import expert_groups
+from muomni.data.loading.loader import to_device
+from muomni.data.views.base import Batch
+from muomni.distributed import collectives
+from muomni.io.atomic_write import open_atomic, write_atomic
+from muomni.training.engine.engine import Engine
+from muomni.training.engine.expert_parallel import expert_groups
 from muomni.training.feed import Feed
 from muomni.training.stage import Stage, Sums
-from muomni.training.window import WindowReduction
+from muomni.training.step_reduction import WindowReduction
 
 SCHEMA_VERSION = 1
 _NUM_NAMED = 4

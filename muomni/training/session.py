@@ -16,31 +16,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni.checkpoint import commit
-from muomni.checkpoint.commit import Topology, TrainState
+from muomni.checkpoint import store
 from muomni.checkpoint.export import Export, read_export
+from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig, StreamSection
-from muomni.data.count_cache import CountCache
-from muomni.data.data_root import datasets_of, tokenizer_of
-from muomni.data.mix import open_order
-from muomni.data.plan import ORDER_VERSION, Plan, check_world_size
-from muomni.data.source import Source
-from muomni.data.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
-from muomni.data.tokenizer import Tokenizer
-from muomni.dist import collectives
-from muomni.dist.discovery import Ranks
+from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
+from muomni.data.sampling.count_cache import CountCache
+from muomni.data.sampling.mix import open_order
+from muomni.data.sampling.plan import ORDER_VERSION, Plan, check_world_size
+from muomni.data.shards.data_root import datasets_of, tokenizer_of
+from muomni.data.shards.source import Source
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.distributed import collectives
+from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
-from muomni.models.compiled import compile_blocks
+from muomni.models.layers.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training import attention, compiling, ema, expert_parallel, muon, offload
+from muomni.training.engine import attention, compiling, ema, expert_parallel, offload
+from muomni.training.engine.precision import (
+    describe_precision,
+    pick_device,
+    pick_precision,
+    use_tf32,
+)
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
-from muomni.training.optim import describe_parameters, groups_digest, parameter_groups
-from muomni.training.precision import describe_precision, pick_device, pick_precision, use_tf32
-from muomni.training.routing import find_moe
+from muomni.training.moe import find_moe
+from muomni.training.optim import muon
+from muomni.training.optim.groups import describe_parameters, groups_digest, parameter_groups
 from muomni.training.stage import Stage, StageContext
 from muomni.training.stages import load_stage
 
@@ -108,7 +114,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     sizes = stage.model_config()
     if config.optim.name == "muon":
-        from muomni.training.ds_config import zero_stage
+        from muomni.training.engine.ds_config import zero_stage
 
         has_experts = expert_parallel.is_enabled(request.engine_json)
         muon.check_support(zero_stage(request.engine_json), has_experts)
@@ -174,7 +180,7 @@ def open_loop(session: Session) -> Loop:
 
     The process group must be running. Every rank must call it.
     """
-    from muomni.training.engine import Engine
+    from muomni.training.engine.engine import Engine
 
     request, config = session.request, session.request.config
     folder = RunFolder(request.run, config.stage)
@@ -209,9 +215,9 @@ def open_loop(session: Session) -> Loop:
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
-        state = commit.load(engine.deepspeed, checkpoint, topology)
+        state = store.load(engine.deepspeed, checkpoint, topology)
         if engine.average is not None:
-            average = commit.load_average(checkpoint, topology, session.device)
+            average = store.load_average(checkpoint, topology, session.device)
             if average is None:
                 logger.warning(
                     "checkpoint %s holds no averaged weights; the average begins with its weights",
@@ -249,15 +255,13 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     Raises CheckpointError when the run comes from other data, upstream exports or model settings.
     """
     folder = RunFolder(session.request.run, session.request.config.stage)
-    newest = (
-        commit.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
-    )
+    newest = store.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
     if newest is None:
         return None
-    content = commit.verify(newest, with_hashes=False)
+    content = store.verify(newest, with_hashes=False)
     _check_plan(TrainState(**content["state"]), session, newest)
     _check_upstream(folder, session)
-    if newest.name != commit.step_folder(Path(), session.num_steps).name:
+    if newest.name != store.step_folder(Path(), session.num_steps).name:
         return None
     if not folder.export.is_dir():
         return None
@@ -303,7 +307,7 @@ def _checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return commit.newest_complete(folder.checkpoints)
+        return store.newest_complete(folder.checkpoints)
     return Path(resume)
 
 
@@ -314,7 +318,7 @@ def _check_resume(resume: str) -> None:
         raise CheckpointError(
             f"--resume {resume} is no checkpoint folder; give one, or auto, or never"
         )
-    commit.verify(Path(resume), with_hashes=False)
+    store.verify(Path(resume), with_hashes=False)
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:

@@ -8,8 +8,8 @@ inside of the loader ranks would come to it at different moments.
 import numpy as np
 
 from muomni.config.run import DataSection
-from muomni.data.plan import Plan
-from muomni.dist import collectives
+from muomni.data.sampling.plan import Plan
+from muomni.distributed import collectives
 
 
 class SharedCounts:

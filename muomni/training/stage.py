@@ -18,14 +18,14 @@ from muomni.checkpoint.export import Export, find_exports
 from muomni.config.loading import validate
 from muomni.config.models import Section
 from muomni.config.run import RunConfig
-from muomni.data.manifest import Task
-from muomni.data.plan import Batching
-from muomni.data.source import Source
-from muomni.data.tokenizer import Tokenizer
-from muomni.data.view import Batch, View
-from muomni.models.recompute import recompute_activations
-from muomni.training.attention import attend_by_documents
-from muomni.training.step_flops import FlopCounter
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.manifest import Task
+from muomni.data.shards.source import Source
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.base import Batch, View
+from muomni.models.layers.recompute import recompute_activations
+from muomni.training.engine.attention import attend_by_documents
+from muomni.training.flops import FlopCounter
 
 Sums = dict[str, torch.Tensor]
 

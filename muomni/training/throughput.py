@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from muomni.data.loader import CountedBatches
-from muomni.data.view import Batch
-from muomni.dist import collectives
+from muomni.data.loading.loader import CountedBatches
+from muomni.data.views.base import Batch
+from muomni.distributed import collectives
 from muomni.observe.peak_flops import find_peak
 from muomni.observe.profiler import Profiler
 from muomni.observe.progress import Progress
 from muomni.observe.step_clock import StepClock, step_breakdown
-from muomni.observe.utilisation import Utilisation
-from muomni.training.engine import Engine
+from muomni.observe.utilization import Utilisation
+from muomni.training.engine.engine import Engine
+from muomni.training.flops import StepFlops
 from muomni.training.stage import Stage
-from muomni.training.step_flops import StepFlops
 
 
 class Throughput:

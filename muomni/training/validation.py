@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from muomni.data.loader import Loader, PlannedDataset, to_device
-from muomni.data.plan import MicroBatch, cover
-from muomni.data.source import Source
-from muomni.data.view import Batch
-from muomni.dist import collectives
+from muomni.data.loading.loader import Loader, PlannedDataset, to_device
+from muomni.data.sampling.plan import MicroBatch, cover
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch
+from muomni.distributed import collectives
 from muomni.training.stage import Stage, StageOutput
-from muomni.training.window import RunningSums
+from muomni.training.step_reduction import RunningSums
 
 # A batch on the device and which samples it holds.
 LocatedBatch = tuple[MicroBatch, Batch]

@@ -14,8 +14,8 @@ from muomni.cli.count import CONVERSATION_TOKENS, RECORDING_S, count_preset, mod
 from muomni.config.loading import preset_names, resolve
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.config.run import STAGE_NAMES
+from muomni.models.language.thinker import Thinker
 from muomni.models.omni import MediaSlots, OmniModel
-from muomni.models.thinker import Thinker
 
 
 def test_a_preset_counts_its_real_models() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.text.tokenizer import Tokenizer
 from tests.corpora import write_text_dataset, write_tokenizer
 
 

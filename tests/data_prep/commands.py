@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import main
-from muomni.data.manifest import Manifest
+from data_prep.cli.main import main
+from muomni.data.shards.manifest import Manifest
 
 Capture = pytest.CaptureFixture[str]
 

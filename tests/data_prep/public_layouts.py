@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from muomni.data.manifest import Task
+from muomni.data.shards.manifest import Task
 from tests.data_prep.raw_corpora import (
     picture,
     recording,

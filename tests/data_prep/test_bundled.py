@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import main
-from muomni.data.manifest import Manifest, Task, find_datasets
-from muomni.data.shard_reader import SplitReader
-from muomni.data.tokenizer import Tokenizer
+from data_prep.cli.main import main
+from muomni.data.shards.manifest import Manifest, Task, find_datasets
+from muomni.data.shards.reader import SplitReader
+from muomni.data.text.tokenizer import Tokenizer
 
 FOLDERS: dict[str, Task] = {
     "text": "text",

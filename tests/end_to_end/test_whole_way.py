@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from muomni.dist.discovery import free_port
+from muomni.distributed.discovery import free_port
 from muomni.observe.metrics_log import read_lines
 from tests.ranks import RankPool
 

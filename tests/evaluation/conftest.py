@@ -9,7 +9,7 @@ from tests.evaluation.runs import three_splits, untrained_export, write_texts
 from tests.media_corpora import write_picture_dataset, write_speech_dataset
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
-from tests.training.stages.omni_runs import omni_run, write_root
+from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 
 @pytest.fixture(scope="session")

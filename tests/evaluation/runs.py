@@ -7,11 +7,11 @@ import torch
 
 from muomni.checkpoint.export import find_exports, write_export
 from muomni.config.run import RunConfig
-from muomni.data.manifest import Manifest
-from muomni.data.shard_writer import SampleCost
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.writer import SampleCost
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.evaluation.context import Wanted
 from muomni.evaluation.evaluator import run_evaluation
-from muomni.evaluation.subject import Wanted
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
 from muomni.training.stages import load_stage

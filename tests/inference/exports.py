@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from muomni.checkpoint.export import write_export
-from muomni.data.tokenizer import Tokenizer
+from muomni.data.text.tokenizer import Tokenizer
 from muomni.models.omni import MediaSlots, OmniModel
 from tests.conversations import COLOURS, colour_sample, omni_config
 from tests.corpora import write_tokenizer
@@ -14,7 +14,7 @@ from tests.corpora import write_tokenizer
 
 def write_sft_export(run: Path, num_steps: int = 0, **changes: Any) -> OmniModel:
     """Write RUN/sft/export and return its model; `num_steps` teach it the names of colours."""
-    from muomni.data.conversation_view import ConversationView
+    from muomni.data.views.conversation import ConversationView
 
     run.mkdir(parents=True, exist_ok=True)
     write_tokenizer(run / "tokenizer.model")

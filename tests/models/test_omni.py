@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.data.conversation import ConversationEncoder, Part, Turn
-from muomni.data.conversation_view import ConversationView, media_slots
-from muomni.data.tokenizer import Tokenizer
-from muomni.data.view import Batch
-from muomni.models.ctc import BLANK_ID
+from muomni.data.text.chat_template import ConversationEncoder, Part, Turn
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.base import Batch
+from muomni.data.views.conversation import ConversationView, media_slots
 from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places
-from muomni.models.speech_output import speak
+from muomni.models.speech.ctc import BLANK_ID
+from muomni.models.speech.speech_output import speak
 from tests.conversations import (
     COLOURS,
     SIZES,

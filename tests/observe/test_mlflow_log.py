@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
-from muomni.data.file_lock import exclusive_lock
+from muomni.io.file_lock import exclusive_lock
 from muomni.observe.mlflow_log import MlflowLog, default_tracking_uri, flatten
 
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 from muomni.config.run import RunConfig
-from muomni.data.loader import PlannedDataset
-from muomni.dist.discovery import discover
-from muomni.training.optim import build_optimizer, lr_factor
+from muomni.data.loading.loader import PlannedDataset
+from muomni.distributed.discovery import discover
+from muomni.training.optim.groups import build_optimizer, lr_factor
 from muomni.training.session import Request, prepare, seed_everything
-from muomni.training.window import RunningSums
+from muomni.training.step_reduction import RunningSums
 
 
 class Curve(NamedTuple):

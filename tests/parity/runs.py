@@ -6,11 +6,11 @@ from typing import Any
 
 from muomni.config.loading import CONFIG_ROOT
 from muomni.config.run import RunConfig
-from muomni.data.tokenizer import Tokenizer
-from muomni.dist.discovery import discover
-from muomni.models.recompute import BlockRunner
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.distributed.discovery import discover
+from muomni.models.layers.recompute import BlockRunner
 from muomni.observe.progress import Progress
-from muomni.training.ds_config import read_engine_json
+from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stop import StopFlag
 from tests.conversations import write_sft_dataset, write_tts_dataset, write_upstream
@@ -20,7 +20,7 @@ from tests.parity.cells import Cell
 from tests.parity.reference import Curve
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
-from tests.training.stages.omni_runs import omni_run
+from tests.training.stages.sft.omni_runs import omni_run
 
 NUM_STEPS = 20
 # Small enough that rounding to 16 bits does not add up to another course within the steps.

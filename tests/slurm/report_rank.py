@@ -4,7 +4,7 @@ import json
 import os
 import socket
 
-from muomni.dist.discovery import discover, export_environment
+from muomni.distributed.discovery import discover, export_environment
 
 export_environment(discover(), os.environ)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muomni.dist.discovery import first_host
+from muomni.distributed.discovery import first_host
 from muomni.observe.metrics_log import read_lines
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.slurm.testbed import ROOT, Cluster, Job, open_cluster

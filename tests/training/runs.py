@@ -8,9 +8,9 @@ from typing import Any
 
 from muomni.config.loading import CONFIG_ROOT, merge
 from muomni.config.run import RunConfig
-from muomni.dist.discovery import discover
+from muomni.distributed.discovery import discover
 from muomni.observe.metrics_log import read_lines
-from muomni.training.ds_config import read_engine_json
+from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.session import Request, open_loop, prepare
 
 TINY_THINKER = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from muomni.dist.discovery import discover
+from muomni.distributed.discovery import discover
 from muomni.training.session import Request, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.parity.reference import reference_curve

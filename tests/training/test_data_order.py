@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muomni.dist.discovery import Ranks
+from muomni.distributed.discovery import Ranks
 from muomni.errors import ConfigError
-from muomni.training.dry_run import describe, find_device
+from muomni.training.planning.dry_run import describe, find_device
 from muomni.training.session import Request, Session, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.training.runs import thinker_config

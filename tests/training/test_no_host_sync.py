@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from muomni.config.run import STAGE_NAMES
-from muomni.data.loader import DeviceCopies
-from muomni.models.losses import router_losses
+from muomni.data.loading.loader import DeviceCopies
+from muomni.models.layers.losses import router_losses
 from muomni.observe.step_clock import StepClock
-from muomni.training.ema import WeightAverage
-from muomni.training.engine import Engine
+from muomni.training.engine.ema import WeightAverage
+from muomni.training.engine.engine import Engine
 from muomni.training.loop import Loop
-from muomni.training.routing import add_router_term, update_biases
+from muomni.training.moe import add_router_term, update_biases
 from muomni.training.stages import load_stage
+from muomni.training.step_reduction import RunningSums, WindowReduction
 from muomni.training.throughput import Throughput
-from muomni.training.window import RunningSums, WindowReduction
 
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.checkpoint import commit
-from muomni.dist import collectives
-from muomni.dist.discovery import discover
+from muomni.checkpoint import store
+from muomni.distributed import collectives
+from muomni.distributed.discovery import discover
 from muomni.errors import NonFiniteError
-from muomni.models.layers import TransformerBlock
-from muomni.training.engine import _own_elements
+from muomni.models.layers.layers import TransformerBlock
+from muomni.training.engine.engine import _own_elements
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
+from tests.training.engine.test_expert_parallel import engine, moe_config
 from tests.training.runs import thinker_config, train
-from tests.training.test_expert_parallel import engine, moe_config
 
 FIRST_BAD = 4  # the step, on the rank that is bad; all after it are bad, too
 
@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
     assert dump["micro_batches"][0]["samples"][0]["key"] in message
 
     # The checkpoint is complete and has the weights of the last good step.
-    newest = commit.newest_complete(tmp_path / "thinker" / "checkpoints")
+    newest = store.newest_complete(tmp_path / "thinker" / "checkpoints")
     assert newest is not None and str(newest) in message
     assert newest.name == f"step_{step + 1:08d}"
     short = thinker_config(text_data, {**changes, "training": {"max_steps": FIRST_BAD - 1}})
@@ -200,7 +200,7 @@ def test_a_loss_that_stays_non_finite_in_the_log_is_looked_into_as_well(
 
 def _stop_by_sum(config: Any, run: Path) -> str:
     """Stop a run whose gradients are finite, and only their norm counts as infinite."""
-    from muomni.training import engine as engines
+    from muomni.training.engine import engine as engines
 
     original = engines.clip_grad_norm_
     engines.clip_grad_norm_ = lambda *args, **kwargs: original(*args, **kwargs) + float("inf")  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.http_folder import serve
+from tests.io.http_folder import serve
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.checkpoint import commit
+from muomni.checkpoint import store
 from muomni.errors import CheckpointError, PreemptedError
-from muomni.training.optim import lr_factor
+from muomni.training.optim.groups import lr_factor
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -165,7 +165,7 @@ def test_old_checkpoints_go_and_the_best_and_the_last_stay(
     changes = {"training": {"save_every": 2, "validate_every": 3, "keep_last": 1, "max_steps": 10}}
     one_rank.run(train, config=thinker_config(text_data, changes), run=tmp_path)
     checkpoints = tmp_path / "thinker" / "checkpoints"
-    best, latest = commit.marked(checkpoints, "best"), commit.marked(checkpoints, "latest")
+    best, latest = store.marked(checkpoints, "best"), store.marked(checkpoints, "latest")
     assert best is not None and latest is not None
     assert latest.name == "step_00000010"
     assert {folder.name for folder in checkpoints.glob("step_*")} == {best.name, latest.name}
@@ -180,10 +180,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     newest = checkpoints / "step_00000006"
     weights = next(newest.rglob("*optim_states.pt"))
     weights.write_bytes(weights.read_bytes()[:-10])
-    found = commit.newest_complete(checkpoints)
+    found = store.newest_complete(checkpoints)
     assert found is not None and found.name == "step_00000004"
     (found / "complete.json").unlink()  # a save that was killed before its end has no list
-    assert commit.newest_complete(checkpoints) is None
+    assert store.newest_complete(checkpoints) is None
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
     newest = tmp_path / "thinker" / "checkpoints" / "step_00000004"
     (newest / "complete.json").unlink()
     one_rank.run(train, config=config, run=tmp_path)
-    commit.verify(newest)
+    store.verify(newest)
 
 
 def test_a_resume_from_an_earlier_checkpoint_leaves_the_later_course(
@@ -204,10 +204,10 @@ def test_a_resume_from_an_earlier_checkpoint_leaves_the_later_course(
     config = thinker_config(text_data, {"training": training})
     one_rank.run(train, config=config, run=tmp_path)
     checkpoints = tmp_path / "thinker" / "checkpoints"
-    first_course = commit.verify(checkpoints / "step_00000006")
+    first_course = store.verify(checkpoints / "step_00000006")
     other = thinker_config(text_data, {"training": {**training, "max_steps": 6, "keep_last": 1}})
     earlier = str(checkpoints / "step_00000004")
     one_rank.run(train, config=other, run=tmp_path, resume=earlier)
     assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000006"]
     # The step was there before, but of another course (its learning rates fell more slowly).
-    assert commit.verify(checkpoints / "step_00000006")["files"] != first_course["files"]
+    assert store.verify(checkpoints / "step_00000006")["files"] != first_course["files"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from muomni.config.run import DataSection
-from muomni.data import count_cache
-from muomni.data.count_cache import CountCache
-from muomni.data.plan import Batching, Plan
+from muomni.data.sampling import count_cache
+from muomni.data.sampling.count_cache import CountCache
+from muomni.data.sampling.plan import Batching, Plan
 from muomni.training.shared_counts import SharedCounts
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train

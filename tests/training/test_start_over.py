@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from muomni.config.run import RunConfig
-from muomni.dist.discovery import discover
+from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, ConfigError
 from muomni.training.session import Request, Session, finished_result, prepare
 from tests.ranks import RankPool

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from launch.pipeline import has_same_data
 from muomni.checkpoint.export import read_export
 from muomni.config.run import RunConfig, StreamSection
-from muomni.data.plan import Batching
-from muomni.data.shard_writer import SampleCost, ShardWriter
-from muomni.dist.discovery import Ranks, discover
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.writer import SampleCost, ShardWriter
+from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError, ConfigError, DataError
 from muomni.training.feed import Feed, stream_batch_size
 from muomni.training.session import Request, Session, prepare

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from muomni.config.run import RunConfig
-from muomni.dist.discovery import discover
+from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
 from muomni.observe.profiler import MEMORY_REQUEST, TRACE_REQUEST
 from muomni.training.loop import Loop

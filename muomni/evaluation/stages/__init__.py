@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from muomni.evaluation.context import Subject
 from muomni.evaluation.report import Figure
-from muomni.evaluation.subject import Subject
 
 
 def load_evaluator(stage: str) -> Callable[[Subject], list[Figure]]:

@@ -1,10 +1,10 @@
 """Figures of the speech encoder: errors of its transcripts, and how many samples CTC cannot fit."""
 
-from muomni.data.view import Batch
+from muomni.data.views.base import Batch
+from muomni.evaluation.context import Subject
+from muomni.evaluation.metrics.transcripts import TranscriptErrors
 from muomni.evaluation.report import Figure
-from muomni.evaluation.subject import Subject
-from muomni.evaluation.training_transcripts import TrainingTranscripts
-from muomni.evaluation.transcripts import TranscriptErrors
+from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 from muomni.training.stage import StageOutput
 from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoderTask
 from muomni.training.validation import validate

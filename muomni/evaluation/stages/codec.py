@@ -7,14 +7,14 @@ crops.
 import torch
 from torch import Tensor
 
-from muomni.evaluation.codes import count_codes
+from muomni.evaluation.context import Subject, rank_share
+from muomni.evaluation.metrics.codes import count_codes
+from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.report import Figure
-from muomni.evaluation.speech import SpeechErrors, recordings
-from muomni.evaluation.subject import Subject, rank_share
-from muomni.evaluation.tally import Tally, ratio
-from muomni.models.codec import Codec, mean_mel_l1
-from muomni.models.quantizer import code_perplexity
-from muomni.models.vocoder import mel_to_waveform
+from muomni.evaluation.speech.spoken import SpeechErrors, recordings
+from muomni.models.speech.codec import Codec, mean_mel_l1
+from muomni.models.speech.quantizer import code_perplexity
+from muomni.models.speech.vocoder import mel_to_waveform
 
 # Recordings that the mean spectrum is fitted on.
 _MAX_TRAIN_RECORDINGS = 2_000

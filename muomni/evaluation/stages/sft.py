@@ -8,18 +8,18 @@ from collections import Counter
 
 import torch
 
-from muomni.data.conversation import find_medium, read_turns
-from muomni.data.decode import decode_audio
-from muomni.data.view import Batch
+from muomni.data.media.decode import decode_audio
+from muomni.data.text.chat_template import find_medium, read_turns
+from muomni.data.views.base import Batch
 from muomni.errors import DataError
-from muomni.evaluation.answers import KINDS, answer_tasks
-from muomni.evaluation.codes import CodeCounts
-from muomni.evaluation.free_answers import free_answers
+from muomni.evaluation.context import Subject
+from muomni.evaluation.metrics.answers import KINDS, answer_tasks
+from muomni.evaluation.metrics.codes import CodeCounts
+from muomni.evaluation.metrics.free_answers import free_answers
+from muomni.evaluation.metrics.tally import Tally, most_common, sum_counts, watch
+from muomni.evaluation.metrics.unigram import token_counts, unigram_nats
 from muomni.evaluation.report import Figure
-from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import Tally, most_common, sum_counts, watch
-from muomni.evaluation.unigram import token_counts, unigram_nats
-from muomni.training.stages.sft import SftStage
+from muomni.training.stages.sft.stage import SftStage
 from muomni.training.validation import validate
 
 _BLIND = {"image": "a model that sees nothing", "audio": "a model that hears nothing"}

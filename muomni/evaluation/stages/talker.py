@@ -5,15 +5,15 @@ from text alone.
 import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from muomni.data.spelt_text import pad_spelt
-from muomni.data.view import Batch
-from muomni.evaluation.codes import CodeCounts
+from muomni.data.views.base import Batch
+from muomni.data.views.spelt_text import pad_spelt
+from muomni.evaluation.context import Subject
+from muomni.evaluation.metrics.codes import CodeCounts
+from muomni.evaluation.metrics.tally import Tally, ratio, watch
 from muomni.evaluation.report import Figure
-from muomni.evaluation.speech import MAX_SPOKEN_SAMPLES, SpeechErrors, recordings
-from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import Tally, ratio, watch
-from muomni.models.speech_output import speak
-from muomni.models.talker import Talker
+from muomni.evaluation.speech.spoken import MAX_SPOKEN_SAMPLES, SpeechErrors, recordings
+from muomni.models.speech.speech_output import speak
+from muomni.models.speech.talker import Talker
 from muomni.training.stages.talker import TalkerStage
 from muomni.training.validation import validate
 

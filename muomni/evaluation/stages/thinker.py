@@ -2,11 +2,11 @@
 
 import math
 
-from muomni.data.view import Batch
+from muomni.data.views.base import Batch
+from muomni.evaluation.context import Subject
+from muomni.evaluation.metrics.tally import Tally, watch
+from muomni.evaluation.metrics.unigram import token_counts, unigram_nats
 from muomni.evaluation.report import Figure
-from muomni.evaluation.subject import Subject
-from muomni.evaluation.tally import Tally, watch
-from muomni.evaluation.unigram import token_counts, unigram_nats
 from muomni.training.validation import validate
 
 

@@ -1,8 +1,14 @@
 """Figures of the vision encoder: retrieval among held-out pairs, and naming of pictures."""
 
+from muomni.evaluation.context import Subject
+from muomni.evaluation.metrics.retrieval import (
+    DEPTHS,
+    class_names,
+    embed_split,
+    recall,
+    zero_shot_top1,
+)
 from muomni.evaluation.report import Figure
-from muomni.evaluation.retrieval import DEPTHS, class_names, embed_split, recall, zero_shot_top1
-from muomni.evaluation.subject import Subject
 from muomni.training.stages.vision_encoder import VisionEncoderStage
 
 

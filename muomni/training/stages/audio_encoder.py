@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from muomni.config.loading import validate
 from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, Section
-from muomni.data.ctc_units import CtcUnits
-from muomni.data.plan import Batching
-from muomni.data.source import Source
-from muomni.data.speech_view import SpeechView
-from muomni.data.tokenizer import Tokenizer
-from muomni.data.view import Batch
-from muomni.models.audio_encoder import AudioEncoder, num_encoder_frames
-from muomni.models.ctc import ctc_loss, ctc_weight, greedy_decode
-from muomni.models.recompute import recomputed_share
-from muomni.models.specaugment import SpecAugmentConfig
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.base import Batch
+from muomni.data.views.speech import SpeechView
+from muomni.models.layers.recompute import recomputed_share
+from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
+from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
+from muomni.models.speech.specaugment import SpecAugmentConfig
+from muomni.training.flops import FlopCounter, count_audio_encoder
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
-from muomni.training.step_flops import FlopCounter, count_audio_encoder
 
 _NUM_SAMPLE_OUTPUTS = 8
 

@@ -10,20 +10,20 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import CodecConfig, Section
 from muomni.config.run import RunConfig
-from muomni.data.plan import Batching
-from muomni.data.recording import pad_waveforms, read_recording
-from muomni.data.source import Source
-from muomni.data.view import Batch
-from muomni.data.waveform_view import WaveformView
-from muomni.dist import collectives
-from muomni.models.codec import Codec, codec_loss, num_code_frames
-from muomni.models.mel import LOG_FLOOR, num_mel_frames
-from muomni.models.quantizer import QuantizerStatistics, code_perplexity
-from muomni.models.recompute import recomputed_share
-from muomni.models.vocoder import mel_to_waveform
+from muomni.data.media.audio import pad_waveforms, read_recording
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch
+from muomni.data.views.waveform import WaveformView
+from muomni.distributed import collectives
+from muomni.models.layers.recompute import recomputed_share
+from muomni.models.speech.codec import Codec, codec_loss, num_code_frames
+from muomni.models.speech.mel import LOG_FLOOR, num_mel_frames
+from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
+from muomni.models.speech.vocoder import mel_to_waveform
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
+from muomni.training.flops import FlopCounter, count_codec
 from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
-from muomni.training.step_flops import FlopCounter, count_codec
 
 _NUM_SAMPLE_OUTPUTS = 2
 

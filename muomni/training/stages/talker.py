@@ -13,19 +13,19 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import FRAME_RATE_HZ, MEL_RATE_HZ, TalkerConfig
 from muomni.config.run import RunConfig
-from muomni.data.plan import Batching
-from muomni.data.source import Source
-from muomni.data.tts_view import TtsView
-from muomni.data.view import Batch
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch
+from muomni.data.views.tts import TtsView
 from muomni.errors import ConfigError
-from muomni.models.mel import LOG_FLOOR
-from muomni.models.recompute import recomputed_share
-from muomni.models.speech_output import speak
-from muomni.models.talker import Talker, num_predictions
+from muomni.models.layers.recompute import recomputed_share
+from muomni.models.speech.mel import LOG_FLOOR
+from muomni.models.speech.speech_output import speak
+from muomni.models.speech.talker import Talker, num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
-from muomni.training.frozen_codec import FrozenCodec
+from muomni.training.flops import FlopCounter, count_talker
 from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
-from muomni.training.step_flops import FlopCounter, count_talker
+from muomni.training.stages.frozen_codec import FrozenCodec
 
 _NUM_SAMPLE_OUTPUTS = 2
 

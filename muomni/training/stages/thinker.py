@@ -15,17 +15,17 @@ from muomni.checkpoint.export import Export, find_exports
 from muomni.config.loading import validate
 from muomni.config.models import Section, ThinkerConfig
 from muomni.config.run import RunConfig
-from muomni.data.plan import Batching
-from muomni.data.text_view import IGNORE, TextView
-from muomni.data.view import Batch
-from muomni.models.moe import record_router_logits
-from muomni.models.recompute import recomputed_share
-from muomni.models.thinker import Thinker
-from muomni.models.upcycling import check_upcycling, upcycle
-from muomni.training import routing
-from muomni.training.attention import documents_of
+from muomni.data.sampling.plan import Batching
+from muomni.data.views.base import Batch
+from muomni.data.views.text import IGNORE, TextView
+from muomni.models.language.thinker import Thinker
+from muomni.models.language.upcycling import check_upcycling, upcycle
+from muomni.models.layers.moe import record_router_logits
+from muomni.models.layers.recompute import recomputed_share
+from muomni.training import moe
+from muomni.training.engine.attention import documents_of
+from muomni.training.flops import FlopCounter, count_thinker
 from muomni.training.stage import Stage, StageContext, StageOutput, Sums
-from muomni.training.step_flops import FlopCounter, count_thinker
 
 
 class ThinkerTask(nn.Module):
@@ -51,7 +51,7 @@ class ThinkerTask(nn.Module):
         output = StageOutput({"loss": loss.total}, logs)
         if self.moe is not None and self.training:
             is_real = batch["document_ids"] > 0
-            routing.add_router_term(output, self.moe, self.thinker, router_logits, is_real)
+            moe.add_router_term(output, self.moe, self.thinker, router_logits, is_real)
         return output
 
 
@@ -75,7 +75,7 @@ class ThinkerStage(Stage):
         sizes = self.model_config()
         self.has_experts = sizes.moe is not None
         if self.has_experts:
-            self.terms = (*self.terms, routing.TERM)
+            self.terms = (*self.terms, moe.TERM)
         # Absent in evaluation, which loads this stage's own export.
         self.dense = context.upstream.get("thinker")
         if self.dense is not None:
@@ -115,14 +115,14 @@ class ThinkerStage(Stage):
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}
-        return weights | routing.router_weight(batch) if self.has_experts else weights
+        return weights | moe.router_weight(batch) if self.has_experts else weights
 
     def after_step(self, task: ThinkerTask, state: Sums, step: int) -> None:
         if task.moe is not None:
-            routing.update_biases(task.moe, task.thinker, state)
+            moe.update_biases(task.moe, task.thinker, state)
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = routing.load_figures(ratios)
+        figures = moe.load_figures(ratios)
         figures["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
         figures["perplexity"] = math.exp(min(50.0, ratios["loss"]))
         return figures

@@ -2,7 +2,7 @@
 
 A loss over all pairs of an optimiser step, on all ranks and in all micro-batches, is no sum of losses
 within micro-batches. With accumulation, the features of all micro-batches are computed first, without
-gradient, and each backward pass then sees all of them (`muomni/models/contrastive.py`). With one
+gradient, and each backward pass then sees all of them (`muomni/models/vision/contrastive.py`). With one
 micro-batch a rank, features are gathered inside the one forward pass. docs/contrastive.md has what
 this costs and when to choose which loss.
 """
@@ -18,22 +18,22 @@ from torch import nn
 
 from muomni.config.loading import validate
 from muomni.config.models import ClipConfig, Section
-from muomni.data.image_text_view import NO_GROUP, Augmentation, ImageTextView
-from muomni.data.plan import Batching
-from muomni.data.source import Source
-from muomni.data.view import Batch
-from muomni.dist import collectives
+from muomni.data.sampling.plan import Batching
+from muomni.data.shards.source import Source
+from muomni.data.views.base import Batch
+from muomni.data.views.image_text import NO_GROUP, Augmentation, ImageTextView
+from muomni.distributed import collectives
 from muomni.errors import ConfigError
-from muomni.models.clip import Clip
-from muomni.models.contrastive import (
+from muomni.models.layers.recompute import recomputed_share
+from muomni.models.vision.clip import Clip
+from muomni.models.vision.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
     gathered_logsumexp,
     sigmoid_surrogate,
 )
-from muomni.models.recompute import recomputed_share
+from muomni.training.flops import FlopCounter, count_clip
 from muomni.training.stage import Artefact, Stage, StageOutput, Sums
-from muomni.training.step_flops import FlopCounter, count_clip
 
 _NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"

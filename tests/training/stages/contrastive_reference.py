@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from muomni.config.run import RunConfig
-from muomni.data.loader import PlannedDataset
-from muomni.data.view import Batch
-from muomni.dist import collectives
-from muomni.dist.discovery import discover
+from muomni.data.loading.loader import PlannedDataset
+from muomni.data.views.base import Batch
+from muomni.distributed import collectives
+from muomni.distributed.discovery import discover
 from muomni.training.session import Request, Session, prepare, seed_everything
 
 Gradients = dict[str, torch.Tensor]

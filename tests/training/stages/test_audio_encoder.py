@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from muomni.data.plan import cover
-from muomni.data.speech_view import Utterance
-from muomni.dist.discovery import discover
+from muomni.data.sampling.plan import cover
+from muomni.data.views.speech import Utterance
+from muomni.distributed.discovery import discover
 from muomni.training.session import Request, Session, prepare, seed_everything
 from muomni.training.stages.audio_encoder import AudioEncoderStage, error_sums
 from muomni.training.validation import SplitBatches, validate

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from muomni.dist.discovery import discover
-from muomni.models.codec import mean_mel_l1
-from muomni.models.mel import length_mask
-from muomni.models.quantizer import code_perplexity
+from muomni.distributed.discovery import discover
+from muomni.models.speech.codec import mean_mel_l1
+from muomni.models.speech.mel import length_mask
+from muomni.models.speech.quantizer import code_perplexity
 from muomni.training.session import Request, Session, prepare, seed_everything
 from muomni.training.stages.codec import CodecTask
 from muomni.training.validation import SplitBatches, validate
@@ -118,7 +118,7 @@ def test_a_run_writes_pictures_and_sounds_of_the_right_length(
     assert result["val/mel_l1"] > 0
     session = open_session(media_data)
     assert session.val is not None
-    from muomni.data.recording import read_recording
+    from muomni.data.media.audio import read_recording
 
     for index in range(2):
         original = read_recording(session.val.read(index))

@@ -7,8 +7,8 @@ import torch
 
 from muomni.training.postmortem import Seen, watched
 from tests.training.stages.curves import stage_config
-from tests.training.stages.omni_runs import omni_run, write_root
-from tests.training.stages.test_step_flops import PERCEPTION, first_step, open_session
+from tests.training.stages.sft.omni_runs import omni_run, write_root
+from tests.training.test_flops import PERCEPTION, first_step, open_session
 
 
 @pytest.fixture(scope="module")

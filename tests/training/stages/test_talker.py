@@ -8,14 +8,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from muomni.dist.discovery import discover
+from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError, UpstreamError
-from muomni.models.talker import Talker
+from muomni.models.speech.talker import Talker
 from muomni.training.session import Request, Session, prepare
 from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
-from tests.training.stages.omni_runs import omni_run, write_root
+from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 from muomni.checkpoint.export import read_export, write_export
 from muomni.config.models import ThinkerConfig
 from muomni.config.run import RunConfig
-from muomni.data.loader import PlannedDataset
-from muomni.data.tokenizer import Tokenizer
-from muomni.dist.discovery import discover
+from muomni.data.loading.loader import PlannedDataset
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError, UpstreamError
-from muomni.models.thinker import Thinker
+from muomni.models.language.thinker import Thinker
 from muomni.training.session import Request, Session, prepare
 from muomni.training.stage import StageContext
 from muomni.training.stages.thinker import ThinkerStage, ThinkerTask

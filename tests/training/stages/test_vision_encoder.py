@@ -5,12 +5,7 @@ import pytest
 import torch
 
 from muomni.errors import ConfigError
-from muomni.evaluation.retrieval import (
-    class_names,
-    embed_split,
-    recall,
-    zero_shot_top1,
-)
+from muomni.evaluation.metrics.retrieval import class_names, embed_split, recall, zero_shot_top1
 from muomni.training.session import Session
 from muomni.training.validation import SplitBatches
 from tests.parity.reference import reference_curve

@@ -1,0 +1,1 @@
+"""Deduplication, exclusion, and mixing reports."""

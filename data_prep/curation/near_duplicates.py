@@ -1,0 +1,179 @@
+"""Which pictures and texts resemble each other, found without comparing all with all.
+
+Pictures: a 64-bit perceptual hash (signs of the low frequencies of a cosine transform, as in pHash), and
+a small colour thumbnail, since the hash sees no colour. Texts: MinHash signatures (Broder 1997) of
+all runs of eight bytes. Candidates come from equal parts of the hashes: by pigeonhole no pair of hashes
+within the distance is missed; of texts at the default similarity about 1 in 20,000 is.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+
+import numpy as np
+from PIL import Image
+
+from muomni.data.media.decode import open_image
+
+_GREY_SIDE = 32
+_HASH_SIDE = 8
+# A picture whose grey levels (0 to 255) vary less has no structure that a hash could tell.
+_MIN_CONTRAST = 2.0
+_THUMBNAIL_SIDE = 8
+# Differences of the colours of two thumbnails (0 to 255) that still look alike: in the mean, and in the
+# cell that differs most, so that small coloured things on white are told apart.
+_MAX_MEAN_DIFFERENCE = 10.0
+_MAX_CELL_DIFFERENCE = 64
+_SHINGLE_BYTES = 8
+_NUM_BANDS, _ROWS_PER_BAND = 25, 5
+NUM_MINIMA = _NUM_BANDS * _ROWS_PER_BAND
+# Of a long run of equal keys each member is compared with this many that follow; as neighbours are
+# joined as well, what is alike still becomes one group.
+_MAX_LAG = 256
+
+# Pairs that are compared at a time, to bound memory.
+_PART = 65536
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
+_STEPS = np.arange(_GREY_SIDE)
+_COSINES = np.cos(np.pi * np.outer(np.arange(_HASH_SIDE + 1), _STEPS + 0.5) / _GREY_SIDE)
+_BITS = np.uint64(1) << np.arange(_HASH_SIDE * _HASH_SIDE, dtype=np.uint64)
+_RANDOM = np.random.Generator(np.random.Philox(20))
+# Odd factors and offsets of multiply-shift hashing.
+_FACTORS = _RANDOM.integers(2**64, size=(NUM_MINIMA, 1), dtype=np.uint64) | np.uint64(1)
+_OFFSETS = _RANDOM.integers(2**64, size=(NUM_MINIMA, 1), dtype=np.uint64)
+
+
+def plain_words(text: str) -> str:
+    """A text as words alone: no case, punctuation, spacing or compatibility forms."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded))
+
+
+def look_of(data: bytes) -> tuple[int, np.ndarray] | None:
+    """Hash and thumbnail, uint8 [side * side * 3], of a picture; None for a plain surface.
+
+    Raises `DataError` for a broken picture.
+    """
+    picture = open_image(data)
+    grey = picture.convert("L").resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
+    levels = np.asarray(grey, dtype=np.float64)
+    if levels.std() < _MIN_CONTRAST:
+        return None
+    # The rows and columns of frequency 0 say how bright it is, not what it shows.
+    waves = (_COSINES @ levels @ _COSINES.T)[1:, 1:].ravel()
+    number = int(_BITS[waves > np.median(waves)].sum())
+    thumbnail = picture.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
+    return number, np.asarray(thumbnail, dtype=np.uint8).ravel()
+
+
+def signature_of(words: str) -> np.ndarray | None:
+    """The MinHash signature, uint32 [NUM_MINIMA], of a text; None when it is too short for one."""
+    content = np.frombuffer(words.encode(errors="surrogatepass"), dtype=np.uint8)
+    if len(content) < _SHINGLE_BYTES:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(content, _SHINGLE_BYTES)
+    shingles = np.unique(np.ascontiguousarray(windows).view("<u8").ravel())
+    minima = np.full((NUM_MINIMA, 1), np.iinfo(np.uint64).max, dtype=np.uint64)
+    # In pieces, so that a book does not need memory for all its hashes at once.
+    for start in range(0, len(shingles), 4096):
+        hashes = shingles[start : start + 4096] * _FACTORS + _OFFSETS
+        minima = np.minimum(minima, hashes.min(axis=1, keepdims=True))
+    return (minima[:, 0] >> np.uint64(32)).astype(np.uint32)
+
+
+def alike_pictures(hashes: np.ndarray, thumbnails: np.ndarray, max_distance: int) -> np.ndarray:
+    """Pairs [num_pairs, 2] of pictures whose hashes differ in at most `max_distance` bits.
+
+    `hashes` are uint64 [N], `thumbnails` uint8 [N, side * side * 3]; their colours must agree too.
+    """
+    keys = _rows_as_hashes(np.column_stack([hashes, _rows_as_hashes(thumbnails)]))
+    found = [_equal_neighbours(keys)]
+    # What looks exactly equal is joined above and searched for once.
+    chosen = np.unique(keys, return_index=True)[1]
+    distinct = hashes[chosen]
+    for mask in _bit_masks(max_distance):
+        for first, second in _pairs_of_equal(distinct & mask):
+            close = bit_distance(distinct[first], distinct[second]) <= max_distance
+            found.append(np.column_stack([chosen[first[close]], chosen[second[close]]]))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    parts = np.array_split(pairs, len(pairs) // _PART + 1)
+    return np.concatenate([part[_have_like_colours(thumbnails, part)] for part in parts])
+
+
+def _have_like_colours(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    first, second = thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]
+    difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
+    is_like = difference.mean(axis=1) <= _MAX_MEAN_DIFFERENCE
+    return is_like & (difference.max(axis=1, initial=0) <= _MAX_CELL_DIFFERENCE)
+
+
+def alike_texts(signatures: np.ndarray, min_similarity: float) -> np.ndarray:
+    """Pairs [num_pairs, 2] of texts, by signatures [N, NUM_MINIMA], of at least this similarity.
+
+    Similarity is the share of equal minima: an estimate of the share of runs that both texts have.
+    """
+    keys = _rows_as_hashes(signatures)
+    found = [_equal_neighbours(keys)]
+    chosen = np.unique(keys, return_index=True)[1]
+    distinct = signatures[chosen]
+    for band in range(_NUM_BANDS):
+        rows = distinct[:, band * _ROWS_PER_BAND : (band + 1) * _ROWS_PER_BAND]
+        for first, second in _pairs_of_equal(_rows_as_hashes(rows)):
+            for part in np.array_split(np.arange(len(first)), len(first) // _PART + 1):
+                one, other = first[part], second[part]
+                close = similarity(distinct[one], distinct[other]) >= min_similarity
+                found.append(np.column_stack([chosen[one[close]], chosen[other[close]]]))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def bit_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """In how many bits uint64 numbers differ."""
+    different = np.ascontiguousarray(np.atleast_1d(first ^ second))
+    bits = np.unpackbits(different.view(np.uint8).reshape(len(different), 8), axis=1)
+    return bits.sum(axis=1)
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Share of equal minima of signatures [N, NUM_MINIMA]."""
+    return (first == second).mean(axis=1)
+
+
+def _rows_as_hashes(rows: np.ndarray) -> np.ndarray:
+    """A uint64 for each row of whole numbers; equal rows have equal ones."""
+    mixed = np.zeros(len(rows), dtype=np.uint64)
+    for column in rows.T:
+        mixed = (mixed ^ column) * _PRIME
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
+def _bit_masks(max_distance: int) -> Iterator[np.ndarray]:
+    """Masks of which one at least hides all bits in which two close hashes differ.
+
+    The bits are cut into d + 2 blocks; d wrong bits leave two blocks untouched.
+    """
+    bounds = np.linspace(0, 64, max_distance + 3).astype(int)
+    blocks = [sum(1 << bit for bit in range(start, end)) for start, end in pairwise(bounds)]
+    for one, other in combinations(blocks, 2):
+        yield np.array(one | other, dtype=np.uint64)
+
+
+def _equal_neighbours(keys: np.ndarray) -> np.ndarray:
+    """Pairs [num_pairs, 2] that link all indices of equal keys into a chain."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    return np.column_stack([order[:-1][same], order[1:][same]])
+
+
+def _pairs_of_equal(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of pairs of equal keys: of neighbours in sorted order, of those two apart, and so on."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    active = np.arange(len(keys))
+    for lag in range(1, _MAX_LAG + 1):
+        active = active[active + lag < len(keys)]
+        active = active[ordered[active] == ordered[active + lag]]
+        if not len(active):
+            return
+        yield order[active], order[active + lag]

@@ -1,0 +1,1 @@
+"""Verification, statistics, and previews of datasets."""

@@ -1,0 +1,151 @@
+"""Shows samples of a split: a table of text, and a sheet of pictures and recordings with captions."""
+
+import json
+import re
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from data_prep.inspection.audio_panel import HEIGHT, WIDTH, recording_panel
+from data_prep.inspection.measurements import media_of
+from data_prep.train_tokenizer import sample_texts
+from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.reader import SplitReader
+from muomni.errors import DataError
+
+_NUM_COLUMNS = 4
+_TILE = WIDTH // _NUM_COLUMNS
+_GAP, _LINE_HEIGHT = 4, 13
+# The key, then the text.
+_NUM_CAPTION_LINES = 3
+_TEXT_WIDTH = 80
+# Behind pictures, so that transparent and white ones have an edge.
+_GROUND = (236, 236, 236)
+
+
+def describe(manifest: Manifest, split: str, num_samples: int) -> str:
+    """The first samples of a split as a table: id, key, members, length or size, text."""
+    reader = SplitReader(manifest, split)
+    rows = [("id", "key", "members", "seconds", "pixels", "text")]
+    for index in range(min(num_samples, len(reader))):
+        sample, row = reader.read(index), reader.columns[index]
+        members = " ".join(sorted(name for name in sample if name != "__key__"))
+        seconds = f"{row['duration_ms'] / 1000:.2f}" if row["num_audios"] else "-"
+        pixels = f"{row['num_pixels']:,}" if row["num_images"] else "-"
+        text = _shortened(_text(sample, manifest.task), _TEXT_WIDTH)
+        rows.append((str(index), str(sample["__key__"]), members, seconds, pixels, text))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    is_number = (True, False, False, True, True)
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, is_number, strict=False)
+        aligned = [c.rjust(width) if right else c.ljust(width) for c, width, right in cells]
+        lines.append("  ".join([*aligned, row[-1]]))
+    return "\n".join(lines)
+
+
+def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> bool:
+    """Write the sheet as a picture file; False when the samples have no media."""
+    picture = sheet(manifest, split, num_samples)
+    if picture is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return True
+
+
+def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
+    """Pictures in a grid, then recordings below each other, with captions; None without media.
+
+    What does not decode is shown as the reason why.
+    """
+    reader = SplitReader(manifest, split)
+    tiles: list[Image.Image] = []
+    panels: list[Image.Image] = []
+    for index in range(min(num_samples, len(reader))):
+        sample = reader.read(index)
+        key, text = str(sample["__key__"]), _text(sample, manifest.task)
+        tiles += [_tile(data, key, text) for _, data in media_of(sample, IMAGE_EXTENSIONS)]
+        seconds = reader.columns[index]["duration_ms"] / 1000
+        caption = f"{key}  {seconds:.2f} s  {text}"
+        panels += [_panel(data, caption) for _, data in media_of(sample, AUDIO_EXTENSIONS)]
+    if not tiles and not panels:
+        return None
+    tile_height = _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT + _GAP
+    panel_height = HEIGHT + _LINE_HEIGHT + _GAP
+    num_rows = -(-len(tiles) // _NUM_COLUMNS)
+    num_columns = _NUM_COLUMNS if panels else min(_NUM_COLUMNS, len(tiles))
+    height = num_rows * tile_height + len(panels) * panel_height
+    picture = Image.new("RGB", (num_columns * _TILE, height), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, _NUM_COLUMNS)
+        picture.paste(tile, (column * _TILE, row * tile_height))
+    for number, panel in enumerate(panels):
+        picture.paste(panel, (0, num_rows * tile_height + number * panel_height))
+    return picture
+
+
+def _tile(data: bytes, key: str, text: str) -> Image.Image:
+    side = _TILE - _GAP
+    tile = Image.new("RGB", (_TILE, _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT), "white")
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle([0, 0, side - 1, side - 1], fill=_GROUND)
+    try:
+        picture = open_image(data)
+    except DataError as error:
+        draw.multiline_text((4, 4), _wrapped(draw, str(error), side - 8, 8), fill="red")
+    else:
+        picture.thumbnail((side, side))
+        tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    caption = (
+        f"{_wrapped(draw, key, side, 1)}\n{_wrapped(draw, text, side, _NUM_CAPTION_LINES - 1)}"
+    )
+    draw.multiline_text((0, side), caption, fill="black", spacing=1)
+    return tile
+
+
+def _panel(data: bytes, caption: str) -> Image.Image:
+    panel = Image.new("RGB", (WIDTH, HEIGHT + _LINE_HEIGHT), "white")
+    draw = ImageDraw.Draw(panel)
+    draw.text((0, 0), _wrapped(draw, caption, WIDTH, 1), fill="black")
+    try:
+        panel.paste(recording_panel(data), (0, _LINE_HEIGHT))
+    except DataError as error:
+        draw.text((0, _LINE_HEIGHT), str(error), fill="red")
+    return panel
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, num_lines: int) -> str:
+    """As much of a text as fits into lines of `width` pixels; words are cut only where they must be."""
+    lines = [""]
+    for word in re.findall(r"\s*\S+", text):
+        if lines[-1] and draw.textlength(lines[-1] + word) > width and len(lines) < num_lines:
+            lines.append("")
+            word = word.lstrip()
+        lines[-1] += word
+    for number, line in enumerate(lines):
+        while draw.textlength(lines[number]) > width:
+            line = line[:-1]
+            lines[number] = line + "..."
+    return "\n".join(lines)
+
+
+def _text(sample: dict[str, bytes | str], task: str) -> str:
+    try:
+        if task == "sft":
+            turns = json.loads(sample["json"])["turns"]
+            text = " / ".join(f"{turn['role']}: {_parts(turn['content'])}" for turn in turns)
+        else:
+            text = " | ".join(sample_texts(sample, task))
+    except (ValueError, KeyError, TypeError) as error:
+        return f"(no text that can be understood: {error})"
+    return " ".join(text.split())
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _parts(content: list[dict[str, str]]) -> str:
+    return " ".join(part.get("text", f"<{part.get('name')}>") for part in content)

@@ -1,0 +1,1 @@
+"""Samples to shards: plan, worker processes, resuming, finalizing."""

@@ -1,0 +1,72 @@
+"""One corpus to one dataset: list, plan, write shards, finish. What every task verb runs."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from data_prep.corpus import ReaderOptions
+from data_prep.readers import READERS
+from data_prep.sharding.finalize import finalize
+from data_prep.sharding.listings import FILTERED, QUARANTINE
+from data_prep.sharding.plan_file import (
+    PLAN_NAME,
+    load_plan_file,
+    missing_shards,
+    plan_file,
+    store_plan_file,
+)
+from data_prep.sharding.shard_plan import ShardingOptions, build_plan
+from data_prep.sharding.sharder import Progress, write_shards
+from muomni.data.shards.exclusion_mask import FOLDER as EXCLUDE
+from muomni.data.shards.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
+from muomni.errors import DataError
+
+OpenProgress = Callable[[int | None, str], AbstractContextManager[Progress]]
+
+
+def prepare(
+    options: ShardingOptions,
+    reader_options: ReaderOptions,
+    out: Path,
+    num_workers: int,
+    task: tuple[int, int],
+    open_progress: OpenProgress,
+) -> Manifest | None:
+    """Make the dataset `out`, or the part that belongs to array task (index, number of tasks).
+
+    Returns the manifest when all shards are there, None when other tasks have not finished.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; name a folder")
+    read = READERS[options.task][options.reader]
+    plan = build_plan(read(options.source, reader_options), options)
+    summary = store_plan_file(out, plan_file(plan))
+    # What a retry put into shards of its own is left out here, also when shards are made again.
+    plan = plan.without(summary.retried_keys)
+    index, num_tasks = task
+    num_own = sum(len(shard.items) for shard in plan.shards[index::num_tasks])
+    with open_progress(num_own, f"{options.name} ({options.task})") as progress:
+        write_shards(plan, out, num_workers, task, progress)
+    if missing_shards(out, summary):
+        return None
+    return finalize(out)
+
+
+def remove_dataset(out: Path) -> None:
+    """Delete a dataset that was made here, and nothing else in its folder.
+
+    Raises `DataError` when the folder holds neither a plan nor a manifest, for then it is not ours.
+    """
+    if not out.exists():
+        return
+    if load_plan_file(out) is None:
+        if any(out.iterdir()):
+            raise DataError(f"--overwrite: {out} was not made by data_prep; delete it yourself")
+        return
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in (*SPLIT_NAMES, QUARANTINE, FILTERED, EXCLUDE):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+    for name in ("README.md", PLAN_NAME):
+        (out / name).unlink(missing_ok=True)

@@ -1,0 +1,272 @@
+"""Training samples from tars without index, read from front to back: pipes and foreign URLs.
+
+The shards of an epoch are permuted by seed and epoch and dealt to ranks and their workers; who comes
+to the end of its shards begins again, so that all ranks make the same number of steps. Order and resuming
+are approximate: samples of a shard stay together, some are seen twice and some not at all in an epoch,
+and the position holds for the same number of ranks and workers and true sample counts. Shards with
+manifest and index have none of these limits (`loader.py`).
+"""
+
+import itertools
+import logging
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from braceexpand import braceexpand
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from muomni.data.loading.loader import AUGMENT_KEY, CountedBatches
+from muomni.data.sampling.order import generator
+from muomni.data.shards.manifest import hash64
+from muomni.data.views.base import Batch, Example, View
+from muomni.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+# Enters the digest of a stream: to be raised when the same settings give another order.
+STREAM_VERSION = 1
+
+_SHARD_KEY = 5
+_PIPE = "pipe:"
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShard:
+    """A tar by its URL (any of fsspec's, a path, or `pipe:COMMAND`) and how many samples it holds."""
+
+    url: str
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads: rank `rank` of `num_ranks`."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+
+def stream_shards(patterns: Iterable[str], samples_per_shard: int) -> list[StreamShard]:
+    """The shards that brace patterns name, as in `s3://bucket/x-{000000..000099}.tar`, in order.
+
+    Raises `ConfigError` when there are none or one stands twice.
+    """
+    urls = [url for pattern in patterns for url in braceexpand(pattern)]
+    if not urls or samples_per_shard < 1:
+        raise ConfigError("a stream needs at least one shard and one sample in each")
+    if repeated := sorted({url for url in urls if urls.count(url) > 1}):
+        raise ConfigError(f"shard {repeated[0]} stands twice in the stream; name each once")
+    return [StreamShard(url, samples_per_shard) for url in urls]
+
+
+def fingerprint(shards: Iterable[StreamShard]) -> str:
+    """Changes when other shards, or other numbers of samples, are given; nothing is read."""
+    return "stream:" + "+".join(f"{shard.url}:{shard.num_samples}" for shard in shards)
+
+
+def check_local(shards: Iterable[StreamShard]) -> None:
+    """Raise `DataError` when a shard that is given by its path does not exist; others are not asked for."""
+    for shard in shards:
+        is_path = "://" not in shard.url and not shard.url.startswith(_PIPE)
+        if is_path and not Path(shard.url).is_file():
+            raise DataError(
+                f"shard {shard.url} of data.stream does not exist; correct data.stream.shards"
+            )
+
+
+class StreamOrder:
+    """Which samples make which micro-batch of a rank, by counts alone.
+
+    `batches_per_epoch` is what a rank takes: `batch_size` samples each, and whole steps of
+    `accumulation` micro-batches, all samples divided by the ranks. Batch k of a rank, counted through
+    all epochs, comes from worker k mod `num_workers`.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[StreamShard],
+        batch_size: int,
+        seed: int,
+        reader: Reader,
+        num_workers: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        self.shards = shards
+        self.batch_size = batch_size
+        self.seed = seed
+        self.reader = reader
+        self.num_workers = num_workers
+        self.accumulation = accumulation
+        num_samples = sum(shard.num_samples for shard in shards)
+        samples_per_step = batch_size * accumulation * reader.num_ranks
+        self.steps_per_epoch = max(num_samples // samples_per_step, 1)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.steps_per_epoch * self.accumulation
+
+    def shards_of(self, epoch: int, worker: int) -> list[StreamShard]:
+        """What a worker of this rank reads in an epoch, in order; never empty."""
+        order = generator(self.seed, epoch, _SHARD_KEY).permutation(len(self.shards)).tolist()
+        number = worker * self.reader.num_ranks + self.reader.rank
+        num_readers = self.num_workers * self.reader.num_ranks
+        # With more readers than shards some read the same one.
+        mine = order[number::num_readers] or [order[number % len(order)]]
+        return [self.shards[index] for index in mine]
+
+    def start(self, epoch: int, worker: int, num_batches: int) -> tuple[int, int]:
+        """Where a worker goes on after `num_batches` of an epoch.
+
+        The number of its next shard, counted on through repetitions, and the samples to skip there.
+        """
+        shards = self.shards_of(epoch, worker)
+        left = num_batches * self.batch_size
+        rounds, left = divmod(left, sum(shard.num_samples for shard in shards))
+        number = rounds * len(shards)
+        for shard in shards:
+            if left < shard.num_samples:
+                break
+            left -= shard.num_samples
+            number += 1
+        return number, left
+
+
+class StreamDataset(IterableDataset[Batch]):
+    """Endless micro-batches of one rank from batch `first_batch` on, through all epochs.
+
+    One sample is one row: nothing is packed or bucketed, for lengths are not known beforehand.
+    """
+
+    def __init__(self, order: StreamOrder, view: View[Example], first_batch: int = 0) -> None:
+        self.order = order
+        self.view = view
+        self.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        # The loader asks its workers in turn, beginning with worker 0.
+        number = self.first_batch + (info.id if info is not None else 0)
+        while True:
+            epoch, within = divmod(number, self.order.batches_per_epoch)
+            samples = self._samples(number)
+            for _ in range(within, self.order.batches_per_epoch, self.order.num_workers):
+                yield self._batch(epoch, self._take(samples))
+                number += self.order.num_workers
+
+    def read(self, number: int) -> tuple[Batch, list[Sample]]:
+        """Batch `number` of this rank, counted through all epochs, and the samples that it is made of."""
+        samples = self._take(self._samples(number))
+        return self._batch(number // self.order.batches_per_epoch, samples), samples
+
+    def _samples(self, number: int) -> Iterator[Sample]:
+        """The samples of an epoch from batch `number` on that the worker of this batch reads; endless."""
+        order = self.order
+        epoch = number // order.batches_per_epoch
+        worker, first_of_epoch = number % order.num_workers, epoch * order.batches_per_epoch
+        # Batches of this epoch that the worker gave before.
+        first = first_of_epoch + (worker - first_of_epoch) % order.num_workers
+        num_before = len(range(first, number, order.num_workers))
+        shards = order.shards_of(epoch, worker)
+        start, skip = order.start(epoch, worker, num_before)
+        for place in itertools.count(start):
+            yield from itertools.islice(read_shard(shards[place % len(shards)]), skip, None)
+            skip = 0
+
+    def _take(self, samples: Iterator[Sample]) -> list[Sample]:
+        return list(itertools.islice(samples, self.order.batch_size))
+
+    def _batch(self, epoch: int, samples: list[Sample]) -> Batch:
+        num_bad = 0
+        rows = []
+        for sample in samples:
+            key = sample["__key__"]
+            random = None
+            if self.view.augments:
+                random = generator(self.order.seed, epoch, hash64(key), AUGMENT_KEY)
+            try:
+                rows.append([self.view.example(sample, random)])
+            except DataError as error:
+                num_bad += 1
+                rows.append([])
+                logger.warning("left out sample %s of %s: %s", key, sample["__url__"], error)
+        tensors = self.view.collate(rows)
+        tensors["num_bad"] = torch.tensor(num_bad)
+        return tensors
+
+
+class StreamLoader(CountedBatches):
+    """The micro-batches of one rank from step `step` on; it never ends."""
+
+    def __init__(
+        self,
+        order: StreamOrder,
+        view: View[Example],
+        step: int = 0,
+        num_workers: int = 0,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        max_bad_samples: int = 0,
+    ) -> None:
+        if order.num_workers != max(num_workers, 1):
+            raise ValueError(f"the order is for {order.num_workers} workers, not {num_workers}")
+        loader = DataLoader(
+            StreamDataset(order, view, step * order.accumulation),
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # the global one belongs to the model
+            multiprocessing_context="forkserver" if num_workers else None,
+        )
+        super().__init__(loader, max_bad_samples)
+
+
+def read_shard(shard: StreamShard) -> Iterator[Sample]:
+    """The samples of a tar in order: "__key__", "__url__" and extension -> bytes, nothing decoded.
+
+    Raises `DataError` when it cannot be opened or read; a number of samples other than expected is
+    warned of, for a tar that was cut off may look like a shorter one.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    num_samples = 0
+    try:
+        with _open(shard.url) as stream:
+            members = tar_file_expander(iter([{"url": shard.url, "stream": stream}]))
+            for sample in group_by_keys(members):
+                num_samples += 1
+                yield {
+                    name: value
+                    for name, value in sample.items()
+                    if name in ("__key__", "__url__") or not name.startswith("__")
+                }
+    except (OSError, EOFError, ValueError, ImportError, tarfile.TarError) as error:
+        raise DataError(
+            f"cannot read {shard.url} after {num_samples} samples ({type(error).__name__}: {error}); check "
+            "the address or command, or leave the shard out"
+        ) from error
+    if num_samples != shard.num_samples:
+        logger.warning(
+            "%s holds %d samples, not %d as given: is it cut off?",
+            shard.url, num_samples, shard.num_samples,
+        )  # fmt: skip
+    if num_samples == 0:
+        raise DataError(f"{shard.url} holds no sample; leave the shard out")
+
+
+def _open(url: str) -> Any:
+    """A readable binary stream that is a context manager."""
+    if url.startswith(_PIPE):
+        from webdataset.gopen import gopen_pipe
+
+        return gopen_pipe(url)
+    import fsspec
+
+    files, path = fsspec.url_to_fs(url)
+    return files.open(path, "rb")

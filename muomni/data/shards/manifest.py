@@ -1,0 +1,259 @@
+"""What a dataset on disk is: its splits, shards, totals and fingerprint (`manifest.json`).
+
+The manifest is written last, so a folder that has one is complete. Beside each shard lie an index
+(offset of each sample), a column file (cost figures of each sample) and a record. Paths are
+relative to the manifest, so a dataset can be moved. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from muomni.config.models import Section
+from muomni.errors import DataError
+from muomni.io.remote_folder import RemoteFolder
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SPLIT_NAMES = ("train", "val", "test")
+
+Task = Literal["text", "image-caption", "speech", "tts", "sft"]
+TASKS: tuple[Task, ...] = ("text", "image-caption", "speech", "tts", "sft")
+
+# One row a sample. Hashes are `hash64`; `duration_ms` is summed over the recordings of a sample.
+COLUMNS = np.dtype(
+    [
+        ("key_hash", "<u8"),
+        ("group_hash", "<u8"),
+        ("content_hash", "<u8"),
+        ("num_bytes", "<u4"),
+        ("duration_ms", "<u4"),
+        ("num_chars", "<u4"),
+        ("num_pixels", "<u4"),
+        ("num_images", "<u2"),
+        ("num_audios", "<u2"),
+    ]
+)
+
+
+def hash64(text: str | bytes) -> int:
+    """A stable 64-bit hash: equal on every machine and in every process."""
+    content = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+class Totals(Section):
+    """Sums over samples; durations in milliseconds."""
+
+    num_samples: int = 0
+    num_bytes: int = 0
+    duration_ms: int = 0
+    num_chars: int = 0
+    num_pixels: int = 0
+    num_images: int = 0
+    num_audios: int = 0
+
+    @classmethod
+    def of_columns(cls, columns: np.ndarray) -> "Totals":
+        """Sum the column file of a shard (structured array of `COLUMNS`)."""
+        names = [name for name in cls.model_fields if name != "num_samples"]
+        sums = {name: int(columns[name].sum(dtype=np.uint64)) for name in names}
+        return cls(num_samples=len(columns), **sums)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            **{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields}
+        )
+
+
+class ShardRecord(Section):
+    """One finished shard: the content of its `.json` file and its entry in the manifest.
+
+    `path` is the tar relative to the dataset, `num_bytes` its size; `config_digest` says which
+    plan and options made it, `sources_digest` which state of the source files.
+    """
+
+    path: str
+    split: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    index_sha256: str
+    columns_sha256: str
+    members: tuple[str, ...] = ()
+    totals: Totals
+    num_planned: int
+    dropped: dict[str, int] = Field(default_factory=dict)
+    config_digest: str = ""
+    sources_digest: str = ""
+
+
+class Split(Section):
+    """An ordered list of shards; sample ids count through them in this order."""
+
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over all shards."""
+        return sum((shard.totals for shard in self.shards), Totals())
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the tars of a remote dataset come from, and where at most `max_bytes` of them are kept."""
+
+    folder: RemoteFolder
+    cache_dir: Path
+    max_bytes: int
+
+
+class Manifest(Section):
+    """A complete dataset: `Manifest.load(folder)`.
+
+    `root` holds the shards. Of a dataset with an `origin` it holds copies of the sidecars alone.
+
+    `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
+    fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
+    not be used and sound ones that `filters` left out; `treatment` says what was changed in samples.
+    """
+
+    root: Path = Field(exclude=True)
+    origin: Origin | None = Field(default=None, exclude=True)
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    task: Task
+    reader: str
+    reader_options: dict[str, str] = Field(default_factory=dict)
+    split_rule: str
+    licence: str = ""
+    sources: tuple[str, ...] = ()
+    config_digest: str = ""
+    fingerprint: str
+    splits: dict[str, Split]
+    dropped: dict[str, int] = Field(default_factory=dict)
+    filters: dict[str, str] = Field(default_factory=dict)
+    treatment: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version {self.schema_version}, this version reads {SCHEMA_VERSION}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Manifest":
+        """Read `folder/manifest.json`; raises `DataError` when it is missing or malformed."""
+        folder = Path(folder)
+        path = folder / MANIFEST_NAME
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} is no finished dataset: {MANIFEST_NAME} is missing; "
+                "run its `python -m data_prep` command (again), it continues where it stopped"
+            ) from error
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+        return cls.parse(content, folder, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, root: Path, source: str) -> "Manifest":
+        """The dataset in `root` that the text of a manifest describes.
+
+        Raises `DataError`, naming the `source` of the text, when it is malformed.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"cannot read {source}: {error}") from error
+        try:
+            manifest = cls(root=root, **content)
+        except (ValidationError, TypeError) as error:
+            raise DataError(f"{source} is not a valid manifest: {_first_problem(error)}") from error
+        expected = fingerprint(manifest.splits)
+        if manifest.fingerprint != expected:
+            raise DataError(
+                f"{source} was edited: its fingerprint does not match its shards; "
+                "make the dataset again or restore the file"
+            )
+        return manifest
+
+    @property
+    def place(self) -> str:
+        """What the user calls the dataset: its folder or URL."""
+        return str(self.root) if self.origin is None else self.origin.folder.url
+
+    def split(self, name: str) -> Split:
+        """The split called `name`; raises `DataError` that lists those there are."""
+        if name not in self.splits:
+            raise DataError(
+                f"dataset {self.place} has no split {name!r}; it has {', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+    def without_shards(self) -> "Manifest":
+        """The same dataset with empty splits: its name and place, to be sent to other processes."""
+        return self.model_copy(update={"splits": dict.fromkeys(self.splits, Split(shards=()))})
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
+        # Versions without these refuse the key; a dataset that has neither stays readable to them.
+        unused = {name for name in ("filters", "treatment") if not getattr(self, name)}
+        content = self.model_dump(mode="json", exclude=unused)
+        return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def fingerprint(splits: dict[str, Split]) -> str:
+    """SHA-256 over (split, path, samples, digest) of all shards in order."""
+    digest = hashlib.sha256()
+    for name in sorted(splits):
+        for shard in splits[name].shards:
+            digest.update(f"{name}\t{shard.path}\t{shard.num_samples}\t{shard.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def find_datasets(data_dir: Path | str, task: Task) -> list[Manifest]:
+    """Datasets of one task in `data_dir` itself or in its direct subfolders, sorted by name.
+
+    Raises `DataError` that names `data_dir` and the command when there is none.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise DataError(
+            f"data folder {data_dir} does not exist; make one with "
+            f"`python -m data_prep {task} --out {data_dir}/NAME ...` "
+            f"or `python -m data_prep sample --out {data_dir}`"
+        )
+    folders = [data_dir, *sorted(path for path in data_dir.iterdir() if path.is_dir())]
+    complete = [folder for folder in folders if (folder / MANIFEST_NAME).is_file()]
+    found = [manifest for manifest in map(Manifest.load, complete) if manifest.task == task]
+    if not found:
+        raise DataError(
+            f"{data_dir} holds no finished dataset of task {task!r}; make one with "
+            f"`python -m data_prep {task} --format FORMAT --src SOURCE --out {data_dir}/NAME`"
+        )
+    return sorted(found, key=lambda manifest: (manifest.name, str(manifest.root)))
+
+
+def _first_problem(error: Exception) -> str:
+    """The first complaint of a validation error, in one line."""
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        return f"{place}: {problem['msg']}" if place else str(problem["msg"])
+    return str(error)

@@ -1,0 +1,237 @@
+"""Writes one shard: tar, index, columns, and last its record, which says that it is done.
+
+Each file is written aside and renamed, so a kill leaves either a finished shard or none. The tar
+is plain USTAR with time 0 and fixed owner, so equal samples give equal bytes on every machine.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+
+from muomni.data.shards.manifest import COLUMNS, ShardRecord, Totals, hash64
+from muomni.data.shards.tar_index import BLOCK_BYTES, index_path, padded, write_index
+from muomni.errors import DataError
+from muomni.io.atomic_write import open_atomic, write_atomic
+
+COLUMNS_SUFFIX = ".cols.npy"
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
+# USTAR keeps 100 bytes for a name: key, dot, extension.
+_MAX_NAME_BYTES = 100
+_MAX_MEMBER_BYTES = 2**32 - 1
+# What all headers have in common: mode and owner, time, type, magic and device. In the checksum its own
+# eight bytes count as spaces.
+_MODE = b"0000644\0" + b"0000000\0" * 2
+_TIME = b"00000000000\0"
+_TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_CONSTANT_SUM = sum(_MODE) + sum(_TAIL) + sum(_TIME) + 8 * 32
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCost:
+    """Figures of a sample that the batch planner needs without reading the sample."""
+
+    duration_ms: int = 0
+    num_chars: int = 0
+    num_pixels: int = 0
+    num_images: int = 0
+    num_audios: int = 0
+
+
+def columns_path(tar_path: Path) -> Path:
+    """`X.cols.npy` beside `X.tar`."""
+    return tar_path.with_suffix(COLUMNS_SUFFIX)
+
+
+def load_columns(path: Path) -> np.ndarray:
+    """A column file: structured array of `COLUMNS`, mapped read-only.
+
+    Raises `DataError` when it is missing, damaged or holds anything else.
+    """
+    try:
+        columns = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; copy or make the dataset again") from error
+    except Exception as error:
+        # numpy parses the header as Python, so damage may raise nearly anything, MemoryError included.
+        raise DataError(f"{path} is damaged ({error}); copy or make the dataset again") from error
+    if columns.dtype != COLUMNS or columns.ndim != 1:
+        raise DataError(
+            f"{path} has other columns than this version writes; make the dataset again"
+        )
+    return columns
+
+
+def record_path(tar_path: Path) -> Path:
+    """`X.json` beside `X.tar`."""
+    return tar_path.with_suffix(".json")
+
+
+def ustar_header(name: str, num_bytes: int) -> bytes:
+    """The 512 byte header of a regular file with mode 644, owner 0 and time 0."""
+    encoded = name.encode()
+    if len(encoded) > _MAX_NAME_BYTES:
+        raise DataError(f"member name {name!r} is longer than {_MAX_NAME_BYTES} bytes")
+    size = b"%011o\0" % num_bytes
+    checksum = _CONSTANT_SUM + sum(encoded) + sum(size)
+    padding = bytes(_MAX_NAME_BYTES - len(encoded))
+    return b"".join((encoded, padding, _MODE, size, _TIME, b"%06o\0 " % checksum, _TAIL))
+
+
+class ShardWriter:
+    """Context manager that writes the shard `root/split/NAME.tar` and its sidecars.
+
+    Samples are added in order; leaving the block without an error finishes the shard, after
+    which `record` is set.
+    """
+
+    def __init__(self, root: Path, path: str, split: str) -> None:
+        self.tar_path = root / path
+        self.record: ShardRecord | None = None
+        self.dropped: dict[str, int] = {}
+        self.num_planned = 0
+        self.config_digest = ""
+        self.sources_digest = ""
+        self._relative = path
+        self._split = split
+        self._offsets: list[int] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._members: set[str] = set()
+        self._keys: set[str] = set()
+        self._sha256 = hashlib.sha256()
+        self._position = 0
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        # A record of an earlier attempt must not vouch for the new tar.
+        record_path(self.tar_path).unlink(missing_ok=True)
+        self._file = self._stack.enter_context(open_atomic(self.tar_path))
+        return self
+
+    def add(
+        self, key: str, members: Sequence[tuple[str, bytes]], group: str, cost: SampleCost
+    ) -> None:
+        """Append one sample: its members as (extension, bytes), its group and its cost.
+
+        Raises `DataError` for a key outside [A-Za-z0-9_-]{1,90}, a key used before or an empty
+        sample.
+        """
+        if not KEY_PATTERN.fullmatch(key):
+            raise DataError(f"key {key!r} does not match [A-Za-z0-9_-]{{1,90}}")
+        if key in self._keys:
+            raise DataError(f"key {key!r} occurs twice in {self.tar_path}")
+        if not members:
+            raise DataError(f"sample {key!r} has no members")
+        self._keys.add(key)
+        self._offsets.append(self._position)
+        content = hashlib.blake2b(digest_size=8)
+        blocks = []
+        for extension, data in members:
+            if len(data) > _MAX_MEMBER_BYTES:
+                raise DataError(f"{key}.{extension} is larger than 4 GiB")
+            header = ustar_header(f"{key}.{extension}", len(data))
+            blocks += (header, data, bytes(padded(len(data)) - len(data)))
+            self._members.add(extension)
+            content.update(f"{extension}:{len(data)}:".encode())
+            content.update(data)
+        # Written and hashed at once: for small files the calls cost more than the bytes.
+        self._write(b"".join(blocks))
+        self._rows.append(
+            (
+                hash64(key),
+                hash64(group),
+                int.from_bytes(content.digest(), "little"),
+                sum(len(data) for _, data in members),
+                cost.duration_ms,
+                cost.num_chars,
+                cost.num_pixels,
+                cost.num_images,
+                cost.num_audios,
+            )
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        self._offsets.append(self._position)
+        self._write(bytes(2 * BLOCK_BYTES))
+        self._stack.close()
+        self.record = self._write_sidecars()
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "ShardWriter is used as a context manager"
+        self._file.write(data)
+        self._sha256.update(data)
+        self._position += len(data)
+
+    def _write_sidecars(self) -> ShardRecord:
+        offsets = np.array(self._offsets, dtype="<u8")
+        write_index(index_path(self.tar_path), offsets)
+        columns = np.array(self._rows, dtype=COLUMNS)
+        record = finish_record(
+            self.tar_path,
+            ShardRecord(
+                path=self._relative,
+                split=self._split,
+                num_samples=len(columns),
+                num_bytes=self._position,
+                sha256=self._sha256.hexdigest(),
+                index_sha256=hashlib.sha256(offsets.tobytes()).hexdigest(),
+                columns_sha256="",
+                members=tuple(sorted(self._members)),
+                totals=Totals.of_columns(columns),
+                num_planned=self.num_planned or len(columns),
+                dropped=dict(sorted(self.dropped.items())),
+                config_digest=self.config_digest,
+                sources_digest=self.sources_digest,
+            ),
+            columns,
+        )
+        return record
+
+
+def finish_record(tar_path: Path, record: ShardRecord, columns: np.ndarray) -> ShardRecord:
+    """Write the column file and then the record, completed with the column digest."""
+    buffer = io.BytesIO()
+    np.save(buffer, columns)
+    write_atomic(columns_path(tar_path), buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    record = record.model_copy(update={"columns_sha256": digest})
+    store_record(tar_path, record)
+    return record
+
+
+def store_record(tar_path: Path, record: ShardRecord) -> None:
+    """Write the record of a shard, atomically."""
+    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    write_atomic(record_path(tar_path), text.encode())
+
+
+def load_record(tar_path: Path) -> ShardRecord | None:
+    """The record of a shard, or None when the shard was not finished.
+
+    Raises `DataError` when the record exists but cannot be understood.
+    """
+    path = record_path(tar_path)
+    try:
+        return ShardRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        raise DataError(f"shard record {path} is damaged; delete it and run again") from error

@@ -1,0 +1,1 @@
+"""Text to token ids: tokenizer, CTC units, the chat template."""

@@ -1,0 +1,89 @@
+"""Recordings with their transcripts, for CTC."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_recording
+from muomni.data.media.resampling import resample
+from muomni.data.sampling.lengths import Lengths
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.views.base import Batch, View
+from muomni.errors import DataError
+
+# Speeds of Ko et al., "Audio Augmentation for Speech Recognition", 2015, as ratios of small numbers.
+SPEEDS = ((9, 10), (1, 1), (11, 10))
+_SLOWEST = SPEEDS[0][1] / SPEEDS[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A recording, its labels, and the seed of what is drawn for it on the device."""
+
+    waveform: np.ndarray
+    labels: list[int]
+    seed: int
+
+
+class SpeechView(View[Utterance]):
+    """Padded batches: waveform [B, N], lengths [B] in samples, labels [B, L] padded with the
+    tokenizer's pad id, label_lengths [B], seeds [B].
+
+    Lengths are mel frames. With `perturb_speed`, a recording is played at 0.9, 1 or 1.1 times its
+    speed in training.
+    """
+
+    unit = "audio_s"
+    augments = True
+
+    def __init__(self, units: CtcUnits, perturb_speed: bool) -> None:
+        self.units = units
+        self.perturb_speed = perturb_speed
+
+    def lengths(self, source: Source) -> Lengths:
+        return mel_frames(source, _SLOWEST if self.perturb_speed else 1.0)
+
+    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Utterance:
+        labels = self.units.encode(transcript(sample))
+        if not labels:
+            raise DataError(f"the transcript of sample '{sample['__key__']}' has no words")
+        waveform = read_recording(sample)
+        if random is not None and self.perturb_speed:
+            waveform = change_speed(waveform, *SPEEDS[int(random.integers(len(SPEEDS)))])
+        return Utterance(waveform, labels, draw_seed(random))
+
+    def collate(self, rows: list[list[Utterance]]) -> Batch:
+        utterances = [utterance for row in rows for utterance in row]
+        waveform, lengths = pad_waveforms([utterance.waveform for utterance in utterances])
+        label_lengths = torch.tensor([len(u.labels) for u in utterances] or [0])
+        width = max(1, int(label_lengths.max()))
+        labels = torch.full((len(lengths), width), self.units.tokenizer.pad_id)
+        for row, utterance in enumerate(utterances):
+            labels[row, : len(utterance.labels)] = torch.tensor(utterance.labels)
+        return {
+            "waveform": waveform,
+            "lengths": lengths,
+            "labels": labels,
+            "label_lengths": label_lengths,
+            "seeds": torch.tensor([utterance.seed for utterance in utterances] or [0]),
+            "units": lengths.sum().float() / SAMPLE_RATE_HZ,
+        }
+
+
+def transcript(sample: dict[str, Any]) -> str:
+    """The transcript of a sample; raises DataError when it is missing or not UTF-8."""
+    if "txt" not in sample:
+        raise DataError(f"sample '{sample['__key__']}' has no transcript (.txt)")
+    try:
+        return sample["txt"].decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"the transcript of sample '{sample['__key__']}' is not UTF-8") from None
+
+
+def change_speed(waveform: np.ndarray, numerator: int, denominator: int) -> np.ndarray:
+    """Play a recording at numerator / denominator times its speed; pitch moves with it."""
+    return resample(waveform[:, None], numerator, denominator)[:, 0]

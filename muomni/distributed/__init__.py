@@ -1,0 +1,1 @@
+"""Rank discovery, collectives, and what ranks need before they start."""

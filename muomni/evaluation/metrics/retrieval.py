@@ -1,0 +1,137 @@
+"""Retrieval between pictures and captions, and naming of pictures, over a whole split.
+
+Ranks embed their shares; each then sees all features, so the figures are the same for any number of
+ranks. A tie counts against the model: one that embeds everything alike finds nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.data.shards.source import Source
+from muomni.data.views.image_text import NO_GROUP, ImageTextView, captions, group_of
+from muomni.distributed import collectives
+from muomni.errors import DataError
+from muomni.models.vision.clip import Clip
+from muomni.training.validation import LocatedBatch
+
+DEPTHS = (1, 5, 10)
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFeatures:
+    """Unit features of all pairs of a split, on the CPU, and the groups of their captions."""
+
+    images: Tensor  # [N, d]
+    texts: Tensor  # [N, d]
+    captions: Tensor  # [N] int64; equal captions have equal numbers
+
+
+@torch.no_grad()
+def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
+    """Embed this rank's batches and collect those of all ranks; every rank must call it."""
+    size = clip.config.embedding_size
+    parts = [(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.long))]
+    for _, batch in batches:
+        output = clip(batch["images"], batch["token_ids"], batch["token_lengths"])
+        is_real = batch["groups"][:, 1] != NO_GROUP
+        groups = batch["groups"][is_real, 1]
+        parts.append((output.image[is_real].cpu(), output.text[is_real].cpu(), groups.cpu()))
+    local = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    gathered = collectives.gather_objects(local)
+    return SplitFeatures(*(torch.cat(column) for column in zip(*gathered, strict=True)))
+
+
+def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str, float]:
+    """`text_recall@k` (caption found for a picture) and `image_recall@k` (the other way), and the
+    same of a random order as `chance_...`.
+
+    Equal captions are equally right. NaN for an empty split.
+    """
+    pairs = {
+        "text": (features.images, features.texts),
+        "image": (features.texts, features.images),
+    }
+    figures: dict[str, float] = {}
+    for name, (queries, candidates) in pairs.items():
+        ranks, chances = _ranks(queries, candidates, features.captions, features.captions, depths)
+        for place, depth in enumerate(depths):
+            figures[f"{name}_recall@{depth}"] = float((ranks < depth).double().mean())
+            figures[f"chance_{name}_recall@{depth}"] = float(chances[:, place].mean())
+    return figures
+
+
+def retrieval_recall(clip: Clip, batches: Iterable[LocatedBatch]) -> dict[str, float]:
+    """`recall` of a model over a split that is dealt out to the ranks in `batches`."""
+    return recall(embed_split(clip, batches))
+
+
+@torch.no_grad()
+def zero_shot_top1(
+    clip: Clip,
+    features: SplitFeatures,
+    names: Sequence[str],
+    view: ImageTextView,
+    device: torch.device,
+) -> float:
+    """The share of pictures whose own name is nearest among `names`, which must hold all of them."""
+    groups = torch.tensor([group_of(name) for name in names])
+    texts = []
+    for start in range(0, len(names), _CHUNK):
+        ids = [view.token_ids(name) for name in names[start : start + _CHUNK]]
+        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+        for row, one in enumerate(ids):
+            padded[row, : len(one)] = torch.tensor(one)
+        lengths = torch.tensor([len(one) for one in ids])
+        texts.append(clip.embed_text(padded.to(device), lengths.to(device)).cpu())
+    ranks, _ = _ranks(features.images, torch.cat(texts), features.captions, groups, (1,))
+    return float((ranks < 1).double().mean())
+
+
+def class_names(sources: Iterable[Source]) -> list[str]:
+    """The distinct first captions of all samples, sorted: the classes of zero-shot naming."""
+    names: dict[int, str] = {}
+    for source in sources:
+        for index in range(len(source)):
+            try:
+                first = captions(source.read(index))[0]
+            except DataError:
+                continue  # the batches of the split meet it again, and count it
+            names.setdefault(group_of(first), first)
+    return sorted(names.values())
+
+
+def _ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    query_groups: Tensor,
+    candidate_groups: Tensor,
+    depths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """How many wrong candidates [N] come before the best right one of each query, ties included;
+    and the chance [N, len(depths)] that a random order has a right one among the first k."""
+    ranks, chances = [], []
+    for start in range(0, len(queries), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        similarity = queries[rows] @ candidates.T
+        is_right = query_groups[rows, None] == candidate_groups[None, :]
+        best = similarity.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((similarity >= best) & ~is_right).sum(1))
+        chances.append(_chance(is_right.sum(1), len(candidates), depths))
+    empty = torch.empty(0, dtype=torch.long), torch.empty(0, len(depths), dtype=torch.double)
+    return torch.cat([empty[0], *ranks]), torch.cat([empty[1], *chances])
+
+
+def _chance(num_right: Tensor, num_candidates: int, depths: Sequence[int]) -> Tensor:
+    """Probability that `depth` candidates drawn without replacement hold a right one."""
+    columns = []
+    for depth in depths:
+        missed = torch.ones(len(num_right), dtype=torch.double)
+        for drawn in range(min(depth, num_candidates)):
+            wrong = (num_candidates - num_right - drawn).clamp(min=0)
+            missed = missed * wrong / (num_candidates - drawn)
+        columns.append(1 - missed)
+    return torch.stack(columns, 1)

@@ -1,0 +1,1 @@
+"""Error rates of generated speech, judged by speech recognition."""

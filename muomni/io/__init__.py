@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, remote folders. Imported by every other package."""

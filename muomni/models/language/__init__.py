@@ -1,0 +1,1 @@
+"""The Thinker, and its conversion from and to published formats."""

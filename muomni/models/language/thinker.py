@@ -1,0 +1,103 @@
+"""The Thinker: a decoder LM with exactly Qwen3's architecture, dense or mixture of experts.
+
+RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU; no bias anywhere. The forward
+pass stops at the hidden states: losses apply the output head in chunks, generation only at the last
+position. Reference in tests: transformers' Qwen3ForCausalLM and Qwen3MoeForCausalLM.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import ThinkerConfig
+from muomni.models.layers.kv_cache import KVCache
+from muomni.models.layers.layers import (
+    Documents,
+    StackOptions,
+    TransformerStack,
+    init_weights,
+)
+from muomni.models.layers.losses import LossSum, next_token_loss
+from muomni.models.layers.masks import (
+    document_mask,
+    document_positions,
+    window_mask,
+    window_size,
+)
+
+
+class Thinker(nn.Module):
+    """Token ids or embeddings in, hidden states [B, T, hidden_size] out."""
+
+    def __init__(self, config: ThinkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        options = StackOptions(
+            rope_theta=config.rope_theta, norm_eps=config.norm_eps, moe=config.moe
+        )
+        self.stack = TransformerStack(config, options)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        init_weights(self, config.num_layers)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weights [vocab_size, hidden_size] of the output head, the embeddings' own when tied."""
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids [B, T] -> embeddings [B, T, hidden_size]."""
+        return self.embed_tokens(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Normed hidden states [B, T, hidden_size], ready for the head.
+
+        Give `input_ids` [B, T] or `inputs_embeds` [B, T, hidden_size]. `document_ids` [B, T] (0 =
+        padding, 1.. = documents) hides documents from each other and restarts positions in each;
+        `document_starts` (`layers.Documents.starts`) beside them serve a stack that `attends_by_documents`.
+        Without it (or a complete `mask`) attention is causal over the row. With `cache`, `valid`
+        [B, T] marks the real ones among the new tokens. Raises ValueError when inputs conflict.
+        """
+        if input_ids is not None and inputs_embeds is None:
+            x = self.embed(input_ids)
+        elif inputs_embeds is not None and input_ids is None:
+            x = inputs_embeds.to(self.stack.dtype)
+        else:
+            raise ValueError("give either input_ids or inputs_embeds")
+        if document_ids is not None:
+            if mask is not None or cache is not None:
+                raise ValueError("document_ids build the mask; give neither mask nor cache")
+            positions = document_positions(document_ids) if positions is None else positions
+            if self.stack.attends_by_documents and document_starts is not None:
+                documents = Documents(document_starts, document_ids.shape[1])
+                return self.stack(x, positions=positions, documents=documents)
+            # Without cost on CPUs; an accelerator would be stalled by a question about its data.
+            size = window_size(document_ids) if document_ids.is_cpu else None
+            if size is not None:
+                windows = window_mask(document_ids, size)
+                return self.stack(x, positions=positions, windows=windows)
+            mask = document_mask(document_ids)
+        return self.stack(x, positions=positions, mask=mask, cache=cache, valid=valid)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., hidden_size] -> logits [..., vocab_size]."""
+        return F.linear(hidden, self.head_weight)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> LossSum:
+        """Next-token loss of `labels` [B, T] (already shifted, -100 = nothing to predict)."""
+        return next_token_loss(hidden, labels, self.head_weight)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty KV cache for `max_length` positions a row."""
+        return self.stack.new_cache(batch_size, max_length)

@@ -1,0 +1,1 @@
+"""Audio encoder, speech codec, Talker, and vocoder."""

@@ -1,0 +1,127 @@
+"""Speech encoder: waveform -> states at 25 Hz, with a CTC head over subwords.
+
+Log-mel, normalised per utterance, two strided convolutions that make one frame of four, then the
+shared transformer, bidirectional with rotary positions. Every layer ignores what lies beyond a
+recording's length, so a padded batch gives what single recordings give.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
+from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.layers import (
+    Documents,
+    StackOptions,
+    TransformerStack,
+    init_weights,
+)
+from muomni.models.layers.masks import padded_starts, padding_mask
+from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalise_per_utterance
+from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
+
+
+class ConvSubsampling(nn.Module):
+    """Features [B, T, M] -> [B, ceil(T / 4), hidden_size] by two convolutions of stride 2."""
+
+    def __init__(self, num_mels: int, channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, channels, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.out = nn.Linear(channels * -(-num_mels // FRAME_SUBSAMPLING), hidden_size)
+
+    def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states and their lengths [B]; states beyond a length are arbitrary."""
+        x = features[:, None].to(self.first.weight.dtype)
+        for conv in (self.first, self.second):
+            x = F.gelu(conv(x))
+            frame_lengths = (frame_lengths + 1) // 2
+            # The bias made something of the padding, which the next convolution must not see.
+            x = x * length_mask(frame_lengths, x.shape[2])[:, None, :, None]
+        return self.out(x.transpose(1, 2).flatten(2)), frame_lengths
+
+
+class AudioEncoder(nn.Module):
+    """Recordings -> hidden states for a Thinker, and subword logits for CTC."""
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.log_mel = LogMel(config.mel)
+        self.subsampling = ConvSubsampling(
+            config.mel.num_mels, config.conv_channels, config.hidden_size
+        )
+        self.stack = TransformerStack(
+            config,
+            StackOptions(
+                causal=False,
+                rope_theta=config.rope_theta,
+                norm_eps=config.norm_eps,
+                dropout=config.dropout,
+                conv_kernel_size=config.conv_kernel_size,
+            ),
+        )
+        self.ctc_head = nn.Linear(config.hidden_size, config.vocab_size)
+        init_weights(self, config.num_layers)
+
+    def forward(
+        self,
+        waveform: Tensor,
+        lengths: Tensor,
+        seeds: Tensor | None = None,
+        augmentation: SpecAugmentConfig | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return states [B, Tf, hidden_size], zero on padding, and frame lengths [B].
+
+        `waveform` is [B, N] at 16 kHz, `lengths` [B] in samples, Tf = ceil(ceil(N / 160) / 4).
+        SpecAugment applies when `augmentation` is given, with one of `seeds` [B] a sample.
+        """
+        log_mel, mel_lengths = self.log_mel(waveform, lengths)
+        features = normalise_per_utterance(log_mel, mel_lengths)
+        if augmentation is not None:
+            if seeds is None:
+                raise ValueError("SpecAugment needs one seed a sample")
+            features = spec_augment(features, mel_lengths, seeds, augmentation)
+        x, frame_lengths = self.subsampling(features, mel_lengths)
+        valid = length_mask(frame_lengths, x.shape[1])
+        for_convs = valid if self.config.conv_kernel_size else None
+        if self.stack.attends_by_documents:
+            documents = Documents(padded_starts(valid), valid.shape[1])
+            x = self.stack(x, documents=documents, valid=for_convs)
+        else:
+            x = self.stack(x, mask=padding_mask(valid), valid=for_convs)
+        return x * valid[:, :, None], frame_lengths
+
+    def ctc_logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
+        return self.ctc_head(hidden)
+
+
+def num_encoder_frames(num_samples: Tensor) -> Tensor:
+    """Return the frame lengths [B] of recordings of `num_samples` [B] samples, as the model does."""
+    mel_lengths = (num_samples + MEL_HOP - 1) // MEL_HOP
+    return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
+
+
+def audio_encoder_flops(
+    config: AudioEncoderConfig, num_samples: int, with_head: bool = True
+) -> ForwardFlops:
+    """Forward FLOPs of one recording (see `flops.py` for the conventions)."""
+    num_mel = -(-num_samples // config.mel.hop)
+    half_time, half_mels = -(-num_mel // 2), -(-config.mel.num_mels // 2)
+    time, mels = -(-half_time // 2), -(-half_mels // 2)
+    channels, size = config.conv_channels, config.hidden_size
+    weights = mels * linear_flops(9 * channels, channels) + linear_flops(channels * mels, size)
+    if with_head:
+        weights += linear_flops(size, config.vocab_size)
+    front = ForwardFlops(
+        weights=time * weights,
+        first=half_time * half_mels * linear_flops(9, channels),
+        fixed=log_mel_flops(config.mel, num_mel),
+    )
+    convs = 0
+    if config.conv_kernel_size:
+        layer = linear_flops(size, 3 * size) + linear_flops(config.conv_kernel_size, size)
+        convs = time * config.num_layers * layer
+    stack = stack_flops(config, time, dropout=config.dropout)
+    return front + ForwardFlops(convs, again=convs) + stack

@@ -1,0 +1,286 @@
+"""Speech codec: log-mel at 100 Hz <-> K codes a frame at 25 Hz.
+
+A convolutional encoder halves the frame rate twice, a residual quantiser turns each frame into K
+codes, and a mirrored decoder gives the mel spectrogram back (van den Oord et al., 2017; residual
+codebooks after Zeghidour et al., 2021). Every layer zeroes what lies beyond the length, so a padded
+batch gives what single recordings give. The quantiser's codebooks are buffers; see `quantizer.py`
+for how a trainer updates them.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
+from muomni.models.layers.flops import ForwardFlops
+from muomni.models.layers.recompute import BlockRunner
+from muomni.models.speech.mel import (
+    LOG_FLOOR,
+    LogMel,
+    denormalise_fixed,
+    length_mask,
+    log_mel_flops,
+    normalise_fixed,
+)
+from muomni.models.speech.quantizer import QuantizerStatistics, ResidualQuantizer
+
+KERNEL = 5
+DOWN_KERNEL = 4
+# The square error makes large misses dearer; the absolute error decides the metric.
+SQUARE_ERROR_WEIGHT = 0.2
+
+
+class CodecOutput(NamedTuple):
+    """One training or validation pass; T mel frames, Tf = ceil(T / 4) code frames.
+
+    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    """
+
+    mel: Tensor  # [B, T, num_mels] fp32: the decoder's log-mel, in natural-log units
+    target: Tensor  # [B, T, num_mels] fp32
+    mel_lengths: Tensor  # [B]
+    codes: Tensor  # [B, Tf, K]
+    code_lengths: Tensor  # [B]
+    commitment: Tensor  # fp32 scalar: sum over code frames and codebooks
+    statistics: QuantizerStatistics | None  # for `quantizer.update`; in training mode only
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of [B, C, T], in fp32; each frame on its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        y = F.layer_norm(x.transpose(1, 2).float(), self.normalized_shape, weight, bias, self.eps)
+        return y.transpose(1, 2).to(x.dtype)
+
+
+class ResidualConv(nn.Module):
+    """x + conv1x1(gelu(conv5(norm(x)))) on [B, C, T], zero on padding."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.wide = nn.Conv1d(
+            channels, channels, KERNEL, padding=dilation * (KERNEL // 2), dilation=dilation
+        )
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Take x [B, C, T] and mask [B, 1, T]; return [B, C, T]."""
+        y = self.norm(x) * mask
+        return (x + self.mix(F.gelu(self.wide(y)))) * mask
+
+
+class MelEncoder(BlockRunner):
+    """Normalised log-mel [B, T, num_mels] -> latents [B, T / 4, latent_size]."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.stem = nn.Conv1d(config.mel.num_mels, hidden, KERNEL, padding=KERNEL // 2)
+        self.down = nn.ModuleList(
+            nn.Conv1d(hidden, hidden, DOWN_KERNEL, stride=2, padding=1) for _ in range(2)
+        )
+        self.blocks = nn.ModuleList(
+            ResidualConv(hidden, dilation=2**i) for i in range(config.num_blocks)
+        )
+        self.norm = ChannelNorm(hidden)
+        self.out = nn.Conv1d(hidden, config.latent_size, 1)
+
+    def forward(self, mel: Tensor, mel_lengths: Tensor) -> Tensor:
+        dtype = self.stem.weight.dtype
+        x = self.stem(mel.transpose(1, 2).to(dtype))
+        # What is valid at 25 Hz is valid at 100 Hz in whole groups of 4 frames.
+        code_lengths = num_code_frames(mel_lengths)
+        for i, down in enumerate(self.down):
+            x = down(F.gelu(x) * frame_mask(code_lengths, x.shape[2], 4 >> i, dtype))
+        mask = frame_mask(code_lengths, x.shape[2], 1, dtype)
+        x = x * mask
+        for place, block in enumerate(self.blocks):
+            x = self.run_block(place, block, x, mask)
+        return self.out(self.norm(x)).transpose(1, 2)
+
+    def block_costs(self) -> list[int]:
+        return [1] * len(self.blocks)
+
+
+class MelDecoder(BlockRunner):
+    """Latents [B, Tf, latent_size] -> normalised log-mel [B, 4 * Tf, num_mels]."""
+
+    block_lists = ("blocks", "smooth")
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.stem = nn.Conv1d(config.latent_size, hidden, KERNEL, padding=KERNEL // 2)
+        self.blocks = nn.ModuleList(
+            ResidualConv(hidden, dilation=2**i) for i in range(config.num_blocks)
+        )
+        # A pointwise convolution that yields two frames a frame has no overlap artefacts.
+        self.up = nn.ModuleList(nn.Conv1d(hidden, 2 * hidden, 1) for _ in range(2))
+        self.smooth = nn.ModuleList(ResidualConv(hidden, dilation=1) for _ in range(2))
+        self.norm = ChannelNorm(hidden)
+        self.out = nn.Conv1d(hidden, config.mel.num_mels, 1)
+
+    def forward(self, latents: Tensor, code_lengths: Tensor) -> Tensor:
+        dtype = self.stem.weight.dtype
+        mask = frame_mask(code_lengths, latents.shape[1], 1, dtype)
+        x = self.stem(latents.transpose(1, 2).to(dtype) * mask) * mask
+        for place, block in enumerate(self.blocks):
+            x = self.run_block(place, block, x, mask)
+        for i, (up, smooth) in enumerate(zip(self.up, self.smooth, strict=True)):
+            x = double_frames(up(x))
+            mask = frame_mask(code_lengths, x.shape[2], 2 << i, dtype)
+            x = self.run_block(len(self.blocks) + i, smooth, x, mask)
+        return self.out(self.norm(x)).transpose(1, 2)
+
+    def block_costs(self) -> list[int]:
+        # The last ones run at twice and four times the rate of codes.
+        return [1] * len(self.blocks) + [2 << i for i in range(len(self.smooth))]
+
+
+class Codec(nn.Module):
+    """Recordings <-> codes; `forward` is the training pass."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.log_mel = LogMel(config.mel)
+        self.encoder = MelEncoder(config)
+        self.quantizer = ResidualQuantizer(
+            config.num_codebooks,
+            config.codebook_size,
+            config.latent_size,
+            config.ema_decay,
+            config.dead_code_usage,
+        )
+        self.decoder = MelDecoder(config)
+
+    def forward(
+        self, waveform: Tensor, lengths: Tensor, seeds: Tensor | None = None
+    ) -> CodecOutput:
+        """Reconstruct recordings [B, N] with sample counts `lengths` [B].
+
+        `seeds` [B] int64 is one number a sample that does not depend on its batch; training mode
+        needs it to draw candidates for dead codes.
+        """
+        target, mel_lengths = self.log_mel(waveform, lengths)
+        latents, code_lengths = self._encode_mel(target, mel_lengths)
+        valid = length_mask(code_lengths, latents.shape[1])
+        quantised = self.quantizer(latents, valid, seeds)
+        mel = self.decoder(quantised.quantised, code_lengths)[:, : target.shape[1]]
+        return CodecOutput(
+            mel=denormalise_fixed(mel.float()),
+            target=target,
+            mel_lengths=mel_lengths,
+            codes=quantised.codes,
+            code_lengths=code_lengths,
+            commitment=quantised.commitment,
+            statistics=quantised.statistics,
+        )
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes [B, Tf, K] int64 (zero on padding) and code lengths [B]."""
+        mel, mel_lengths = self.log_mel(waveform, lengths)
+        latents, code_lengths = self._encode_mel(mel, mel_lengths)
+        codes = self.quantizer.encode(latents, length_mask(code_lengths, latents.shape[1]))
+        return codes, code_lengths
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, code_lengths: Tensor | None = None) -> Tensor:
+        """Return log-mel [B, 4 * Tf, num_mels] fp32 of codes [B, Tf, K]; all valid by default.
+
+        Frames beyond `code_lengths` hold the log floor, silence.
+        """
+        if code_lengths is None:
+            code_lengths = torch.full(codes.shape[:1], codes.shape[1], device=codes.device)
+        mel = denormalise_fixed(
+            self.decoder(self.quantizer.decode(codes), code_lengths).float()
+        ).clamp(min=LOG_FLOOR)
+        valid = length_mask(code_lengths * FRAME_SUBSAMPLING, mel.shape[1])
+        return mel.masked_fill(~valid[:, :, None], LOG_FLOOR)
+
+    def _encode_mel(self, mel: Tensor, mel_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        normalised = normalise_fixed(mel, mel_lengths)
+        # Whole groups of four frames, so that every code frame sees four.
+        normalised = F.pad(normalised, (0, 0, 0, -mel.shape[1] % FRAME_SUBSAMPLING))
+        return self.encoder(normalised, mel_lengths), num_code_frames(mel_lengths)
+
+
+def num_code_frames(mel_lengths: Tensor) -> Tensor:
+    """Return the number of code frames of recordings of `mel_lengths` mel frames."""
+    return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
+
+
+def frame_mask(
+    code_lengths: Tensor, num_frames: int, frames_per_code: int, dtype: torch.dtype
+) -> Tensor:
+    """Return the mask [B, 1, num_frames] of the frames that belong to valid code frames."""
+    return length_mask(code_lengths * frames_per_code, num_frames)[:, None, :].to(dtype)
+
+
+def double_frames(x: Tensor) -> Tensor:
+    """Turn channels into time: [B, 2C, T] -> [B, C, 2T]."""
+    batch, channels, num_frames = x.shape
+    halves = x.reshape(batch, 2, channels // 2, num_frames)
+    return halves.permute(0, 2, 3, 1).reshape(batch, channels // 2, 2 * num_frames)
+
+
+def codec_loss(output: CodecOutput) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+    """Return ({term: sum}, {term: weight}, logs) of the terms reconstruction and commitment.
+
+    Reconstruction: absolute plus a little squared log-mel error, mean over channels, summed over
+    valid mel frames (its weight). Commitment: summed over code frames (its weight) and codebooks.
+    Logs are pairs [sum, weight]; `mel_l1` is in natural-log units.
+    """
+    valid = length_mask(output.mel_lengths, output.mel.shape[1])
+    error = (output.mel - output.target) * valid[:, :, None]
+    absolute = error.abs().mean(-1).sum()
+    square = error.square().mean(-1).sum()
+    num_mel, num_codes = output.mel_lengths.sum().float(), output.code_lengths.sum().float()
+    losses = {
+        "reconstruction": absolute + SQUARE_ERROR_WEIGHT * square,
+        "commitment": output.commitment,
+    }
+    logs = {
+        "mel_l1": torch.stack([absolute.detach(), num_mel]),
+        "commitment": torch.stack([output.commitment.detach(), num_codes]),
+    }
+    return losses, {"reconstruction": num_mel, "commitment": num_codes}, logs
+
+
+def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tensor:
+    """Return [sum, weight] of the error of predicting `mean_mel` [num_mels] everywhere.
+
+    The baseline that a codec has to beat; sums as `codec_loss` does for `mel_l1`.
+    """
+    valid = length_mask(mel_lengths, log_mel.shape[1])
+    error = (log_mel - mean_mel).abs().mean(-1) * valid
+    return torch.stack([error.sum(), mel_lengths.sum().float()])
+
+
+def codec_flops(
+    config: CodecConfig, num_mel_frames: int, with_decoder: bool = True
+) -> ForwardFlops:
+    """Return the forward FLOPs (2 a multiply-add) for one recording of `num_mel_frames` frames.
+
+    Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
+    """
+    frames = -(-num_mel_frames // FRAME_SUBSAMPLING)
+    hidden, mels, latent = config.hidden_size, config.mel.num_mels, config.latent_size
+    block = 2 * frames * (KERNEL + 1) * hidden * hidden
+    stem = 2 * frames * 4 * KERNEL * mels * hidden
+    search = 2 * frames * config.num_codebooks * config.codebook_size * latent
+    encoder = 2 * frames * ((2 + 1) * DOWN_KERNEL * hidden * hidden + hidden * latent)
+    total = ForwardFlops(
+        encoder, first=stem, fixed=search + log_mel_flops(config.mel, num_mel_frames)
+    )
+    blocks = config.num_blocks * block
+    if with_decoder:
+        decoder = KERNEL * latent * hidden + (1 + 2) * 2 * hidden * hidden + 4 * hidden * mels
+        total += ForwardFlops(2 * frames * decoder)
+        blocks += (config.num_blocks + 2 + 4) * block
+    return total + ForwardFlops(blocks, again=blocks)

@@ -1,0 +1,59 @@
+"""SpecAugment: hide bands of channels and stretches of time (Park et al., 2019, without warping).
+
+The masks are a function of one seed a sample, so a sample is augmented alike in any batch, on any
+device and after a resume; give each sample another seed in each epoch.
+"""
+
+import torch
+from torch import Tensor
+
+from muomni.config.models import Section
+from muomni.models.layers.counter_random import uniform_hash
+
+
+class SpecAugmentConfig(Section):
+    """How much is hidden; both widths are drawn uniformly from zero up to the maximum."""
+
+    num_channel_masks: int = 2
+    max_channels: int = 15
+    num_time_masks: int = 2
+    max_time_share: float = 0.1
+
+
+def spec_augment(
+    features: Tensor, frame_lengths: Tensor, seeds: Tensor, config: SpecAugmentConfig
+) -> Tensor:
+    """Return normalised features [B, T, M] with masked places set to zero, the mean.
+
+    `frame_lengths` and `seeds` (int64) are [B]; a time mask covers at most `max_time_share` of the
+    valid frames of its sample. For training only: the caller decides when.
+    """
+    num_channels = features.shape[2]
+    channel_limit = torch.full_like(frame_lengths, min(config.max_channels, num_channels))
+    time_limit = (frame_lengths * config.max_time_share).long()
+    channels = torch.full_like(frame_lengths, num_channels)
+    hidden = (
+        _masks(seeds, config.num_time_masks, 0, frame_lengths, time_limit, features.shape[1])[
+            :, :, None
+        ]
+        | (_masks(seeds, config.num_channel_masks, 1, channels, channel_limit, num_channels))[
+            :, None
+        ]
+    )
+    return features.masked_fill(hidden, 0.0)
+
+
+def _masks(
+    seeds: Tensor, num_masks: int, axis: int, extents: Tensor, limits: Tensor, size: int
+) -> Tensor:
+    """Return [B, size], true where one of the masks of up to `limits` [B] places lies."""
+    index = torch.arange(num_masks, device=seeds.device)[None, :]
+    draws = [
+        uniform_hash(seeds[:, None], index, torch.full_like(index, 2 * axis + part))
+        for part in range(2)
+    ]
+    widths = (draws[0] * (limits[:, None] + 1)).long()
+    starts = (draws[1] * (extents[:, None] - widths + 1)).long()
+    places = torch.arange(size, device=seeds.device)[None, None, :]
+    inside = (places >= starts[:, :, None]) & (places < (starts + widths)[:, :, None])
+    return inside.any(1)

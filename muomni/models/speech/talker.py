@@ -1,0 +1,330 @@
+"""The Talker: a language model over speech codes with the text to be spoken as its prefix.
+
+A row is [letters of the text] [speaker] [start of audio] [frames ...]. A letter is one byte; beside
+it stand the token that it belongs to and, projected, the Thinker's state at that token: sounds follow
+letters, so a word that was never heard can be spoken, and tokens and states add what letters do not tell.
+The state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
+last frame the stop class. A frame's base code comes from the state alone; its residual code k comes
+from a small head that also sees the frame's codes below k (teacher-forced in training, one after
+the other in generation), after the residual prediction of Wang et al. 2023 (VALL-E,
+arXiv:2301.02111).
+
+Positions are in frames, for letters too: letter i stands at `i * frames_per_letter`, about where it will
+be spoken, so that the rotary distance between a frame and its letter is small from the first to the last
+(after the progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462, with a
+mean rate in place of the known length). Only real letters and frames count, so padding never matters.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from muomni.config.models import TalkerConfig
+from muomni.models.layers.kv_cache import KVCache
+from muomni.models.layers.layers import (
+    Documents,
+    RMSNorm,
+    StackOptions,
+    SwiGLU,
+    TransformerStack,
+    init_weights,
+)
+from muomni.models.layers.losses import IGNORE, cross_entropy_sum
+from muomni.models.layers.masks import causal_padding_mask, padded_starts, valid_positions
+from muomni.models.layers.sampling import sample
+
+NUM_LETTERS = 256
+
+
+class TalkerOutput(NamedTuple):
+    """Logits of one teacher-forced pass over Tf frames; V codes a codebook, class V is stop."""
+
+    base: Tensor  # [B, Tf + 1, V + 1]: position t predicts frame t, or stop
+    residual: list[Tensor]  # codebooks 1..K-1, each [B, Tf, V]
+
+
+class TalkerLoss(NamedTuple):
+    """Cross entropy summed over `weight` predictions: K codes a frame and one stop a recording.
+
+    `logs[name]` is a detached pair [sum, weight].
+    """
+
+    total: Tensor
+    weight: Tensor
+    logs: dict[str, Tensor]
+
+
+class GeneratedCodes(NamedTuple):
+    """`codes` [B, T, K] are real up to `lengths` [B]; `stopped` [B] tells who reached the stop."""
+
+    codes: Tensor
+    lengths: Tensor
+    stopped: Tensor
+
+
+class _Prefix(NamedTuple):
+    """Everything before the first frame; `valid` is False on padding, `positions` are in frames."""
+
+    embeds: Tensor  # [B, Tp, D]
+    valid: Tensor  # [B, Tp]
+    positions: Tensor  # [B, Tp]
+
+
+class ResidualHead(nn.Module):
+    """Logits of one residual codebook from state plus embeddings of the codes below it."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.output_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., codebook_size]."""
+        return self.head(self.output_norm(x + self.mlp(self.input_norm(x))))
+
+
+class Talker(nn.Module):
+    """Text ids and codes in, logits of the next codes out."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, num_codes = config.hidden_size, config.codebook_size
+        self.embed_text = nn.Embedding(config.text_vocab_size, size)
+        self.embed_letters = nn.Embedding(NUM_LETTERS, size)
+        # One table for all codebooks: code c of codebook k is row k * num_codes + c.
+        self.embed_codes = nn.Embedding(config.num_codebooks * num_codes, size)
+        self.embed_start = nn.Embedding(1, size)
+        if config.thinker_hidden_size is not None:
+            self.thinker_proj = nn.Linear(config.thinker_hidden_size, size, bias=False)
+        if config.num_speakers:
+            self.embed_speaker = nn.Embedding(config.num_speakers, size)
+        options = StackOptions(
+            rope_theta=config.rope_theta, norm_eps=config.norm_eps, dropout=config.dropout
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.stack = TransformerStack(config, options)
+        self.base_head = nn.Linear(size, num_codes + 1, bias=False)
+        self.residual_heads = nn.ModuleList(
+            ResidualHead(config) for _ in range(config.num_codebooks - 1)
+        )
+        init_weights(self, config.num_layers)
+
+    @property
+    def stop(self) -> int:
+        """The class of the base codebook that ends the speech."""
+        return self.config.codebook_size
+
+    def forward(
+        self,
+        text_ids: Tensor,
+        letter_ids: Tensor,
+        text_mask: Tensor,
+        codes: Tensor,
+        code_mask: Tensor,
+        thinker_hidden: Tensor | None = None,
+        speaker: Tensor | None = None,
+    ) -> TalkerOutput:
+        """Teacher-forced logits of all frames.
+
+        `letter_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each letter, `text_mask`
+        [B, Tl]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the end; `thinker_hidden`
+        [B, Tl, thinker_hidden_size]; `speaker` [B]. What is padded may hold any valid id. Raises
+        ValueError when Thinker states or speaker do not fit the config.
+        """
+        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        if self.stack.attends_by_documents:
+            prefix = _with_padding_first(prefix)
+        code_embeds = self._code_embeddings(codes)
+        frames = self._drop_frames(code_embeds.sum(dim=2))
+        x = self.dropout(torch.cat([prefix.embeds, frames], dim=1))
+        valid = torch.cat([prefix.valid, code_mask.to(torch.bool)], dim=1)
+        at_frames = torch.arange(1, codes.shape[1] + 1, device=codes.device).expand(len(codes), -1)
+        positions = torch.cat([prefix.positions, at_frames.float()], dim=1)
+        if self.stack.attends_by_documents:
+            documents = Documents(padded_starts(valid), valid.shape[1])
+            states = self.stack(x, positions=positions, documents=documents)
+        else:
+            states = self.stack(x, positions=positions, mask=causal_padding_mask(valid))
+        states = states[:, prefix.embeds.shape[1] - 1 :]
+        residual, known = [], states[:, :-1]
+        for k, head in enumerate(self.residual_heads):
+            known = known + code_embeds[:, :, k]
+            residual.append(head(self.dropout(known)))
+        return TalkerOutput(self.base_head(states), residual)
+
+    def loss(self, output: TalkerOutput, codes: Tensor, code_mask: Tensor) -> TalkerLoss:
+        """Sum of all code and stop cross entropies; rows without frames count nothing.
+
+        `codes` [B, Tf, K], `code_mask` [B, Tf] as given to `forward`; the shift is in there.
+        """
+        mask = code_mask.to(torch.bool)
+        targets = codes.masked_fill(~mask[..., None], IGNORE)
+        base = cross_entropy_sum(output.base, self._base_targets(targets[..., 0], mask))
+        total, weight = base.total, base.weight
+        logs = {"base_loss": torch.stack([base.total, base.weight])}
+        guesses, lengths = output.base.detach().argmax(dim=-1), mask.sum(dim=1)
+        is_hit = (guesses[:, :-1] == targets[..., 0]).sum()
+        logs["accuracy_0"] = torch.stack([is_hit.float(), mask.sum().float()])
+        # Share of recordings that would be ended where they end.
+        is_stop = (guesses.gather(1, lengths[:, None])[:, 0] == self.stop) & (lengths > 0)
+        logs["stop_accuracy"] = torch.stack([is_stop.sum().float(), (lengths > 0).sum().float()])
+        for k, logits in enumerate(output.residual, start=1):
+            part = cross_entropy_sum(logits, targets[..., k])
+            total, weight = total + part.total, weight + part.weight
+            logs[f"accuracy_{k}"] = torch.stack([part.num_correct, part.weight])
+        return TalkerLoss(total, weight, {name: pair.detach() for name, pair in logs.items()})
+
+    def _base_targets(self, base_codes: Tensor, mask: Tensor) -> Tensor:
+        """Base codes [B, Tf], then stop once after the last frame of each row: [B, Tf + 1]."""
+        lengths = mask.sum(dim=1)
+        targets = nn.functional.pad(base_codes, (0, 1), value=IGNORE)
+        stops = torch.where(lengths > 0, self.stop, IGNORE)
+        return targets.scatter(1, lengths[:, None], stops[:, None])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text_ids: Tensor,
+        letter_ids: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        max_frames: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        generator: torch.Generator | None = None,
+        thinker_hidden: Tensor | None = None,
+        speaker: Tensor | None = None,
+    ) -> GeneratedCodes:
+        """Speak `letter_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
+
+        `temperature=0` is greedy; other arguments as in `forward` and `sampling.sample`.
+        """
+        if text_mask is None:
+            text_mask = torch.ones_like(text_ids, dtype=torch.bool)
+        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        num_rows, length, _ = prefix.embeds.shape
+        device = text_ids.device
+        cache = self.new_cache(num_rows, length + max_frames)
+        state = self.stack(
+            prefix.embeds, positions=prefix.positions, cache=cache, valid=prefix.valid
+        )[:, -1:]
+        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        frames: list[Tensor] = []
+        for step in range(max_frames + 1):
+            base = sample(self.base_head(state), temperature, top_k, generator=generator)
+            stopped = stopped | (base[:, 0] == self.stop)
+            # The last look only tells a finished row from a cut one.
+            if step == max_frames or bool(stopped.all()):
+                break
+            lengths = lengths + (~stopped).long()
+            # Rows that have stopped go on with code 0 until all have; `lengths` cuts that off.
+            base = base.masked_fill(stopped[:, None], 0)
+            frame, embedding = self._complete_frame(state, base, temperature, top_k, generator)
+            frames.append(frame)
+            position = torch.full((num_rows, 1), step + 1.0, device=device)
+            state = self.stack(embedding, positions=position, cache=cache)
+        shape = (num_rows, 0, self.config.num_codebooks)
+        codes = torch.cat(frames, dim=1) if frames else text_ids.new_zeros(shape)
+        return GeneratedCodes(codes, lengths, stopped)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty KV cache for `max_length` positions a row (prefix and frames)."""
+        return self.stack.new_cache(batch_size, max_length)
+
+    def _complete_frame(
+        self,
+        state: Tensor,
+        base: Tensor,
+        temperature: float,
+        top_k: int,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Residual codes of one frame: codes [B, 1, K] and their summed embedding [B, 1, D]."""
+        codes = [base]
+        embedding = self._embed_codebook(base, 0)
+        for k, head in enumerate(self.residual_heads, start=1):
+            code = sample(head(state + embedding), temperature, top_k, generator=generator)
+            codes.append(code)
+            embedding = embedding + self._embed_codebook(code, k)
+        return torch.stack(codes, dim=-1), embedding
+
+    def _drop_frames(self, frames: Tensor) -> Tensor:
+        """In training, hide whole frames [B, Tf, D] from what follows.
+
+        What comes next can mostly be told from the last frame; without it, letters must be read, and
+        speech that goes by letters does not run away on its own mistakes.
+        """
+        rate = self.config.frame_dropout
+        if not self.training or not rate:
+            return frames
+        is_kept = torch.rand(frames.shape[:2], device=frames.device) >= rate
+        return frames * is_kept[:, :, None]
+
+    def _embed_codebook(self, codes: Tensor, k: int) -> Tensor:
+        return self.embed_codes(codes + k * self.config.codebook_size)
+
+    def _code_embeddings(self, codes: Tensor) -> Tensor:
+        """Codes [B, Tf, K] -> embeddings [B, Tf, K, D]."""
+        offsets = torch.arange(self.config.num_codebooks, device=codes.device)
+        return self.embed_codes(codes + offsets * self.config.codebook_size)
+
+    def _prefix(
+        self,
+        text_ids: Tensor,
+        letter_ids: Tensor,
+        text_mask: Tensor,
+        thinker_hidden: Tensor | None,
+        speaker: Tensor | None,
+    ) -> _Prefix:
+        text = self.embed_text(text_ids) + self.embed_letters(letter_ids)
+        if thinker_hidden is not None:
+            if self.config.thinker_hidden_size is None:
+                raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
+            text = text + self.thinker_proj(_unit_states(thinker_hidden).to(text.dtype))
+        if (speaker is None) == bool(self.config.num_speakers):
+            raise ValueError(
+                f"speaker must be given exactly when num_speakers={self.config.num_speakers} is not 0"
+            )
+        num_rows = text_ids.shape[0]
+        start = self.embed_start(text_ids.new_zeros(num_rows, 1))
+        parts = [text, start]
+        if speaker is not None:
+            parts.insert(1, self.embed_speaker(speaker[:, None]))
+        num_more = len(parts) - 1
+        text_mask = text_mask.to(torch.bool)
+        at_letters = valid_positions(text_mask) * self.config.frames_per_letter
+        return _Prefix(
+            torch.cat(parts, dim=1),
+            nn.functional.pad(text_mask, (0, num_more), value=True),
+            nn.functional.pad(at_letters, (0, num_more)),  # speaker and start: before frame 0
+        )
+
+
+def _with_padding_first(prefix: _Prefix) -> _Prefix:
+    """The same letters in the same order behind all padding, so that frames follow without a gap."""
+    order = prefix.valid.to(torch.int8).argsort(dim=1, stable=True)
+    return _Prefix(
+        prefix.embeds.take_along_dim(order[..., None], dim=1),
+        prefix.valid.take_along_dim(order, dim=1),
+        prefix.positions.take_along_dim(order, dim=1),
+    )
+
+
+def _unit_states(states: Tensor) -> Tensor:
+    """States [..., D] at length 1, fp32: as long as a text embedding at its start.
+
+    The Thinker's own norm leaves them at about sqrt(D), so that the first updates of a projection
+    would drown the text.
+    """
+    return nn.functional.normalize(states.float(), dim=-1)
+
+
+def num_predictions(code_mask: Tensor, num_codebooks: int) -> Tensor:
+    """What `Talker.loss` counts, known beforehand: K a frame and one stop a row that has frames."""
+    lengths = code_mask.to(torch.bool).sum(dim=1)
+    return (lengths * num_codebooks + (lengths > 0)).sum().float()

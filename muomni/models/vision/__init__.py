@@ -1,0 +1,1 @@
+"""The vision encoder and contrastive image-text training."""

@@ -1,0 +1,128 @@
+"""Picture and text towers with a shared embedding (CLIP: Radford et al., 2021).
+
+The forward pass returns unit features and the scale and bias of their similarities; `contrastive.py`
+makes the loss of them. Reference in tests: open_clip.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muomni.config.models import ClipConfig, TextTowerConfig
+from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.layers import TransformerStack, init_weights
+from muomni.models.vision.vision_encoder import (
+    VisionEncoder,
+    clip_stack_options,
+    vision_encoder_flops,
+)
+
+MAX_SCALE = 100.0
+
+
+class ClipOutput(NamedTuple):
+    """Unit features of B pairs, fp32, and what turns their similarities into logits.
+
+    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    """
+
+    image: Tensor  # [B, embedding_size]
+    text: Tensor  # [B, embedding_size]
+    scale: Tensor  # 0-d fp32, between 0 and MAX_SCALE
+    bias: Tensor | None  # 0-d fp32, added to scaled similarities; None without `initial_bias`
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer over subwords, pooled at the last real token (end of sequence)."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, size)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_positions, size))
+        self.stack = TransformerStack(config, clip_stack_options(config.norm_eps, is_causal=True))
+        init_weights(self, config.num_layers, std=size**-0.5)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+
+    def forward(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
+        """Return the state [B, D] at the last of the `token_lengths` [B] tokens.
+
+        `token_ids` [B, L] end with the end-of-sequence token and are padded behind it; what the
+        padding holds does not matter. Raises ValueError for L above the config's positions.
+        """
+        length = token_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"a text of {length} tokens exceeds max_positions={self.config.max_positions}"
+            )
+        x = self.stack(self.token_embedding(token_ids) + self.position_embedding[:length])
+        rows = torch.arange(len(x), device=x.device)
+        return x[rows, (token_lengths - 1).clamp(min=0)]
+
+
+class Clip(nn.Module):
+    """Both towers, their projections, the learned temperature and, for the sigmoid loss, a bias."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text = TextEncoder(config.text)
+        vision_size, text_size = config.vision.hidden_size, config.text.hidden_size
+        self.vision_projection = nn.Linear(vision_size, config.embedding_size, bias=False)
+        self.text_projection = nn.Linear(text_size, config.embedding_size, bias=False)
+        nn.init.normal_(self.vision_projection.weight, std=vision_size**-0.5)
+        nn.init.normal_(self.text_projection.weight, std=text_size**-0.5)
+        # One element and not a scalar: sharding optimizers cut parameters along a dimension.
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(config.initial_temperature)]))
+        initial_bias = config.initial_bias
+        self.bias = None if initial_bias is None else nn.Parameter(torch.tensor([initial_bias]))
+
+    def forward(self, pixels: Tensor, token_ids: Tensor, token_lengths: Tensor) -> ClipOutput:
+        """Embed B pairs: pixels as `VisionEncoder` takes them, tokens as `TextEncoder` does.
+
+        Scale and bias are part of the output because a sharded parameter exists only in here.
+        """
+        return ClipOutput(
+            self.embed_image(pixels),
+            self.embed_text(token_ids, token_lengths),
+            self.scale(),
+            None if self.bias is None else self.bias[0].float(),
+        )
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return unit features [B, embedding_size] fp32 of pictures."""
+        return F.normalize(self.vision_projection(self.vision(pixels)[0]).float(), dim=-1)
+
+    def embed_text(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
+        """Return unit features [B, embedding_size] fp32 of texts."""
+        return F.normalize(
+            self.text_projection(self.text(token_ids, token_lengths)).float(), dim=-1
+        )
+
+    def scale(self) -> Tensor:
+        """Return exp(log_scale), at most MAX_SCALE, fp32.
+
+        The limit changes the value and not the gradient: one that came to lie above it by the
+        momentum of the optimizer still comes back when the loss wants it to.
+        """
+        log_scale = self.log_scale[0].float()
+        excess = (log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
+        return (log_scale - excess).exp()
+
+
+def clip_text_flops(config: ClipConfig, num_tokens: int) -> ForwardFlops:
+    """Forward FLOPs of one text of `num_tokens`, its projection included (see `flops.py`)."""
+    projection = linear_flops(config.text.hidden_size, config.embedding_size)
+    return stack_flops(config.text, num_tokens, is_gated=False) + ForwardFlops(projection)
+
+
+def clip_image_flops(config: ClipConfig) -> ForwardFlops:
+    """Forward FLOPs of one picture, its projection included (see `flops.py`)."""
+    projection = linear_flops(config.vision.hidden_size, config.embedding_size)
+    return vision_encoder_flops(config.vision) + ForwardFlops(projection)

@@ -1,0 +1,96 @@
+"""Vision tower: a pre-norm ViT as in CLIP (Dosovitskiy et al., 2020; Radford et al., 2021).
+
+Patches are cut by one strided convolution; a class token and learned positions are added, and a norm
+stands before the shared transformer (LayerNorm, GELU, biases). The final norm covers all tokens, so
+the patch tokens are as ready for a projector as the class token. Reference in tests: open_clip.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from muomni.config.models import VisionTowerConfig
+from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.layers import (
+    StackOptions,
+    TransformerStack,
+    init_weights,
+    make_norm,
+)
+
+# Channel statistics of CLIP's training pictures, RGB in 0..1; every CLIP-like model uses them.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionEncoder(nn.Module):
+    """Square RGB pictures -> one class token and one token a patch."""
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.patch_embedding = nn.Conv2d(
+            3, size, config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.class_embedding = nn.Parameter(torch.empty(size))
+        self.position_embedding = nn.Parameter(torch.empty(config.num_patches + 1, size))
+        self.input_norm = make_norm("layer", size, config.norm_eps)
+        self.stack = TransformerStack(config, clip_stack_options(config.norm_eps, is_causal=False))
+        # A width's inverse root, as in CLIP: 0.02 would leave small towers almost silent at first.
+        init_weights(self, config.num_layers, std=size**-0.5)
+        nn.init.normal_(self.class_embedding, std=size**-0.5)
+        nn.init.normal_(self.position_embedding, std=size**-0.5)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token [B, D] and the patch tokens [B, P, D], row by row of the picture.
+
+        `pixels` [B, 3, S, S] are RGB, uint8 in 0..255 or float in 0..1; this module normalises
+        them. Raises ValueError when S is not the config's image size.
+        """
+        side = self.config.image_size
+        if pixels.shape[1:] != (3, side, side):
+            shape = tuple(pixels.shape)
+            raise ValueError(f"the vision tower takes pixels [B, 3, {side}, {side}], not {shape}")
+        x = normalise_pixels(pixels).to(self.patch_embedding.weight.dtype)
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+        x = self.stack(self.input_norm(x + self.position_embedding))
+        return x[:, 0], x[:, 1:]
+
+
+def clip_stack_options(norm_eps: float, is_causal: bool) -> StackOptions:
+    """The transformer variant that both towers of CLIP use."""
+    return StackOptions(
+        norm="layer",
+        mlp="gelu",
+        bias=True,
+        causal=is_causal,
+        rope_theta=None,
+        qk_norm=False,
+        norm_eps=norm_eps,
+    )
+
+
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """Return [B, 3, H, W] in fp32 with CLIP's statistics; takes uint8 in 0..255 or float in 0..1."""
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float() / 255
+    mean, std = _pixel_statistics(pixels.device)
+    return (pixels.float() - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made once a device: a copy from the host in each forward pass would stall a GPU.
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(v, device=device) for v in (PIXEL_MEAN, PIXEL_STD))
+        return mean[:, None, None], std[:, None, None]
+
+
+def vision_encoder_flops(config: VisionTowerConfig) -> ForwardFlops:
+    """Forward FLOPs of one picture (see `flops.py` for the conventions)."""
+    patches = config.num_patches * linear_flops(3 * config.patch_size**2, config.hidden_size)
+    stack = stack_flops(config, config.num_patches + 1, is_gated=False)
+    return ForwardFlops(first=patches) + stack

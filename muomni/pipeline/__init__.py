@@ -1,0 +1,1 @@
+"""All stages of a run, in the order of their dependencies."""

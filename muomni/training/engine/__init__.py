@@ -1,0 +1,1 @@
+"""DeepSpeed and what configures it; no other package of muomni.training imports it."""

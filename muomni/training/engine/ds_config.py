@@ -1,0 +1,151 @@
+"""Completes a DeepSpeed JSON from the run config, and refuses one that contradicts it.
+
+The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
+precision, clipping, optimizer and schedule belong to the run config; DeepSpeed itself does not check
+for unknown sections, so a misspelt one would silently be off: here it is an error.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from muomni.config.loading import did_you_mean, validate
+from muomni.config.run import RunConfig
+from muomni.errors import ConfigError
+from muomni.training.engine.offload import Offload, offload_of
+
+ENGINE_SECTIONS = (
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "expert_parallel", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+    "wall_clock_breakdown", "flops_profiler", "comms_logger", "aio", "steps_per_print",
+    "seq_parallel_communication_data_type", "disable_allgather",
+    "dump_state", "memory_breakdown", "timers", "checkpoint", "data_types",
+)  # fmt: skip
+
+OWNED_BY_RUN_CONFIG = {
+    "train_batch_size": "batch.micro_batches_per_step",
+    "train_micro_batch_size_per_gpu": "batch.size",
+    "gradient_accumulation_steps": "batch.micro_batches_per_step",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "fp16": "precision and fp16",
+    "bf16": "precision",
+    "bfloat16": "precision",
+    "torch_autocast": "precision",
+    "amp": "precision",
+    # DeepSpeed acts on these only where its own functions are called instead.
+    "compile": "training.compile",
+    "activation_checkpointing": "training.activation_checkpointing",
+}
+
+
+def read_engine_json(path: Path) -> dict[str, Any]:
+    """Read and check an engine JSON; raises ConfigError for anything that is not engine matter."""
+    if not path.is_file():
+        raise ConfigError(f"DeepSpeed config {path} does not exist; see configs/deepspeed/")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except ValueError as error:
+        raise ConfigError(
+            f"DeepSpeed config {path} is not valid JSON ({error}); correct it"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"DeepSpeed config {path} must hold an object, not a {type(content).__name__}"
+        )
+    for section in content:
+        if section in OWNED_BY_RUN_CONFIG:
+            raise ConfigError(
+                f"DeepSpeed config {path} sets '{section}', which the run config owns; remove it there "
+                f"and set {OWNED_BY_RUN_CONFIG[section]} instead"
+            )
+        if section not in ENGINE_SECTIONS:
+            hint = did_you_mean(section, ENGINE_SECTIONS)
+            raise ConfigError(f"DeepSpeed config {path} has an unknown section '{section}'{hint}")
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(
+            f'zero_optimization in {path} must be an object like {{"stage": 2}}, not {zero!r}'
+        )
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
+        )
+    # DeepSpeed refuses a misspelt key of this section, too, but by a traceback on every rank.
+    validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError when a key stands twice in it."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key '{twice}' occurs twice")
+    return content
+
+
+def zero_stage(engine_json: dict[str, Any]) -> int:
+    return int(engine_json.get("zero_optimization", {}).get("stage", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroSettings:
+    """What of an engine JSON decides how much memory ZeRO takes; sizes in elements."""
+
+    stage: int
+    overlaps: bool
+    reduce_bucket: int
+    prefetch_bucket: int
+    persistence_threshold: int
+    max_reuse_distance: int
+    sub_group_size: int
+    offload: Offload
+
+
+def zero_settings(engine_json: dict[str, Any]) -> ZeroSettings:
+    """Those settings, with DeepSpeed's defaults for what the JSON leaves out."""
+    zero = DeepSpeedZeroConfig(**engine_json.get("zero_optimization", {}))
+    return ZeroSettings(
+        int(zero.stage), bool(zero.overlap_comm), int(zero.reduce_bucket_size),
+        int(zero.prefetch_bucket_size), int(zero.param_persistence_threshold),
+        int(zero.max_reuse_distance), int(zero.sub_group_size), offload_of(engine_json),
+    )  # fmt: skip
+
+
+def complete(
+    engine_json: dict[str, Any],
+    config: RunConfig,
+    precision: str,
+    num_accumulation: int,
+    world_size: int,
+) -> dict[str, Any]:
+    """The whole DeepSpeed config: engine matters from the JSON, all else from the run config."""
+    return {
+        **engine_json,
+        # DeepSpeed counts samples only for its own reports; one micro-batch is one of its samples.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": num_accumulation,
+        "train_batch_size": num_accumulation * world_size,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        # Offloaded state is updated by the same optimizer as any other (muomni/training/engine/offload.py).
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": engine_json.get("steps_per_print", 10**12),
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {
+            "enabled": precision == "fp16",
+            "loss_scale": 0,
+            "initial_scale_power": config.fp16.initial_scale_power,
+            "loss_scale_window": config.fp16.scale_window,
+            "min_loss_scale": config.fp16.min_scale,
+            "hysteresis": config.fp16.hysteresis,
+        },
+    }

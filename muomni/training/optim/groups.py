@@ -1,0 +1,169 @@
+"""Parameter groups, the optimizer over them and the learning-rate schedule."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from muomni.config.loading import did_you_mean
+from muomni.config.run import OptimSection
+from muomni.errors import ConfigError
+from muomni.training.optim.muon import MuonWithAdamW, hidden_matrices
+
+_VECTORS, _MATRICES, _HIDDEN = _KINDS = "vectors and embeddings", "matrices", "hidden matrices"
+
+
+@dataclass(slots=True)
+class ParameterGroup:
+    """Parameters that share rate and decay; `patterns` of `optim.lr_scales` chose them."""
+
+    kind: str
+    lr: float
+    weight_decay: float
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)
+
+    @property
+    def is_muon(self) -> bool:
+        return self.kind == _HIDDEN
+
+    def settings(self) -> dict[str, Any]:
+        """The group as optimizers take it."""
+        return {"params": self.parameters, "weight_decay": self.weight_decay, "lr": self.lr}
+
+    def __str__(self) -> str:
+        return (
+            f"optimises {self.kind} of {', '.join(self.patterns)}: {_count(self.parameters)} parameters, "
+            f"lr {self.lr:g}, weight decay {self.weight_decay:g}{' by Muon' if self.is_muon else ''}"
+        )
+
+
+def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGroup]:
+    """Matrices decay; vectors (norms, biases, scales) and embeddings do not; rates by `lr_scales`.
+
+    With `optim.name=muon` hidden matrices are in groups of their own, at `muon_lr`.
+    Frozen parameters are in no group, so neither optimizer nor ZeRO keeps state for them. Patterns are
+    those of the shell, over parameter names of the stage's model (its task is their first part, which no
+    pattern names). Raises ConfigError for a pattern that names nothing, and for muon without a hidden
+    matrix.
+    """
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    names = [name.partition(".")[2] for name, _ in module.named_parameters()]
+    for pattern in optim.lr_scales:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = sorted({f"{name.partition('.')[0]}.*" for name in names})
+            raise ConfigError(
+                f"optim.lr_scales names no parameter with '{pattern}'{did_you_mean(pattern, parts)}; "
+                f"parts are {', '.join(parts)}"
+            )
+    hidden = hidden_matrices(module) if optim.name == "muon" else set()
+    groups: dict[tuple[int, float], ParameterGroup] = {}
+    for name, parameter in zip(names, module.parameters(), strict=True):
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in hidden:
+            kind = _HIDDEN
+        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+            kind = _MATRICES
+        else:
+            kind = _VECTORS
+        pattern = next((p for p in optim.lr_scales if fnmatchcase(name, p)), None)
+        scale = 1.0 if pattern is None else optim.lr_scales[pattern]
+        key = (_KINDS.index(kind), scale)
+        if key not in groups:
+            lr = (optim.muon_lr or optim.lr) if kind == _HIDDEN else optim.lr
+            decay = 0.0 if kind == _VECTORS else optim.weight_decay
+            groups[key] = ParameterGroup(kind, lr * scale, decay)
+        group = groups[key]
+        group.parameters.append(parameter)
+        label = pattern or ("all else" if optim.lr_scales else "all parts")
+        if label not in group.patterns:
+            group.patterns.append(label)
+    if optim.name == "muon" and not any(group.is_muon for group in groups.values()):
+        raise ConfigError(
+            "optim.name=muon finds no linear layer to train in blocks of this model; give optim.name=adamw"
+        )
+    return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
+
+
+def groups_digest(module: nn.Module, optim: OptimSection) -> str:
+    """A hash of the names in each parameter group, in order: what the optimizer's state belongs to."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = [
+        [names[id(parameter)] for parameter in group.parameters]
+        for group in parameter_groups(module, optim)
+    ]
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()
+
+
+def describe_parameters(module: nn.Module, optim: OptimSection) -> list[str]:
+    """A line for each parameter group, and for each part of the model that is frozen in part or whole."""
+    lines = [str(group) for group in parameter_groups(module, optim)]
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        part = ".".join(name.split(".")[1:2]) or name
+        parts.setdefault(f"{part}.*", []).append(parameter)
+    for part, parameters in parts.items():
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        if frozen:
+            lines.append(f"freezes {part}: {_count(frozen)} of {_count(parameters)} parameters")
+    return lines
+
+
+def _count(parameters: list[nn.Parameter]) -> str:
+    return f"{sum(p.numel() for p in parameters):,}"
+
+
+def build_optimizer(
+    module: nn.Module, optim: OptimSection, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike, or Muon with it.
+
+    `groups` replace the module's own `parameter_groups` for AdamW.
+    """
+    if optim.name == "muon":
+        marked = [
+            {**group.settings(), "is_muon": group.is_muon}
+            for group in parameter_groups(module, optim)
+        ]
+        return MuonWithAdamW(marked, optim.lr, optim.betas, optim.eps, optim.muon_momentum)
+    groups = groups or [group.settings() for group in parameter_groups(module, optim)]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+# The share of the way from the peak to the final rate that is left after `x` of the decay, 0 <= x <= 1.
+_DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    "1-sqrt": lambda x: 1 - math.sqrt(x),
+    "linear": lambda x: 1 - x,
+}
+
+
+def lr_factor(step: int, num_steps: int, optim: OptimSection) -> float:
+    """Share of the peak rate for the step after `step` finished ones, of `num_steps` in all.
+
+    A linear warm-up to the peak, then the decay to `final_lr_fraction` at the last step: by a cosine over
+    all steps that are left (Loshchilov and Hutter, 2017), or after a stable stretch (`wsd`: Hu et al.,
+    2024, MiniCPM; `1-sqrt` is the shape of Hägele et al., 2024). A pure function of the step: a resumed
+    run has the rates of an uninterrupted one.
+    """
+    num_warmup = round(optim.warmup_fraction * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    if optim.schedule == "constant":
+        return 1.0
+    last_at_peak, shape = num_warmup, "cosine"
+    if optim.schedule == "wsd":
+        num_decay = round(optim.decay_fraction * num_steps)
+        # However short the run, one step has the peak rate.
+        last_at_peak = max(0, num_warmup - 1, num_steps - num_decay - 1)
+        shape = optim.decay_shape
+    progress = (step - last_at_peak) / max(1, num_steps - 1 - last_at_peak)
+    decayed = _DECAYS[shape](min(1.0, max(0.0, progress)))
+    return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decayed

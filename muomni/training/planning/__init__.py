@@ -1,0 +1,1 @@
+"""Predictions made before a run: dry run and memory."""

@@ -1,0 +1,271 @@
+"""What a dry run tells: config, sizes, the steps ahead, and the memory that a rank will need."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from torch import nn
+
+from muomni.config.loading import CONFIG_ROOT
+from muomni.data.views.base import Batch
+from muomni.errors import ConfigError
+from muomni.models.layers.recompute import describe_recomputation
+from muomni.training.engine import expert_parallel
+from muomni.training.engine.ds_config import read_engine_json, zero_settings, zero_stage
+from muomni.training.engine.offload import offload_of
+from muomni.training.engine.precision import DTYPES
+from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.planning.live_bytes import storage_bytes
+from muomni.training.planning.memory_plan import (
+    AVERAGE,
+    MASTER,
+    MOMENTS,
+    PARTS,
+    MemoryPlan,
+    Setup,
+    Sizes,
+    predict,
+)
+from muomni.training.planning.step_trace import StepTrace, trace_step
+from muomni.training.session import Session, count_parameters
+
+MIB = 2**20
+# Micro-batches of a step that are read; longer windows are taken to go on like these.
+_MAX_READ = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a rank computes on. `memory` is in bytes, None where it is not known.
+
+    `host_memory` is a GPU rank's part of the machine's memory.
+    """
+
+    kind: str
+    memory: int | None
+    host_memory: int | None = None
+
+    @property
+    def memory_text(self) -> str:
+        return "unknown" if self.memory is None else f"{self.memory / MIB:,.0f} MiB"
+
+
+def find_device(session: Session, is_planned: bool = False, gpu_gib: float | None = None) -> Device:
+    """The device of each rank: this machine's, or a GPU that is only planned with."""
+    if gpu_gib is not None:
+        return Device("cuda", int(gpu_gib * 2**30))
+    if is_planned and session.device.type != "cuda":
+        return Device("cuda", None)
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    num_local = int(local) if local else session.ranks.world_size
+    of_machine = psutil.virtual_memory().total // num_local
+    if session.device.type == "cuda":
+        total = torch.cuda.get_device_properties(session.device).total_memory
+        return Device("cuda", total, None if is_planned else of_machine)
+    return Device("cpu", of_machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A session's first step on this rank, without its numbers, and the memory that it will take."""
+
+    task: nn.Module
+    batches: list[Batch]
+    trace: StepTrace
+    plans: list[MemoryPlan]
+
+
+def preview(session: Session, device: Device) -> Preview:
+    """Read the first step, run it on tensors without content, and predict from that."""
+    with torch.device("meta"):
+        task = session.stage.build()
+    batches = read_step(session)
+    trace = trace_step(session.stage, batches, session.precision, session.ranks.world_size)
+    return Preview(task, batches, trace, predict_memory(session, task, trace, device))
+
+
+def check_memory(session: Session, seen: Preview, device: Device) -> None:
+    """Raises ConfigError when the run's own plan needs more than a rank has, or nobody can tell."""
+    own = [plan for plan in seen.plans if _is_own(plan, session)]
+    if not own:
+        raise ConfigError(
+            "memory is not predicted with expert_parallel or data_types; leave --check-memory out"
+        )
+    plan, fits = own[0], fits_device(own[0], device)
+    if fits is None:
+        raise ConfigError(
+            "--check-memory needs to know the memory of the GPUs; give --gpu-gib, too"
+        )
+    if not fits:
+        most = max(plan.parts, key=lambda part: plan.parts[part]).replace("_", " ")
+        needed, host = plan.peak / MIB, plan.host_peak / MIB
+        on_host = f", and {host:,.0f} MiB of host memory beside that" if host else ""
+        raise ConfigError(
+            f"a rank needs {needed:,.0f} MiB, most of it for {most}{on_host}; its {device.kind} has "
+            f"{device.memory_text}: lower batch.size or batch.rows, set training.activation_checkpointing, or "
+            "choose another --deepspeed_config (--dry-run shows what each one needs)"
+        )
+
+
+def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:
+    """Print the resolved config, what is trained and the memory it takes; returns the figures."""
+    config = session.request.config
+    seen = preview(session, device) if seen is None else seen
+    task, batches, trace, plans = seen.task, seen.batches, seen.trace, seen.plans
+    if session.ranks.is_main:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print(*describe_parameters(task, config.optim), sep="\n")
+        print(*table(session, plans, device), sep="\n", flush=True)
+    num_steps, unit = session.feed.num_steps(1), session.stage.view().unit
+    units = sum(float(batch["units"]) for batch in batches) / len(batches)
+    return {
+        "stage": config.stage,
+        "parameters": count_parameters(task),
+        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "precision": session.precision,
+        "device": session.device.type,
+        "ranks": session.ranks.world_size,
+        "train_samples": session.feed.num_samples,
+        "val_samples": session.val.num_kept if session.val else 0,
+        "steps_per_epoch": num_steps,
+        "steps": session.num_steps,
+        "micro_batches_per_step": session.feed.micro_batches_per_step,
+        "accumulation": session.feed.num_accumulation,
+        f"{unit}_per_step": units * session.feed.micro_batches_per_step,
+        "flops_per_step": trace.flops * session.ranks.world_size,
+        "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
+        "memory": [as_figures(plan, device) for plan in plans],
+    }
+
+
+def read_step(session: Session) -> list[Batch]:
+    """The micro-batches of this rank's first step, in which of a long window the first ones repeat."""
+    read = itertools.cycle(read.batch for read in session.feed.read(0, _MAX_READ))
+    return list(itertools.islice(read, session.feed.num_accumulation))
+
+
+def model_sizes(session: Session, task: nn.Module) -> Sizes:
+    """The elements of a built task, as the optimizer groups them."""
+    groups = parameter_groups(task, session.request.config.optim)
+    numbers = {id(p): n for n, p in enumerate(p for p in task.parameters() if p.requires_grad)}
+    return Sizes(
+        groups=tuple(tuple(p.numel() for p in group.parameters) for group in groups),
+        # Muon keeps a momentum, AdamW two moments.
+        num_moments=tuple(1 if group.is_muon else 2 for group in groups),
+        order=tuple(numbers[id(p)] for group in groups for p in group.parameters),
+        frozen=tuple(p.numel() for p in task.parameters() if not p.requires_grad),
+        buffer_bytes=storage_bytes(task.buffers()),
+    )
+
+
+def predict_memory(
+    session: Session, task: nn.Module, trace: StepTrace, device: Device
+) -> list[MemoryPlan]:
+    """Plans of a rank: of the run's own ZeRO stage by its DeepSpeed JSON, of others by the shipped ones.
+
+    For GPUs also of the shipped ones with offload, which moves nothing on a CPU. Empty where the engine keeps
+    state elsewhere: experts on other ranks, gradients in other types.
+    """
+    config, own_json = session.request.config, session.request.engine_json
+    if expert_parallel.is_enabled(own_json) or "data_types" in own_json:
+        return []
+    setup = Setup(
+        session.ranks.world_size,
+        session.feed.num_accumulation,
+        DTYPES[session.precision].itemsize,
+        config.training.ema_decay is not None,
+        is_gpu=device.kind == "cuda",
+    )
+    names = {(0, False): "zero0"}
+    if config.optim.name != "muon":
+        names |= {(stage, False): f"zero{stage}" for stage in (1, 2, 3)}
+        if device.kind == "cuda":
+            names |= {(stage, True): f"zero{stage}_offload" for stage in (2, 3)}
+    engines = {
+        key: read_engine_json(CONFIG_ROOT / "deepspeed" / f"{name}.json")
+        for key, name in names.items()
+    }
+    engines[_layout(own_json)] = own_json
+    sizes = model_sizes(session, task)
+    return [
+        predict(zero_settings(engine), sizes, trace, setup) for _, engine in sorted(engines.items())
+    ]
+
+
+def _layout(engine_json: dict[str, Any]) -> tuple[int, bool]:
+    """What a row of the table is for: a ZeRO stage, and whether it offloads."""
+    return zero_stage(engine_json), bool(offload_of(engine_json))
+
+
+def _is_own(plan: MemoryPlan, session: Session) -> bool:
+    return (plan.zero_stage, bool(plan.offload)) == _layout(session.request.engine_json)
+
+
+def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str]:
+    """The plans as aligned text, a line each."""
+    config = session.request.config
+    if not plans:
+        return ["memory is not predicted with expert_parallel or data_types"]
+    kind = "GPU" if device.kind == "cuda" else "CPU rank"
+    recomputed = describe_recomputation(config.training.activation_checkpointing)
+    head = (
+        f"memory of each {kind} in MiB, {session.ranks.world_size} in all, {session.precision}"
+        f"{recomputed and ', '}{recomputed} "
+        f"(a {kind} has {device.memory_text}):"
+    )
+    hidden = set() if config.training.ema_decay is not None else {AVERAGE}
+    parts = [part for part in PARTS if part not in hidden]
+    columns = (part.replace("_", " ") for part in parts)
+    rows = [["ZeRO", *columns, "peak", "host", "fits", "peak at", "offload"]]
+    for plan in plans:
+        own = "*" if _is_own(plan, session) else ""
+        sizes = [f"{plan.parts[part] / MIB:,.1f}" for part in parts]
+        fits = {None: "?", True: "yes", False: "no"}[fits_device(plan, device)]
+        sums = [f"{num_bytes / MIB:,.1f}" for num_bytes in (plan.peak, plan.host_peak)]
+        row = [f"{plan.zero_stage}{own}", *sizes, *sums, fits, plan.peak_at, str(plan.offload)]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    foot = (
+        "parts are at their most; * is the DeepSpeed config of this run; host is what offload keeps"
+    )
+    if device.kind == "cpu":
+        foot += " in the same memory: on a CPU it moves nothing"
+    return ["", head, *(line.rstrip() for line in lines), foot]
+
+
+def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
+    """Whether a plan is within the memory of device and host; None where that is not known.
+
+    A CPU has one memory for both. How much a host has is known of this machine only.
+    """
+    if device.memory is None:
+        return None
+    if device.kind == "cpu":
+        return plan.peak + plan.host_peak <= device.memory
+    fits_host = device.host_memory is None or plan.host_peak <= device.host_memory
+    return plan.peak <= device.memory and fits_host
+
+
+def as_figures(plan: MemoryPlan, device: Device) -> dict[str, Any]:
+    """A plan for scripts, in bytes."""
+    state = sum(plan.parts[part] + plan.host.get(part, 0) for part in (MASTER, MOMENTS, AVERAGE))
+    return {
+        "zero_stage": plan.zero_stage,
+        "offload": str(plan.offload),
+        "parts_bytes": plan.parts,
+        "host_parts_bytes": plan.host,
+        "host_bytes": plan.host_peak,
+        "optimizer_state_bytes": state,
+        "peak_bytes": plan.peak,
+        "peak_at": plan.peak_at,
+        "device_bytes": device.memory,
+        "fits": fits_device(plan, device),
+    }

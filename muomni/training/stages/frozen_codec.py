@@ -1,0 +1,41 @@
+"""The codec as an earlier stage left it: turns recordings into the codes that a Talker learns.
+
+It stays outside of the DeepSpeed module: nothing in it is trained, and its codebooks must not be cast.
+"""
+
+import torch
+
+from muomni.checkpoint.export import Export
+from muomni.config.models import CodecConfig
+from muomni.models.speech.codec import Codec
+from muomni.models.speech.mel import length_mask
+
+
+class FrozenCodec:
+    """Loads the codec of an export where it is first used."""
+
+    def __init__(self, export: Export, device: torch.device) -> None:
+        self.config = export.config(CodecConfig)
+        self._export = export
+        self._device = device
+        self._codec: Codec | None = None
+
+    @property
+    def codec(self) -> Codec:
+        """The loaded codec, fp32, in evaluation mode."""
+        if self._codec is None:
+            codec = Codec(self.config)
+            self._export.load_into(codec)
+            self.replace(codec)
+        assert self._codec is not None
+        return self._codec
+
+    def replace(self, codec: Codec) -> None:
+        """Use this codec from now on: the one that an export of a later stage holds."""
+        self._codec = codec.to(self._device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, waveform: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Recordings [B, N] with sample counts [B] -> `codes` [B, Tf, K], `code_mask` [B, Tf]."""
+        codes, code_lengths = self.codec.encode(waveform, lengths)
+        return {"codes": codes, "code_mask": length_mask(code_lengths, codes.shape[1])}

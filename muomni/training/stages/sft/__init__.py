@@ -1,0 +1,1 @@
+"""Stage `sft`: joins all exports and fine-tunes on conversations."""

@@ -1,0 +1,128 @@
+"""The stream of batches: the same for any number of workers, whole also where samples are broken."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset
+from muomni.data.sampling.plan import Batching, MicroBatch, Plan
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.base import Batch, View
+from muomni.data.views.image_text import Augmentation, ImageTextView
+from muomni.data.views.speech import SpeechView
+from muomni.data.views.waveform import WaveformView
+from muomni.errors import DataError
+from tests.corpora import write_dataset
+from tests.media_corpora import speech_sample, write_picture_dataset, write_speech_dataset
+
+
+def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
+    return PlannedDataset(source, SpeechView(CtcUnits(tokenizer, None), True), seed=3)
+
+
+def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
+    """Twelve batches of rank 1 of 2, past the end of an epoch."""
+    lengths = dataset.view.lengths(dataset.source)
+    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.all().max())), 2, dataset.seed)
+    batches = plan.rank_batches(start_step, rank=1, world_size=2)
+    return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
+
+
+def _assert_equal(batches: list[Batch], others: list[Batch]) -> None:
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[key], other[key]) for key in batch)
+
+
+def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    dataset = _dataset(
+        Source([write_speech_dataset(tmp_path / "s", num_train=20)], "train"), tokenizer
+    )
+    alone = _first(dataset, 0, num_workers=0)
+    _assert_equal(_first(dataset, 0, num_workers=2), alone)
+    _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
+
+
+@pytest.mark.parametrize("kind", ["speech", "waveform", "picture"])
+def test_epochs_vary_a_sample_and_evaluation_does_not(
+    kind: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """What a view draws at random reaches its batches: another in each epoch, none in evaluation."""
+    views: dict[str, View[Any]] = {
+        "speech": SpeechView(CtcUnits(tokenizer, None), True),
+        "waveform": WaveformView(crop_s=0.2),
+        "picture": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
+    }
+    write = write_picture_dataset if kind == "picture" else write_speech_dataset
+    source = Source([write(tmp_path / "s", num_train=4)], "train")
+    dataset = PlannedDataset(source, views[kind], seed=3)
+    content = {"speech": "waveform", "waveform": "waveform", "picture": "images"}[kind]
+
+    def seen(epoch: int | None) -> list[torch.Tensor]:
+        epochs = None if epoch is None else ((epoch,),)
+        return [dataset[MicroBatch(((i,),), epochs)][content] for i in range(4)]
+
+    def differ(one: int | None, other: int | None) -> bool:
+        pairs = zip(seen(one), seen(other), strict=True)
+        return any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
+
+    assert differ(0, 1) and differ(0, None)
+    assert not differ(1, 1) and not differ(None, None)
+
+
+def test_a_sample_that_is_longer_than_a_batch_is_named(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    samples = [speech_sample(f"clip{i}", ["cat"] * i, seed=i) for i in (1, 7, 2)]
+    source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
+    lengths = _dataset(source, tokenizer).view.lengths(source)
+    with pytest.raises(DataError, match=r"sample 1 of .*/s/train \(key clip7\) has length"):
+        Plan(lengths, Batching("bucket", int(lengths.all().max()) - 1), 1, 0, source.describe)
+
+
+def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = [speech_sample(f"whole{i}", ["cat"], seed=i) for i in range(2)]
+    key, members, cost = speech_sample("broken", ["door"], seed=9)
+    broken = (key, [("flac", b"no sound"), *members[1:]], cost)
+    manifest = write_dataset(tmp_path / "s", "speech", {"train": [whole[0], broken, whole[1]]})
+    dataset = _dataset(Source([manifest], "train"), tokenizer)
+    batches = [MicroBatch(((0,), (1,))), MicroBatch(((1,),)), MicroBatch(((2,),))]
+    with caplog.at_level(logging.WARNING):
+        loader = Loader(dataset, batches, max_bad_samples=2)
+        seen = list(loader)
+    assert loader.num_bad == 2
+    assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
+    assert f"left out sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
+    assert "broken recording" in caplog.text
+    with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
+        list(Loader(dataset, batches, max_bad_samples=1))
+
+
+def test_a_cpu_gets_the_batch_itself() -> None:
+    batch = {"x": torch.ones(3)}
+    assert DeviceCopies(torch.device("cpu"))(batch)["x"] is batch["x"]
+
+
+@pytest.mark.gpu
+def test_copies_are_whole_while_the_gpu_is_busy() -> None:
+    device = torch.device("cuda", 0)
+    copies = DeviceCopies(device)
+    busy = torch.randn(4096, 4096, device=device)
+    sums = []
+    for number in range(20):
+        host = {"x": torch.full((1_000_000,), float(number)).pin_memory()}
+        busy = busy @ busy / busy.norm()  # queued work that a copy need not wait for
+        copied = copies(host)
+        sums.append(copied["x"].sum())
+        del copied  # its memory may be used again only after the sum
+    assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]

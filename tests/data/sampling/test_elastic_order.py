@@ -1,0 +1,139 @@
+"""The whole path from shards to batches gives the same global batches on any ranks and workers."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from muomni.config.run import DataSection, MixSection
+from muomni.data.loading.loader import Loader, PlannedDataset
+from muomni.data.sampling.lengths import Lengths
+from muomni.data.sampling.mix import open_order
+from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.shards.manifest import Manifest, Split, fingerprint
+from muomni.data.shards.source import Source
+from muomni.data.shards.writer import SampleCost, ShardWriter
+from muomni.data.views.base import Batch, View
+
+GROUP, NUM_STEPS = 8, 12
+BATCHINGS = {
+    "fixed": Batching("fixed", 16, window=256),
+    "bucket": Batching("bucket", 1500, window=256),
+    "pack": Batching("pack", 500, rows=2, window=256),
+}
+KINDS = [*BATCHINGS, "mixed"]
+
+
+class NumberView(View[int]):
+    """Samples are their own numbers; a batch lists them, padded with -1."""
+
+    def lengths(self, source: Source) -> Lengths:
+        return Lengths(len(source), lambda ids: source.column("num_chars", ids), "chars")
+
+    def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> int:
+        return int(sample["txt"])
+
+    def collate(self, rows: list[list[int]]) -> Batch:
+        flat = [number for row in rows for number in row]
+        return {"numbers": torch.tensor(flat), "units": torch.tensor(float(len(flat)))}
+
+
+def write_shards(root: Path, sizes: tuple[int, ...], first: int) -> Manifest:
+    records = []
+    for shard, size in enumerate(sizes):
+        with ShardWriter(root, f"train/{root.name}-{shard:06d}.tar", "train") as writer:
+            for number in range(first, first + size):
+                cost = SampleCost(num_chars=number * 7919 % 97 + 3)
+                writer.add(f"k{number}", [("txt", str(number).encode())], str(number), cost)
+        first += size
+        assert writer.record is not None
+        records.append(writer.record)
+    splits = {"train": Split(shards=tuple(records))}
+    manifest = Manifest(
+        root=root, name=root.name, task="text", reader="test", split_rule="given",
+        fingerprint=fingerprint(splits), splits=splits,
+    )  # fmt: skip
+    (root / "manifest.json").write_text(manifest.to_json())
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """Two corpora in shards of very unequal sizes."""
+    root = tmp_path_factory.mktemp("data")
+    return [
+        write_shards(root / "one", (1000, 7, 333), 0),
+        write_shards(root / "two", (2000,), 1340),
+    ]
+
+
+def open_plan(manifests: list[Manifest], kind: str) -> tuple[PlannedDataset, Plan]:
+    source = Source(manifests, "train")
+    view = NumberView()
+    lengths = view.lengths(source)
+    batching = BATCHINGS["bucket" if kind == "mixed" else kind]
+    mix = MixSection(weights={"one": 2, "two": 1}) if kind == "mixed" else None
+    order = open_order(source, lengths, DataSection(mix=mix), 3, batching.window)
+    plan = Plan(lengths, batching, GROUP, 3, source.describe, order)
+    return PlannedDataset(source, view, 3), plan
+
+
+def global_steps(
+    manifests: list[Manifest], kind: str, start: int, world_size: int, num_workers: int = 0
+) -> list[list[list[int]]]:
+    """The samples of each micro-batch of each step, put together from what all ranks load."""
+    per_rank = GROUP // world_size
+    shares = []
+    for rank in range(world_size):
+        dataset, plan = open_plan(manifests, kind)
+        loader = Loader(
+            dataset, plan.rank_batches(start, rank, world_size), num_workers, prefetch=2
+        )
+        batches = itertools.islice(loader, per_rank * (NUM_STEPS - start))
+        shares.append([batch["numbers"].tolist() for batch in batches])
+    return [
+        [shares[slot % world_size][step * per_rank + slot // world_size] for slot in range(GROUP)]
+        for step in range(NUM_STEPS - start)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_ranks_loads_the_same_global_batches_and_resumes_on_another(
+    kind: str, manifests: list[Manifest]
+) -> None:
+    reference = global_steps(manifests, kind, 0, 1)
+    for world_size, start in ((2, 0), (4, 5), (8, 0), (1, 7), (8, 11)):
+        assert global_steps(manifests, kind, start, world_size) == reference[start:]
+
+
+def test_a_worker_changes_nothing(manifests: list[Manifest]) -> None:
+    reference = global_steps(manifests, "mixed", 7, 1)
+    assert global_steps(manifests, "mixed", 7, 1, num_workers=1) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_ranks_and_workers_together_change_nothing(
+    num_workers: int, world_size: int, manifests: list[Manifest]
+) -> None:
+    for kind in ("pack", "mixed"):
+        reference = global_steps(manifests, kind, 9, 1)
+        assert global_steps(manifests, kind, 9, world_size, num_workers) == reference
+
+
+@pytest.mark.parametrize("kind", BATCHINGS)
+def test_every_sample_is_loaded_once_an_epoch(kind: str, manifests: list[Manifest]) -> None:
+    dataset, plan = open_plan(manifests, kind)
+    numbers = [
+        dataset.source.read(sample)["txt"]
+        for step in range(plan.num_steps(1))
+        for batch in plan.step(step)
+        for row, epochs in zip(batch.rows, batch.epochs or (), strict=True)
+        for sample, epoch in zip(row, epochs, strict=True)
+        if epoch == 0
+    ]
+    assert sorted(map(int, numbers)) == list(range(3340))

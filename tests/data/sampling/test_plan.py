@@ -1,0 +1,232 @@
+"""The plan: each sample once an epoch, equal steps on all ranks, the same steps for any world size."""
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muomni.data.sampling import plan as plans
+from muomni.data.sampling.count_cache import CountCache
+from muomni.data.sampling.lengths import Lengths
+from muomni.data.sampling.plan import Batching, MicroBatch, Plan, cover, like_costs_together
+from muomni.errors import ConfigError, DataError
+
+lengths_strategy = st.lists(st.integers(1, 100), min_size=12, max_size=300).map(np.array)
+batching_strategy = st.sampled_from(
+    [
+        Batching("fixed", 3, window=50),
+        Batching("bucket", 130, window=50),
+        Batching("pack", 100, rows=2, window=50),
+    ]
+)
+MODES = ("fixed", "bucket", "pack")
+
+
+def batching_of(mode: str) -> Batching:
+    return Batching(mode, 4 if mode == "fixed" else 100, rows=2, window=128)  # type: ignore[arg-type]
+
+
+def pairs(batch: MicroBatch) -> list[tuple[int, int]]:
+    """The samples of a micro-batch with their epochs."""
+    assert batch.epochs is not None
+    rows = zip(batch.rows, batch.epochs, strict=True)
+    return [pair for ids, epochs in rows for pair in zip(ids, epochs, strict=True)]
+
+
+def steps_of(plan: Plan, num_epochs: int) -> list[list[MicroBatch]]:
+    return [plan.step(step) for step in range(plan.num_steps(num_epochs))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_strategy, batching_strategy, st.integers(1, 4))
+def test_each_sample_comes_once_an_epoch_and_every_step_is_whole(
+    lengths: np.ndarray, batching: Batching, num_epochs: int
+) -> None:
+    steps = steps_of(Plan(lengths, batching, 2, seed=7), num_epochs)
+    assert all(len(step) == 2 and all(batch.ids for batch in step) for step in steps)
+    drawn = [[pair for batch in step for pair in pairs(batch)] for step in steps]
+    seen = set(itertools.chain(*drawn))
+    every = set(itertools.product(range(len(lengths)), range(num_epochs)))
+    assert len(seen) == sum(map(len, drawn)) and every <= seen
+    # Beyond these epochs goes only what completes the last step.
+    assert all(epoch == num_epochs for _, epoch in seen - every)
+    assert seen - every <= set(drawn[-1]) and every & set(drawn[-1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths_strategy, batching_strategy)
+def test_no_micro_batch_exceeds_its_budget(lengths: np.ndarray, batching: Batching) -> None:
+    for batch in itertools.chain(*steps_of(Plan(lengths, batching, 2, seed=1), 2)):
+        if batching.mode == "fixed":
+            assert len(batch.rows) == batching.size
+        elif batching.mode == "bucket":
+            assert len(batch.ids) * max(lengths[i] for i in batch.ids) <= batching.size
+        else:
+            assert len(batch.rows) == batching.rows
+            assert all(sum(lengths[i] for i in row) <= batching.size for row in batch.rows)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_world_size_sees_the_same_steps_and_resumes_anywhere(mode: str) -> None:
+    lengths = np.random.default_rng(0).integers(1, 90, 500)
+
+    def fresh() -> Plan:
+        return Plan(lengths, batching_of(mode), 8, 3)
+
+    reference = list(itertools.islice(fresh().rank_batches(0, 0, 1), 400))
+    for world_size in (1, 2, 4, 8):
+        for start in (0, 1, 17, 45):
+            per_rank = 8 // world_size
+            ranks = [
+                list(itertools.islice(fresh().rank_batches(start, rank, world_size), per_rank * 5))
+                for rank in range(world_size)
+            ]
+            together = [
+                ranks[slot % world_size][step * per_rank + slot // world_size]
+                for step in range(5)
+                for slot in range(8)
+            ]
+            assert together == reference[start * 8 : (start + 5) * 8]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(MODES), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.data())
+def test_stops_and_resumes_on_other_world_sizes_repeat_the_uninterrupted_run(
+    mode: str, runs: list[int], data: st.DataObject
+) -> None:
+    lengths = np.random.default_rng(5).integers(1, 90, 150)
+    reference = Plan(lengths, batching_of(mode), 8, 3)
+    step = 0
+    for num_steps in runs:
+        world_size = data.draw(st.sampled_from([1, 2, 4, 8]))
+        plan = Plan(lengths, batching_of(mode), 8, 3)
+        shares = [plan.rank_batches(step, rank, world_size) for rank in range(world_size)]
+        for _ in range(num_steps):
+            found = [next(shares[slot % world_size]) for slot in range(8)]
+            assert found == reference.step(step)
+            step += 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shared_and_kept_counts_give_the_same_plan(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = np.random.default_rng(2).integers(1, 90, 600)
+    alone = Plan(lengths, batching_of(mode), 4, 3)
+    shared = Plan(lengths, batching_of(mode), 4, 3)
+    while (epoch := shared.uncounted_epoch(num_epochs=3)) is not None:
+        bounds = [0, 1, 3, shared.windows.count]
+        shares = [shared.count_windows(epoch, *pair) for pair in itertools.pairwise(bounds)]
+        shared.set_counts(epoch, np.concatenate(shares))
+    assert shared.num_steps(3) == alone.num_steps(3)
+    monkeypatch.setattr("muomni.data.sampling.count_cache._LEAST_WINDOWS", 1)
+    monkeypatch.setattr(plans, "_KEPT_EPOCHS", 1)
+    writes = Plan(lengths, batching_of(mode), 4, 3, cache=CountCache(tmp_path, "a" * 16))
+    reads = Plan(lengths, batching_of(mode), 4, 3, cache=CountCache(tmp_path, "a" * 16))
+    for step in range(alone.num_steps(3)):
+        assert alone.step(step) == shared.step(step) == writes.step(step)
+    if mode != "fixed":
+        assert len(list(tmp_path.glob(".counts-*.npy"))) >= 3
+        monkeypatch.setattr(reads, "count_windows", None)
+    assert reads.step(alone.num_steps(2)) == alone.step(alone.num_steps(2))
+    assert reads.step(1) == alone.step(1)
+
+
+def test_epochs_differ_and_the_seed_decides() -> None:
+    lengths = np.full(64, 5)
+    plan = Plan(lengths, Batching("fixed", 4), 1, seed=0)
+    assert plan.step(0)[0].rows != plan.step(16)[0].rows
+    assert plan.step(0) == Plan(lengths, Batching("fixed", 4), 1, seed=0).step(0)
+    assert plan.step(0) != Plan(lengths, Batching("fixed", 4), 1, seed=1).step(0)
+
+
+def test_the_plan_is_the_same_on_every_machine() -> None:
+    """These values may change only with a line marked [order] in the changelog."""
+    lengths = np.arange(3000) * 7919 % 89 + 1
+    digests = {}
+    for mode in MODES:
+        plan = Plan(lengths, batching_of(mode), 8, 11)
+        content = repr([plan.step(step) for step in (0, 1, 60)])
+        digests[mode] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    assert digests == GOLDEN
+
+
+GOLDEN = {"fixed": "2d27fde91ccdd969", "bucket": "92891cd0a854211f", "pack": "b5c7f4f0290c74d3"}
+
+
+def test_packing_keeps_rows_nearly_full() -> None:
+    lengths = np.random.default_rng(1).integers(3, 60, 4000)
+    plan = Plan(lengths, Batching("pack", 512, rows=3), 1, 0)
+    assert lengths.sum() / (plan.num_steps(1) * 3 * 512) > 0.99
+
+
+def test_buckets_waste_little_and_ranks_seldom_wait() -> None:
+    lengths = np.random.default_rng(1).integers(50, 1000, 20_000)
+    steps = steps_of(Plan(lengths, Batching("bucket", 16_000), 8, 0), 1)
+    costs = [[len(b.ids) * max(lengths[i] for i in b.ids) for b in step] for step in steps]
+    assert lengths.sum() / np.sum(costs) > 0.97
+    waits = [max(step) / np.mean(step) - 1 for step in costs]
+    assert np.mean(waits) < 0.1
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 40), st.integers(1, 12))
+def test_whole_steps_of_a_window_hold_neighbours_in_cost(num: int, first: int, group: int) -> None:
+    places = like_costs_together(num, first, group, (1, 2))
+    assert sorted(places) == list(range(num))
+    head = min(num, -first % group)
+    num_steps = (num - head) // group
+    for start in range(head, head + num_steps * group, group):
+        step = places[start : start + group]
+        assert step == list(range(step[0], step[0] + group))
+    seam = sorted(places[:head] + places[head + num_steps * group :])
+    below, above = seam[0] if seam else 0, num - 1 - seam[-1] if seam else 0
+    if seam:
+        assert seam == list(range(seam[0], seam[-1] + 1)) and abs(below - above) <= group
+
+
+def test_cover_holds_each_sample_exactly_once() -> None:
+    lengths = np.random.default_rng(1).integers(1, 90, 101)
+    ids = np.arange(101)[lengths > 5]
+    for batching in (Batching("fixed", 7), Batching("bucket", 300), Batching("pack", 100, 2)):
+        covered = cover(ids, lengths[ids], batching)
+        assert sorted(i for batch in covered for i in batch.ids) == ids.tolist()
+        assert all(batch.epochs is None for batch in covered)
+
+
+def test_ranks_that_cannot_share_a_step_are_told_which_can() -> None:
+    plan = Plan(np.full(64, 5), Batching("fixed", 4), 6, seed=0)
+    with pytest.raises(ConfigError, match="1 or 2 or 3 or 6 ranks"):
+        next(plan.rank_batches(0, 0, 4))
+
+
+def test_too_long_and_too_few_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_long = np.array([1, 2, 3, 900])
+    with pytest.raises(DataError, match="sample 3 has length 900"):
+        Plan(too_long, Batching("pack", 512), 1, 0)
+    with pytest.raises(DataError, match="no samples"):
+        Plan(np.array([]), Batching("fixed", 2), 1, 0)
+    for mode in MODES:
+        with pytest.raises(DataError, match="fewer than the 4 of one step"):
+            Plan(np.array([1, 2]), Batching(mode, 2), 4, 0)  # type: ignore[arg-type]
+    # Too many samples to look through: told when the window is built.
+    monkeypatch.setattr(plans, "WHOLE_LIMIT", 3)
+    with pytest.raises(DataError, match="sample 3 has length 900"):
+        Plan(too_long, Batching("pack", 512), 1, 0).step(0)
+
+
+def test_lengths_are_read_for_the_samples_of_a_window_alone() -> None:
+    asked: list[int] = []
+
+    def read(ids: np.ndarray) -> np.ndarray:
+        asked.append(len(ids))
+        return ids % 50 + 1
+
+    plan = Plan(Lengths(10**9, read, ""), Batching("bucket", 4000), 64, seed=0)
+    asked.clear()
+    counts = plan.count_windows(0, 1000, 1002)
+    assert asked == [2048, 2048] and counts.min() > 0

@@ -1,0 +1,108 @@
+"""Masks: their samples are passed over, and a mask that does not fit is refused in a sentence."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muomni.data.sampling.order import SampleOrder
+from muomni.data.shards.exclusion_mask import KeptSamples, read_exclusion
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.source import Source
+from muomni.errors import DataError
+from tests.corpora import write_text_dataset
+
+
+def write_mask(root: Path, name: str, ids: Any, split: str = "train", **more: str) -> None:
+    folder = root / "exclude"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"{name}.npy", np.asarray(ids))
+    content = {"split": split, "ids_file": f"{name}.npy", **more}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return write_text_dataset(tmp_path / "text", num_train=50, num_val=10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.sets(st.integers(0, 299)), st.integers(0, 10**6))
+def test_kept_samples_are_all_others_in_order(num: int, excluded: set[int], first: int) -> None:
+    gone = sorted(i for i in excluded if i < num)
+    kept = KeptSamples(num, np.array(gone, dtype=np.uint64), first)
+    expected = [first + i for i in range(num) if i not in excluded]
+    assert len(kept) == len(expected)
+    assert kept[np.arange(len(kept))].tolist() == expected
+
+
+def test_all_masks_of_a_split_apply_and_change_its_digest(manifest: Manifest) -> None:
+    plain = Source([manifest], "train")
+    write_mask(
+        manifest.root, "dedup", np.array([3, 7, 49], dtype=np.uint64), reason="equal content"
+    )
+    once = Source([manifest], "train")
+    write_mask(manifest.root, "late", np.array([0, 7], dtype=np.uint64))
+    write_mask(manifest.root, "held_out", np.array([1], dtype=np.uint64), split="val")
+    both = Source([manifest], "train")
+    assert (plain.num_kept, once.num_kept, both.num_kept) == (50, 47, 46)
+    assert len(both) == 50  # ids stay
+    assert len({s.exclusion_digest for s in (plain, once, both)}) == 3
+    assert plain.fingerprint == both.fingerprint
+    order = SampleOrder(both.all_kept, seed=0)
+    assert sorted(order.draws(0, 46)[0].tolist()) == sorted({*range(50)} - {0, 3, 7, 49})
+    assert Source([manifest], "val").all_kept[np.arange(9)].tolist() == [0, *range(2, 10)]
+
+
+def test_masks_of_several_datasets_count_through_them(manifest: Manifest, tmp_path: Path) -> None:
+    other = write_text_dataset(tmp_path / "more", num_train=20)
+    write_mask(manifest.root, "a", np.array([49], dtype=np.uint64))
+    write_mask(other.root, "b", np.array([0, 1], dtype=np.uint64))
+    source = Source([manifest, other], "train")
+    expected = [i for i in range(70) if i not in (49, 50, 51)]
+    assert source.all_kept[np.arange(67)].tolist() == expected
+    assert source.kept(1)[np.arange(18)].tolist() == list(range(52, 70))
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.read(69) == source.read(69) and copy.describe(69) == source.describe(69)
+
+
+def test_a_split_without_any_sample_left_is_refused(manifest: Manifest) -> None:
+    write_mask(manifest.root, "all", np.arange(50, dtype=np.uint64))
+    with pytest.raises(DataError, match=r"holds no sample \(masks exclude 50\)"):
+        Source([manifest], "train")
+
+
+@pytest.mark.parametrize(
+    ("ids", "more", "message"),
+    [
+        (np.array([1, 2]), {}, r"bad\.npy holds int64 \[2\], a mask needs uint64"),
+        (np.array([[1]], dtype=np.uint64), {}, r"holds uint64 \[1, 1\]"),
+        (np.array([2, 1], dtype=np.uint64), {}, "not strictly ascending"),
+        (np.array([2, 2], dtype=np.uint64), {}, "not strictly ascending"),
+        (np.array([50], dtype=np.uint64), {}, "excludes sample 50, but its split has 50 samples"),
+        (np.array([1], dtype=np.uint64), {"split": "tran"}, "split 'tran', which .* has not"),
+        (np.array([1], dtype=np.uint64), {"ids_file": "gone.npy"}, r"cannot read .*gone\.npy"),
+        (np.array([1], dtype=np.uint64), {"num_ids": 2}, "tells of 2 samples, its ids are 1"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_named(
+    ids: np.ndarray, more: dict[str, str], message: str, manifest: Manifest
+) -> None:
+    write_mask(manifest.root, "bad", ids)
+    path = manifest.root / "exclude" / "bad.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    with pytest.raises(DataError, match=message):
+        read_exclusion(manifest, "train")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"split": "train"}'])
+def test_a_broken_description_is_named(content: str, manifest: Manifest) -> None:
+    write_mask(manifest.root, "bad", np.array([1], dtype=np.uint64))
+    (manifest.root / "exclude" / "bad.json").write_text(content)
+    with pytest.raises(DataError, match=r"bad\.json is no mask"):
+        read_exclusion(manifest, "train")

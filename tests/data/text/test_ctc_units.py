@@ -1,0 +1,51 @@
+import pytest
+
+from muomni.data.text.ctc_units import CtcUnits, spoken_form
+from muomni.data.text.tokenizer import Tokenizer
+from tests.corpora import sentences, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    write_tokenizer(path)
+    return Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("Press ONE, please.", "press one please"),
+        ("  It's   5 o'clock! ", "it's 5 o'clock"),
+        ("naïve_café", "naïve café"),
+        ("... ?", ""),
+    ],
+)
+def test_spoken_form_has_words_only(written: str, spoken: str) -> None:
+    assert spoken_form(written) == spoken
+
+
+def test_all_merges_are_the_tokenizer_itself(tokenizer: Tokenizer) -> None:
+    by_merging, plain = CtcUnits(tokenizer, 10**6), CtcUnits(tokenizer, None)
+    for text in sentences(100, seed=5):
+        assert by_merging.encode(text) == plain.encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("num_merges", [0, 5, 30, None])
+def test_the_tokenizer_decodes_what_fewer_merges_encode(
+    num_merges: int | None, tokenizer: Tokenizer
+) -> None:
+    units = CtcUnits(tokenizer, num_merges)
+    for text in [*sentences(20, seed=6), "Xylophone — 東京!"]:
+        assert tokenizer.decode(units.encode(text)) == spoken_form(text)
+
+
+def test_fewer_merges_are_longer_and_zero_are_characters(tokenizer: Tokenizer) -> None:
+    text = sentences(1)[0]
+    lengths = [len(CtcUnits(tokenizer, n).encode(text)) for n in (0, 10, 40, None)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+    assert lengths[0] == len(text) + 1  # and the mark of the first word
+
+
+def test_no_words_are_no_labels(tokenizer: Tokenizer) -> None:
+    assert CtcUnits(tokenizer, 3).encode("?!") == [] == CtcUnits(tokenizer, None).encode("")

@@ -1,0 +1,131 @@
+"""Rows of conversations: labels on answers only, media at their places, slots that are never missing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from muomni.data.loading.loader import PlannedDataset
+from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.shards.source import Source
+from muomni.data.text.chat_template import Conversation
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.conversation import ConversationView
+from muomni.data.views.text import IGNORE
+from muomni.errors import DataError
+from tests.conversations import (
+    COLOURS,
+    colour_sample,
+    omni_config,
+    sample,
+    speech_sample,
+    text_part,
+    tone_sample,
+    write_sft_dataset,
+)
+from tests.corpora import Sample
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def view(tokenizer: Tokenizer) -> ConversationView:
+    return ConversationView(tokenizer, omni_config(tokenizer), CONTEXT, rows=2)
+
+
+def read(view: ConversationView, made: Sample) -> Conversation:
+    return view.example({"__key__": made[0], **dict(made[1])}, None)
+
+
+def test_only_answers_and_their_ends_are_predicted(
+    view: ConversationView, tokenizer: Tokenizer
+) -> None:
+    first, second = colour_sample("a", "red"), tone_sample("b", "low")
+    batch = view.collate([[read(view, first), read(view, second)], []])
+    predicted = batch["labels"][batch["labels"] != IGNORE].tolist()
+    eos = tokenizer.eos_id
+    assert predicted == [*tokenizer.encode("red"), eos, *tokenizer.encode("low"), eos]
+    # Each label stands before the token that it names, also across the packed conversations.
+    rows, places = torch.nonzero(batch["labels"] != IGNORE, as_tuple=True)
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        label = int(batch["labels"][row, place])
+        if label != eos:
+            assert int(batch["input_ids"][row, place + 1]) == label
+    assert batch["document_ids"][0].max() == 2 and not batch["document_ids"][1].any()
+    assert sorted(set(batch["answer_ids"].flatten().tolist())) == [0, 1, 2]
+    assert float(batch["units"]) == len(predicted)
+
+
+def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer: Tokenizer) -> None:
+    samples = [colour_sample("a", "red"), tone_sample("b", "low"), colour_sample("c", "blue")]
+    batch = view.collate(
+        [[read(view, samples[0]), read(view, samples[1])], [read(view, samples[2])]]
+    )
+    flat = batch["input_ids"].flatten()
+    image_places = torch.nonzero(flat == tokenizer.image_id).flatten().tolist()
+    audio_places = torch.nonzero(flat == tokenizer.audio_id).flatten().tolist()
+    assert batch["image_places"].flatten().tolist() == image_places
+    assert batch["audio_places"].flatten().tolist() == audio_places
+    assert [tuple(image[:, 0, 0].tolist()) for image in batch["images"]] == [
+        COLOURS["red"], COLOURS["blue"],
+    ]  # fmt: skip
+    assert bool(batch["sees_image"][0].any()) and bool(batch["sees_audio"][0].any())
+    assert not batch["sees_audio"][1].any()
+
+
+def test_every_slot_is_there_when_nothing_fills_it(view: ConversationView) -> None:
+    text = sample("t", [("user", [text_part("again")]), ("assistant", [text_part("again")])])
+    full = view.collate(
+        [[read(view, colour_sample("a", "red"))], [read(view, speech_sample("s", "low"))]]
+    )
+    for batch in (view.collate([]), view.collate([[read(view, text)], []])):
+        assert batch.keys() == full.keys()
+        assert all(batch[key].dtype == full[key].dtype for key in full)
+        assert batch["images"].shape[0] == batch["audios"].shape[0] == batch["speech"].shape[0] == 1
+        nowhere = batch["input_ids"].numel()
+        for key in ("image_places", "audio_places", "speech_places"):
+            assert (batch[key] == nowhere).all()
+        assert not batch["speech_text_mask"].any() and int(batch["speech_lengths"]) == 0
+
+
+def test_speech_slots_hold_text_and_its_places(
+    view: ConversationView, tokenizer: Tokenizer
+) -> None:
+    made = [speech_sample("a", "low"), speech_sample("b", "middle")]
+    batch = view.collate([[read(view, made[0])], [read(view, made[1])]])
+    flat = batch["input_ids"].flatten()
+    for slot, name in enumerate(("low", "middle")):
+        mask = batch["speech_text_mask"][slot]
+        ids = batch["speech_text_ids"][slot][mask]
+        spelling = tokenizer.spell(tokenizer.encode(name))
+        assert ids.tolist() == [tokenizer.encode(name)[place] for place in spelling.places]
+        assert batch["speech_letter_ids"][slot][mask].tolist() == spelling.letters
+        assert flat[batch["speech_places"][slot][mask]].tolist() == ids.tolist()
+    assert batch["speech_lengths"].tolist() == [6400, 6400]
+
+
+def test_planned_rows_hold_all_conversations_of_an_epoch(
+    tmp_path: Path, tokenizer: Tokenizer, view: ConversationView
+) -> None:
+    source = Source([write_sft_dataset(tmp_path / "sft", num_each=5)], "train")
+    lengths = view.lengths(source)
+    plan = Plan(lengths, Batching("pack", CONTEXT, rows=2), 1, seed=0)
+    dataset = PlannedDataset(source, view, 0)
+    num_answers, num_positions = 0, 0
+    for step in range(plan.num_steps(1)):
+        batch = dataset[plan.step(step)[0]]
+        assert batch["input_ids"].shape == (2, CONTEXT) and int(batch["num_bad"]) == 0
+        num_answers += int(batch["answer_ids"].max())
+        num_positions += int((batch["document_ids"] > 0).sum())
+    assert num_answers == len(source) and num_positions == int(lengths.all().sum())
+
+
+def test_a_sample_with_broken_media_is_left_out_and_named(
+    tmp_path: Path, view: ConversationView
+) -> None:
+    key, members, _ = colour_sample("cat", "red")
+    broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
+    with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken picture"):
+        view.example(broken, None)
+    assert np.array_equal(view.collate([[]])["labels"], view.collate([])["labels"])

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from muomni.data.sampling.order import generator
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.image_text import NO_GROUP, Augmentation, ImageTextView
+from muomni.errors import DataError
+from tests.corpora import write_tokenizer
+from tests.media_corpora import picture
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    write_tokenizer(path)
+    return Tokenizer.load(path)
+
+
+@pytest.fixture(scope="module")
+def view(tokenizer: Tokenizer) -> ImageTextView:
+    return ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0))
+
+
+def sample(key: str = "k1", colour: str = "red") -> dict[str, object]:
+    return {
+        "__key__": key,
+        "png": picture(colour, "square"),
+        "json": b'{"captions": ["a red door", "the cat", "the old river"]}',
+    }
+
+
+def decoded(view: ImageTextView, ids: list[int]) -> str:
+    return view.tokenizer.decode(ids)
+
+
+def test_training_takes_any_caption_and_evaluation_the_first(view: ImageTextView) -> None:
+    seen = {
+        decoded(view, view.example(sample(), generator(0, epoch, 1)).ids) for epoch in range(20)
+    }
+    assert seen == {"a red door", "the cat", "the old river"}
+    pair = view.example(sample(), None)
+    assert decoded(view, pair.ids) == "a red door"
+    assert (pair.ids[0], pair.ids[-1]) == (view.tokenizer.bos_id, view.tokenizer.eos_id)
+
+
+def test_a_long_caption_keeps_its_end_of_sequence(view: ImageTextView) -> None:
+    ids = view.token_ids("the old river " * 20)
+    assert len(ids) == 24 and ids[-1] == view.tokenizer.eos_id
+
+
+def test_transparency_is_white_and_augmentation_moves_on_white(view: ImageTextView) -> None:
+    plain = view.example(sample(), None).pixels
+    assert plain.shape == (3, 32, 32) and plain.dtype == np.uint8
+    assert plain[:, 0, 0].tolist() == [255, 255, 255]
+    red = [
+        ((p := view.example(sample(), generator(0, epoch, 1)).pixels)[0] > 200) & (p[1] < 80)
+        for epoch in range(12)
+    ]
+    areas = [int(mask.sum()) for mask in red]
+    centres = {tuple(np.argwhere(mask).mean(0).round()) for mask in red}
+    whole = int(((plain[0] > 200) & (plain[1] < 80)).sum())
+    assert min(areas) < 0.6 * whole and max(areas) <= whole + 2 * 32 and len(centres) > 6
+
+
+def test_the_same_stream_gives_the_same_pair(view: ImageTextView) -> None:
+    first, again = (view.example(sample(), generator(4, 2, 9)) for _ in range(2))
+    assert (first.pixels == again.pixels).all() and first.ids == again.ids
+
+
+def test_mirroring_happens_as_often_as_asked(tokenizer: Tokenizer) -> None:
+    lopsided = sample()
+    lopsided["png"] = picture("blue", "square", offset=-6)
+    fixed = {"min_scale": 1.0, "max_scale": 1.0}
+    plain = ImageTextView(tokenizer, 32, 24, 4, None).example(lopsided, generator(0, 0, 0)).pixels
+    for share, expected in ((0.0, plain), (1.0, plain[:, :, ::-1])):
+        view = ImageTextView(tokenizer, 32, 24, 4, Augmentation(flip_probability=share, **fixed))
+        assert (view.example(lopsided, generator(0, 0, 0)).pixels == expected).all()
+
+
+def test_equal_captions_and_equal_samples_share_groups(view: ImageTextView) -> None:
+    one, other = view.example(sample("a"), None), view.example(sample("b"), None)
+    assert one.groups[1] == other.groups[1] and one.groups[0] != other.groups[0]
+    assert min(*one.groups, *other.groups) >= 0
+
+
+def test_batches_have_one_number_of_rows(view: ImageTextView) -> None:
+    pair = view.example(sample(), None)
+    batch = view.collate([[pair], [], [pair]])
+    assert batch["images"].shape == (4, 3, 32, 32) and batch["units"] == 2
+    assert (batch["groups"] == NO_GROUP).all(1).tolist() == [False, False, True, True]
+    empty = view.collate([])
+    assert empty.keys() == batch.keys() and (empty["groups"] == NO_GROUP).all()
+    assert empty["images"].shape == batch["images"].shape and empty["units"] == 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"__key__": "k9", "png": b"x", "txt": b"t"}, "k9.png"),
+        ({"__key__": "k9", "txt": b"t"}, "'k9' has no picture"),
+        ({"__key__": "k9", "png": picture("red", "bar")}, "'k9' has no readable caption"),
+        ({"__key__": "k9", "json": b"[1]", "png": b""}, "'k9' has no readable caption"),
+    ],
+)
+def test_unusable_samples_are_named(
+    broken: dict[str, object], message: str, view: ImageTextView
+) -> None:
+    with pytest.raises(DataError, match=message):
+        view.example(broken, None)
+
+
+def test_sample_without_json_has_its_text_as_caption(view: ImageTextView, tmp_path: Path) -> None:
+    pair = view.example({"__key__": "k", "png": picture("red", "bar"), "txt": b"the cat"}, None)
+    assert decoded(view, pair.ids) == "the cat"

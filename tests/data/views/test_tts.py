@@ -1,0 +1,63 @@
+"""Texts with their recordings, batched by duration."""
+
+from pathlib import Path
+
+import pytest
+
+from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.shards.source import Source
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.views.tts import TtsView
+from muomni.errors import DataError
+from tests.conversations import tone, write_tts_dataset
+
+
+@pytest.fixture(scope="module")
+def view(tokenizer: Tokenizer) -> TtsView:
+    return TtsView(tokenizer)
+
+
+def test_text_and_recording_stay_together(
+    tmp_path: Path, view: TtsView, tokenizer: Tokenizer
+) -> None:
+    source = Source([write_tts_dataset(tmp_path / "tts")], "train")
+    batch = view.collate([[view.example(source.read(i), None)] for i in (0, 4)])
+    for row, text in enumerate(("low", "middle")):
+        mask, ids = batch["text_mask"][row], tokenizer.encode(text)
+        spelling = tokenizer.spell(ids)
+        assert batch["letter_ids"][row][mask].tolist() == spelling.letters
+        assert batch["text_ids"][row][mask].tolist() == [ids[place] for place in spelling.places]
+    assert batch["lengths"].tolist() == [4800, 8000] and batch["waveform"].shape[1] >= 8000
+    assert not batch["waveform"][0, 4800:].any()
+    assert float(batch["units"]) == pytest.approx(0.8)
+
+
+def test_micro_batches_stay_within_their_seconds(tmp_path: Path, view: TtsView) -> None:
+    source = Source([write_tts_dataset(tmp_path / "tts", num_each=8)], "train")
+    lengths = view.lengths(source)
+    plan = Plan(lengths, Batching("bucket", 200), 1, seed=0)
+    for step in range(plan.num_steps(1)):
+        ids = plan.step(step)[0].ids
+        batch = view.collate([[view.example(source.read(i), None)] for i in ids])
+        assert batch["waveform"].numel() <= 2.0 * 16_000
+
+
+def test_an_empty_batch_has_an_empty_row(view: TtsView) -> None:
+    batch = view.collate([[]])
+    assert batch["text_ids"].shape == (1, 1) and not batch["text_mask"].any()
+    assert batch["lengths"].tolist() == [0] and float(batch["units"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"wav": tone(200)}, "'x' has no text"),
+        ({"wav": tone(200), "txt": b""}, "text of sample 'x' is empty"),
+        ({"wav": tone(200), "txt": b"\xff"}, "'x' is not UTF-8"),
+        ({"txt": b"low"}, "'x' has no recording"),
+        ({"wav": b"RIFF", "txt": b"low"}, "x.wav: broken recording"),
+    ],
+)
+def test_unusable_samples_are_named(view: TtsView, members: dict[str, bytes], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        view.example({"__key__": "x", **members}, None)

@@ -1,0 +1,238 @@
+"""Treatment: sizes, formats, rates and texts are as asked, originals stay known, bytes repeat."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep.cli.main import main
+from data_prep.media.treatment import NORMALISERS, Treatment, treat_picture, treat_text
+from muomni.data.media.decode import image_size, open_image
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.reader import SplitReader
+from tests.data_prep.raw_corpora import recording, write_coco, write_ljspeech
+
+
+def _picture(
+    width: int, height: int, mode: str = "RGB", kind: str = "JPEG", turned: bool = False
+) -> bytes:
+    ramp = np.linspace(0, 255, width * height).reshape(height, width).astype(np.uint8)
+    image = Image.fromarray(ramp).convert(mode)
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"exif": exif} if turned else {}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "turned", "expected"),
+    [
+        ((400, 200), False, (100, 50)),
+        ((101, 100), False, (50, 50)),
+        ((300, 600), True, (100, 50)),
+        ((60, 50), False, (60, 50)),
+        ((40, 30), False, (40, 30)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_only_larger_pictures_are_made_smaller(
+    size: tuple[int, int], turned: bool, expected: tuple[int, int], kind: str
+) -> None:
+    data = _picture(*size, kind=kind, turned=turned)
+    extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
+    treated = treat_picture(Treatment(resize_shorter=50), extension, data)
+    assert treated[0] == extension and treated[2:] == (expected, size)
+    assert image_size(treated[1]) == expected
+    assert (treated[1] == data) == (min(size) <= 50)
+    whole = open_image(data).resize(expected, Image.Resampling.BICUBIC)
+    difference = np.asarray(whole, np.int16) - np.asarray(open_image(treated[1]), np.int16)
+    assert np.abs(difference).mean() < 4
+    larger = treat_picture(Treatment(resize_shorter=700, upscale=True), extension, data)
+    assert min(larger[2]) == 700
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("form", ["keep", "jpeg", "webp"])
+def test_every_mode_is_resized(mode: str, form: str) -> None:
+    kind, extension = ("JPEG", "jpg") if mode == "CMYK" else ("PNG", "png")
+    if mode == "I;16":
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((64, 64), 0x8000, np.uint16)).save(buffer, "PNG")
+        data = buffer.getvalue()
+    else:
+        data = _picture(64, 64, mode, kind)
+    treated = treat_picture(Treatment(resize_shorter=32, image_format=form), extension, data)
+    assert treated[0] == {"keep": extension, "jpeg": "jpg"}.get(form, form)
+    image = open_image(treated[1])
+    assert image.size == (32, 32)
+    assert abs(np.asarray(image).mean() - np.asarray(open_image(data)).mean()) < 4
+
+
+def _make(task: str, form: str, src: Path, out: Path, *options: str) -> Manifest:
+    main(
+        [
+            *(task, "--format", form, "--src", str(src), "--out", str(out), "--workers", "1"),
+            *("--val-fraction", "0", "--test-fraction", "0", "--shard-size", "5", *options),
+        ]
+    )
+    return Manifest.load(out)
+
+
+def _samples(manifest: Manifest) -> list[dict]:
+    reader = SplitReader(manifest, "train")
+    return [reader.read(index) for index in range(len(reader))]
+
+
+def test_pictures_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    src = write_coco(tmp_path / "src", 12)
+    options = ("--resize-shorter", "9", "--image-format", "webp", "--min-side", "18")
+    manifest = _make("image-caption", "coco", src, tmp_path / "out", *options)
+    assert manifest.treatment == {"resize_shorter": "9", "image_format": "webp", "quality": "90"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- Treatment: image_format=webp, quality=90, resize_shorter=9\n" in card
+    assert {image_size(sample["webp"]) for sample in _samples(manifest)} == {(12, 9)}
+    assert manifest.split("train").totals.num_pixels == 12 * 12 * 9
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "out")])
+    for number, workers in enumerate(("1", "2")):
+        other = _make(
+            "image-caption", "coco", src, tmp_path / f"o{number}", *options, "--workers", workers,
+            "--name", "out",
+        )  # fmt: skip
+        assert other.fingerprint == manifest.fingerprint
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        _make("image-caption", "coco", src, tmp_path / "out", "--resize-shorter", "8")
+    assert "with other options" in capsys.readouterr().err
+
+
+def test_recordings_of_another_rate(tmp_path: Path) -> None:
+    src = write_ljspeech(tmp_path / "src", [f"Number {n}" for n in range(6)])
+    tone = recording(3, rate=44_100, duration_s=0.5)
+    (src / "wavs/LJ-0003.wav").write_bytes(tone)
+    manifest = _make("speech", "ljspeech", src, tmp_path / "out", "--sample-rate", "16000")
+    samples = {sample["__key__"]: sample for sample in _samples(manifest)}
+    assert samples["LJ-0001"]["wav"] == recording(1)
+    resampled, rate = soundfile.read(io.BytesIO(samples["LJ-0003"]["flac"]))
+    assert (len(resampled), rate) == (8000, 16_000)
+    spectrum = np.abs(np.fft.rfft(resampled))
+    assert spectrum.argmax() * 2 == 260
+    body = json.loads(samples["LJ-0003"]["json"])
+    assert (body["sample_rate_hz"], body["original_sample_rate_hz"]) == (16_000, 44_100)
+    assert body["duration_s"] == 0.5
+    again = _make(
+        "speech", "ljspeech", src, tmp_path / "b", "--sample-rate", "16000", "--workers", "2",
+        "--name", "out",
+    )  # fmt: skip
+    assert again.fingerprint == manifest.fingerprint
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "out")])
+
+
+def test_texts_keep_what_they_were(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("  “Cafe\u0301”,  he said…\nplain\n", encoding="utf-8")
+    steps = "nfc,quotes,lower,punctuation,whitespace"
+    manifest = _make("text", "txt", tmp_path / "t.txt", tmp_path / "out", "--normalise", steps)
+    samples = {sample["txt"].decode(): sample for sample in _samples(manifest)}
+    assert set(samples) == {"café he said", "plain"}
+    assert json.loads(samples["café he said"]["json"]) == {
+        "original_text": "  “Cafe\u0301”,  he said…"
+    }
+    assert "json" not in samples["plain"]
+    assert manifest.split("train").totals.num_chars == 17
+    src = write_ljspeech(tmp_path / "src", ["Well-known, isn't it?", "?!", "fine"])
+    manifest = _make(
+        "tts", "ljspeech", src, tmp_path / "tts", "--normalise", "lower,punctuation",
+        "--max-bad-fraction", "0.5",
+    )  # fmt: skip
+    assert manifest.dropped == {"empty-text": 1}
+    (sample,) = (s for s in _samples(manifest) if s["txt"] != b"fine")
+    assert sample["txt"] == b"well-known isn't it"
+    assert json.loads(sample["json"])["original_text"] == "Well-known, isn't it?"
+    src = write_coco(tmp_path / "coco", 3)
+    manifest = _make("image-caption", "coco", src, tmp_path / "c", "--normalise", "upper")
+    body = json.loads(_samples(manifest)[0]["json"])
+    assert body["captions"] == [text.upper() for text in body["original_captions"]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(max_size=60), st.sampled_from(sorted(NORMALISERS)))
+def test_a_step_twice_is_a_step_once(text: str, step: str) -> None:
+    once = treat_text(Treatment(normalise=(step,)), text)
+    assert treat_text(Treatment(normalise=(step,)), once) == once
+
+
+def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
+    src = write_coco(tmp_path / "src", 6)
+    picture = src / "train2017/000000000003.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    common = ("image-caption", "coco", src)
+    strict = _make(*common, tmp_path / "strict", "--max-bad-fraction", "0.5")
+    loose = _make(*common, tmp_path / "loose", "--check", "header")
+    assert strict.dropped == {"broken-image": 1} and loose.dropped == {}
+    assert loose.treatment == {"check": "header"}
+    assert loose.split("train").totals.num_pixels == 6 * 24 * 18
+    speech = write_ljspeech(tmp_path / "lj", [f"Number {n}" for n in range(3)])
+    (speech / "wavs/LJ-0002.wav").write_bytes(b"RIFFnothing")
+    manifest = _make(
+        "tts", "ljspeech", speech, tmp_path / "tts", "--check", "header", "--max-bad-fraction",
+        "0.5", "--max-silence-fraction", "0.9",
+    )  # fmt: skip
+    assert manifest.dropped == {"broken-audio": 1}
+    assert manifest.split("train").totals.duration_ms == 600
+
+
+def test_a_retry_treats_alike(tmp_path: Path) -> None:
+    src = write_coco(tmp_path / "src", 6)
+    picture = src / "train2017/000000000003.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:60])
+    options = ("--resize-shorter", "9", "--normalise", "upper", "--max-bad-fraction", "0.5")
+    _make("image-caption", "coco", src, tmp_path / "out", *options)
+    picture.write_bytes(whole)
+    main(["retry-bad", str(tmp_path / "out"), "--workers", "1"])
+    samples = _samples(Manifest.load(tmp_path / "out"))
+    assert {image_size(sample["png"]) for sample in samples} == {(12, 9)}
+    assert all(sample["txt"].isupper() for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resize-shorter", "0"], "--resize-shorter 0"),
+        (["--upscale"], "give --resize-shorter too"),
+        (["--quality", "0"], "--quality 0"),
+        (["--normalise", "nfc,magic"], "'magic' is none of nfc"),
+    ],
+)
+def test_refusals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    src = write_coco(tmp_path / "src", 2)
+    with pytest.raises(SystemExit) as stop:
+        _make("image-caption", "coco", src, tmp_path / "out", *options)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    resize=st.none() | st.integers(1, 999),
+    form=st.sampled_from(["keep", "jpeg", "webp"]),
+    quality=st.integers(1, 100),
+    rate=st.none() | st.integers(4000, 192_000),
+    steps=st.lists(st.sampled_from(sorted(NORMALISERS)), max_size=3),
+    check=st.sampled_from(["decode", "header"]),
+)
+def test_the_plan_file_keeps_the_treatment(
+    resize: int | None, form: str, quality: int, rate: int | None, steps: list[str], check: str
+) -> None:
+    treatment = Treatment(check, resize, False, form, quality, rate, tuple(steps))
+    if not treatment.changes_pictures:
+        treatment = Treatment(check, resize, False, form, 90, rate, tuple(steps))
+    assert Treatment.from_text(treatment.as_text()) == treatment

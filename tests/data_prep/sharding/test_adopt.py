@@ -1,0 +1,153 @@
+"""Tars that others made: they are adopted, or refused in a sentence that names the member.
+
+Never a hang, a traceback, a silently shorter epoch or a program that is started.
+"""
+
+import gzip
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.cli.main import main
+from muomni.data.shards.manifest import Manifest
+from muomni.data.shards.reader import SplitReader
+from muomni.data.shards.tar_index import BLOCK_BYTES, scan_tar
+from muomni.errors import DataError
+from tests.data_prep.commands import Capture, fails
+from tests.data_prep.raw_corpora import picture
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def _special(kind: bytes, name: str = "b.jpg") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+_PAIR = [("a.jpg", picture(1)), ("a.txt", b"a thing")]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([*_PAIR, _special(tarfile.SYMTYPE), ("b.txt", b"b")], "'b.jpg' is a link"),
+        ([*_PAIR, _special(tarfile.LNKTYPE)], "'b.jpg' is a link"),
+        ([*_PAIR, _special(tarfile.CHRTYPE)], "'b.jpg' is a link, a device"),
+        ([*_PAIR, _special(tarfile.FIFOTYPE)], "'b.jpg' is a link, a device"),
+        ([("../../a.jpg", picture(1)), ("../../a.txt", b"x")], "leads out of the folder"),
+        ([("/etc/a.jpg", picture(1)), ("/etc/a.txt", b"x")], "leads out of the folder"),
+        ([*_PAIR, ("b.txt", b"x"), *_PAIR], "the key occurs twice"),
+        ([*_PAIR, *_PAIR], "'a.jpg' occurs twice"),
+        (
+            [(f"i.v1.00{n}.{kind}", b"x") for n in (1, 2) for kind in ("jpg", "txt")],
+            "keys without dots",
+        ),
+        ([("noextension", b"x")], "has no extension"),
+        ([], "hold no sample"),
+        ([("a\udcff.jpg", b"x")], "not valid UTF-8"),
+    ],
+)
+def test_foreign_tars_that_are_refused(
+    tmp_path: Path, capsys: Capture, members: list, message: str
+) -> None:
+    root = tmp_path / "set"
+    write_tar(root / "a.tar", members)
+    assert message in fails(capsys, "index", str(root), "--task", "image-caption")
+    assert not (root / "manifest.json").exists()
+
+
+def test_folders_and_archive_headers_are_no_samples(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("folder")
+    info.type = tarfile.DIRTYPE
+    members = [info, *((f"./folder/{name}", data) for name, data in _PAIR)]
+    write_tar(tmp_path / "set/a.tar", members)
+    main(["index", str(tmp_path / "set"), "--task", "image-caption"])
+    reader = SplitReader(Manifest.load(tmp_path / "set"), "train")
+    assert reader.read(0)["txt"] == b"a thing"
+
+
+def _with_size(field: bytes, kind: bytes = b"0") -> bytes:
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[156:157] = field, kind
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+@pytest.mark.parametrize(
+    "field",
+    [b"-0000002000\0", b"77777777777\0", b"\xff" * 12, b"9x999999999\0", b"\x80" + b"\xff" * 11],
+)
+def test_absurd_sizes_in_headers(
+    tmp_path: Path, capsys: Capture, field: bytes, kind: bytes
+) -> None:
+    (tmp_path / "a.tar").write_bytes(_with_size(field, kind) + bytes(4096))
+    message = fails(capsys, "index", str(tmp_path), "--task", "image-caption")
+    assert "damaged" in message or "truncated" in message or "bytes" in message
+
+
+@pytest.mark.parametrize(
+    "payload", [b"9" * 3000 + b" path=x\n", b"0 path=\n", b"12 path=\xff\xfe\n", b"x", b""]
+)
+def test_absurd_pax_records(tmp_path: Path, payload: bytes) -> None:
+    tar = tmp_path / "a.tar"
+    size = f"{len(payload):011o}\0".encode()
+    padding = bytes(-len(payload) % BLOCK_BYTES)
+    header = _with_size(b"00000000000\0")
+    tar.write_bytes(_with_size(size, b"x") + payload + padding + header + bytes(1024))
+    try:
+        assert [member.name for member in scan_tar(tar)] == ["a.jpg"]
+    except DataError as error:
+        assert "not valid UTF-8" in str(error)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=3000))
+def test_no_bytes_make_the_scan_fail_otherwise(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    tar = tmp_path_factory.getbasetemp() / "random.tar"
+    tar.write_bytes(content)
+    try:
+        scan_tar(tar)
+    except DataError as error:
+        assert str(tar) in str(error)
+
+
+def test_a_tar_that_is_none(tmp_path: Path, capsys: Capture) -> None:
+    tar = write_tar(tmp_path / "a.tar", [*_PAIR])
+    tar.write_bytes(gzip.compress(tar.read_bytes()))
+    assert "is truncated at byte 0" in fails(capsys, "index", str(tmp_path), "--task", "text")
+    tar.write_bytes(b"no tar at all" * 100)
+    assert "damaged tar header" in fails(capsys, "index", str(tmp_path), "--task", "text")
+    tar.unlink()
+    os.mkfifo(tmp_path / "a.tar")
+    assert "no regular file" in fails(capsys, "index", str(tmp_path), "--task", "text")
+
+
+def test_pickles_in_a_shard_are_bytes(tmp_path: Path) -> None:
+    bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR."
+    members = [*_PAIR, ("a.pyd", bomb), ("a.pickle", bomb), ("a.npy", bomb), ("a.pth", bomb)]
+    write_tar(tmp_path / "set/a.tar", members)
+    main(["index", str(tmp_path / "set"), "--task", "image-caption"])
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "set")])
+    main(["inspect", str(tmp_path / "set"), "--png", str(tmp_path / "x.png")])
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,159 @@
+"""Ranks are found whoever started the process, and contradictions are one sentence."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from muomni.distributed.discovery import Ranks, discover, export_environment, first_host, free_port
+from muomni.errors import ConfigError
+
+# What srun sets for the second task on the second of two nodes.
+SRUN = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NODELIST": "node[1-2]",
+}
+
+
+def exported(environ: dict[str, str]) -> dict[str, str]:
+    """The environment after a process with it has exported its ranks."""
+    environ = dict(environ)
+    export_environment(discover(environ), environ)
+    return environ
+
+
+def test_deepspeed_and_torchrun_come_before_slurm() -> None:
+    launched = {**SRUN, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert discover(launched) == Ranks(1, 1, 2, "environment")
+    assert exported({**launched, "MASTER_PORT": "1"})["MASTER_PORT"] == "1"
+    assert "MASTER_ADDR" not in exported(launched)  # the launcher's business
+
+
+def test_srun_gives_all_that_torch_reads() -> None:
+    assert discover(SRUN) == Ranks(3, 1, 4, "srun")
+    environ = exported(SRUN)
+    assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
+    assert environ["MASTER_ADDR"] == "node1"
+    assert 20_000 <= int(environ["MASTER_PORT"]) < 30_000
+    assert "LOCAL_SIZE" not in environ
+
+
+def test_ranks_of_one_node_share_memory_and_loopback() -> None:
+    environ = exported({**SRUN, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "node2"})
+    assert environ["MASTER_ADDR"] == "127.0.0.1"
+    assert environ["LOCAL_SIZE"] == "4"
+
+
+def test_a_step_on_part_of_the_job_counts_its_own_tasks() -> None:
+    step = {**SRUN, "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "16"}
+    assert discover({**step, "SLURM_STEP_NODELIST": "node2"}).world_size == 4
+
+
+def test_neighbouring_jobs_and_restarts_use_other_ports() -> None:
+    ports = {
+        exported({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})[
+            "MASTER_PORT"
+        ]
+        for job in range(100, 120)
+        for restart in range(20)
+    }
+    assert len(ports) == 400
+
+
+def test_what_is_exported_already_stays() -> None:
+    environ = exported({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7"})
+    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.1", "7")
+
+
+@pytest.mark.parametrize("step", ["4294967291", "4294967290", ""])
+def test_a_batch_script_or_an_interactive_allocation_is_no_rank(step: str) -> None:
+    batch = {**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": step}
+    assert discover(batch) == Ranks()
+    batch.pop("SLURM_STEP_ID")
+    assert discover(batch) == Ranks()
+
+
+@pytest.mark.parametrize(("visible", "local_rank"), [("2", 0), ("0,1", 1), ("", 1)])
+def test_a_task_that_sees_one_gpu_uses_it(visible: str, local_rank: int) -> None:
+    assert discover({**SRUN, "CUDA_VISIBLE_DEVICES": visible}).local_rank == local_rank
+
+
+def test_alone_is_one_rank_on_a_free_port() -> None:
+    environ = exported({})
+    assert discover({}) == Ranks()
+    with socket.socket() as probe:
+        probe.bind((environ["MASTER_ADDR"], int(environ["MASTER_PORT"])))
+    assert free_port() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 is impossible"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' must be a whole number"),
+        ({"SLURM_LOCALID": ""}, "SLURM_LOCALID='' must be a whole number"),
+    ],
+)
+def test_contradictions_are_one_sentence(changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        discover({**SRUN, **changes})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node1", "node1"),
+        ("node1,node7", "node1"),
+        ("node[1-2]", "node1"),
+        ("gpu[003-005,9],login1", "gpu003"),
+        ("rack[2,4]n[01-16]", "rack2n01"),
+        ("a-b.site.org", "a-b.site.org"),
+        ("n[7-8]-ib,n1", "n7-ib"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize("nodes", ["[1-2", "", "node[", "a b"])
+def test_an_unreadable_node_list_asks_for_master_addr(nodes: str) -> None:
+    with pytest.raises(ConfigError, match="export MASTER_ADDR"):
+        first_host(nodes)
+
+
+def test_two_srun_tasks_meet_without_mpi4py() -> None:
+    """DeepSpeed's own start needs nothing beyond what is exported."""
+    program = (
+        "import os\n"
+        "from muomni.distributed.discovery import discover, export_environment\n"
+        "export_environment(discover(), os.environ)\n"
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "ranks = [None, None]\n"
+        "dist.all_gather_object(ranks, dist.get_rank())\n"
+        "print(ranks)\n"
+        "dist.destroy_process_group()\n"
+    )
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {name: value for name, value in os.environ.items() if name not in launcher}
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**clean, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["[0, 1]"] * 2

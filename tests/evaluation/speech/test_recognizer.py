@@ -1,0 +1,175 @@
+"""Recognition with the words of training: which words those are, how they are spelled, what is heard."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from muomni.config.run import DataSection
+from muomni.data.shards.manifest import find_datasets
+from muomni.data.shards.source import Source
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.evaluation.context import Wanted, open_subject
+from muomni.evaluation.metrics.transcripts import TranscriptErrors
+from muomni.evaluation.speech.recognizer import Recogniser, find_recogniser
+from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
+from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from tests.corpora import Sample, write_dataset
+from tests.evaluation.runs import CPU, evaluate
+from tests.media_corpora import say, speech_sample
+from tests.ranks import RankPool
+
+
+def spoken(key: str, text: str) -> Sample:
+    """A recording with a transcript that need not fit it."""
+    key, members, cost = speech_sample(key, ["cat"], seed=0)
+    return key, [members[0], ("txt", text.encode())], cost
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two speech datasets and one of another task; a mask excludes a sample of the first."""
+    root = tmp_path_factory.mktemp("corpora")
+    train = [spoken("a0", "One, two!"), spoken("a1", "one two"), spoken("a2", "masked")]
+    silent = ("a3", spoken("a3", "")[1][:1], spoken("a3", "")[2])  # has no transcript
+    first = {
+        "train": [*train, silent],
+        "val": [spoken("a4", "held")],
+        "test": [spoken("a5", "out")],
+    }
+    write_dataset(root / "first", "speech", first)
+    write_dataset(root / "second", "speech", {"train": [spoken("b0", "three")]})
+    write_dataset(root / "other", "tts", {s: [spoken(f"c{s}", "made")] for s in ("train", "val")})
+    (root / "first" / "exclude").mkdir()
+    np.save(root / "first" / "exclude" / "mask.npy", np.array([2], dtype=np.uint64))
+    mask = {"split": "train", "ids_file": "mask.npy"}
+    (root / "first" / "exclude" / "mask.json").write_text(json.dumps(mask))
+    return root
+
+
+def transcripts_of(root: Path, train: Source | None = None) -> TrainingTranscripts:
+    return TrainingTranscripts(SimpleNamespace(data=DataSection(root=str(root)), train=train))  # type: ignore[arg-type]
+
+
+def test_only_words_said_in_the_training_of_speech_datasets_are_listed(root: Path) -> None:
+    """Neither held-out nor excluded samples, nor datasets of another task, nor broken samples."""
+    assert transcripts_of(root).words() == Counter(one=2, two=2, three=1)
+
+
+def _words_of(root: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    transcripts = transcripts_of(root, _train_source(root))
+    return sorted(transcripts.words().items()), transcripts.constants()
+
+
+def _train_source(root: Path) -> Source:
+    return Source(find_datasets(root, "speech"), "train")
+
+
+def test_every_rank_gets_the_same_list(root: Path, two_ranks: RankPool) -> None:
+    alone = _words_of(root)
+    assert alone == ([("one", 2), ("three", 1), ("two", 2)], ("", "one two"))
+    assert two_ranks.run(_words_of, root=root) == [alone, alone]
+
+
+def test_constants_and_words_come_from_one_reading(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original: Callable[[Source, int], dict[str, object]] = Source.read
+    monkeypatch.setattr(Source, "read", lambda *args: read.append(args[1]) or original(*args))
+    transcripts = transcripts_of(root, _train_source(root))
+    assert transcripts.constants() == ("", "one two")
+    transcripts.words()
+    assert len(read) == len(_train_source(root).all_kept)
+
+
+def test_without_speech_to_learn_words_from_the_best_path_is_used_and_told(
+    perception_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_dataset(tmp_path / "other", "tts", {"train": [spoken("c", "made")]})
+    recogniser = find_recogniser((perception_run,), CPU, transcripts_of(tmp_path))
+    assert recogniser is not None and recogniser.word_decoder is None
+    assert "so word errors are those of the best path: " in caplog.text
+    heard = recogniser.transcribe(torch.from_numpy(say(["cat", "door"])))
+    assert heard.words == heard.best_path != ""
+
+
+def test_words_are_spelled_as_the_encoder_was_trained_to_hear_them(
+    perception_run: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(perception_run / "audio_encoder", tmp_path / "audio_encoder")
+    config = tmp_path / "audio_encoder" / "config.yaml"
+    transcripts = transcripts_of(root)
+    spelled = []
+    transcripts.word_decoder = lambda units: spelled.append(units.num_merges)  # type: ignore
+    for num_merges in (0, 7):
+        text = perception_run.joinpath("audio_encoder", "config.yaml").read_text()
+        assert "num_merges: 0" in text
+        config.write_text(text.replace("num_merges: 0", f"num_merges: {num_merges}"))
+        find_recogniser((tmp_path,), CPU, transcripts)
+    assert spelled == [0, 7]
+    config.unlink()
+    recogniser = find_recogniser((tmp_path,), CPU, transcripts_of(root))
+    assert recogniser is not None and recogniser.word_decoder is None
+    assert "config.yaml is missing, which tells the units" in caplog.text
+
+
+class _Hears:
+    """An encoder that hears given tokens, each in a frame after a blank, nearly certainly."""
+
+    def __init__(self, ids: list[int], vocab_size: int) -> None:
+        frames = torch.tensor([i for token in ids for i in (0, token)])
+        self.logits = 8.0 * torch.nn.functional.one_hot(frames, vocab_size).float()[None]
+
+    def eval(self) -> "_Hears":
+        return self
+
+    def __call__(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.logits, torch.tensor([self.logits.shape[1]])
+
+    def ctc_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize("num_merges", [0, 20, None])
+def test_a_misheard_word_becomes_one_of_the_list_and_letters_stay(
+    num_merges: int | None, perception_run: Path
+) -> None:
+    tokenizer = Tokenizer.load(perception_run.parent / "tokenizer.model")
+    units = CtcUnits(tokenizer, num_merges)
+    words = {w: SpelledWord(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
+    encoder = _Hears(units.encode("the odor cat é"), tokenizer.vocab_size)
+    recogniser = Recogniser(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
+    heard = recogniser.transcribe(torch.zeros(160))
+    assert heard.best_path == "the odor cat é"
+    assert heard.words.split()[0] == "the" and heard.words.split()[-2:] == ["cat", "é"]
+    assert set(heard.words.split()) <= words.keys()
+    assert recogniser.transcribe(torch.zeros(0)).words == ""
+
+
+def test_stage_audio_encoder_reports_word_errors_with_the_list(perception_run: Path) -> None:
+    """The same as decoding the recordings one by one, held against the baseline of `wer`."""
+    wanted = {"stage": "audio_encoder", "run": perception_run, "split": "val"}
+    subject = open_subject(Wanted(**wanted), CPU)
+    encoder, view = subject.model, subject.stage.view()
+    decoder = TrainingTranscripts(subject).word_decoder(view.units)
+    assert decoder is not None
+    errors = TranscriptErrors(())
+    for index in range(len(subject.source)):
+        batch = view.collate([[view.example(subject.source.read(index), None)]])
+        with torch.no_grad():
+            hidden, lengths = encoder(batch["waveform"], batch["lengths"])
+        (words,) = decoder.decode(encoder.ctc_logits(hidden), lengths)
+        errors.add(subject.source.read(index)["txt"].decode(), words=" ".join(words))
+    result = evaluate(**wanted)
+    expected = errors.reduce().rate("wer", "words")
+    assert result["metrics"]["wer_with_word_list"] == pytest.approx(expected)
+    baselines = result["baselines"]
+    assert baselines["wer_with_word_list"]["value"] == baselines["wer"]["value"]

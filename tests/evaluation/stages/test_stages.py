@@ -1,0 +1,236 @@
+"""Figures of the other stages: by hand where that is possible, and the same on two ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.data.shards.manifest import find_datasets
+from muomni.data.shards.source import Source
+from muomni.evaluation.metrics import free_answers
+from muomni.evaluation.metrics.tally import Tally, ratio
+from muomni.evaluation.metrics.transcripts import TranscriptErrors
+from muomni.evaluation.speech import spoken
+from muomni.evaluation.speech.recognizer import Heard
+from muomni.evaluation.stages import talker as talker_figures
+from muomni.inference.answer import Answer
+from tests import conversations
+from tests.corpora import write_dataset
+from tests.evaluation.runs import answers, evaluate
+from tests.media_corpora import speech_sample
+from tests.ranks import RankPool
+
+WHERE = {
+    "audio_encoder": ("perception_run", "val"),
+    "vision_encoder": ("perception_run", "val"),
+    "codec": ("perception_run", "val"),
+    "talker": ("omni_runs", "val"),
+    "sft": ("omni_runs", "test"),
+}
+
+
+def wanted(stage: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    fixture, split = WHERE[stage]
+    run = request.getfixturevalue(fixture)
+    run = run / "tuned" if fixture == "omni_runs" else run
+    return {"stage": stage, "run": run, "split": split}
+
+
+@pytest.mark.parametrize("stage", sorted(WHERE))
+def test_two_ranks_give_the_figures_of_one(
+    stage: str, request: pytest.FixtureRequest, two_ranks: RankPool
+) -> None:
+    asked = {**wanted(stage, request), "max_samples": 11}
+    alone = evaluate(**asked)
+    for result in two_ranks.run(evaluate, timeout_s=300.0, **asked):
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
+        assert result["baselines"].keys() == alone["baselines"].keys()
+        for name, baseline in alone["baselines"].items():
+            assert result["baselines"][name]["value"] == pytest.approx(baseline["value"], rel=1e-6)
+            assert result["baselines"][name]["name"] == baseline["name"]
+        assert result["num_samples"] == alone["num_samples"]
+
+
+def test_answers_are_kept_in_order_of_the_samples_whatever_the_ranks(
+    omni_runs: Path, two_ranks: RankPool
+) -> None:
+    asked = {"stage": "sft", "run": omni_runs / "tuned", "max_samples": 5}
+    alone = answers(**asked)
+    assert [answer["index"] for answer in alone] == [0, 1, 2, 3, 4]
+    assert {"key", "kind", "reference", "answer", "is_exact"} <= alone[0].keys()
+    assert two_ranks.run(answers, timeout_s=300.0, **asked) == [alone, alone]
+
+
+def test_every_stage_reports_what_it_promises(request: pytest.FixtureRequest) -> None:
+    promised = {
+        "audio_encoder": {"wer", "wer_with_word_list", "cer", "infeasible_fraction"},
+        "vision_encoder": {"text_recall@1", "image_recall@10", "zero_shot_top1"},
+        "codec": {"mel_l1", "code_use_fraction.1", "code_perplexity.0", "wer_of_decoded_speech"},
+        "talker": {"code_accuracy.1", "stop_balanced_accuracy", "duration_ratio"},
+        "sft": {"answer_loss", "exact_match", "image_swap_gap", "wer.transcribe"},
+    }
+    for stage, names in promised.items():
+        result = evaluate(**wanted(stage, request), max_samples=10)
+        assert names <= result["metrics"].keys(), stage
+        assert result["baselines"].keys() <= result["metrics"].keys()
+
+
+def test_without_a_speech_encoder_there_is_no_error_rate_of_made_speech(
+    perception_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "codec").symlink_to(perception_run / "codec")
+    result = evaluate(stage="codec", run=tmp_path, split="val")
+    assert not [name for name in result["metrics"] if "wer" in name]
+    assert "mel_l1" in result["metrics"]
+    assert "no export of stage audio_encoder, so no WER" in caplog.text
+
+
+def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
+    perception_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recogniser that always hears the same gives the figures of that constant transcript.
+
+    Words are those of the word list, characters those of the best path.
+    """
+    fake = SimpleNamespace(transcribe=lambda waveform: Heard(best_path="ca door", words="cat"))
+    monkeypatch.setattr(spoken, "find_recogniser", lambda runs, device, transcripts: fake)
+    metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
+    expected = TranscriptErrors(())
+    root = perception_run.parent
+    for task in ("speech", "tts"):
+        source = Source(find_datasets(root, task), "val")
+        for index in range(len(source)):
+            expected.add(source.read(index)["txt"].decode(), wer="cat", cer="ca door")
+    rates = expected.reduce()
+    for kind in ("wer", "cer"):
+        assert metrics[f"{kind}_of_decoded_speech"] == pytest.approx(rates.rate(kind, kind))
+        assert metrics[f"{kind}_of_originals"] == pytest.approx(rates.rate(kind, kind))
+
+
+@pytest.mark.parametrize("stage", ["audio_encoder", "codec"])
+def test_broken_recordings_are_left_out_and_counted(
+    stage: str, perception_run: Path, tmp_path: Path
+) -> None:
+    key, members, cost = speech_sample("broken", ["cat"], seed=0)
+    broken = (key, [("flac", b"no sound"), *members[1:]], cost)
+    whole = speech_sample("whole", ["door", "cat"], seed=1)
+    write_dataset(tmp_path / "clips", "speech", {"test": [broken, whole]})
+    write_dataset(tmp_path / "more", "tts", {"test": [speech_sample("x", ["river"], seed=2)]})
+    result = evaluate(stage=stage, run=perception_run, data=tmp_path)
+    assert result["num_left_out"] == 1
+    assert all(value is not None for value in result["metrics"].values())
+
+
+def test_stopping_counts_as_much_as_going_on() -> None:
+    """Two recordings of 2 and 1 frames; the first stops too late, the second in time."""
+    stop, num_codes = 2, 2
+    says = torch.tensor([[0, 1, 0], [1, stop, stop]])
+    base = torch.nn.functional.one_hot(says, num_codes + 1).float()
+    talker = lambda *inputs: SimpleNamespace(base=base)  # noqa: E731
+    talker.stop = stop  # type: ignore[attr-defined]
+    batch = {
+        "text_ids": torch.zeros(2, 1),
+        "letter_ids": torch.zeros(2, 1),
+        "text_mask": torch.ones(2, 1),
+        "codes": torch.zeros(2, 2, 1),
+        "code_mask": torch.tensor([[True, True], [True, False]]),
+    }
+    tally = Tally()
+    talker_figures._add_stops(tally, talker, batch)  # type: ignore[arg-type]
+    assert {name: pair.tolist() for name, pair in tally.reduce().items()} == {
+        "stop": [1.0, 2.0],
+        "go_on": [3.0, 3.0],
+    }
+    figure = talker_figures._stop_figure(tally)
+    assert (figure.value, figure.baseline, figure.is_better) == (0.75, 0.5, True)
+
+
+def _always(text: str | None) -> Any:
+    """A model that answers `text`, or what is right when it is None."""
+
+    def answered(assistant: Any, questions: Iterator[Any]) -> Iterator[tuple[Any, Answer]]:
+        for asked in questions:
+            given = asked.task.text if text is None else text
+            ids = assistant.tokenizer.encode(given)
+            width = assistant.model.config.thinker.hidden_size
+            yield asked, Answer(given, ids, torch.zeros(1, len(ids), width), True)
+
+    return answered
+
+
+def test_right_answers_are_exact_and_constant_ones_are_the_baseline(
+    omni_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"stage": "sft", "run": omni_runs / "tuned"}
+    monkeypatch.setattr(free_answers, "_answered", _always(None))
+    result = evaluate(**asked)
+    kinds = {"caption", "transcribe", "speak"}
+    exact = {name: result["metrics"][f"exact_match.{name}"] for name in kinds}
+    assert exact == dict.fromkeys(kinds, 1.0)
+    assert result["metrics"]["token_f1.caption"] == 1.0
+    assert result["metrics"]["wer.transcribe"] == 0.0
+    baselines = {name: entry["value"] for name, entry in result["baselines"].items()}
+    # Four colours, three tones and three words, each as often: a constant is right for one of each.
+    assert baselines["exact_match.caption"] == pytest.approx(1 / 4)
+    assert baselines["exact_match.transcribe"] == pytest.approx(1 / 3)
+    assert baselines["exact_match"] == pytest.approx(3 / 10)
+    assert baselines["wer.transcribe"] == pytest.approx(2 / 3)
+
+    monkeypatch.setattr(free_answers, "_answered", _always("blue"))
+    result = evaluate(**asked)
+    assert result["metrics"]["exact_match.caption"] == baselines["exact_match.caption"]
+    assert result["baselines"]["exact_match.caption"]["is_beaten"] is False
+
+
+def test_as_many_answers_are_spoken_as_there_are_spoken_ones_up_to_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not those of the first samples of the split, among which there may be none."""
+    makers = (conversations.tone_sample, conversations.speech_sample)
+    written, spoken = ({"__key__": "s", **dict(make("s", "low")[1])} for make in makers)
+    broken = {"__key__": "b", "json": b"{"}
+    samples = [written, spoken, broken, written, spoken, spoken]
+    source = SimpleNamespace(read=samples.__getitem__)
+    subject: Any = SimpleNamespace(num_samples=len(samples), source=source)
+    assert free_answers._spoken_samples(subject) == {1, 4, 5}
+    monkeypatch.setattr(free_answers, "MAX_SPOKEN_SAMPLES", 2)
+    assert free_answers._spoken_samples(subject) == {1, 4}
+
+
+def test_no_more_answers_are_made_audible_than_the_limit(
+    omni_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: set[int] = set()
+    add_speech = free_answers._add_speech
+
+    def noting(scores: Any, assistant: Any, asked: Any, made: Any) -> None:
+        heard.add(asked.index)
+        add_speech(scores, assistant, asked, made)
+
+    monkeypatch.setattr(free_answers, "_add_speech", noting)
+    monkeypatch.setattr(free_answers, "MAX_SPOKEN_SAMPLES", 1)
+    evaluate(stage="sft", run=omni_runs / "tuned")
+    assert len(heard) == 1
+
+
+def test_loss_of_answers_is_held_against_a_unigram_model_of_training_answers(
+    omni_runs: Path,
+) -> None:
+    """Every answer is a word and its end; words are as frequent in training as in the test split."""
+    result = evaluate(stage="sft", run=omni_runs / "tuned")
+    baselines = {name: entry["value"] for name, entry in result["baselines"].items()}
+    assert 0 < baselines["answer_loss"] < result["metrics"]["answer_loss"]
+    assert (
+        result["metrics"]["answer_loss"] < 7
+    )  # of log(vocabulary) = 5.8 for a model of no opinion
+    assert baselines["image_swap_gap"] == baselines["audio_swap_gap"] == 0.0
+
+
+def test_a_ratio_of_durations_is_one_of_sums() -> None:
+    tally = Tally()
+    tally.add("duration", torch.tensor([1.0, 2.0]))
+    tally.add("duration", torch.tensor([3.0, 2.0]))
+    assert ratio(tally.reduce()["duration"]) == 1.0

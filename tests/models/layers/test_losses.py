@@ -1,0 +1,89 @@
+"""Cross entropy as a sum over real tokens, and the router's losses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from muomni.models.layers.losses import cross_entropy_sum, next_token_loss, router_losses
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 1000])
+def test_loss_and_gradients_equal_plain_cross_entropy(chunk_tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 7, 16, requires_grad=True)
+    weight = torch.randn(29, 16, requires_grad=True)
+    labels = torch.randint(0, 29, (3, 7))
+    labels[0, :4] = -100
+    loss = next_token_loss(hidden, labels, weight, chunk_tokens)
+    plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(loss.total, plain)
+    assert loss.weight == 17
+    ours = torch.autograd.grad(loss.total / 17, (hidden, weight))
+    theirs = torch.autograd.grad(plain / 17, (hidden, weight))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_correct_guesses_are_counted() -> None:
+    weight = torch.eye(5)
+    hidden = torch.eye(5)[[0, 1, 2, 3]]
+    labels = torch.tensor([0, 1, 4, -100])
+    assert next_token_loss(hidden, labels, weight).num_correct == 2
+    assert cross_entropy_sum(hidden @ weight.T, labels).num_correct == 2
+
+
+def test_nothing_to_predict_gives_zero_loss_and_zero_gradient() -> None:
+    hidden, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = next_token_loss(hidden, torch.full((2, 3), -100), weight)
+    loss.total.backward()
+    assert loss.total == 0 and loss.weight == 0
+    assert hidden.grad.abs().sum() == 0 and weight.grad.abs().sum() == 0
+
+
+def test_half_precision_loss_is_summed_in_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4000, 16), torch.randn(50, 16)
+    labels = torch.randint(0, 50, (4000,))
+    exact = next_token_loss(hidden, labels, weight)
+    half = next_token_loss(hidden.bfloat16().requires_grad_(), labels, weight.bfloat16())
+    assert half.total.dtype == torch.float32
+    assert abs(half.total / exact.total - 1) < 2e-3
+
+
+def test_balance_loss_equals_that_of_transformers() -> None:
+    torch.manual_seed(0)
+    layers = [torch.randn(12, 6) for _ in range(3)]
+    mask = torch.rand(3, 4) > 0.3
+    losses = router_losses(layers, 2, mask)
+    theirs = [load_balancing_loss_func((layer,), 6, 2, mask) for layer in layers]
+    torch.testing.assert_close(losses.balance / losses.weight, torch.stack(theirs).mean())
+    z = torch.stack([layer.logsumexp(-1).square()[mask.flatten()].mean() for layer in layers])
+    torch.testing.assert_close(losses.z / losses.weight, z.mean())
+
+
+def test_balance_loss_falls_when_routing_evens_out() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(64, 4) + torch.tensor([3.0, 0, 0, 0])).requires_grad_()
+    before = router_losses([logits], 1).balance / 64
+    moved = logits
+    for _ in range(50):
+        (gradient,) = torch.autograd.grad(router_losses([moved], 1).balance, moved)
+        moved = (moved - gradient).detach().requires_grad_()
+    after = router_losses([moved], 1).balance / 64
+    assert before > 1.5 and after < 1.1
+
+
+def test_a_bias_changes_who_is_counted_and_no_probability() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]]).expand(5, 3)
+    plain = router_losses([logits], 1)
+    biased = router_losses([logits], 1, None, [torch.tensor([-1.0, 0.0, 0.0])])
+    assert plain.load.tolist() == [[5, 0, 0]] and biased.load.tolist() == [[0, 5, 0]]
+    shares = logits[0].softmax(dim=-1)
+    torch.testing.assert_close(plain.balance / 5, 3 * shares[0])
+    torch.testing.assert_close(biased.balance / 5, 3 * shares[1])
+    assert plain.z == biased.z
+
+
+def test_router_losses_of_padding_only_are_zero() -> None:
+    losses = router_losses([torch.randn(4, 3)], 1, torch.zeros(4))
+    assert losses.balance == 0 and losses.z == 0 and losses.weight == 0

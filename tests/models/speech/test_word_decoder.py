@@ -1,0 +1,142 @@
+"""Decoding with a word list, against a sum over all paths."""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muomni.models.speech.word_decoder import SpelledWord, WordDecoder, WordSearch
+
+# The first letters repeat across a word's end, one word is another's beginning, one is doubled.
+WORDS = {
+    "a": SpelledWord([1], 6),
+    "ab": SpelledWord([1, 2], 1),
+    "b": SpelledWord([2], 2),
+    "cc": SpelledWord([3, 3], 3),
+}
+NUM_TOKENS = 5  # the blank, three letters and one that no word has
+WIDE = {"beam_size": 10_000, "tokens_per_frame": NUM_TOKENS, "beam_range": math.inf}
+
+
+def sentence_scores(logits: torch.Tensor, search: WordSearch) -> dict[tuple[str, ...], float]:
+    """The product of path probability and word weights of every sentence, path by path."""
+    p = logits.double().softmax(-1).tolist()
+    by_label: dict[tuple[int, ...], float] = defaultdict(float)
+    for path in itertools.product(range(NUM_TOKENS), repeat=len(p)):
+        label = tuple(token for token, _ in itertools.groupby(path) if token)
+        by_label[label] += math.prod(p[t][token] for t, token in enumerate(path))
+    total = sum(word.count + 1 for word in WORDS.values())
+    weights = {
+        text: ((word.count + 1) / total) ** search.lm_weight * math.exp(search.word_score)
+        for text, word in WORDS.items()
+    }
+    scores = {}
+    for length in range(len(p) + 1):
+        for sentence in itertools.product(WORDS, repeat=length):
+            label = tuple(token for text in sentence for token in WORDS[text].ids)
+            # Spellings are ambiguous ("ab" is also "a b"): each reading is scored by its own weights.
+            scores[sentence] = by_label.get(label, 0.0) * math.prod(weights[w] for w in sentence)
+    return scores
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_frames=st.integers(1, 5),
+    sharpness=st.sampled_from([0.5, 2.0, 4.0]),
+    lm_weight=st.sampled_from([0.0, 0.7, 2.0]),
+    word_score=st.sampled_from([-1.0, 0.0, 3.0]),
+)
+def test_a_wide_beam_finds_the_best_of_all_sentences(
+    seed: int, num_frames: int, sharpness: float, lm_weight: float, word_score: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(1, num_frames, NUM_TOKENS, generator=generator)
+    search = WordSearch(lm_weight=lm_weight, word_score=word_score, **WIDE)
+    scores = sentence_scores(logits[0], search)
+    (found,) = WordDecoder(WORDS, search).decode(logits, torch.tensor([num_frames]))
+    assert scores[tuple(found)] == pytest.approx(max(scores.values()), rel=1e-9)
+
+
+def logits_of(*frames: Sequence[float]) -> torch.Tensor:
+    """Logits [1, T, V] of given probabilities."""
+    return torch.tensor([frames], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize("beam_size", [1, 5, 50])
+def test_only_words_of_the_list_are_said(beam_size: int) -> None:
+    """Also by a narrow beam, of noise, and when the recording ends inside a word."""
+    logits = 4 * torch.randn(20, 30, NUM_TOKENS, generator=torch.Generator().manual_seed(0))
+    decoder = WordDecoder(WORDS, WordSearch(beam_size=beam_size))
+    said = decoder.decode(logits, torch.full((20,), 30))
+    assert {word for words in said for word in words} <= WORDS.keys()
+    assert any(said)
+
+
+def test_what_is_nearly_certain_but_no_word_becomes_the_nearest_word() -> None:
+    sure, other = [0.01, 0.01, 0.01, 0.01, 0.96], [0.04, 0.03, 0.9, 0.02, 0.01]
+    (words,) = WordDecoder(WORDS).decode(logits_of(sure, other), torch.tensor([2]))
+    assert words == ["b"]
+
+
+def test_an_unfinished_word_is_left_out_where_nothing_else_is_left() -> None:
+    words = {"ab": SpelledWord([1, 2], 1), "b": SpelledWord([2], 1)}
+    b, a, blank = [0.0, 0.01, 0.99], [0.0, 0.99, 0.01], [1.0, 0.0, 0.0]
+    decoder = WordDecoder(words, WordSearch(beam_size=1))
+    assert decoder.decode(logits_of(b, blank, a), torch.tensor([3])) == [["b"]]
+
+
+def test_the_lm_weight_decides_between_words_that_sound_alike() -> None:
+    """The rare word sounds a little likelier than the frequent one."""
+    words = {"rare": SpelledWord([1], 0), "frequent": SpelledWord([2], 98)}
+    logits = logits_of([0.0, 0.6, 0.4])
+    for lm_weight, expected in ((0.0, "rare"), (1.0, "frequent")):
+        decoder = WordDecoder(words, WordSearch(lm_weight=lm_weight))
+        assert decoder.decode(logits, torch.tensor([1])) == [[expected]]
+
+
+def test_the_word_score_decides_between_one_long_word_and_two_short_ones() -> None:
+    words = {"to": SpelledWord([1], 1), "day": SpelledWord([2], 1), "today": SpelledWord([1, 2], 1)}
+    logits = logits_of([0.1, 0.8, 0.1], [0.1, 0.1, 0.8])
+    for word_score, expected in ((0.0, ["today"]), (5.0, ["to", "day"])):
+        decoder = WordDecoder(words, WordSearch(word_score=word_score))
+        assert decoder.decode(logits, torch.tensor([2])) == [expected]
+
+
+def test_frames_behind_the_length_and_neighbours_do_not_matter() -> None:
+    logits = 3 * torch.randn(3, 12, NUM_TOKENS, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([12, 7, 0])
+    decoder = WordDecoder(WORDS)
+    together = decoder.decode(logits, lengths)
+    alone = [
+        decoder.decode(row[None, :length], torch.tensor([length]))[0]
+        for row, length in zip(logits, lengths.tolist(), strict=True)
+    ]
+    assert together == alone
+    assert together[2] == []
+    assert decoder.decode(logits[:0], lengths[:0]) == []
+    assert decoder.decode(logits[:, :0], 0 * lengths) == [[], [], []]
+
+
+def test_impossible_outputs_leave_something_to_say() -> None:
+    """Logits so far apart that all but one token have probability zero, in double precision too."""
+    logits = torch.full((1, 3, NUM_TOKENS), -2e3)
+    logits[0, [0, 1, 2], [1, 4, 2]] = 0.0
+    (words,) = WordDecoder(WORDS).decode(logits, torch.tensor([3]))
+    assert words and set(words) <= WORDS.keys()
+
+
+def test_of_words_spelled_alike_the_more_frequent_is_said() -> None:
+    words = {"two": SpelledWord([1], 2), "to": SpelledWord([1], 5), "too": SpelledWord([1], 1)}
+    assert WordDecoder(words).decode(logits_of([0.1, 0.9]), torch.tensor([1])) == [["to"]]
+
+
+@pytest.mark.parametrize("words", [{}, {"x": SpelledWord([], 1)}, {"x": SpelledWord([1, 0], 1)}])
+def test_lists_that_cannot_be_said_are_refused(words: dict[str, SpelledWord]) -> None:
+    with pytest.raises(ValueError, match=r"at least one word|is spelled"):
+        WordDecoder(words)

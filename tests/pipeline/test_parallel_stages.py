@@ -1,0 +1,141 @@
+"""Stages side by side: who may, who waits for whom, who gets which ranks. Training itself is played."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import pipeline
+from muomni.config.run import STAGE_NAMES
+from muomni.pipeline.graph import next_stage, stage_needs, trains_alone
+from muomni.pipeline.local import train_argv
+from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
+
+# A stage that is ready when a file is there, and then writes the files of a finished stage.
+PLAYED_STAGE = """
+import sys, time
+from pathlib import Path
+run, stage, wanted = Path({run!r}), {stage!r}, {wanted!r}
+(run / f"{{stage}}.began").touch()
+deadline = time.monotonic() + 20
+while not all((run / name).exists() for name in wanted):
+    time.sleep(0.05)
+    if time.monotonic() > deadline:
+        raise SystemExit(4)
+export = run / stage / "export"
+export.mkdir(parents=True)
+(export / "export.json").write_text('{{"step": 7}}')
+(export / "metrics.json").write_text("{{}}")
+(run / f"{{stage}}.ended").touch()
+"""
+
+
+def test_the_graph_is_that_of_the_stages() -> None:
+    needs = stage_needs()
+    assert needs["talker"] == {"codec"} and needs["sft"] == set(STAGE_NAMES) - {"sft"}
+    assert [stage for stage in STAGE_NAMES if trains_alone(stage, needs)] == ["sft"]
+
+
+@given(st.lists(st.sampled_from(STAGE_NAMES), unique=True), st.randoms(use_true_random=False))
+def test_every_order_of_ends_trains_each_stage_once_after_what_it_needs(
+    chosen: list[str], random: object
+) -> None:
+    needs, waiting = stage_needs(), list(chosen)
+    running: list[str] = []
+    finished: list[str] = []
+    while waiting or running:
+        while len(running) < 2 and (stage := next_stage(waiting, running, needs)):
+            assert not (needs[stage] & set(chosen)) - set(finished)
+            waiting.remove(stage)
+            running.append(stage)
+        assert running
+        finished.append(running.pop(random.randrange(len(running))))  # type: ignore[attr-defined]
+    assert sorted(finished) == sorted(chosen)
+
+
+def test_what_others_build_on_starts_first() -> None:
+    needs = stage_needs()
+    assert next_stage(["thinker", "codec", "talker", "sft"], [], needs) == "codec"
+    assert next_stage(["talker", "sft"], ["codec"], needs) is None
+
+
+def test_independent_stages_train_at_the_same_time_and_others_wait(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # codec and thinker wait for each other's beginning, talker for the end of codec.
+    wanted = {
+        "codec": ["thinker.began"],
+        "thinker": ["codec.began", "talker.began"],
+        "talker": ["codec.ended"],
+    }
+    programs = {
+        stage: PLAYED_STAGE.format(run=str(tmp_path), stage=stage, wanted=names)
+        for stage, names in wanted.items()
+    }
+    play(monkeypatch, programs)
+    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+    assert run_main(monkeypatch, *given, "--ranks", "2", "--side-by-side", "2") == 0
+    printed = capfd.readouterr().out
+    starts = [line.split()[1] for line in printed.splitlines() if line.startswith("== ")]
+    assert starts == ["codec:", "thinker:", "talker:"]
+    assert "== codec: 1 rank, " in printed
+    table = [line.split()[0] for line in printed.splitlines()[-4:-1]]
+    assert table == ["thinker", "codec", "talker"]
+
+
+def test_a_failure_lets_the_others_save_and_starts_nothing_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing = PLAYED_STAGE.format(run=str(tmp_path), stage="codec", wanted=["up"])
+    failing = failing.replace("export = run", "raise SystemExit(3)\nexport = run")
+    up = f"open({str(tmp_path / 'up')!r}, 'w').close(); "
+    rank = RANK.format(handler=HANDLER + up)
+    play(monkeypatch, {"codec": failing, "thinker": launcher_of(rank)})
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--side-by-side", "2")
+    assert run_main(monkeypatch, *given, "--stages", "thinker,codec,talker") == 3
+    captured = capfd.readouterr()
+    assert "[thinker] up" in captured.out
+    assert "thinker: its ranks save and stop" in captured.out
+    assert "pipeline: stage codec failed with exit code 3" in captured.err
+    assert not (tmp_path / "talker").exists()
+
+
+def pipeline_of(data: Path, *arguments: str) -> pipeline.Pipeline:
+    parsed = pipeline.parser().parse_args(["--data", str(data), "--run", "run", *arguments])
+    return pipeline.Pipeline(parsed, [])
+
+
+def test_ranks_are_shared_evenly_and_the_last_stage_has_them_all(data: Path) -> None:
+    both = pipeline_of(data, "--ranks", "8", "--side-by-side", "2")
+    shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGE_NAMES}
+    assert set(shares.values()) == {4, 8} and shares["sft"] == 8
+    assert pipeline_of(data, "--ranks", "1", "--side-by-side", "3").num_lanes == 1
+    assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
+
+
+def test_more_gpus_than_a_step_has_micro_batches_stay_free(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "count_ranks", lambda: 7)
+    config = config_of("codec", data)
+    assert config.batch.micro_batches_per_step == 2
+    assert pipeline_of(data).ranks_of("codec", config) == 2
+
+
+def test_stages_side_by_side_take_different_gpus() -> None:
+    command = train_argv(2, ["--stage", "codec"], first_gpu=4)
+    assert command[2:4] == ["--include", "localhost:4,5"]
+
+
+@pytest.mark.parametrize("option", ["--ranks", "--side-by-side"])
+def test_none_of_either_is_refused(
+    data: Path,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert run_main(monkeypatch, "--data", str(data), "--run", "run", option, "0") == 2
+    assert f"{option} 0 trains nothing; give at least 1" in capfd.readouterr().err

@@ -1,0 +1,273 @@
+"""launch/pipeline.py: what it skips, starts over, passes on and says. Training itself is played."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import pipeline
+from muomni.config.run import STAGE_NAMES, RunConfig
+from muomni.data.shards.manifest import Manifest
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.errors import ConfigError, MachineError
+from muomni.pipeline.local import RunningRanks, rank_environment, train_argv
+from tests.corpora import write_text_dataset, write_tokenizer
+from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def publish(
+    run: Path, stage: str, data: Path, weights: bytes = b"first", upstream: tuple[str, ...] = ()
+) -> None:
+    """Write the folder of a finished stage, as the loop does (its tokenizer is that of `data`)."""
+    export = run / stage / "export"
+    export.mkdir(parents=True, exist_ok=True)
+    digests = {name: digest_of(run, name) for name in upstream}
+    files = {
+        "model.safetensors": weights,
+        "config.json": b"{}",
+        "tokenizer.model": (data / "tokenizer.model").read_bytes(),
+    }
+    for name, content in files.items():
+        (export / name).write_bytes(content)
+    manifest = Manifest.load(data / "text")
+    about: dict[str, Any] = {
+        "stage": stage,
+        "step": 7,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "config": config_of(stage, data).model_dump(mode="json"),
+        "data": {"tasks": ["text"], "fingerprint": f"{manifest.name}:{manifest.fingerprint}"},
+        "upstream": digests,
+    }
+    (export / "export.json").write_text(json.dumps(about))
+    (export / "metrics.json").write_text(json.dumps({"val/loss": 1.5}))
+    (run / stage / "config.yaml").write_text(json.dumps({"upstream_digests": digests}))
+
+
+def digest_of(run: Path, stage: str) -> str:
+    content = json.loads((run / stage / "export" / "export.json").read_text())
+    return content["sha256"]["model.safetensors"]
+
+
+def state(run: Path, stage: str, config: RunConfig) -> str:
+    return pipeline.look_at(run, stage, config)[0]
+
+
+def test_a_stage_is_finished_only_while_nothing_that_it_came_from_changes(
+    data: Path, tmp_path: Path
+) -> None:
+    config = config_of("codec", data)
+    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    publish(tmp_path, "codec", data)
+    assert Tokenizer.load(data / "tokenizer.model").vocab_size == 330
+    assert state(tmp_path, "codec", config) == pipeline.FINISHED
+    changed = pipeline.look_at(tmp_path, "codec", config_of("codec", data, lr=0.5))
+    assert changed == (pipeline.OPEN, "because of another optim.lr")
+    weights = tmp_path / "codec" / "export" / "model.safetensors"
+    weights.write_bytes(b"damaged")
+    assert state(tmp_path, "codec", config) == pipeline.OPEN
+
+
+def test_other_data_or_another_tokenizer_is_left_to_the_training_command(
+    data: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    write_text_dataset(root / "text")
+    write_tokenizer(root / "tokenizer.model")
+    publish(tmp_path, "codec", root)
+    config = config_of("codec", root)
+    assert state(tmp_path, "codec", config) == pipeline.FINISHED
+    write_tokenizer(root / "tokenizer.model", vocab_size=320)
+    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    write_tokenizer(root / "tokenizer.model")
+    assert state(tmp_path, "codec", config) == pipeline.FINISHED
+    write_text_dataset(root / "more")
+    assert state(tmp_path, "codec", config) == pipeline.OPEN
+
+
+def test_a_stage_starts_over_when_its_upstream_was_trained_again(
+    data: Path, tmp_path: Path
+) -> None:
+    config = config_of("talker", data)
+    publish(tmp_path, "codec", data)
+    publish(tmp_path, "talker", data, upstream=("codec",))
+    assert state(tmp_path, "talker", config) == pipeline.FINISHED
+    publish(tmp_path, "codec", data, weights=b"second")
+    assert state(tmp_path, "talker", config) == pipeline.OUTDATED
+    # Begun again with the new codec, then interrupted: it goes on and does not start over twice.
+    begun = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
+    (tmp_path / "talker" / "config.yaml").write_text(json.dumps(begun))
+    assert state(tmp_path, "talker", config) == pipeline.OPEN
+
+
+def test_stages_keep_their_order_and_unknown_ones_are_named() -> None:
+    assert pipeline.chosen_stages(None) == list(STAGE_NAMES)
+    assert pipeline.chosen_stages("sft, codec") == ["codec", "sft"]
+    with pytest.raises(ConfigError, match=r"unknown stage 'coder' \(did you mean 'codec'\?\)"):
+        pipeline.chosen_stages("coder")
+
+
+def test_overrides_go_to_all_stages_or_to_one() -> None:
+    extra = ["seed=3", "codec.optim.lr=1", "--precision", "bf16"]
+    assert pipeline.arguments_for("codec", extra) == ["seed=3", "optim.lr=1", "--precision", "bf16"]
+    assert pipeline.arguments_for("sft", extra) == ["seed=3", "--precision", "bf16"]
+
+
+def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "launch" / "pipeline.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_mistake_for_a_late_stage_stops_before_the_first_one(data: Path, tmp_path: Path) -> None:
+    given = ("--data", str(data), "--run", str(tmp_path / "run"))
+    done = call(*given, "--", "sft.optim.lrr=1")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pipeline: unknown key 'optim.lrr'" in done.stderr and "did you mean" in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert "unknown option --rnk" in call(*given, "--rnk", "2").stderr
+
+
+def test_a_dry_run_tells_states_and_commands(data: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "codec", data)
+    publish(tmp_path, "talker", data, upstream=("codec",))
+    publish(tmp_path, "codec", data, weights=b"second")
+    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+    done = call(*given, "--ranks", "2", "--dry-run", "--", "thinker.seed=0")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "thinker: open",
+        "codec: finished",
+        "talker: outdated (because codec was trained again)",
+    ]
+    assert "--num_gpus 2" in lines[1] and lines[1].endswith(f"--run {tmp_path} seed=0")
+    assert lines[4].endswith(f"--run {tmp_path} --resume never")
+    assert not (tmp_path / "thinker").exists()
+
+
+def test_asking_to_start_over_skips_nothing(data: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "codec", data)
+    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
+    assert call(*given, "--dry-run").stdout == "codec: finished\n"
+    done = call(*given, "--dry-run", "--", "--resume", "never")
+    assert done.stdout.startswith("codec: open (because --resume asks for it)")
+
+
+def test_the_first_failure_stops_the_rest_and_names_its_log(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    play(
+        monkeypatch, {"codec": "print('no'); raise SystemExit(3)", "talker": "raise SystemExit(9)"}
+    )
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    assert run_main(monkeypatch, *given, "--stages", "codec,talker") == 3
+    log = tmp_path / "codec" / "train.log"
+    captured = capfd.readouterr()
+    assert f"pipeline: stage codec failed with exit code 3; its log is {log}" in captured.err
+    assert "no\n" in captured.out and log.read_text().endswith("no\n")
+    assert not (tmp_path / "talker").exists()
+
+
+def test_the_end_is_a_table_and_json(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path, "thinker", data)
+    publish(tmp_path, "codec", data)
+    (tmp_path / "codec" / "config.yaml").write_text("upstream_digests: {thinker: old}")
+    codec = tmp_path / "codec" / "export" / "export.json"
+    program = f"from pathlib import Path; path = Path({str(codec)!r}); "
+    program += "path.write_text(path.read_text().replace('7', '8', 1))"
+    play(monkeypatch, {"codec": program})
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    assert run_main(monkeypatch, *given, "--stages", "thinker,codec") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-4].split()[-2:] == ["steps", "validation"]
+    assert lines[-3].split() == ["thinker", "finished", "before", "0:00", "7", "loss", "1.5"]
+    stages = json.loads(lines[-1])["stages"]
+    assert stages["codec"]["status"] == "trained"
+    assert stages["thinker"]["metrics"] == {"val/loss": 1.5}
+
+
+def test_a_stage_that_the_training_command_leaves_alone_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path, "codec", data)
+    play(monkeypatch, {"codec": "print('codec is finished')"})
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
+    assert run_main(monkeypatch, *given, "--", "optim.lr=0.5") == 0
+    printed = capfd.readouterr().out
+    assert "codec: kept as it was, because of another optim.lr; to train it again" in printed
+    assert json.loads(printed.splitlines()[-1])["stages"]["codec"]["status"] == "kept"
+
+
+def codes_when_stopped(log: Path, rank: str, number: signal.Signals) -> tuple[int, str]:
+    """The code of played ranks that a signal to the process that runs them stops, and its output."""
+    program = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from muomni.pipeline.local import RunningRanks, on_stop_signal\n"
+        f"command = [sys.executable, '-c', {launcher_of(rank)!r}]\n"
+        f"ranks = RunningRanks(command, Path({str(log)!r}), dict(os.environ))\n"
+        "with on_stop_signal(ranks.stop):\n"
+        "    while ranks.poll() is None: time.sleep(0.05)\n"
+        "sys.exit(ranks.poll())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        return process.wait(timeout=30), process.stdout.read()
+
+
+@pytest.mark.parametrize("handler", [HANDLER, ""])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_ranks_and_their_code_comes_back(
+    tmp_path: Path, number: signal.Signals, handler: str
+) -> None:
+    code, printed = codes_when_stopped(tmp_path / "log", RANK.format(handler=handler), number)
+    assert code == 85
+    assert f"{number.name}: the ranks save and stop" in printed
+
+
+def test_a_log_keeps_all_attempts(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    for word in ("one", "two"):
+        ranks = RunningRanks([sys.executable, "-c", f"print({word!r})"], log, dict(os.environ))
+        while ranks.poll() is None:
+            time.sleep(0.05)
+        assert ranks.poll() == 0
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("# ")] == ["one", "two"]
+    assert lines[0].startswith(f"# {time.strftime('%Y')}")
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("muomni.pipeline.local.num_cores", lambda: 8)
+    monkeypatch.setattr("muomni.pipeline.local.num_gpus", lambda: 0)
+    assert rank_environment(4)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr("muomni.pipeline.local.num_gpus", lambda: 4)
+    assert "OMP_NUM_THREADS" not in rank_environment(4)
+
+
+def test_an_environment_without_deepspeed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/bin/python")
+    with pytest.raises(MachineError, match=r"/nowhere/bin/deepspeed is missing; .*make install"):
+        train_argv(1, [])
+
+
+def test_slurm_becomes_the_chain_of_jobs(tmp_path: Path) -> None:
+    given = ("--data", "d", "--run", str(tmp_path), "--stages", "codec,talker", "--slurm")
+    done = call(*given, "--dry-run", "--sbatch", "--partition=gpu", "--", "seed=3")
+    commands = done.stdout.splitlines()
+    assert commands[0].startswith("'sbatch' '--parsable' '--job-name=muomni-codec'")
+    assert "'--partition=gpu'" in commands[1] and commands[1].endswith("'seed=3'")
+    assert "'--dependency=afterok:codec'" in commands[1]

@@ -1,0 +1,125 @@
+"""`training.attention: varlen` in the stages that pack or pad rows, and where it is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.config.run import RunConfig
+from muomni.data.loading.loader import PlannedDataset
+from muomni.distributed.discovery import discover
+from muomni.errors import ConfigError
+from muomni.models.layers import layers
+from muomni.models.layers.masks import window_size
+from muomni.training.engine import attention
+from muomni.training.planning.step_trace import trace_step
+from muomni.training.session import Request, prepare
+from tests.models.layers.test_varlen_attention import attend_to_each
+from tests.training.runs import thinker_config
+from tests.training.stages.curves import stage_config
+from tests.training.stages.sft.omni_runs import omni_run, write_root
+
+VARLEN = {"training": {"attention": "varlen"}}
+
+
+@pytest.fixture(scope="module")
+def omni_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_root(tmp_path_factory.mktemp("omni"))
+
+
+def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
+    """The losses of the first micro-batch, from weights that the seed gives."""
+    session = prepare(Request(config, Path("none"), upstream, {}, "never"), discover({}))
+    stage: Any = session.stage
+    torch.manual_seed(0)
+    task = stage.build().train()
+    stage.set_up(task)
+    batch = PlannedDataset(session.planned.source, stage.view(), 0)[session.planned.plan.step(0)[0]]
+    return {name: loss.detach() for name, loss in task(stage.prepare(batch)).losses.items()}
+
+
+@pytest.mark.parametrize("stage", ["thinker", "audio_encoder", "talker", "sft"])
+def test_a_stage_has_the_losses_of_the_mask(
+    stage: str,
+    text_data: Path,
+    media_data: Path,
+    omni_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def stand_in(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(len(args[0]))
+        return attend_to_each(*args, **kwargs)
+
+    def config(changes: dict[str, Any]) -> RunConfig:
+        if stage == "thinker":
+            return thinker_config(text_data, changes)
+        if stage == "audio_encoder":
+            return stage_config(stage, media_data, changes)
+        return omni_run(stage, omni_root, changes)
+
+    expected = first_losses(config({}), omni_root / "run")
+    # A CPU stands in for the device.
+    monkeypatch.setattr(attention, "check_support", lambda *_: None)
+    monkeypatch.setattr(layers, "varlen_attn", stand_in)
+    found = first_losses(config(VARLEN), omni_root / "run")
+    assert calls
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, expected[name], atol=0, rtol=1e-5)
+
+
+def test_a_step_with_the_real_kernel_is_traced_and_needs_no_mask(
+    text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes alone are computed, forward and backward, but by the kernel's own rules and under its own name."""
+    monkeypatch.setattr(attention, "check_support", lambda *_: None)
+    peaks = {}
+    for way in ("mask", "varlen"):
+        # A document of more than a quarter of a row: else windows would serve the mask on a CPU.
+        changes = {"training": {"attention": way}, "batch": {"size": 128, "rows": 4}}
+        config = thinker_config(text_data, changes)
+        session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
+        dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
+        batch = dataset[session.planned.plan.step(0)[0]]
+        assert window_size(batch["document_ids"]) is None
+        trace = trace_step(session.stage, [batch], "bf16", 1)
+        peaks[way] = max(sum(stretch.live.values()) for stretch in trace.stretches)
+    assert peaks["varlen"] < peaks["mask"]
+
+
+def test_it_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compute capability 8\.0 or more, this run is on cpu"):
+        first_losses(thinker_config(text_data, VARLEN), Path())
+
+
+@pytest.mark.parametrize("stage", ["vision_encoder", "codec"])
+def test_it_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pack or pad rows \(thinker, audio_encoder, talker, sft"
+    ):
+        first_losses(stage_config(stage, media_data, VARLEN), Path())
+
+
+def test_it_is_refused_where_the_kernels_do_not_run(
+    text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = prepare(
+        Request(thinker_config(text_data), Path("none"), Path(), {}, "never"), discover({})
+    )
+    sizes: Any = session.stage.model_config()
+    cuda, capability = torch.device("cuda"), (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    attention.check_support(cuda, "bf16", sizes)
+    with pytest.raises(ConfigError, match="needs bf16 or fp16, not fp32"):
+        attention.check_support(cuda, "fp32", sizes)
+    with pytest.raises(ConfigError, match="multiple of 8 and at most 256, not 20"):
+        attention.check_support(cuda, "bf16", sizes.model_copy(update={"head_dim": 20}))
+    monkeypatch.setattr(attention, "varlen_attn", lambda query, is_causal: query)
+    with pytest.raises(ConfigError, match=r"needs torch 2\.14 or newer"):
+        attention.check_support(cuda, "bf16", sizes)
+    capability = (7, 5)
+    with pytest.raises(ConfigError, match=r"compute capability 8\.0"):
+        attention.check_support(cuda, "bf16", sizes)

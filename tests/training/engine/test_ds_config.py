@@ -1,0 +1,63 @@
+"""Engine JSON: engine matters only; contradictions and misspelt sections are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.config.loading import CONFIG_ROOT
+from muomni.errors import ConfigError
+from muomni.training.engine.ds_config import complete, read_engine_json
+from tests.training.runs import thinker_config
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_ROOT / "deepspeed").glob("*.json")), ids=str)
+def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
+    full = complete(read_engine_json(path), thinker_config(Path("data")), "bf16", 3, 4)
+    assert full["train_batch_size"] == 12
+    assert full["gradient_accumulation_steps"] == 3
+    assert full["gradient_clipping"] == 1.0
+    assert full["bf16"]["enabled"] and not full["fp16"]["enabled"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train_batch_size": 8}, "'train_batch_size', which the run config owns.*micro_batches"),
+        ({"gradient_clipping": 2.0}, "set optim.max_grad_norm instead"),
+        ({"fp16": {"enabled": True}}, "'fp16', which the run config owns"),
+        ({"bf16": {"enabled": True}}, "set precision instead"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer', which the run config owns"),
+        ({"compile": {"deepcompile": True}}, "'compile'.* set training.compile instead"),
+        (
+            {"activation_checkpointing": {"partition_activations": True}},
+            "set training.activation_checkpointing instead",
+        ),
+        ({"zero_optimisation": {"stage": 2}}, "unknown section.*did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stage": 4}}, "is 4; it must be 0, 1, 2 or 3"),
+        ({"zero_optimization": 2}, "must be an object like .*, not 2"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}},
+            "unknown key 'reduce_bucket_sise' in zero_optimization of .*'reduce_bucket_size'",
+        ),
+        ({"zero_optimization": {"overlap_comm": "often"}}, "bad value 'often' for 'overlap_comm'"),
+    ],
+)
+def test_contradictions_are_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        read_engine_json(path)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_engine_json(tmp_path / "none.json")
+    path = tmp_path / "broken.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_engine_json(path)
+    path.write_text('{"zero_optimization": {"stage": 1, "stage": 3}}')
+    with pytest.raises(ConfigError, match="key 'stage' occurs twice"):
+        read_engine_json(path)

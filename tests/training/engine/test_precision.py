@@ -1,0 +1,104 @@
+"""Which device a rank takes, and which formats it refuses there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from muomni.errors import ConfigError
+from muomni.observe.peak_flops import find_peak
+from muomni.training.engine.precision import (
+    describe_precision,
+    pick_device,
+    pick_precision,
+    use_tf32,
+)
+from tests.training.runs import thinker_config
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture
+def restored_tf32() -> Iterator[None]:
+    """What torch allows is one setting of the whole process."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_cpu_can_be_asked_for_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert (pick_device(1), taken) == (torch.device("cpu"), [])
+    monkeypatch.delenv("DS_ACCELERATOR")
+    assert (pick_device(1), taken) == (torch.device("cuda", 1), [1])
+
+
+def test_gpu_without_bf16_trains_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    cuda = torch.device("cuda", 0)
+    assert pick_precision("auto", cuda) == "fp16"
+    with pytest.raises(ConfigError, match="Old GPU does not compute in bf16"):
+        pick_precision("bf16", cuda)
+
+
+def test_auto_is_bf16_where_a_gpu_computes_in_it_and_fp32_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert pick_precision("auto", CUDA) == "bf16"
+    assert pick_precision("auto", CPU) == "fp32"
+    for given in ("fp32", "bf16", "fp16"):
+        assert pick_precision(given, CUDA) == pick_precision(given, CPU) == given
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "device", "words"),
+    [
+        ({"precision": "auto"}, "fp32", CPU, "fp32 (chosen by auto) on cpu"),
+        ({"precision": "auto"}, "bf16", CUDA, "bf16 (chosen by auto) on cuda"),
+        ({"precision": "fp16"}, "fp16", CUDA, "fp16 on cuda"),
+        ({}, "fp32", CUDA, "fp32 without TF32 (tf32=true is faster) on cuda"),
+        ({"tf32": True}, "fp32", CUDA, "fp32 with TF32 on cuda"),
+        ({"tf32": True}, "fp32", CPU, "fp32 on cpu"),
+    ],
+)
+def test_a_run_says_what_it_computes_in(
+    changes: dict[str, Any], precision: str, device: torch.device, words: str
+) -> None:
+    assert describe_precision(thinker_config(Path(), changes), precision, device) == words
+
+
+@pytest.mark.usefixtures("restored_tf32")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_is_allowed_where_it_is_wanted_and_counted_as_such(
+    wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_float32_matmul_precision("highest" if wanted else "high")
+    torch.backends.cudnn.allow_tf32 = not wanted
+    use_tf32(wanted, "fp32", CUDA)
+    assert torch.backends.cuda.matmul.allow_tf32 is wanted
+    assert torch.backends.cudnn.allow_tf32 is wanted
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    peak, _ = find_peak(CUDA, "fp32", None)
+    assert peak is not None and peak.source.endswith("tf32" if wanted else "fp32")
+
+
+@pytest.mark.usefixtures("restored_tf32")
+@pytest.mark.parametrize(("precision", "device"), [("bf16", CUDA), ("fp32", CPU)])
+def test_other_runs_keep_what_torch_allows(precision: str, device: torch.device) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    use_tf32(not before[0], precision, device)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_tf32_with_sixteen_bits_is_refused() -> None:
+    with pytest.raises(ValidationError, match="tf32 is for precision fp32, not bf16"):
+        thinker_config(Path(), {"precision": "bf16", "tf32": True})

@@ -1,0 +1,166 @@
+"""Muon trains hidden matrices as a plain reference does, and what cannot run is refused before a start."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muomni.config.run import OptimSection, RunConfig
+from muomni.data.loading.loader import PlannedDataset
+from muomni.distributed.discovery import discover
+from muomni.errors import CheckpointError, ConfigError
+from muomni.training.optim.groups import describe_parameters, lr_factor, parameter_groups
+from muomni.training.session import Request, prepare, seed_everything
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config, train
+
+MUON = {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3, "muon_momentum": 0.9, "weight_decay": 0.1}
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(update: Tensor) -> Tensor:
+    """Five steps of the quintic Newton-Schulz iteration of Jordan et al. (2024), in bf16."""
+    a, b, c = COEFFICIENTS
+    is_tall = update.shape[0] > update.shape[1]
+    x = (update.T if is_tall else update).bfloat16()
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if is_tall else x).float()
+
+
+def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
+    """Muon by its definition on matrices of blocks, torch's AdamW on the rest, without an engine."""
+    session = prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
+    seed_everything(config.seed)
+    task = session.stage.build()
+    names = dict(task.named_parameters())
+    hidden = {n: p for n, p in names.items() if ".blocks." in n and p.ndim == 2}
+    vectors = [p for n, p in names.items() if p.ndim < 2 or n.endswith("embed_tokens.weight")]
+    rest = [p for n, p in names.items() if n not in hidden and not any(p is v for v in vectors)]
+    groups = [
+        {"params": vectors, "weight_decay": 0.0},
+        *([{"params": rest, "weight_decay": config.optim.weight_decay}] if rest else []),
+    ]
+    adamw = torch.optim.AdamW(groups, betas=config.optim.betas, eps=config.optim.eps)
+    momenta = {name: torch.zeros_like(p) for name, p in hidden.items()}
+    dataset = PlannedDataset(session.planned.source, session.stage.view(), config.seed)
+    beta, decay = config.optim.muon_momentum, config.optim.weight_decay
+    losses = []
+    for step in range(num_steps):
+        batches = [dataset[micro] for micro in session.planned.plan.step(step)]
+        weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
+        total = sum(task(batch).losses["loss"] for batch in batches) / weight
+        total.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)
+        factor = lr_factor(step, session.num_steps, config.optim)
+        for group in adamw.param_groups:
+            group["lr"] = config.optim.lr * factor
+        adamw.step()
+        with torch.no_grad():
+            for name, p in hidden.items():
+                momenta[name] = beta * momenta[name] + (1 - beta) * p.grad
+                update = orthogonalised((1 - beta) * p.grad + beta * momenta[name])
+                lr = (config.optim.muon_lr or config.optim.lr) * factor
+                p.mul_(1 - lr * decay)
+                p.sub_(update * lr * 0.2 * math.sqrt(max(p.shape)))
+        task.zero_grad()
+        losses.append(total.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def muon_config(text_data: Path) -> RunConfig:
+    changes: dict[str, Any] = {"optim": MUON, "training": {"max_steps": 12, "save_every": 6}}
+    return thinker_config(text_data, changes)
+
+
+@pytest.fixture(scope="module")
+def reference(muon_config: RunConfig) -> list[float]:
+    return reference_losses(muon_config, 12)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_muon_follows_its_definition_and_resumes_bit_for_bit(
+    num_ranks: int,
+    muon_config: RunConfig,
+    reference: list[float],
+    tmp_path: Path,
+    one_rank: RankPool,
+    two_ranks: RankPool,
+) -> None:
+    pool = one_rank if num_ranks == 1 else two_ranks
+    common = {"config": muon_config, "zero": "zero0"}
+    straight = pool.run(train, run=tmp_path / "straight", **common)[0]
+    assert straight["losses"] == pytest.approx(reference, abs=1e-3)
+    assert straight["losses"][-1] < straight["losses"][0] - 0.5
+    earlier = tmp_path / "straight" / "thinker" / "checkpoints" / "step_00000006"
+    resumed = pool.run(train, run=tmp_path / "on", resume=str(earlier), **common)[0]
+    assert resumed["losses"] == straight["losses"][6:]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.05)])
+def test_muon_in_sixteen_bits_follows(
+    precision: str,
+    tolerance: float,
+    muon_config: RunConfig,
+    reference: list[float],
+    tmp_path: Path,
+    one_rank: RankPool,
+) -> None:
+    half = {"precision": precision, "fp16": {"initial_scale_power": 8}}
+    config = RunConfig.model_validate({**muon_config.model_dump(), **half})
+    result = one_rank.run(train, config=config, run=tmp_path, zero="zero0")[0]
+    assert result["losses"] == pytest.approx(reference, abs=tolerance)
+
+
+def test_a_checkpoint_of_the_other_optimizer_is_refused(
+    muon_config: RunConfig, text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    adamw = thinker_config(text_data, {"training": {"max_steps": 2}})
+    one_rank.run(train, config=adamw, run=tmp_path, zero="zero0")
+    with pytest.raises(CheckpointError, match=r"optimizer adamw, this run has .*optimizer muon"):
+        one_rank.run(train, config=muon_config, run=tmp_path, zero="zero0")
+
+
+@pytest.mark.parametrize(
+    ("engine_json", "told"),
+    [
+        ({"zero_optimization": {"stage": 2}}, r"runs without ZeRO.*stage 2.*zero0\.json"),
+        ({"expert_parallel": {"autoep_size": 1}}, "does not run with expert_parallel"),
+    ],
+)
+def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
+    engine_json: dict[str, Any], told: str, muon_config: RunConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        prepare(Request(muon_config, tmp_path, tmp_path, engine_json), discover({}))
+
+
+def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_refused() -> None:
+    convolutions = nn.ModuleDict({"codec": nn.ModuleDict({"blocks": nn.Conv1d(3, 4, 1)})})
+    with pytest.raises(ConfigError, match="finds no linear layer to train in blocks"):
+        parameter_groups(convolutions, OptimSection(lr=0.1, name="muon"))
+    with pytest.raises(ValueError, match=r"muon_lr needs optim\.name=muon"):
+        OptimSection(lr=0.1, muon_lr=0.2)
+
+
+def test_only_linear_layers_in_blocks_are_given_to_muon() -> None:
+    block = nn.ModuleDict({"proj": nn.Linear(3, 4), "norm": nn.LayerNorm(4)})
+    model = {
+        "blocks": nn.ModuleList([block]),
+        "head": nn.Linear(4, 9),
+        "tokens": nn.Embedding(9, 3),
+    }
+    task = nn.ModuleDict({"thinker": nn.ModuleDict(model)})
+    optim = OptimSection(lr=0.1, name="muon", muon_lr=0.4, lr_scales={"blocks.*": 0.5})
+    assert describe_parameters(task, optim) == [
+        "optimises hidden matrices of blocks.*: 12 parameters, lr 0.2, weight decay 0.1 by Muon",
+        "optimises matrices of all else: 36 parameters, lr 0.1, weight decay 0.1",
+        "optimises vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
+        "optimises vectors and embeddings of blocks.*: 12 parameters, lr 0.05, weight decay 0",
+    ]

@@ -1,0 +1,196 @@
+"""What `launch/train.py --dry-run` says of memory, units and FLOPs, for ranks that are here or are not."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from launch.train import parser, train
+from muomni.distributed.discovery import discover
+from muomni.errors import ConfigError
+from muomni.models.layers.flops import thinker_flops
+from muomni.training.engine import compiling
+from muomni.training.engine.offload import Offload
+from muomni.training.planning.dry_run import Device, fits_device, read_step
+from muomni.training.planning.memory_plan import MemoryPlan
+from muomni.training.planning.step_trace import LOGITS, StepTrace, trace_step
+from muomni.training.session import Request, prepare
+from tests.training.runs import TINY_THINKER, thinker_config
+
+GIB = 2**30
+
+
+def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
+    """The result of `launch/train.py` with a small Thinker in this process."""
+    sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
+    given = [
+        "--stage", "thinker", "--data", str(data), *sizes, "batch.size=64",
+        "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
+    ]  # fmt: skip
+    return train(parser().parse_intermixed_args(given), discover(environ or {}))
+
+
+def dry_run(data: Path, *flags: str) -> dict[str, Any]:
+    """The figures of a dry run by one process."""
+    return launch(data, "--dry-run", *flags)
+
+
+def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
+    text_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = dry_run(text_data, "--gpus", "32", "--gpu-gib", "1", "--precision", "bf16")
+    said = capsys.readouterr().out
+    assert "memory of each GPU in MiB, 32 in all, bf16 (a GPU has 1,024 MiB)" in said
+    assert json.loads(json.dumps(found)) == found
+    whole, *divided = found["memory"]
+    names = [(plan["zero_stage"], plan["offload"]) for plan in divided]
+    both = "optimizer and parameters"
+    assert names == [(1, ""), (2, ""), (2, "optimizer"), (3, ""), (3, both)]
+    num = found["parameters"]
+    assert whole["optimizer_state_bytes"] == 12 * num
+    for plan in divided:
+        # Page-locked fp32 weights take up to twice their size.
+        most = 16 if plan["offload"] else 12
+        assert 12 * num / 32 <= plan["optimizer_state_bytes"] <= 1.05 * most * num / 32
+        assert plan["fits"] and plan["device_bytes"] == GIB
+        assert bool(plan["host_bytes"]) == bool(plan["offload"])
+    assert found["ranks"] == 32 and found["accumulation"] == 2
+    one = dry_run(text_data, "--gpus", "1", "--precision", "bf16")
+    assert one["memory"][0]["fits"] is None  # the memory of a GPU is not known here
+    assert one["tokens_per_step"] == pytest.approx(found["tokens_per_step"], rel=0.2)
+    assert one["flops_per_step"] == pytest.approx(found["flops_per_step"], rel=0.2)
+    small = dry_run(text_data, "--gpus", "1", "--gpu-gib", "0.0001")
+    assert [plan["fits"] for plan in small["memory"]] == [False] * 6
+
+
+def test_a_plan_for_gpus_asks_not_what_this_machine_has(
+    text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--precision", "bf16", "training.attention=varlen", "training.compile=true")
+    monkeypatch.setattr(compiling, "missing_for_compiling", lambda _: "a compiler")
+    by_documents = dry_run(text_data, "--gpu-gib", "80", *flags)["memory"][0]
+    by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
+    assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]
+    with pytest.raises(ConfigError, match="this run is on cpu"):
+        dry_run(text_data, *flags)
+    with pytest.raises(ConfigError, match="needs a compiler"):
+        dry_run(text_data, *flags[:2], flags[3])
+    # What no GPU does is refused in a plan, too.
+    with pytest.raises(ConfigError, match="bf16 or fp16, not fp32"):
+        dry_run(text_data, "--gpu-gib", "80", "--precision", "fp32", flags[2])
+
+
+def test_a_run_that_does_not_fit_is_refused_where_that_is_asked_for(
+    text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dry_run(text_data, "--gpu-gib", "1", "--check-memory")["memory"][1]["fits"]
+    with pytest.raises(
+        ConfigError, match=r"a rank needs \d+ MiB, most of it for .*; its cuda has 0 MiB"
+    ):
+        dry_run(text_data, "--gpu-gib", "0.0001", "--check-memory")
+    assert not dry_run(text_data, "--gpu-gib", "0.0001")["memory"][1]["fits"]
+    with pytest.raises(ConfigError, match="give --gpu-gib, too"):
+        dry_run(text_data, "--gpus", "1", "--check-memory")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**20))
+    refusals = []
+    for rank in ("0", "1"):  # which begin with other samples
+        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        with pytest.raises(ConfigError, match="has 0 MiB") as refusal:
+            launch(text_data, "--check-memory", "--run", str(tmp_path), environ=environ)
+        refusals.append(str(refusal.value))
+    assert refusals[0] == refusals[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_nobody_predicts_cannot_be_checked(text_data: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine.json"
+    engine.write_text(json.dumps({"data_types": {"grad_accum_dtype": "fp32"}}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="leave --check-memory out"):
+        dry_run(text_data, "--check-memory", "--deepspeed_config", str(engine))
+
+
+def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = psutil.virtual_memory().total
+    assert dry_run(text_data)["memory"][0]["device_bytes"] == total
+    monkeypatch.setenv("LOCAL_SIZE", "4")
+    assert dry_run(text_data)["memory"][0]["device_bytes"] == total // 4
+
+
+def test_gpus_are_for_plans_only(text_data: Path) -> None:
+    arguments = parser().parse_args(["--stage", "thinker", "--gpus", "2", "--data", str(text_data)])
+    with pytest.raises(ConfigError, match="give --dry-run, too"):
+        train(arguments, discover({}))
+    with pytest.raises(ConfigError, match="--gpus is 0"):
+        dry_run(text_data, "--gpus", "0")
+    with pytest.raises(ConfigError, match="--gpu-gib is -8"):
+        dry_run(text_data, "--gpus", "2", "--gpu-gib=-8")
+    with pytest.raises(ConfigError, match="3 ranks cannot share"):
+        dry_run(text_data, "--gpus", "3")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_what_is_not_predicted_is_said(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"data_types": {"grad_accum_dtype": "fp32"}}
+    engine = write_json(tmp_path / "types.json", content)
+    assert dry_run(text_data, "--deepspeed_config", engine)["memory"] == []
+    assert "memory is not predicted with expert_parallel or data_types" in capsys.readouterr().out
+
+
+def test_offload_is_a_row_and_takes_the_same_memory_on_a_cpu(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
+    engine = write_json(tmp_path / "offload.json", {"zero_optimization": section})
+    found = dry_run(text_data, "--deepspeed_config", engine)["memory"]
+    assert [(plan["zero_stage"], plan["offload"]) for plan in found] == [
+        (0, ""), (1, ""), (1, "optimizer"), (2, ""), (3, ""),
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert re.search(r"^ *1\* .* optimizer$", said, re.MULTILINE)
+    assert "on a CPU it moves nothing" in said
+
+
+def test_device_and_host_must_both_be_large_enough() -> None:
+    plan = MemoryPlan(2, {"update": {"parameters": 60}}, Offload(optimizer=True), {"moments": 50})
+    assert fits_device(plan, Device("cuda", None)) is None
+    assert fits_device(plan, Device("cuda", 60)) and fits_device(plan, Device("cuda", 60, 50))
+    assert not fits_device(plan, Device("cuda", 59, 50))
+    assert not fits_device(plan, Device("cuda", 60, 49))
+    assert fits_device(plan, Device("cpu", 110)) and not fits_device(plan, Device("cpu", 109))
+
+
+def trace(data: Path, changes: dict[str, Any]) -> tuple[StepTrace, Any, list[dict[str, Any]]]:
+    config = thinker_config(data, changes)
+    session = prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
+    batches = read_step(session)
+    return trace_step(session.stage, batches, "fp32", 1), session.stage.model_config(), batches
+
+
+def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
+    """The head runs where something is to be predicted, attention over whole rows."""
+    found, sizes, batches = trace(text_data, {"batch": {"micro_batches_per_step": 1, "rows": 3}})
+    num_predicted = int((batches[0]["labels"] >= 0).sum())
+    rows, head = thinker_flops(sizes, 64, 0) * 3, thinker_flops(sizes, 0, num_predicted)
+    assert found.flops == (rows + head).training()
+
+
+def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:
+    def largest(num_rows: int) -> tuple[int, Any]:
+        changes = {"batch": {"micro_batches_per_step": 1, "rows": num_rows}}
+        found, sizes, _ = trace(text_data, changes)
+        return max(stretch.live.get(LOGITS, 0) for stretch in found.stretches), sizes
+
+    (half, sizes), (whole, _) = largest(24), largest(48)  # more than a chunk of 1,024 positions
+    assert half > 1024 * 4 * sizes.vocab_size
+    # States without padding and their gradients grow, not what has a value for each token.
+    assert whole - half < 24 * 64 * 4 * sizes.vocab_size

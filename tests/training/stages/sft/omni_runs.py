@@ -1,0 +1,43 @@
+"""Configs of seconds for the stages talker and sft, over exports with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+from muomni.config.loading import merge
+from muomni.config.run import RunConfig
+from muomni.data.text.tokenizer import Tokenizer
+from tests.conversations import SIZES, write_sft_dataset, write_tts_dataset, write_upstream
+from tests.corpora import write_tokenizer
+
+
+def write_root(root: Path) -> Path:
+    """Datasets of both tasks, a tokenizer, and in `run` the exports of all earlier stages."""
+    write_sft_dataset(root / "sft")
+    write_tts_dataset(root / "tts")
+    write_tokenizer(root / "tokenizer.model")
+    write_upstream(root / "run", Tokenizer.load(root / "tokenizer.model"))
+    return root
+
+
+def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+    """8 steps of 4 micro-batches in fp32, logged at each step; an sft row holds one conversation."""
+    own: dict[str, Any] = {
+        "talker": {"batch": {"size": 1}, "model": SIZES["talker"]},
+        "sft": {
+            "batch": {"size": 22},
+            "model": {"projector_hidden_size": 32, **SIZES},
+            "options": {"freeze": []},
+        },
+    }[stage]
+    content: dict[str, Any] = {
+        "stage": stage,
+        "preset": "nano",
+        "precision": "fp32",
+        "data": {"root": str(root)},
+        "batch": {"micro_batches_per_step": 4},
+        "optim": {"lr": 3e-3, "warmup_fraction": 0.25},
+        "training": {
+            "max_steps": 8, "log_every": 1, "validate_every": 1000, "save_every": 1000,
+        },
+    }  # fmt: skip
+    return RunConfig.model_validate(merge(merge(content, own), changes or {}))

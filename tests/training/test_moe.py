@@ -1,0 +1,162 @@
+"""Losses of the routers, what a step's load changes, and load from running sums to figures."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muomni.config.models import AudioEncoderConfig, MoEConfig, OmniConfig, ThinkerConfig
+from muomni.config.models import VisionTowerConfig as VisionConfig
+from muomni.distributed import collectives
+from muomni.models.layers.losses import router_losses
+from muomni.models.layers.moe import MoEBlock, choice_biases
+from muomni.training.moe import (
+    TERM,
+    add_router_term,
+    find_moe,
+    load_figures,
+    router_weight,
+    update_biases,
+)
+from muomni.training.stage import StageOutput
+from muomni.training.step_reduction import RunningSums
+from tests.ranks import RankPool
+
+MOE = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=8)
+STACK = {
+    "hidden_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4,
+    "intermediate_size": 8,
+}  # fmt: skip
+
+
+class Model(nn.Module):
+    """Just enough of a model: MoE layers, whose weights are not used."""
+
+    def __init__(self, moe: MoEConfig, num_layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MoEBlock(3, moe) for _ in range(num_layers))
+
+
+def changed(**changes: object) -> MoEConfig:
+    return MoEConfig.model_validate({**MOE.model_dump(), **changes})
+
+
+def one_pass(moe: MoEConfig, model: Model, logits: list[Tensor], is_real: Tensor) -> StageOutput:
+    output = StageOutput({})
+    add_router_term(output, moe, model, logits, is_real)
+    return output
+
+
+@pytest.mark.parametrize("balance", ["loss", "bias", "none"])
+def test_the_term_is_the_sum_of_the_routers_losses_over_real_tokens(balance: str) -> None:
+    moe = changed(balance=balance)
+    logits = [torch.randn(10, 4) for _ in range(3)]
+    is_real = torch.arange(10).view(2, 5) < 7
+    output = one_pass(moe, Model(moe, 3), logits, is_real)
+    losses = router_losses(logits, 2, is_real)
+    expected = moe.z_loss_weight * losses.z
+    if balance == "loss":
+        expected += moe.balance_loss_weight * losses.balance
+    torch.testing.assert_close(output.losses[TERM], expected)
+    assert router_weight({"document_ids": is_real.long()})[TERM] == 7
+    assert output.logs["moe/balance_loss"].tolist() == [losses.balance, 7]
+    assert (output.state != {}) == (balance == "bias")
+
+
+def _share_of_term(moe: MoEConfig, logits: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's rows of router logits [rows, N, E]: their term, and its gradient."""
+    own = slice(collectives.rank(), None, collectives.world_size())
+    rows = logits[own].clone().requires_grad_()
+    output = one_pass(moe, Model(moe, 1), [rows.flatten(0, 1)], is_real[own])
+    output.losses[TERM].backward()
+    assert rows.grad is not None
+    return output.losses[TERM].detach(), rows.grad
+
+
+def test_balance_over_ranks_is_that_of_all_their_tokens_together(two_ranks: RankPool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "logits": torch.randn(2, 12, 4, generator=generator),
+        "is_real": torch.stack([torch.arange(12) < 11, torch.arange(12) < 5]),
+    }
+    together, whole = _share_of_term(MOE, **given)
+    over_ranks = two_ranks.run(_share_of_term, moe=changed(balance_over="ranks"), **given)
+    torch.testing.assert_close(sum(term for term, _ in over_ranks), together)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in over_ranks]), whole)
+    # What evens out each micro-batch by itself is another loss.
+    apart = two_ranks.run(_share_of_term, moe=MOE, **given)
+    assert abs(sum(term for term, _ in apart) - together) > 1e-3 * together
+
+
+def test_padding_alone_adds_nothing() -> None:
+    moe = changed(balance="bias")
+    model = Model(moe, 1)
+    output = one_pass(moe, model, [torch.randn(4, 4)], torch.zeros(4, dtype=torch.bool))
+    assert output.losses[TERM] == 0
+    update_biases(moe, model, output.state)
+    assert not torch.stack(choice_biases(model)).any()
+
+
+def test_a_bias_moves_by_its_rate_towards_the_idle_experts() -> None:
+    moe = changed(balance="bias", bias_update_rate=0.01)
+    model = Model(moe, 2)
+    load = torch.tensor([[3.0, 1.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0]])
+    for _ in range(3):
+        update_biases(moe, model, {"expert_load": load})
+    expected = 0.03 * torch.tensor([[-1.0, 1.0, 0.0, 0.0], [1.0, 1.0, -1.0, -1.0]])
+    torch.testing.assert_close(torch.stack(choice_biases(model)), expected)
+    model.blocks[0].gate.requires_grad_(False)
+    update_biases(moe, model, {"expert_load": load})
+    first, second = choice_biases(model)
+    torch.testing.assert_close(first, expected[0])
+    torch.testing.assert_close(second, 4 / 3 * expected[1])
+
+
+def test_load_is_counted_over_real_tokens_and_summed_before_it_is_judged() -> None:
+    """Two micro-batches that each use two experts of four: together none is dead."""
+    sums, model = RunningSums(), Model(MOE, 2)
+    for first in (0, 2):
+        logits = torch.zeros(6, 4)
+        logits[:, first : first + 2] = 5.0
+        logits[5] = torch.tensor([9.0, 0.0, 0.0, 8.0])  # padding
+        sums.add(one_pass(MOE, model, [logits, -logits], torch.arange(6) < 5).logs)
+    figures = load_figures(sums.take() | {"loss": 1.0})
+    assert figures["loss"] == 1.0
+    assert not [name for name in figures if "load." in name]
+    for layer in (0, 1):
+        assert [figures[f"moe/layer{layer}/load/{e}"] for e in range(4)] == [0.25] * 4
+        assert figures[f"moe/layer{layer}/max_load"] == pytest.approx(1.0)
+        assert figures[f"moe/layer{layer}/entropy"] == pytest.approx(1.0)
+        assert figures[f"moe/layer{layer}/num_dead"] == 0
+
+
+def test_figures_name_the_worst_layer() -> None:
+    shares = {
+        f"moe/layer{layer}/load.{expert}": share
+        for layer, load in enumerate(([0.25] * 4, [0.5, 0.5, 0.0, 0.0]))
+        for expert, share in enumerate(load)
+    }
+    figures = load_figures(shares)
+    assert figures["moe/layer1/max_load"] == figures["moe/max_load"] == 2.0
+    assert figures["moe/layer1/num_dead"] == figures["moe/num_dead"] == 2
+    entropy = math.log(2) / math.log(4)
+    assert figures["moe/layer1/entropy"] == figures["moe/entropy"] == pytest.approx(entropy)
+
+
+def test_vector_pairs_become_numbered_ratios() -> None:
+    sums = RunningSums()
+    for _ in range(2):
+        sums.add({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([[1.0, 2.0], [2.0, 2.0]])})
+    assert sums.take() == {"a": 0.75, "b.0": 0.5, "b.1": 1.0}
+
+
+def test_a_mixture_is_found_also_inside_a_whole_model() -> None:
+    dense = ThinkerConfig(vocab_size=9, **STACK)
+    sparse = dense.model_copy(update={"moe": MOE})
+    audio = AudioEncoderConfig(vocab_size=9, **STACK)
+    vision = VisionConfig(**STACK)
+    assert find_moe(dense) is None
+    assert find_moe(sparse) == MOE
+    assert find_moe(OmniConfig(thinker=sparse, audio_encoder=audio, vision_encoder=vision)) == MOE
+    assert find_moe(OmniConfig(thinker=dense, audio_encoder=audio, vision_encoder=vision)) is None

@@ -1,0 +1,48 @@
+"""The reduction of an accumulation window: begun before the forward pass, waited for after it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from muomni.distributed import collectives
+from muomni.training.step_reduction import WindowReduction
+
+
+class Work:
+    """A sum over two equal ranks, there once it is waited for."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.num_waits = 0
+
+    def wait(self) -> None:
+        self.num_waits += 1
+        self.tensor.mul_(2)
+
+
+def test_the_sum_is_waited_for_once_and_not_where_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    works: list[Work] = []
+
+    def start(tensor: torch.Tensor) -> Work:
+        works.append(Work(tensor))
+        return works[-1]
+
+    monkeypatch.setattr(collectives, "start_sum_over_ranks", start)
+    stage: Any = SimpleNamespace(
+        terms=("text", "speech"),
+        weights=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
+    )
+    window = WindowReduction(stage, torch.device("cpu"))
+    for wants_stop in (False, True):
+        batches = [{"n": torch.tensor(3.0)}, {"n": torch.tensor(4.0)}]
+        window.start(batches, wants_stop)
+        assert works[-1].num_waits == 0
+        for _ in batches:
+            weights = {term: float(weight) for term, weight in window.weights().items()}
+            assert weights == {"text": 14.0, "speech": 0.0}
+        assert works[-1].num_waits == 1
+        assert window.stop_agreed() == wants_stop
