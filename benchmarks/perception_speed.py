@@ -8,7 +8,7 @@ loop over batches of recordings drawn at random and padded to the longest; muomn
 lengths.
 
 Neither side reads or decodes: batches are in memory, pictures as tensors (muomni's as bytes, open_clip's
-as normalised floats), captions padded to the context for open_clip as its tokenizers do it, speech as
+as normalized floats), captions padded to the context for open_clip as its tokenizers do it, speech as
 waveforms. muomni is the whole training loop with DeepSpeed, logging included; augmentation of what is
 read (scale, speed) is off, SpecAugment and dropout are on. They take turns, a round of steps each. Above 1
 means that muomni is faster: pictures, or seconds of recordings without padding, a second.
@@ -197,7 +197,7 @@ def open_clip_epoch(session: Any, batches: list[dict[str, Any]]) -> Callable[[],
     from open_clip_train.train import train_one_epoch
 
     from muomni.models.vision.convert_open_clip import open_clip_config
-    from muomni.models.vision.vision_encoder import normalise_pixels
+    from muomni.models.vision.vision_encoder import normalize_pixels
 
     sizes, optim, tokenizer = (
         session.stage.model_config(), session.request.config.optim, session.stage.tokenizer,
@@ -207,7 +207,7 @@ def open_clip_epoch(session: Any, batches: list[dict[str, Any]]) -> Callable[[],
     for batch in batches:
         ids = torch.full((len(batch["token_ids"]), sizes.text.max_positions), tokenizer.pad_id)
         ids[:, : batch["token_ids"].shape[1]] = batch["token_ids"]
-        pairs.append((normalise_pixels(batch["images"]), ids))
+        pairs.append((normalize_pixels(batch["images"]), ids))
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(

@@ -11,11 +11,11 @@ files; webdataset as it comes and with its shuffle; litdata over the same member
 
 pictures: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
 decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) the
-picture or its tensor and cuts the centre, batches are made in the workers; ours is measured against the
+picture or its tensor and cuts the center, batches are made in the workers; ours is measured against the
 fastest of these.
 
 audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a decoder
-over soundfile, since its own needs torchcodec, and torchaudio's resampler. All tokenise by one function.
+over soundfile, since its own needs torchcodec, and torchaudio's resampler. All tokenize by one function.
 
 Each round runs all ways once, one after the other; the medians over the rounds are shown. A pipeline
 with workers is timed from when its workers deliver. The corpora are made in a temporary folder, so

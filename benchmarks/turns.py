@@ -11,7 +11,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds a step of each way in each round, given ways that do `num_steps` steps.
 
-    Every other round goes through them backwards; the first one only warms up.
+    Every other round goes through them backward; the first one only warms up.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(num_rounds + 1):

@@ -30,13 +30,13 @@ class BundledCorpus:
     reader: str
     source: str
     shard_size: str
-    licence: str
+    license: str
     options: ReaderOptions = field(default_factory=ReaderOptions)
 
 
 CORPORA = (
     BundledCorpus(
-        "text", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 licence"
+        "text", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
     ),
     BundledCorpus(
         "image_caption",
@@ -122,7 +122,7 @@ def make_sample(
             test_fraction=_TEST_FRACTION,
             shard_size=corpus.shard_size,
             max_bad_fraction=0.0,
-            licence=corpus.licence,
+            license=corpus.license,
         )
         folder = out / corpus.folder
         manifest = prepare(options, corpus.options, folder, num_workers, (0, 1), open_progress)
@@ -144,7 +144,7 @@ def _card(manifests: list[Manifest], tokenizer: Tokenizer) -> str:
         "# Sample data",
         "",
         "Made by `python -m data_prep sample` from the corpora in `samples/`, whose README names",
-        f"origins and licences. Tokenizer: {tokenizer.vocab_size} pieces.",
+        f"origins and licenses. Tokenizer: {tokenizer.vocab_size} pieces.",
         "",
     ]
     lines += [f"- [{m.name}]({m.root.name}/README.md): {m.task}" for m in manifests]

@@ -1,6 +1,6 @@
 """Trains the SentencePiece tokenizer on the text of datasets' train splits.
 
-BPE with byte fallback, so any text has an encoding; identity normalisation, so it comes back as it
+BPE with byte fallback, so any text has an encoding; identity normalization, so it comes back as it
 was. Training is deterministic: one thread, texts in dataset order.
 """
 
@@ -109,7 +109,7 @@ def _explain(message: str, vocab_size: int, folders: list[Path]) -> ConfigError 
     if match := re.search(r"too high \(\d+\).*value <= (\d+)", message):
         return ConfigError(
             f"--vocab-size {vocab_size} is too large for the text of {names}: "
-            f"at most {match[1]} pieces can be learnt from it"
+            f"at most {match[1]} pieces can be learned from it"
         )
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return ConfigError(

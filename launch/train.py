@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="engine JSON, see configs/deepspeed (zero1.json)",
     )  # fmt: skip
     flags.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"))
-    flags.add_argument("--max-steps", type=int, help="optimiser steps of the whole run")
+    flags.add_argument("--max-steps", type=int, help="optimizer steps of the whole run")
     flags.add_argument(
         "--resume", default="auto", help="auto, never, or a checkpoint folder (auto)"
     )

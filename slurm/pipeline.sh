@@ -18,7 +18,7 @@ usage: slurm/pipeline.sh --data DIR --run DIR [options] [-- arguments of launch/
   --dry-run               print the sbatch commands, submit nothing
 
 Stages that need nothing of each other run side by side. A stage starts when all it needs have succeeded; when one
-fails, what needs it is cancelled. After "--", key=value goes to all stages, STAGE.key=value to one. The
+fails, what needs it is canceled. After "--", key=value goes to all stages, STAGE.key=value to one. The
 last lines are NAME JOBID, for scripts. MUOMNI_VENV and the variables of slurm/train.sbatch are passed on.
 TEXT
 }
@@ -100,7 +100,7 @@ submit() {
     else
         id=$("${command[@]}") || {
             [ ${#job_ids[@]} -eq 0 ] || scancel "${job_ids[@]}"
-            die "sbatch refused $name (see above); the jobs submitted before it were cancelled"
+            die "sbatch refused $name (see above); the jobs submitted before it were canceled"
         }
         id=${id%%;*} # with several clusters: ID;CLUSTER
     fi

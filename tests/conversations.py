@@ -1,6 +1,6 @@
-"""Toy conversations that tests of the omni model share: colours to name, tones to name, words to say.
+"""Toy conversations that tests of the omni model share: colors to name, tones to name, words to say.
 
-Pictures are one colour, recordings one tone with a little noise, so that small models learn them in
+Pictures are one color, recordings one tone with a little noise, so that small models learn them in
 seconds, and only by looking and listening.
 """
 
@@ -28,7 +28,7 @@ from muomni.data.shards.writer import SampleCost
 from muomni.data.text.tokenizer import Tokenizer
 from tests.corpora import Sample, write_dataset
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250,) * 3}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250,) * 3}
 TONES = {"low": 200.0, "middle": 700.0, "high": 2400.0}
 STACK = {
     "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
@@ -50,10 +50,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def png(colour: tuple[int, int, int], mode: str = "RGB", size: int = 40) -> bytes:
-    """A picture of one colour."""
+def png(color: tuple[int, int, int], mode: str = "RGB", size: int = 40) -> bytes:
+    """A picture of one color."""
     buffer = io.BytesIO()
-    Image.new("RGB", (size, size), colour).convert(mode).save(buffer, "PNG")
+    Image.new("RGB", (size, size), color).convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -92,10 +92,10 @@ IMAGE_0 = {"type": "image", "name": "0.png"}
 AUDIO_0 = {"type": "audio", "name": "0.wav"}
 
 
-def colour_sample(key: str, name: str) -> Sample:
-    """Name the colour of a picture."""
+def color_sample(key: str, name: str) -> Sample:
+    """Name the color of a picture."""
     turns = [("user", [IMAGE_0, text_part("the door")]), ("assistant", [text_part(name)])]
-    return sample(key, turns, image0=png(COLOURS[name]))
+    return sample(key, turns, image0=png(COLORS[name]))
 
 
 def tone_sample(key: str, name: str, seed: int = 0) -> Sample:
@@ -112,13 +112,13 @@ def speech_sample(key: str, name: str, seed: int = 0) -> Sample:
 
 
 def write_sft_dataset(root: Path, num_each: int = 4) -> Manifest:
-    """Colours, tones and spoken tones; splits train, val and test hold the same kinds."""
+    """Colors, tones and spoken tones; splits train, val and test hold the same kinds."""
     splits = {}
     for number, split in enumerate(("train", "val", "test")):
         samples = []
         for i in range(num_each):
             seed = 1000 * number + i
-            samples += [colour_sample(f"{split}-{c}{i}", c) for c in COLOURS]
+            samples += [color_sample(f"{split}-{c}{i}", c) for c in COLORS]
             samples += [tone_sample(f"{split}-{t}{i}", t, seed) for t in TONES]
             samples += [speech_sample(f"{split}-say-{t}{i}", t, seed) for t in TONES]
         splits[split] = samples

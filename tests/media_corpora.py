@@ -1,4 +1,4 @@
-"""Tiny datasets with recordings and pictures, made of tones and coloured shapes."""
+"""Tiny datasets with recordings and pictures, made of tones and colored shapes."""
 
 import io
 import json
@@ -13,10 +13,10 @@ from muomni.data.shards.writer import SampleCost
 from tests.corpora import Sample, write_dataset
 
 RATE_HZ = 16_000
-# Each word is a chord, so that speech of these words can be recognised.
+# Each word is a chord, so that speech of these words can be recognized.
 WORDS = ("the", "cat", "old", "river", "door", "train", "again", "care")
 _WORD_S = 0.24
-COLOURS = ("red", "green", "blue", "yellow", "black", "purple", "orange", "gray")
+COLORS = ("red", "green", "blue", "yellow", "black", "purple", "orange", "gray")
 SHAPES = ("circle", "square", "bar", "pole")
 
 
@@ -66,7 +66,7 @@ def write_speech_dataset(
     return write_dataset(root, task, splits)
 
 
-def picture(colour: str, shape: str, offset: int = 0) -> bytes:
+def picture(color: str, shape: str, offset: int = 0) -> bytes:
     """A shape on a transparent ground, as the bytes of an RGBA PNG."""
     image = Image.new("RGBA", (40, 32), (0, 0, 0, 0))
     box = {"circle": (8, 6, 28, 26), "square": (8, 6, 28, 26), "bar": (2, 12, 36, 20)}
@@ -74,7 +74,7 @@ def picture(colour: str, shape: str, offset: int = 0) -> bytes:
     corners = tuple(
         v + offset * (i % 2 == 0) for i, v in enumerate(box.get(shape, (16, 2, 24, 30)))
     )
-    (draw.ellipse if shape == "circle" else draw.rectangle)(corners, fill=colour)
+    (draw.ellipse if shape == "circle" else draw.rectangle)(corners, fill=color)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -88,8 +88,8 @@ def picture_sample(key: str, data: bytes, captions: list[str]) -> Sample:
 
 
 def write_picture_dataset(root: Path, num_train: int = 64, num_val: int = 10) -> Manifest:
-    """Coloured shapes; pictures of the same thing have the same first caption."""
-    things = [(colour, shape) for shape in SHAPES for colour in COLOURS]
+    """Colored shapes; pictures of the same thing have the same first caption."""
+    things = [(color, shape) for shape in SHAPES for color in COLORS]
     splits = {
         split: [
             picture_sample(

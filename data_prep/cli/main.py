@@ -141,7 +141,7 @@ def _add_index(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     verb.add_argument("dir", type=Path, metavar="DIR", help="folder of tars (train/, val/, test/)")
     verb.add_argument("--task", required=True, choices=TASKS)
     verb.add_argument("--name", help="dataset name (default: the name of DIR)")
-    verb.add_argument("--licence", default="")
+    verb.add_argument("--license", default="")
     verb.add_argument("--max-bad-fraction", type=float, default=0.01)
     verb.set_defaults(run=_run_index)
 
@@ -251,7 +251,7 @@ def _run_index(arguments: argparse.Namespace) -> None:
             arguments.dir,
             arguments.task,
             name,
-            arguments.licence,
+            arguments.license,
             arguments.max_bad_fraction,
             progress,
         )

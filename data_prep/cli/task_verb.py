@@ -17,7 +17,7 @@ from muomni.errors import ConfigError
 
 _TASK_HELP: dict[Task, str] = {
     "image-caption": "pictures with captions",
-    "speech": "recordings with transcripts (to recognise speech, to train the codec)",
+    "speech": "recordings with transcripts (to recognize speech, to train the codec)",
     "tts": "recordings with the text to speak",
     "text": "documents",
     "sft": "conversations with pictures and recordings",
@@ -61,7 +61,7 @@ def add_task(
     verb.add_argument("--seed", type=int, default=0, help="order of the samples")
     verb.add_argument("--max-bad-fraction", type=float, default=0.01, help="bad samples to accept")
     verb.add_argument("--shard-size", default="256MB", help="a number of samples, or like 256MB")
-    verb.add_argument("--licence", default="", help="licence of the corpus, for the manifest")
+    verb.add_argument("--license", default="", help="license of the corpus, for the manifest")
     verb.add_argument("--overwrite", action="store_true", help="delete the dataset at --out first")
     _add_reader_options(verb, task)
     add_filters(verb, task)
@@ -148,7 +148,7 @@ def run_task(arguments: argparse.Namespace, open_progress: OpenProgress) -> Mani
         split_from=arguments.split_from,
         shard_size=arguments.shard_size,
         max_bad_fraction=arguments.max_bad_fraction,
-        licence=arguments.licence,
+        license=arguments.license,
         filters=given_filters(arguments),
         treatment=given_treatment(arguments),
     )

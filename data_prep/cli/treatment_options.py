@@ -2,7 +2,7 @@
 
 import argparse
 
-from data_prep.media.treatment import CHECKS, IMAGE_FORMATS, NORMALISERS, Treatment
+from data_prep.media.treatment import CHECKS, IMAGE_FORMATS, NORMALIZERS, Treatment
 from muomni.data.shards.manifest import Task
 
 _DEFAULT = Treatment()
@@ -35,10 +35,10 @@ def add_treatment(verb: argparse.ArgumentParser, task: Task) -> None:
         )
     if task != "sft":
         group.add_argument(
-            "--normalise",
+            "--normalize",
             default=argparse.SUPPRESS,
             metavar="STEP,...",
-            help=f"change texts by these steps, in this order: {', '.join(NORMALISERS)}; the text "
+            help=f"change texts by these steps, in this order: {', '.join(NORMALIZERS)}; the text "
             "as it was is kept in json",
         )
 
@@ -65,8 +65,8 @@ def given_treatment(arguments: argparse.Namespace) -> Treatment:
     """The treatment that the command line asks for; raises `ConfigError` as `Treatment` does."""
     given = vars(arguments)
     names = ("check", "resize_shorter", "upscale", "image_format", "quality", "sample_rate_hz")
-    steps = given.get("normalise", "")
+    steps = given.get("normalize", "")
     return Treatment(
         **{name: given[name] for name in names if name in given},
-        normalise=tuple(step.strip() for step in steps.split(",") if step.strip()),
+        normalize=tuple(step.strip() for step in steps.split(",") if step.strip()),
     )

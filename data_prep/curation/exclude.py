@@ -76,7 +76,7 @@ def refuse_masks(root: Path) -> None:
     if first is not None:
         raise DataError(
             f"shards of {root} have to be made again, which moves samples under the mask {first}; "
-            f"delete {root / FOLDER} first, and make its masks again afterwards"
+            f"delete {root / FOLDER} first, and make its masks again afterward"
         )
 
 

@@ -1,7 +1,7 @@
 """Which pictures and texts resemble each other, found without comparing all with all.
 
 Pictures: a 64-bit perceptual hash (signs of the low frequencies of a cosine transform, as in pHash), and
-a small colour thumbnail, since the hash sees no colour. Texts: MinHash signatures (Broder 1997) of
+a small color thumbnail, since the hash sees no color. Texts: MinHash signatures (Broder 1997) of
 all runs of eight bytes. Candidates come from equal parts of the hashes: by pigeonhole no pair of hashes
 within the distance is missed; of texts at the default similarity about 1 in 20,000 is.
 """
@@ -16,27 +16,27 @@ from PIL import Image
 
 from muomni.data.media.decode import open_image
 
-_GREY_SIDE = 32
+_GRAY_SIDE = 32
 _HASH_SIDE = 8
-# A picture whose grey levels (0 to 255) vary less has no structure that a hash could tell.
+# A picture whose gray levels (0 to 255) vary less has no structure that a hash could tell.
 _MIN_CONTRAST = 2.0
 _THUMBNAIL_SIDE = 8
-# Differences of the colours of two thumbnails (0 to 255) that still look alike: in the mean, and in the
-# cell that differs most, so that small coloured things on white are told apart.
+# Differences of the colors of two thumbnails (0 to 255) that still look alike: in the mean, and in the
+# cell that differs most, so that small colored things on white are told apart.
 _MAX_MEAN_DIFFERENCE = 10.0
 _MAX_CELL_DIFFERENCE = 64
 _SHINGLE_BYTES = 8
 _NUM_BANDS, _ROWS_PER_BAND = 25, 5
 NUM_MINIMA = _NUM_BANDS * _ROWS_PER_BAND
-# Of a long run of equal keys each member is compared with this many that follow; as neighbours are
+# Of a long run of equal keys each member is compared with this many that follow; as neighbors are
 # joined as well, what is alike still becomes one group.
 _MAX_LAG = 256
 
 # Pairs that are compared at a time, to bound memory.
 _PART = 65536
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
-_STEPS = np.arange(_GREY_SIDE)
-_COSINES = np.cos(np.pi * np.outer(np.arange(_HASH_SIDE + 1), _STEPS + 0.5) / _GREY_SIDE)
+_STEPS = np.arange(_GRAY_SIDE)
+_COSINES = np.cos(np.pi * np.outer(np.arange(_HASH_SIDE + 1), _STEPS + 0.5) / _GRAY_SIDE)
 _BITS = np.uint64(1) << np.arange(_HASH_SIDE * _HASH_SIDE, dtype=np.uint64)
 _RANDOM = np.random.Generator(np.random.Philox(20))
 # Odd factors and offsets of multiply-shift hashing.
@@ -56,8 +56,8 @@ def look_of(data: bytes) -> tuple[int, np.ndarray] | None:
     Raises `DataError` for a broken picture.
     """
     picture = open_image(data)
-    grey = picture.convert("L").resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
-    levels = np.asarray(grey, dtype=np.float64)
+    gray = picture.convert("L").resize((_GRAY_SIDE, _GRAY_SIDE), Image.Resampling.BOX)
+    levels = np.asarray(gray, dtype=np.float64)
     if levels.std() < _MIN_CONTRAST:
         return None
     # The rows and columns of frequency 0 say how bright it is, not what it shows.
@@ -85,10 +85,10 @@ def signature_of(words: str) -> np.ndarray | None:
 def alike_pictures(hashes: np.ndarray, thumbnails: np.ndarray, max_distance: int) -> np.ndarray:
     """Pairs [num_pairs, 2] of pictures whose hashes differ in at most `max_distance` bits.
 
-    `hashes` are uint64 [N], `thumbnails` uint8 [N, side * side * 3]; their colours must agree too.
+    `hashes` are uint64 [N], `thumbnails` uint8 [N, side * side * 3]; their colors must agree too.
     """
     keys = _rows_as_hashes(np.column_stack([hashes, _rows_as_hashes(thumbnails)]))
-    found = [_equal_neighbours(keys)]
+    found = [_equal_neighbors(keys)]
     # What looks exactly equal is joined above and searched for once.
     chosen = np.unique(keys, return_index=True)[1]
     distinct = hashes[chosen]
@@ -98,10 +98,10 @@ def alike_pictures(hashes: np.ndarray, thumbnails: np.ndarray, max_distance: int
             found.append(np.column_stack([chosen[first[close]], chosen[second[close]]]))
     pairs = np.unique(np.concatenate(found), axis=0)
     parts = np.array_split(pairs, len(pairs) // _PART + 1)
-    return np.concatenate([part[_have_like_colours(thumbnails, part)] for part in parts])
+    return np.concatenate([part[_have_like_colors(thumbnails, part)] for part in parts])
 
 
-def _have_like_colours(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _have_like_colors(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     first, second = thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]
     difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
     is_like = difference.mean(axis=1) <= _MAX_MEAN_DIFFERENCE
@@ -114,7 +114,7 @@ def alike_texts(signatures: np.ndarray, min_similarity: float) -> np.ndarray:
     Similarity is the share of equal minima: an estimate of the share of runs that both texts have.
     """
     keys = _rows_as_hashes(signatures)
-    found = [_equal_neighbours(keys)]
+    found = [_equal_neighbors(keys)]
     chosen = np.unique(keys, return_index=True)[1]
     distinct = signatures[chosen]
     for band in range(_NUM_BANDS):
@@ -159,7 +159,7 @@ def _bit_masks(max_distance: int) -> Iterator[np.ndarray]:
         yield np.array(one | other, dtype=np.uint64)
 
 
-def _equal_neighbours(keys: np.ndarray) -> np.ndarray:
+def _equal_neighbors(keys: np.ndarray) -> np.ndarray:
     """Pairs [num_pairs, 2] that link all indices of equal keys into a chain."""
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]
@@ -167,7 +167,7 @@ def _equal_neighbours(keys: np.ndarray) -> np.ndarray:
 
 
 def _pairs_of_equal(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of pairs of equal keys: of neighbours in sorted order, of those two apart, and so on."""
+    """Indices of pairs of equal keys: of neighbors in sorted order, of those two apart, and so on."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     active = np.arange(len(keys))

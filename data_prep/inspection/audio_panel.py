@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from muomni.data.media.decode import read_audio
-from muomni.observe.spectrogram import level_colours
+from muomni.observe.spectrogram import level_colors
 
 WIDTH = 640
 _WAVE_HEIGHT, _MEL_HEIGHT, _AXIS_HEIGHT = 64, 96, 14
@@ -15,7 +15,7 @@ HEIGHT = _WAVE_HEIGHT + _MEL_HEIGHT + _AXIS_HEIGHT
 _NUM_MELS = 48
 _WINDOW_S = 0.025
 _RANGE_DB = 80
-_WAVE_COLOUR, _CLIP_COLOUR, _LINE_COLOUR = (40, 90, 160), (200, 30, 30), (210, 210, 210)
+_WAVE_COLOR, _CLIP_COLOR, _LINE_COLOR = (40, 90, 160), (200, 30, 30), (210, 210, 210)
 _TICK_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 _MAX_TICKS = 8
 
@@ -29,7 +29,7 @@ def recording_panel(data: bytes) -> Image.Image:
     mono = samples.mean(axis=1)
     panel = Image.new("RGB", (WIDTH, HEIGHT), "white")
     panel.paste(Image.fromarray(_waveform(mono)), (0, 0))
-    mel = level_colours(_log_mel_db(mono, sample_rate_hz), -_RANGE_DB, 0)
+    mel = level_colors(_log_mel_db(mono, sample_rate_hz), -_RANGE_DB, 0)
     height_per_mel = _MEL_HEIGHT // _NUM_MELS
     panel.paste(Image.fromarray(mel.repeat(height_per_mel, axis=0)), (0, _WAVE_HEIGHT))
     _draw_axis(ImageDraw.Draw(panel), len(mono) / sample_rate_hz, sample_rate_hz)
@@ -47,9 +47,9 @@ def _waveform(mono: np.ndarray) -> np.ndarray:
     rows = np.linspace(1, -1, _WAVE_HEIGHT)[:, None]
     step = 2 / (_WAVE_HEIGHT - 1)
     picture = np.full((_WAVE_HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
-    picture[_WAVE_HEIGHT // 2] = _LINE_COLOUR
-    picture[(rows <= high + step / 2) & (rows >= low - step / 2)] = _WAVE_COLOUR
-    picture[:, np.maximum(high, -low) >= 1 - 2**-15] = _CLIP_COLOUR
+    picture[_WAVE_HEIGHT // 2] = _LINE_COLOR
+    picture[(rows <= high + step / 2) & (rows >= low - step / 2)] = _WAVE_COLOR
+    picture[:, np.maximum(high, -low) >= 1 - 2**-15] = _CLIP_COLOR
     return picture
 
 

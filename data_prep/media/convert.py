@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _SAME_FORMAT = {"jpeg": "jpg", "opus": "ogg", "oga": "ogg"}
-# Neighbouring rows are asked for one after the other; two groups serve a border between them.
+# Neighboring rows are asked for one after the other; two groups serve a border between them.
 _NUM_KEPT_ROW_GROUPS = 2
 # Annotations round the ends of segments.
 _MAX_BEYOND_END_S = 0.1

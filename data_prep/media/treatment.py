@@ -55,7 +55,7 @@ def _without_punctuation(text: str) -> str:
     return re.sub(r"(?<![^\W_])['’-]|['’-](?![^\W_])|[^\w\s'’-]|_", "", text)
 
 
-NORMALISERS: dict[str, Callable[[str], str]] = {
+NORMALIZERS: dict[str, Callable[[str], str]] = {
     "nfc": lambda text: unicodedata.normalize("NFC", text),
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
     "control": _without_control,
@@ -72,8 +72,8 @@ class Treatment:
     """How the files of a corpus are checked and what is changed; raises `ConfigError`.
 
     `check`: decode every file, or trust its header. `resize_shorter`: pixels of the shorter side, only
-    of larger pictures unless `upscale`. `quality` is that of JPEG and WebP. `normalise` names
-    `NORMALISERS`, applied in this order.
+    of larger pictures unless `upscale`. `quality` is that of JPEG and WebP. `normalize` names
+    `NORMALIZERS`, applied in this order.
     """
 
     check: Check = "decode"
@@ -82,7 +82,7 @@ class Treatment:
     image_format: ImageFormat = "keep"
     quality: int = 90
     sample_rate_hz: int | None = None
-    normalise: tuple[str, ...] = ()
+    normalize: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.resize_shorter is not None and self.resize_shorter < 1:
@@ -96,9 +96,9 @@ class Treatment:
             raise ConfigError(
                 f"--sample-rate {rate} lies outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz"
             )
-        unknown = [name for name in self.normalise if name not in NORMALISERS]
+        unknown = [name for name in self.normalize if name not in NORMALIZERS]
         if unknown:
-            raise ConfigError(f"--normalise {unknown[0]!r} is none of {', '.join(NORMALISERS)}")
+            raise ConfigError(f"--normalize {unknown[0]!r} is none of {', '.join(NORMALIZERS)}")
 
     @property
     def changes_pictures(self) -> bool:
@@ -124,15 +124,15 @@ class Treatment:
             "quality": int,
             "sample_rate_hz": int,
             "upscale": lambda text: text == "True",
-            "normalise": lambda text: tuple(text.split(",")),
+            "normalize": lambda text: tuple(text.split(",")),
         }
         return cls(**{name: read.get(name, str)(text) for name, text in texts.items()})  # type: ignore[arg-type]
 
 
 def treat_text(treatment: Treatment, text: str) -> str:
-    """The text after all steps of `normalise`."""
-    for name in treatment.normalise:
-        text = NORMALISERS[name](text)
+    """The text after all steps of `normalize`."""
+    for name in treatment.normalize:
+        text = NORMALIZERS[name](text)
     return text
 
 
@@ -141,7 +141,7 @@ def treat_picture(
 ) -> tuple[str, bytes, tuple[int, int], tuple[int, int]]:
     """Decode a picture and write it as asked: extension, bytes, size now, size before.
 
-    Turned upright where its EXIF data say so, without that data and colour profiles. Raises `DataError`
+    Turned upright where its EXIF data say so, without that data and color profiles. Raises `DataError`
     for a broken picture.
     """
     with picture_errors():
@@ -169,7 +169,7 @@ def treat_picture(
 
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGB or RGBA picture of another size; Pillow knows that transparent pixels have no colour."""
+    """An RGB or RGBA picture of another size; Pillow knows that transparent pixels have no color."""
     if picture.mode == "RGBA":
         return picture.resize(size, Image.Resampling.BICUBIC)
     # Not at the top: most corpora are written without torch, which takes seconds to import.

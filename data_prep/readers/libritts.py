@@ -1,6 +1,6 @@
 """LibriTTS: `SUBSET/SPEAKER/CHAPTER/S_C_P_U.wav` with `.normalized.txt` and `.original.txt` beside it.
 
-The normalised text is taken unless `--text original` asks for the other. Key: subset and utterance.
+The normalized text is taken unless `--text original` asks for the other. Key: subset and utterance.
 Group: the chapter, by the same name as in LibriSpeech; or speaker or transcript.
 """
 

@@ -1,6 +1,6 @@
-"""LJSpeech: `metadata.csv` of lines `ID|text|normalised text` without header, `wavs/ID.wav`.
+"""LJSpeech: `metadata.csv` of lines `ID|text|normalized text` without header, `wavs/ID.wav`.
 
-The normalised text (third column, or the second where it is empty) is the text of the sample.
+The normalized text (third column, or the second where it is empty) is the text of the sample.
 Group: its words, so that a prompt that was recorded twice never stands on both sides of a split.
 """
 
@@ -33,7 +33,7 @@ def _item(line: str, number: int, src: Path, options: ReaderOptions) -> Item:
     fields = line.split("|")
     source = f"metadata.csv line {number}"
     if len(fields) not in (2, 3) or not fields[0].strip():
-        message = f"expected ID|text|normalised text, found {len(fields)} fields"
+        message = f"expected ID|text|normalized text, found {len(fields)} fields"
         return Item(
             key=f"metadata-line-{number:08d}",
             group=source,
@@ -42,9 +42,9 @@ def _item(line: str, number: int, src: Path, options: ReaderOptions) -> Item:
         )
     name = fields[0].strip()
     raw = fields[1]
-    normalised = fields[2] if len(fields) == 3 and fields[2].strip() else raw
-    problem = text_problem(normalised, "the transcript") or text_problem(raw, "the transcript")
-    text = " ".join(normalised.split())
+    normalized = fields[2] if len(fields) == 3 and fields[2].strip() else raw
+    problem = text_problem(normalized, "the transcript") or text_problem(raw, "the transcript")
+    text = " ".join(normalized.split())
     metadata = {
         "speaker": options.speaker or "ljspeech",
         "language": options.language,

@@ -49,7 +49,7 @@ class _BadSample:
 
 
 def adopt(
-    root: Path, task: Task, name: str, licence: str, max_bad_fraction: float, progress: Progress
+    root: Path, task: Task, name: str, license: str, max_bad_fraction: float, progress: Progress
 ) -> Manifest:
     """Index all tars in `root` and below; the folder of a tar decides its split, else train.
 
@@ -89,7 +89,7 @@ def adopt(
         task=task,
         reader="webdataset",
         split_rule="by folder of the shard, else train",
-        licence=licence,
+        license=license,
         fingerprint=fingerprint(splits),
         splits=splits,
         dropped={"kept-but-bad": len(bad)} if bad else {},

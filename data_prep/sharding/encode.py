@@ -123,7 +123,7 @@ def _encode_image_caption(item: Item, filters: Filters, treatment: Treatment) ->
 def _wanted_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
     """The captions that pass; the problem of the first one is raised where none does."""
     if not captions:
-        raise BadSampleError(EMPTY_TEXT, "the caption is empty after normalisation")
+        raise BadSampleError(EMPTY_TEXT, "the caption is empty after normalization")
     problems = [unwanted_text(filters, caption) for caption in captions]
     if all(problems):
         _leave_out(problems[0])
@@ -139,7 +139,7 @@ def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> Encode
     facts = recording.facts
     duration_s = facts.duration_ms / 1000
     if not text.strip():
-        raise BadSampleError(EMPTY_TEXT, "the transcript is empty after normalisation")
+        raise BadSampleError(EMPTY_TEXT, "the transcript is empty after normalization")
     _leave_out(unwanted_text(filters, text))
     _leave_out(unwanted_speech(filters, samples, recording.original_rate_hz, duration_s, len(text)))
     content: dict[str, object] = {

@@ -60,7 +60,7 @@ class PlanFile(Section):
     reader: str
     reader_options: dict[str, str] = Field(default_factory=dict)
     split_rule: str
-    licence: str = ""
+    license: str = ""
     source: str = ""
     max_bad_fraction: float
     filters: dict[str, str] = Field(default_factory=dict)
@@ -90,7 +90,7 @@ def plan_file(plan: ShardPlan) -> PlanFile:
         reader=options.reader,
         reader_options=options.reader_options,
         split_rule=options.split_rule,
-        licence=options.licence,
+        license=options.license,
         source=options.source.name,
         max_bad_fraction=options.max_bad_fraction,
         filters=options.filters.as_text(),
@@ -139,7 +139,7 @@ def original_options(
         split_from=request.split_from,
         shard_size=request.shard_size,
         max_bad_fraction=plan.max_bad_fraction,
-        licence=plan.licence,
+        license=plan.license,
         filters=Filters.from_text(plan.filters),
         treatment=Treatment.from_text(plan.treatment),
     )

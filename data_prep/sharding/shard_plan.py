@@ -41,7 +41,7 @@ class ShardingOptions:
     split_from: str = "hash"
     shard_size: str = "256MB"
     max_bad_fraction: float = 0.01
-    licence: str = ""
+    license: str = ""
     filters: Filters = field(default_factory=Filters)
     treatment: Treatment = field(default_factory=Treatment)
 

@@ -43,7 +43,7 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What the loop needs besides weights and optimizer. `step` counts finished optimiser steps;
+    """What the loop needs besides weights and optimizer. `step` counts finished optimizer steps;
     with the plan's digest it is the whole data cursor."""
 
     step: int

@@ -34,7 +34,7 @@ class MoEConfig(Section):
     shared_intermediate_size: Positive | None = Field(
         None, description="of a feed-forward beside the experts that every token passes"
     )
-    normalise_top_k: bool = True
+    normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
         "loss",
         description="what evens out the load: a loss, a bias on the choice without one, nothing",
@@ -153,7 +153,7 @@ class ClipConfig(Section):
 
 
 class CodecConfig(Section):
-    """Mel encoder, residual vector quantiser (EMA codebooks), mel decoder; 40 ms a frame."""
+    """Mel encoder, residual vector quantizer (EMA codebooks), mel decoder; 40 ms a frame."""
 
     mel: MelConfig = MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)
     hidden_size: Positive = 128

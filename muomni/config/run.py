@@ -1,4 +1,4 @@
-"""The settings of one run: which stage, which data, how it is batched, optimised, saved and logged.
+"""The settings of one run: which stage, which data, how it is batched, optimized, saved and logged.
 
 Each number has one owner. What DeepSpeed's JSON may say (ZeRO stage, buckets, communication) is not
 repeated here; what stands here (batch sizes, precision, clipping, schedule) is not allowed there.
@@ -91,7 +91,7 @@ class DataSection(Section):
         default=None, description="train on tars without index; order and resuming are approximate"
     )
     block: Positive = Field(
-        default=32, description="neighbours in a shard that stay together; fewer in small corpora"
+        default=32, description="neighbors in a shard that stay together; fewer in small corpora"
     )
     max_bad_samples: int = Field(
         default=100, ge=0, description="samples that may fail to decode before the run stops"

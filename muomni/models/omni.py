@@ -133,7 +133,7 @@ class OmniModel(nn.Module):
 
         With `ctc_embeddings` each holds what its frames spell, too: the embeddings of the Thinker's
         tokens, weighted by the posteriors of the encoder's CTC head (Ma et al. 2025, LegoSLM,
-        arXiv:2505.11352). So the Thinker can read before it has learnt to listen. The blank takes the
+        arXiv:2505.11352). So the Thinker can read before it has learned to listen. The blank takes the
         embedding of the padding token, which no text holds: silence is something, too. `seeds` [A] and
         `augmentation` as in `AudioEncoder.forward`.
         """
@@ -148,9 +148,9 @@ class OmniModel(nn.Module):
         with torch.set_grad_enabled(_trains(self.audio_encoder)):
             posteriors = self.audio_encoder.ctc_logits(states).float().softmax(-1)
             posteriors = posteriors * length_mask(lengths, states.shape[1])[:, :, None]
-        spelt = F.pad(posteriors, padding).unflatten(1, (-1, stack)).sum(2)
+        spelled = F.pad(posteriors, padding).unflatten(1, (-1, stack)).sum(2)
         table = self.thinker.embed_tokens.weight
-        return features + spelt.to(table.dtype) @ table
+        return features + spelled.to(table.dtype) @ table
 
     def embed(self, input_ids: Tensor, slots: MediaSlots) -> Tensor:
         """Embeddings [B, T, hidden_size] with the features of all slots at their places."""

@@ -46,7 +46,7 @@ class MlflowLog:
     def metrics(self, step: int, figures: dict[str, float]) -> None:
         self._queue.put(lambda: self._log_metrics(step, figures))
 
-    def artefact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str) -> None:
         self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
     def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:

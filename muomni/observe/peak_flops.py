@@ -1,4 +1,4 @@
-"""Peak rates of well-known GPUs, the denominator of utilisation.
+"""Peak rates of well-known GPUs, the denominator of utilization.
 
 Dense figures of the vendor's data sheets, in TFLOP/s (10^12 a second), without sparsity and with fp32
 accumulation, which is what training uses. Devices are found by the exact name that their driver gives: a

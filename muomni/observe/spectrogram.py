@@ -11,8 +11,8 @@ from muomni.config.models import SAMPLE_RATE_HZ
 _PIXELS_PER_FRAME = 3
 _PIXELS_PER_CHANNEL = 2
 _GAP_PIXELS = 6
-# Colours of evenly spaced levels, dark to bright; between them colours are mixed linearly.
-_COLOURS = np.array(
+# Colors of evenly spaced levels, dark to bright; between them colors are mixed linearly.
+_COLORS = np.array(
     [(8, 8, 32), (64, 16, 96), (152, 36, 104), (224, 84, 68), (252, 164, 60), (252, 244, 180)]
 )
 
@@ -20,14 +20,14 @@ _COLOURS = np.array(
 def write_spectrograms(path: Path, log_mels: list[np.ndarray], floor: float) -> None:
     """Write log-mel spectrograms [T, num_mels] below each other as a PNG; low notes lie low.
 
-    All share one colour scale, from `floor` to the largest value of the first.
+    All share one color scale, from `floor` to the largest value of the first.
     """
     top = max(float(log_mels[0].max()), floor + 1.0)
     width = max(len(log_mel) for log_mel in log_mels)
     panels = []
     for log_mel in log_mels:
         padded = np.pad(log_mel, ((0, width - len(log_mel)), (0, 0)), constant_values=floor)
-        panels += [_colour(padded.T[::-1], floor, top), _gap(width)]
+        panels += [_color(padded.T[::-1], floor, top), _gap(width)]
     Image.fromarray(np.concatenate(panels[:-1])).save(path)
 
 
@@ -36,17 +36,17 @@ def write_waveform(path: Path, waveform: np.ndarray) -> None:
     soundfile.write(path, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def level_colours(levels: np.ndarray, floor: float, top: float) -> np.ndarray:
-    """Levels as uint8 colours [..., 3], dark at `floor` and below, bright at `top` and above."""
-    position = np.clip((levels - floor) / (top - floor), 0, 1) * (len(_COLOURS) - 1)
-    lower = np.minimum(position.astype(int), len(_COLOURS) - 2)
+def level_colors(levels: np.ndarray, floor: float, top: float) -> np.ndarray:
+    """Levels as uint8 colors [..., 3], dark at `floor` and below, bright at `top` and above."""
+    position = np.clip((levels - floor) / (top - floor), 0, 1) * (len(_COLORS) - 1)
+    lower = np.minimum(position.astype(int), len(_COLORS) - 2)
     share = (position - lower)[..., None]
-    pixels = _COLOURS[lower] * (1 - share) + _COLOURS[lower + 1] * share
+    pixels = _COLORS[lower] * (1 - share) + _COLORS[lower + 1] * share
     return pixels.round().astype(np.uint8)
 
 
-def _colour(values: np.ndarray, floor: float, top: float) -> np.ndarray:
-    picture = level_colours(values, floor, top)
+def _color(values: np.ndarray, floor: float, top: float) -> np.ndarray:
+    picture = level_colors(values, floor, top)
     return picture.repeat(_PIXELS_PER_CHANNEL, axis=0).repeat(_PIXELS_PER_FRAME, axis=1)
 
 

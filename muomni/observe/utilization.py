@@ -20,7 +20,7 @@ class Utilisation:
         self._num_taken = 0
 
     def describe(self) -> str:
-        """The formula with its numbers, or why there is no utilisation; printed once a run."""
+        """The formula with its numbers, or why there is no utilization; printed once a run."""
         if self.peak is None:
             return (
                 f"has no mfu and hfu, since {self._why_no_peak}; training.peak_tflops gives one "

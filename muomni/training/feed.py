@@ -81,7 +81,7 @@ class Feed(ABC):
 
     @abstractmethod
     def num_steps(self, num_epochs: int) -> int:
-        """Optimiser steps of so many epochs."""
+        """Optimizer steps of so many epochs."""
 
     @abstractmethod
     def loader(self, step: int) -> CountedBatches:

@@ -207,8 +207,8 @@ class Loop:
         """Raise NonFiniteError, with all weights saved and `step` looked into, or with the weight that is not
         finite named and nothing saved; every rank must call it."""
         folder = self.parts.folder
-        spoilt = self.engine.first_spoilt_weight()
-        if spoilt is None:  # steps with such gradients left the weights as they were
+        spoiled = self.engine.first_spoiled_weight()
+        if spoiled is None:  # steps with such gradients left the weights as they were
             # Older checkpoints stay: they are from before the trouble, and starts may be many.
             saved = self._save(prunes=False)
             post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
@@ -217,11 +217,11 @@ class Loop:
             newest = collectives.broadcast_object(store.newest_complete(folder.checkpoints))
             last = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
             found = (
-                f"{spoilt} is not finite (an update was too large, or a device erred), so the weights are "
+                f"{spoiled} is not finite (an update was too large, or a device erred), so the weights are "
                 f"not saved, and {last}"
             )
         self.is_stop_agreed = True
-        advice = self.guard.advice if spoilt is None else "lower optim.lr, or try other devices"
+        advice = self.guard.advice if spoiled is None else "lower optim.lr, or try other devices"
         raise NonFiniteError(f"{reason}; {found}; {advice}")
 
     def _validate(self) -> None:
@@ -258,7 +258,7 @@ class Loop:
         folder = store.step_folder(self.parts.folder.checkpoints, self.state.step)
         is_current = self.saved_step == self.state.step
         if not (is_current and collectives.broadcast_object(folder.is_dir())):
-            if self.engine.first_spoilt_weight() is not None:
+            if self.engine.first_spoiled_weight() is not None:
                 self._stop_non_finite(self.state.step, f"step {self.state.step} was to be saved")
             run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
             self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
@@ -309,7 +309,7 @@ class Loop:
             )
         self._write_samples()
         collectives.barrier()
-        text, throughput = self.throughput.utilisation.summary()
+        text, throughput = self.throughput.utilization.summary()
         if self.is_main and text:
             print(f"{self.stage.name} {text}", flush=True)
         return {
@@ -332,8 +332,8 @@ class Loop:
         folder = self.parts.folder.samples
         folder.mkdir(exist_ok=True)
         with torch.no_grad():
-            for artefact in self.stage.sample_outputs(task.eval(), self.parts.val, folder):
-                self.mlflow.artefact(artefact.path, f"samples/{artefact.kind}")
+            for artifact in self.stage.sample_outputs(task.eval(), self.parts.val, folder):
+                self.mlflow.artifact(artifact.path, f"samples/{artifact.kind}")
 
     # -- plumbing ----------------------------------------------------------------------------------
     def _open_logs(self) -> None:
@@ -348,8 +348,8 @@ class Loop:
             self.mlflow = MlflowLog(
                 self.parts.folder.run, self.stage.name, self.state.mlflow_run_id, flatten(content)
             )
-            self.mlflow.artefact(self.parts.folder.config_file, "config")
-            print(f"{self.stage.name} {self.throughput.utilisation.describe()}", flush=True)
+            self.mlflow.artifact(self.parts.folder.config_file, "config")
+            print(f"{self.stage.name} {self.throughput.utilization.describe()}", flush=True)
 
     def _close_logs(self, status: str) -> None:
         self.profiler.discard()

@@ -80,7 +80,7 @@ class Session:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         training = self.request.config.training
         if training.max_steps is not None:
             return training.max_steps

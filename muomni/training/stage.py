@@ -58,7 +58,7 @@ class StageContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Artefact:
+class Artifact:
     """A sample output of a stage: a file that is kept in the run folder and sent to MLflow."""
 
     path: Path
@@ -163,6 +163,6 @@ class Stage(ABC):
         """Turn log ratios into reported metrics (perplexity from loss, say)."""
         return ratios
 
-    def sample_outputs(self, task: nn.Module, source: Source, folder: Path) -> Iterator[Artefact]:
+    def sample_outputs(self, task: nn.Module, source: Source, folder: Path) -> Iterator[Artifact]:
         """Write a few outputs of the model for held-out samples; rank 0 only, whole weights."""
         return iter(())

@@ -1,4 +1,4 @@
-"""What a run's speed is made of: FLOPs, utilisation of the devices, the parts of a step, traces of it.
+"""What a run's speed is made of: FLOPs, utilization of the devices, the parts of a step, traces of it.
 
 The loop says where a step's parts begin and counts batches here; figures are made at logging steps only.
 """
@@ -32,7 +32,7 @@ class Throughput:
         engine.time_reductions(self.clock)
         self.profiler = Profiler(config.profile, root, device, collectives.rank(), self.clock)
         peak = find_peak(device, engine.precision, config.training.peak_tflops)
-        self.utilisation = Utilisation(num_ranks, *peak)
+        self.utilization = Utilisation(num_ranks, *peak)
 
     def count(self, batch: Batch) -> None:
         """Count the FLOPs of a batch that is about to run and still lies on the host."""
@@ -54,7 +54,7 @@ class Throughput:
         total_units, num_bad, model, hardware, wants_trace, wants_memory = sums
         figures = progress.rates(step, total_units, loader.wait_s)
         num_steps, busy_s = progress.num_busy_steps, progress.busy_s
-        figures |= self.utilisation.take(step, num_steps, model, hardware, busy_s)
+        figures |= self.utilization.take(step, num_steps, model, hardware, busy_s)
         figures |= step_breakdown(self.clock.take(), num_steps)
         self.profiler.request(wants_trace > 0, wants_memory > 0, step)
         return total_units, num_bad, figures

@@ -86,9 +86,9 @@ def main() -> None:
     (out / "llava").mkdir(parents=True, exist_ok=True)
     entries = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
     (out / "llava/conversations.json").write_text(f"[\n{entries}\n]\n", encoding="utf-8")
-    copy_licences(corpora / "LICENSES", out / "LICENSES")
-    licence = arguments.unicode_data / "doc/unicode-data/copyright"
-    _copy(licence, out / "LICENSES/unicode-data.copyright")
+    copy_licenses(corpora / "LICENSES", out / "LICENSES")
+    license = arguments.unicode_data / "doc/unicode-data/copyright"
+    _copy(license, out / "LICENSES/unicode-data.copyright")
 
 
 def copy_pictures(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Picture]:
@@ -285,8 +285,8 @@ def text_conversations(lines: list[str]) -> Iterator[Conversation]:
         yield _conversation(f"repeat-{number:04d}", prompt, text, group=transcript_group(text))
 
 
-def copy_licences(source: Path, target: Path) -> None:
-    """Copy the licence texts of the packages that the samples come from."""
+def copy_licenses(source: Path, target: Path) -> None:
+    """Copy the license texts of the packages that the samples come from."""
     for name in (
         "asterisk-core-sounds-en-g722",
         "fonts-noto-color-emoji",

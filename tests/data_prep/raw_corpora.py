@@ -10,10 +10,10 @@ from PIL import Image
 
 
 def picture(number: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """A small picture whose colour depends on `number`."""
+    """A small picture whose color depends on `number`."""
     buffer = io.BytesIO()
-    colour = (number * 37 % 256, number * 59 % 256, number * 83 % 256, 128)[: len(mode)]
-    Image.new(mode, (24, 18), colour).save(buffer, kind)
+    color = (number * 37 % 256, number * 59 % 256, number * 83 % 256, 128)[: len(mode)]
+    Image.new(mode, (24, 18), color).save(buffer, kind)
     return buffer.getvalue()
 
 

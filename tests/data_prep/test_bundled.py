@@ -33,7 +33,7 @@ def test_datasets_and_tokenizer(root: Path) -> None:
         manifest = Manifest.load(root / folder)
         assert (manifest.task, manifest.dropped) == (task, {})
         assert set(manifest.splits) == {"train", "val", "test"}
-        assert manifest.licence
+        assert manifest.license
     assert Tokenizer.load(root / "tokenizer.model").vocab_size == 512
 
 

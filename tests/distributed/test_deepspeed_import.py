@@ -1,4 +1,4 @@
-"""Ranks start without MLflow, and can import it afterwards."""
+"""Ranks start without MLflow, and can import it afterward."""
 
 import subprocess
 import sys

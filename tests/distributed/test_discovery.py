@@ -59,7 +59,7 @@ def test_a_step_on_part_of_the_job_counts_its_own_tasks() -> None:
     assert discover({**step, "SLURM_STEP_NODELIST": "node2"}).world_size == 4
 
 
-def test_neighbouring_jobs_and_restarts_use_other_ports() -> None:
+def test_neighboring_jobs_and_restarts_use_other_ports() -> None:
     ports = {
         exported({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})[
             "MASTER_PORT"

@@ -8,12 +8,12 @@ import torch
 from muomni.checkpoint.export import write_export
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.models.omni import MediaSlots, OmniModel
-from tests.conversations import COLOURS, colour_sample, omni_config
+from tests.conversations import COLORS, color_sample, omni_config
 from tests.corpora import write_tokenizer
 
 
 def write_sft_export(run: Path, num_steps: int = 0, **changes: Any) -> OmniModel:
-    """Write RUN/sft/export and return its model; `num_steps` teach it the names of colours."""
+    """Write RUN/sft/export and return its model; `num_steps` teach it the names of colors."""
     from muomni.data.views.conversation import ConversationView
 
     run.mkdir(parents=True, exist_ok=True)
@@ -24,8 +24,8 @@ def write_sft_export(run: Path, num_steps: int = 0, **changes: Any) -> OmniModel
     model = OmniModel(config, with_codec=True)
     if model.codec is not None:
         model.codec.quantizer.codebooks.normal_(std=0.1)
-    view = ConversationView(tokenizer, config, 32, len(COLOURS))
-    samples = [colour_sample(name, name) for name in COLOURS]
+    view = ConversationView(tokenizer, config, 32, len(COLORS))
+    samples = [color_sample(name, name) for name in COLORS]
     batch = view.collate([[view.example({"__key__": k, **dict(m)}, None)] for k, m, _ in samples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(num_steps):

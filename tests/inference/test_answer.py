@@ -8,7 +8,7 @@ import torch
 from muomni.errors import ConfigError, DataError
 from muomni.inference.answer import answer, answer_together, encode_question, read_question
 from muomni.inference.load import Assistant, load_assistant
-from tests.conversations import COLOURS, png, tone
+from tests.conversations import COLORS, png, tone
 from tests.inference.exports import write_sft_export
 
 
@@ -21,14 +21,14 @@ def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
 
 @pytest.fixture()
 def files(tmp_path: Path) -> dict[str, Path]:
-    for name, colour in COLOURS.items():
-        (tmp_path / f"{name}.png").write_bytes(png(colour))
+    for name, color in COLORS.items():
+        (tmp_path / f"{name}.png").write_bytes(png(color))
     (tmp_path / "low.wav").write_bytes(tone(200))
     return {path.stem: path for path in tmp_path.iterdir()}
 
 
 def test_answers_follow_the_picture_and_end(assistant: Assistant, files: dict[str, Path]) -> None:
-    for name in COLOURS:
+    for name in COLORS:
         made = answer(assistant, read_question("the door", images=[files[name]]))
         assert made.text == name and made.stopped
         assert made.hidden.shape == (1, len(made.ids), 32)

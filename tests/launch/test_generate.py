@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.conversations import COLOURS, png
+from tests.conversations import COLORS, png
 from tests.inference.exports import write_sft_export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def generate(*arguments: object) -> subprocess.CompletedProcess[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_sft_export(folder, num_steps=85)
-    (folder / "red.png").write_bytes(png(COLOURS["red"]))
+    (folder / "red.png").write_bytes(png(COLORS["red"]))
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 

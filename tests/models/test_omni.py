@@ -14,10 +14,10 @@ from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places
 from muomni.models.speech.ctc import BLANK_ID
 from muomni.models.speech.speech_output import speak
 from tests.conversations import (
-    COLOURS,
+    COLORS,
     SIZES,
     TONES,
-    colour_sample,
+    color_sample,
     omni_config,
     png,
     speech_sample,
@@ -26,7 +26,7 @@ from tests.conversations import (
 )
 from tests.corpora import Sample, write_tokenizer
 
-MEDIA = {"0.png": png(COLOURS["red"]), "1.png": png(COLOURS["blue"]), "2.wav": tone(200, 0.55)}
+MEDIA = {"0.png": png(COLORS["red"]), "1.png": png(COLORS["blue"]), "2.wav": tone(200, 0.55)}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def answer_loss(model: OmniModel, batch: Batch) -> torch.Tensor:
 def test_features_are_written_over_their_placeholders_only(
     model: OmniModel, tokenizer: Tokenizer
 ) -> None:
-    batch = collate(tokenizer, [colour_sample("a", "red"), tone_sample("b", "low")])
+    batch = collate(tokenizer, [color_sample("a", "red"), tone_sample("b", "low")])
     slots = MediaSlots.of_batch(batch)
     embeds = model.embed(batch["input_ids"], slots)
     text = model.thinker.embed(batch["input_ids"])
@@ -76,9 +76,9 @@ def test_features_are_written_over_their_placeholders_only(
 def test_every_patch_has_its_own_position(model: OmniModel, tokenizer: Tokenizer) -> None:
     """A picture whose quarters differ gives four different embeddings, not one vector."""
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    for i, colour in enumerate(COLOURS.values()):
+    for i, color in enumerate(COLORS.values()):
         row, column = 16 * (i // 2), 16 * (i % 2)
-        block = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+        block = torch.tensor(color, dtype=torch.uint8)[:, None, None]
         pixels[0, :, row : row + 16, column : column + 16] = block
     features = model.image_features(pixels)[0]
     assert features.shape == (4, 32)
@@ -150,7 +150,7 @@ def test_silence_is_read_as_the_token_that_no_text_holds(
 def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
     model: OmniModel, tokenizer: Tokenizer, kind: str
 ) -> None:
-    samples = {"image": [colour_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
+    samples = {"image": [color_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
     view = ConversationView(tokenizer, model.config, 40, 1)
     rows = [[view.example({"__key__": key, **dict(m)}, None)] for key, m, _ in samples[kind]]
     batch = view.collate(rows)
@@ -176,7 +176,7 @@ def test_frozen_towers_run_without_gradient_and_in_evaluation_mode(
     model.vision_encoder.requires_grad_(False)
     model.train()
     assert not model.vision_encoder.training and model.audio_encoder.training
-    batch = collate(tokenizer, [colour_sample("a", "red")])
+    batch = collate(tokenizer, [color_sample("a", "red")])
     answer_loss(model, batch).backward()
     assert all(p.grad is None for p in model.vision_encoder.parameters())
     assert model.image_projector.up_proj.weight.grad.any()
@@ -189,7 +189,7 @@ def test_packed_conversations_do_not_see_each_others_media(
     view = ConversationView(tokenizer, model.config, 64, 1)
 
     def states(first: str) -> torch.Tensor:
-        made = [colour_sample("a", first), colour_sample("b", "green")]
+        made = [color_sample("a", first), color_sample("b", "green")]
         row = [view.example({"__key__": k, **dict(m)}, None) for k, m, _ in made]
         batch = view.collate([row])
         hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
@@ -208,7 +208,7 @@ def test_a_trained_model_looks_and_listens(
 ) -> None:
     """After a few steps on a tiny set the wrong picture or recording makes its answer unlikely."""
     if kind == "image":
-        samples = [colour_sample(name, name) for name in COLOURS]
+        samples = [color_sample(name, name) for name in COLORS]
     else:
         samples = [tone_sample(name, name) for name in TONES]
     batch = collate(tokenizer, samples)
@@ -265,8 +265,8 @@ def test_cached_generation_equals_uncached(
 
 
 def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenizer) -> None:
-    """EOS is trained: a model that has learnt an answer ends it by itself."""
-    batch = collate(tokenizer, [colour_sample("a", "red")])
+    """EOS is trained: a model that has learned an answer ends it by itself."""
+    batch = collate(tokenizer, [color_sample("a", "red")])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
         answer_loss(model, batch).backward()

@@ -52,12 +52,12 @@ def test_a_cpu_has_the_peak_that_is_given_or_none() -> None:
 
 
 def test_figures_are_by_hand_those_of_the_formula() -> None:
-    utilisation = Utilisation(4, Peak(100e12, "a device"), "")
-    figures = utilisation.take(10, 10, model=200e12, hardware=300e12, seconds=2.0)
+    utilization = Utilisation(4, Peak(100e12, "a device"), "")
+    figures = utilization.take(10, 10, model=200e12, hardware=300e12, seconds=2.0)
     assert figures == pytest.approx(
         {"mfu": 0.25, "hfu": 0.375, "model_tflop_per_s": 25.0, "hardware_tflop_per_s": 37.5}
     )
-    assert "4 devices x 100e12 FLOP/s of a device" in utilisation.describe()
+    assert "4 devices x 100e12 FLOP/s of a device" in utilization.describe()
 
 
 def test_without_a_peak_there_are_rates_only() -> None:
@@ -66,13 +66,13 @@ def test_without_a_peak_there_are_rates_only() -> None:
 
 
 def test_the_summary_leaves_the_first_logged_steps_out() -> None:
-    utilisation = Utilisation(1, Peak(10e12, "a device"), "")
-    assert utilisation.summary() == ("", {})
-    utilisation.take(10, 10, 10e12, 10e12, 100.0)
-    assert utilisation.summary()[1]["mfu"] == pytest.approx(0.01)  # nothing else is there
+    utilization = Utilisation(1, Peak(10e12, "a device"), "")
+    assert utilization.summary() == ("", {})
+    utilization.take(10, 10, 10e12, 10e12, 100.0)
+    assert utilization.summary()[1]["mfu"] == pytest.approx(0.01)  # nothing else is there
     for step in (20, 30):
-        utilisation.take(step, 10, 10e12, 20e12, 2.0)
-    text, figures = utilisation.summary()
+        utilization.take(step, 10, 10e12, 20e12, 2.0)
+    text, figures = utilization.summary()
     assert figures["mfu"] == pytest.approx(0.5)
     assert figures["hfu"] == pytest.approx(1.0)
     assert figures["step_time_s"] == pytest.approx(0.2)

@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def group(self) -> int:
-        """Micro-batches of an optimiser step, over all ranks: what decides the reference curve."""
+        """Micro-batches of an optimizer step, over all ranks: what decides the reference curve."""
         return self.num_ranks * self.num_accumulation
 
     @property

@@ -115,7 +115,7 @@ def test_a_signal_to_starting_ranks_is_not_lost(training: Training) -> None:
 
 
 def test_the_time_limit_is_survived(training: Training) -> None:
-    """At least a minute of steps in jobs of two minutes that are signalled a minute before their end."""
+    """At least a minute of steps in jobs of two minutes that are signaled a minute before their end."""
     options = ("--time=2", "--signal=B:USR1@60")  # the script itself would stop later
     job = training.submit("limit", *options, slow_step_s=0.2, num_steps=300)
     assert job.wait(1800) == ["COMPLETED"], job.tail()
@@ -140,13 +140,13 @@ def test_preemption_is_survived(training: Training) -> None:
     assert [step for step, _ in training.curve("preempted")] == list(range(1, 101))
 
 
-def test_a_cancelled_job_does_not_come_back(training: Training) -> None:
-    job = training.submit("cancelled", slow_step_s=0.1, num_steps=1000)
-    training.wait_for_steps("cancelled", job)
+def test_a_canceled_job_does_not_come_back(training: Training) -> None:
+    job = training.submit("canceled", slow_step_s=0.1, num_steps=1000)
+    training.wait_for_steps("canceled", job)
     training.cluster.call("scancel", job.id)
-    assert job.wait(120) == ["CANCELLED"]
+    assert job.wait(120) == ["CANCELED"]
     time.sleep(10)  # a requeued job would start after 5 s
-    assert job.states() == ["CANCELLED"] and job.field("Restarts") == "0"
+    assert job.states() == ["CANCELED"] and job.field("Restarts") == "0"
 
 
 def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Training) -> None:

@@ -84,7 +84,7 @@ def test_a_refused_job_cancels_those_before_it(cluster: PlayedCluster) -> None:
     refused = {"FAKE_REFUSED": "muomni-codec"}
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
     assert code == 2
-    assert "sbatch refused codec (see above); the jobs submitted before it were cancelled" in output
+    assert "sbatch refused codec (see above); the jobs submitted before it were canceled" in output
     assert sorted(cluster.calls[-1].split()) == ["1", "2", "3", "scancel"]
 
 

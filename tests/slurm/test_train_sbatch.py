@@ -24,7 +24,7 @@ def wait_until_up(cluster: PlayedCluster) -> None:
         time.sleep(0.05)
 
 
-def signalled(cluster: PlayedCluster, program: str, **environ: str) -> tuple[int, str]:
+def signaled(cluster: PlayedCluster, program: str, **environ: str) -> tuple[int, str]:
     """Run train.sbatch with ranks played by `program` and signal it once they are up."""
     process = cluster.start("train.sbatch", FAKE_SRUN=program, **environ)
     wait_until_up(cluster)
@@ -104,9 +104,9 @@ def test_requeues_are_bounded(cluster: PlayedCluster) -> None:
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_cancelled_job_stays_cancelled(cluster: PlayedCluster) -> None:
-    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELLED")
-    assert code == 85 and "the job was cancelled" in output
+def test_a_canceled_job_stays_canceled(cluster: PlayedCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELED")
+    assert code == 85 and "the job was canceled" in output
     assert "scontrol requeue 7" not in cluster.calls
 
 
@@ -114,8 +114,8 @@ def test_a_cancelled_job_stays_cancelled(cluster: PlayedCluster) -> None:
     ("state", "end", "sentence"),
     [
         ("PREEMPTED", "Unknown", "Slurm requeues the job itself"),
-        ("COMPLETING", "Unknown", "if it was cancelled, submit the same command"),
-        ("COMPLETING", "2100-01-01T00:00:00", "if it was cancelled, submit the same command"),
+        ("COMPLETING", "Unknown", "if it was canceled, submit the same command"),
+        ("COMPLETING", "2100-01-01T00:00:00", "if it was canceled, submit the same command"),
     ],
 )
 def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
@@ -153,7 +153,7 @@ def test_a_refused_requeue_fails_the_job(cluster: PlayedCluster) -> None:
 
 
 def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: PlayedCluster) -> None:
-    code, output = signalled(cluster, STOPS_AT_SECOND_SIGNAL)
+    code, output = signaled(cluster, STOPS_AT_SECOND_SIGNAL)
     assert code == KILLED
     assert re.search(r"signal USR1 at [\d:]+: the ranks save and stop", output)
     assert cluster.calls[-1] == "scontrol requeue 7"
@@ -178,25 +178,25 @@ def test_a_lost_signal_is_not_waited_for(
 def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
     cluster: PlayedCluster,
 ) -> None:
-    code, output = signalled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
+    code, output = signaled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
     assert code == KILLED
     assert "the ranks did not save within 2 s; the run goes on from its last checkpoint" in output
 
 
-@pytest.mark.parametrize("is_signalled", [True, False])
+@pytest.mark.parametrize("is_signaled", [True, False])
 def test_a_rank_killed_by_the_signal_is_no_failure(
-    cluster: PlayedCluster, is_signalled: bool
+    cluster: PlayedCluster, is_signaled: bool
 ) -> None:
-    if is_signalled:
-        code, _ = signalled(cluster, "touch up; sleep 1 & wait; exit 138")
+    if is_signaled:
+        code, _ = signaled(cluster, "touch up; sleep 1 & wait; exit 138")
     else:
         code, _ = cluster.run("train.sbatch", FAKE_SRUN="exit 138")
-    assert code == (KILLED if is_signalled else 138)
-    assert ("scontrol requeue 7" in cluster.calls) is is_signalled
+    assert code == (KILLED if is_signaled else 138)
+    assert ("scontrol requeue 7" in cluster.calls) is is_signaled
 
 
 def test_a_run_that_finishes_after_the_signal_is_done(cluster: PlayedCluster) -> None:
-    code, _ = signalled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
+    code, _ = signaled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
     assert code == 0
     assert "scontrol requeue 7" not in cluster.calls
 

@@ -90,7 +90,7 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits with its upper eight; Pillow would cut all levels above 255 to white."""
+    """A gray picture of 16 bits with its upper eight; Pillow would cut all levels above 255 to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))

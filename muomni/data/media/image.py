@@ -24,14 +24,14 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     """Decode a picture to uint8 [3, size, size], RGB, the values of a pixel side by side in memory;
     raises as `open_image`.
 
-    The centre square is cut out and resized to `size` (bicubic, antialiased), as CLIP does at
+    The center square is cut out and resized to `size` (bicubic, antialiased), as CLIP does at
     evaluation.
     """
     smallest_side = _REDUCING_GAP * size
     pixels = plain_jpeg(data, smallest_side)
     if pixels is None:
         pixels = np.array(open_image(data, smallest_side))
-    return resized(centre_square(pixels), (size, size)).transpose(2, 0, 1)
+    return resized(center_square(pixels), (size, size)).transpose(2, 0, 1)
 
 
 def plain_jpeg(data: bytes, smallest_side: int) -> np.ndarray | None:
@@ -53,8 +53,8 @@ def plain_jpeg(data: bytes, smallest_side: int) -> np.ndarray | None:
         return None
 
 
-def centre_square(pixels: np.ndarray) -> np.ndarray:
-    """The largest square around the centre of [height, width, 3], in whole pixels."""
+def center_square(pixels: np.ndarray) -> np.ndarray:
+    """The largest square around the center of [height, width, 3], in whole pixels."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -2,7 +2,7 @@
 
 Output samples come in periods: from 22,050 to 16,000 Hz each 320 of them stand over 441 input samples, and
 each has weights of its own (a phase). torchaudio convolves all phases over the whole width of a period,
-459 samples here, of which a phase needs 20. Neighbouring phases need nearly the same samples, so here a
+459 samples here, of which a phase needs 20. Neighboring phases need nearly the same samples, so here a
 few phases at a time are one matrix product over what they need: the same sum without its zeros.
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 from muomni.data.shards.exclusion_mask import KeptSamples
 
 _BLOCKS_KEY, _WINDOW_KEY = 1, 2
-# Small corpora are read from memory: their blocks shrink so that neighbours part.
+# Small corpora are read from memory: their blocks shrink so that neighbors part.
 _MIN_BLOCKS = 1 << 16
 _ROUNDS = 8
 _KEPT_WINDOWS = 4
@@ -74,7 +74,7 @@ class Bijection:
 
 
 def _mixed(values: np.ndarray, key: np.uint64, modulus: int) -> np.ndarray:
-    """A hash of (value, key) below `modulus`: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    """A hash of (value, key) below `modulus`: the finalizer of SplitMix64 (Steele et al., 2014)."""
     x = values.astype(np.uint64) + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -3,7 +3,7 @@
 Nothing here reads a sample. The endless stream of samples (`order`) is cut into windows; inside a window
 samples become *items*: they are packed into rows (`pack`), put into buckets of similar length (`bucket`)
 or stay single (`fixed`). The items of all windows and epochs form one endless stream again: a micro-batch
-is the next few items, an optimiser step the next G micro-batches, of which rank r of W takes r, r+W, ...
+is the next few items, an optimizer step the next G micro-batches, of which rank r of W takes r, r+W, ...
 So no sample is left out, no step is short, every rank has the same number of steps, and any W that
 divides G sees the same steps (contract *Plan* in docs/architecture.md).
 
@@ -117,12 +117,12 @@ class Plan:
 
     # -- what is asked of it -----------------------------------------------------------------------
     def num_steps(self, num_epochs: int) -> int:
-        """Optimiser steps until all samples of so many epochs were seen; the last step is completed
+        """Optimizer steps until all samples of so many epochs were seen; the last step is completed
         by the beginning of the next epoch."""
         return -(-self._num_items(num_epochs) // self._items_per_step)
 
     def step(self, step: int) -> list[MicroBatch]:
-        """The G micro-batches of the optimiser step that follows `step` finished ones."""
+        """The G micro-batches of the optimizer step that follows `step` finished ones."""
         group = self.micro_batches_per_step
         return [self.micro_batch(number) for number in range(step * group, (step + 1) * group)]
 
@@ -299,8 +299,8 @@ def cover(ids: np.ndarray, lengths: np.ndarray, batching: Batching) -> list[Micr
 def like_costs_together(num: int, first: int, group: int, random: tuple[int, ...]) -> list[int]:
     """The order of a window's `num` items, which are sorted by cost and stand at `first` in the stream.
 
-    Whole steps of `group` items get neighbours in cost, and come in random order. The ends of the window
-    share steps with its neighbours: they get items of middling cost.
+    Whole steps of `group` items get neighbors in cost, and come in random order. The ends of the window
+    share steps with its neighbors: they get items of middling cost.
     """
     head = min(num, -first % group)
     num_steps = (num - head) // group

@@ -138,7 +138,7 @@ class Manifest(Section):
     reader: str
     reader_options: dict[str, str] = Field(default_factory=dict)
     split_rule: str
-    licence: str = ""
+    license: str = ""
     sources: tuple[str, ...] = ()
     config_digest: str = ""
     fingerprint: str

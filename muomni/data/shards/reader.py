@@ -106,7 +106,7 @@ class SplitReader:
         start, end = tar.offsets[within], tar.offsets[within + 1]
         if not start <= end <= tar.num_bytes:
             raise DataError(
-                f"{path}{INDEX_SUFFIX} points behind the end of {path} or backwards; {_ADVICE}"
+                f"{path}{INDEX_SUFFIX} points behind the end of {path} or backward; {_ADVICE}"
             )
         try:
             buffer = os.pread(tar.descriptor, end - start, start)

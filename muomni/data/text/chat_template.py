@@ -1,4 +1,4 @@
-"""Conversations as token sequences: the template, media placeholders, what is to be learnt.
+"""Conversations as token sequences: the template, media placeholders, what is to be learned.
 
     <bos> [<system> text] <user> content ... <assistant> answer <eos> <user> ... <assistant> ... <eos>
 

@@ -48,7 +48,7 @@ class CtcUnits:
         return ids
 
     def _merged(self, text: str) -> list[str]:
-        """Join neighbours, the earliest merge first, until no merge applies."""
+        """Join neighbors, the earliest merge first, until no merge applies."""
         pieces = list(text)
         while True:
             ranks = [

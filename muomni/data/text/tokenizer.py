@@ -1,7 +1,7 @@
 """The SentencePiece tokenizer of all stages, with ids for padding, ends, roles and media.
 
 Roles and media are *control* symbols: they have ids, but no text encodes to them, so a user who
-types "<|assistant|>" gets ordinary characters. The text is not normalised (identity), so decoding
+types "<|assistant|>" gets ordinary characters. The text is not normalized (identity), so decoding
 returns what was encoded, except for U+2581, SentencePiece's own mark, which becomes a space.
 Nothing here imports torch.
 """
@@ -31,7 +31,7 @@ _SPACE_MARK = "\u2581"
 
 
 class Spelling(NamedTuple):
-    """`letters` are bytes; `letters[i]` belongs to the token at place `places[i]` of the spelt ids."""
+    """`letters` are bytes; `letters[i]` belongs to the token at place `places[i]` of the spelled ids."""
 
     letters: list[int]
     places: list[int]

@@ -21,7 +21,7 @@ from muomni.data.shards.source import Source
 from muomni.data.text.chat_template import Conversation, ConversationEncoder, read_turns
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.spelt_text import pad_spelt
+from muomni.data.views.spelled_text import pad_spelled
 from muomni.data.views.text import IGNORE
 from muomni.errors import DataError
 
@@ -95,13 +95,15 @@ class ConversationView(View[Conversation]):
 
     def _speech_slots(self, placed: list[tuple[int, Conversation]]) -> Batch:
         spoken = [(base, c, speech) for base, c in placed for speech in c.spoken]
-        spelt = []
+        spelled = []
         for _, conversation, speech in spoken:
             ids = conversation.ids[speech.start : speech.start + speech.num_tokens]
-            spelt.append((ids, self.tokenizer.spell(ids)))
-        text = pad_spelt(spelt, self.tokenizer.pad_id)
+            spelled.append((ids, self.tokenizer.spell(ids)))
+        text = pad_spelled(spelled, self.tokenizer.pad_id)
         places = torch.full(text["text_ids"].shape, self.rows * self.context)
-        for slot, ((base, _, speech), (_, spelling)) in enumerate(zip(spoken, spelt, strict=True)):
+        for slot, ((base, _, speech), (_, spelling)) in enumerate(
+            zip(spoken, spelled, strict=True)
+        ):
             at_tokens = torch.tensor(spelling.places, dtype=torch.long) + base + speech.start
             places[slot, : len(at_tokens)] = at_tokens
         waveforms, lengths = pad_waveforms([speech.waveform for _, _, speech in spoken])

@@ -8,7 +8,7 @@ from muomni.data.text.tokenizer import Spelling
 from muomni.data.views.base import Batch
 
 
-def pad_spelt(texts: Sequence[tuple[list[int], Spelling]], pad_id: int) -> Batch:
+def pad_spelled(texts: Sequence[tuple[list[int], Spelling]], pad_id: int) -> Batch:
     """Token ids and spelling of B texts -> `text_ids`, `letter_ids` and bool `text_mask` [B, Tl].
 
     Without any text there is one empty row.

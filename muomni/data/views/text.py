@@ -37,7 +37,7 @@ class Document:
 
 class TextView(View[Document]):
     """Rows of `context` positions; each document's inputs are its ids but the last, its labels
-    its ids but the first, so that EOS is learnt and nothing is predicted across documents.
+    its ids but the first, so that EOS is learned and nothing is predicted across documents.
 
     A document longer than a row is cut to it; of training documents that is told.
     """

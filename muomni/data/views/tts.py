@@ -1,4 +1,4 @@
-"""Text, spelt, with the recording that speaks it, for the Talker; batched by duration."""
+"""Text, spelled, with the recording that speaks it, for the Talker; batched by duration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Spelling, Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.spelt_text import pad_spelt
+from muomni.data.views.spelled_text import pad_spelled
 from muomni.errors import DataError
 
 
@@ -53,10 +53,10 @@ class TtsView(View[SpokenText]):
 
     def collate(self, rows: list[list[SpokenText]]) -> Batch:
         examples = [example for row in rows for example in row]
-        spelt = [(example.ids, example.spelling) for example in examples]
+        spelled = [(example.ids, example.spelling) for example in examples]
         waveform, lengths = pad_waveforms([example.waveform for example in examples])
         return {
-            **pad_spelt(spelt, self.tokenizer.pad_id),
+            **pad_spelled(spelled, self.tokenizer.pad_id),
             "waveform": waveform,
             "lengths": lengths,
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,

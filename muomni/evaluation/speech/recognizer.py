@@ -36,7 +36,7 @@ class Heard:
     words: str
 
 
-class Recogniser:
+class Recognizer:
     """Transcribes waveforms with an exported audio encoder.
 
     Without a word decoder, `words` are those of the best path.
@@ -65,9 +65,9 @@ class Recogniser:
         return Heard(best_path, " ".join(words))
 
 
-def find_recogniser(
+def find_recognizer(
     runs: tuple[Path, ...], device: torch.device, transcripts: TrainingTranscripts
-) -> Recogniser | None:
+) -> Recognizer | None:
     """Load the audio encoder of the first of `runs` that exported one; warns when there is none.
 
     It may hear the words of `transcripts`. Every rank must call it.
@@ -81,7 +81,7 @@ def find_recogniser(
             tokenizer = Tokenizer.load(export.tokenizer_file)
             units = _trained_units(folder, tokenizer)
             decoder = None if units is None else transcripts.word_decoder(units)
-            return Recogniser(encoder.to(device), tokenizer, decoder)
+            return Recognizer(encoder.to(device), tokenizer, decoder)
     logger.warning(
         "%s has no export of stage %s, so no WER of made speech",
         " or ".join(map(str, runs)),

@@ -17,7 +17,7 @@ from muomni.errors import DataError
 from muomni.evaluation.context import Subject, rank_share
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
 from muomni.evaluation.report import Figure
-from muomni.evaluation.speech.recognizer import find_recogniser
+from muomni.evaluation.speech.recognizer import find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 
 logger = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ class SpeechErrors:
     def __init__(self, subject: Subject, constants: tuple[str, ...] | None = None) -> None:
         runs = tuple(dict.fromkeys((subject.wanted.run, subject.upstream_run)))
         transcripts = TrainingTranscripts(subject)
-        self.recogniser = find_recogniser(runs, subject.device, transcripts)
+        self.recognizer = find_recognizer(runs, subject.device, transcripts)
         self.errors = TranscriptErrors(transcripts.constants() if constants is None else constants)
 
     def add(self, recording: Recording, made: Tensor) -> None:
         """Count the errors in the made waveform [N] and in the original."""
-        if self.recogniser is not None:
+        if self.recognizer is not None:
             hypotheses = {}
             for name, waveform in (("made", made), ("original", recording.waveform)):
-                heard = self.recogniser.transcribe(waveform)
+                heard = self.recognizer.transcribe(waveform)
                 hypotheses[f"{name}, words"] = heard.words
                 hypotheses[f"{name}, best path"] = heard.best_path
             self.errors.add(recording.text, **hypotheses)
@@ -81,9 +81,9 @@ class SpeechErrors:
     def figures(self, made: str) -> list[Figure]:
         """WER and CER of speech called `made` ("decoded_speech") and of the originals.
 
-        Every rank must call it; without a recogniser there are none.
+        Every rank must call it; without a recognizer there are none.
         """
-        if self.recogniser is None:
+        if self.recognizer is None:
             return []
         rates = self.errors.reduce()
         figures = []

@@ -6,7 +6,7 @@ import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.views.base import Batch
-from muomni.data.views.spelt_text import pad_spelt
+from muomni.data.views.spelled_text import pad_spelled
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.codes import CodeCounts
 from muomni.evaluation.metrics.tally import Tally, ratio, watch
@@ -68,11 +68,11 @@ def _free_run(subject: Subject) -> list[Figure]:
     ):
         original_s = len(recording.waveform) / SAMPLE_RATE_HZ
         ids = tokenizer.encode(recording.text)
-        spelt = pad_spelt([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
+        spelled = pad_spelled([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
         speech = speak(
             subject.model,
             codec,
-            *(spelt[name][0].to(subject.device) for name in ("text_ids", "letter_ids")),
+            *(spelled[name][0].to(subject.device) for name in ("text_ids", "letter_ids")),
             max_frames=round((_MAX_STRETCH * original_s + 1) * FRAME_RATE_HZ),
         )
         tally.add("duration", torch.tensor([len(speech.waveform) / SAMPLE_RATE_HZ, original_s]))

@@ -89,7 +89,7 @@ def qwen3_config(config: ThinkerConfig) -> dict[str, Any]:
             "num_experts": config.moe.num_experts,
             "num_experts_per_tok": config.moe.num_experts_per_token,
             "moe_intermediate_size": config.moe.expert_intermediate_size,
-            "norm_topk_prob": config.moe.normalise_top_k,
+            "norm_topk_prob": config.moe.normalize_top_k,
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }

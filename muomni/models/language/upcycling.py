@@ -1,7 +1,7 @@
 """A mixture of experts that begins as the dense model that it is made from.
 
 Sparse upcycling (Komatsuzaki et al. 2023, arXiv:2212.05055): every expert is a copy of the layer's dense
-feed-forward and the router begins at random. The scores of the chosen experts are normalised to sum 1,
+feed-forward and the router begins at random. The scores of the chosen experts are normalized to sum 1,
 so the copies together give what the one gave, whichever are chosen. A shared expert adds to that: its last
 projection begins at zero, the others at random, so it adds nothing at first and learns from the first
 step on. All other weights are those of the dense model.
@@ -35,9 +35,9 @@ def check_upcycling(dense: ThinkerConfig, sparse: ThinkerConfig) -> None:
             f"experts of size {moe.expert_intermediate_size} cannot be copies of a feed-forward of size "
             f"{dense.intermediate_size}; give model.moe.expert_intermediate_size={dense.intermediate_size}"
         )
-    if not moe.normalise_top_k:
+    if not moe.normalize_top_k:
         raise ConfigError(
-            "options.upcycle needs scores that sum to 1; give model.moe.normalise_top_k=true"
+            "options.upcycle needs scores that sum to 1; give model.moe.normalize_top_k=true"
         )
     for name in sorted(ThinkerConfig.model_fields.keys() - _FREE):
         has, wants = getattr(dense, name), getattr(sparse, name)

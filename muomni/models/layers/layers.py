@@ -163,7 +163,7 @@ class Attention(nn.Module):
     """Grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245) through torch's SDPA.
 
     `num_kv_heads == num_heads` is ordinary multi-head attention. Queries and keys are optionally
-    RMS-normalised per head before the rotation (QK-norm), as Qwen3 does.
+    RMS-normalized per head before the rotation (QK-norm), as Qwen3 does.
     """
 
     def __init__(self, config: TransformerConfig, options: StackOptions) -> None:

@@ -84,13 +84,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chosen = logits.gather(1, target)
             largest = logits.amax(dim=1, keepdim=True)
             exponentials = logits.sub_(largest).exp_()
-            normaliser = exponentials.sum(dim=1, keepdim=True)
-            total += ((largest + normaliser.log() - chosen) * is_real).sum()
+            normalizer = exponentials.sum(dim=1, keepdim=True)
+            total += ((largest + normalizer.log() - chosen) * is_real).sum()
             num_correct += ((largest == chosen) & is_real).sum()
             if not (needs_hidden or needs_weight):
                 continue
             # d loss / d logits = softmax - one-hot, zero where nothing is to be predicted.
-            grad = exponentials.mul_(is_real / normaliser)
+            grad = exponentials.mul_(is_real / normalizer)
             grad.scatter_add_(1, target, -is_real.float())
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
@@ -167,6 +167,6 @@ def router_losses(
 
 def _count_assignments(logits: Tensor, top_k: int, real: Tensor, bias: Tensor | None) -> Tensor:
     """How many of the real tokens (`real` [N] is 1 there, else 0) choose each expert: [E]."""
-    _, chosen = route(logits.detach(), top_k, normalise=False, bias=bias)
+    _, chosen = route(logits.detach(), top_k, normalize=False, bias=bias)
     counts = torch.zeros(logits.shape[1], device=logits.device)
     return counts.scatter_add_(0, chosen.reshape(-1), real.repeat_interleave(top_k))

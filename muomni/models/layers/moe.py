@@ -66,7 +66,7 @@ class MoEBlock(nn.Module):
         super().__init__()
         self.num_experts = config.num_experts
         self.top_k = config.num_experts_per_token
-        self.normalise_top_k = config.normalise_top_k
+        self.normalize_top_k = config.normalize_top_k
         self.gate = nn.Linear(hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, hidden_size, config.expert_intermediate_size)
         self.shared_experts = shared_experts
@@ -80,7 +80,7 @@ class MoEBlock(nn.Module):
         """[B, T, d] -> [B, T, d]."""
         tokens = x.reshape(-1, x.shape[-1])
         bias = self.e_score_correction_bias
-        scores, chosen = route(self.gate(tokens), self.top_k, self.normalise_top_k, bias)
+        scores, chosen = route(self.gate(tokens), self.top_k, self.normalize_top_k, bias)
         flat = chosen.reshape(-1)
         counts = torch.bincount(flat, minlength=self.num_experts)
         with torch.no_grad():
@@ -97,7 +97,7 @@ class MoEBlock(nn.Module):
 
 
 def route(
-    logits: Tensor, top_k: int, normalise: bool, bias: Tensor | None = None
+    logits: Tensor, top_k: int, normalize: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Router logits [N, E] -> fp32 scores [N, top_k] and expert numbers [N, top_k].
 
@@ -109,7 +109,7 @@ def route(
     else:
         chosen = torch.topk(scores + bias, top_k, dim=-1).indices
         scores = scores.gather(-1, chosen)
-    if normalise:
+    if normalize:
         scores = scores / scores.sum(dim=-1, keepdim=True)
     return scores, chosen
 

@@ -41,7 +41,7 @@ class LoopDetector:
     """Tells rows that say the same tokens over and over, as greedy decoding of small models does.
 
     A loop is a cycle of at most `MAX_PERIOD` tokens that is said at least three times, and so often
-    that `MIN_REPEATED` tokens repeat others. All on the device, without synchronisation.
+    that `MIN_REPEATED` tokens repeat others. All on the device, without synchronization.
     """
 
     MAX_PERIOD = 24

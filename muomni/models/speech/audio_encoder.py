@@ -1,6 +1,6 @@
 """Speech encoder: waveform -> states at 25 Hz, with a CTC head over subwords.
 
-Log-mel, normalised per utterance, two strided convolutions that make one frame of four, then the
+Log-mel, normalized per utterance, two strided convolutions that make one frame of four, then the
 shared transformer, bidirectional with rotary positions. Every layer ignores what lies beyond a
 recording's length, so a padded batch gives what single recordings give.
 """
@@ -17,7 +17,7 @@ from muomni.models.layers.layers import (
     init_weights,
 )
 from muomni.models.layers.masks import padded_starts, padding_mask
-from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalise_per_utterance
+from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalize_per_utterance
 from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
 
 
@@ -77,7 +77,7 @@ class AudioEncoder(nn.Module):
         SpecAugment applies when `augmentation` is given, with one of `seeds` [B] a sample.
         """
         log_mel, mel_lengths = self.log_mel(waveform, lengths)
-        features = normalise_per_utterance(log_mel, mel_lengths)
+        features = normalize_per_utterance(log_mel, mel_lengths)
         if augmentation is not None:
             if seeds is None:
                 raise ValueError("SpecAugment needs one seed a sample")

@@ -1,9 +1,9 @@
 """Speech codec: log-mel at 100 Hz <-> K codes a frame at 25 Hz.
 
-A convolutional encoder halves the frame rate twice, a residual quantiser turns each frame into K
+A convolutional encoder halves the frame rate twice, a residual quantizer turns each frame into K
 codes, and a mirrored decoder gives the mel spectrogram back (van den Oord et al., 2017; residual
 codebooks after Zeghidour et al., 2021). Every layer zeroes what lies beyond the length, so a padded
-batch gives what single recordings give. The quantiser's codebooks are buffers; see `quantizer.py`
+batch gives what single recordings give. The quantizer's codebooks are buffers; see `quantizer.py`
 for how a trainer updates them.
 """
 
@@ -19,10 +19,10 @@ from muomni.models.layers.recompute import BlockRunner
 from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,
-    denormalise_fixed,
+    denormalize_fixed,
     length_mask,
     log_mel_flops,
-    normalise_fixed,
+    normalize_fixed,
 )
 from muomni.models.speech.quantizer import QuantizerStatistics, ResidualQuantizer
 
@@ -74,7 +74,7 @@ class ResidualConv(nn.Module):
 
 
 class MelEncoder(BlockRunner):
-    """Normalised log-mel [B, T, num_mels] -> latents [B, T / 4, latent_size]."""
+    """Normalized log-mel [B, T, num_mels] -> latents [B, T / 4, latent_size]."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class MelEncoder(BlockRunner):
 
 
 class MelDecoder(BlockRunner):
-    """Latents [B, Tf, latent_size] -> normalised log-mel [B, 4 * Tf, num_mels]."""
+    """Latents [B, Tf, latent_size] -> normalized log-mel [B, 4 * Tf, num_mels]."""
 
     block_lists = ("blocks", "smooth")
 
@@ -118,7 +118,7 @@ class MelDecoder(BlockRunner):
         self.blocks = nn.ModuleList(
             ResidualConv(hidden, dilation=2**i) for i in range(config.num_blocks)
         )
-        # A pointwise convolution that yields two frames a frame has no overlap artefacts.
+        # A pointwise convolution that yields two frames a frame has no overlap artifacts.
         self.up = nn.ModuleList(nn.Conv1d(hidden, 2 * hidden, 1) for _ in range(2))
         self.smooth = nn.ModuleList(ResidualConv(hidden, dilation=1) for _ in range(2))
         self.norm = ChannelNorm(hidden)
@@ -169,16 +169,16 @@ class Codec(nn.Module):
         target, mel_lengths = self.log_mel(waveform, lengths)
         latents, code_lengths = self._encode_mel(target, mel_lengths)
         valid = length_mask(code_lengths, latents.shape[1])
-        quantised = self.quantizer(latents, valid, seeds)
-        mel = self.decoder(quantised.quantised, code_lengths)[:, : target.shape[1]]
+        quantized = self.quantizer(latents, valid, seeds)
+        mel = self.decoder(quantized.quantized, code_lengths)[:, : target.shape[1]]
         return CodecOutput(
-            mel=denormalise_fixed(mel.float()),
+            mel=denormalize_fixed(mel.float()),
             target=target,
             mel_lengths=mel_lengths,
-            codes=quantised.codes,
+            codes=quantized.codes,
             code_lengths=code_lengths,
-            commitment=quantised.commitment,
-            statistics=quantised.statistics,
+            commitment=quantized.commitment,
+            statistics=quantized.statistics,
         )
 
     @torch.no_grad()
@@ -197,17 +197,17 @@ class Codec(nn.Module):
         """
         if code_lengths is None:
             code_lengths = torch.full(codes.shape[:1], codes.shape[1], device=codes.device)
-        mel = denormalise_fixed(
+        mel = denormalize_fixed(
             self.decoder(self.quantizer.decode(codes), code_lengths).float()
         ).clamp(min=LOG_FLOOR)
         valid = length_mask(code_lengths * FRAME_SUBSAMPLING, mel.shape[1])
         return mel.masked_fill(~valid[:, :, None], LOG_FLOOR)
 
     def _encode_mel(self, mel: Tensor, mel_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        normalised = normalise_fixed(mel, mel_lengths)
+        normalized = normalize_fixed(mel, mel_lengths)
         # Whole groups of four frames, so that every code frame sees four.
-        normalised = F.pad(normalised, (0, 0, 0, -mel.shape[1] % FRAME_SUBSAMPLING))
-        return self.encoder(normalised, mel_lengths), num_code_frames(mel_lengths)
+        normalized = F.pad(normalized, (0, 0, 0, -mel.shape[1] % FRAME_SUBSAMPLING))
+        return self.encoder(normalized, mel_lengths), num_code_frames(mel_lengths)
 
 
 def num_code_frames(mel_lengths: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """CTC loss that says which samples it cannot fit, and greedy decoding (Graves et al., 2006).
 
-CTC needs one frame a label and one more between equal neighbours. A sample with fewer frames has
+CTC needs one frame a label and one more between equal neighbors. A sample with fewer frames has
 infinite loss; here it is left out with zero weight and counted, never hidden. The blank is id 0,
 the tokenizer's pad id, which no transcript holds.
 """

@@ -1,6 +1,6 @@
 """Waveform to log-mel spectrogram, always in fp32, the same for a padded batch and single samples.
 
-Frame t is centred on sample t * hop; samples outside the recording count as zero, so a recording of
+Frame t is centered on sample t * hop; samples outside the recording count as zero, so a recording of
 N samples has ceil(N / hop) frames. Mel filters follow Slaney's scale and unit-area norm (Slaney,
 Auditory Toolbox, 1998): HTK filters below 500 Hz would be narrower than a bin of a 512-point FFT.
 Values are natural logarithms of mel *magnitudes*, floored at `LOG_FLOOR`.
@@ -20,7 +20,7 @@ from muomni.config.models import SAMPLE_RATE_HZ, MelConfig
 
 MAGNITUDE_FLOOR = 1e-5
 LOG_FLOOR = math.log(MAGNITUDE_FLOOR)
-# Mean and spread of the log-mel of speech on average: close enough to centre it, and constant,
+# Mean and spread of the log-mel of speech on average: close enough to center it, and constant,
 # so that it can be undone.
 SPEECH_LOG_MEAN = -4.5
 SPEECH_LOG_STD = 2.5
@@ -100,30 +100,30 @@ class LogMel(nn.Module):
             return log_mel.masked_fill(~valid[:, :, None], LOG_FLOOR), frame_lengths
 
 
-def normalise_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
+def normalize_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
     """Give each mel channel of each utterance zero mean and unit variance over its valid frames.
 
     Takes and returns [B, T, num_mels] fp32; frames beyond the length become zero. Removes gain and
-    microphone colour, which an encoder should not depend on. Cannot be undone.
+    microphone color, which an encoder should not depend on. Cannot be undone.
     """
     valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
     num_valid = frame_lengths.clamp(min=1)[:, None, None]
     mean = (log_mel * valid).sum(1, keepdim=True) / num_valid
-    centred = (log_mel - mean) * valid
-    variance = centred.square().sum(1, keepdim=True) / num_valid
+    centered = (log_mel - mean) * valid
+    variance = centered.square().sum(1, keepdim=True) / num_valid
     # The floor keeps a recording of one frame, or of silence, at zero in place of dividing by it.
-    return centred / (variance.sqrt() + 1e-2)
+    return centered / (variance.sqrt() + 1e-2)
 
 
-def normalise_fixed(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
-    """Centre and scale [B, T, num_mels] by constants; frames beyond the length become zero."""
+def normalize_fixed(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
+    """Center and scale [B, T, num_mels] by constants; frames beyond the length become zero."""
     valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
     return (log_mel - SPEECH_LOG_MEAN) / SPEECH_LOG_STD * valid
 
 
-def denormalise_fixed(normalised: Tensor) -> Tensor:
-    """Undo `normalise_fixed` (padding excepted): back to log-mel."""
-    return normalised * SPEECH_LOG_STD + SPEECH_LOG_MEAN
+def denormalize_fixed(normalized: Tensor) -> Tensor:
+    """Undo `normalize_fixed` (padding excepted): back to log-mel."""
+    return normalized * SPEECH_LOG_STD + SPEECH_LOG_MEAN
 
 
 def log_mel_flops(config: MelConfig, num_frames: int) -> int:

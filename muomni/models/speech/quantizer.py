@@ -1,6 +1,6 @@
-"""Residual vector quantiser whose codebooks learn by moving averages, not by gradients.
+"""Residual vector quantizer whose codebooks learn by moving averages, not by gradients.
 
-Each codebook quantises what the ones before it left over (van den Oord et al., 2017; Zeghidour et
+Each codebook quantizes what the ones before it left over (van den Oord et al., 2017; Zeghidour et
 al., "SoundStream", 2021). Codebooks are fp32 buffers. The forward pass never changes them: in
 training it returns `QuantizerStatistics`, plain sums that a trainer adds up over micro-batches and
 ranks and then gives to `ResidualQuantizer.update` once an optimizer step. The result is the same
@@ -52,7 +52,7 @@ class QuantizerOutput(NamedTuple):
     A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
     """
 
-    quantised: Tensor  # [B, T, d] fp32; its gradient passes straight through to the latents
+    quantized: Tensor  # [B, T, d] fp32; its gradient passes straight through to the latents
     codes: Tensor  # [B, T, K] int64, zero on padding
     commitment: Tensor  # fp32 scalar: sum over valid frames and codebooks of the mean square error
     statistics: QuantizerStatistics | None  # in training only
@@ -100,13 +100,13 @@ class ResidualQuantizer(nn.Module):
         return self
 
     def forward(self, latents: Tensor, valid: Tensor, seeds: Tensor | None) -> QuantizerOutput:
-        """Quantise latents [B, T, d] where `valid` [B, T] is true.
+        """Quantize latents [B, T, d] where `valid` [B, T] is true.
 
         `seeds` [B] int64 names each sample, independent of its place in the batch; it decides
         which latents become candidates. Needed in training mode, ignored otherwise.
         """
         if self.training and seeds is None:
-            raise ValueError("the quantiser needs one seed a sample in training mode")
+            raise ValueError("the quantizer needs one seed a sample in training mode")
         latents = latents.float()
         residual = latents
         total = torch.zeros_like(latents)
@@ -123,11 +123,11 @@ class ResidualQuantizer(nn.Module):
             total = total + vector
             codes.append(code)
         stacked = torch.stack(codes, -1)
-        quantised = (latents + (total - latents).detach()) * valid[:, :, None]
+        quantized = (latents + (total - latents).detach()) * valid[:, :, None]
         statistics = None
         if self.training and seeds is not None:
             statistics = self._statistics(torch.stack(residuals), stacked, valid, seeds)
-        return QuantizerOutput(quantised, stacked, commitment, statistics)
+        return QuantizerOutput(quantized, stacked, commitment, statistics)
 
     @torch.no_grad()
     def encode(self, latents: Tensor, valid: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class SpecAugmentConfig(Section):
 def spec_augment(
     features: Tensor, frame_lengths: Tensor, seeds: Tensor, config: SpecAugmentConfig
 ) -> Tensor:
-    """Return normalised features [B, T, M] with masked places set to zero, the mean.
+    """Return normalized features [B, T, M] with masked places set to zero, the mean.
 
     `frame_lengths` and `seeds` (int64) are [B]; a time mask covers at most `max_time_share` of the
     valid frames of its sample. For training only: the caller decides when.

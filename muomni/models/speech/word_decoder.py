@@ -1,7 +1,7 @@
 """CTC decoding that says only the words of a list: prefix beam search over a trie of their spellings.
 
 A hypothesis is a sequence of finished words and a place in the trie; its probability is summed over
-the paths that lead there (Graves, "Supervised Sequence Labelling with Recurrent Neural Networks",
+the paths that lead there (Graves, "Supervised Sequence Labeling with Recurrent Neural Networks",
 2012; Hannun et al., 2014, arXiv:1408.2873). A word is weighted with its unigram probability, and
 before it ends with that of the likeliest word that it can become, so that the beam need not be wide.
 

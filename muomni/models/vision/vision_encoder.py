@@ -46,14 +46,14 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class token [B, D] and the patch tokens [B, P, D], row by row of the picture.
 
-        `pixels` [B, 3, S, S] are RGB, uint8 in 0..255 or float in 0..1; this module normalises
+        `pixels` [B, 3, S, S] are RGB, uint8 in 0..255 or float in 0..1; this module normalizes
         them. Raises ValueError when S is not the config's image size.
         """
         side = self.config.image_size
         if pixels.shape[1:] != (3, side, side):
             shape = tuple(pixels.shape)
             raise ValueError(f"the vision tower takes pixels [B, 3, {side}, {side}], not {shape}")
-        x = normalise_pixels(pixels).to(self.patch_embedding.weight.dtype)
+        x = normalize_pixels(pixels).to(self.patch_embedding.weight.dtype)
         x = self.patch_embedding(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
         x = self.stack(self.input_norm(x + self.position_embedding))
@@ -73,7 +73,7 @@ def clip_stack_options(norm_eps: float, is_causal: bool) -> StackOptions:
     )
 
 
-def normalise_pixels(pixels: Tensor) -> Tensor:
+def normalize_pixels(pixels: Tensor) -> Tensor:
     """Return [B, 3, H, W] in fp32 with CLIP's statistics; takes uint8 in 0..255 or float in 0..1."""
     if pixels.dtype == torch.uint8:
         pixels = pixels.float() / 255

@@ -1,8 +1,8 @@
 """Completes a DeepSpeed JSON from the run config, and refuses one that contradicts it.
 
-The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
+The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelizm). Batch sizes,
 precision, clipping, optimizer and schedule belong to the run config; DeepSpeed itself does not check
-for unknown sections, so a misspelt one would silently be off: here it is an error.
+for unknown sections, so a misspelled one would silently be off: here it is an error.
 """
 
 import json
@@ -77,7 +77,7 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
         )
-    # DeepSpeed refuses a misspelt key of this section, too, but by a traceback on every rank.
+    # DeepSpeed refuses a misspelled key of this section, too, but by a traceback on every rank.
     validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
     return content
 

@@ -191,7 +191,7 @@ class Engine:
         self._own_skips.zero_()
         return int(self.deepspeed.skipped_steps)
 
-    def first_spoilt_weight(self) -> str | None:
+    def first_spoiled_weight(self) -> str | None:
         """The first parameter or buffer that is not finite on any rank, or None; every rank must call it."""
         weights = {name: _own_elements(p) for name, p in self.task.named_parameters()}
         weights |= {n: b for n, b in self.task.named_buffers() if b.is_floating_point()}
@@ -298,7 +298,7 @@ class Engine:
 
 
 def _own_elements(parameter: nn.Parameter) -> torch.Tensor:
-    """A parameter, or under ZeRO-3 this rank's part of it without the uninitialised padding at its end."""
+    """A parameter, or under ZeRO-3 this rank's part of it without the uninitialized padding at its end."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter
     divided: Any = parameter

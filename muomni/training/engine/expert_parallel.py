@@ -4,7 +4,7 @@ AutoEP replaces every `MoEBlock` when the engine starts: each rank of an expert-
 num_experts / autoep_size experts, and tokens travel to them by all-to-all. The user's JSON says only that
 it is on and how wide it is; names and routing come from the model, so that the two cannot disagree.
 Rank r of a group holds experts r * n to (r + 1) * n - 1; gathered in rank order they lie at their numbers.
-AutoEP's layers are recognised by their mark here, since only the engine may import DeepSpeed.
+AutoEP's layers are recognized by their mark here, since only the engine may import DeepSpeed.
 """
 
 import math
@@ -43,7 +43,7 @@ SHARED_LAYOUT = {"has_shared_experts": True, "shared_experts_pattern": "shared_e
 
 
 def is_enabled(engine_json: dict[str, Any]) -> bool:
-    """Whether the engine JSON asks for expert parallelism; a section without `enabled` does."""
+    """Whether the engine JSON asks for expert parallelizm; a section without `enabled` does."""
     section = engine_json.get(SECTION)
     return section is not None and bool(section.get("enabled", True))
 
@@ -85,7 +85,7 @@ def complete_section(
         "enabled": True,
         "autoep_size": size,
         "top_k": moe.num_experts_per_token,
-        "route_norm": moe.normalise_top_k,
+        "route_norm": moe.normalize_top_k,
     }
     return {**engine_json, SECTION: completed}
 

@@ -39,7 +39,7 @@ class ParameterGroup:
 
     def __str__(self) -> str:
         return (
-            f"optimises {self.kind} of {', '.join(self.patterns)}: {_count(self.parameters)} parameters, "
+            f"optimizes {self.kind} of {', '.join(self.patterns)}: {_count(self.parameters)} parameters, "
             f"lr {self.lr:g}, weight decay {self.weight_decay:g}{' by Muon' if self.is_muon else ''}"
         )
 

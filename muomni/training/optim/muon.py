@@ -1,6 +1,6 @@
 """Muon for hidden matrices, AdamW for all other parameters, in one optimizer.
 
-DeepSpeed has a Muon of its own for ZeRO 1-3, but it orthogonalises gradients before it clips them:
+DeepSpeed has a Muon of its own for ZeRO 1-3, but it orthogonalizes gradients before it clips them:
 `optim.max_grad_norm` then limits the size of updates, and with it that of all other gradients of the step.
 In DeepSpeed 0.19.8 a limit of 1 cuts the update of one 16 x 16 matrix from norm 2.02 to 1.00 under ZeRO 1
 and 2, however small its gradient was. So Muon runs without ZeRO here, where whole matrices lie on each

@@ -21,7 +21,7 @@ from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.training.flops import FlopCounter, count_audio_encoder
-from muomni.training.stage import Artefact, Stage, StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageOutput, Sums
 
 _NUM_SAMPLE_OUTPUTS = 8
 
@@ -137,7 +137,7 @@ class AudioEncoderStage(Stage):
 
     def sample_outputs(
         self, task: AudioEncoderTask, source: Source, folder: Path
-    ) -> Iterator[Artefact]:
+    ) -> Iterator[Artifact]:
         view, lines = self.view(), []
         for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
             utterance = view.example(source.read(index), None)
@@ -151,4 +151,4 @@ class AudioEncoderStage(Stage):
             lines.append(f"spoken: {spoken}\nheard:  {heard}\n")
         path = folder / "audio_encoder.txt"
         path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artefact(path, "text")
+        yield Artifact(path, "text")

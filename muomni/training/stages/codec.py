@@ -23,7 +23,7 @@ from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
 from muomni.models.speech.vocoder import mel_to_waveform
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_codec
-from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
 
 _NUM_SAMPLE_OUTPUTS = 2
 
@@ -107,7 +107,7 @@ class CodecStage(Stage):
             figures["code_perplexity"] = float(code_perplexity(self._code_counts).mean())
         return figures
 
-    def sample_outputs(self, task: CodecTask, source: Source, folder: Path) -> Iterator[Artefact]:
+    def sample_outputs(self, task: CodecTask, source: Source, folder: Path) -> Iterator[Artifact]:
         codec = task.codec
         for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
             waveform, lengths = pad_waveforms([read_recording(source.read(index))])
@@ -118,6 +118,6 @@ class CodecStage(Stage):
             picture, sound = folder / f"codec_{index}.png", folder / f"codec_{index}.wav"
             mels = [target[0].cpu().numpy(), mel.cpu().numpy()]
             write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artefact(picture, "image")
+            yield Artifact(picture, "image")
             write_waveform(sound, mel_to_waveform(mel, codec.config.mel).cpu().numpy())
-            yield Artefact(sound, "audio")
+            yield Artifact(sound, "audio")

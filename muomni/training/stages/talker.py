@@ -1,4 +1,4 @@
-"""Stage `talker`: speech codes from text, with a learnt stop.
+"""Stage `talker`: speech codes from text, with a learned stop.
 
 The codes come from the frozen codec. Here the Talker sees the text alone; stage `sft` adds the Thinker's
 states through a projection that starts at zero, and so begins with exactly this stage's Talker.
@@ -24,7 +24,7 @@ from muomni.models.speech.speech_output import speak
 from muomni.models.speech.talker import Talker, num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_talker
-from muomni.training.stage import Artefact, Stage, StageContext, StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
 from muomni.training.stages.frozen_codec import FrozenCodec
 
 _NUM_SAMPLE_OUTPUTS = 2
@@ -105,7 +105,7 @@ class TalkerStage(Stage):
         accuracies = [ratios[f"accuracy_{k}"] for k in range(self.codec.config.num_codebooks)]
         return {**ratios, "accuracy": sum(accuracies) / len(accuracies)}
 
-    def sample_outputs(self, task: TalkerTask, source: Source, folder: Path) -> Iterator[Artefact]:
+    def sample_outputs(self, task: TalkerTask, source: Source, folder: Path) -> Iterator[Artifact]:
         """Speak the first held-out texts; each picture holds the recording's and the made mel."""
         codec, view, device = self.codec.codec, self.view(), self.context.device
         for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
@@ -118,6 +118,6 @@ class TalkerStage(Stage):
             picture, sound = folder / f"talker_{index}.png", folder / f"talker_{index}.wav"
             mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
             write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artefact(picture, "image")
+            yield Artifact(picture, "image")
             write_waveform(sound, speech.waveform.cpu().numpy())
-            yield Artefact(sound, "audio")
+            yield Artifact(sound, "audio")

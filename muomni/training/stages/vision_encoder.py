@@ -1,6 +1,6 @@
 """Stage `vision_encoder`: pictures and captions that belong together get like embeddings.
 
-A loss over all pairs of an optimiser step, on all ranks and in all micro-batches, is no sum of losses
+A loss over all pairs of an optimizer step, on all ranks and in all micro-batches, is no sum of losses
 within micro-batches. With accumulation, the features of all micro-batches are computed first, without
 gradient, and each backward pass then sees all of them (`muomni/models/vision/contrastive.py`). With one
 micro-batch a rank, features are gathered inside the one forward pass. docs/contrastive.md has what
@@ -33,7 +33,7 @@ from muomni.models.vision.contrastive import (
     sigmoid_surrogate,
 )
 from muomni.training.flops import FlopCounter, count_clip
-from muomni.training.stage import Artefact, Stage, StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageOutput, Sums
 
 _NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"
@@ -219,7 +219,7 @@ class VisionEncoderStage(Stage):
 
     def sample_outputs(
         self, task: VisionEncoderTask, source: Source, folder: Path
-    ) -> Iterator[Artefact]:
+    ) -> Iterator[Artifact]:
         view = self.view()
         pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
         batch = view.collate([[pair] for pair in pairs])
@@ -234,4 +234,4 @@ class VisionEncoderStage(Stage):
         ]
         path = folder / "vision_encoder.txt"
         path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artefact(path, "text")
+        yield Artifact(path, "text")

@@ -8,7 +8,7 @@ import soundfile
 from PIL import Image, ImageOps
 
 from muomni.data.media.decode import audio_facts, decode_audio, open_image, read_audio
-from muomni.data.media.image import centre_square, decode_image, plain_jpeg
+from muomni.data.media.image import center_square, decode_image, plain_jpeg
 from muomni.errors import DataError
 
 
@@ -44,7 +44,7 @@ def test_transparency_is_laid_on_white() -> None:
     assert (decode_image(_encode(palette, transparency=0), 8) == 255).all()
 
 
-def test_shorter_side_is_resized_and_centre_kept() -> None:
+def test_shorter_side_is_resized_and_center_kept() -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
     array = decode_image(_encode(image), 50)
@@ -79,10 +79,10 @@ def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_s
 
 @pytest.mark.parametrize("shape", [(200, 150), (151, 200), (40, 40), (30, 50)])
 def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, int]) -> None:
-    """And resized as Pillow does it: the two round a few values to neighbouring levels."""
+    """And resized as Pillow does it: the two round a few values to neighboring levels."""
     data = jpeg(*shape)
     assert open_image(data, 128).size == shape
-    square = Image.fromarray(centre_square(np.array(open_image(data))))
+    square = Image.fromarray(center_square(np.array(open_image(data))))
     resized = square.resize((64, 64), Image.Resampling.BICUBIC)
     expected = np.asarray(resized, dtype=int).transpose(2, 0, 1)
     difference = np.abs(decode_image(data, 64) - expected)

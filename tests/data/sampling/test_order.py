@@ -79,10 +79,10 @@ def test_a_thousand_millions_are_as_quick_as_a_thousand() -> None:
     assert epochs.tolist() == [2] * 40 + [3] * 40
     assert ids.max() > 5 * 10**8 and len(set(ids.tolist())) == 80
     window = order.draws(0, 2048)[0]
-    assert len(np.unique(window // 32)) <= 66  # neighbours on disk are drawn together
+    assert len(np.unique(window // 32)) <= 66  # neighbors on disk are drawn together
 
 
-def test_neighbours_part_and_epochs_differ() -> None:
+def test_neighbors_part_and_epochs_differ() -> None:
     for num_samples in (500, 5_000, 300_000):
         order = order_of(num_samples)
         (first, _), (second, _) = order.draws(0, 500), order.draws(num_samples, num_samples + 500)

@@ -175,7 +175,7 @@ def test_buckets_waste_little_and_ranks_seldom_wait() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(1, 12))
-def test_whole_steps_of_a_window_hold_neighbours_in_cost(num: int, first: int, group: int) -> None:
+def test_whole_steps_of_a_window_hold_neighbors_in_cost(num: int, first: int, group: int) -> None:
     places = like_costs_together(num, first, group, (1, 2))
     assert sorted(places) == list(range(num))
     head = min(num, -first % group)

@@ -10,7 +10,7 @@ from muomni.config.models import OmniConfig
 from muomni.data.text.chat_template import ConversationEncoder, Part, Turn, read_turns
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
-from tests.conversations import AUDIO_0, COLOURS, IMAGE_0, omni_config, png, text_part, tone
+from tests.conversations import AUDIO_0, COLORS, IMAGE_0, omni_config, png, text_part, tone
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_the_template_has_roles_boundaries_placeholders_and_ends(
         ("user", [IMAGE_0, text_part("the door"), {"type": "audio", "name": "1.wav"}]),
         ("assistant", [text_part("red")]),
     )
-    media = {"0.png": png(COLOURS["red"]), "1.wav": tone(440, 0.4)}
+    media = {"0.png": png(COLORS["red"]), "1.wav": tone(440, 0.4)}
     made = encoder.encode(asked, media, 100)
     # 0.4 s are 10 encoder frames, two of which share a position.
     expected = [
@@ -57,10 +57,10 @@ def test_media_follow_the_order_of_the_text(encoder: ConversationEncoder) -> Non
         ("user", [text_part("again"), IMAGE_0]),
         ("assistant", [text_part("red")]),
     )
-    media = {"0.png": png(COLOURS["red"]), "1.png": png(COLOURS["blue"]), "2.wav": tone(440)}
+    media = {"0.png": png(COLORS["red"]), "1.png": png(COLORS["blue"]), "2.wav": tone(440)}
     made = encoder.encode(asked, media, 200)
     assert [tuple(image.pixels[:, 5, 5]) for image in made.images] == [
-        COLOURS["red"], COLOURS["blue"], COLOURS["red"],
+        COLORS["red"], COLORS["blue"], COLORS["red"],
     ]  # fmt: skip
     starts = [image.start for image in made.images]
     assert starts == sorted(starts) and made.audios[0].start < starts[0]
@@ -112,7 +112,7 @@ def test_a_long_conversation_is_cut_after_the_last_answer_that_fits(
 
 def test_a_prompt_is_the_start_of_the_trained_sequence(encoder: ConversationEncoder) -> None:
     asked = turns(("user", [IMAGE_0, text_part("the door")]), ("assistant", [text_part("red")]))
-    media = {"0.png": png(COLOURS["red"])}
+    media = {"0.png": png(COLORS["red"])}
     prompt, whole = encoder.prompt(asked[:1], media), encoder.encode(asked, media, 100)
     assert prompt.ids == whole.ids[: len(prompt.ids)]
     assert whole.answers[len(prompt.ids)] == 1 and whole.answers[len(prompt.ids) - 1] == 0

@@ -15,8 +15,8 @@ from muomni.data.views.conversation import ConversationView
 from muomni.data.views.text import IGNORE
 from muomni.errors import DataError
 from tests.conversations import (
-    COLOURS,
-    colour_sample,
+    COLORS,
+    color_sample,
     omni_config,
     sample,
     speech_sample,
@@ -41,7 +41,7 @@ def read(view: ConversationView, made: Sample) -> Conversation:
 def test_only_answers_and_their_ends_are_predicted(
     view: ConversationView, tokenizer: Tokenizer
 ) -> None:
-    first, second = colour_sample("a", "red"), tone_sample("b", "low")
+    first, second = color_sample("a", "red"), tone_sample("b", "low")
     batch = view.collate([[read(view, first), read(view, second)], []])
     predicted = batch["labels"][batch["labels"] != IGNORE].tolist()
     eos = tokenizer.eos_id
@@ -58,7 +58,7 @@ def test_only_answers_and_their_ends_are_predicted(
 
 
 def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer: Tokenizer) -> None:
-    samples = [colour_sample("a", "red"), tone_sample("b", "low"), colour_sample("c", "blue")]
+    samples = [color_sample("a", "red"), tone_sample("b", "low"), color_sample("c", "blue")]
     batch = view.collate(
         [[read(view, samples[0]), read(view, samples[1])], [read(view, samples[2])]]
     )
@@ -68,7 +68,7 @@ def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer:
     assert batch["image_places"].flatten().tolist() == image_places
     assert batch["audio_places"].flatten().tolist() == audio_places
     assert [tuple(image[:, 0, 0].tolist()) for image in batch["images"]] == [
-        COLOURS["red"], COLOURS["blue"],
+        COLORS["red"], COLORS["blue"],
     ]  # fmt: skip
     assert bool(batch["sees_image"][0].any()) and bool(batch["sees_audio"][0].any())
     assert not batch["sees_audio"][1].any()
@@ -77,7 +77,7 @@ def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer:
 def test_every_slot_is_there_when_nothing_fills_it(view: ConversationView) -> None:
     text = sample("t", [("user", [text_part("again")]), ("assistant", [text_part("again")])])
     full = view.collate(
-        [[read(view, colour_sample("a", "red"))], [read(view, speech_sample("s", "low"))]]
+        [[read(view, color_sample("a", "red"))], [read(view, speech_sample("s", "low"))]]
     )
     for batch in (view.collate([]), view.collate([[read(view, text)], []])):
         assert batch.keys() == full.keys()
@@ -124,7 +124,7 @@ def test_planned_rows_hold_all_conversations_of_an_epoch(
 def test_a_sample_with_broken_media_is_left_out_and_named(
     tmp_path: Path, view: ConversationView
 ) -> None:
-    key, members, _ = colour_sample("cat", "red")
+    key, members, _ = color_sample("cat", "red")
     broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
     with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken picture"):
         view.example(broken, None)

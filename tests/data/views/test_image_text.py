@@ -23,10 +23,10 @@ def view(tokenizer: Tokenizer) -> ImageTextView:
     return ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0))
 
 
-def sample(key: str = "k1", colour: str = "red") -> dict[str, object]:
+def sample(key: str = "k1", color: str = "red") -> dict[str, object]:
     return {
         "__key__": key,
-        "png": picture(colour, "square"),
+        "png": picture(color, "square"),
         "json": b'{"captions": ["a red door", "the cat", "the old river"]}',
     }
 
@@ -59,9 +59,9 @@ def test_transparency_is_white_and_augmentation_moves_on_white(view: ImageTextVi
         for epoch in range(12)
     ]
     areas = [int(mask.sum()) for mask in red]
-    centres = {tuple(np.argwhere(mask).mean(0).round()) for mask in red}
+    centers = {tuple(np.argwhere(mask).mean(0).round()) for mask in red}
     whole = int(((plain[0] > 200) & (plain[1] < 80)).sum())
-    assert min(areas) < 0.6 * whole and max(areas) <= whole + 2 * 32 and len(centres) > 6
+    assert min(areas) < 0.6 * whole and max(areas) <= whole + 2 * 32 and len(centers) > 6
 
 
 def test_the_same_stream_gives_the_same_pair(view: ImageTextView) -> None:

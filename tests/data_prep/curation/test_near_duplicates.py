@@ -94,11 +94,11 @@ def test_the_same_picture_in_another_form(seed: int) -> None:
     assert not _are_alike(original, _encoded(picture.rotate(90)))
 
 
-def test_colour_counts_and_plain_surfaces_resemble_none() -> None:
+def test_color_counts_and_plain_surfaces_resemble_none() -> None:
     dots = []
-    for colour in ("orange", "deepskyblue"):
+    for color in ("orange", "deepskyblue"):
         dot = Image.new("RGB", (100, 100), "white")
-        ImageDraw.Draw(dot).ellipse([40, 40, 60, 60], fill=colour)
+        ImageDraw.Draw(dot).ellipse([40, 40, 60, 60], fill=color)
         dots.append(_encoded(dot))
     assert not _are_alike(*dots)
     assert look_of(_encoded(Image.new("RGB", (50, 50), "red"))) is None

@@ -205,11 +205,11 @@ def test_inspect_pictures(
     assert sum("thing number" in line for line in lines) == 5
     assert len({line.index("thing") for line in lines[1:6]}) == 1
     shown = Image.open(tmp_path / "sheet.png")
-    # Two rows of four; what lies in a tile is the picture's colour.
+    # Two rows of four; what lies in a tile is the picture's color.
     key = str(SplitReader(Manifest.load(dataset), "train").read(4)["__key__"])
     height = shown.height // 2
-    colour = Image.open(io.BytesIO(picture(int(key)))).convert("RGB").getpixel((0, 0))
-    assert shown.getpixel((78, height + 78)) == colour
+    color = Image.open(io.BytesIO(picture(int(key)))).convert("RGB").getpixel((0, 0))
+    assert shown.getpixel((78, height + 78)) == color
 
 
 def test_inspect_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

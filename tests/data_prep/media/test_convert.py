@@ -62,7 +62,7 @@ def test_a_part_has_the_same_samples(
     np.testing.assert_array_equal(soundfile.read(io.BytesIO(left), dtype=dtype)[0], part[:, 0])
 
 
-def test_neighbouring_parts_share_no_sample(tmp_path: Path) -> None:
+def test_neighboring_parts_share_no_sample(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.wav", recording(1, 1.0, rate=11_025))
     ends = [0.0, 0.33333, 0.66667, 1.0]
     parts = [

@@ -50,7 +50,7 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-_FRAMES = [Image.new("RGB", (20, 20), colour) for colour in ("red", "green", "blue")]
+_FRAMES = [Image.new("RGB", (20, 20), color) for color in ("red", "green", "blue")]
 PICTURES: dict[str, tuple[str, bytes, bool]] = {
     "claims-many-pixels": ("png", _png(2**31 - 1, 2**31 - 1, b""), False),
     "claims-a-line": ("png", _png(2**31 - 1, 1, b""), False),
@@ -59,8 +59,8 @@ PICTURES: dict[str, tuple[str, bytes, bool]] = {
     "text-bomb": ("png", _png(4, 4, _PIXELS, _chunk(b"zTXt", b"x\0\0" + _BOMB)), False),
     "profile-bomb": ("png", _png(4, 4, _PIXELS, _chunk(b"iCCP", b"x\0\0" + _BOMB)), False),
     "pixel-bomb": ("png", _png(4, 4, _PIXELS + bytes(1 << 27)), True),
-    "16-bit-colour": ("png", _png(4, 4, (b"\0" + bytes(24)) * 4, depth=16), True),
-    "16-bit-grey": ("png", _saved(Image.new("I;16", (8, 8), 40_000), "PNG"), True),
+    "16-bit-color": ("png", _png(4, 4, (b"\0" + bytes(24)) * 4, depth=16), True),
+    "16-bit-gray": ("png", _saved(Image.new("I;16", (8, 8), 40_000), "PNG"), True),
     "cmyk": ("jpg", _saved(Image.new("CMYK", (8, 8), (9, 9, 9, 9)), "JPEG"), True),
     "progressive": ("jpg", _saved(_FRAMES[0], "JPEG", progressive=True), True),
     "animated-png": (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.cli.main import main
-from data_prep.media.treatment import NORMALISERS, Treatment, treat_picture, treat_text
+from data_prep.media.treatment import NORMALIZERS, Treatment, treat_picture, treat_text
 from muomni.data.media.decode import image_size, open_image
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
@@ -138,7 +138,7 @@ def test_recordings_of_another_rate(tmp_path: Path) -> None:
 def test_texts_keep_what_they_were(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("  “Cafe\u0301”,  he said…\nplain\n", encoding="utf-8")
     steps = "nfc,quotes,lower,punctuation,whitespace"
-    manifest = _make("text", "txt", tmp_path / "t.txt", tmp_path / "out", "--normalise", steps)
+    manifest = _make("text", "txt", tmp_path / "t.txt", tmp_path / "out", "--normalize", steps)
     samples = {sample["txt"].decode(): sample for sample in _samples(manifest)}
     assert set(samples) == {"café he said", "plain"}
     assert json.loads(samples["café he said"]["json"]) == {
@@ -148,7 +148,7 @@ def test_texts_keep_what_they_were(tmp_path: Path) -> None:
     assert manifest.split("train").totals.num_chars == 17
     src = write_ljspeech(tmp_path / "src", ["Well-known, isn't it?", "?!", "fine"])
     manifest = _make(
-        "tts", "ljspeech", src, tmp_path / "tts", "--normalise", "lower,punctuation",
+        "tts", "ljspeech", src, tmp_path / "tts", "--normalize", "lower,punctuation",
         "--max-bad-fraction", "0.5",
     )  # fmt: skip
     assert manifest.dropped == {"empty-text": 1}
@@ -156,16 +156,16 @@ def test_texts_keep_what_they_were(tmp_path: Path) -> None:
     assert sample["txt"] == b"well-known isn't it"
     assert json.loads(sample["json"])["original_text"] == "Well-known, isn't it?"
     src = write_coco(tmp_path / "coco", 3)
-    manifest = _make("image-caption", "coco", src, tmp_path / "c", "--normalise", "upper")
+    manifest = _make("image-caption", "coco", src, tmp_path / "c", "--normalize", "upper")
     body = json.loads(_samples(manifest)[0]["json"])
     assert body["captions"] == [text.upper() for text in body["original_captions"]]
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text(max_size=60), st.sampled_from(sorted(NORMALISERS)))
+@given(st.text(max_size=60), st.sampled_from(sorted(NORMALIZERS)))
 def test_a_step_twice_is_a_step_once(text: str, step: str) -> None:
-    once = treat_text(Treatment(normalise=(step,)), text)
-    assert treat_text(Treatment(normalise=(step,)), once) == once
+    once = treat_text(Treatment(normalize=(step,)), text)
+    assert treat_text(Treatment(normalize=(step,)), once) == once
 
 
 def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_retry_treats_alike(tmp_path: Path) -> None:
     picture = src / "train2017/000000000003.png"
     whole = picture.read_bytes()
     picture.write_bytes(whole[:60])
-    options = ("--resize-shorter", "9", "--normalise", "upper", "--max-bad-fraction", "0.5")
+    options = ("--resize-shorter", "9", "--normalize", "upper", "--max-bad-fraction", "0.5")
     _make("image-caption", "coco", src, tmp_path / "out", *options)
     picture.write_bytes(whole)
     main(["retry-bad", str(tmp_path / "out"), "--workers", "1"])
@@ -208,7 +208,7 @@ def test_a_retry_treats_alike(tmp_path: Path) -> None:
         (["--resize-shorter", "0"], "--resize-shorter 0"),
         (["--upscale"], "give --resize-shorter too"),
         (["--quality", "0"], "--quality 0"),
-        (["--normalise", "nfc,magic"], "'magic' is none of nfc"),
+        (["--normalize", "nfc,magic"], "'magic' is none of nfc"),
     ],
 )
 def test_refusals(
@@ -226,7 +226,7 @@ def test_refusals(
     form=st.sampled_from(["keep", "jpeg", "webp"]),
     quality=st.integers(1, 100),
     rate=st.none() | st.integers(4000, 192_000),
-    steps=st.lists(st.sampled_from(sorted(NORMALISERS)), max_size=3),
+    steps=st.lists(st.sampled_from(sorted(NORMALIZERS)), max_size=3),
     check=st.sampled_from(["decode", "header"]),
 )
 def test_the_plan_file_keeps_the_treatment(

@@ -18,7 +18,7 @@ from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.evaluation.context import Wanted, open_subject
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
-from muomni.evaluation.speech.recognizer import Recogniser, find_recogniser
+from muomni.evaluation.speech.recognizer import Recognizer, find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
 from tests.corpora import Sample, write_dataset
@@ -94,10 +94,10 @@ def test_without_speech_to_learn_words_from_the_best_path_is_used_and_told(
     perception_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path / "other", "tts", {"train": [spoken("c", "made")]})
-    recogniser = find_recogniser((perception_run,), CPU, transcripts_of(tmp_path))
-    assert recogniser is not None and recogniser.word_decoder is None
+    recognizer = find_recognizer((perception_run,), CPU, transcripts_of(tmp_path))
+    assert recognizer is not None and recognizer.word_decoder is None
     assert "so word errors are those of the best path: " in caplog.text
-    heard = recogniser.transcribe(torch.from_numpy(say(["cat", "door"])))
+    heard = recognizer.transcribe(torch.from_numpy(say(["cat", "door"])))
     assert heard.words == heard.best_path != ""
 
 
@@ -113,11 +113,11 @@ def test_words_are_spelled_as_the_encoder_was_trained_to_hear_them(
         text = perception_run.joinpath("audio_encoder", "config.yaml").read_text()
         assert "num_merges: 0" in text
         config.write_text(text.replace("num_merges: 0", f"num_merges: {num_merges}"))
-        find_recogniser((tmp_path,), CPU, transcripts)
+        find_recognizer((tmp_path,), CPU, transcripts)
     assert spelled == [0, 7]
     config.unlink()
-    recogniser = find_recogniser((tmp_path,), CPU, transcripts_of(root))
-    assert recogniser is not None and recogniser.word_decoder is None
+    recognizer = find_recognizer((tmp_path,), CPU, transcripts_of(root))
+    assert recognizer is not None and recognizer.word_decoder is None
     assert "config.yaml is missing, which tells the units" in caplog.text
 
 
@@ -146,12 +146,12 @@ def test_a_misheard_word_becomes_one_of_the_list_and_letters_stay(
     units = CtcUnits(tokenizer, num_merges)
     words = {w: SpelledWord(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
     encoder = _Hears(units.encode("the odor cat é"), tokenizer.vocab_size)
-    recogniser = Recogniser(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
-    heard = recogniser.transcribe(torch.zeros(160))
+    recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
+    heard = recognizer.transcribe(torch.zeros(160))
     assert heard.best_path == "the odor cat é"
     assert heard.words.split()[0] == "the" and heard.words.split()[-2:] == ["cat", "é"]
     assert set(heard.words.split()) <= words.keys()
-    assert recogniser.transcribe(torch.zeros(0)).words == ""
+    assert recognizer.transcribe(torch.zeros(0)).words == ""
 
 
 def test_stage_audio_encoder_reports_word_errors_with_the_list(perception_run: Path) -> None:

@@ -91,12 +91,12 @@ def test_without_a_speech_encoder_there_is_no_error_rate_of_made_speech(
 def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
     perception_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recogniser that always hears the same gives the figures of that constant transcript.
+    """A recognizer that always hears the same gives the figures of that constant transcript.
 
     Words are those of the word list, characters those of the best path.
     """
     fake = SimpleNamespace(transcribe=lambda waveform: Heard(best_path="ca door", words="cat"))
-    monkeypatch.setattr(spoken, "find_recogniser", lambda runs, device, transcripts: fake)
+    monkeypatch.setattr(spoken, "find_recognizer", lambda runs, device, transcripts: fake)
     metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
     expected = TranscriptErrors(())
     root = perception_run.parent
@@ -173,7 +173,7 @@ def test_right_answers_are_exact_and_constant_ones_are_the_baseline(
     assert result["metrics"]["token_f1.caption"] == 1.0
     assert result["metrics"]["wer.transcribe"] == 0.0
     baselines = {name: entry["value"] for name, entry in result["baselines"].items()}
-    # Four colours, three tones and three words, each as often: a constant is right for one of each.
+    # Four colors, three tones and three words, each as often: a constant is right for one of each.
     assert baselines["exact_match.caption"] == pytest.approx(1 / 4)
     assert baselines["exact_match.transcribe"] == pytest.approx(1 / 3)
     assert baselines["exact_match"] == pytest.approx(3 / 10)

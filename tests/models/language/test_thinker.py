@@ -52,7 +52,7 @@ CASES = [
     pytest.param(None, True, id="dense-tied"),
     pytest.param(None, False, id="dense-untied"),
     pytest.param(MOE, False, id="moe"),
-    pytest.param(MOE.model_copy(update={"normalise_top_k": False}), True, id="moe-raw-scores"),
+    pytest.param(MOE.model_copy(update={"normalize_top_k": False}), True, id="moe-raw-scores"),
 ]
 
 

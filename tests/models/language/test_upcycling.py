@@ -57,7 +57,7 @@ def test_experts_part_and_the_shared_one_wakes_up() -> None:
     [
         (sparse_config(), {}, "has experts already; name the run of a dense one"),
         (DENSE, {"expert_intermediate_size": 6}, "size 6 cannot be.*of size 12; give .*_size=12"),
-        (DENSE, {"normalise_top_k": False}, "give model.moe.normalise_top_k=true"),
+        (DENSE, {"normalize_top_k": False}, "give model.moe.normalize_top_k=true"),
         (
             DENSE.model_copy(update={"num_layers": 3}),
             {},

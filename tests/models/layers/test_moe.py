@@ -26,16 +26,16 @@ def make_block(config: MoEConfig = CONFIG) -> MoEBlock:
     return MoEBlock(8, config)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_output_is_the_weighted_sum_of_the_chosen_experts(normalise: bool) -> None:
-    block = make_block(CONFIG.model_copy(update={"normalise_top_k": normalise}))
+@pytest.mark.parametrize("normalize", [True, False])
+def test_output_is_the_weighted_sum_of_the_chosen_experts(normalize: bool) -> None:
+    block = make_block(CONFIG.model_copy(update={"normalize_top_k": normalize}))
     x = torch.randn(2, 5, 8)
     expected = torch.zeros_like(x)
     for b in range(2):
         for t in range(5):
             scores = block.gate(x[b, t]).softmax(dim=-1)
             best = scores.topk(2)
-            total = best.values.sum() if normalise else 1.0
+            total = best.values.sum() if normalize else 1.0
             for score, e in zip(best.values, best.indices, strict=True):
                 gate, up = F.linear(x[b, t], block.experts.gate_up_proj[e]).chunk(2)
                 expert = F.linear(F.silu(gate) * up, block.experts.down_proj[e])

@@ -60,9 +60,9 @@ def test_order_and_context_matter() -> None:
     model = build()
     waveform, lengths = recordings([16_000])
     hidden, _ = model(waveform, lengths)
-    # Played backwards, the states are not the old ones in reverse: there are positions.
-    backwards, _ = model(waveform.flip(1), lengths)
-    assert (backwards.flip(1) - hidden).abs().mean() > 0.05
+    # Played backward, the states are not the old ones in reverse: there are positions.
+    backward, _ = model(waveform.flip(1), lengths)
+    assert (backward.flip(1) - hidden).abs().mean() > 0.05
     # The first frame sees the last: the encoder is bidirectional.
     changed = waveform.clone()
     changed[:, -2_000:] *= torch.linspace(1, 30, 2_000)

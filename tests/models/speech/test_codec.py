@@ -21,9 +21,9 @@ def voices(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.nn.functional.interpolate(knots, 16_000, mode="linear")[:, 0]
 
     phase = 2 * math.pi * draw(80, 250).cumsum(1) / 16_000
-    colour = draw(200, 3_000)
+    color = draw(200, 3_000)
     harmonics = sum(
-        torch.sin(n * phase) * torch.exp(-(((n * 150 - colour) / 600) ** 2)) for n in range(1, 20)
+        torch.sin(n * phase) * torch.exp(-(((n * 150 - color) / 600) ** 2)) for n in range(1, 20)
     )
     hiss = torch.randn(num, 16_000, generator=generator) * 0.001
     return 0.2 * harmonics * draw(-0.5, 1).clamp(min=0) + hiss, torch.full((num,), 16_000)

@@ -7,11 +7,11 @@ from muomni.config.models import MelConfig
 from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,
-    denormalise_fixed,
+    denormalize_fixed,
     log_mel_flops,
     mel_filters,
-    normalise_fixed,
-    normalise_per_utterance,
+    normalize_fixed,
+    normalize_per_utterance,
 )
 
 CONFIG = MelConfig()
@@ -38,14 +38,14 @@ def test_padded_batch_equals_single_recordings(config: MelConfig) -> None:
     waveform, lengths = padded([8_000, 3_217, 700, 5])
     module = LogMel(config)
     batch, frame_lengths = module(waveform, lengths)
-    normal = normalise_per_utterance(batch, frame_lengths)
+    normal = normalize_per_utterance(batch, frame_lengths)
     for i, length in enumerate(lengths.tolist()):
         single, single_length = module(waveform[i : i + 1, :length], lengths[i : i + 1])
         frames = int(single_length)
         assert int(frame_lengths[i]) == frames
         torch.testing.assert_close(batch[i, :frames], single[0], rtol=0, atol=1e-4)
         assert (batch[i, frames:] == LOG_FLOOR).all()
-        own = normalise_per_utterance(single, single_length)[0]
+        own = normalize_per_utterance(single, single_length)[0]
         torch.testing.assert_close(normal[i, :frames], own, rtol=0, atol=1e-3)
         assert (normal[i, frames:] == 0).all()
 
@@ -74,11 +74,11 @@ def test_casting_the_model_changes_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(cast, reference)
 
 
-def test_utterance_normalisation_removes_gain() -> None:
+def test_utterance_normalization_removes_gain() -> None:
     waveform, lengths = padded([8_000, 3_000])
     module = LogMel(CONFIG)
-    loud = normalise_per_utterance(*module(waveform, lengths))
-    quiet = normalise_per_utterance(*module(waveform * 0.1, lengths))
+    loud = normalize_per_utterance(*module(waveform, lengths))
+    quiet = normalize_per_utterance(*module(waveform * 0.1, lengths))
     torch.testing.assert_close(loud, quiet, rtol=0, atol=1e-3)
     assert loud[0].mean(0).abs().max() < 1e-4
     assert (loud[0].std(0, correction=0) - 1).abs().max() < 0.1
@@ -88,13 +88,13 @@ def test_silence_and_empty_recordings_stay_finite() -> None:
     lengths = torch.tensor([1_600, 0])
     log_mel, frame_lengths = LogMel(CONFIG)(torch.zeros(2, 1_600), lengths)
     assert frame_lengths.tolist() == [10, 0]
-    normal = normalise_per_utterance(log_mel, frame_lengths)
+    normal = normalize_per_utterance(log_mel, frame_lengths)
     assert torch.equal(normal, torch.zeros_like(normal))
 
 
-def test_fixed_normalisation_can_be_undone() -> None:
+def test_fixed_normalization_can_be_undone() -> None:
     log_mel, frame_lengths = LogMel(CONFIG)(*padded([8_000, 3_000]))
-    back = denormalise_fixed(normalise_fixed(log_mel, frame_lengths))
+    back = denormalize_fixed(normalize_fixed(log_mel, frame_lengths))
     torch.testing.assert_close(back[0], log_mel[0])
 
 

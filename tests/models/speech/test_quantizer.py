@@ -37,7 +37,7 @@ def test_codebooks_fill_from_data_one_an_update_and_errors_shrink() -> None:
     errors = []
     for step in range(30):
         output = quantizer(x, everything(x), torch.arange(4))
-        errors.append((output.quantised - x).square().mean().item())
+        errors.append((output.quantized - x).square().mean().item())
         assert int(quantizer.num_filled) == min(step, 2)
         train(quantizer, 1, start=step)
     assert errors[0] == pytest.approx(x.square().mean().item())
@@ -107,9 +107,9 @@ def test_gradient_passes_straight_through() -> None:
     train(quantizer, 5)
     x = latents(3).requires_grad_()
     output = quantizer(x, everything(x), torch.arange(4))
-    assert not torch.allclose(output.quantised, x)
+    assert not torch.allclose(output.quantized, x)
     weights = torch.randn_like(x)
-    (output.quantised * weights).sum().backward()
+    (output.quantized * weights).sum().backward()
     torch.testing.assert_close(x.grad, weights)
 
 
@@ -135,7 +135,7 @@ def test_padding_counts_nowhere() -> None:
     padded = quantizer(x, valid, torch.arange(4))
     torch.testing.assert_close(padded.commitment, short.commitment)
     assert torch.equal(padded.codes[:, :20], short.codes)
-    assert (padded.codes[:, 20:] == 0).all() and (padded.quantised[:, 20:] == 0).all()
+    assert (padded.codes[:, 20:] == 0).all() and (padded.quantized[:, 20:] == 0).all()
 
 
 def test_encode_and_decode_agree_with_forward() -> None:
@@ -146,7 +146,7 @@ def test_encode_and_decode_agree_with_forward() -> None:
     output = quantizer(x, everything(x), None)
     assert output.statistics is None
     assert torch.equal(quantizer.encode(x, everything(x)), output.codes)
-    torch.testing.assert_close(quantizer.decode(output.codes), output.quantised)
+    torch.testing.assert_close(quantizer.decode(output.codes), output.quantized)
 
 
 def test_an_empty_batch_changes_nothing() -> None:

@@ -108,7 +108,7 @@ def test_the_word_score_decides_between_one_long_word_and_two_short_ones() -> No
         assert decoder.decode(logits, torch.tensor([2])) == [expected]
 
 
-def test_frames_behind_the_length_and_neighbours_do_not_matter() -> None:
+def test_frames_behind_the_length_and_neighbors_do_not_matter() -> None:
     logits = 3 * torch.randn(3, 12, NUM_TOKENS, generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([12, 7, 0])
     decoder = WordDecoder(WORDS)

@@ -7,7 +7,7 @@ from muomni.config.models import ClipConfig, TextTowerConfig, VisionTowerConfig
 from muomni.errors import ConfigError
 from muomni.models.vision.clip import Clip
 from muomni.models.vision.convert_open_clip import from_open_clip, open_clip_config, to_open_clip
-from muomni.models.vision.vision_encoder import normalise_pixels
+from muomni.models.vision.vision_encoder import normalize_pixels
 
 open_clip_model = pytest.importorskip("open_clip.model")
 
@@ -61,7 +61,7 @@ def test_features_equal_those_of_open_clip() -> None:
     ours.load_state_dict(from_open_clip(theirs.state_dict()))
     pixels, ids, lengths = inputs()
     theirs.visual.output_tokens = True
-    image, patches = theirs.visual(normalise_pixels(pixels))
+    image, patches = theirs.visual(normalize_pixels(pixels))
     text = theirs.encode_text(ids)
     cls, our_patches = ours.vision(pixels)
     torch.testing.assert_close(our_patches, patches, rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_open_clip_loads_our_weights_strictly() -> None:
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
     pixels, ids, lengths = inputs()
     output = ours(pixels, ids, lengths)
-    theirs_image = theirs.encode_image(normalise_pixels(pixels), normalize=True)
+    theirs_image = theirs.encode_image(normalize_pixels(pixels), normalize=True)
     torch.testing.assert_close(output.image, theirs_image, rtol=1e-5, atol=1e-5)
     theirs_text = theirs.encode_text(ids, normalize=True)
     torch.testing.assert_close(output.text, theirs_text, rtol=1e-5, atol=1e-5)
@@ -97,7 +97,7 @@ def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
     pixels, ids, lengths = inputs()
     output = ours(pixels, ids, lengths)
-    logits, _ = theirs.get_logits(normalise_pixels(pixels), ids)
+    logits, _ = theirs.get_logits(normalize_pixels(pixels), ids)
     actual = output.scale * output.image @ output.text.T + output.bias
     torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-4)
     back = Clip(config)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from muomni.config.models import VisionTowerConfig
 from muomni.models.vision.vision_encoder import (
     VisionEncoder,
-    normalise_pixels,
+    normalize_pixels,
     vision_encoder_flops,
 )
 
@@ -39,8 +39,8 @@ def test_bytes_and_fractions_are_the_same_picture() -> None:
     assert cls.shape == (2, 48) and patches.shape == (2, 16, 48)
     for other, mine in zip(model(pictures(2) / 255), (cls, patches), strict=True):
         torch.testing.assert_close(other, mine)
-    grey = torch.full((1, 3, 4, 4), 0.48145466)
-    assert normalise_pixels(grey)[0, 0].abs().max() < 1e-6
+    gray = torch.full((1, 3, 4, 4), 0.48145466)
+    assert normalize_pixels(gray)[0, 0].abs().max() < 1e-6
 
 
 @torch.no_grad()

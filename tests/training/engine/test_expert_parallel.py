@@ -1,4 +1,4 @@
-"""AutoEP around the Thinker's experts changes who computes what, never what is learnt or exported."""
+"""AutoEP around the Thinker's experts changes who computes what, never what is learned or exported."""
 
 import json
 import math

@@ -79,7 +79,7 @@ def test_frozen_parameters_have_no_state_and_stay(
     assert num_frozen > 2_000
     assert found[0]["moved"] == found[0]["trained"]
     assert f"freezes stack.*: {num_frozen:,} of" in found[0]["said"]
-    assert "optimises matrices of all parts: " in found[0]["said"]
+    assert "optimizes matrices of all parts: " in found[0]["said"]
     assert found[1]["said"] == ""
 
 
@@ -90,7 +90,7 @@ def test_a_dry_run_tells_what_would_be_trained(
     assert isinstance(session.stage, ThinkerStage)
     sizes = describe(session, find_device(session))
     said = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("optimises ") for line in said) == 2
+    assert sum(line.startswith("optimizes ") for line in said) == 2
     num_frozen = sizes["parameters"] - sizes["trainable_parameters"]
     assert any(line.startswith(f"freezes stack.*: {num_frozen:,} of ") for line in said)
     without_zero = sizes["memory"][0]

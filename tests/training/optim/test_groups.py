@@ -83,7 +83,7 @@ def test_every_schedule_stays_within_its_bounds(optim: OptimSection, num_steps: 
 
 @pytest.mark.parametrize("optim", SCHEDULES)
 def test_every_schedule_is_continuous(optim: OptimSection) -> None:
-    """The largest jump between neighbouring steps shrinks with the number of steps."""
+    """The largest jump between neighboring steps shrinks with the number of steps."""
     for num_steps, largest in ((1_000, 0.1), (100_000, 0.01)):
         factors = [lr_factor(step, num_steps, optim) for step in range(num_steps)]
         assert max(abs(a - b) for a, b in itertools.pairwise(factors)) <= largest
@@ -128,9 +128,9 @@ def test_groups_and_frozen_parts_are_told_with_their_counts() -> None:
     parts["tower"].weight.requires_grad_(False)
     optim = OptimSection(lr=0.1, weight_decay=0.3, lr_scales={"talker.*": 0.25})
     assert describe_parameters(task, optim) == [
-        "optimises matrices of all else: 8 parameters, lr 0.1, weight decay 0.3",
-        "optimises matrices of talker.*: 1,200 parameters, lr 0.025, weight decay 0.3",
-        "optimises vectors and embeddings of all else: 7 parameters, lr 0.1, weight decay 0",
-        "optimises vectors and embeddings of talker.*: 4 parameters, lr 0.025, weight decay 0",
+        "optimizes matrices of all else: 8 parameters, lr 0.1, weight decay 0.3",
+        "optimizes matrices of talker.*: 1,200 parameters, lr 0.025, weight decay 0.3",
+        "optimizes vectors and embeddings of all else: 7 parameters, lr 0.1, weight decay 0",
+        "optimizes vectors and embeddings of talker.*: 4 parameters, lr 0.025, weight decay 0",
         "freezes tower.*: 25 of 30 parameters",
     ]

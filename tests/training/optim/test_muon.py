@@ -21,7 +21,7 @@ MUON = {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3, "muon_momentum": 0.9, "weig
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(update: Tensor) -> Tensor:
+def orthogonalized(update: Tensor) -> Tensor:
     """Five steps of the quintic Newton-Schulz iteration of Jordan et al. (2024), in bf16."""
     a, b, c = COEFFICIENTS
     is_tall = update.shape[0] > update.shape[1]
@@ -64,7 +64,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
         with torch.no_grad():
             for name, p in hidden.items():
                 momenta[name] = beta * momenta[name] + (1 - beta) * p.grad
-                update = orthogonalised((1 - beta) * p.grad + beta * momenta[name])
+                update = orthogonalized((1 - beta) * p.grad + beta * momenta[name])
                 lr = (config.optim.muon_lr or config.optim.lr) * factor
                 p.mul_(1 - lr * decay)
                 p.sub_(update * lr * 0.2 * math.sqrt(max(p.shape)))
@@ -159,8 +159,8 @@ def test_only_linear_layers_in_blocks_are_given_to_muon() -> None:
     task = nn.ModuleDict({"thinker": nn.ModuleDict(model)})
     optim = OptimSection(lr=0.1, name="muon", muon_lr=0.4, lr_scales={"blocks.*": 0.5})
     assert describe_parameters(task, optim) == [
-        "optimises hidden matrices of blocks.*: 12 parameters, lr 0.2, weight decay 0.1 by Muon",
-        "optimises matrices of all else: 36 parameters, lr 0.1, weight decay 0.1",
-        "optimises vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
-        "optimises vectors and embeddings of blocks.*: 12 parameters, lr 0.05, weight decay 0",
+        "optimizes hidden matrices of blocks.*: 12 parameters, lr 0.2, weight decay 0.1 by Muon",
+        "optimizes matrices of all else: 36 parameters, lr 0.1, weight decay 0.1",
+        "optimizes vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
+        "optimizes vectors and embeddings of blocks.*: 12 parameters, lr 0.05, weight decay 0",
     ]

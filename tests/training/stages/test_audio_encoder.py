@@ -89,7 +89,7 @@ def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> N
     assert losses["on in evaluation"] == losses["off in evaluation"] == losses["off"]
 
 
-def test_it_learns_to_recognise_unseen_recordings_of_known_words(media_data: Path) -> None:
+def test_it_learns_to_recognize_unseen_recordings_of_known_words(media_data: Path) -> None:
     """It leaves the phase in which CTC only says blank; then the words come out right."""
     changes = {
         "batch": {"size": 4, "micro_batches_per_step": 2},

@@ -81,7 +81,7 @@ def test_it_learns_to_find_pictures_and_captions(loss: str, media_data: Path) ->
     assert zero_shot_top1(task.clip, features, names, stage.view(), CPU) > 5 / len(names)
 
 
-def test_a_run_reports_accuracy_and_writes_neighbours(
+def test_a_run_reports_accuracy_and_writes_neighbors(
     media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 2}})

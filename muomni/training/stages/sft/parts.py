@@ -45,10 +45,10 @@ def check_sizes(config: RunConfig, upstream: dict[str, Export]) -> None:
                 f"'{config.preset}' says {wanted}; give the --preset that it was trained with, or "
                 f"model.{stage}.{field}={has}, or make it again with {train_command(stage)}"
             )
-    learnt = upstream["talker"].content.get("upstream", {}).get("codec")
-    if learnt != upstream["codec"].digest:
+    learned = upstream["talker"].content.get("upstream", {}).get("codec")
+    if learned != upstream["codec"].digest:
         raise UpstreamError(
-            f"the Talker in {upstream['talker'].path} learnt the codes of another codec than "
+            f"the Talker in {upstream['talker'].path} learned the codes of another codec than "
             f"{upstream['codec'].path}; train it again with {train_command('talker')} --resume never"
         )
 

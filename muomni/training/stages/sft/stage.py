@@ -30,7 +30,7 @@ from muomni.models.speech.talker import num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training import moe
 from muomni.training.flops import FlopCounter
-from muomni.training.stage import Artefact, Stage, StageContext, Sums
+from muomni.training.stage import Artifact, Stage, StageContext, Sums
 from muomni.training.stages.frozen_codec import FrozenCodec
 from muomni.training.stages.sft.flops import count_omni
 from muomni.training.stages.sft.parts import check_sizes, freeze, load_parts, omni_config
@@ -146,7 +146,7 @@ class SftStage(Stage):
 
     # -- results -----------------------------------------------------------------------------------
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        """Loss as it is optimised; figures of what did not occur are left out."""
+        """Loss as it is optimized; figures of what did not occur are left out."""
         figures = moe.load_figures(ratios)
         weights = self.coefficients()
         figures["loss"] = weights["answer"] * figures["answer_loss"]
@@ -158,13 +158,13 @@ class SftStage(Stage):
             if not (name.startswith(_OPTIONAL) and math.isnan(value))
         }
 
-    def sample_outputs(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artefact]:
+    def sample_outputs(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artifact]:
         """Answers to held-out questions, and the first spoken one as WAV and spectrogram."""
         indices = range(0, len(source), max(1, len(source) // _NUM_SAMPLE_OUTPUTS))
         lines = [self._answer(task, source.read(index)) for index in indices[:_NUM_SAMPLE_OUTPUTS]]
         path = folder / "sft.txt"
         path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artefact(path, "text")
+        yield Artifact(path, "text")
         yield from self._speak(task, source, folder)
 
     def _answer(self, task: OmniTask, sample: dict) -> str:
@@ -182,7 +182,7 @@ class SftStage(Stage):
         answered = self.tokenizer.decode(made.ids)
         return f"asked:    {asked}\nexpected: {expected}\nanswered: {answered}\n"
 
-    def _speak(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artefact]:
+    def _speak(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artifact]:
         """Speak the first spoken answer of the split from its text and the states at it."""
         view = self.view()
         for index in range(len(source)):
@@ -206,7 +206,7 @@ class SftStage(Stage):
             target, _ = codec.log_mel(batch["speech"][:1], batch["speech_lengths"][:1])
             mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
             write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artefact(picture, "image")
+            yield Artifact(picture, "image")
             write_waveform(sound, speech.waveform.cpu().numpy())
-            yield Artefact(sound, "audio")
+            yield Artifact(sound, "audio")
             return
