@@ -63,7 +63,7 @@ bench: install  ## the measurements behind the README, into benchmarks/results (
 	@python benchmarks/padding.py --json benchmarks/results/padding.json
 	@python benchmarks/plan_scale.py --work build/plan_scale --json benchmarks/results/plan_scale.json
 	@python benchmarks/reading.py --parts raw --json benchmarks/results/reading_raw.json
-	@python benchmarks/reading.py --parts pictures,audio --json benchmarks/results/reading_decoded.json
+	@python benchmarks/reading.py --parts images,audio --json benchmarks/results/reading_decoded.json
 	@python benchmarks/resume.py --json benchmarks/results/resume.json
 	@python benchmarks/soak.py --data data/sample --json benchmarks/results/soak.json
 	@deepspeed --num_gpus 2 benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json

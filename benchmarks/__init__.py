@@ -1,1 +1,1 @@
-"""Every figure in the documentation comes from a script here; raw results lie in `results/`."""
+"""Every metric in the documentation comes from a script here; raw results lie in `results/`."""

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, written beside its figures."""
+"""What a benchmark ran on, written beside its metrics."""
 
 import os
 import platform

@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def row(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Predict and measure one case, in processes of their own; figures in MiB."""
+    """Predict and measure one case, in processes of their own; metrics in MiB."""
     predicted = predict(case, arguments)
     found = train(case, arguments)
     print(f"{case.label}: {predicted:.1f} predicted, {found}", file=sys.stderr, flush=True)
@@ -151,7 +151,7 @@ def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
         if process.returncode:
             raise MachineError(f"{case.label} failed:\n{errors[-2000:]}")
         found.append(json.loads(output.splitlines()[-1]))
-    return max(found, key=lambda figures: figures["measured"])
+    return max(found, key=lambda metrics: metrics["measured"])
 
 
 def rank_environment(rank: int, world_size: int, port: int, more: dict[str, str]) -> dict[str, str]:
@@ -220,7 +220,7 @@ def train_steps(session: Any, num_steps: int) -> None:
 
 
 def resident(name: str) -> float:
-    """A figure of /proc/self/status in MiB."""
+    """A metric of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
@@ -231,8 +231,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"{'case':28}{'ranks':>6}{'ZeRO':>5}{'':>6}" + "".join(f"{t:>11}" for t in titles))
     for r in rows:
         error = 100 * r["predicted"] / r["measured"] - 100
-        figures = {name: f"{r[name]:,.1f}" for name in titles if name != "error"}
-        cells = ({**figures, "error": f"{error:+.1f} %"}[name] for name in titles)
+        metrics = {name: f"{r[name]:,.1f}" for name in titles if name != "error"}
+        cells = ({**metrics, "error": f"{error:+.1f} %"}[name] for name in titles)
         head = f"{r['label']:28}{r['ranks']:>6}{r['zero']:>5}{r['precision']:>6}"
         print(head + "".join(f"{cell:>11}" for cell in cells))
 

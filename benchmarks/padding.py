@@ -56,7 +56,7 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
         config = resolve(stage, arguments.preset, None, {"data": {"root": arguments.data}})
         session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
         name = f"sample {stage}, {session.planned.plan.order.round_size} samples"
-        results[name] = figures(session.planned.plan, session.planned.plan.num_steps(1))
+        results[name] = metrics(session.planned.plan, session.planned.plan.num_steps(1))
     return results
 
 
@@ -71,14 +71,14 @@ def of_drawn_lengths(num_steps: int) -> dict[str, dict[str, float]]:
     for group in (8, 64, 512):
         for budget_s in (100, 200, 400):
             plan = Plan(frames, Batching("bucket", budget_s * 100), group, 0)
-            results[f"speech {budget_s} s, G={group}"] = figures(plan, num_steps)
+            results[f"speech {budget_s} s, G={group}"] = metrics(plan, num_steps)
         for rows in (1, 8):
             plan = Plan(tokens, Batching("pack", 4096, rows=rows), group, 0)
-            results[f"text {rows} x 4096 tokens, G={group}"] = figures(plan, num_steps)
+            results[f"text {rows} x 4096 tokens, G={group}"] = metrics(plan, num_steps)
     return results
 
 
-def figures(plan: Any, num_steps: int) -> dict[str, float]:
+def metrics(plan: Any, num_steps: int) -> dict[str, float]:
     """Useful fraction and waits over the first `num_steps` steps, at most one epoch."""
     real, padded, waits = 0, 0, []
     for step in range(min(num_steps, plan.num_steps(1))):

@@ -2,16 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/perception_speed.py --data data/sample --json result.json
 
-Pictures: open_clip's own `train_one_epoch` over the same towers (its `CLIP`), the same pairs, as many a
+Images: open_clip's own `train_one_epoch` over the same towers (its `CLIP`), the same pairs, as many a
 step. Speech: torchaudio's Conformer of as many parameters behind the same subsampling, with CTC, in a bare
-loop over batches of recordings drawn at random and padded to the longest; muomni's batches are of like
+loop over batches of audio clips drawn at random and padded to the longest; muomni's batches are of like
 lengths.
 
-Neither side reads or decodes: batches are in memory, pictures as tensors (muomni's as bytes, open_clip's
+Neither side reads or decodes: batches are in memory, images as tensors (muomni's as bytes, open_clip's
 as normalized floats), captions padded to the context for open_clip as its tokenizers do it, speech as
 waveforms. muomni is the whole training loop with DeepSpeed, logging included; augmentation of what is
 read (scale, speed) is off, SpecAugment and dropout are on. They take turns, a round of steps each. Above 1
-means that muomni is faster: pictures, or seconds of recordings without padding, a second.
+means that muomni is faster: images, or seconds of audio clips without padding, a second.
 
 Takes about 4 minutes on one core; --stages, --rounds and --steps shorten it.
 """
@@ -65,7 +65,7 @@ def main() -> None:
     from muomni.training.engine.engine import process_group
 
     start = time.perf_counter()
-    compared = {"vision_encoder": compare_pictures, "audio_encoder": compare_speech}
+    compared = {"vision_encoder": compare_images, "audio_encoder": compare_speech}
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
             stage: open_session(arguments, stage, Path(folder), ranks) for stage in arguments.stages
@@ -80,8 +80,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for stage in arguments.stages:
-        figures = {n: v for n, v in result[stage].items() if n != "rounds_ms"}
-        print(json.dumps({stage: figures}))
+        metrics = {n: v for n, v in result[stage].items() if n != "rounds_ms"}
+        print(json.dumps({stage: metrics}))
     print(f"took {time.perf_counter() - start:.0f} s")
 
 
@@ -122,19 +122,19 @@ def hold_batches(loop: Any, num_batches: int) -> list[dict[str, Any]]:
     return batches
 
 
-def compare_pictures(session: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second beside open_clip's trainer."""
+def compare_images(session: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images a second beside open_clip's trainer."""
     from muomni.training.session import open_loop
 
     loop = open_loop(session)
     batches = hold_batches(loop, arguments.steps)
-    num_pictures = sum(float(batch["units"]) for batch in batches)
+    num_images = sum(float(batch["units"]) for batch in batches)
     peer = open_clip_epoch(session, batches)
-    return in_turn(loop, "open_clip", peer, num_pictures, num_pictures, arguments)
+    return in_turn(loop, "open_clip", peer, num_images, num_images, arguments)
 
 
 def compare_speech(session: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of recordings a second beside a Conformer on random batches."""
+    """Seconds of audio clips a second beside a Conformer on random batches."""
     from benchmarks.speech_peer import conformer_loop, random_batches
     from muomni.training.session import open_loop
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/plan_scale.py --work /tmp/plan_scale --json result.json
 
-Writes a manifest of 100,000 shards of 10,000 recordings; their sidecars are hard links to a few hundred
+Writes a manifest of 100,000 shards of 10,000 audio clips; their sidecars are hard links to a few hundred
 distinct ones, and the tars are sparse files of the right size. Then a fresh process opens source and
 plan as `launch/train.py` does, counts its share of the windows of epoch 0, and seeks to micro-batches at
 random. Counts of other ranks, which come over the network in a run, repeat those of the own share, but
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def write_corpus(root: Path, num_samples: int, num_distinct: int) -> None:
-    """A speech dataset of `num_samples` recordings, without the recordings."""
+    """A speech dataset of `num_samples` audio clips, without the audio clips."""
     from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split, fingerprint
 
     num_shards = -(-num_samples // _SHARD_SAMPLES)

@@ -2,16 +2,16 @@
 
     export OMP_NUM_THREADS=1
     python benchmarks/reading.py --parts raw --json benchmarks/results/reading_raw.json
-    python benchmarks/reading.py --parts pictures,audio --json benchmarks/results/reading_decoded.json
+    python benchmarks/reading.py --parts images,audio --json benchmarks/results/reading_decoded.json
 
 raw: samples a second that one process reads from the page cache, not decoded: texts of 100 bytes and
-pictures of 20 kB with captions. Ours in the order of training (planning included) and in that of the
+images of 20 kB with captions. Ours in the order of training (planning included) and in that of the
 files; webdataset as it comes and with its shuffle; litdata over the same members, written by its own
 `optimize`, where litdata is installed.
 
-pictures: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
+images: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
 decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) the
-picture or its tensor and cuts the center, batches are made in the workers; ours is measured against the
+image or its tensor and cuts the center, batches are made in the workers; ours is measured against the
 fastest of these.
 
 audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a decoder
@@ -43,8 +43,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.generated_corpora import audio_clips, images, tar_paths, texts, write_dataset
 from benchmarks.machine import machine_facts
-from benchmarks.made_corpora import pictures, recordings, tar_paths, texts, write_dataset
 from data_prep.train_tokenizer import train_tokenizer
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.loading.loader import Loader, PlannedDataset
@@ -57,7 +57,7 @@ from muomni.data.views.image_text import ImageTextView
 from muomni.data.views.speech import SpeechView
 from muomni.errors import exit_on_error
 
-_RAW_BATCH, _PICTURE_BATCH, _AUDIO_BATCH = 32, 64, 16
+_RAW_BATCH, _IMAGE_BATCH, _AUDIO_BATCH = 32, 64, 16
 _SIDE, _MAX_TOKENS, _PREFETCH, _VOCAB_SIZE = 224, 64, 4, 1024
 _RATES_HZ = (16000, 22050)
 
@@ -71,16 +71,16 @@ def main() -> None:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    flags.add_argument("--parts", default="raw,pictures,audio")
+    flags.add_argument("--parts", default="raw,images,audio")
     flags.add_argument("--texts", type=int, default=100_000)
-    flags.add_argument("--pictures", type=int, default=5_000)
-    flags.add_argument("--recordings", type=int, default=1_000)
+    flags.add_argument("--images", type=int, default=5_000)
+    flags.add_argument("--audio clips", type=int, default=1_000)
     flags.add_argument("--batches", type=int, default=24, help="timed batches of a pipeline")
     flags.add_argument("--workers", default="1,2")
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
-    parts = {"raw": raw, "pictures": decoded_pictures, "audio": decoded_audio}
+    parts = {"raw": raw, "images": decoded_images, "audio": decoded_audio}
     results: dict[str, dict[str, Any]] = {}
     with exit_on_error("reading"), tempfile.TemporaryDirectory() as folder:
         for name in arguments.parts.split(","):
@@ -98,16 +98,16 @@ def main() -> None:
 
 # -- bytes of samples ----------------------------------------------------------------------------------
 def raw(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Samples a second of each way to read texts and pictures."""
+    """Samples a second of each way to read texts and images."""
     corpora = {
         "raw texts": write_dataset(
             root / "raw_texts", "text", texts(arguments.texts), arguments.texts // 10
         ),
-        "raw pictures": write_dataset(
-            root / "raw_pictures",
+        "raw images": write_dataset(
+            root / "raw_images",
             "image-caption",
-            pictures(arguments.pictures, (256, 192), 92, 200),
-            arguments.pictures // 5,
+            images(arguments.images, (256, 192), 92, 200),
+            arguments.images // 5,
         ),
     }
     return {name: _raw(manifest, arguments.rounds) for name, manifest in corpora.items()}
@@ -133,7 +133,7 @@ def _raw(manifest: Manifest, num_rounds: int) -> dict[str, Any]:
 
 
 def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
-    """What reads all samples of a dataset once; a text or a picture with its caption each."""
+    """What reads all samples of a dataset once; a text or an image with its caption each."""
     from webdataset.compat import WebDataset
 
     tars = tar_paths(manifest)
@@ -195,26 +195,26 @@ def _raw_peers(rates: dict[str, float]) -> dict[str, float]:
 
 
 # -- decoded batches -----------------------------------------------------------------------------------
-def decoded_pictures(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second of each pipeline, by number of workers."""
+def decoded_images(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of each pipeline, by number of workers."""
     manifest = write_dataset(
-        root / "pictures",
+        root / "images",
         "image-caption",
-        pictures(arguments.pictures, (500, 375), 92, 200),
-        max(1, arguments.pictures // 8),
+        images(arguments.images, (500, 375), 92, 200),
+        max(1, arguments.images // 8),
     )
-    tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "pictures.model")
-    view = ImageTextView(tokenizer, _SIDE, _MAX_TOKENS, _PICTURE_BATCH, None)
+    tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "images.model")
+    view = ImageTextView(tokenizer, _SIDE, _MAX_TOKENS, _IMAGE_BATCH, None)
     results = {}
     for num_workers in map(int, arguments.workers.split(",")):
         pipelines: dict[str, Pipeline] = {
-            "ours": partial(our_batches, manifest, view, _PICTURE_BATCH, num_workers)
+            "ours": partial(our_batches, manifest, view, _IMAGE_BATCH, num_workers)
         }
         for way in ("pilrgb", "pilrgb+tensor", "torchrgb8"):
             pipelines[f"webdataset, {way}"] = partial(
-                peer_pictures, manifest, way, view.token_ids, num_workers
+                peer_images, manifest, way, view.token_ids, num_workers
             )
-        results[f"pictures, {num_workers} workers"] = measure(
+        results[f"images, {num_workers} workers"] = measure(
             pipelines, lambda batch: len(batch["images"]), "images", num_workers, arguments
         )
     return results
@@ -227,8 +227,8 @@ def decoded_audio(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         manifest = write_dataset(
             root / f"speech_{rate_hz}",
             "speech",
-            recordings(arguments.recordings, rate_hz, 64),
-            max(1, arguments.recordings // 8),
+            audio_clips(arguments.audio_clips, rate_hz, 64),
+            max(1, arguments.audio_clips // 8),
         )
         tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "speech.model")
         units = CtcUnits(tokenizer, None)
@@ -277,10 +277,10 @@ def our_batches(
     )
 
 
-def peer_pictures(
+def peer_images(
     manifest: Manifest, way: str, encode: Callable[[str], list[int]], num_workers: int
 ) -> Iterable[Batch]:
-    """`way` names a decoder of webdataset, and with "+tensor" a picture of Pillow is made a tensor before
+    """`way` names a decoder of webdataset, and with "+tensor" an image of Pillow is made a tensor before
     it is resized, as torchvision advises."""
     from torchvision.transforms import v2
 
@@ -296,7 +296,7 @@ def peer_pictures(
             dataset.decode(way.partition("+")[0])
             .to_tuple("jpg", "txt")
             .map_tuple(v2.Compose(steps), encode)
-            .batched(_PICTURE_BATCH, partial=False, collation_fn=_collate_pictures)
+            .batched(_IMAGE_BATCH, partial=False, collation_fn=_collate_images)
         ),
         num_workers,
     )
@@ -329,7 +329,7 @@ def _web_loader(
     return WebLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch)
 
 
-def _collate_pictures(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
+def _collate_images(samples: list[tuple[torch.Tensor, list[int]]]) -> Batch:
     pixels, ids = zip(*samples, strict=True)
     return {"images": torch.stack(pixels), "token_ids": _padded_ids(ids)}
 
@@ -342,8 +342,8 @@ def _decode_audio(key: str, data: bytes) -> tuple[np.ndarray, int] | None:
     return soundfile.read(io.BytesIO(data), dtype="float32")
 
 
-def _resampled(recording: tuple[np.ndarray, int]) -> torch.Tensor:
-    waveform, rate_hz = recording
+def _resampled(audio: tuple[np.ndarray, int]) -> torch.Tensor:
+    waveform, rate_hz = audio
     waveform = torch.from_numpy(waveform)
     return waveform if rate_hz == SAMPLE_RATE_HZ else _resampler(rate_hz)(waveform)
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/resume.py --json benchmarks/results/resume.json
 
-For each kind of batching (fixed: pictures with captions, bucket: recordings, pack: texts), number of
+For each kind of batching (fixed: images with captions, bucket: audio clips, pack: texts), number of
 workers and position in the epoch, source, plan and loader are made anew; files are in the page cache.
 
 seek_s: the plan finds the micro-batch, windows of the epoch counted where that is needed.
@@ -27,8 +27,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.generated_corpora import Sample, audio_clips, images, texts, write_dataset
 from benchmarks.machine import machine_facts
-from benchmarks.made_corpora import Sample, pictures, recordings, texts, write_dataset
 from data_prep.train_tokenizer import train_tokenizer
 from muomni.data.loading.loader import Loader, PlannedDataset
 from muomni.data.sampling.plan import Batching, MicroBatch, Plan
@@ -76,8 +76,8 @@ def main() -> None:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    flags.add_argument("--pictures", type=int, default=4000)
-    flags.add_argument("--recordings", type=int, default=2000)
+    flags.add_argument("--images", type=int, default=4000)
+    flags.add_argument("--audio clips", type=int, default=2000)
     flags.add_argument("--texts", type=int, default=100_000)
     flags.add_argument("--workers", default="0,2")
     flags.add_argument("--rounds", type=int, default=5)
@@ -94,7 +94,7 @@ def main() -> None:
     slowest = max(row["first_s"] for row in rows)
     print(f"slowest first batch after the workers started: {slowest:.3f} s, target {_TARGET_S} s")
     if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("pictures", "recordings", "texts")}
+        settings = {name: getattr(arguments, name) for name in ("images", "audio clips", "texts")}
         content = {
             "rows": rows,
             "slowest_first_s": slowest,
@@ -107,8 +107,8 @@ def main() -> None:
 def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
     """One corpus for each kind of batching; token ids of the texts are made as a first run would."""
     made: tuple[tuple[str, Task, Iterator[Sample]], ...] = (
-        ("fixed", "image-caption", pictures(arguments.pictures, (500, 375), 92, 100)),
-        ("bucket", "speech", recordings(arguments.recordings, 16000, 64)),
+        ("fixed", "image-caption", images(arguments.images, (500, 375), 92, 100)),
+        ("bucket", "speech", audio_clips(arguments.audio_clips, 16000, 64)),
         ("pack", "text", texts(arguments.texts)),
     )
     manifests = {

@@ -5,9 +5,9 @@
 Makes JPEGs of about 20 kB with captions beside them in a temporary folder. Each round runs all ways once,
 one after the other; the medians over the rounds are shown, in seconds of the processor (what a core
 needs, whatever else runs on the machine) and of the clock. data_prep also makes index, columns, json
-members and content hashes, and with `decode` it decodes every picture. With --resize pictures are
+members and content hashes, and with `decode` it decodes every image. With --resize images are
 made smaller: data_prep, which decodes, resizes and writes shards, against the resizer of img2dataset, which
-keeps nothing, where that is installed, else against a plain loop over Pillow. Once with these pictures at
+keeps nothing, where that is installed, else against a plain loop over Pillow. Once with these images at
 half their size, which OpenCV averages in whole pixels, and once with photographs' 640 x 480 to a shorter
 side of 256, a fifth as many.
 """
@@ -65,7 +65,7 @@ def main() -> None:
     )
     flags.add_argument("--num-images", type=int, default=5000)
     flags.add_argument("--rounds", type=int, default=5)
-    flags.add_argument("--resize", action="store_true", help="also make pictures smaller")
+    flags.add_argument("--resize", action="store_true", help="also make images smaller")
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +81,8 @@ def main() -> None:
 
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each way over all rounds."""
-    source = root / "pictures"
-    make_pictures(source, arguments.num_images, (_SIDE, _SIDE))
+    source = root / "images"
+    make_images(source, arguments.num_images, (_SIDE, _SIDE))
     ways = {
         "tar, then sha256sum": lambda out: tar_and_hash(source, out),
         "data_prep, header checked": writer(source, Treatment(check="header")),
@@ -92,7 +92,7 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.resize:
         photographs = root / "photographs"
         num_photographs = arguments.num_images // _PHOTOGRAPH_RATIO
-        make_pictures(photographs, num_photographs, _PHOTOGRAPH)
+        make_images(photographs, num_photographs, _PHOTOGRAPH)
         all_ways |= resizing_ways(source, arguments.num_images, _SIDE // 2)
         all_ways |= resizing_ways(photographs, num_photographs, _SIDE)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in all_ways}
@@ -111,7 +111,7 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def resizing_ways(source: Path, num_images: int, shorter: int) -> dict[str, Way]:
-    """Ours and the peer's way to make the pictures of a folder smaller."""
+    """Ours and the peer's way to make the images of a folder smaller."""
     treatment = Treatment(resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY)
     name, resize = peer_resizer(shorter)
     return {
@@ -122,15 +122,15 @@ def resizing_ways(source: Path, num_images: int, shorter: int) -> dict[str, Way]
     }
 
 
-def make_pictures(folder: Path, num_images: int, size: tuple[int, int]) -> None:
+def make_images(folder: Path, num_images: int, size: tuple[int, int]) -> None:
     """Smooth noise as JPEG (about 20 kB at 256 x 256), each with a caption of one line."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(num_images):
         noise = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number:08d}.jpg", quality=_QUALITY)
-        (folder / f"{number:08d}.txt").write_text(f"a picture with the number {number}")
+        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:08d}.jpg", quality=_QUALITY)
+        (folder / f"{number:08d}.txt").write_text(f"an image with the number {number}")
 
 
 def timed(way: Callable[[Path], None], out: Path) -> tuple[float, float]:
@@ -213,7 +213,7 @@ def _plain_resize(shorter: int, data: bytes) -> bytes:
 
 
 def resize_all(source: Path, resize: Callable[[bytes], bytes]) -> None:
-    """Read and resize all pictures; the peer's result is not even written."""
+    """Read and resize all images; the peer's result is not even written."""
     for path in sorted(source.glob("*.jpg")):
         if not resize(path.read_bytes()):
             raise RuntimeError(f"{path} was not resized")

@@ -55,7 +55,7 @@ class ConformerCtc(nn.Module):
 
 
 def random_batches(session: Any, num_batches: int) -> list[dict[str, Tensor]]:
-    """Batches of equally many recordings, which on average take the stage's budget when padded."""
+    """Batches of equally many audio clips, which on average take the stage's budget when padded."""
     view, source = session.stage.view(), session.planned.source
     read, random = view.reader(source), np.random.default_rng(0)
     seconds = view.lengths(source)[np.arange(len(source))] / MEL_RATE_HZ

@@ -1,6 +1,6 @@
 """The corpora in `samples/` as one data root: datasets and a tokenizer, in one command.
 
-One split rule serves all, and pictures and recordings have the same group in each, so what a
+One split rule serves all, and images and audio clips have the same group in each, so what a
 later stage tests on was never in the training data of an earlier one.
 """
 
@@ -44,7 +44,7 @@ CORPORA = (
         "coco",
         "coco_emoji",
         "500",
-        "Apache-2.0 (pictures), Unicode-DFS-2016 (captions)",
+        "Apache-2.0 (images), Unicode-DFS-2016 (captions)",
     ),
     BundledCorpus(
         "speech",

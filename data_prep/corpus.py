@@ -61,7 +61,7 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a turn: text, or the path of a picture or recording."""
+    """One piece of a turn: text, or the path of an image or audio clip."""
 
     kind: Literal["text", "image", "audio"]
     value: str
@@ -90,7 +90,7 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A part of a recording, in seconds; `channel` picks one of several channels."""
+    """A part of an audio clip, in seconds; `channel` picks one of several channels."""
 
     path: str
     start_s: float
@@ -134,7 +134,7 @@ class Item:
     """A sample as its corpus describes it.
 
     `source` says where it stands, for messages; `declared_split` is the split that the corpus itself
-    gives; `texts` are the captions or the transcript; `media` the picture or recording. Items of one
+    gives; `texts` are the captions or the transcript; `media` the image or audio clip. Items of one
     `block` stay together in the shards, since they are read together (rows of a Parquet row group).
     """
 
@@ -218,9 +218,9 @@ def clean_key(text: str) -> str:
     return f"{cleaned[: MAX_KEY_LENGTH - 17]}-{hash64(text.encode(errors='surrogatepass')):016x}"
 
 
-def picture_group(path: str) -> str:
-    """The group of a picture: its file name without folder, so it is the same in every corpus."""
-    return f"picture:{Path(path).stem}"
+def image_group(path: str) -> str:
+    """The group of an image: its file name without folder, so it is the same in every corpus."""
+    return f"image:{Path(path).stem}"
 
 
 def transcript_group(text: str) -> str:

@@ -22,18 +22,16 @@ def data_root_table(manifests: list[Manifest], root: Path) -> str:
     """
     path = root / TOKENIZER_NAME
     tokenizer = Tokenizer.load(path) if path.is_file() else None
-    rows = [
-        ("task", "dataset", "samples", "share", "hours", "share", "pictures", "chars", "tokens")
-    ]
+    rows = [("task", "dataset", "samples", "share", "hours", "share", "images", "chars", "tokens")]
     for task in dict.fromkeys(manifest.task for manifest in manifests):
         own = [manifest for manifest in manifests if manifest.task == task]
-        figures = np.array([_figures(manifest, tokenizer) for manifest in own])
+        metrics = np.array([_metrics(manifest, tokenizer) for manifest in own])
         rows += [
-            _row(task, manifest.name, row, figures)
-            for manifest, row in zip(own, figures, strict=True)
+            _row(task, manifest.name, row, metrics)
+            for manifest, row in zip(own, metrics, strict=True)
         ]
         if len(own) > 1:
-            rows.append(_row(task, "(all)", figures.sum(axis=0), figures))
+            rows.append(_row(task, "(all)", metrics.sum(axis=0), metrics))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -46,8 +44,8 @@ def data_root_table(manifests: list[Manifest], root: Path) -> str:
     return "\n".join([f"train splits of {root} ({note})", *lines])
 
 
-def _figures(manifest: Manifest, tokenizer: Tokenizer | None) -> list[float]:
-    """Samples, hours, pictures, characters, tokens of the train split."""
+def _metrics(manifest: Manifest, tokenizer: Tokenizer | None) -> list[float]:
+    """Samples, hours, images, characters, tokens of the train split."""
     if "train" not in manifest.splits:
         return [0.0] * 5
     totals = manifest.split("train").totals
@@ -66,9 +64,9 @@ def _tokens_per_char(manifest: Manifest, tokenizer: Tokenizer) -> float:
     return num_tokens / max(1, num_chars)
 
 
-def _row(task: str, name: str, row: np.ndarray, figures: np.ndarray) -> tuple[str, ...]:
-    samples, hours, pictures, chars, tokens = row
-    all_samples, all_hours = figures[:, 0].sum(), figures[:, 1].sum()
+def _row(task: str, name: str, row: np.ndarray, metrics: np.ndarray) -> tuple[str, ...]:
+    samples, hours, images, chars, tokens = row
+    all_samples, all_hours = metrics[:, 0].sum(), metrics[:, 1].sum()
     return (
         task,
         name,
@@ -76,7 +74,7 @@ def _row(task: str, name: str, row: np.ndarray, figures: np.ndarray) -> tuple[st
         f"{samples / max(1, all_samples):.1%}",
         f"{hours:,.3f}",
         f"{hours / all_hours:.1%}" if all_hours else "-",
-        f"{pictures:,.0f}",
+        f"{images:,.0f}",
         f"{chars:,.0f}",
         f"{tokens:,.0f}" if tokens else "-",
     )

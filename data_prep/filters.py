@@ -1,4 +1,4 @@
-"""Which sound samples a dataset leaves out on purpose: bounds on recordings, pictures and texts.
+"""Which sound samples a dataset leaves out on purpose: bounds on audio clips, images and texts.
 
 A filtered sample is not bad: it has a reason of its own, does not count against --max-bad-fraction and
 is listed apart. All functions are pure; a value that equals its bound is kept.
@@ -22,7 +22,7 @@ FRAME_S = 0.02
 FULL_SCALE = 32767 / 32768
 MIN_SCRIPT_SHARE = 0.5
 
-# Unicode names most letters by their script; these are named otherwise as well.
+# Unicode names most characters by their script; these are named otherwise as well.
 _NAME_STARTS = {
     "han": ("CJK ", "IDEOGRAPHIC "),
     "hiragana": ("HIRAGANA ", "KATAKANA-HIRAGANA "),
@@ -52,7 +52,7 @@ RULES = {
     "max_aspect": _Rule("--max-aspect", "too-narrow", "as longer side by shorter side"),
     "min_chars": _Rule("--min-chars", "too-few-chars", "characters"),
     "max_chars": _Rule("--max-chars", "too-many-chars", "characters"),
-    "script": _Rule("--script", "other-script", "of its letters in the script"),
+    "script": _Rule("--script", "other-script", "of its characters in the script"),
 }
 FILTER_REASONS = frozenset(rule.reason for rule in RULES.values())
 
@@ -93,16 +93,18 @@ class Filters:
             if smallest is not None and smallest > value:
                 flags = f"{RULES[opposite].flag} {smallest} exceeds {RULES[name].flag} {value}"
                 raise ConfigError(f"{flags}, so no sample would be left")
-        letters = filter(str.isalpha, map(chr, range(sys.maxunicode + 1)))
-        if self.script and not any(_is_in_script(letter, self.script) for letter in letters):
+        characters = filter(str.isalpha, map(chr, range(sys.maxunicode + 1)))
+        if self.script and not any(
+            _is_in_script(character, self.script) for character in characters
+        ):
             raise ConfigError(
-                f"--script {self.script!r} is no script by which Unicode names letters; give one "
+                f"--script {self.script!r} is no script by which Unicode names characters; give one "
                 "like latin, cyrillic or han"
             )
 
     @property
     def needs_levels(self) -> bool:
-        """Whether recordings have to be decoded to be filtered."""
+        """Whether audio clips have to be decoded to be filtered."""
         return self.max_silence_fraction is not None or self.max_clipped_fraction is not None
 
     def as_text(self) -> dict[str, str]:
@@ -131,8 +133,8 @@ def unwanted_text(filters: Filters, text: str) -> Problem | None:
     return Problem(RULES["script"].reason, f"{message} {filters.script}")
 
 
-def unwanted_picture(filters: Filters, width: int, height: int) -> Problem | None:
-    """Why a picture of this size in pixels is left out."""
+def unwanted_image(filters: Filters, width: int, height: int) -> Problem | None:
+    """Why an image of this size in pixels is left out."""
     shorter, longer = sorted((width, height))
     return (
         _outside(filters, "min_side_pixels", shorter)
@@ -148,7 +150,7 @@ def unwanted_speech(
     duration_s: float,
     num_chars: int,
 ) -> Problem | None:
-    """Why a recording, float [num_samples, num_channels], with a transcript is left out.
+    """Why an audio clip, float [num_samples, num_channels], with a transcript is left out.
 
     Samples are needed where `filters.needs_levels`.
     """
@@ -172,7 +174,7 @@ def unwanted_speech(
 def silence_fraction(samples: np.ndarray, sample_rate_hz: int) -> float:
     """Share of silent frames in the mean of all channels; an unfinished last frame does not count.
 
-    A recording shorter than a frame is one frame.
+    An audio clip shorter than a frame is one frame.
     """
     mono = samples.mean(axis=1, dtype=np.float64)
     size = min(len(mono), max(1, round(FRAME_S * sample_rate_hz)))
@@ -187,10 +189,12 @@ def clipped_fraction(samples: np.ndarray) -> float:
 
 
 def script_share(text: str, script: str) -> float:
-    """Share of the letters of a text that belong to a script; 0 for a text without letters."""
-    letters = Counter(character for character in text if character.isalpha())
-    inside = sum(count for letter, count in letters.items() if _is_in_script(letter, script))
-    return inside / max(1, letters.total())
+    """Share of the characters of a text that belong to a script; 0 for a text without characters."""
+    characters = Counter(character for character in text if character.isalpha())
+    inside = sum(
+        count for character, count in characters.items() if _is_in_script(character, script)
+    )
+    return inside / max(1, characters.total())
 
 
 def bad_and_filtered(dropped: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
@@ -209,6 +213,6 @@ def _outside(filters: Filters, name: str, value: float) -> Problem | None:
     return Problem(rule.reason, f"{value:.9g} {rule.unit}, {relation} than {rule.flag} {bound:.9g}")
 
 
-def _is_in_script(letter: str, script: str) -> bool:
-    name = unicodedata.name(letter, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+def _is_in_script(character: str, script: str) -> bool:
+    name = unicodedata.name(character, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
     return name.startswith(_NAME_STARTS.get(script, (f"{script.upper()} ",)))

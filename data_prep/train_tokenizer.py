@@ -66,7 +66,7 @@ def train_tokenizer(folders: list[Path], vocab_size: int, out: Path) -> Tokenize
             split_digits=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            # Keeps rare letters as bytes; what is left out costs no vocabulary.
+            # Keeps rare characters as bytes; what is left out costs no vocabulary.
             character_coverage=0.9995,
             pad_id=0,
             unk_id=1,

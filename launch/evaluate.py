@@ -1,8 +1,8 @@
 """Evaluate one stage on held-out data: `deepspeed launch/evaluate.py --stage STAGE --run DIR`.
 
 Prints each metric beside a trivial baseline that was fitted on the training split. The last line of
-standard output is one JSON object with the same figures. Works under deepspeed, torchrun, srun and
-plain python; any number of ranks gives the same figures.
+standard output is one JSON object with the same metrics. Works under deepspeed, torchrun, srun and
+plain python; any number of ranks gives the same metrics.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--json",
         type=Path,
-        help=f"file for the figures (RUN/STAGE/{REPORT_NAME} for whole test splits)",
+        help=f"file for the metrics (RUN/STAGE/{REPORT_NAME} for whole test splits)",
     )
     flags.add_argument("--limit", type=int, help="look at the first N samples only")
     flags.add_argument("--upstream", type=Path, help="run whose exports the stage was trained from")
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser().parse_args()
     ranks = discover()
     # Every rank finds the same mistake; one sentence is enough.
-    with exit_on_error("evaluate", is_speaker=ranks.is_main):
+    with exit_on_error("evaluate", is_main=ranks.is_main):
         logging.basicConfig(
             level=logging.WARNING if ranks.is_main else logging.ERROR, format="%(message)s"
         )

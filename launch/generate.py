@@ -1,4 +1,4 @@
-"""Answer a question of text, pictures and recordings: `python launch/generate.py --run DIR --text ...`.
+"""Answer a question of text, images and audio clips: `python launch/generate.py --run DIR --text ...`.
 
 The answer is printed as text, and spoken into a WAV file with --speak. The last line of standard output
 is one JSON object with the same, for scripts.
@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--text", help="what is asked; <image> and <audio> in it stand for the next of the files"
     )
-    flags.add_argument("--image", type=Path, nargs="+", default=[], help="picture files")
-    flags.add_argument("--audio", type=Path, nargs="+", default=[], help="recordings")
+    flags.add_argument("--image", type=Path, nargs="+", default=[], help="image files")
+    flags.add_argument("--audio", type=Path, nargs="+", default=[], help="audio clips")
     flags.add_argument("--system", help="an instruction before the question")
     flags.add_argument("--speak", type=Path, metavar="OUT.wav", help="speak the answer into a file")
     flags.add_argument("--max-new-tokens", type=int, default=128, help="length limit (128)")

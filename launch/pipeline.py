@@ -155,7 +155,7 @@ class RunningStage:
 
     stage: str
     ranks: RunningRanks
-    lane: int
+    slot: int
     reason: str  # why it is trained (again), for the end
     before: bytes | None  # its export when it began
     start: float
@@ -167,7 +167,7 @@ class Pipeline:
     def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
         self.arguments, self.extra = arguments, extra
         self.folder: Path = arguments.run
-        for option in ("ranks", "side_by_side"):
+        for option in ("ranks", "parallel_stages"):
             number = getattr(arguments, option)
             if number is not None and number < 1:
                 name = option.replace("_", "-")
@@ -180,8 +180,8 @@ class Pipeline:
         return self.arguments.ranks or count_ranks()
 
     @cached_property
-    def num_lanes(self) -> int:
-        return min(self.arguments.side_by_side, self.num_ranks)
+    def num_slots(self) -> int:
+        return min(self.arguments.parallel_stages, self.num_ranks)
 
     @cached_property
     def needs(self) -> Needs:
@@ -193,8 +193,8 @@ class Pipeline:
         Unless --ranks is given they are no more than can share the micro-batches of a step evenly.
         """
         num_ranks = self.num_ranks
-        if self.num_lanes > 1 and not trains_alone(stage, self.needs):
-            num_ranks //= self.num_lanes
+        if self.num_slots > 1 and not trains_alone(stage, self.needs):
+            num_ranks //= self.num_slots
         group = config.batch.micro_batches_per_step
         if group is None or self.arguments.ranks is not None:
             return num_ranks
@@ -249,13 +249,13 @@ class Pipeline:
         self, waiting: list[str], plans: dict[str, RunConfig], results: dict[str, StageResult]
     ) -> None:
         """Fill the free lanes; a finished stage takes none."""
-        while waiting and len(self._running) < self.num_lanes:
+        while waiting and len(self._running) < self.num_slots:
             if self._is_stopped:
                 raise PreemptedError(
                     f"stopped before stage {waiting[0]}; the same command goes on from here"
                 )
             stage = waiting[0]
-            if self.num_lanes > 1:
+            if self.num_slots > 1:
                 running = [running.stage for running in self._running]
                 chosen = next_stage(waiting, running, self.needs)
                 if chosen is None:
@@ -278,14 +278,14 @@ class Pipeline:
         ranks_word = "rank" if num_ranks == 1 else "ranks"
         print(f"\n== {stage}: {num_ranks} {ranks_word}, log {log}{reason}", flush=True)
         before, start = published(folder), time.monotonic()
-        taken = {running.lane for running in self._running}
-        lane = next(lane for lane in range(self.num_lanes) if lane not in taken)
-        shares_gpus = self.num_lanes > 1 and num_gpus() > 0
-        first_gpu = lane * (self.num_ranks // self.num_lanes) if shares_gpus else None
+        taken = {running.slot for running in self._running}
+        slot = next(slot for slot in range(self.num_slots) if slot not in taken)
+        shares_gpus = self.num_slots > 1 and num_gpus() > 0
+        first_gpu = slot * (self.num_ranks // self.num_slots) if shares_gpus else None
         command = train_argv(num_ranks, self._arguments(stage, state), first_gpu)
-        prefix = f"[{stage}] " if self.num_lanes > 1 else ""
+        prefix = f"[{stage}] " if self.num_slots > 1 else ""
         ranks = RunningRanks(command, log, rank_environment(self.num_ranks), prefix)
-        return RunningStage(stage, ranks, lane, reason, before, start)
+        return RunningStage(stage, ranks, slot, reason, before, start)
 
     def _ended(self) -> dict[str, StageResult]:
         """The results of the stages that have ended by now; raises MuomniError for a failed one."""
@@ -412,17 +412,17 @@ def published(folder: RunFolder) -> bytes | None:
 
 
 def finished_result(folder: RunFolder) -> StageResult:
-    """The figures that a finished stage wrote beside its export."""
+    """The metrics that a finished stage wrote beside its export."""
     step = json.loads((folder.export / "export.json").read_text(encoding="utf-8"))["step"]
     metrics = json.loads((folder.export / "metrics.json").read_text(encoding="utf-8"))
     return StageResult("finished before", 0.0, step, metrics)
 
 
 def table(results: dict[str, StageResult]) -> str:
-    """Durations and held-out figures, a line a stage."""
+    """Durations and held-out metrics, a line a stage."""
     rows = [("stage", "", "time", "steps", "validation")]
     for stage, result in results.items():
-        figures = [
+        metrics = [
             f"{name.removeprefix('val/')} {value:.4g}" for name, value in result.metrics.items()
         ]
         minutes, seconds = divmod(round(result.duration_s), 60)
@@ -432,7 +432,7 @@ def table(results: dict[str, StageResult]) -> str:
                 result.status,
                 f"{minutes}:{seconds:02d}",
                 f"{result.step:,}",
-                "  ".join(figures),
+                "  ".join(metrics),
             )
         )
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -16,7 +16,7 @@ from muomni.evaluation.report import read_reports, summary
 def main() -> None:
     flags = argparse.ArgumentParser(prog="summary.py", description=__doc__)
     flags.add_argument("--run", type=Path, required=True, help="run folder")
-    flags.add_argument("--all", action="store_true", help="also figures without a baseline")
+    flags.add_argument("--all", action="store_true", help="also metrics without a baseline")
     arguments = flags.parse_args()
     with exit_on_error("summary"):
         print(summary(read_reports(arguments.run), with_all=arguments.all))

@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser().parse_intermixed_args()
     ranks = discover()
     # Every rank finds the same mistake; one sentence is enough.
-    with exit_on_error("train", is_speaker=ranks.is_main):
+    with exit_on_error("train", is_main=ranks.is_main):
         logging.basicConfig(
             level=logging.WARNING if ranks.is_main else logging.ERROR, format="%(message)s"
         )
@@ -140,10 +140,10 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
         device = dry_run.find_device(session, is_planned, arguments.gpu_gib)
         seen = dry_run.preview(session, device)
-        figures = dry_run.describe(session, device, seen)
+        metrics = dry_run.describe(session, device, seen)
         if arguments.check_memory:
             dry_run.check_memory(session, seen, device)
-        return figures
+        return metrics
     finished = sessions.finished_result(session)
     if finished is not None:
         return finished

@@ -62,7 +62,7 @@ class PreemptedError(MuomniError):
 
 
 @contextmanager
-def exit_on_error(command: str, is_speaker: bool = True) -> Iterator[None]:
+def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
     """Turn a `MuomniError` inside the block into one line on standard error and its exit code.
 
     Of several ranks that find the same mistake only the speaker says it; a mistake of one rank alone is
@@ -71,6 +71,6 @@ def exit_on_error(command: str, is_speaker: bool = True) -> Iterator[None]:
     try:
         yield
     except MuomniError as error:
-        if is_speaker or error.is_of_one_rank:
+        if is_main or error.is_of_one_rank:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

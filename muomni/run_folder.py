@@ -1,7 +1,7 @@
 """What a run keeps where, and how a stage finds the exports of earlier ones.
 
 RUN/STAGE/config.yaml      the resolved config
-RUN/STAGE/metrics.jsonl    every logged figure, the truth that MLflow is fed from
+RUN/STAGE/metrics.jsonl    every logged metric, the truth that MLflow is fed from
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
 RUN/STAGE/profile/         traces and memory snapshots of a few steps

@@ -2,7 +2,7 @@
 
     python scripts/answer_held_out.py --data data/sample --run runs/quickstart
 
-Takes the first conversation of each kind (about a picture, spoken, to be read aloud ...) from the test
+Takes the first conversation of each kind (about an image, spoken, to be read aloud ...) from the test
 split of the sft dataset. Media and spoken answers are written to RUN/examples.
 """
 
@@ -37,7 +37,7 @@ class Example:
 def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None:
     """Turn a conversation of one question and one answer into an Example; None for others.
 
-    Its pictures and recordings belong into `folder`; nothing is written yet.
+    Its images and audio clips belong into `folder`; nothing is written yet.
     """
     turns = json.loads(sample["json"])["turns"]
     if [turn["role"] for turn in turns] != ["user", "assistant"]:

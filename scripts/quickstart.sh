@@ -41,7 +41,7 @@ python scripts/answer_held_out.py --data "$data" --run "$run"
 
 step "Done"
 cat <<TEXT
-Curves, configs, generated texts and recordings of all stages:
+Curves, configs, generated texts and audio clips of all stages:
     mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
 Ask it yourself:
     python launch/generate.py --run $run --text "Say: hello" --speak hello.wav

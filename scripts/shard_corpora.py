@@ -47,7 +47,7 @@ PLANS = (
         ("--columns", "text=transcript,language=lang", "--group", "transcript"),
     ),
     Plan(
-        "trimodal_pictures",
+        "trimodal_images",
         "image-caption",
         "jsonl",
         "trimodal/manifest.jsonl",
@@ -70,7 +70,7 @@ def main() -> None:
     flags.add_argument("--corpora", required=not given, default=given, type=Path)
     flags.add_argument("--out", required=True, type=Path)
     flags.add_argument("--workers", default="1")
-    flags.add_argument("--json", type=Path, help="write the figures to this file")
+    flags.add_argument("--json", type=Path, help="write the metrics to this file")
     arguments = flags.parse_args()
     rows = {}
     for plan in PLANS:
@@ -96,8 +96,8 @@ def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, ob
     made = time.perf_counter()
     data_prep("verify", "--full", "--decode", "100", "--workers", workers, str(folder))
     verified = time.perf_counter()
-    picture = [] if plan.task == "text" else ["--png", str(out / f"{plan.name}.png")]
-    data_prep("inspect", str(folder), "--count", "12", *picture)
+    image = [] if plan.task == "text" else ["--png", str(out / f"{plan.name}.png")]
+    data_prep("inspect", str(folder), "--count", "12", *image)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     samples = {
         split: sum(shard["num_samples"] for shard in content["shards"])

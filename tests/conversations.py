@@ -1,6 +1,6 @@
 """Toy conversations that tests of the omni model share: colors to name, tones to name, words to say.
 
-Pictures are one color, recordings one tone with a little noise, so that small models learn them in
+Images are one color, audio clips one tone with a little noise, so that small models learn them in
 seconds, and only by looking and listening.
 """
 
@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def png(color: tuple[int, int, int], mode: str = "RGB", size: int = 40) -> bytes:
-    """A picture of one color."""
+    """An image of one color."""
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), color).convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
@@ -93,13 +93,13 @@ AUDIO_0 = {"type": "audio", "name": "0.wav"}
 
 
 def color_sample(key: str, name: str) -> Sample:
-    """Name the color of a picture."""
+    """Name the color of an image."""
     turns = [("user", [IMAGE_0, text_part("the door")]), ("assistant", [text_part(name)])]
     return sample(key, turns, image0=png(COLORS[name]))
 
 
 def tone_sample(key: str, name: str, seed: int = 0) -> Sample:
-    """Name the pitch of a recording."""
+    """Name the pitch of an audio clip."""
     turns = [("user", [AUDIO_0, text_part("the river")]), ("assistant", [text_part(name)])]
     return sample(key, turns, audio0=tone(TONES[name], seed=seed))
 

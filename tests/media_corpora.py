@@ -1,4 +1,4 @@
-"""Tiny datasets with recordings and pictures, made of tones and colored shapes."""
+"""Tiny datasets with audio clips and images, made of tones and colored shapes."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def speech_sample(key: str, words: list[str], seed: int) -> Sample:
 def write_speech_dataset(
     root: Path, num_train: int = 32, num_val: int = 6, task: Task = "speech"
 ) -> Manifest:
-    """Recordings of one to four words."""
+    """Audio clips of one to four words."""
     random = np.random.default_rng(7)
     splits = {}
     for split, count in (("train", num_train), ("val", num_val)):
@@ -66,7 +66,7 @@ def write_speech_dataset(
     return write_dataset(root, task, splits)
 
 
-def picture(color: str, shape: str, offset: int = 0) -> bytes:
+def image(color: str, shape: str, offset: int = 0) -> bytes:
     """A shape on a transparent ground, as the bytes of an RGBA PNG."""
     image = Image.new("RGBA", (40, 32), (0, 0, 0, 0))
     box = {"circle": (8, 6, 28, 26), "square": (8, 6, 28, 26), "bar": (2, 12, 36, 20)}
@@ -80,21 +80,21 @@ def picture(color: str, shape: str, offset: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def picture_sample(key: str, data: bytes, captions: list[str]) -> Sample:
+def image_sample(key: str, data: bytes, captions: list[str]) -> Sample:
     """One sample of an image-caption dataset."""
     about = json.dumps({"captions": captions}).encode()
     members = [("png", data), ("json", about), ("txt", captions[0].encode())]
     return key, members, SampleCost(num_pixels=40 * 32, num_images=1)
 
 
-def write_picture_dataset(root: Path, num_train: int = 64, num_val: int = 10) -> Manifest:
-    """Colored shapes; pictures of the same thing have the same first caption."""
+def write_image_dataset(root: Path, num_train: int = 64, num_val: int = 10) -> Manifest:
+    """Colored shapes; images of the same thing have the same first caption."""
     things = [(color, shape) for shape in SHAPES for color in COLORS]
     splits = {
         split: [
-            picture_sample(
+            image_sample(
                 f"{split}{i:04d}",
-                picture(*things[i % len(things)], offset=i // len(things)),
+                image(*things[i % len(things)], offset=i // len(things)),
                 [" ".join(things[i % len(things)]), f"a {things[i % len(things)][1]}"],
             )
             for i in range(count)

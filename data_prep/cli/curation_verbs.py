@@ -51,7 +51,7 @@ def _add_dedup(verbs: "Verbs") -> None:
         "--content-only", action="store_true", help="compare whole samples only; reads no tar"
     )
     verb.add_argument(
-        "--near", action="store_true", help="also pictures and texts that are nearly the same"
+        "--near", action="store_true", help="also images and texts that are nearly the same"
     )
     default = Comparison()
     verb.add_argument(
@@ -59,7 +59,7 @@ def _add_dedup(verbs: "Verbs") -> None:
         type=int,
         default=default.max_distance,
         metavar="BITS",
-        help=f"of 64, between the hashes of near pictures (default {default.max_distance})",
+        help=f"of 64, between the hashes of near images (default {default.max_distance})",
     )
     verb.add_argument(
         "--min-similarity",

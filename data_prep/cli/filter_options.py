@@ -8,13 +8,13 @@ from data_prep.filters import FRAME_S, MIN_SCRIPT_SHARE, RULES, SILENCE_DBFS, Fi
 from muomni.data.shards.manifest import Task
 
 _SPEECH = ("speech", "tts")
-_PICTURES = ("image-caption", "sft")
+_IMAGES = ("image-caption", "sft")
 _TEXTS = ("text", "image-caption", "speech", "tts")
 
 # Field of `Filters`: tasks, what the flag is read as, its placeholder, its help.
 _OPTIONS: dict[str, tuple[tuple[str, ...], Callable[[str], int | float | str], str, str]] = {
-    "min_duration_s": (_SPEECH, float, "S", "shortest recording, in seconds"),
-    "max_duration_s": (_SPEECH, float, "S", "longest recording, in seconds"),
+    "min_duration_s": (_SPEECH, float, "S", "shortest audio clip, in seconds"),
+    "max_duration_s": (_SPEECH, float, "S", "longest audio clip, in seconds"),
     "min_chars_per_s": (_SPEECH, float, "N", "slowest speech, by the transcript"),
     "max_chars_per_s": (_SPEECH, float, "N", "fastest speech, by the transcript"),
     "max_silence_fraction": (
@@ -24,13 +24,13 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], Callable[[str], int | float | str], s
         f"largest share of {1000 * FRAME_S:g} ms frames with an RMS below {SILENCE_DBFS} dBFS",
     ),
     "max_clipped_fraction": (_SPEECH, float, "F", "largest share of samples at full scale"),
-    "min_side_pixels": (_PICTURES, int, "PIXELS", "least shorter side of a picture"),
-    "max_pixels": (_PICTURES, int, "N", "most pixels of a picture, width times height"),
+    "min_side_pixels": (_IMAGES, int, "PIXELS", "least shorter side of an image"),
+    "max_pixels": (_IMAGES, int, "N", "most pixels of an image, width times height"),
     "max_aspect": (
-        _PICTURES,
+        _IMAGES,
         float,
         "RATIO",
-        "longer side of a picture by its shorter side, at most",
+        "longer side of an image by its shorter side, at most",
     ),
     "min_chars": (_TEXTS, int, "N", "fewest characters of a text"),
     "max_chars": (_TEXTS, int, "N", "most characters of a text"),
@@ -38,19 +38,19 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], Callable[[str], int | float | str], s
         _TEXTS,
         str.lower,
         "NAME",
-        f"Unicode script that at least {MIN_SCRIPT_SHARE:g} of the letters belong to, like latin, "
+        f"Unicode script that at least {MIN_SCRIPT_SHARE:g} of the characters belong to, like latin, "
         "cyrillic or han",
     ),
 }
 
 _DESCRIPTION: dict[Task, str] = {
     "text": "Documents outside of these bounds are left out.",
-    "image-caption": "Captions outside of these bounds are left out, and so is a picture that is "
+    "image-caption": "Captions outside of these bounds are left out, and so is an image that is "
     "outside of them or has no caption left.",
-    "speech": "Recordings and transcripts outside of these bounds are left out.",
-    "tts": "Recordings and transcripts outside of these bounds are left out.",
-    "sft": "Conversations with a picture outside of these bounds are left out; there are no filters "
-    "for their texts and recordings, since a turn cannot be left out alone.",
+    "speech": "Audio clips and transcripts outside of these bounds are left out.",
+    "tts": "Audio clips and transcripts outside of these bounds are left out.",
+    "sft": "Conversations with an image outside of these bounds are left out; there are no filters "
+    "for their texts and audio clips, since a turn cannot be left out alone.",
 }
 
 

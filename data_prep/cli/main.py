@@ -105,7 +105,7 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument("--workers", type=positive, default=num_cpus(), help="processes")
     verb.add_argument("--json", type=Path, help="write the report to this file")
     verb.set_defaults(run=_run_verify)
-    verb = verbs.add_parser("stats", help="figures of datasets")
+    verb = verbs.add_parser("stats", help="metrics of datasets")
     verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_run_stats)
@@ -113,7 +113,7 @@ def _add_reports(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument("dir", type=Path, metavar="DIR", help="dataset, or folder of datasets")
     verb.add_argument("--split", default="train")
     verb.add_argument("--count", type=positive, default=16, help="samples to show")
-    verb.add_argument("--png", type=Path, help="write pictures, waveforms and spectrograms")
+    verb.add_argument("--png", type=Path, help="write images, waveforms and spectrograms")
     verb.set_defaults(run=_run_inspect)
 
 
@@ -195,8 +195,8 @@ def _run_verify(arguments: argparse.Namespace) -> None:
 def _run_stats(arguments: argparse.Namespace) -> None:
     manifests = find_manifests(arguments.dirs)
     if arguments.json:
-        figures = {str(manifest.root): stats.split_stats(manifest) for manifest in manifests}
-        print(json.dumps(figures, indent=1))
+        metrics = {str(manifest.root): stats.split_stats(manifest) for manifest in manifests}
+        print(json.dumps(metrics, indent=1))
     else:
         _print_stats(manifests)
 
@@ -214,8 +214,8 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
     print(preview.describe(manifest, arguments.split, arguments.count))
     if arguments.png:
         if not preview.save_sheet(manifest, arguments.split, arguments.count, arguments.png):
-            raise DataError(f"the samples of {arguments.dir} have neither pictures nor recordings")
-        print(f"pictures and recordings: {arguments.png}")
+            raise DataError(f"the samples of {arguments.dir} have neither images nor audio clips")
+        print(f"images and audio clips: {arguments.png}")
 
 
 def _run_mix(arguments: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ from muomni.data.shards.manifest import Manifest, Task
 from muomni.errors import ConfigError
 
 _TASK_HELP: dict[Task, str] = {
-    "image-caption": "pictures with captions",
-    "speech": "recordings with transcripts (to recognize speech, to train the codec)",
-    "tts": "recordings with the text to speak",
+    "image-caption": "images with captions",
+    "speech": "audio clips with transcripts (to recognize speech, to train the codec)",
+    "tts": "audio clips with the text to speak",
     "text": "documents",
-    "sft": "conversations with pictures and recordings",
+    "sft": "conversations with images and audio clips",
 }
 
 
@@ -95,7 +95,7 @@ def _add_reader_options(verb: argparse.ArgumentParser, task: Task) -> None:
             "--group",
             choices=("chapter", "speaker", "transcript"),
             default="",
-            help="what may not stand in two splits; chapter is also the recording of segments "
+            help="what may not stand in two splits; chapter is also the audio clip of segments "
             "(default: by the reader)",
         )
         options.add_argument(
@@ -196,7 +196,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 def default_name(folder: Path) -> str:
-    """The folder's name, in the letters that a dataset name may have."""
+    """The folder's name, in the characters that a dataset name may have."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name)[:64] or "dataset"
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from data_prep.media.treatment import CHECKS, IMAGE_FORMATS, NORMALIZERS, Treatment
+from data_prep.media.treatment import CHECKS, NORMALIZERS, OUTPUT_FORMATS, Treatment
 from muomni.data.shards.manifest import Task
 
 _DEFAULT = Treatment()
@@ -19,11 +19,11 @@ def add_treatment(verb: argparse.ArgumentParser, task: Task) -> None:
             "--check",
             choices=CHECKS,
             default=_DEFAULT.check,
-            help="decode each picture and recording in full, or trust its header, which is faster and "
+            help="decode each image and audio clip in full, or trust its header, which is faster and "
             "lets files in that are broken behind it",
         )
     if task in ("image-caption", "sft"):
-        _add_pictures(group)
+        _add_images(group)
     if task in ("speech", "tts", "sft"):
         group.add_argument(
             "--sample-rate",
@@ -31,7 +31,7 @@ def add_treatment(verb: argparse.ArgumentParser, task: Task) -> None:
             type=int,
             default=argparse.SUPPRESS,
             metavar="HZ",
-            help="resample recordings of other rates to this one, as FLAC of 16 bits",
+            help="resample audio clips of other rates to this one, as FLAC of 16 bits",
         )
     if task != "sft":
         group.add_argument(
@@ -43,20 +43,20 @@ def add_treatment(verb: argparse.ArgumentParser, task: Task) -> None:
         )
 
 
-def _add_pictures(group: "argparse._ArgumentGroup") -> None:
+def _add_images(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--resize-shorter",
         type=int,
         default=argparse.SUPPRESS,
         metavar="PIXELS",
-        help="make larger pictures smaller, so that the shorter side has so many pixels",
+        help="make larger images smaller, so that the shorter side has so many pixels",
     )
     group.add_argument("--upscale", action="store_true", help="also make smaller ones larger")
     group.add_argument(
         "--image-format",
-        choices=IMAGE_FORMATS,
+        choices=OUTPUT_FORMATS,
         default=_DEFAULT.image_format,
-        help="write pictures in this format; JPEG lays transparency on white",
+        help="write images in this format; JPEG lays transparency on white",
     )
     group.add_argument("--quality", type=int, default=_DEFAULT.quality, help="of JPEG and WebP")
 

@@ -2,7 +2,7 @@
 
 Of samples that are the same the first in training order stays. A training sample that is the same as
 one of `val` or `test` is left out (leakage). Datasets of one task are compared with each other; the same
-recording in a dataset for speech and in one for tts serves two purposes. No shard is written anew.
+audio clip in a dataset for speech and in one for tts serves two purposes. No shard is written anew.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.curation.exclude import Mask, remove_mask, write_mask
 from data_prep.curation.near_duplicates import (
     NUM_MINIMA,
-    alike_pictures,
+    alike_images,
     alike_texts,
     bit_distance,
     look_of,
@@ -37,7 +37,7 @@ from muomni.io.atomic_write import write_atomic
 REPEATS = "dedup-repeats"
 LEAKAGE = "dedup-leakage"
 REPORT = "dedup.report.jsonl"
-# The picture or recording alone decides about leakage: another caption does not make it unseen.
+# The image or audio clip alone decides about leakage: another caption does not make it unseen.
 _MEDIA_TASKS = ("image-caption", "speech", "tts")
 
 
@@ -45,7 +45,7 @@ _MEDIA_TASKS = ("image-caption", "speech", "tts")
 class Comparison:
     """What counts as the same beside equal content.
 
-    `reads_text`: the same words and media; `is_near`: pictures whose hashes differ in at most
+    `reads_text`: the same words and media; `is_near`: images whose hashes differ in at most
     `max_distance` of 64 bits, and texts of at least `min_similarity`. Raises `ConfigError`.
     """
 
@@ -68,7 +68,7 @@ class Traits:
     """What samples are compared by, a row a sample; 0 where a sample has no such trait.
 
     `content`, `words` (with the media) and `media` are hashes, uint64 [N]; `look` and `thumbnail` are
-    those of the picture; `signature` is that of the text, uint32 [N, NUM_MINIMA].
+    those of the image; `signature` is that of the text, uint32 [N, NUM_MINIMA].
     """
 
     content: np.ndarray
@@ -228,8 +228,8 @@ def _read_traits(
     manifest: Manifest,
     comparison: Comparison,
 ) -> None:
-    pictures = media_of(sample, IMAGE_EXTENSIONS)
-    media = pictures + media_of(sample, AUDIO_EXTENSIONS)
+    images = media_of(sample, IMAGE_EXTENSIONS)
+    media = images + media_of(sample, AUDIO_EXTENSIONS)
     try:
         words = [plain_words(text) for text in sample_texts(sample, manifest.task)]
     except (ValueError, KeyError, TypeError):
@@ -242,11 +242,11 @@ def _read_traits(
         traits.words[row] = hash64(digest + b"\0" + "\n".join(words).encode())
     if not comparison.is_near:
         return
-    if manifest.task == "image-caption" and pictures:
+    if manifest.task == "image-caption" and images:
         try:
-            look = look_of(pictures[0][1])
+            look = look_of(images[0][1])
         except DataError:
-            return  # a broken picture of an adopted tar resembles none
+            return  # a broken image of an adopted tar resembles none
         if look is not None:
             traits.has_look[row] = True
             traits.look[row], traits.thumbnail[row] = look
@@ -262,7 +262,7 @@ def _same(traits: Traits, comparison: Comparison) -> np.ndarray:
     pairs = [_equal(traits.content), _equal(traits.words)]
     if comparison.is_near:
         rows = np.flatnonzero(traits.has_look)
-        found = alike_pictures(traits.look[rows], traits.thumbnail[rows], comparison.max_distance)
+        found = alike_images(traits.look[rows], traits.thumbnail[rows], comparison.max_distance)
         pairs.append(rows[found])
         rows = np.flatnonzero(traits.has_signature)
         found = alike_texts(traits.signature[rows], comparison.min_similarity)

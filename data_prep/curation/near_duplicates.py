@@ -1,6 +1,6 @@
-"""Which pictures and texts resemble each other, found without comparing all with all.
+"""Which images and texts resemble each other, found without comparing all with all.
 
-Pictures: a 64-bit perceptual hash (signs of the low frequencies of a cosine transform, as in pHash), and
+Images: a 64-bit perceptual hash (signs of the low frequencies of a cosine transform, as in pHash), and
 a small color thumbnail, since the hash sees no color. Texts: MinHash signatures (Broder 1997) of
 all runs of eight bytes. Candidates come from equal parts of the hashes: by pigeonhole no pair of hashes
 within the distance is missed; of texts at the default similarity about 1 in 20,000 is.
@@ -18,7 +18,7 @@ from muomni.data.media.decode import open_image
 
 _GRAY_SIDE = 32
 _HASH_SIDE = 8
-# A picture whose gray levels (0 to 255) vary less has no structure that a hash could tell.
+# An image whose gray levels (0 to 255) vary less has no structure that a hash could tell.
 _MIN_CONTRAST = 2.0
 _THUMBNAIL_SIDE = 8
 # Differences of the colors of two thumbnails (0 to 255) that still look alike: in the mean, and in the
@@ -51,19 +51,19 @@ def plain_words(text: str) -> str:
 
 
 def look_of(data: bytes) -> tuple[int, np.ndarray] | None:
-    """Hash and thumbnail, uint8 [side * side * 3], of a picture; None for a plain surface.
+    """Hash and thumbnail, uint8 [side * side * 3], of an image; None for a plain surface.
 
-    Raises `DataError` for a broken picture.
+    Raises `DataError` for a broken image.
     """
-    picture = open_image(data)
-    gray = picture.convert("L").resize((_GRAY_SIDE, _GRAY_SIDE), Image.Resampling.BOX)
+    image = open_image(data)
+    gray = image.convert("L").resize((_GRAY_SIDE, _GRAY_SIDE), Image.Resampling.BOX)
     levels = np.asarray(gray, dtype=np.float64)
     if levels.std() < _MIN_CONTRAST:
         return None
     # The rows and columns of frequency 0 say how bright it is, not what it shows.
     waves = (_COSINES @ levels @ _COSINES.T)[1:, 1:].ravel()
     number = int(_BITS[waves > np.median(waves)].sum())
-    thumbnail = picture.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
+    thumbnail = image.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
     return number, np.asarray(thumbnail, dtype=np.uint8).ravel()
 
 
@@ -82,8 +82,8 @@ def signature_of(words: str) -> np.ndarray | None:
     return (minima[:, 0] >> np.uint64(32)).astype(np.uint32)
 
 
-def alike_pictures(hashes: np.ndarray, thumbnails: np.ndarray, max_distance: int) -> np.ndarray:
-    """Pairs [num_pairs, 2] of pictures whose hashes differ in at most `max_distance` bits.
+def alike_images(hashes: np.ndarray, thumbnails: np.ndarray, max_distance: int) -> np.ndarray:
+    """Pairs [num_pairs, 2] of images whose hashes differ in at most `max_distance` bits.
 
     `hashes` are uint64 [N], `thumbnails` uint8 [N, side * side * 3]; their colors must agree too.
     """

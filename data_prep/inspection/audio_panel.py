@@ -1,4 +1,4 @@
-"""A recording as a picture: its waveform above its log-mel spectrogram, over one time axis.
+"""An audio clip as an image: its waveform above its log-mel spectrogram, over one time axis.
 
 At the rate of the file, so what a wrong rate, an empty upper half or clipping does can be seen.
 """
@@ -20,8 +20,8 @@ _TICK_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 _MAX_TICKS = 8
 
 
-def recording_panel(data: bytes) -> Image.Image:
-    """The panel of a recording, `WIDTH` x `HEIGHT` pixels.
+def audio_panel(data: bytes) -> Image.Image:
+    """The panel of an audio clip, `WIDTH` x `HEIGHT` pixels.
 
     Raises `DataError` for a broken one.
     """
@@ -46,11 +46,11 @@ def _waveform(mono: np.ndarray) -> np.ndarray:
     low[:-1] = np.minimum(low[:-1], mono[starts[1:]])
     rows = np.linspace(1, -1, _WAVE_HEIGHT)[:, None]
     step = 2 / (_WAVE_HEIGHT - 1)
-    picture = np.full((_WAVE_HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
-    picture[_WAVE_HEIGHT // 2] = _LINE_COLOR
-    picture[(rows <= high + step / 2) & (rows >= low - step / 2)] = _WAVE_COLOR
-    picture[:, np.maximum(high, -low) >= 1 - 2**-15] = _CLIP_COLOR
-    return picture
+    image = np.full((_WAVE_HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
+    image[_WAVE_HEIGHT // 2] = _LINE_COLOR
+    image[(rows <= high + step / 2) & (rows >= low - step / 2)] = _WAVE_COLOR
+    image[:, np.maximum(high, -low) >= 1 - 2**-15] = _CLIP_COLOR
+    return image
 
 
 def _log_mel_db(mono: np.ndarray, sample_rate_hz: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Cost figures of a sample that already lies in a tar: for adopted shards and for `verify`."""
+"""Cost metrics of a sample that already lies in a tar: for adopted shards and for `verify`."""
 
 import json
 
@@ -18,7 +18,7 @@ def media_of(sample: dict[str, bytes | str], kinds: tuple[str, ...]) -> list[tup
     ]
 
 
-def figures(sample: dict[str, bytes | str], task: Task) -> SampleCost:
+def metrics(sample: dict[str, bytes | str], task: Task) -> SampleCost:
     """Decode all media of a sample, check that it has what its task needs, count its cost.
 
     Raises `DataError` when a member is missing or broken.
@@ -26,9 +26,9 @@ def figures(sample: dict[str, bytes | str], task: Task) -> SampleCost:
     images = media_of(sample, IMAGE_EXTENSIONS)
     audios = media_of(sample, AUDIO_EXTENSIONS)
     if task == "image-caption" and not images:
-        raise DataError(f"no picture among its members ({_names(sample)})")
+        raise DataError(f"no image among its members ({_names(sample)})")
     if task in ("speech", "tts") and not audios:
-        raise DataError(f"no recording among its members ({_names(sample)})")
+        raise DataError(f"no audio clip among its members ({_names(sample)})")
     try:
         texts = sample_texts(sample, task)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Shows samples of a split: a table of text, and a sheet of pictures and recordings with captions."""
+"""Shows samples of a split: a table of text, and a sheet of images and audio clips with captions."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data_prep.inspection.audio_panel import HEIGHT, WIDTH, recording_panel
+from data_prep.inspection.audio_panel import HEIGHT, WIDTH, audio_panel
 from data_prep.inspection.measurements import media_of
 from data_prep.train_tokenizer import sample_texts
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
@@ -20,7 +20,7 @@ _GAP, _LINE_HEIGHT = 4, 13
 # The key, then the text.
 _NUM_CAPTION_LINES = 3
 _TEXT_WIDTH = 80
-# Behind pictures, so that transparent and white ones have an edge.
+# Behind images, so that transparent and white ones have an edge.
 _GROUND = (236, 236, 236)
 
 
@@ -46,17 +46,17 @@ def describe(manifest: Manifest, split: str, num_samples: int) -> str:
 
 
 def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> bool:
-    """Write the sheet as a picture file; False when the samples have no media."""
-    picture = sheet(manifest, split, num_samples)
-    if picture is None:
+    """Write the sheet as an image file; False when the samples have no media."""
+    image = sheet(manifest, split, num_samples)
+    if image is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return True
 
 
 def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
-    """Pictures in a grid, then recordings below each other, with captions; None without media.
+    """Images in a grid, then audio clips below each other, with captions; None without media.
 
     What does not decode is shown as the reason why.
     """
@@ -77,13 +77,13 @@ def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | Non
     num_rows = -(-len(tiles) // _NUM_COLUMNS)
     num_columns = _NUM_COLUMNS if panels else min(_NUM_COLUMNS, len(tiles))
     height = num_rows * tile_height + len(panels) * panel_height
-    picture = Image.new("RGB", (num_columns * _TILE, height), "white")
+    image = Image.new("RGB", (num_columns * _TILE, height), "white")
     for number, tile in enumerate(tiles):
         row, column = divmod(number, _NUM_COLUMNS)
-        picture.paste(tile, (column * _TILE, row * tile_height))
+        image.paste(tile, (column * _TILE, row * tile_height))
     for number, panel in enumerate(panels):
-        picture.paste(panel, (0, num_rows * tile_height + number * panel_height))
-    return picture
+        image.paste(panel, (0, num_rows * tile_height + number * panel_height))
+    return image
 
 
 def _tile(data: bytes, key: str, text: str) -> Image.Image:
@@ -92,12 +92,12 @@ def _tile(data: bytes, key: str, text: str) -> Image.Image:
     draw = ImageDraw.Draw(tile)
     draw.rectangle([0, 0, side - 1, side - 1], fill=_GROUND)
     try:
-        picture = open_image(data)
+        image = open_image(data)
     except DataError as error:
         draw.multiline_text((4, 4), _wrapped(draw, str(error), side - 8, 8), fill="red")
     else:
-        picture.thumbnail((side, side))
-        tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        image.thumbnail((side, side))
+        tile.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     caption = (
         f"{_wrapped(draw, key, side, 1)}\n{_wrapped(draw, text, side, _NUM_CAPTION_LINES - 1)}"
     )
@@ -110,7 +110,7 @@ def _panel(data: bytes, caption: str) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), _wrapped(draw, caption, WIDTH, 1), fill="black")
     try:
-        panel.paste(recording_panel(data), (0, _LINE_HEIGHT))
+        panel.paste(audio_panel(data), (0, _LINE_HEIGHT))
     except DataError as error:
         draw.text((0, _LINE_HEIGHT), str(error), fill="red")
     return panel

@@ -1,4 +1,4 @@
-"""Figures of a dataset from its columns: no tar is opened."""
+"""Metrics of a dataset from its columns: no tar is opened."""
 
 import numpy as np
 
@@ -31,14 +31,14 @@ def split_stats(manifest: Manifest) -> dict[str, dict[str, object]]:
 
 
 def table(manifest: Manifest, stats: dict[str, dict[str, object]]) -> str:
-    """The figures as text: a line a split, then what was left out."""
+    """The metrics as text: a line a split, then what was left out."""
     head: tuple[str, ...] = (
         "split",
         "samples",
         "groups",
         "shards",
         "minutes",
-        "pictures",
+        "images",
         "chars",
         "chars a sample",
         "seconds a sample",

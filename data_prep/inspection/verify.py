@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.curation.exclude import mask_problems
 from data_prep.datasets import by_shard
-from data_prep.inspection.measurements import figures
+from data_prep.inspection.measurements import metrics
 from data_prep.sharding.shard_pool import map_shards
 from muomni.data.shards.manifest import Manifest, ShardRecord, Totals, hash64
 from muomni.data.shards.reader import SplitReader, check_shard
@@ -30,7 +30,7 @@ from muomni.data.shards.writer import SampleCost, columns_path, load_columns, lo
 from muomni.errors import ConfigError, DataError
 
 _CHUNK_BYTES = 1 << 20
-# The figures that decoding gives and the columns hold.
+# The metrics that decoding gives and the columns hold.
 _COST_NAMES = tuple(field.name for field in fields(SampleCost))
 
 
@@ -147,7 +147,7 @@ def _decode(manifest: Manifest, split: str, percent: float) -> tuple[list[str], 
             problems.append(str(error))
             continue
         try:
-            cost = figures(sample, manifest.task)
+            cost = metrics(sample, manifest.task)
         except DataError as error:
             problems.append(f"{where}: {error}")
             continue

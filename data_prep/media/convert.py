@@ -1,6 +1,6 @@
-"""Bytes of a picture or recording: a file, a cell of a Parquet file, a part of a recording.
+"""Bytes of an image or audio clip: a file, a cell of a Parquet file, a part of an audio clip.
 
-Files and cells are taken as they are. A part of a recording is decoded and written again without
+Files and cells are taken as they are. A part of an audio clip is decoded and written again without
 loss: FLAC, or WAV for samples that FLAC cannot hold.
 """
 
@@ -34,7 +34,7 @@ _NUM_KEPT_ROW_GROUPS = 2
 # Annotations round the ends of segments.
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
-# Subtype in a recording: format and subtype of its parts, and the samples that carry them over.
+# Subtype in an audio clip: format and subtype of its parts, and the samples that carry them over.
 _SampleType = Literal["int16", "int32", "float32", "float64"]
 _EXACT: dict[str, tuple[str, str, _SampleType]] = {
     "PCM_S8": ("FLAC", "PCM_S8", "int16"),
@@ -53,9 +53,9 @@ _LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYE
 
 
 def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, bytes]:
-    """Extension and bytes of a picture or recording.
+    """Extension and bytes of an image or audio clip.
 
-    Raises `BadSampleError` when it is missing, when a part lies outside of its recording, and with
+    Raises `BadSampleError` when it is missing, when a part lies outside of its audio clip, and with
     the reason `broken` when its format is none of `known`.
     """
     if isinstance(media, Clip):
@@ -137,9 +137,9 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
 
 
 def _cut(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
-    """A part of a recording; one that is the whole of a file in a known format stays as it is."""
+    """A part of an audio clip; one that is the whole of a file in a known format stays as it is."""
     if clip.start_s < 0 or clip.duration_s <= 0:
-        raise BadSampleError(BAD_RECORD, f"{clip} is no part of a recording")
+        raise BadSampleError(BAD_RECORD, f"{clip} is no part of an audio clip")
     extension = Path(clip.path).suffix.lower().lstrip(".")
     extension = _SAME_FORMAT.get(extension, extension)
     try:
@@ -148,7 +148,7 @@ def _cut(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
                 raise BadSampleError(BAD_RECORD, f"{clip.path} has no channel {clip.channel}")
             rest_s = file.frames / file.samplerate - clip.start_s
             if clip.duration_s > rest_s + _MAX_BEYOND_END_S:
-                raise BadSampleError(BROKEN_AUDIO, f"{clip} lies beyond the end of the recording")
+                raise BadSampleError(BROKEN_AUDIO, f"{clip} lies beyond the end of the audio clip")
             is_all = clip.start_s == 0 and clip.duration_s > rest_s - _MAX_ROUNDING_S
             if is_all and extension in known and (clip.channel is None or file.channels == 1):
                 return extension, _read_file(clip.path)
@@ -169,7 +169,7 @@ def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
         kind, subtype, dtype = _EXACT.get(file.subtype, _SIXTEEN_BITS)
         lead_in = 0
     if num_samples * file.channels > MAX_VALUES:
-        raise BadSampleError(BAD_RECORD, f"{clip} is longer than any recording may be")
+        raise BadSampleError(BAD_RECORD, f"{clip} is longer than any audio clip may be")
     file.seek(start - lead_in)
     samples: np.ndarray = file.read(lead_in + num_samples, dtype=dtype, always_2d=True)[lead_in:]
     if len(samples) < num_samples - _MAX_BEYOND_END_S * file.samplerate:

@@ -1,11 +1,11 @@
-"""Width and height of a picture from its first bytes: several times faster than opening it.
+"""Width and height of an image from its first bytes: several times faster than opening it.
 
 Knows the plain cases of PNG, JPEG and WebP; what it does not know is left to Pillow.
 """
 
 # Start-of-frame markers of JPEG; C4, C8 and CC mark other things.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Up to the last byte of the size in PNG and WebP; no whole picture is shorter.
+# Up to the last byte of the size in PNG and WebP; no whole image is shorter.
 _MIN_BYTES = 30
 
 

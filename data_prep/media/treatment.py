@@ -1,4 +1,4 @@
-"""What is changed in a sample on the way into a shard: picture size and format, sample rate, text.
+"""What is changed in a sample on the way into a shard: image size and format, sample rate, text.
 
 Nothing is unless asked for. All is a pure function of the file and the options, so shards have the same
 bytes for any number of tasks. A file that already is as asked keeps its bytes.
@@ -16,13 +16,13 @@ import numpy as np
 import soundfile
 from PIL import ExifTags, Image
 
-from muomni.data.media.decode import PICTURE_FORMATS, flat, picture_errors, upright
+from muomni.data.media.decode import IMAGE_FORMATS, flat, image_errors, upright
 from muomni.errors import ConfigError
 
 Check = Literal["decode", "header"]
 CHECKS: tuple[Check, ...] = ("decode", "header")
 ImageFormat = Literal["keep", "jpeg", "webp"]
-IMAGE_FORMATS: tuple[ImageFormat, ...] = ("keep", "jpeg", "webp")
+OUTPUT_FORMATS: tuple[ImageFormat, ...] = ("keep", "jpeg", "webp")
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000
 
 _PIL_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -72,7 +72,7 @@ class Treatment:
     """How the files of a corpus are checked and what is changed; raises `ConfigError`.
 
     `check`: decode every file, or trust its header. `resize_shorter`: pixels of the shorter side, only
-    of larger pictures unless `upscale`. `quality` is that of JPEG and WebP. `normalize` names
+    of larger images unless `upscale`. `quality` is that of JPEG and WebP. `normalize` names
     `NORMALIZERS`, applied in this order.
     """
 
@@ -101,7 +101,7 @@ class Treatment:
             raise ConfigError(f"--normalize {unknown[0]!r} is none of {', '.join(NORMALIZERS)}")
 
     @property
-    def changes_pictures(self) -> bool:
+    def changes_images(self) -> bool:
         return self.resize_shorter is not None or self.image_format != "keep"
 
     def as_text(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Treatment:
         default = asdict(Treatment())
         chosen = {name: value for name, value in asdict(self).items() if value != default[name]}
         chosen.pop("quality", None)
-        if self.changes_pictures:
+        if self.changes_images:
             chosen["quality"] = self.quality
         return {
             name: ",".join(value) if isinstance(value, tuple) else str(value)
@@ -136,16 +136,16 @@ def treat_text(treatment: Treatment, text: str) -> str:
     return text
 
 
-def treat_picture(
+def treat_image(
     treatment: Treatment, extension: str, data: bytes
 ) -> tuple[str, bytes, tuple[int, int], tuple[int, int]]:
-    """Decode a picture and write it as asked: extension, bytes, size now, size before.
+    """Decode an image and write it as asked: extension, bytes, size now, size before.
 
     Turned upright where its EXIF data say so, without that data and color profiles. Raises `DataError`
-    for a broken picture.
+    for a broken image.
     """
-    with picture_errors():
-        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+    with image_errors():
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         before = image.size
         scale = _scale(treatment, before)
         wanted = extension if treatment.image_format == "keep" else treatment.image_format
@@ -161,22 +161,22 @@ def treat_picture(
         # The draft has made the sides shorter, so their ratio is taken from before.
         is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         sides = before[::-1] if is_turned else before
-        picture = upright(image)
+        image = upright(image)
         size = (max(1, round(sides[0] * scale)), max(1, round(sides[1] * scale)))
-        if size != picture.size:
-            picture = _resized(picture, size)
-        return _extension(wanted), _encoded(picture, _PIL_FORMATS[wanted], treatment), size, before
+        if size != image.size:
+            image = _resized(image, size)
+        return _extension(wanted), _encoded(image, _PIL_FORMATS[wanted], treatment), size, before
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGB or RGBA picture of another size; Pillow knows that transparent pixels have no color."""
-    if picture.mode == "RGBA":
-        return picture.resize(size, Image.Resampling.BICUBIC)
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An RGB or RGBA image of another size; Pillow knows that transparent pixels have no color."""
+    if image.mode == "RGBA":
+        return image.resize(size, Image.Resampling.BICUBIC)
     # Not at the top: most corpora are written without torch, which takes seconds to import.
     from muomni.data.media.image import resized
 
     with _one_thread():
-        return Image.fromarray(resized(np.array(picture), size))
+        return Image.fromarray(resized(np.array(image), size))
 
 
 def _scale(treatment: Treatment, size: tuple[int, int]) -> float:
@@ -190,21 +190,21 @@ def _extension(name: str) -> str:
     return "jpg" if name == "jpeg" else name
 
 
-def _encoded(picture: Image.Image, form: str, treatment: Treatment) -> bytes:
+def _encoded(image: Image.Image, form: str, treatment: Treatment) -> bytes:
     buffer = io.BytesIO()
     if form == "JPEG":
-        flat(picture).save(buffer, form, quality=treatment.quality)
+        flat(image).save(buffer, form, quality=treatment.quality)
     elif form == "WEBP":
-        picture.save(buffer, form, quality=treatment.quality, method=4)
+        image.save(buffer, form, quality=treatment.quality, method=4)
     else:
-        picture.save(buffer, form)
+        image.save(buffer, form)
     return buffer.getvalue()
 
 
-def treat_recording(
+def treat_audio(
     treatment: Treatment, extension: str, data: bytes, samples: np.ndarray, sample_rate_hz: int
 ) -> tuple[str, bytes, np.ndarray, int]:
-    """A decoded recording [num_samples, num_channels] at the rate that is asked for, as FLAC of 16 bits.
+    """A decoded audio clip [num_samples, num_channels] at the rate that is asked for, as FLAC of 16 bits.
 
     Extension, bytes, samples and rate come back as they were where nothing has to be changed.
     """

@@ -7,7 +7,7 @@ from data_prep.readers.coco import read_coco
 from data_prep.readers.commonvoice import read_commonvoice
 from data_prep.readers.flickr30k import read_flickr30k
 from data_prep.readers.gigaspeech import read_gigaspeech
-from data_prep.readers.image_folder import read_img2dataset, read_picture_folder
+from data_prep.readers.image_folder import read_image_folder, read_img2dataset
 from data_prep.readers.lhotse import read_lhotse
 from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.libritts import read_libritts
@@ -23,8 +23,8 @@ from data_prep.readers.table import read_image_table, read_speech_table, read_te
 from data_prep.readers.vctk import read_vctk
 from muomni.data.shards.manifest import Task
 
-# Recordings with their text serve both tasks, whatever they were made for.
-_RECORDINGS: dict[str, Reader] = {
+# Audio clips with their text serve both tasks, whatever they were made for.
+_AUDIO_CLIPS: dict[str, Reader] = {
     "arctic": read_arctic,
     "commonvoice": read_commonvoice,
     "csv": read_speech_table,
@@ -46,14 +46,14 @@ READERS: dict[Task, dict[str, Reader]] = {
         "coco": read_coco,
         "csv": read_image_table,
         "flickr30k": read_flickr30k,
-        "folder": read_picture_folder,
+        "folder": read_image_folder,
         "img2dataset": read_img2dataset,
         "jsonl": read_image_table,
         "parquet": read_image_parquet,
         "tsv": read_image_table,
     },
-    "speech": _RECORDINGS,
-    "tts": _RECORDINGS,
+    "speech": _AUDIO_CLIPS,
+    "tts": _AUDIO_CLIPS,
     "text": {
         "csv": read_text_table,
         "jsonl": read_text_table,

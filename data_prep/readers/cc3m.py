@@ -1,8 +1,8 @@
-"""Conceptual Captions, and any TSV of captions and pictures without or with a header.
+"""Conceptual Captions, and any TSV of captions and images without or with a header.
 
 CC3M has lines `caption<TAB>url`, CC12M `url<TAB>caption`; which column is which shows in the first row.
-Pictures are local: the column of picture files (`train/00001.jpg`), else the last part of the URL, below
-`--media` or the table's folder. Group: the URL, else the picture's file name.
+Images are local: the column of image files (`train/00001.jpg`), else the last part of the URL, below
+`--media` or the table's folder. Group: the URL, else the image's file name.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def _columns(src: Path) -> tuple[list[str], bool]:
     names = [name or f"column {number}" for number, name in enumerate(names)]
     if names.count("caption") != 1 or not {"image", "url"} & set(names):
         raise DataError(
-            f"the first row of {src} is not a caption and a picture file or URL, with tabs between; "
+            f"the first row of {src} is not a caption and an image file or URL, with tabs between; "
             "use --format tsv with --columns for other tables"
         )
     return names, any(by_header)

@@ -1,6 +1,6 @@
-"""COCO captions: `annotations/captions_SUBSET.json` beside the picture folder `SUBSET/`.
+"""COCO captions: `annotations/captions_SUBSET.json` beside the image folder `SUBSET/`.
 
-All captions of a picture make one sample. Group: the picture's file name.
+All captions of an image make one sample. Group: the image's file name.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from data_prep.corpus import (
     ReaderOptions,
     clean_key,
     declared_split,
-    picture_group,
+    image_group,
     require_folder,
     text_problem,
 )
@@ -26,7 +26,7 @@ _PREFIX = "captions_"
 
 
 def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the pictures of all `captions_*.json` under SRC/annotations with a picture folder.
+    """List the images of all `captions_*.json` under SRC/annotations with an image folder.
 
     `options.annotations` is a file pattern in that folder. Raises `DataError` when there is none
     or when a file is no COCO annotation.
@@ -34,21 +34,21 @@ def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
     folder = require_folder(src / "annotations", "COCO annotation folder")
     pattern = options.annotations or f"{_PREFIX}*.json"
     pairs = [
-        (path, pictures)
+        (path, images)
         for path in sorted(folder.glob(pattern))
-        if (pictures := _picture_folder(src, path)) is not None
-        and (options.annotations or pictures.name == path.stem.removeprefix(_PREFIX))
+        if (images := _image_folder(src, path)) is not None
+        and (options.annotations or images.name == path.stem.removeprefix(_PREFIX))
     ]
     if not pairs:
         raise DataError(
-            f"no annotation file {folder}/{pattern} with a picture folder of its name beside "
+            f"no annotation file {folder}/{pattern} with an image folder of its name beside "
             "'annotations'; check --src and --annotations"
         )
-    for path, pictures in pairs:
-        yield from _read_subset(path, pictures)
+    for path, images in pairs:
+        yield from _read_subset(path, images)
 
 
-def _picture_folder(src: Path, annotation: Path) -> Path | None:
+def _image_folder(src: Path, annotation: Path) -> Path | None:
     """`SRC/train2017` for captions_train2017.json and for captions_train2017_fr.json."""
     name = annotation.stem.removeprefix(_PREFIX)
     while name:
@@ -58,7 +58,7 @@ def _picture_folder(src: Path, annotation: Path) -> Path | None:
     return None
 
 
-def _read_subset(path: Path, pictures: Path) -> Iterator[Item]:
+def _read_subset(path: Path, images: Path) -> Iterator[Item]:
     content = _load(path)
     captions: dict[int | str, list[str]] = {}
     for annotation in content["annotations"]:
@@ -70,7 +70,7 @@ def _read_subset(path: Path, pictures: Path) -> Iterator[Item]:
         if not isinstance(image, dict) or not (_is_id(image.get("id")) and image.get("file_name")):
             yield _bad(path, "image", str(image)[:80], BAD_RECORD, "has no id and file_name")
             continue
-        yield _item(path, pictures, image, captions.pop(image["id"], []))
+        yield _item(path, images, image, captions.pop(image["id"], []))
     for image_id in captions:
         message = "has captions but is not in the list of images"
         yield _bad(path, "image", str(image_id), CAPTION_WITHOUT_IMAGE, message)
@@ -80,20 +80,20 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | str)
 
 
-def _item(path: Path, pictures: Path, image: dict, captions: list[str]) -> Item:
+def _item(path: Path, images: Path, image: dict, captions: list[str]) -> Item:
     name = str(image["file_name"])
     problems = [text_problem(caption, "the caption") for caption in captions]
     problem = next((p for p in problems if p and p.reason != EMPTY_TEXT), None)
     texts = tuple(" ".join(caption.split()) for caption in captions if caption.strip())
     if problem is None and not texts:
-        problem = Problem(EMPTY_TEXT, "the picture has no caption")
+        problem = Problem(EMPTY_TEXT, "the image has no caption")
     return Item(
         key=clean_key(Path(name).stem),
-        group=picture_group(name),
+        group=image_group(name),
         source=f"{path.name} image {image['id']}",
-        declared_split=declared_split(pictures.name),
+        declared_split=declared_split(images.name),
         texts=() if problem else texts,
-        media=(str(pictures / name),),
+        media=(str(images / name),),
         metadata={"image_id": str(image["id"])},
         problem=problem,
     )

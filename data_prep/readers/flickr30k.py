@@ -1,8 +1,8 @@
-"""Flickr30k: five captions a picture, in one of its two tables beside a folder of pictures.
+"""Flickr30k: five captions an image, in one of its two tables beside a folder of images.
 
 `results_20130124.token` has lines `IMAGE.jpg#N<TAB>caption`, `results.csv` has the columns
-`image_name| comment_number| comment`. All captions of a picture make one sample. Group: the
-picture's file name.
+`image_name| comment_number| comment`. All captions of an image make one sample. Group: the
+image's file name.
 """
 
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ _FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "Images")
 
 
 def read_flickr30k(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the pictures of a table, or of the one in SRC or a folder in SRC.
+    """List the images of a table, or of the one in SRC or a folder in SRC.
 
-    Pictures are looked for in `media_root`, else beside the table. Raises `DataError` when the table
-    or the folder of pictures is missing.
+    Images are looked for in `media_root`, else beside the table. Raises `DataError` when the table
+    or the folder of images is missing.
     """
     table = src if src.is_file() else _find_table(src)
-    root = options.media_root or _picture_folder(table.parent)
+    root = options.media_root or _image_folder(table.parent)
     captions: dict[str, list[str]] = {}
-    for number, picture, caption in _lines(table):
-        if picture:
-            captions.setdefault(picture, []).append(caption)
+    for number, image, caption in _lines(table):
+        if image:
+            captions.setdefault(image, []).append(caption)
             continue
-        problem = Problem(BAD_RECORD, f"the line is no picture, number and caption: {caption!r}")
+        problem = Problem(BAD_RECORD, f"the line is no image, number and caption: {caption!r}")
         source = f"{table.name} line {number}"
         yield image_item(Row(f"{table.stem}-{number:08d}", source, {}, problem), root)
-    for picture, texts in captions.items():
-        values: dict[str, object] = {"id": Path(picture).stem, "image": picture, "caption": texts}
-        yield image_item(Row(picture, f"{table.name} picture {picture}", values), root)
+    for image, texts in captions.items():
+        values: dict[str, object] = {"id": Path(image).stem, "image": image, "caption": texts}
+        yield image_item(Row(image, f"{table.name} image {image}", values), root)
 
 
 def _find_table(src: Path) -> Path:
@@ -48,20 +48,20 @@ def _find_table(src: Path) -> Path:
     )
 
 
-def _picture_folder(beside: Path) -> Path:
-    """The folder of pictures beside a table, or the table's own folder when pictures lie in it."""
+def _image_folder(beside: Path) -> Path:
+    """The folder of images beside a table, or the table's own folder when images lie in it."""
     named = [beside / name for name in _FOLDERS if (beside / name).is_dir()]
     if named:
         return named[0]
     if next(beside.glob("*.jpg"), None) is None:
-        raise DataError(f"no picture folder {_FOLDERS[0]} in {beside}; name it with --media")
+        raise DataError(f"no image folder {_FOLDERS[0]} in {beside}; name it with --media")
     return beside
 
 
 def _lines(table: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, picture and caption; without picture the line is bad, and its text comes instead."""
+    """Line number, image and caption; without image the line is bad, and its text comes instead."""
     is_csv = table.suffix == ".csv"
-    names = ["picture", "number", "caption"] if is_csv else ["picture", "caption"]
+    names = ["image", "number", "caption"] if is_csv else ["image", "caption"]
     header = None if is_csv else names
     rows = read_delimited(table, "|" if is_csv else "\t", header, has_quotes=False)
     for number, row in rows:
@@ -70,5 +70,5 @@ def _lines(table: Path) -> Iterator[tuple[int, str, str]]:
             yield line, "", row.message
             continue
         fields = [str(value) for value in row.values()]
-        picture = fields[0].strip().partition("#")[0]
-        yield line, picture, fields[-1].strip() if picture else str(fields)
+        image = fields[0].strip().partition("#")[0]
+        yield line, image, fields[-1].strip() if image else str(fields)

@@ -1,8 +1,8 @@
-"""GigaSpeech: `GigaSpeech.json` with the segments of long recordings in `audio/`.
+"""GigaSpeech: `GigaSpeech.json` with the segments of long audio clips in `audio/`.
 
-Each segment is cut from its recording. The tags `<COMMA>`, `<PERIOD>`, `<QUESTIONMARK>` and
+Each segment is cut from its audio clip. The tags `<COMMA>`, `<PERIOD>`, `<QUESTIONMARK>` and
 `<EXCLAMATIONPOINT>` become signs, the upper case lower unless `keep_case` is set; segments of silence,
-music, noise or other sounds are left out. `--subsets XS DEV TEST` takes only these. Group: the recording.
+music, noise or other sounds are left out. `--subsets XS DEV TEST` takes only these. Group: the audio clip.
 """
 
 import re
@@ -22,7 +22,7 @@ _DECLARED = {"DEV": "val", "TEST": "test"}
 def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
     """List the segments of SRC/GigaSpeech.json, or of SRC itself when it is the file.
 
-    Raises `DataError` when it is missing or holds no list of recordings.
+    Raises `DataError` when it is missing or holds no list of audio clips.
     """
     path = src if src.is_file() else src / "GigaSpeech.json"
     content = read_json(path, "GigaSpeech description")
@@ -33,7 +33,7 @@ def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
     for number, audio in enumerate(audios):
         segments = audio.get("segments") if isinstance(audio, dict) else None
         if not isinstance(segments, list):
-            problem = Problem(BAD_RECORD, "the recording has no list 'segments'")
+            problem = Problem(BAD_RECORD, "the audio clip has no list 'segments'")
             name = f"{path.stem}-audio-{number:08d}"
             yield speech_item(Row(name, f"{path.name} audio {number}", {}, problem), root, options)
             continue

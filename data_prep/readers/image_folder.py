@@ -1,4 +1,4 @@
-"""Folders of pictures with their texts beside them: `a/b/cat.jpg` and `a/b/cat.txt` or `.caption`.
+"""Folders of images with their texts beside them: `a/b/cat.jpg` and `a/b/cat.txt` or `.caption`.
 
 `folder` takes any depth; each line of a text is a caption. `img2dataset` is that tool's output format
 `files`: folders of KEY.jpg, KEY.txt and KEY.json, the last with the URL.
@@ -23,15 +23,15 @@ from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
 _TEXTS = (".txt", ".caption")
-_PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
-def read_picture_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List all pictures below SRC; the first folder of a path may declare a split, like `train`.
+def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
+    """List all images below SRC; the first folder of a path may declare a split, like `train`.
 
-    Raises `DataError` when there is no picture.
+    Raises `DataError` when there is no image.
     """
-    nothing = f"{src} holds no picture ({', '.join(IMAGE_EXTENSIONS)}); check --src"
+    nothing = f"{src} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check --src"
     for row in _rows(src, nothing):
         folder, slash, _ = row.name.partition("/")
         row.values["caption"] = row.text("caption").splitlines()
@@ -40,7 +40,7 @@ def read_picture_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the downloaded pictures; raises `DataError` for the tool's other output formats."""
+    """List the downloaded images; raises `DataError` for the tool's other output formats."""
     nothing = (
         f"{src} holds no KEY.jpg as img2dataset writes with --output_format files; check --src"
     )
@@ -54,41 +54,41 @@ def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
         url = str(facts.get("url") or "")
         row.metadata["url"] = url
         row.values["id"] = Path(row.name).name
-        # Keys count the pictures of one run, so they are no names of pictures.
+        # Keys count the images of one run, so they are no names of images.
         row.values["group"] = f"url:{url}" if url else f"{src.name}:{row.name}"
         row.values["caption"] = row.text("caption") or facts.get("caption")
         yield image_item(row, src)
 
 
 def _rows(src: Path, nothing: str) -> Iterator[Row]:
-    """A row for each picture and each lonely text, named by its path without extension.
+    """A row for each image and each lonely text, named by its path without extension.
 
-    Raises `DataError` with the sentence `nothing` when there is no picture.
+    Raises `DataError` with the sentence `nothing` when there is no image.
     """
-    require_folder(src, "picture folder")
-    num_pictures = 0
+    require_folder(src, "image folder")
+    num_images = 0
     for folder, subfolders, files in os.walk(src):
         subfolders.sort()
         relative = Path(folder).relative_to(src)
         texts = {Path(file).stem: file for file in files if file.lower().endswith(_TEXTS)}
-        pictures = sorted(file for file in files if file.lower().endswith(_PICTURES))
-        num_pictures += len(pictures)
-        for file in pictures:
+        images = sorted(file for file in files if file.lower().endswith(_IMAGES))
+        num_images += len(images)
+        for file in images:
             stem = Path(file).stem
             text = texts.get(stem)
             caption = read_text(Path(folder, text)) if text else ""
             values: dict[str, object] = {"image": str(relative / file), "caption": caption}
             yield Row((relative / stem).as_posix(), str(relative / file), values)
-        for stem in sorted(texts.keys() - {Path(file).stem for file in pictures}):
+        for stem in sorted(texts.keys() - {Path(file).stem for file in images}):
             place = str(relative / texts[stem])
-            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{place} has no picture beside it")
+            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{place} has no image beside it")
             yield Row((relative / stem).as_posix(), place, {"image": stem}, problem)
-    if not num_pictures:
+    if not num_images:
         raise DataError(nothing)
 
 
 def _facts(path: Path) -> dict[str, object]:
-    """What img2dataset notes of a picture; nothing where its file is missing or broken."""
+    """What img2dataset notes of an image; nothing where its file is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

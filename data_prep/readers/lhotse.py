@@ -1,8 +1,8 @@
-"""Lhotse manifests: `*recordings*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
+"""Lhotse manifests: `*audio clips*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
 
-Each supervision is a sample: the part of its recording that it covers, cut out unless it is the whole.
-Paths of recordings are relative to the manifest's folder or to `--media`. Cuts that are mixed or padded
-and recordings with transforms (as augmentation makes them) are left out: they are no files.
+Each supervision is a sample: the part of its audio clip that it covers, cut out unless it is the whole.
+Paths of audio clips are relative to the manifest's folder or to `--media`. Cuts that are mixed or padded
+and audio clips with transforms (as augmentation makes them) are left out: they are no files.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from muomni.errors import DataError
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 # Durations in manifests are rounded.
 _ROUNDING_S = 0.001
-# Place, supervision, its recording, seconds before the supervision's zero.
+# Place, supervision, its audio clip, seconds before the supervision's zero.
 _Supervision = tuple[str, object, Record | None, object]
 
 
@@ -39,10 +39,10 @@ def read_lhotse(src: Path, options: ReaderOptions) -> Iterator[Item]:
         name = path.name.partition(".")[0]
         read = _read_cuts if "cuts" in path.name else _read_pair
         split = next((s for s in map(declared_split, name.split("_")) if s), None)
-        for number, (place, supervision, recording, offset_s) in enumerate(read(path), start=1):
+        for number, (place, supervision, audio, offset_s) in enumerate(read(path), start=1):
             row = Row(f"{name}-{number:08d}", f"{path.name} {place}", {"split": split})
             try:
-                row.values.update(_values(supervision, recording, offset_s, root))
+                row.values.update(_values(supervision, audio, offset_s, root))
             except BadSampleError as error:
                 row = Row(row.name, row.source, {}, error.problem)
             yield speech_item(row, root, options)
@@ -61,17 +61,17 @@ def _manifests(src: Path) -> list[Path]:
 
 
 def _read_pair(path: Path) -> Iterator[_Supervision]:
-    """The supervisions of a file with the recordings of the file beside it."""
-    beside = path.with_name(path.name.replace("supervisions", "recordings"))
-    recordings: dict[object, Record] = {}
-    for number, recording in read_json_lines(beside, "recording manifest"):
-        if isinstance(recording, Problem):
-            raise DataError(f"{beside} line {number} is broken: {recording.message}; make it again")
-        recordings[recording.get("id")] = recording
+    """The supervisions of a file with the audio clips of the file beside it."""
+    beside = path.with_name(path.name.replace("supervisions", "audio clips"))
+    audio_clips: dict[object, Record] = {}
+    for number, audio in read_json_lines(beside, "audio clip manifest"):
+        if isinstance(audio, Problem):
+            raise DataError(f"{beside} line {number} is broken: {audio.message}; make it again")
+        audio_clips[audio.get("id")] = audio
     for number, supervision in read_json_lines(path, "supervision manifest"):
         is_bad = isinstance(supervision, Problem)
-        recording = None if is_bad else recordings.get(supervision.get("recording_id"))
-        yield f"line {number}", supervision, recording, 0.0
+        audio = None if is_bad else audio_clips.get(supervision.get("recording_id"))
+        yield f"line {number}", supervision, audio, 0.0
 
 
 def _read_cuts(path: Path) -> Iterator[_Supervision]:
@@ -82,33 +82,33 @@ def _read_cuts(path: Path) -> Iterator[_Supervision]:
         if isinstance(cut, Problem) or problem:
             yield place, problem, None, None
             continue
-        recording, supervisions = cut["recording"], cut["supervisions"]
-        assert isinstance(recording, dict) and isinstance(supervisions, list)
+        audio, supervisions = cut["audio clip"], cut["supervisions"]
+        assert isinstance(audio, dict) and isinstance(supervisions, list)
         for supervision in supervisions:
-            yield place, supervision, recording, cut.get("start")
+            yield place, supervision, audio, cut.get("start")
 
 
 def _cut_problem(cut: Record) -> Problem | None:
     kind = cut.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("recording"), dict):
-        return Problem(BAD_RECORD, f"the {kind} is not a part of one recording")
+    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("audio clip"), dict):
+        return Problem(BAD_RECORD, f"the {kind} is not a part of one audio clip")
     supervisions = cut.get("supervisions")
     if not isinstance(supervisions, list) or not supervisions:
         return Problem(MISSING_TRANSCRIPT, "the cut has no supervision")
     return None
 
 
-def _values(supervision: object, recording: Record | None, offset_s: object, root: Path) -> Record:
+def _values(supervision: object, audio: Record | None, offset_s: object, root: Path) -> Record:
     if isinstance(supervision, Problem):
         raise BadSampleError(supervision.reason, supervision.message)
     if not isinstance(supervision, dict):
         raise BadSampleError(BAD_RECORD, "a supervision is no JSON object")
-    if recording is None:
-        raise BadSampleError(BAD_RECORD, f"no recording {supervision.get('recording_id')!r}")
+    if audio is None:
+        raise BadSampleError(BAD_RECORD, f"no audio clip {supervision.get('recording_id')!r}")
     start_s = _seconds(offset_s) + _seconds(supervision.get("start"))
     duration_s = _seconds(supervision.get("duration"))
-    path, channel = _source(recording, supervision.get("channel"))
-    is_all = start_s == 0 and duration_s > _seconds(recording.get("duration")) - _ROUNDING_S
+    path, channel = _source(audio, supervision.get("channel"))
+    is_all = start_s == 0 and duration_s > _seconds(audio.get("duration")) - _ROUNDING_S
     clip = Clip(str(root / path), round(start_s, 6), duration_s, channel)
     return {
         "id": supervision.get("id"),
@@ -117,20 +117,20 @@ def _values(supervision: object, recording: Record | None, offset_s: object, roo
     }
 
 
-def _source(recording: Record, channel: object) -> tuple[str, int | None]:
+def _source(audio: Record, channel: object) -> tuple[str, int | None]:
     """The file with a channel, and its number in that file where the file has others too."""
-    if recording.get("transforms"):
-        raise BadSampleError(BAD_RECORD, "the recording has transforms, so it is no file")
-    sources = recording.get("sources")
+    if audio.get("transforms"):
+        raise BadSampleError(BAD_RECORD, "the audio clip has transforms, so it is no file")
+    sources = audio.get("sources")
     for source in sources if isinstance(sources, list) else ():
         channels: list[object] = (isinstance(source, dict) and source.get("channels")) or [0]
         if not isinstance(source, dict) or (isinstance(channel, int) and channel not in channels):
             continue
         if source.get("type") != "file":
-            raise BadSampleError(BAD_RECORD, f"the recording is a {source.get('type')}, no file")
+            raise BadSampleError(BAD_RECORD, f"the audio clip is a {source.get('type')}, no file")
         is_one_of_many = isinstance(channel, int) and len(channels) > 1
         return str(source.get("source")), channels.index(channel) if is_one_of_many else None
-    raise BadSampleError(BAD_RECORD, f"the recording has no source of channel {channel!r}")
+    raise BadSampleError(BAD_RECORD, f"the audio clip has no source of channel {channel!r}")
 
 
 def _seconds(value: object) -> float:

@@ -59,13 +59,13 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
     prefix = f"{subset}-" if subset else ""
     chapter = path.name.removesuffix(".trans.txt")
     speaker = chapter.partition("-")[0]
-    recordings = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
+    audio_clips = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
     text = read_text(path)
     for number, line in enumerate(text.split("\n"), start=1):
         name, _, transcript = line.strip().partition(" ")
         if not name:
             continue
-        recordings.pop(name, None)
+        audio_clips.pop(name, None)
         problem = text_problem(transcript, "the transcript")
         transcript = " ".join(transcript.split())
         if not options.keep_case:
@@ -80,7 +80,7 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
             metadata={"speaker": options.speaker or speaker, "language": options.language},
             problem=problem,
         )
-    for name, flac in recordings.items():
+    for name, flac in audio_clips.items():
         yield Item(
             key=clean_key(f"{prefix}{name}"),
             group=utterance_group(chapter, speaker, name, options.group_by),

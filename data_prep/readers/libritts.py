@@ -24,8 +24,8 @@ def read_libritts(src: Path, options: ReaderOptions) -> Iterator[Item]:
     is_empty = True
     for chapter in sorted(path for folder in folders for path in _chapters(folder)):
         texts = {path.name.removesuffix(ending): path for path in chapter.glob(f"*{ending}")}
-        recordings = {path.stem for path in chapter.glob("*.wav")}
-        for name in sorted(texts.keys() | recordings):
+        audio_clips = {path.stem for path in chapter.glob("*.wav")}
+        for name in sorted(texts.keys() | audio_clips):
             is_empty = False
             row = _row(chapter.relative_to(root), name, texts.get(name), options.group_by)
             yield speech_item(row, root, options)

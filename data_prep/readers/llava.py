@@ -1,10 +1,10 @@
-"""LLaVA conversations, extended to recordings.
+"""LLaVA conversations, extended to audio clips.
 
 A JSON list of {"id", "image": path or list, "audio": path or list, "conversations": [{"from", "value"}]}.
 Each `<image>` and `<audio>` in a value stands for the next file of its list; files without any
 placeholder go before the first human turn, as in LLaVA. A gpt turn may carry "audio": the
-recording of its value, a spoken answer. Group: the field "group" when given, else the first
-picture, else the first recording, else the id.
+audio clip of its value, a spoken answer. Group: the field "group" when given, else the first
+image, else the first audio clip, else the id.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from data_prep.corpus import (
     Role,
     Turn,
     clean_key,
-    picture_group,
+    image_group,
     text_problem,
 )
 from data_prep.readers.json_records import Record, read_json_list
@@ -88,7 +88,7 @@ def _item(record: Record | Problem, root: Path, source: str, default_id: str) ->
         raise BadSampleError(BAD_RECORD, f"{left[0]} is named but has no placeholder")
     name = str(record.get("id") or default_id)
     first = next((paths[0] for paths in (given["image"], given["audio"]) if paths), "")
-    group = str(record.get("group") or "") or (picture_group(first) if first else f"id:{name}")
+    group = str(record.get("group") or "") or (image_group(first) if first else f"id:{name}")
     return Item(
         key=clean_key(name),
         group=group,

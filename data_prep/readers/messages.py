@@ -1,7 +1,7 @@
 """Conversations as JSONL: {"id", "messages": [{"role", "content"}]} a line.
 
 `content` is a text or a list of parts {"type": "text", "text"}, {"type": "image", "image": path},
-{"type": "audio", "audio": path}. Group: "group" when given, else the first picture or recording.
+{"type": "audio", "audio": path}. Group: "group" when given, else the first image or audio clip.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from data_prep.corpus import (
     ReaderOptions,
     Turn,
     clean_key,
-    picture_group,
+    image_group,
     text_problem,
 )
 from data_prep.readers.json_records import Record, read_json_lines
@@ -51,7 +51,7 @@ def _item(record: Record | Problem, root: Path, source: str, default_id: str) ->
     media = [part for turn in turns for part in turn.parts if part.kind != "text"]
     media.sort(key=lambda part: part.kind != "image")
     name = str(record.get("id") or default_id)
-    group = picture_group(media[0].value) if media else f"id:{name}"
+    group = image_group(media[0].value) if media else f"id:{name}"
     return Item(
         key=clean_key(name),
         group=str(record.get("group") or "") or group,

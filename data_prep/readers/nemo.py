@@ -1,6 +1,6 @@
 """NeMo manifests: JSON lines {"audio_filepath", "text", "duration"}, and "offset" for segments.
 
-A line with an offset is the part [offset, offset + duration) of its recording, and is cut out; without
+A line with an offset is the part [offset, offset + duration) of its audio clip, and is cut out; without
 one it is the whole file. Paths are relative to the manifest or to `--media`. Also read where present:
 "speaker", "lang".
 """

@@ -33,13 +33,13 @@ _ROWS_AT_A_TIME = 1024
 
 
 def read_image_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with a picture and its caption or list of captions."""
+    """Rows with an image and its caption or list of captions."""
     root = _media_root(src, options)
     return (image_item(row, root) for row in _rows(src, options, IMAGE_COLUMNS))
 
 
 def read_speech_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with a recording and its text."""
+    """Rows with an audio clip and its text."""
     root = _media_root(src, options)
     return (speech_item(row, root, options) for row in _rows(src, options, SPEECH_COLUMNS))
 

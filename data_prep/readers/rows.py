@@ -18,7 +18,7 @@ from data_prep.corpus import (
     ReaderOptions,
     clean_key,
     declared_split,
-    picture_group,
+    image_group,
     text_problem,
     transcript_group,
 )
@@ -51,7 +51,7 @@ class Row:
         return str(self.values.get(column) or "")
 
     def media(self, column: str, root: Path) -> Media | None:
-        """A picture or recording, its path completed by `root`; None where the row names none."""
+        """An image or audio clip, its path completed by `root`; None where the row names none."""
         value = self.values.get(column)
         if isinstance(value, Clip | Cell):
             return value
@@ -59,7 +59,7 @@ class Row:
 
 
 def image_item(row: Row, root: Path) -> Item:
-    """The picture of a row with its caption or list of captions; group: the picture's file name."""
+    """The image of a row with its caption or list of captions; group: the image's file name."""
     value = row.values.get("caption")
     captions = [str(text) for text in value] if isinstance(value, list) else [row.text("caption")]
     texts = tuple(" ".join(text.split()) for text in captions if text.strip())
@@ -68,15 +68,15 @@ def image_item(row: Row, root: Path) -> Item:
         problem = Problem(EMPTY_TEXT, "the caption is empty")
     media = row.media("image", root)
     name = (media.file or media) if isinstance(media, Cell) else row.text("image")
-    group = row.text("group") or picture_group(str(name))
+    group = row.text("group") or image_group(str(name))
     return _item(row, group, texts, _one(media), problem or _no_media(media), row.metadata)
 
 
 def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
-    """The recording of a row with its transcript.
+    """The audio clip of a row with its transcript.
 
     Group: column `group`, else as the command line asks: `speaker`, `transcript`, or `chapter`, which
-    is the recording. By default a part of a recording stays with its other parts, a whole one with
+    is the audio clip. By default a part of an audio clip stays with its other parts, a whole one with
     those of the same words.
     """
     text = row.text("text")
@@ -93,7 +93,7 @@ def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
     if not group and options.group_by == "speaker":
         group = f"speaker:{row.text('speaker')}"
     if not group and isinstance(media, Clip) and options.group_by != "transcript":
-        group = f"recording:{Path(media.path).stem}"
+        group = f"audio clip:{Path(media.path).stem}"
     group = group or transcript_group(text.encode(errors="replace").decode())
     return _item(row, group, (text,), _one(media), problem or _no_media(media), metadata)
 

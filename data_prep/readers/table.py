@@ -27,13 +27,13 @@ _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 def read_image_table(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with a picture and its caption; `caption` may be a list in JSONL."""
+    """Rows with an image and its caption; `caption` may be a list in JSONL."""
     root = options.media_root or src.parent
     return (image_item(row, root) for row in _rows(src, options, IMAGE_COLUMNS))
 
 
 def read_speech_table(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with a recording and its text; group: column `group`, else the words of the text."""
+    """Rows with an audio clip and its text; group: column `group`, else the words of the text."""
     root = options.media_root or src.parent
     return (speech_item(row, root, options) for row in _rows(src, options, SPEECH_COLUMNS))
 

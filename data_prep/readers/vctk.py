@@ -1,4 +1,4 @@
-"""VCTK: `txt/pNNN/pNNN_MMM.txt` with recordings of all speakers.
+"""VCTK: `txt/pNNN/pNNN_MMM.txt` with audio clips of all speakers.
 
 Version 0.92 has `wav48_silence_trimmed/pNNN/pNNN_MMM_mic1.flac` (the first microphone is taken), earlier
 ones `wav48/pNNN/pNNN_MMM.wav`. Age, gender and accent come from `speaker-info.txt` where it is. Group: the
@@ -18,7 +18,7 @@ _FACTS = ("age", "gender", "accent")
 
 
 def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the recordings and texts of all speakers; raises `DataError` when a folder is missing."""
+    """List the audio clips and texts of all speakers; raises `DataError` when a folder is missing."""
     require_folder(src, "VCTK folder")
     texts = require_folder(src / "txt", "VCTK text folder")
     folder = next((src / name for name in _LAYOUTS if (src / name).is_dir()), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.inspection.measurements import figures
+from data_prep.inspection.measurements import metrics
 from data_prep.sharding.finalize import store_manifest
 from data_prep.sharding.sharder import Progress
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
@@ -127,7 +127,7 @@ def _index_shard(
                 file.seek(member.data_offset)
                 content[split_member_name(member.name)[1]] = file.read(member.num_bytes)
             try:
-                cost = figures(content, task)
+                cost = metrics(content, task)
             except DataError as error:
                 bad.append(_BadSample(sample.key, path, str(error)))
                 cost = SampleCost()

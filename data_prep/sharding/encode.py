@@ -1,8 +1,8 @@
 """From an item to the members of a sample: reads its files, checks them, counts their cost.
 
-Files are copied as they are unless the treatment asks for more; parts of recordings are cut without
+Files are copied as they are unless the treatment asks for more; parts of audio clips are cut without
 loss. Raises `BadSampleError` for a sample that cannot be used, and for a sound one that a filter leaves
-out. Filters look at pictures and recordings as they came, and at texts as they go in.
+out. Filters look at images and audio clips as they came, and at texts as they go in.
 """
 
 import json
@@ -21,8 +21,8 @@ from data_prep.corpus import (
     Problem,
     TextSpan,
 )
-from data_prep.filters import Filters, unwanted_picture, unwanted_speech, unwanted_text
-from data_prep.media.checks import checked_picture, checked_recording, decoded_recording
+from data_prep.filters import Filters, unwanted_image, unwanted_speech, unwanted_text
+from data_prep.media.checks import checked_audio, checked_image, decoded_audio
 from data_prep.media.convert import read_cell
 from data_prep.media.treatment import Treatment, treat_text
 from muomni.data.shards.manifest import Task
@@ -30,7 +30,7 @@ from muomni.data.shards.writer import SampleCost
 
 # Made once: `json.dumps` with these options would make one for each sample.
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
-_MAX_FIGURE = 2**32 - 1
+_MAX_METRIC = 2**32 - 1
 _MAX_MEDIA = 2**16 - 1
 
 
@@ -49,16 +49,16 @@ def encode(item: Item, task: Task, filters: Filters, treatment: Treatment) -> En
     """
     _leave_out(item.problem)
     sample = _ENCODERS[task](item, filters, treatment)
-    _check_figures(sample)
+    _check_metrics(sample)
     return sample
 
 
-def _check_figures(sample: EncodedSample) -> None:
-    """The columns of a shard hold figures of 32 bits, and of 16 bits where they count media."""
+def _check_metrics(sample: EncodedSample) -> None:
+    """The columns of a shard hold metrics of 32 bits, and of 16 bits where they count media."""
     cost = sample.cost
     num_bytes = sum(len(data) for _, data in sample.members)
     largest = max(num_bytes, cost.duration_ms, cost.num_chars, cost.num_pixels)
-    if largest > _MAX_FIGURE or max(cost.num_images, cost.num_audios) > _MAX_MEDIA:
+    if largest > _MAX_METRIC or max(cost.num_images, cost.num_audios) > _MAX_MEDIA:
         raise BadSampleError(BAD_RECORD, f"a sample of {num_bytes} bytes and {cost} is absurd")
 
 
@@ -104,19 +104,19 @@ def _read_span(span: TextSpan | Cell) -> bytes:
 
 
 def _encode_image_caption(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
-    picture = checked_picture(item.media[0], treatment)
-    _leave_out(unwanted_picture(filters, *picture.original_size))
+    image = checked_image(item.media[0], treatment)
+    _leave_out(unwanted_image(filters, *image.original_size))
     texts = tuple(treat_text(treatment, caption) for caption in item.texts)
     captions = _wanted_captions(tuple(filter(str.strip, texts)), filters)
     content: dict[str, object] = {**_present(item.metadata), "captions": captions}
     if texts != item.texts:
         content["original_captions"] = item.texts
     members = (
-        (picture.extension, picture.data),
+        (image.extension, image.data),
         ("json", _json(content)),
         ("txt", captions[0].encode()),
     )
-    cost = SampleCost(num_chars=len(captions[0]), num_pixels=picture.num_pixels, num_images=1)
+    cost = SampleCost(num_chars=len(captions[0]), num_pixels=image.num_pixels, num_images=1)
     return EncodedSample(members, cost)
 
 
@@ -133,15 +133,15 @@ def _wanted_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
 def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
     original, text = item.texts[0], treat_text(treatment, item.texts[0])
     if filters.needs_levels:
-        recording, samples = decoded_recording(item.media[0], treatment)
+        audio, samples = decoded_audio(item.media[0], treatment)
     else:
-        recording, samples = checked_recording(item.media[0], treatment), None
-    facts = recording.facts
+        audio, samples = checked_audio(item.media[0], treatment), None
+    facts = audio.facts
     duration_s = facts.duration_ms / 1000
     if not text.strip():
         raise BadSampleError(EMPTY_TEXT, "the transcript is empty after normalization")
     _leave_out(unwanted_text(filters, text))
-    _leave_out(unwanted_speech(filters, samples, recording.original_rate_hz, duration_s, len(text)))
+    _leave_out(unwanted_speech(filters, samples, audio.original_rate_hz, duration_s, len(text)))
     content: dict[str, object] = {
         **_present(item.metadata),
         "text": text,
@@ -150,10 +150,10 @@ def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> Encode
     }
     if text != original:
         content.setdefault("original_text", original)
-    if recording.original_rate_hz != facts.sample_rate_hz:
-        content["original_sample_rate_hz"] = recording.original_rate_hz
+    if audio.original_rate_hz != facts.sample_rate_hz:
+        content["original_sample_rate_hz"] = audio.original_rate_hz
     members = (
-        (recording.extension, recording.data),
+        (audio.extension, audio.data),
         ("json", _json(content)),
         ("txt", text.encode()),
     )
@@ -175,12 +175,12 @@ def _encode_conversation(item: Item, filters: Filters, treatment: Treatment) -> 
                 num_chars += len(part.value)
                 continue
             if part.kind == "image":
-                medium = checked_picture(part.value, treatment)
-                unwanted = unwanted or unwanted_picture(filters, *medium.original_size)
+                medium = checked_image(part.value, treatment)
+                unwanted = unwanted or unwanted_image(filters, *medium.original_size)
                 num_pixels += medium.num_pixels
                 num_images += 1
             else:
-                medium = checked_recording(part.value, treatment)
+                medium = checked_audio(part.value, treatment)
                 duration_ms += medium.facts.duration_ms
             name = f"{len(media)}.{medium.extension}"
             media.append((name, medium.data))
@@ -215,7 +215,7 @@ def _check_answer(parts: tuple[Part, ...]) -> None:
             EMPTY_TEXT, "an answer has no text (a spoken one needs its transcript)"
         )
     if "image" in kinds:
-        raise BadSampleError(BAD_RECORD, "an answer holds a picture; only text and speech can be")
+        raise BadSampleError(BAD_RECORD, "an answer holds an image; only text and speech can be")
 
 
 def _present(metadata: dict[str, str]) -> dict[str, object]:

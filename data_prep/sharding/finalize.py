@@ -75,7 +75,7 @@ def store_manifest(manifest: Manifest) -> None:
 def dataset_card(manifest: Manifest) -> str:
     """A page on what the dataset holds and where it comes from."""
     rows = [
-        "| split | samples | shards | hours of audio | pictures | characters | bytes |",
+        "| split | samples | shards | hours of audio | images | characters | bytes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, split in manifest.splits.items():

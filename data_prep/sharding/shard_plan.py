@@ -47,7 +47,9 @@ class ShardingOptions:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
-            raise ConfigError(f"--name {self.name!r} may hold letters, digits, _ and - (1 to 64)")
+            raise ConfigError(
+                f"--name {self.name!r} may hold characters, digits, _ and - (1 to 64)"
+            )
         for option, value in (("val", self.val_fraction), ("test", self.test_fraction)):
             if not 0 <= value < 1:
                 raise ConfigError(f"--{option}-fraction {value} lies outside [0, 1)")

@@ -41,17 +41,17 @@ from muomni.models.vision.clip import Clip, clip_image_flops, clip_text_flops
 from muomni.models.vision.vision_encoder import vision_encoder_flops
 
 # What a unit of the table's last column is made of.
-RECORDING_S = 5
+AUDIO_S = 5
 CAPTION_TOKENS = 16
-SPEECH_LETTERS = 80
+SPEECH_CHARACTERS = 80
 CONVERSATION_TOKENS = 64
 UNITS = {
     "thinker": "a token, in rows of the recipe's length",
-    "audio_encoder": f"a second of speech, in recordings of {RECORDING_S} s",
-    "vision_encoder": f"a picture and a caption of {CAPTION_TOKENS} tokens",
-    "codec": f"a second of speech, in recordings of {RECORDING_S} s",
-    "talker": f"a second of speech, {SPEECH_LETTERS} letters said in {RECORDING_S} s",
-    "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, a picture, {RECORDING_S} s of speech",
+    "audio_encoder": f"a second of speech, in audio clips of {AUDIO_S} s",
+    "vision_encoder": f"an image and a caption of {CAPTION_TOKENS} tokens",
+    "codec": f"a second of speech, in audio clips of {AUDIO_S} s",
+    "talker": f"a second of speech, {SPEECH_CHARACTERS} characters said in {AUDIO_S} s",
+    "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, an image, {AUDIO_S} s of speech",
 }
 
 
@@ -148,7 +148,7 @@ def _thinker_flops(config: ThinkerConfig, row_length: int) -> int:
 
 
 def _audio_encoder_flops(config: AudioEncoderConfig, _batch_size: int) -> int:
-    return audio_encoder_flops(config, RECORDING_S * SAMPLE_RATE_HZ).total // RECORDING_S
+    return audio_encoder_flops(config, AUDIO_S * SAMPLE_RATE_HZ).total // AUDIO_S
 
 
 def _clip_flops(config: ClipConfig, _batch_size: int) -> int:
@@ -156,17 +156,17 @@ def _clip_flops(config: ClipConfig, _batch_size: int) -> int:
 
 
 def _codec_flops(config: CodecConfig, _batch_size: int) -> int:
-    return codec_flops(config, RECORDING_S * MEL_RATE_HZ).total // RECORDING_S
+    return codec_flops(config, AUDIO_S * MEL_RATE_HZ).total // AUDIO_S
 
 
 def _talker_flops(config: TalkerConfig, _batch_size: int) -> int:
-    frames = RECORDING_S * FRAME_RATE_HZ
-    return talker_flops(config, SPEECH_LETTERS, frames).total // RECORDING_S
+    frames = AUDIO_S * FRAME_RATE_HZ
+    return talker_flops(config, SPEECH_CHARACTERS, frames).total // AUDIO_S
 
 
 def _omni_flops(config: OmniConfig, _batch_size: int) -> int:
     """Reading one conversation: towers, projectors, Thinker; not what is spoken."""
-    frames, samples = RECORDING_S * FRAME_RATE_HZ, RECORDING_S * SAMPLE_RATE_HZ
+    frames, samples = AUDIO_S * FRAME_RATE_HZ, AUDIO_S * SAMPLE_RATE_HZ
     positions = CONVERSATION_TOKENS + config.num_image_tokens + -(-frames // config.audio_stack)
     parts = (
         vision_encoder_flops(config.vision_encoder),

@@ -169,13 +169,13 @@ class CodecConfig(Section):
 
 
 class TalkerConfig(TransformerConfig):
-    """Code LM: letters as prefix, then K codes a frame; code k is conditioned on codes < k.
+    """Code LM: characters as prefix, then K codes a frame; code k is conditioned on codes < k.
 
-    `frames_per_letter` is the mean rate of speech: 25 frames and about 17 letters, with spaces, a second.
+    `frames_per_character` is the mean rate of speech: 25 frames and about 17 characters, with spaces, a second.
     """
 
     text_vocab_size: Positive
-    frames_per_letter: float = Field(1.5, gt=0)
+    frames_per_character: float = Field(1.5, gt=0)
     num_codebooks: Positive
     codebook_size: Positive
     max_positions: Positive = 1024

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_pretended_ranks: int | None = None
+_simulated_ranks: int | None = None
 
 
 def is_distributed() -> bool:
@@ -15,22 +15,22 @@ def is_distributed() -> bool:
 
 
 @contextmanager
-def pretended(num_ranks: int) -> Iterator[None]:
+def simulated(num_ranks: int) -> Iterator[None]:
     """Let this process count as rank 0 of `num_ranks` that all hold what it holds, for plans.
 
     Gathered tensors then have their real sizes, and nothing is sent. No process group may be running.
     """
-    global _pretended_ranks
+    global _simulated_ranks
     assert not is_distributed(), "ranks that run need no pretence"
-    _pretended_ranks = num_ranks
+    _simulated_ranks = num_ranks
     try:
         yield
     finally:
-        _pretended_ranks = None
+        _simulated_ranks = None
 
 
 def world_size() -> int:
-    return dist.get_world_size() if is_distributed() else _pretended_ranks or 1
+    return dist.get_world_size() if is_distributed() else _simulated_ranks or 1
 
 
 def rank() -> int:
@@ -58,8 +58,8 @@ def gather_rows(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) ->
     With `group`, of its ranks.
     """
     tensor = tensor.detach().contiguous()
-    if _pretended_ranks is not None:
-        return torch.cat([tensor] * _pretended_ranks)
+    if _simulated_ranks is not None:
+        return torch.cat([tensor] * _simulated_ranks)
     if not is_distributed():
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]

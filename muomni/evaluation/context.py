@@ -166,7 +166,7 @@ def _train_source(tasks: tuple[Task, ...], places: tuple[DataSection, ...]) -> S
 def check_unseen(source: Source, train: Source) -> None:
     """Raise DataError when samples of `source` share a group with training samples of their dataset.
 
-    A group is what must not be split (a picture, a speaker, a document). Equal contents in
+    A group is what must not be split (an image, a speaker, a document). Equal contents in
     different groups are only warned of: corpora repeat themselves.
     """
     trained = {reader.manifest.name: reader for reader in train.readers}
@@ -180,7 +180,7 @@ def check_unseen(source: Source, train: Source) -> None:
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
                 f"{reader.manifest.place} belong to groups that were trained on "
                 f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained with, "
-                f"or say --split {TRAIN} to see figures of trained samples"
+                f"or say --split {TRAIN} to see metrics of trained samples"
             )
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())
     if num_repeated:

@@ -17,7 +17,7 @@ def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
     """
     subject = open_subject(wanted, device)
     with torch.no_grad():
-        figures = load_evaluator(wanted.stage)(subject)
+        metrics = load_evaluator(wanted.stage)(subject)
     num_left_out = sum(collectives.gather_objects(subject.num_bad))
     answers = chain.from_iterable(collectives.gather_objects(subject.answers))
     return Report(
@@ -27,6 +27,6 @@ def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
         num_samples=subject.num_samples,
         num_left_out=num_left_out,
         export=str(subject.export.path),
-        figures=tuple(figures),
+        metrics=tuple(metrics),
         answers=tuple(sorted(answers, key=lambda answer: (answer["index"], answer["turn"]))),
     )

@@ -1,6 +1,6 @@
-"""What an evaluation found: figures beside trivial baselines, as a table, as JSON, as a summary.
+"""What an evaluation found: metrics beside trivial baselines, as a table, as JSON, as a summary.
 
-A figure without a baseline is for information (the WER of the original recordings beside that of
+A metric without a baseline is for information (the WER of the original audio clips beside that of
 decoded ones, say). Nothing here imports torch.
 """
 
@@ -21,7 +21,7 @@ _NUM_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Metric:
     """One metric of one stage; `baseline` is what `baseline_name` reaches on the same samples."""
 
     name: str
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of one stage over one split of its datasets, and what a model said that answers."""
+    """All metrics of one stage over one split of its datasets, and what a model said that answers."""
 
     stage: str
     split: str
@@ -51,11 +51,11 @@ class Report:
     num_samples: int
     num_left_out: int
     export: str
-    figures: tuple[Figure, ...]
+    metrics: tuple[Metric, ...]
     answers: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; figures that are not finite become null."""
+        """A JSON object; metrics that are not finite become null."""
         return {
             "stage": self.stage,
             "split": self.split,
@@ -63,31 +63,31 @@ class Report:
             "num_samples": self.num_samples,
             "num_left_out": self.num_left_out,
             "export": self.export,
-            "metrics": {figure.name: _finite(figure.value) for figure in self.figures},
+            "metrics": {metric.name: _finite(metric.value) for metric in self.metrics},
             "baselines": {
-                figure.name: {
-                    "name": figure.baseline_name,
-                    "value": _finite(figure.baseline),
-                    "is_beaten": figure.is_better,
+                metric.name: {
+                    "name": metric.baseline_name,
+                    "value": _finite(metric.baseline),
+                    "is_beaten": metric.is_better,
                 }
-                for figure in self.figures
-                if figure.baseline is not None
+                for metric in self.metrics
+                if metric.baseline is not None
             },
         }
 
     def table(self) -> str:
-        """The figures for a terminal, one a line."""
+        """The metrics for a terminal, one a line."""
         header = ("metric", "value", "trivial baseline", "better?")
         rows = [
             (
-                figure.name,
-                _number(figure.value),
+                metric.name,
+                _number(metric.value),
                 "-"
-                if figure.baseline is None
-                else f"{_number(figure.baseline)} ({figure.baseline_name})",
-                {True: "yes", False: "NO", None: "-"}[figure.is_better],
+                if metric.baseline is None
+                else f"{_number(metric.baseline)} ({metric.baseline_name})",
+                {True: "yes", False: "NO", None: "-"}[metric.is_better],
             )
-            for figure in self.figures
+            for metric in self.metrics
         ]
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         lines = [
@@ -141,7 +141,7 @@ def read_reports(run: Path) -> list[dict[str, Any]]:
 def summary(reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
     """A markdown table of all stages beside their baselines.
 
-    Figures without a baseline are left out unless `with_all`.
+    Metrics without a baseline are left out unless `with_all`.
     """
     lines = [
         "| stage | metric | muomni | trivial baseline | beaten |",

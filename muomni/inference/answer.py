@@ -1,4 +1,4 @@
-"""Answers a question of text, pictures and recordings with text."""
+"""Answers a question of text, images and audio clips with text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +49,10 @@ def read_question(
     audios: Sequence[Path] = (),
     system: str | None = None,
 ) -> Question:
-    """One user turn of text, pictures and recordings, as the training data has them.
+    """One user turn of text, images and audio clips, as the training data has them.
 
-    Each `<image>` and `<audio>` in the text stands for the next file of its kind; pictures, then
-    recordings, that have none come before the text. Raises ConfigError when there is nothing to ask or
+    Each `<image>` and `<audio>` in the text stands for the next file of its kind; images, then
+    audio clips, that have none come before the text. Raises ConfigError when there is nothing to ask or
     placeholders and files do not fit, DataError for a file that cannot be read.
     """
     media: dict[str, bytes] = {}

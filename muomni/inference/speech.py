@@ -38,13 +38,13 @@ def speak_answer(
     assert talker is not None and codec is not None
     sees_no_states = talker.config.thinker_hidden_size is None
     spelling = assistant.tokenizer.spell(answer.ids)
-    if not spelling.letters:
+    if not spelling.characters:
         raise DataError("the answer has no text, so there is nothing to speak; ask otherwise")
     speech = speak(
         talker,
         codec,
         torch.tensor(answer.ids, device=assistant.device)[spelling.places],
-        torch.tensor(spelling.letters, device=assistant.device),
+        torch.tensor(spelling.characters, device=assistant.device),
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
         seed=seed,

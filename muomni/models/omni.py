@@ -1,4 +1,4 @@
-"""The omni model: a Thinker that reads projected pictures and recordings among its text tokens.
+"""The omni model: a Thinker that reads projected images and audio clips among its text tokens.
 
 Patch tokens of the vision tower and stacked states of the audio encoder pass through an MLP each and
 are written over the placeholder positions that the data put into the row (Liu et al. 2023, LLaVA,
@@ -32,7 +32,7 @@ GELU_POWER = 0.425
 
 @dataclass(slots=True)
 class MediaSlots:
-    """Pictures and recordings of a row block [B, T]; places index its B * T positions.
+    """Images and audio clips of a row block [B, T]; places index its B * T positions.
 
     The place B * T means nowhere: that is where padding and empty slots point.
     """
@@ -41,7 +41,7 @@ class MediaSlots:
     image_places: Tensor  # [I, P]
     audios: Tensor  # [A, N] at 16 kHz, A >= 1
     audio_lengths: Tensor  # [A] in samples
-    audio_places: Tensor  # [A, L], L >= the longest recording's positions
+    audio_places: Tensor  # [A, L], L >= the longest audio clip's positions
 
     @classmethod
     def of_batch(cls, batch: dict[str, Tensor]) -> "MediaSlots":
@@ -117,7 +117,7 @@ class OmniModel(nn.Module):
 
     # -- reading -----------------------------------------------------------------------------------
     def image_features(self, images: Tensor) -> Tensor:
-        """Pictures [I, 3, side, side] -> embeddings [I, P, hidden_size], one a patch."""
+        """Images [I, 3, side, side] -> embeddings [I, P, hidden_size], one a patch."""
         with torch.set_grad_enabled(_trains(self.vision_encoder)):
             _, patches = self.vision_encoder(images)
         return self.image_projector(patches)
@@ -129,7 +129,7 @@ class OmniModel(nn.Module):
         seeds: Tensor | None = None,
         augmentation: SpecAugmentConfig | None = None,
     ) -> Tensor:
-        """Recordings [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size].
+        """Audio clips [A, N] -> embeddings [A, ceil(frames / audio_stack), hidden_size].
 
         With `ctc_embeddings` each holds what its frames spell, too: the embeddings of the Thinker's
         tokens, weighted by the posteriors of the encoder's CTC head (Ma et al. 2025, LegoSLM,
@@ -257,20 +257,20 @@ def gather_places(states: Tensor, places: Tensor) -> Tensor:
 
 
 def image_projector_flops(config: OmniConfig) -> ForwardFlops:
-    """Forward FLOPs of the projection of one picture (see `flops.py` for the conventions)."""
+    """Forward FLOPs of the projection of one image (see `flops.py` for the conventions)."""
     sizes = config.vision_encoder.hidden_size + config.thinker.hidden_size
     return ForwardFlops(config.num_image_tokens * linear_flops(sizes, config.projector_hidden_size))
 
 
 def audio_projector_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
-    """Forward FLOPs of the projection of one recording of `num_frames` encoder frames."""
+    """Forward FLOPs of the projection of one audio clip of `num_frames` encoder frames."""
     num_positions = -(-num_frames // config.audio_stack)
     sizes = config.audio_encoder.hidden_size * config.audio_stack + config.thinker.hidden_size
     return ForwardFlops(num_positions * linear_flops(sizes, config.projector_hidden_size))
 
 
 def spelling_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
-    """Forward FLOPs of the embeddings of what a recording of `num_frames` frames spells."""
+    """Forward FLOPs of the embeddings of what an audio clip of `num_frames` frames spells."""
     if not config.ctc_embeddings:
         return ForwardFlops()
     num_positions = -(-num_frames // config.audio_stack)

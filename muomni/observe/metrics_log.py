@@ -18,9 +18,9 @@ class MetricsLog:
             write_atomic(path, "".join(_dump(line) for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
+    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
         """Add one line; `kind` is train or val."""
-        self._file.write(_dump({"step": step, "kind": kind, **figures}))
+        self._file.write(_dump({"step": step, "kind": kind, **metrics}))
         self._file.flush()
 
     def close(self) -> None:
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _dump(line: dict[str, Any]) -> str:
-    # NaN is not JSON: a figure that does not exist is null.
+    # NaN is not JSON: a metric that does not exist is null.
     clean = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in line.items()

@@ -18,7 +18,7 @@ from muomni.io.file_lock import lock_if_possible
 logger = logging.getLogger(__name__)
 
 _MAX_PARAM_LENGTH = 500
-# What MLflow takes at once; large mixtures of experts have more figures.
+# What MLflow takes at once; large mixtures of experts have more metrics.
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
 T = TypeVar("T")
 
@@ -43,8 +43,8 @@ class MlflowLog:
         self._thread.start()
         self._queue.put(lambda: self._start(run, stage, params))
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
-        self._queue.put(lambda: self._log_metrics(step, figures))
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self._queue.put(lambda: self._log_metrics(step, metrics))
 
     def artifact(self, path: Path, folder: str) -> None:
         self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
@@ -61,7 +61,7 @@ class MlflowLog:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning(
-                "MLflow did not take all figures in %.0f s; metrics.jsonl has them", timeout_s
+                "MLflow did not take all metrics in %.0f s; metrics.jsonl has them", timeout_s
             )
 
     def _work(self) -> None:
@@ -110,12 +110,12 @@ class MlflowLog:
             location = (run.resolve().parent / "mlartifacts").as_uri()
         return self._client.create_experiment(name, artifact_location=location)
 
-    def _log_metrics(self, step: int, figures: dict[str, float]) -> None:
+    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        entities = [Metric(key, value, now, step) for key, value in figures.items()]
+        entities = [Metric(key, value, now, step) for key, value in metrics.items()]
         for some in _batches(entities, _MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=some)
 

@@ -1,6 +1,6 @@
 """Peak rates of well-known GPUs, the denominator of utilization.
 
-Dense figures of the vendor's data sheets, in TFLOP/s (10^12 a second), without sparsity and with fp32
+Dense metrics of the vendor's data sheets, in TFLOP/s (10^12 a second), without sparsity and with fp32
 accumulation, which is what training uses. Devices are found by the exact name that their driver gives: a
 variant that is not listed (other clocks, a slice of a GPU) has no peak rather than a wrong one.
 """
@@ -61,7 +61,7 @@ _PREFIXES = ("NVIDIA ", "Tesla ")
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What one device could do: FLOP/s, and where the figure is from."""
+    """What one device could do: FLOP/s, and where the metric is from."""
 
     flop_per_s: float
     source: str

@@ -114,7 +114,7 @@ class Profiler:
             logger.warning("steps %d to %d, which were to be profiled, did not come", *self._steps)
 
     def discard(self) -> None:
-        """End a recording without a file: the run stops in the middle of it."""
+        """End an audio clip without a file: the run stops in the middle of it."""
         if self._is_recording:
             logger.warning("the run stopped while it was profiled; no trace of that is written")
             self._end_recording()

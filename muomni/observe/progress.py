@@ -22,44 +22,44 @@ class Progress:
         self._paused_s += seconds
 
     def rates(self, step: int, units: float, wait_s: float) -> dict[str, float]:
-        """Figures since the last call: step time, units a second over all ranks, data wait."""
+        """Metrics since the last call: step time, units a second over all ranks, data wait."""
         now = time.perf_counter()
         busy = max(1e-9, now - self._last - (self._paused_s - self._paused_last_s))
         steps = max(1, step - self._last_step)
         self.busy_s, self.num_busy_steps = busy, steps
-        figures = {
+        metrics = {
             "step_time_s": busy / steps,
             f"{self.unit}_per_s": units / busy,
             "data_wait_fraction": min(1.0, max(0.0, wait_s - self._last_wait_s) / busy),
         }
         self._last, self._last_step, self._last_wait_s = now, step, wait_s
         self._paused_last_s = self._paused_s
-        return figures
+        return metrics
 
     def eta_s(self, step: int) -> float:
         done = step - self._start_step
         per_step = (time.perf_counter() - self._start) / max(1, done)
         return per_step * (self.num_steps - step)
 
-    def line(self, step: int, figures: dict[str, float]) -> str:
+    def line(self, step: int, metrics: dict[str, float]) -> str:
         parts = [
             f"{self.stage} {step}/{self.num_steps}",
-            f"loss {figures['loss']:.4f}",
-            f"lr {figures['lr']:.2e}",
-            f"grad {figures['grad_norm']:.2f}",
-            f"{figures[f'{self.unit}_per_s']:,.0f} {self.unit}/s",
-            f"wait {100 * figures['data_wait_fraction']:.0f} %",
+            f"loss {metrics['loss']:.4f}",
+            f"lr {metrics['lr']:.2e}",
+            f"grad {metrics['grad_norm']:.2f}",
+            f"{metrics[f'{self.unit}_per_s']:,.0f} {self.unit}/s",
+            f"wait {100 * metrics['data_wait_fraction']:.0f} %",
             f"eta {duration(self.eta_s(step))}",
         ]
-        if "mfu" in figures:
-            parts.insert(5, f"MFU {100 * figures['mfu']:.1f} %")
-        if "loss_scale" in figures:
-            mark = "!" if figures.get("fp16_warning") else ""
-            skipped = f"skipped {figures['num_skipped']:.0f}"
-            parts.insert(4, f"scale {figures['loss_scale']:g}{mark} {skipped}")
-        if "moe/max_load" in figures:
+        if "mfu" in metrics:
+            parts.insert(5, f"MFU {100 * metrics['mfu']:.1f} %")
+        if "loss_scale" in metrics:
+            mark = "!" if metrics.get("fp16_warning") else ""
+            skipped = f"skipped {metrics['num_skipped']:.0f}"
+            parts.insert(4, f"scale {metrics['loss_scale']:g}{mark} {skipped}")
+        if "moe/max_load" in metrics:
             load, even, dead = (
-                figures[f"moe/{name}"] for name in ("max_load", "entropy", "num_dead")
+                metrics[f"moe/{name}"] for name in ("max_load", "entropy", "num_dead")
             )
             parts.insert(4, f"experts max {load:.1f}x entropy {even:.2f} dead {dead:.0f}")
         return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as pictures, one above the other, and waveforms as WAV files."""
+"""Log-mel spectrograms as images, one above the other, and waveforms as WAV files."""
 
 from pathlib import Path
 
@@ -46,8 +46,8 @@ def level_colors(levels: np.ndarray, floor: float, top: float) -> np.ndarray:
 
 
 def _color(values: np.ndarray, floor: float, top: float) -> np.ndarray:
-    picture = level_colors(values, floor, top)
-    return picture.repeat(_PIXELS_PER_CHANNEL, axis=0).repeat(_PIXELS_PER_FRAME, axis=1)
+    image = level_colors(values, floor, top)
+    return image.repeat(_PIXELS_PER_CHANNEL, axis=0).repeat(_PIXELS_PER_FRAME, axis=1)
 
 
 def _gap(width: int) -> np.ndarray:

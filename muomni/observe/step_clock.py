@@ -99,10 +99,10 @@ def _event() -> torch.cuda.Event:
 
 
 def step_breakdown(seconds: dict[str, float], num_steps: int) -> dict[str, float]:
-    """Figures of what `take` gave for `num_steps` steps: seconds a step, and percent of all time."""
+    """Metrics of what `take` gave for `num_steps` steps: seconds a step, and percent of all time."""
     total = sum(seconds.values()) or 1.0
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for section, spent in sorted(seconds.items()):
-        figures[f"time/{section}_s"] = spent / num_steps
-        figures[f"time/{section}_percent"] = 100 * spent / total
-    return figures
+        metrics[f"time/{section}_s"] = spent / num_steps
+        metrics[f"time/{section}_percent"] = 100 * spent / total
+    return metrics

@@ -31,7 +31,7 @@ class Utilisation:
     def take(
         self, step: int, num_steps: int, model: float, hardware: float, seconds: float
     ) -> dict[str, float]:
-        """Figures of the last `num_steps` up to `step`, given FLOPs of all ranks and the time."""
+        """Metrics of the last `num_steps` up to `step`, given FLOPs of all ranks and the time."""
         if self._num_taken < 2:
             # What starts up in the first steps is no measure of those after them.
             self._first_step = step - num_steps + 1
@@ -39,36 +39,36 @@ class Utilisation:
         self._num_taken += 1
         count, models, hardwares, times = self._sums
         self._sums = (count + num_steps, models + model, hardwares + hardware, times + seconds)
-        return self._figures(model, hardware, seconds)
+        return self._metrics(model, hardware, seconds)
 
     def summary(self) -> tuple[str, dict[str, float]]:
-        """One sentence on all steps since the first logged ones, and its figures; none: no steps."""
+        """One sentence on all steps since the first logged ones, and its metrics; none: no steps."""
         num_steps, model, hardware, seconds = self._sums
         if not num_steps:
             return "", {}
-        figures = {"step_time_s": seconds / num_steps, **self._figures(model, hardware, seconds)}
+        metrics = {"step_time_s": seconds / num_steps, **self._metrics(model, hardware, seconds)}
         text = (
             f"steps {self._first_step} to {self._first_step + num_steps - 1}: "
-            f"{figures['step_time_s']:.4g} s a step, {figures['model_tflop_per_s']:.4g} model and "
-            f"{figures['hardware_tflop_per_s']:.4g} hardware TFLOP/s a device"
+            f"{metrics['step_time_s']:.4g} s a step, {metrics['model_tflop_per_s']:.4g} model and "
+            f"{metrics['hardware_tflop_per_s']:.4g} hardware TFLOP/s a device"
         )
         if self.peak is not None:
             text += (
-                f"; MFU {100 * figures['mfu']:.2f} %, HFU {100 * figures['hfu']:.2f} %: {model:.4g} and "
+                f"; MFU {100 * metrics['mfu']:.2f} %, HFU {100 * metrics['hfu']:.2f} %: {model:.4g} and "
                 f"{hardware:.4g} FLOP / ({self._denominator(f'{seconds:.4g} s')})"
             )
-        return text, figures
+        return text, metrics
 
-    def _figures(self, model: float, hardware: float, seconds: float) -> dict[str, float]:
+    def _metrics(self, model: float, hardware: float, seconds: float) -> dict[str, float]:
         device_s = max(1e-9, seconds) * self.num_devices
-        figures = {
+        metrics = {
             "model_tflop_per_s": model / device_s / 1e12,
             "hardware_tflop_per_s": hardware / device_s / 1e12,
         }
         if self.peak is not None:
-            figures["mfu"] = model / device_s / self.peak.flop_per_s
-            figures["hfu"] = hardware / device_s / self.peak.flop_per_s
-        return figures
+            metrics["mfu"] = model / device_s / self.peak.flop_per_s
+            metrics["hfu"] = hardware / device_s / self.peak.flop_per_s
+        return metrics
 
     def _denominator(self, seconds: str) -> str:
         assert self.peak is not None

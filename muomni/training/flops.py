@@ -143,8 +143,8 @@ def count_thinker(
     return lambda batch: rows(batch["document_ids"], int(batch["units"]))
 
 
-class Recordings:
-    """An audio encoder over padded recordings; `by_documents`: none attends to its padding."""
+class AudioClips:
+    """An audio encoder over padded audio clips; `by_documents`: none attends to its padding."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Recordings:
         self._skipped_pair = (one_pair - none) * by_documents
 
     def __call__(self, waveform: torch.Tensor, lengths: torch.Tensor) -> StepFlops:
-        """FLOPs of recordings [B, N] of which `lengths` [B] samples are real."""
+        """FLOPs of audio clips [B, N] of which `lengths` [B] samples are real."""
         num_rows, width = waveform.shape
         lengths_in_mel = mel_lengths(lengths)
         model = sum(self._one(num_mel, KEPT) for num_mel in lengths_in_mel)
@@ -188,8 +188,8 @@ def count_audio_encoder(
     config: AudioEncoderConfig, recomputed: Fraction, by_documents: bool
 ) -> FlopCounter:
     """Counts batches of `SpeechView`, with the CTC head."""
-    recordings = Recordings(config, recomputed, by_documents=by_documents)
-    return lambda batch: recordings(batch["waveform"], batch["lengths"])
+    audio_clips = AudioClips(config, recomputed, by_documents=by_documents)
+    return lambda batch: audio_clips(batch["waveform"], batch["lengths"])
 
 
 def count_clip(
@@ -247,7 +247,7 @@ def count_codec(config: CodecConfig, recomputed: Fraction) -> FlopCounter:
 
 
 class Speech:
-    """A Talker over texts and the codes of their recordings, which a frozen codec makes first.
+    """A Talker over texts and the codes of their audio clips, which a frozen codec makes first.
 
     `by_documents`: nothing attends to padding.
     """
@@ -260,20 +260,22 @@ class Speech:
         training: Training = WHOLLY_TRAINED,
         by_documents: bool = False,
     ) -> None:
-        def speaking(num_letters: int, num_frames: int, recomputed: Fraction = KEPT) -> int:
-            return training.hardware(talker_flops(talker, num_letters, num_frames), recomputed)
+        def speaking(num_characters: int, num_frames: int, recomputed: Fraction = KEPT) -> int:
+            return training.hardware(talker_flops(talker, num_characters, num_frames), recomputed)
 
         self._padded = partial(speaking, recomputed=recomputed)
 
-        # Letters and frames enter in first power, and the length of the row in second: three lengths
+        # Characters and frames enter in first power, and the length of the row in second: three lengths
         # tell the coefficients, and a row then costs a few products.
         def pair(recomputed: Fraction) -> int:
-            none, one, two = (speaking(num_letters, 0, recomputed) for num_letters in range(3))
+            none, one, two = (
+                speaking(num_characters, 0, recomputed) for num_characters in range(3)
+            )
             return (two - 2 * one + none) // 2
 
-        none, one = (speaking(num_letters, 0) for num_letters in range(2))
+        none, one = (speaking(num_characters, 0) for num_characters in range(2))
         self._square = pair(KEPT)
-        self._letter = one - none - self._square
+        self._character = one - none - self._square
         self._frame = speaking(0, 1) - none - self._square
         self._start = none
         self._skipped_pair = pair(recomputed) * by_documents
@@ -285,22 +287,26 @@ class Speech:
     def __call__(
         self, text_mask: torch.Tensor, waveform: torch.Tensor, lengths: torch.Tensor
     ) -> StepFlops:
-        """FLOPs of texts [S, Tl] and recordings [S, N]; a slot without a recording is padding."""
+        """FLOPs of texts [S, Tl] and audio clips [S, N]; a slot without an audio clip is padding."""
         num_slots, width = waveform.shape
         num_mel = _num_mel(width)
-        most_letters, most_frames = text_mask.shape[1], _num_frames(num_mel)
-        hardware = num_slots * (self._padded(most_letters, most_frames) + self._listening(num_mel))
+        most_characters, most_frames = text_mask.shape[1], _num_frames(num_mel)
+        hardware = num_slots * (
+            self._padded(most_characters, most_frames) + self._listening(num_mel)
+        )
         model = 0
-        for num_letters, num_mel in zip(
+        for num_characters, num_mel in zip(
             text_mask.sum(1).tolist(), mel_lengths(lengths), strict=True
         ):
             num_frames = _num_frames(num_mel)
-            real = num_letters + self._num_starts + num_frames
-            paddings = most_letters - num_letters, most_frames - num_frames
+            real = num_characters + self._num_starts + num_frames
+            paddings = most_characters - num_characters, most_frames - num_frames
             hardware -= _pairs_across(real, *paddings) * self._skipped_pair
             if num_mel:
-                model += self._start + num_letters * self._letter + num_frames * self._frame
-                model += (num_letters + num_frames) ** 2 * self._square + self._listening(num_mel)
+                model += self._start + num_characters * self._character + num_frames * self._frame
+                model += (num_characters + num_frames) ** 2 * self._square + self._listening(
+                    num_mel
+                )
         return StepFlops(model, hardware)
 
 
@@ -313,7 +319,7 @@ def count_talker(
 
 
 def mel_lengths(num_samples: torch.Tensor) -> list[int]:
-    """Mel frames of recordings, given their numbers of samples [B] on the host."""
+    """Mel frames of audio clips, given their numbers of samples [B] on the host."""
     return [_num_mel(length) for length in num_samples.tolist()]
 
 

@@ -1,7 +1,7 @@
 """When gradients, losses or the loss scale of a run are a reason to warn, and when to stop.
 
 A step whose gradients are not finite is passed over on all ranks, and the weights stay as they are. A few
-of them are normal in fp16, whose loss scale then halves. What is decided here rests on figures that all
+of them are normal in fp16, whose loss scale then halves. What is decided here rests on metrics that all
 ranks share, so all decide alike.
 """
 
@@ -69,15 +69,15 @@ class ScaleWatch:
         self._skipped: deque[tuple[int, int]] = deque()
 
     def see(self, step: int, loss_scale: float, num_skipped: int) -> dict[str, float]:
-        """Look at the figures of a logged step; returns what is logged of them."""
+        """Look at the metrics of a logged step; returns what is logged of them."""
         share = self._skipped_share(step, num_skipped)
         self._see_scale(step, loss_scale)
         self._see_share(step, share)
-        figures = {"loss_scale": loss_scale, "num_skipped": float(num_skipped)}
+        metrics = {"loss_scale": loss_scale, "num_skipped": float(num_skipped)}
         if share is not None:
-            figures["skipped_fraction"] = share
+            metrics["skipped_fraction"] = share
         is_warning = loss_scale < self._low or self._warned_of_skips
-        return {**figures, "fp16_warning": float(is_warning)}
+        return {**metrics, "fp16_warning": float(is_warning)}
 
     def _see_scale(self, step: int, loss_scale: float) -> None:
         if loss_scale < self._low and not self._warned_of_scale:

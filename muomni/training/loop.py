@@ -29,7 +29,7 @@ from muomni.training.guard import Guard, ScaleWatch
 from muomni.training.optim.groups import lr_factor
 from muomni.training.postmortem import PostMortem
 from muomni.training.stage import Stage, StageOutput, Sums
-from muomni.training.step_reduction import RunningSums, WindowReduction
+from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.stop import StopFlag
 from muomni.training.throughput import Throughput
 from muomni.training.validation import SplitBatches, validate
@@ -59,8 +59,8 @@ class Loop:
         self.config = parts.stage.config
         self.is_main = collectives.rank() == 0
         self.view = self.stage.view()
-        self.coefficients = self.stage.coefficients()
-        self.window = WindowReduction(self.stage, parts.device)
+        self.loss_weights = self.stage.loss_weights()
+        self.window = StepReduction(self.stage, parts.device)
         self.copies = DeviceCopies(parts.device)
         self.sums = RunningSums()
         self.units = torch.zeros((), device=parts.device)
@@ -144,7 +144,7 @@ class Loop:
             mark("communication")
             weights = self.window.weights()
             mark("backward")
-            self.engine.backward(output, weights, self.coefficients)
+            self.engine.backward(output, weights, self.loss_weights)
             mark("optimizer")
             self.engine.end_micro_step(factor)
             self._account(batch, output, state)
@@ -179,21 +179,21 @@ class Loop:
         )
         self.units = torch.zeros_like(self.units)
         self.state = replace(self.state, units_seen=self.state.units_seen + units)
-        figures = self.stage.metrics(self.sums.take()) | rates
-        figures["lr"] = self.config.optim.lr * lr_factor(
+        metrics = self.stage.metrics(self.sums.take()) | rates
+        metrics["lr"] = self.config.optim.lr * lr_factor(
             step - 1, self.parts.num_steps, self.config.optim
         )
-        figures["grad_norm"] = self.engine.grad_norm
-        figures[f"{self.view.unit}_seen"] = self.state.units_seen
-        figures["num_bad_samples"] = num_bad_samples
+        metrics["grad_norm"] = self.engine.grad_norm
+        metrics[f"{self.view.unit}_seen"] = self.state.units_seen
+        metrics["num_bad_samples"] = num_bad_samples
         num_skipped = self.engine.count_skipped()
-        figures["num_skipped"] = float(num_skipped)
+        metrics["num_skipped"] = float(num_skipped)
         if self.engine.precision == "fp16":
-            figures |= self.scale_watch.see(step, self.engine.loss_scale, num_skipped)
-        self._record(step, "train", figures)
+            metrics |= self.scale_watch.see(step, self.engine.loss_scale, num_skipped)
+        self._record(step, "train", metrics)
         if self.is_main:
-            print(self.progress.line(step, figures), flush=True)
-        reason = self.guard.see_loss(step, figures["loss"])
+            print(self.progress.line(step, metrics), flush=True)
+        reason = self.guard.see_loss(step, metrics["loss"])
         if reason is not None:
             self._stop_non_finite(self.guard.suspect(step), reason)
 
@@ -207,8 +207,8 @@ class Loop:
         """Raise NonFiniteError, with all weights saved and `step` looked into, or with the weight that is not
         finite named and nothing saved; every rank must call it."""
         folder = self.parts.folder
-        spoiled = self.engine.first_spoiled_weight()
-        if spoiled is None:  # steps with such gradients left the weights as they were
+        non_finite = self.engine.first_non_finite_weight()
+        if non_finite is None:  # steps with such gradients left the weights as they were
             # Older checkpoints stay: they are from before the trouble, and starts may be many.
             saved = self._save(prunes=False)
             post_mortem = PostMortem(self.stage, self.engine, self.parts.feed, folder.nonfinite)
@@ -217,11 +217,11 @@ class Loop:
             newest = collectives.broadcast_object(store.newest_complete(folder.checkpoints))
             last = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
             found = (
-                f"{spoiled} is not finite (an update was too large, or a device erred), so the weights are "
+                f"{non_finite} is not finite (an update was too large, or a device erred), so the weights are "
                 f"not saved, and {last}"
             )
         self.is_stop_agreed = True
-        advice = self.guard.advice if spoiled is None else "lower optim.lr, or try other devices"
+        advice = self.guard.advice if non_finite is None else "lower optim.lr, or try other devices"
         raise NonFiniteError(f"{reason}; {found}; {advice}")
 
     def _validate(self) -> None:
@@ -230,16 +230,16 @@ class Loop:
         max_batches = self.config.training.validate_batches
         batches = SplitBatches(self.stage, self.parts.val, self.parts.device, max_batches)
         with self.engine.averaged_weights(), self.engine.evaluation():
-            figures = validate(self.stage, self.engine.forward, batches)
-        self.last_metrics = {f"val/{name}": value for name, value in figures.items()}
+            metrics = validate(self.stage, self.engine.forward, batches)
+        self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record(self.state.step, "val", self.last_metrics)
         if self.is_main:
             text = "  ".join(f"{name} {value:.4f}" for name, value in self.last_metrics.items())
             print(f"{self.stage.name} {self.state.step}/{self.parts.num_steps}  {text}", flush=True)
-        self._note_best(figures)
+        self._note_best(metrics)
 
-    def _note_best(self, figures: dict[str, float]) -> None:
-        value = figures.get(self.stage.best_metric, math.nan)
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        value = metrics.get(self.stage.best_metric, math.nan)
         best = self.state.best
         lower = self.stage.best_is_lower
         if math.isfinite(value) and (best is None or (value < best if lower else value > best)):
@@ -258,7 +258,7 @@ class Loop:
         folder = store.step_folder(self.parts.folder.checkpoints, self.state.step)
         is_current = self.saved_step == self.state.step
         if not (is_current and collectives.broadcast_object(folder.is_dir())):
-            if self.engine.first_spoiled_weight() is not None:
+            if self.engine.first_non_finite_weight() is not None:
                 self._stop_non_finite(self.state.step, f"step {self.state.step} was to be saved")
             run_id = self.mlflow.wait_for_run_id() if self.mlflow is not None else None
             self.state = replace(self.state, mlflow_run_id=collectives.broadcast_object(run_id))
@@ -358,11 +358,11 @@ class Loop:
         if self.mlflow is not None:
             self.mlflow.close(status)
 
-    def _record(self, step: int, kind: str, figures: dict[str, float]) -> None:
+    def _record(self, step: int, kind: str, metrics: dict[str, float]) -> None:
         if self.metrics_log is not None:
-            self.metrics_log.write(step, kind, figures)
+            self.metrics_log.write(step, kind, metrics)
         if self.mlflow is not None:
-            self.mlflow.metrics(step, figures)
+            self.mlflow.metrics(step, metrics)
 
     def _outside_of_rates(self, call: Any) -> None:
         start = time.perf_counter()

@@ -91,14 +91,14 @@ def router_weight(batch: Batch) -> Sums:
     return {TERM: (batch["document_ids"] > 0).sum().float()}
 
 
-def load_figures(ratios: dict[str, float]) -> dict[str, float]:
-    """Add figures of each layer's load, and of all layers, to the shares that its experts got.
+def load_metrics(ratios: dict[str, float]) -> dict[str, float]:
+    """Add metrics of each layer's load, and of all layers, to the shares that its experts got.
 
     `load/E` is the share of all assignments that expert E got, `max_load` the busiest one's over
     the mean (1 = even), `entropy` that of the shares as a fraction of its maximum, `num_dead` counts
     the experts that no token chose.
     """
-    figures = {name: value for name, value in ratios.items() if not _LOAD.match(name)}
+    metrics = {name: value for name, value in ratios.items() if not _LOAD.match(name)}
     shares: dict[int, list[float]] = {}
     for name, value in ratios.items():
         if match := _LOAD.match(name):
@@ -109,8 +109,8 @@ def load_figures(ratios: dict[str, float]) -> dict[str, float]:
         of_layer["max_load"] = max(load) * len(load)
         of_layer["entropy"] = entropy / max(math.log(len(load)), 1e-9)
         of_layer["num_dead"] = float(sum(share == 0 for share in load))
-        figures |= {f"moe/layer{layer}/{name}": value for name, value in of_layer.items()}
+        metrics |= {f"moe/layer{layer}/{name}": value for name, value in of_layer.items()}
     if shares:
         for name, over_layers in (("max_load", max), ("entropy", min), ("num_dead", sum)):
-            figures[f"moe/{name}"] = over_layers(figures[f"moe/layer{n}/{name}"] for n in shares)
-    return figures
+            metrics[f"moe/{name}"] = over_layers(metrics[f"moe/layer{n}/{name}"] for n in shares)
+    return metrics

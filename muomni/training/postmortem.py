@@ -27,7 +27,7 @@ from muomni.training.engine.engine import Engine
 from muomni.training.engine.expert_parallel import expert_groups
 from muomni.training.feed import Feed
 from muomni.training.stage import Stage, Sums
-from muomni.training.step_reduction import WindowReduction
+from muomni.training.step_reduction import StepReduction
 
 SCHEMA_VERSION = 1
 _NUM_NAMED = 4
@@ -90,7 +90,7 @@ class PostMortem:
         """
         read = self.feed.read(step - 1)
         window = self.stage.begin_step(self.engine.forward, [self._prepared(r.batch) for r in read])
-        reduction = WindowReduction(self.stage, self.stage.context.device)
+        reduction = StepReduction(self.stage, self.stage.context.device)
         reduction.start(window, wants_stop=False)
         weights = reduction.weights()
         findings = [
@@ -127,7 +127,7 @@ class PostMortem:
             losses = {term: _number(loss) for term, loss in output.losses.items()}
             for term, loss in output.losses.items():
                 seen.note_output(f"loss '{term}'", loss)
-            self.engine.backward(output, weights, self.stage.coefficients())
+            self.engine.backward(output, weights, self.stage.loss_weights())
         if seen.outputs:
             return Finding(number, "forward", seen.outputs[0], losses, seen.parameters)
         if seen.gradients:

@@ -125,7 +125,7 @@ class Stage(ABC):
         """Load this stage's own export strictly into a built task module; raises UpstreamError."""
         export.load_into(self.model(task))
 
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """How much each loss term counts."""
         return dict.fromkeys(self.terms, 1.0)
 

@@ -8,7 +8,7 @@ from muomni.distributed import collectives
 from muomni.training.stage import Stage, Sums
 
 
-class WindowReduction:
+class StepReduction:
     """Sums the loss weights of an accumulation window over its micro-batches and all ranks.
 
     The sum travels while the first forward pass runs: only the backward pass needs it. The stop flag

@@ -1,6 +1,6 @@
 """What a run's speed is made of: FLOPs, utilization of the devices, the parts of a step, traces of it.
 
-The loop says where a step's parts begin and counts batches here; figures are made at logging steps only.
+The loop says where a step's parts begin and counts batches here; metrics are made at logging steps only.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ class Throughput:
     def take(
         self, step: int, units: torch.Tensor, loader: CountedBatches, progress: Progress
     ) -> tuple[float, float, dict[str, float]]:
-        """`units` and bad samples of all ranks, and the figures of the steps since the last call.
+        """`units` and bad samples of all ranks, and the metrics of the steps since the last call.
 
         Every rank must call it; requests to profile travel in the same reduction.
         """
@@ -52,9 +52,9 @@ class Throughput:
         self._flops = StepFlops()
         sums: list[float] = collectives.sum_over_ranks(table).tolist()
         total_units, num_bad, model, hardware, wants_trace, wants_memory = sums
-        figures = progress.rates(step, total_units, loader.wait_s)
+        metrics = progress.rates(step, total_units, loader.wait_s)
         num_steps, busy_s = progress.num_busy_steps, progress.busy_s
-        figures |= self.utilization.take(step, num_steps, model, hardware, busy_s)
-        figures |= step_breakdown(self.clock.take(), num_steps)
+        metrics |= self.utilization.take(step, num_steps, model, hardware, busy_s)
+        metrics |= step_breakdown(self.clock.take(), num_steps)
         self.profiler.request(wants_trace > 0, wants_memory > 0, step)
-        return total_units, num_bad, figures
+        return total_units, num_bad, metrics

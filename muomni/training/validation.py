@@ -1,4 +1,4 @@
-"""Held-out figures: each sample counts exactly once, on any number of ranks.
+"""Held-out metrics: each sample counts exactly once, on any number of ranks.
 
 The training loop and the evaluator share these two steps: `SplitBatches` deals out a split,
 `validate` sums what forward passes over it report.

@@ -2,7 +2,7 @@
 
     python -m scripts.samples.build --corpora DIR --out samples
 
-Needs Debian's packages unicode-data (kinds of emoji) and flite (voices that ask). Pictures, texts and the
+Needs Debian's packages unicode-data (kinds of emoji) and flite (voices that ask). Images, texts and the
 WAV files stay as they are; what is chosen is chosen by hash of its id, so the choice can be repeated.
 FLAC files hold the upper 11 of 16 bits (54 dB signal to noise).
 """
@@ -27,7 +27,7 @@ _SPEAKER = "7001"
 # The source is 64 kbit/s speech: its noise lies above the lowest bits, which fill half of a FLAC file.
 _FLAC_STEP = 32
 _LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.08
-# Most of a conversation with a picture is the picture; three about each would be most of all training.
+# Most of a conversation with an image is the image; three about each would be most of all training.
 _ASK_NAME_SHARE = _ASK_KIND_SHARE = 1 / 3
 _ASK_KIND = ("What kind of thing is it?", "What sort of thing is this?")
 _VOICES = ("slt", "rms", "awb")
@@ -41,7 +41,7 @@ _QUESTIONS = (
     "Can you tell me what it is?",
 )
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
-# Of texts and of recordings: who can repeat the one has half of what the other takes.
+# Of texts and of audio clips: who can repeat the one has half of what the other takes.
 _REPEAT = ("Repeat: {}", "Write this down: {}", "Copy this: {}")
 _NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
 T = TypeVar("T")
@@ -49,8 +49,8 @@ Conversation = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a picture shows: its name and, where Unicode's list has it, the kind of thing."""
+class Image:
+    """What an image shows: its name and, where Unicode's list has it, the kind of thing."""
 
     name: str
     kind: str | None
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     corpora, out = arguments.corpora, arguments.out
     kinds = read_emoji_kinds(arguments.unicode_data / "unicode/emoji/emoji-test.txt")
-    pictures = copy_pictures(corpora / "coco_emoji", out / "coco_emoji", kinds)
+    images = copy_images(corpora / "coco_emoji", out / "coco_emoji", kinds)
     clips = read_clips(corpora / "ljspeech_allison")
     shared = write_ljspeech(corpora / "ljspeech_allison", out / "ljspeech_allison", clips)
     paths = write_librispeech(corpora / "ljspeech_allison", out, clips, shared)
@@ -79,7 +79,7 @@ def main() -> None:
     shutil.copyfile(corpora / "text/wordnet_examples.txt", out / "text/wordnet_examples.txt")
     lines = (out / "text/wordnet_examples.txt").read_text(encoding="utf-8").splitlines()
     conversations = [
-        *picture_conversations(pictures, questions),
+        *image_conversations(images, questions),
         *speech_conversations(clips, paths, triples),
         *text_conversations(lines),
     ]
@@ -91,9 +91,9 @@ def main() -> None:
     _copy(license, out / "LICENSES/unicode-data.copyright")
 
 
-def copy_pictures(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Picture]:
-    """Copy all pictures and English captions; returns what they show by picture path."""
-    pictures: dict[str, Picture] = {}
+def copy_images(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Image]:
+    """Copy all images and English captions; returns what they show by image path."""
+    images: dict[str, Image] = {}
     for subset in ("train2017", "val2017"):
         (target / subset).mkdir(parents=True, exist_ok=True)
         (target / "annotations").mkdir(exist_ok=True)
@@ -109,9 +109,9 @@ def copy_pictures(source: Path, target: Path, kinds: dict[str, str]) -> dict[str
             shutil.copyfile(source / subset / name, target / subset / name)
             # "emoji_1f469_200d_1f52c (U+1F469 U+200D U+1F52C)"
             points = image["source_file"].partition(" ")[0].split("_")[1:]
-            picture = Picture(first[image["id"]], kinds.get(emoji_key(points)))
-            pictures[f"coco_emoji/{subset}/{name}"] = picture
-    return pictures
+            image = Image(first[image["id"]], kinds.get(emoji_key(points)))
+            images[f"coco_emoji/{subset}/{name}"] = image
+    return images
 
 
 def read_clips(source: Path) -> dict[str, str]:
@@ -177,7 +177,7 @@ def copy_trimodal(
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Keep the items on emoji: spoken by Allison (pointing to her clips) or by flite.
 
-    Also writes the synthetic recordings as a table of speech. Returns triples and questions, with
+    Also writes the synthetic audio clips as a table of speech. Returns triples and questions, with
     paths relative to `out`/trimodal.
     """
     (out / "trimodal").mkdir(parents=True, exist_ok=True)
@@ -232,21 +232,21 @@ def speak_questions(target: Path) -> list[dict[str, str]]:
     return rows
 
 
-def picture_conversations(
-    pictures: dict[str, Picture], questions: list[dict[str, str]]
+def image_conversations(
+    images: dict[str, Image], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """A written question about each picture; a spoken one, too, for its name or its kind, about some."""
+    """A written question about each image; a spoken one, too, for its name or its kind, about some."""
     by_name = [row for row in questions if row["asks"] == "name"]
     by_kind = [row for row in questions if row["asks"] == "kind"]
-    for path, picture in sorted(pictures.items()):
+    for path, image in sorted(images.items()):
         stem = Path(path).stem
         question = _pick(_QUESTIONS, stem)
-        yield _conversation(f"caption-{stem}", f"<image>\n{question}", picture.name, image=path)
+        yield _conversation(f"caption-{stem}", f"<image>\n{question}", image.name, image=path)
         chance = _fraction(f"ask {stem}")
         if chance < _ASK_NAME_SHARE:
-            asked, answer = _pick(by_name, stem), picture.name
-        elif chance < _ASK_NAME_SHARE + _ASK_KIND_SHARE and picture.kind is not None:
-            asked, answer = _pick(by_kind, stem), picture.kind
+            asked, answer = _pick(by_name, stem), image.name
+        elif chance < _ASK_NAME_SHARE + _ASK_KIND_SHARE and image.kind is not None:
+            asked, answer = _pick(by_kind, stem), image.kind
         else:
             continue
         spoken = f"trimodal/{asked['audio']}"
@@ -256,14 +256,14 @@ def picture_conversations(
 def speech_conversations(
     clips: dict[str, str], paths: dict[str, str], triples: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """Transcribe a recording, asked in each way; speak a text."""
-    recordings = [(paths[name], text, name) for name, text in sorted(clips.items())]
-    recordings += [
+    """Transcribe an audio clip, asked in each way; speak a text."""
+    audio_clips = [(paths[name], text, name) for name, text in sorted(clips.items())]
+    audio_clips += [
         (f"trimodal/{row['audio']}", row["transcript"], row["id"])
         for row in triples
         if row["kind"] == "synthetic"
     ]
-    for path, text, name in recordings:
+    for path, text, name in audio_clips:
         group = transcript_group(text)
         for number, question in enumerate(_REPEAT):
             prompt, key = question.format("<audio>"), f"transcribe-{name}-{number}"

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from muomni.cli import main
-from muomni.cli.count import CONVERSATION_TOKENS, RECORDING_S, count_preset, model_configs
+from muomni.cli.count import AUDIO_S, CONVERSATION_TOKENS, count_preset, model_configs
 from muomni.config.loading import preset_names, resolve
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.config.run import STAGE_NAMES
@@ -32,8 +32,8 @@ def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
     (row,) = (row for row in count_preset("nano", 300) if row.stage == "sft")
     config = model_configs("nano", 300)["sft"]
     model, side = OmniModel(config).eval(), config.vision_encoder.image_size
-    samples = RECORDING_S * SAMPLE_RATE_HZ
-    num_audio = -(-RECORDING_S * 25 // config.audio_stack)
+    samples = AUDIO_S * SAMPLE_RATE_HZ
+    num_audio = -(-AUDIO_S * 25 // config.audio_stack)
     length = CONVERSATION_TOKENS + config.num_image_tokens + num_audio
     places = torch.arange(length)[None, CONVERSATION_TOKENS:]
     slots = MediaSlots(

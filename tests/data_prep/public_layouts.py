@@ -11,8 +11,8 @@ import pyarrow.parquet
 
 from muomni.data.shards.manifest import Task
 from tests.data_prep.raw_corpora import (
-    picture,
-    recording,
+    audio,
+    image,
     write_coco,
     write_librispeech,
     write_ljspeech,
@@ -40,17 +40,17 @@ def write_parquet(path: Path, rows: list[dict], rows_a_group: int = 2) -> Path:
     return path
 
 
-def _pictures(folder: Path) -> list[str]:
+def _images(folder: Path) -> list[str]:
     names = [f"{n:05d}.png" for n in range(NUM_SAMPLES)]
     for number, name in enumerate(names):
-        write_file(folder / name, picture(number))
+        write_file(folder / name, image(number))
     return names
 
 
-def _recordings(folder: Path, ending: str = "wav") -> list[str]:
+def _audio_clips(folder: Path, ending: str = "wav") -> list[str]:
     names = [f"clip_{n}.{ending}" for n in range(NUM_SAMPLES)]
     for number, name in enumerate(names):
-        write_file(folder / name, recording(number, fmt=ending.upper()))
+        write_file(folder / name, audio(number, fmt=ending.upper()))
     return names
 
 
@@ -67,20 +67,20 @@ def write_table(root: Path, suffix: str, rows: list[dict]) -> Path:
 
 def _image_rows(root: Path) -> list[dict]:
     return [
-        {"image": name, "caption": text} for name, text in zip(_pictures(root), TEXTS, strict=True)
+        {"image": name, "caption": text} for name, text in zip(_images(root), TEXTS, strict=True)
     ]
 
 
 def _speech_rows(root: Path) -> list[dict]:
     return [
         {"audio": name, "text": text, "speaker": "anna"}
-        for name, text in zip(_recordings(root), TEXTS, strict=True)
+        for name, text in zip(_audio_clips(root), TEXTS, strict=True)
     ]
 
 
 def write_flickr30k(root: Path) -> Path:
-    """The token file, two captions a picture."""
-    names = _pictures(root / "flickr30k-images")
+    """The token file, two captions an image."""
+    names = _images(root / "flickr30k-images")
     lines = [
         f"{name}#{n}\t{text} ({n})"
         for n in range(2)
@@ -91,8 +91,8 @@ def write_flickr30k(root: Path) -> Path:
 
 
 def write_flickr30k_csv(root: Path) -> Path:
-    """The table of the Kaggle archive, in a folder of its own beside the picture folder."""
-    names = _pictures(root / "flickr30k_images/flickr30k_images")
+    """The table of the Kaggle archive, in a folder of its own beside the image folder."""
+    names = _images(root / "flickr30k_images/flickr30k_images")
     lines = ["image_name| comment_number| comment"]
     lines += [f"{name}| 0| {text}" for name, text in zip(names, TEXTS, strict=True)]
     write_file(root / "flickr30k_images/results.csv", "\n".join(lines) + "\n")
@@ -100,13 +100,13 @@ def write_flickr30k_csv(root: Path) -> Path:
 
 
 def write_cc3m(root: Path) -> Path:
-    names = _pictures(root / "train")
+    names = _images(root / "train")
     lines = [f"{text}\ttrain/{name}\n" for name, text in zip(names, TEXTS, strict=True)]
     return write_file(root / "Train_GCC-training.tsv", "".join(lines))
 
 
-def write_picture_folder(root: Path) -> Path:
-    for number, name in enumerate(_pictures(root / "train/deep/er")):
+def write_image_folder(root: Path) -> Path:
+    for number, name in enumerate(_images(root / "train/deep/er")):
         write_file(root / "train/deep/er" / f"{name[:-4]}.txt", TEXTS[number])
     return root
 
@@ -114,7 +114,7 @@ def write_picture_folder(root: Path) -> Path:
 def write_img2dataset(root: Path) -> Path:
     for number, text in enumerate(TEXTS):
         stem = root / f"{number // 3:05d}/{number // 3:05d}{number % 3:04d}"
-        write_file(stem.with_suffix(".jpg"), picture(number, kind="JPEG"))
+        write_file(stem.with_suffix(".jpg"), image(number, kind="JPEG"))
         write_file(stem.with_suffix(".txt"), text)
         facts = {"url": f"http://a.example/{number}.jpg", "caption": text, "status": "success"}
         write_file(stem.with_suffix(".json"), json.dumps(facts))
@@ -124,7 +124,7 @@ def write_img2dataset(root: Path) -> Path:
 
 def write_image_parquet(root: Path) -> Path:
     rows = [
-        {"image": {"bytes": picture(n), "path": f"pic{n}.png"}, "caption": text}
+        {"image": {"bytes": image(n), "path": f"pic{n}.png"}, "caption": text}
         for n, text in enumerate(TEXTS)
     ]
     write_parquet(root / "data/train-00000-of-00001.parquet", rows)
@@ -133,7 +133,7 @@ def write_image_parquet(root: Path) -> Path:
 
 def write_commonvoice(root: Path) -> Path:
     """The folder of one language: two clips a split."""
-    names = _recordings(root / "en/clips", "mp3")
+    names = _audio_clips(root / "en/clips", "mp3")
     header = "client_id\tpath\tsentence\tup_votes\tage\tgender\taccents\tlocale\n"
     for number, split in enumerate(("train", "dev", "test")):
         lines = [
@@ -145,14 +145,14 @@ def write_commonvoice(root: Path) -> Path:
 
 
 def write_nemo(root: Path) -> Path:
-    """Segments of one recording of 3 s, then whole files."""
-    write_file(root / "long.wav", recording(1, duration_s=3.0))
+    """Segments of one audio clip of 3 s, then whole files."""
+    write_file(root / "long.wav", audio(1, duration_s=3.0))
     records = [
         {"audio_filepath": "long.wav", "text": text, "offset": n * 0.5, "duration": 0.5}
         for n, text in enumerate(TEXTS)
     ]
     whole = {"audio_filepath": "short.wav", "text": "Whole file.", "duration": 0.3, "lang": "en"}
-    write_file(root / "short.wav", recording(2))
+    write_file(root / "short.wav", audio(2))
     return write_jsonl(root / "train_manifest.json", [*records, whole])
 
 
@@ -172,7 +172,7 @@ def lhotse_supervision(number: int, start_s: float, duration_s: float = 0.5) -> 
 
 
 def write_lhotse(root: Path) -> Path:
-    write_file(root / "long.wav", recording(1, duration_s=3.0))
+    write_file(root / "long.wav", audio(1, duration_s=3.0))
     write_jsonl(
         root / "corpus_recordings_train.jsonl.gz", [lhotse_recording("long", "long.wav", 3.0)]
     )
@@ -190,11 +190,11 @@ def gigaspeech_segment(number: int, text: str, *subsets: str) -> dict:
 
 
 def write_gigaspeech(root: Path, segments: list[dict] | None = None) -> Path:
-    write_file(root / "audio/podcast/POD1.opus", recording(1, 3.0, fmt="OGG", subtype="OPUS"))
+    write_file(root / "audio/podcast/POD1.opus", audio(1, 3.0, fmt="OGG", subtype="OPUS"))
     if segments is None:
         segments = [gigaspeech_segment(n, f"NUMBER {n}", "XL") for n in range(NUM_SAMPLES)]
-    audio = {"aid": "POD1", "path": "audio/podcast/POD1.opus", "segments": segments}
-    content = {"dataset": "GigaSpeech", "audios": [audio]}
+    podcast = {"aid": "POD1", "path": "audio/podcast/POD1.opus", "segments": segments}
+    content = {"dataset": "GigaSpeech", "audios": [podcast]}
     write_file(root / "GigaSpeech.json", json.dumps(content))
     return root
 
@@ -203,7 +203,7 @@ def write_libritts(root: Path) -> Path:
     for number, text in enumerate(TEXTS):
         name = f"84_{121 + number % 2}_{number:06d}_000000"
         folder = root / "LibriTTS/dev-clean/84" / f"{121 + number % 2}"
-        write_file(folder / f"{name}.wav", recording(number, rate=24_000))
+        write_file(folder / f"{name}.wav", audio(number, rate=24_000))
         write_file(folder / f"{name}.normalized.txt", text)
         write_file(folder / f"{name}.original.txt", text.replace("number", "No."))
     return root
@@ -212,7 +212,7 @@ def write_libritts(root: Path) -> Path:
 def write_arctic(root: Path) -> Path:
     folder = root / "cmu_us_bdl_arctic"
     for number in range(NUM_SAMPLES):
-        write_file(folder / f"wav/arctic_a{number:04d}.wav", recording(number))
+        write_file(folder / f"wav/arctic_a{number:04d}.wav", audio(number))
     lines = [f'( arctic_a{number:04d} "{text}" )\n' for number, text in enumerate(TEXTS)]
     write_file(folder / "etc/txt.done.data", "".join(lines))
     return folder
@@ -228,13 +228,13 @@ def write_vctk(root: Path) -> Path:
         write_file(root / f"txt/p225/{name}.txt", f"{text}\n")
         for mic in (1, 2):
             path = root / f"wav48_silence_trimmed/p225/{name}_mic{mic}.flac"
-            write_file(path, recording(number + mic, rate=48_000, fmt="FLAC"))
+            write_file(path, audio(number + mic, rate=48_000, fmt="FLAC"))
     return root
 
 
 def write_speech_parquet(root: Path) -> Path:
     rows = [
-        {"audio": {"bytes": recording(n), "path": f"{n}.wav"}, "text": text}
+        {"audio": {"bytes": audio(n), "path": f"{n}.wav"}, "text": text}
         for n, text in enumerate(TEXTS)
     ]
     return write_parquet(root / "train.parquet", rows)
@@ -254,14 +254,14 @@ def write_sharegpt(root: Path) -> Path:
             "images": [name, name],
             "audios": [f"clip_{n}.wav"],
         }
-        for n, name in enumerate(_pictures(root))
+        for n, name in enumerate(_images(root))
     ]
-    _recordings(root)
+    _audio_clips(root)
     return write_file(root / "chats.json", json.dumps(records))
 
 
 def write_openai(root: Path) -> Path:
-    _recordings(root)
+    _audio_clips(root)
     records = [
         {
             "messages": [
@@ -276,7 +276,7 @@ def write_openai(root: Path) -> Path:
                 {"role": "assistant", "content": TEXTS[n]},
             ]
         }
-        for n, name in enumerate(_pictures(root))
+        for n, name in enumerate(_images(root))
     ]
     return write_jsonl(root / "chats.jsonl", records)
 
@@ -290,7 +290,7 @@ def write_llava(root: Path) -> Path:
                 {"from": "gpt", "value": TEXTS[n]},
             ],
         }
-        for n, name in enumerate(_pictures(root))
+        for n, name in enumerate(_images(root))
     ]
     return write_file(root / "chats.json", json.dumps(records))
 
@@ -302,7 +302,7 @@ def write_messages(root: Path) -> Path:
 
 
 _TABLES = ("csv", "tsv", "jsonl")
-_RECORDINGS: dict[str, Callable[[Path], Path]] = {
+_AUDIO_CLIPS: dict[str, Callable[[Path], Path]] = {
     "arctic": write_arctic,
     "commonvoice": write_commonvoice,
     "gigaspeech": write_gigaspeech,
@@ -320,13 +320,13 @@ LAYOUTS: dict[Task, dict[str, Callable[[Path], Path]]] = {
         "cc3m": write_cc3m,
         "coco": write_coco,
         "flickr30k": write_flickr30k,
-        "folder": write_picture_folder,
+        "folder": write_image_folder,
         "img2dataset": write_img2dataset,
         "parquet": write_image_parquet,
         **{s: lambda root, s=s: write_table(root, s, _image_rows(root)) for s in _TABLES},
     },
-    "speech": _RECORDINGS,
-    "tts": _RECORDINGS,
+    "speech": _AUDIO_CLIPS,
+    "tts": _AUDIO_CLIPS,
     "text": {
         "parquet": lambda root: write_parquet(root / "a.parquet", [{"text": t} for t in TEXTS]),
         "txt": lambda root: write_file(root / "a.txt", "\n".join(TEXTS)),

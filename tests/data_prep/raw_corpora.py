@@ -9,15 +9,15 @@ import soundfile
 from PIL import Image
 
 
-def picture(number: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """A small picture whose color depends on `number`."""
+def image(number: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """A small image whose color depends on `number`."""
     buffer = io.BytesIO()
     color = (number * 37 % 256, number * 59 % 256, number * 83 % 256, 128)[: len(mode)]
     Image.new(mode, (24, 18), color).save(buffer, kind)
     return buffer.getvalue()
 
 
-def recording(
+def audio(
     number: int,
     duration_s: float = 0.3,
     rate: int = 16_000,
@@ -33,12 +33,12 @@ def recording(
 
 
 def write_coco(root: Path, num_images: int = 12) -> Path:
-    """COCO captions with `num_images` pictures in train2017."""
+    """COCO captions with `num_images` images in train2017."""
     (root / "train2017").mkdir(parents=True)
     (root / "annotations").mkdir()
     images = [{"id": n, "file_name": f"{n:012d}.png"} for n in range(1, num_images + 1)]
-    for image in images:
-        (root / "train2017" / image["file_name"]).write_bytes(picture(image["id"]))
+    for entry in images:
+        (root / "train2017" / entry["file_name"]).write_bytes(image(entry["id"]))
     captions = [
         {"id": n, "image_id": n, "caption": f"thing number {n}"} for n in range(1, num_images + 1)
     ]
@@ -63,7 +63,7 @@ def write_ljspeech(root: Path, texts: list[str]) -> Path:
     (root / "wavs").mkdir(parents=True)
     lines = []
     for number, text in enumerate(texts):
-        (root / "wavs" / f"LJ-{number:04d}.wav").write_bytes(recording(number))
+        (root / "wavs" / f"LJ-{number:04d}.wav").write_bytes(audio(number))
         lines.append(f"LJ-{number:04d}|{text}|{text}\n")
     (root / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     return root
@@ -77,8 +77,8 @@ def write_librispeech(root: Path, subset: str = "train-clean-100", chapters: int
         stem = f"19-{100 + chapter}"
         lines = []
         for number in range(2):
-            audio = recording(number, rate=11_025, fmt="FLAC")
-            (folder / f"{stem}-{number:04d}.flac").write_bytes(audio)
+            data = audio(number, rate=11_025, fmt="FLAC")
+            (folder / f"{stem}-{number:04d}.flac").write_bytes(data)
             lines.append(f"{stem}-{number:04d} HELLO CHAPTER {chapter} LINE {number}\n")
         (folder / f"{stem}.trans.txt").write_text("".join(lines), encoding="utf-8")
     return root

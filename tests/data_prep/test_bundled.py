@@ -38,7 +38,7 @@ def test_datasets_and_tokenizer(root: Path) -> None:
 
 
 def test_no_group_stands_in_two_splits_of_any_datasets(root: Path) -> None:
-    """A picture or prompt that one stage is tested on was in no other stage's training data."""
+    """An image or prompt that one stage is tested on was in no other stage's training data."""
     seen: dict[int, str] = {}
     for folder in FOLDERS:
         manifest = Manifest.load(root / folder)
@@ -47,8 +47,8 @@ def test_no_group_stands_in_two_splits_of_any_datasets(root: Path) -> None:
                 assert seen.setdefault(group, split) == split
 
 
-def test_pictures_of_tested_conversations_were_not_trained_on(root: Path) -> None:
-    def pictures(folder: str, split: str) -> set[bytes]:
+def test_images_of_tested_conversations_were_not_trained_on(root: Path) -> None:
+    def images(folder: str, split: str) -> set[bytes]:
         reader = SplitReader(Manifest.load(root / folder), split)
         samples = (reader.read(index) for index in range(len(reader)))
         return {
@@ -58,11 +58,11 @@ def test_pictures_of_tested_conversations_were_not_trained_on(root: Path) -> Non
             if name.endswith("png") and isinstance(data, bytes)
         }
 
-    assert not pictures("sft", "test") & pictures("image_caption", "train")
-    assert pictures("sft", "test") == pictures("image_caption", "test")
+    assert not images("sft", "test") & images("image_caption", "train")
+    assert images("sft", "test") == images("image_caption", "test")
 
 
-def test_spoken_answers_carry_their_recording(root: Path) -> None:
+def test_spoken_answers_carry_their_audio(root: Path) -> None:
     reader = SplitReader(Manifest.load(root / "sft"), "test")
     kinds = set()
     for index in range(len(reader)):

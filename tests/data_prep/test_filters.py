@@ -15,7 +15,7 @@ from data_prep.filters import (
     clipped_fraction,
     script_share,
     silence_fraction,
-    unwanted_picture,
+    unwanted_image,
     unwanted_speech,
     unwanted_text,
 )
@@ -107,8 +107,8 @@ def test_clipping() -> None:
         (Filters(max_aspect=1), (10, 10), ""),
     ],
 )
-def test_pictures(filters: Filters, size: tuple[int, int], expected: str) -> None:
-    assert reason(unwanted_picture(filters, *size)) == expected
+def test_images(filters: Filters, size: tuple[int, int], expected: str) -> None:
+    assert reason(unwanted_image(filters, *size)) == expected
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,9 @@ def test_a_message_names_value_and_flag() -> None:
     assert short == Problem("too-short", "0.3 seconds, less than --min-duration 1")
     other = unwanted_text(Filters(script="latin"), "ab вгде")
     assert other is not None
-    assert other.message.endswith("of its letters in the script, less than 0.5 of --script latin")
+    assert other.message.endswith(
+        "of its characters in the script, less than 0.5 of --script latin"
+    )
 
 
 @given(st.floats(0.001, 100), st.floats(0, 100), st.floats(0, 10))
@@ -156,10 +158,10 @@ def test_a_looser_bound_keeps_more(duration_s: float, bound: float, slack: float
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.floats(1, 20), st.integers(0, 5000))
-def test_a_turned_picture_is_the_same(width: int, height: int, aspect: float, side: int) -> None:
+def test_a_turned_image_is_the_same(width: int, height: int, aspect: float, side: int) -> None:
     filters = Filters(max_aspect=aspect, min_side_pixels=side)
-    turned = unwanted_picture(filters, height, width)
-    assert unwanted_picture(filters, width, height) == turned
+    turned = unwanted_image(filters, height, width)
+    assert unwanted_image(filters, width, height) == turned
 
 
 @given(st.text(), st.text())

@@ -94,7 +94,7 @@ def test_every_stage_trains_and_exports(stage: str, data: Path, run: Path) -> No
     assert any(line["kind"] == "val" for line in lines)
 
 
-def test_mlflow_has_one_run_a_stage_with_figures_and_samples(run: Path) -> None:
+def test_mlflow_has_one_run_a_stage_with_metrics_and_samples(run: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
@@ -137,12 +137,12 @@ def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: 
 
 
 def test_the_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
-    picture = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
-    recording = next((ROOT / "samples").rglob("*.flac"))
+    image = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
+    audio = next((ROOT / "samples").rglob("*.flac"))
     speech = tmp_path / "answer.wav"
     done = command(
         sys.executable, "launch/generate.py", "--run", run, "--text", "What is this?",
-        "--image", picture, "--audio", recording, "--speak", speech, "--max-new-tokens", "8",
+        "--image", image, "--audio", audio, "--speak", speech, "--max-new-tokens", "8",
         "--min-new-tokens", "4",
     )  # fmt: skip
     assert isinstance(result_of(done)["text"], str)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.corpora import write_tokenizer
 from tests.evaluation.runs import three_splits, untrained_export, write_texts
-from tests.media_corpora import write_picture_dataset, write_speech_dataset
+from tests.media_corpora import write_image_dataset, write_speech_dataset
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
 from tests.training.stages.sft.omni_runs import omni_run, write_root
@@ -35,7 +35,7 @@ def perception_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("perception")
     write_speech_dataset(root / "speech", num_train=8, num_val=5)
     write_speech_dataset(root / "tts", num_train=4, num_val=2, task="tts")
-    write_picture_dataset(root / "pictures", num_train=8, num_val=7)
+    write_image_dataset(root / "images", num_train=8, num_val=7)
     write_tokenizer(root / "tokenizer.model")
     for stage in ("audio_encoder", "vision_encoder", "codec"):
         untrained_export(stage_config(stage, root), root / "run")
@@ -48,6 +48,6 @@ def omni_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained Talker and omni model made from them."""
     root = write_root(tmp_path_factory.mktemp("omni"))
     untrained_export(omni_run("talker", root), root / "tuned", root / "run")
-    # Rows of several conversations, so that there are pictures and recordings to swap.
+    # Rows of several conversations, so that there are images and audio clips to swap.
     untrained_export(omni_run("sft", root, {"batch": {"size": 80}}), root / "tuned", root / "run")
     return root

@@ -8,36 +8,36 @@ from pathlib import Path
 import pytest
 
 from muomni.errors import ConfigError, DataError
-from muomni.evaluation.report import Figure, Report, read_reports, summary, write_report
+from muomni.evaluation.report import Metric, Report, read_reports, summary, write_report
 
 
-def report(stage: str = "thinker", *figures: Figure) -> Report:
-    return Report(stage, "test", ("data/text",), 10, 1, "runs/x/thinker/export", figures)
+def report(stage: str = "thinker", *metrics: Metric) -> Report:
+    return Report(stage, "test", ("data/text",), 10, 1, "runs/x/thinker/export", metrics)
 
 
 @pytest.mark.parametrize(
-    ("figure", "expected"),
+    ("metric", "expected"),
     [
-        (Figure("wer", 0.4, 0.9, "empty transcript"), True),
-        (Figure("wer", 0.9, 0.9, "empty transcript"), False),
-        (Figure("recall_at_1", 0.4, 0.1, "chance", is_lower_better=False), True),
-        (Figure("recall_at_1", 0.1, 0.4, "chance", is_lower_better=False), False),
-        (Figure("wer", math.nan, 0.9, "empty transcript"), False),
-        (Figure("wer_of_originals", 0.4), None),
+        (Metric("wer", 0.4, 0.9, "empty transcript"), True),
+        (Metric("wer", 0.9, 0.9, "empty transcript"), False),
+        (Metric("recall_at_1", 0.4, 0.1, "chance", is_lower_better=False), True),
+        (Metric("recall_at_1", 0.1, 0.4, "chance", is_lower_better=False), False),
+        (Metric("wer", math.nan, 0.9, "empty transcript"), False),
+        (Metric("wer_of_originals", 0.4), None),
     ],
 )
 def test_better_means_strictly_better_in_the_metrics_direction(
-    figure: Figure, expected: bool | None
+    metric: Metric, expected: bool | None
 ) -> None:
-    assert figure.is_better is expected
+    assert metric.is_better is expected
 
 
 def test_the_table_names_value_baseline_and_verdict() -> None:
     table = report(
         "thinker",
-        Figure("perplexity", 12.345, 500.0, "unigram model"),
-        Figure("codes", 0.00421),
-        Figure("recall", 0.1, 0.2, "chance", is_lower_better=False),
+        Metric("perplexity", 12.345, 500.0, "unigram model"),
+        Metric("codes", 0.00421),
+        Metric("recall", 0.1, 0.2, "chance", is_lower_better=False),
     ).table()
     title, header, first, second, third = table.splitlines()
     assert "thinker on split 'test' of data/text: 10 samples (1 could not be decoded)" in title
@@ -49,7 +49,7 @@ def test_the_table_names_value_baseline_and_verdict() -> None:
 
 def test_the_json_is_strict_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.json"
-    write_report(path, report("thinker", Figure("wer", math.nan, 1.0, "empty")))
+    write_report(path, report("thinker", Metric("wer", math.nan, 1.0, "empty")))
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
     assert content["metrics"] == {"wer": None}
     assert content["baselines"]["wer"] == {"name": "empty", "value": 1.0, "is_beaten": False}
@@ -71,8 +71,8 @@ def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 
 def test_the_summary_is_a_markdown_table_in_order_of_the_stages(tmp_path: Path) -> None:
-    sft = report("sft", Figure("loss", 1.0, 2.0, "unigram model"))
-    thinker = report("thinker", Figure("perplexity", 30.0, 20.0, "unigram model"), Figure("x", 1.0))
+    sft = report("sft", Metric("loss", 1.0, 2.0, "unigram model"))
+    thinker = report("thinker", Metric("perplexity", 30.0, 20.0, "unigram model"), Metric("x", 1.0))
     for one in (sft, thinker):
         write_report(tmp_path / one.stage / "evaluation.json", one)
     lines = summary(read_reports(tmp_path)).splitlines()

@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {path.stem: path for path in tmp_path.iterdir()}
 
 
-def test_answers_follow_the_picture_and_end(assistant: Assistant, files: dict[str, Path]) -> None:
+def test_answers_follow_the_image_and_end(assistant: Assistant, files: dict[str, Path]) -> None:
     for name in COLORS:
         made = answer(assistant, read_question("the door", images=[files[name]]))
         assert made.text == name and made.stopped
@@ -92,18 +92,18 @@ def test_an_answer_that_repeats_itself_is_cut_behind_the_first_time(
     assistant: Assistant, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two answers in a batch one loops through three tokens; the other goes on to its end."""
-    model, letters = assistant.model, torch.tensor([40, 41, 42])
+    model, characters = assistant.model, torch.tensor([40, 41, 42])
     number = iter(range(100))
 
     def logits(state: torch.Tensor) -> torch.Tensor:
         step = next(number)
-        chosen = torch.tensor([letters[step % 3].item(), 50 + step])
+        chosen = torch.tensor([characters[step % 3].item(), 50 + step])
         return torch.nn.functional.one_hot(chosen, model.config.thinker.vocab_size).float()[:, None]
 
     monkeypatch.setattr(model.thinker, "logits", logits)
     prompts = [encode_question(assistant, read_question("the door"), limit) for limit in (20, 20)]
     loop, other = answer_together(assistant, prompts)
-    assert loop.ids == letters.tolist() and not loop.stopped and loop.hidden.shape[1] == 3
+    assert loop.ids == characters.tolist() and not loop.stopped and loop.hidden.shape[1] == 3
     assert other.ids == list(range(50, 70))
     number = iter(range(100))
     whole, _ = answer_together(assistant, prompts, cut_loops=False)
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, assistant: Assistan
     with pytest.raises(DataError, match=r"a.txt is no audio file"):
         read_question("a", audios=[tmp_path / "a.txt"])
     (tmp_path / "broken.png").write_bytes(b"PNG")
-    with pytest.raises(DataError, match=r"broken.png: broken picture"):
+    with pytest.raises(DataError, match=r"broken.png: broken image"):
         answer(assistant, read_question("a", images=[tmp_path / "broken.png"]))
 
 

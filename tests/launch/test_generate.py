@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_sft_export(folder, num_steps=85)
     (folder / "red.png").write_bytes(png(COLORS["red"]))
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -44,7 +44,7 @@ def test_it_answers_in_text_and_speech_and_ends_with_json(run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--text", "a", "--image", "RUN/broken.png"], 3, "broken.png: broken picture"),
+        (["--text", "a", "--image", "RUN/broken.png"], 3, "broken.png: broken image"),
         (["--text", "a", "--image", "RUN/none.png"], 3, "none.png: No such file"),
         ([], 2, "nothing to answer"),
         (["--text", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens must be above 0"),

@@ -74,7 +74,7 @@ def test_features_are_written_over_their_placeholders_only(
 
 
 def test_every_patch_has_its_own_position(model: OmniModel, tokenizer: Tokenizer) -> None:
-    """A picture whose quarters differ gives four different embeddings, not one vector."""
+    """An image whose quarters differ gives four different embeddings, not one vector."""
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     for i, color in enumerate(COLORS.values()):
         row, column = 16 * (i // 2), 16 * (i % 2)
@@ -95,7 +95,7 @@ def test_features_start_with_the_size_that_is_asked_for(std: float) -> None:
     )
 
 
-def test_a_padded_batch_of_recordings_equals_single_ones(
+def test_a_padded_batch_of_audio_clips_equals_single_ones(
     model: OmniModel, tokenizer: Tokenizer
 ) -> None:
     model.eval()
@@ -111,7 +111,7 @@ def test_a_padded_batch_of_recordings_equals_single_ones(
         torch.testing.assert_close(features[slot, :num_tokens], expected[:num_tokens])
 
 
-def test_recordings_hold_the_tokens_that_the_ctc_head_hears(
+def test_audio_clips_hold_the_tokens_that_the_ctc_head_hears(
     model: OmniModel, tokenizer: Tokenizer
 ) -> None:
     """A head that is sure of one token adds its embedding once a frame, on real frames only."""
@@ -206,7 +206,7 @@ def swap(batch: Batch, key: str) -> Batch:
 def test_a_trained_model_looks_and_listens(
     model: OmniModel, tokenizer: Tokenizer, kind: str
 ) -> None:
-    """After a few steps on a tiny set the wrong picture or recording makes its answer unlikely."""
+    """After a few steps on a tiny set the wrong image or audio clip makes its answer unlikely."""
     if kind == "image":
         samples = [color_sample(name, name) for name in COLORS]
     else:
@@ -296,7 +296,7 @@ def test_speech_has_forty_milliseconds_a_frame(tokenizer: Tokenizer, tmp_path: P
     model = OmniModel(config, with_codec=True).eval()
     assert model.talker is not None and model.codec is not None
     batch = collate(tokenizer, [speech_sample("s", "low")])
-    text = [batch["speech_text_ids"][0], batch["speech_letter_ids"][0]]
+    text = [batch["speech_text_ids"][0], batch["speech_character_ids"][0]]
     hidden = torch.zeros(1, len(text[0]), SIZES["thinker"]["hidden_size"])
     speech = speak(
         model.talker, model.codec, *text, max_frames=7, temperature=1.0,

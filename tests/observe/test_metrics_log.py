@@ -33,7 +33,7 @@ def test_a_line_that_a_kill_cut_is_left_out(tmp_path: Path) -> None:
     assert _steps(path) == [10]
 
 
-def test_a_figure_that_does_not_exist_is_null(tmp_path: Path) -> None:
+def test_a_metric_that_does_not_exist_is_null(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", resume_step=0)
     log.write(1, "val", {"loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
     log.close()

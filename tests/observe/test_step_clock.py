@@ -80,9 +80,9 @@ def test_unread_events_do_not_pile_up(gpu_clock: StepClock) -> None:
     assert sum(gpu_clock.take().values()) == pytest.approx(10_001 * 0.005)
 
 
-def test_figures_are_seconds_a_step_and_percent_of_all_time() -> None:
-    figures = step_breakdown({"forward": 3.0, "save": 1.0}, num_steps=10)
-    assert figures == {
+def test_metrics_are_seconds_a_step_and_percent_of_all_time() -> None:
+    metrics = step_breakdown({"forward": 3.0, "save": 1.0}, num_steps=10)
+    assert metrics == {
         "time/forward_s": 0.3, "time/forward_percent": 75.0,
         "time/save_s": 0.1, "time/save_percent": 25.0,
     }  # fmt: skip

@@ -51,18 +51,18 @@ def test_a_cpu_has_the_peak_that_is_given_or_none() -> None:
     assert peak == Peak(5e11, "training.peak_tflops")
 
 
-def test_figures_are_by_hand_those_of_the_formula() -> None:
+def test_metrics_are_by_hand_those_of_the_formula() -> None:
     utilization = Utilisation(4, Peak(100e12, "a device"), "")
-    figures = utilization.take(10, 10, model=200e12, hardware=300e12, seconds=2.0)
-    assert figures == pytest.approx(
+    metrics = utilization.take(10, 10, model=200e12, hardware=300e12, seconds=2.0)
+    assert metrics == pytest.approx(
         {"mfu": 0.25, "hfu": 0.375, "model_tflop_per_s": 25.0, "hardware_tflop_per_s": 37.5}
     )
     assert "4 devices x 100e12 FLOP/s of a device" in utilization.describe()
 
 
 def test_without_a_peak_there_are_rates_only() -> None:
-    figures = Utilisation(1, None, "no reason").take(1, 1, 1e12, 2e12, 1.0)
-    assert figures == {"model_tflop_per_s": 1.0, "hardware_tflop_per_s": 2.0}
+    metrics = Utilisation(1, None, "no reason").take(1, 1, 1e12, 2e12, 1.0)
+    assert metrics == {"model_tflop_per_s": 1.0, "hardware_tflop_per_s": 2.0}
 
 
 def test_the_summary_leaves_the_first_logged_steps_out() -> None:
@@ -72,10 +72,10 @@ def test_the_summary_leaves_the_first_logged_steps_out() -> None:
     assert utilization.summary()[1]["mfu"] == pytest.approx(0.01)  # nothing else is there
     for step in (20, 30):
         utilization.take(step, 10, 10e12, 20e12, 2.0)
-    text, figures = utilization.summary()
-    assert figures["mfu"] == pytest.approx(0.5)
-    assert figures["hfu"] == pytest.approx(1.0)
-    assert figures["step_time_s"] == pytest.approx(0.2)
+    text, metrics = utilization.summary()
+    assert metrics["mfu"] == pytest.approx(0.5)
+    assert metrics["hfu"] == pytest.approx(1.0)
+    assert metrics["step_time_s"] == pytest.approx(0.2)
     assert text.startswith("steps 11 to 30: 0.2 s a step")
     assert "MFU 50.00 %, HFU 100.00 %" in text
     assert "2e+13 and 4e+13 FLOP / (4 s x 1 devices x 10e12 FLOP/s of a device)" in text

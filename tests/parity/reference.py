@@ -43,7 +43,7 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
         }
         outputs = [task(batch) for batch in stage.begin_step(task, batches)]
         total = sum(
-            stage.coefficients()[term] * output.losses[term] / weights[term].clamp(min=1e-6)
+            stage.loss_weights()[term] * output.losses[term] / weights[term].clamp(min=1e-6)
             for output in outputs
             for term in stage.terms
         )

@@ -15,7 +15,7 @@ from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stop import StopFlag
 from tests.conversations import write_sft_dataset, write_tts_dataset, write_upstream
 from tests.corpora import write_text_dataset, write_tokenizer
-from tests.media_corpora import write_picture_dataset, write_speech_dataset
+from tests.media_corpora import write_image_dataset, write_speech_dataset
 from tests.parity.cells import Cell
 from tests.parity.reference import Curve
 from tests.training.runs import thinker_config
@@ -43,7 +43,7 @@ def write_data(root: Path) -> Path:
     """Datasets of all tasks, a tokenizer, and in `run` the exports that talker and sft load."""
     write_text_dataset(root / "text")
     write_speech_dataset(root / "speech", num_train=64)
-    write_picture_dataset(root / "pictures")
+    write_image_dataset(root / "images")
     write_tts_dataset(root / "tts", num_each=16)
     write_sft_dataset(root / "sft")
     write_tokenizer(root / "tokenizer.model")
@@ -102,13 +102,13 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
     loop = open_loop(session)
     curve = Curve([], [])
 
-    def record(_step: int, _kind: str, figures: dict[str, float]) -> None:
-        curve.losses.append(figures["loss"])
-        curve.grad_norms.append(figures["grad_norm"])
+    def record(_step: int, _kind: str, metrics: dict[str, float]) -> None:
+        curve.losses.append(metrics["loss"])
+        curve.grad_norms.append(metrics["grad_norm"])
 
     try:
         recomputing = [
-            bool(part.recomputed_places)
+            bool(part.recomputed_positions)
             for part in loop.engine.task.modules()
             if isinstance(part, BlockRunner)
         ]

@@ -20,7 +20,7 @@ def config_of(stage: str, data: Path, **optim: float) -> RunConfig:
     return resolve(stage, "nano", None, {"data": {"root": str(data)}, "optim": optim})
 
 
-class Played(pipeline.Pipeline):
+class Fake(pipeline.Pipeline):
     """A pipeline of two stages whose launcher is a small Python program."""
 
     programs: dict[str, str]
@@ -33,7 +33,7 @@ def play(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
     def argv(num_ranks: int, arguments: list[str], first_gpu: int | None) -> list[str]:
         return [sys.executable, "-c", programs[arguments[0]]]
 
-    monkeypatch.setattr(pipeline, "Pipeline", Played)
+    monkeypatch.setattr(pipeline, "Pipeline", Fake)
     monkeypatch.setattr(pipeline, "train_argv", argv)
 
 

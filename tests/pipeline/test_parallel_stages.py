@@ -14,7 +14,7 @@ from muomni.pipeline.local import train_argv
 from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
 
 # A stage that is ready when a file is there, and then writes the files of a finished stage.
-PLAYED_STAGE = """
+FAKE_STAGE = """
 import sys, time
 from pathlib import Path
 run, stage, wanted = Path({run!r}), {stage!r}, {wanted!r}
@@ -71,7 +71,7 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
         "talker": ["codec.ended"],
     }
     programs = {
-        stage: PLAYED_STAGE.format(run=str(tmp_path), stage=stage, wanted=names)
+        stage: FAKE_STAGE.format(run=str(tmp_path), stage=stage, wanted=names)
         for stage, names in wanted.items()
     }
     play(monkeypatch, programs)
@@ -88,7 +88,7 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
 def test_a_failure_lets_the_others_save_and_starts_nothing_more(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    failing = PLAYED_STAGE.format(run=str(tmp_path), stage="codec", wanted=["up"])
+    failing = FAKE_STAGE.format(run=str(tmp_path), stage="codec", wanted=["up"])
     failing = failing.replace("export = run", "raise SystemExit(3)\nexport = run")
     up = f"open({str(tmp_path / 'up')!r}, 'w').close(); "
     rank = RANK.format(handler=HANDLER + up)
@@ -111,7 +111,7 @@ def test_ranks_are_shared_evenly_and_the_last_stage_has_them_all(data: Path) -> 
     both = pipeline_of(data, "--ranks", "8", "--side-by-side", "2")
     shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGE_NAMES}
     assert set(shares.values()) == {4, 8} and shares["sft"] == 8
-    assert pipeline_of(data, "--ranks", "1", "--side-by-side", "3").num_lanes == 1
+    assert pipeline_of(data, "--ranks", "1", "--side-by-side", "3").num_slots == 1
     assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
 
 

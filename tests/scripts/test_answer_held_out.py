@@ -15,8 +15,8 @@ def sample(*turns: tuple[str, list[dict[str, Any]]]) -> dict[str, bytes | str]:
 
 
 def test_question_with_media_names_files_and_keeps_the_answer_out() -> None:
-    picture = {"type": "image", "name": "0.png"}
-    question = [picture, {"type": "text", "text": "What is it?"}]
+    image = {"type": "image", "name": "0.png"}
+    question = [image, {"type": "text", "text": "What is it?"}]
     conversation = sample(("user", question), ("assistant", [TEXT]))
     example = read_example(conversation, Path("out"))
     assert example is not None
@@ -32,7 +32,7 @@ def test_a_file_behind_the_text_gets_its_place_there() -> None:
     assert example.arguments == ["--image", "out/kite.0.png", "--text", "Name this: <image>"]
 
 
-def test_spoken_answer_asks_for_speech_and_not_for_the_recording() -> None:
+def test_spoken_answer_asks_for_speech_and_not_for_the_audio() -> None:
     spoken = [TEXT, {"type": "audio", "name": "0.flac"}]
     question = [{"type": "text", "text": "Say: a red kite"}]
     example = read_example(sample(("user", question), ("assistant", spoken)), Path("out"))

@@ -37,7 +37,7 @@ grep -c ^sbatch "$CALLS"
 SCANCEL = '#!/bin/bash\necho "scancel $*" >>"$CALLS"\n'
 
 
-class PlayedCluster:
+class FakeCluster:
     """A folder of programs before the real PATH, and the environment of a job."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,5 +105,5 @@ def is_in_order(text: str, parts: Sequence[str]) -> bool:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> PlayedCluster:
-    return PlayedCluster(tmp_path)
+def cluster(tmp_path: Path) -> FakeCluster:
+    return FakeCluster(tmp_path)

@@ -6,12 +6,12 @@ import pytest
 
 from muomni.config.run import STAGE_NAMES
 from muomni.training.stages import load_stage
-from tests.slurm.conftest import ROOT, PlayedCluster, is_in_order
+from tests.slurm.conftest import ROOT, FakeCluster, is_in_order
 
 UPSTREAM = {stage: load_stage(stage).upstream for stage in STAGE_NAMES}
 
 
-def submitted(cluster: PlayedCluster) -> dict[str, tuple[str, set[str]]]:
+def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
     """Name of each submitted job: its command, and the names of the jobs it waits for."""
     calls = cluster.calls_of("sbatch")
     names = [re.search(r"--job-name=muomni-([^>]*)", call).group(1) for call in calls]  # type: ignore[union-attr]
@@ -23,7 +23,7 @@ def submitted(cluster: PlayedCluster) -> dict[str, tuple[str, set[str]]]:
     return jobs
 
 
-def test_stages_wait_for_what_they_load_and_nothing_else(cluster: PlayedCluster) -> None:
+def test_stages_wait_for_what_they_load_and_nothing_else(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--preset", "tiny")
     assert code == 0, output
     jobs = submitted(cluster)
@@ -39,7 +39,7 @@ def test_stages_wait_for_what_they_load_and_nothing_else(cluster: PlayedCluster)
     assert output.splitlines()[-1] == "evaluate-sft 12"
 
 
-def test_a_part_of_the_stages_waits_only_for_itself(cluster: PlayedCluster) -> None:
+def test_a_part_of_the_stages_waits_only_for_itself(cluster: FakeCluster) -> None:
     stages = ("--stages", "sft,talker", "--no-evaluate")
     cluster.run("pipeline.sh", "--data", "d", "--run", "r", *stages)
     jobs = submitted(cluster)
@@ -49,7 +49,7 @@ def test_a_part_of_the_stages_waits_only_for_itself(cluster: PlayedCluster) -> N
     }
 
 
-def test_shards_and_tokenizer_come_first(cluster: PlayedCluster) -> None:
+def test_shards_and_tokenizer_come_first(cluster: FakeCluster) -> None:
     corpora = ("--shards", "text --format txt --src t --out d/t", "--shards", "speech --src s")
     more = ("--array", "0-7%2", "--sbatch-shards", "--partition=cpu", "--vocab-size", "400")
     cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--stages", "codec", *corpora, *more)
@@ -61,7 +61,7 @@ def test_shards_and_tokenizer_come_first(cluster: PlayedCluster) -> None:
     assert jobs["codec"][1] == {"tokenizer"}
 
 
-def test_options_and_overrides_reach_their_stage(cluster: PlayedCluster) -> None:
+def test_options_and_overrides_reach_their_stage(cluster: FakeCluster) -> None:
     options = ("--sbatch", "--partition=gpu --nodes=2", "--sbatch-sft", "--nodes=4")
     overrides = ("--", "--precision", "bf16", "seed=3", "sft.optim.lr=1e-4")
     cluster.run("pipeline.sh", "--data", "d", "--run", "r", *options, *overrides)
@@ -74,13 +74,13 @@ def test_options_and_overrides_reach_their_stage(cluster: PlayedCluster) -> None
     assert "bf16" not in jobs["evaluate-sft"][0]
 
 
-def test_a_dry_run_submits_nothing(cluster: PlayedCluster) -> None:
+def test_a_dry_run_submits_nothing(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--dry-run")
     assert code == 0 and output.count("sbatch") > 6
     assert not cluster.calls and not (cluster.folder / "r").exists()
 
 
-def test_a_refused_job_cancels_those_before_it(cluster: PlayedCluster) -> None:
+def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
     refused = {"FAKE_REFUSED": "muomni-codec"}
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
     assert code == 2
@@ -102,7 +102,7 @@ def test_a_refused_job_cancels_those_before_it(cluster: PlayedCluster) -> None:
     ],
 )
 def test_mistakes_are_one_sentence(
-    cluster: PlayedCluster, arguments: tuple[str, ...], sentence: str
+    cluster: FakeCluster, arguments: tuple[str, ...], sentence: str
 ) -> None:
     code, output = cluster.run("pipeline.sh", *arguments)
     assert code == 2 and len(output.splitlines()) == 1

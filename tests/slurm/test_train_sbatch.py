@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.slurm.conftest import ROOT, PlayedCluster
+from tests.slurm.conftest import ROOT, FakeCluster
 
 KILLED = -signal.SIGKILL  # what Slurm does to the script of a requeued job
 # Plays ranks that stop at the second USR1: the first one reached a rank that was still starting.
@@ -18,13 +18,13 @@ while [ $n -lt 2 ]; do sleep 0.1; done; exit 85
 DEAF = "trap '' USR1; touch up; for i in {1..80}; do sleep 0.1; done"
 
 
-def wait_until_up(cluster: PlayedCluster) -> None:
+def wait_until_up(cluster: FakeCluster) -> None:
     deadline = time.monotonic() + 20
     while not (cluster.folder / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def signaled(cluster: PlayedCluster, program: str, **environ: str) -> tuple[int, str]:
+def signaled(cluster: FakeCluster, program: str, **environ: str) -> tuple[int, str]:
     """Run train.sbatch with ranks played by `program` and signal it once they are up."""
     process = cluster.start("train.sbatch", FAKE_SRUN=program, **environ)
     wait_until_up(cluster)
@@ -33,7 +33,7 @@ def signaled(cluster: PlayedCluster, program: str, **environ: str) -> tuple[int,
     return process.returncode, output
 
 
-def test_one_task_a_gpu_and_arguments_pass_through(cluster: PlayedCluster) -> None:
+def test_one_task_a_gpu_and_arguments_pass_through(cluster: FakeCluster) -> None:
     code, output = cluster.run(
         "train.sbatch", "--stage", "sft", "data.root=a b", SLURM_GPUS_ON_NODE="4"
     )
@@ -54,13 +54,13 @@ def test_one_task_a_gpu_and_arguments_pass_through(cluster: PlayedCluster) -> No
         ({"MUOMNI_TASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "4"}, 2),
     ],
 )
-def test_ranks_of_a_node(cluster: PlayedCluster, environ: dict[str, str], num_tasks: int) -> None:
+def test_ranks_of_a_node(cluster: FakeCluster, environ: dict[str, str], num_tasks: int) -> None:
     cluster.run("train.sbatch", **environ)
     tasks = f"<--ntasks={2 * num_tasks}> <--ntasks-per-node={num_tasks}>"
     assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls_of("srun")[0]
 
 
-def test_another_program_can_be_run(cluster: PlayedCluster) -> None:
+def test_another_program_can_be_run(cluster: FakeCluster) -> None:
     cluster.run("train.sbatch", "launch/evaluate.py", "--stage", "codec")
     assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls_of("srun")[0]
 
@@ -75,7 +75,7 @@ def test_another_program_can_be_run(cluster: PlayedCluster) -> None:
     ],
 )
 def test_what_is_missing_is_one_sentence(
-    cluster: PlayedCluster, environ: dict[str, str], sentence: str
+    cluster: FakeCluster, environ: dict[str, str], sentence: str
 ) -> None:
     code, output = cluster.run("train.sbatch", "--stage", "sft", **environ)
     assert code == 2
@@ -83,20 +83,20 @@ def test_what_is_missing_is_one_sentence(
     assert not cluster.calls
 
 
-def test_a_failure_fails_the_job_with_its_code(cluster: PlayedCluster) -> None:
+def test_a_failure_fails_the_job_with_its_code(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 3")
     assert code == 3 and "failed with exit code 3" in output
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_saved_stop_goes_back_to_the_queue(cluster: PlayedCluster) -> None:
+def test_a_saved_stop_goes_back_to_the_queue(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", SLURM_RESTART_COUNT="4")
     assert code == KILLED
     assert cluster.calls[-1] == "scontrol requeue 7"
     assert "requeue 5 of at most 20: the run was stopped and its state is saved" in output
 
 
-def test_requeues_are_bounded(cluster: PlayedCluster) -> None:
+def test_requeues_are_bounded(cluster: FakeCluster) -> None:
     limit = {"SLURM_RESTART_COUNT": "2", "MUOMNI_MAX_REQUEUES": "2"}
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", **limit)
     assert code == 85
@@ -104,7 +104,7 @@ def test_requeues_are_bounded(cluster: PlayedCluster) -> None:
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_canceled_job_stays_canceled(cluster: PlayedCluster) -> None:
+def test_a_canceled_job_stays_canceled(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELED")
     assert code == 85 and "the job was canceled" in output
     assert "scontrol requeue 7" not in cluster.calls
@@ -119,7 +119,7 @@ def test_a_canceled_job_stays_canceled(cluster: PlayedCluster) -> None:
     ],
 )
 def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
-    state: str, end: str, sentence: str, cluster: PlayedCluster
+    state: str, end: str, sentence: str, cluster: FakeCluster
 ) -> None:
     process = cluster.start("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE=state, FAKE_END=end)
     assert process.stdout is not None
@@ -134,7 +134,7 @@ def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
 
 
 def test_a_job_that_slurm_ends_at_its_time_limit_goes_back_to_the_queue(
-    cluster: PlayedCluster,
+    cluster: FakeCluster,
 ) -> None:
     end = (datetime.datetime.now() - datetime.timedelta(seconds=5)).isoformat(timespec="seconds")
     late = {"FAKE_SRUN": "exit 85", "FAKE_STATE": "COMPLETING", "FAKE_END": end}
@@ -142,17 +142,17 @@ def test_a_job_that_slurm_ends_at_its_time_limit_goes_back_to_the_queue(
     assert code == KILLED and cluster.calls[-1] == "scontrol requeue 7"
 
 
-def test_without_an_answer_of_slurm_there_is_no_time_limit(cluster: PlayedCluster) -> None:
+def test_without_an_answer_of_slurm_there_is_no_time_limit(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="sleep 2", FAKE_SHOW="refused")
     assert code == 0 and "time limit near" not in output
 
 
-def test_a_refused_requeue_fails_the_job(cluster: PlayedCluster) -> None:
+def test_a_refused_requeue_fails_the_job(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_REQUEUE="refused")
     assert code == 85 and "scontrol requeue 7 failed; submit the same command" in output
 
 
-def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: PlayedCluster) -> None:
+def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: FakeCluster) -> None:
     code, output = signaled(cluster, STOPS_AT_SECOND_SIGNAL)
     assert code == KILLED
     assert re.search(r"signal USR1 at [\d:]+: the ranks save and stop", output)
@@ -164,7 +164,7 @@ def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: PlayedCluster) ->
     [(12, "6", True), (60, "6", False), (8, "110", True)],
 )
 def test_a_lost_signal_is_not_waited_for(
-    cluster: PlayedCluster, limit_s: int, before_s: str, stops: bool
+    cluster: FakeCluster, limit_s: int, before_s: str, stops: bool
 ) -> None:
     end = datetime.datetime.now() + datetime.timedelta(seconds=limit_s)
     environ = {"FAKE_END": end.isoformat(timespec="seconds"), "MUOMNI_STOP_BEFORE_S": before_s}
@@ -176,7 +176,7 @@ def test_a_lost_signal_is_not_waited_for(
 
 
 def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
-    cluster: PlayedCluster,
+    cluster: FakeCluster,
 ) -> None:
     code, output = signaled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
     assert code == KILLED
@@ -184,9 +184,7 @@ def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("is_signaled", [True, False])
-def test_a_rank_killed_by_the_signal_is_no_failure(
-    cluster: PlayedCluster, is_signaled: bool
-) -> None:
+def test_a_rank_killed_by_the_signal_is_no_failure(cluster: FakeCluster, is_signaled: bool) -> None:
     if is_signaled:
         code, _ = signaled(cluster, "touch up; sleep 1 & wait; exit 138")
     else:
@@ -195,13 +193,13 @@ def test_a_rank_killed_by_the_signal_is_no_failure(
     assert ("scontrol requeue 7" in cluster.calls) is is_signaled
 
 
-def test_a_run_that_finishes_after_the_signal_is_done(cluster: PlayedCluster) -> None:
+def test_a_run_that_finishes_after_the_signal_is_done(cluster: FakeCluster) -> None:
     code, _ = signaled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
     assert code == 0
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_term_does_not_end_the_script_before_its_ranks(cluster: PlayedCluster) -> None:
+def test_term_does_not_end_the_script_before_its_ranks(cluster: FakeCluster) -> None:
     """Preemption without a signal of one's own: ranks and script get TERM."""
     program = "touch up; while [ ! -e stop ]; do sleep 0.1; done; exit 85"
     process = cluster.start("train.sbatch", FAKE_SRUN=program)

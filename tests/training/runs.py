@@ -44,7 +44,7 @@ def train(
     resume: str = "auto",
     upstream: Path | None = None,
 ) -> dict[str, Any]:
-    """Train in this rank's process group; returns the result, with the `curve` of logged figures."""
+    """Train in this rank's process group; returns the result, with the `curve` of logged metrics."""
     engine_json = zero
     if isinstance(engine_json, str):
         engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine_json}.json")

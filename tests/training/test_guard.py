@@ -43,12 +43,12 @@ def test_a_low_scale_is_said_once_until_it_was_well_above(caplog: pytest.LogCapt
     watch = ScaleWatch(Fp16Section(initial_scale_power=8, warn_scale=32))
     scales = [256, 64, 32, 16, 8, 16, 32, 16, 64, 16]
     with caplog.at_level(logging.WARNING):
-        figures = [watch.see(10 * step, float(scale), 0) for step, scale in enumerate(scales)]
+        metrics = [watch.see(10 * step, float(scale), 0) for step, scale in enumerate(scales)]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 2
     assert "fallen to 16 at step 30, below fp16.warn_scale=32; at 1 the run will stop" in warned[0]
     assert "at step 90" in warned[1]
-    marks = [figure["fp16_warning"] for figure in figures]
+    marks = [metric["fp16_warning"] for metric in metrics]
     assert marks == [float(scale < 32) for scale in scales]
 
 
@@ -69,12 +69,12 @@ def test_many_skipped_steps_are_said_once(caplog: pytest.LogCaptureFixture) -> N
     # Sixteen while the scale is sought, then one in five from step 200 to 400.
     skipped = [(step, 16 + max(0, min(step, 400) - 200) // 5) for step in range(10, 700, 10)]
     with caplog.at_level(logging.WARNING):
-        figures = {step: watch.see(step, 1024.0, num) for step, num in skipped}
+        metrics = {step: watch.see(step, 1024.0, num) for step, num in skipped}
     assert len(caplog.records) == 1
     assert "12 % of the last steps up to step 260 were skipped" in caplog.records[0].getMessage()
-    assert "skipped_fraction" not in figures[190]
-    assert figures[200]["skipped_fraction"] == 0
-    assert figures[300]["skipped_fraction"] == pytest.approx(0.2)
-    assert [step for step, seen in figures.items() if seen["fp16_warning"]] == list(
+    assert "skipped_fraction" not in metrics[190]
+    assert metrics[200]["skipped_fraction"] == 0
+    assert metrics[300]["skipped_fraction"] == pytest.approx(0.2)
+    assert [step for step, seen in metrics.items() if seen["fp16_warning"]] == list(
         range(260, 450, 10)
     )

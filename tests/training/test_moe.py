@@ -1,4 +1,4 @@
-"""Losses of the routers, what a step's load changes, and load from running sums to figures."""
+"""Losses of the routers, what a step's load changes, and load from running sums to metrics."""
 
 import math
 
@@ -15,7 +15,7 @@ from muomni.training.moe import (
     TERM,
     add_router_term,
     find_moe,
-    load_figures,
+    load_metrics,
     router_weight,
     update_biases,
 )
@@ -121,27 +121,27 @@ def test_load_is_counted_over_real_tokens_and_summed_before_it_is_judged() -> No
         logits[:, first : first + 2] = 5.0
         logits[5] = torch.tensor([9.0, 0.0, 0.0, 8.0])  # padding
         sums.add(one_pass(MOE, model, [logits, -logits], torch.arange(6) < 5).logs)
-    figures = load_figures(sums.take() | {"loss": 1.0})
-    assert figures["loss"] == 1.0
-    assert not [name for name in figures if "load." in name]
+    metrics = load_metrics(sums.take() | {"loss": 1.0})
+    assert metrics["loss"] == 1.0
+    assert not [name for name in metrics if "load." in name]
     for layer in (0, 1):
-        assert [figures[f"moe/layer{layer}/load/{e}"] for e in range(4)] == [0.25] * 4
-        assert figures[f"moe/layer{layer}/max_load"] == pytest.approx(1.0)
-        assert figures[f"moe/layer{layer}/entropy"] == pytest.approx(1.0)
-        assert figures[f"moe/layer{layer}/num_dead"] == 0
+        assert [metrics[f"moe/layer{layer}/load/{e}"] for e in range(4)] == [0.25] * 4
+        assert metrics[f"moe/layer{layer}/max_load"] == pytest.approx(1.0)
+        assert metrics[f"moe/layer{layer}/entropy"] == pytest.approx(1.0)
+        assert metrics[f"moe/layer{layer}/num_dead"] == 0
 
 
-def test_figures_name_the_worst_layer() -> None:
+def test_metrics_name_the_worst_layer() -> None:
     shares = {
         f"moe/layer{layer}/load.{expert}": share
         for layer, load in enumerate(([0.25] * 4, [0.5, 0.5, 0.0, 0.0]))
         for expert, share in enumerate(load)
     }
-    figures = load_figures(shares)
-    assert figures["moe/layer1/max_load"] == figures["moe/max_load"] == 2.0
-    assert figures["moe/layer1/num_dead"] == figures["moe/num_dead"] == 2
+    metrics = load_metrics(shares)
+    assert metrics["moe/layer1/max_load"] == metrics["moe/max_load"] == 2.0
+    assert metrics["moe/layer1/num_dead"] == metrics["moe/num_dead"] == 2
     entropy = math.log(2) / math.log(4)
-    assert figures["moe/layer1/entropy"] == figures["moe/entropy"] == pytest.approx(entropy)
+    assert metrics["moe/layer1/entropy"] == metrics["moe/entropy"] == pytest.approx(entropy)
 
 
 def test_vector_pairs_become_numbered_ratios() -> None:

@@ -21,14 +21,14 @@ from muomni.training.engine.engine import Engine
 from muomni.training.loop import Loop
 from muomni.training.moe import add_router_term, update_biases
 from muomni.training.stages import load_stage
-from muomni.training.step_reduction import RunningSums, WindowReduction
+from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.throughput import Throughput
 
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, WindowReduction.weights,
-    WindowReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
+    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.weights,
+    StepReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
     Engine.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
     StepClock.mark, Throughput.count,

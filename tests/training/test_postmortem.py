@@ -220,7 +220,7 @@ def test_when_nothing_is_found_again_all_ranks_keep_their_batches(
     assert len(list(folder.glob("step_3_rank*.pt"))) == 2
 
 
-def _stop_with_spoiled_weights(config: Any, run: Path) -> str:
+def _stop_with_non_finite_weights(config: Any, run: Path) -> str:
     """Stop a run in whose fifth step, of two micro-batches a rank, a weight became NaN on all ranks."""
     original, calls = ThinkerTask.forward, [0]
 
@@ -253,7 +253,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 ) -> None:
     changes = {"max_steps": 12, "log_every": 100, "save_every": save_every}
     config = thinker_config(text_data, {"training": changes})
-    messages = two_ranks.run(_stop_with_spoiled_weights, config=config, run=tmp_path)
+    messages = two_ranks.run(_stop_with_non_finite_weights, config=config, run=tmp_path)
     assert messages[0] == messages[1]
     checkpoints = tmp_path / "thinker" / "checkpoints"
     newest = (
@@ -265,14 +265,14 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert max((path.name for path in checkpoints.glob("step_*")), default=None) == last
 
 
-def _first_spoiled(config: Any, run: Path, zero: int, name: str) -> list[str | None]:
+def _first_non_finite(config: Any, run: Path, zero: int, name: str) -> list[str | None]:
     """What is found before and after one element of a weight became infinite on the last rank alone."""
     loop = open_loop(prepare(Request(config, run, run, engine(zero)), discover()))
     weight: Any = dict(loop.engine.task.named_parameters())[name]
-    found = [loop.engine.first_spoiled_weight()]
+    found = [loop.engine.first_non_finite_weight()]
     if collectives.rank() == collectives.world_size() - 1:
         getattr(weight, "ds_tensor", weight).data.view(-1)[-1] = float("inf")
-    found.append(loop.engine.first_spoiled_weight())
+    found.append(loop.engine.first_non_finite_weight())
     loop.engine.deepspeed.destroy()
     return found
 
@@ -283,7 +283,7 @@ def test_a_weight_that_is_spoiled_on_one_rank_is_found_by_all(
 ) -> None:
     name = "thinker.stack.blocks.1.mlp.down_proj.weight"
     config = thinker_config(text_data)
-    found = two_ranks.run(_first_spoiled, config=config, run=tmp_path, zero=zero, name=name)
+    found = two_ranks.run(_first_non_finite, config=config, run=tmp_path, zero=zero, name=name)
     assert found == [[None, name]] * 2
 
 

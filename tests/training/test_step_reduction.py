@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from muomni.distributed import collectives
-from muomni.training.step_reduction import WindowReduction
+from muomni.training.step_reduction import StepReduction
 
 
 class Work:
@@ -36,7 +36,7 @@ def test_the_sum_is_waited_for_once_and_not_where_it_begins(
         terms=("text", "speech"),
         weights=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
     )
-    window = WindowReduction(stage, torch.device("cpu"))
+    window = StepReduction(stage, torch.device("cpu"))
     for wants_stop in (False, True):
         batches = [{"n": torch.tensor(3.0)}, {"n": torch.tensor(4.0)}]
         window.start(batches, wants_stop)

@@ -1,4 +1,4 @@
-"""Figures and traces of real short runs: what is logged, what a window and a touched file write."""
+"""Metrics and traces of real short runs: what is logged, what a window and a touched file write."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def ranges(path: Path) -> dict[str, int]:
     return {name: names.count(name) for name in SECTIONS if name in names}
 
 
-def test_figures_of_the_same_steps_do_not_depend_on_the_ranks(
+def test_metrics_of_the_same_steps_do_not_depend_on_the_ranks(
     text_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
     config = short(text_data, training={"peak_tflops": 0.1})

@@ -1,4 +1,4 @@
-"""Recordings of samples: the audio member as a waveform, and padded batches of waveforms."""
+"""Audio clips of samples: the audio member as a waveform, and padded batches of waveforms."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from muomni.data.shards.source import Source
 from muomni.errors import DataError
 
 
-def read_recording(sample: dict[str, Any]) -> np.ndarray:
-    """The recording of a sample as float32 [num_samples], mono at `SAMPLE_RATE_HZ`.
+def read_audio(sample: dict[str, Any]) -> np.ndarray:
+    """The audio clip of a sample as float32 [num_samples], mono at `SAMPLE_RATE_HZ`.
 
     Raises DataError that names the sample when it has none or a broken one.
     """
@@ -24,15 +24,15 @@ def read_recording(sample: dict[str, Any]) -> np.ndarray:
             except DataError as error:
                 raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
     raise DataError(
-        f"sample '{sample['__key__']}' has no recording ({', '.join(AUDIO_EXTENSIONS)})"
+        f"sample '{sample['__key__']}' has no audio clip ({', '.join(AUDIO_EXTENSIONS)})"
     )
 
 
 def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
-    """Mel frames of each recording, from the columns of the shards.
+    """Mel frames of each audio clip, from the columns of the shards.
 
-    `stretch` is the factor by which augmentation may lengthen a recording. Rounded up, so that no
-    recording is longer than what is planned for it.
+    `stretch` is the factor by which augmentation may lengthen an audio clip. Rounded up, so that no
+    audio clip is longer than what is planned for it.
     """
 
     def read(ids: np.ndarray) -> np.ndarray:

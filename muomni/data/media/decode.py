@@ -1,6 +1,6 @@
-"""Bytes of a sample to arrays: pictures, recordings, and the checks that both are whole.
+"""Bytes of a sample to arrays: images, audio clips, and the checks that both are whole.
 
-Pictures come as PNG, JPEG or WebP in any mode, recordings as FLAC, WAV, OGG or MP3 in any rate and
+Images come as PNG, JPEG or WebP in any mode, audio clips as FLAC, WAV, OGG or MP3 in any rate and
 channel count. A broken file raises `DataError`; the caller adds the key of its sample.
 torch and torchaudio are imported only to resample (`resampling`), so data preparation stays light.
 """
@@ -21,11 +21,11 @@ from muomni.errors import DataError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 # All that Pillow may take bytes for, whatever the extension: others may start programs (PostScript).
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
 
 _BLOCK_SAMPLES = 1 << 22
-# Samples of all channels of one recording: 4 GiB as float32, 18 hours of 16 kHz mono.
+# Samples of all channels of one audio clip: 4 GiB as float32, 18 hours of 16 kHz mono.
 MAX_VALUES = 1 << 30
 # What writes to a pipe declares a length from here on, since it cannot know it.
 _UNKNOWN_WAV_BYTES = 0x7FFF0000
@@ -33,7 +33,7 @@ _UNKNOWN_WAV_BYTES = 0x7FFF0000
 
 @dataclass(frozen=True, slots=True)
 class AudioFacts:
-    """What a recording is, before resampling."""
+    """What an audio clip is, before resampling."""
 
     duration_ms: int
     sample_rate_hz: int
@@ -41,15 +41,15 @@ class AudioFacts:
 
     @classmethod
     def of(cls, samples: np.ndarray, sample_rate_hz: int) -> "AudioFacts":
-        """The facts of a decoded recording [num_samples, num_channels]."""
+        """The facts of a decoded audio clip [num_samples, num_channels]."""
         duration_ms = max(1, round(len(samples) * 1000 / sample_rate_hz))
         return cls(duration_ms, sample_rate_hz, samples.shape[1])
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Decode a picture fully and give its width and height; raises as `open_image`."""
-    with picture_errors():
-        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+    """Decode an image fully and give its width and height; raises as `open_image`."""
+    with image_errors():
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         size = image.size
         # For JPEG an eighth of the size: all coefficients are still read, few pixels are made.
         image.draft(image.mode, (1, 1))
@@ -58,13 +58,13 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def open_image(data: bytes, smallest_side: int = 0) -> Image.Image:
-    """Decode a picture fully, upright and as RGB; transparency is laid on white.
+    """Decode an image fully, upright and as RGB; transparency is laid on white.
 
     With `smallest_side`, a JPEG may come at a half, a quarter or an eighth of its size, neither side
-    below that. Raises `DataError` when the bytes are no picture or are cut off.
+    below that. Raises `DataError` when the bytes are no image or are cut off.
     """
-    with picture_errors():
-        image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+    with image_errors():
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if smallest_side:  # decoding to fewer frequencies takes a fraction of the time
             image.draft(image.mode, (smallest_side, smallest_side))
         image.load()
@@ -72,7 +72,7 @@ def open_image(data: bytes, smallest_side: int = 0) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A decoded picture as its EXIF data turns it, RGB, or RGBA where parts are transparent."""
+    """A decoded image as its EXIF data turns it, RGB, or RGBA where parts are transparent."""
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -90,15 +90,15 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A gray picture of 16 bits with its upper eight; Pillow would cut all levels above 255 to white."""
+    """A gray image of 16 bits with its upper eight; Pillow would cut all levels above 255 to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 @contextmanager
-def picture_errors() -> Iterator[None]:
-    """Everything that Pillow raises for broken or absurdly large pictures becomes `DataError`."""
+def image_errors() -> Iterator[None]:
+    """Everything that Pillow raises for broken or absurdly large images becomes `DataError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -110,12 +110,12 @@ def picture_errors() -> Iterator[None]:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DataError(f"broken picture ({_reason(error)})") from error
+        raise DataError(f"broken image ({_reason(error)})") from error
 
 
-def broken_recording(error: Exception) -> DataError:
-    """What libsndfile says of the bytes of a recording, as an error of the sample."""
-    return DataError(f"broken recording ({_reason(error)})")
+def broken_audio(error: Exception) -> DataError:
+    """What libsndfile says of the bytes of an audio clip, as an error of the sample."""
+    return DataError(f"broken audio clip ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_audio(data: bytes) -> tuple[np.ndarray, int]:
-    """Decode a recording to float32 [num_samples, num_channels] and its own sample rate.
+    """Decode an audio clip to float32 [num_samples, num_channels] and its own sample rate.
 
     Raises `DataError` when it cannot be decoded, is empty, cut off, of absurd length, or holds
     non-finite values.
@@ -136,14 +136,14 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
             samples = _read_samples(file)
             sample_rate_hz = int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise broken_recording(error) from error
+        raise broken_audio(error) from error
     if len(samples) == 0:
-        raise DataError("recording of zero length")
+        raise DataError("audio clip of zero length")
     # MP3 and streams may not know their length (frames is then huge); others must be whole.
     if 0 < num_declared < 2**62 and len(samples) < num_declared:
-        raise DataError(f"broken recording (holds {len(samples)} of {num_declared} samples)")
+        raise DataError(f"broken audio clip (holds {len(samples)} of {num_declared} samples)")
     if not np.isfinite(samples).all():
-        raise DataError("broken recording (non-finite samples)")
+        raise DataError("broken audio clip (non-finite samples)")
     return samples, sample_rate_hz
 
 
@@ -156,7 +156,7 @@ def _read_samples(file: soundfile.SoundFile) -> np.ndarray:
         num_values += block.size
         if num_values > MAX_VALUES:
             raise DataError(
-                f"recording of more than {MAX_VALUES} samples; cut it into parts, or list segments"
+                f"audio clip of more than {MAX_VALUES} samples; cut it into parts, or list segments"
             )
     if not blocks:
         return np.empty((0, file.channels), dtype=np.float32)
@@ -173,18 +173,18 @@ def _check_wav_length(data: bytes) -> None:
         if data[position : position + 4] == b"data":
             num_there = len(data) - position - 8
             if num_there < num_bytes < _UNKNOWN_WAV_BYTES:
-                raise DataError(f"broken recording (holds {num_there} of {num_bytes} bytes)")
+                raise DataError(f"broken audio clip (holds {num_there} of {num_bytes} bytes)")
             return
         position += 8 + num_bytes + num_bytes % 2
 
 
 def audio_facts(data: bytes) -> AudioFacts:
-    """Decode a recording fully and say how long it is; raises as `read_audio`."""
+    """Decode an audio clip fully and say how long it is; raises as `read_audio`."""
     return AudioFacts.of(*read_audio(data))
 
 
 def decode_audio(data: bytes) -> np.ndarray:
-    """Decode a recording to float32 [num_samples], mono (mean of channels) at `SAMPLE_RATE_HZ`."""
+    """Decode an audio clip to float32 [num_samples], mono (mean of channels) at `SAMPLE_RATE_HZ`."""
     samples, sample_rate_hz = read_audio(data)
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if sample_rate_hz == SAMPLE_RATE_HZ:

@@ -1,4 +1,4 @@
-"""Bytes of a picture to a square of pixels, as the stages see it.
+"""Bytes of an image to a square of pixels, as the stages see it.
 
 libjpeg-turbo decodes plain JPEGs into an array, Pillow everything else. torch resizes, by Pillow's own filter
 but in vector instructions: levels differ by one at most, and it takes a fraction of the time.
@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 
-from muomni.data.media.decode import open_image, picture_errors
+from muomni.data.media.decode import image_errors, open_image
 
 # A JPEG is decoded at no less than this multiple of the size that it is then resized to: from 2 on the
 # result is hardly told from that of the full size (Pillow's documentation of `reducing_gap`).
@@ -21,7 +21,7 @@ _JPEG_START = b"\xff\xd8"
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
-    """Decode a picture to uint8 [3, size, size], RGB, the values of a pixel side by side in memory;
+    """Decode an image to uint8 [3, size, size], RGB, the values of a pixel side by side in memory;
     raises as `open_image`.
 
     The center square is cut out and resized to `size` (bicubic, antialiased), as CLIP does at
@@ -42,7 +42,7 @@ def plain_jpeg(data: bytes, smallest_side: int) -> np.ndarray | None:
     """
     if not data.startswith(_JPEG_START):
         return None
-    with picture_errors():
+    with image_errors():
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     if image.mode != "RGB" or is_turned or min(image.size) >= 2 * smallest_side:
@@ -62,7 +62,7 @@ def center_square(pixels: np.ndarray) -> np.ndarray:
 
 
 def resized(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """An RGB picture, uint8 [height, width, 3], at the wanted `sides` (width, height), bicubic and
+    """An RGB image, uint8 [height, width, 3], at the wanted `sides` (width, height), bicubic and
     antialiased. The bytes do not depend on the processor's instructions."""
     # The values of a pixel stay side by side in memory, which torch's vector instructions need. torch sees
     # that by the strides, that of the batch included, so the batch is made before the axes are moved.

@@ -1,4 +1,4 @@
-"""Recordings at another rate: torchaudio's windowed sinc with its default filter, often faster.
+"""Audio clips at another rate: torchaudio's windowed sinc with its default filter, often faster.
 
 Output samples come in periods: from 22,050 to 16,000 Hz each 320 of them stand over 441 input samples, and
 each has weights of its own (a phase). torchaudio convolves all phases over the whole width of a period,

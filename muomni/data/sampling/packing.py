@@ -2,7 +2,7 @@
 
 Rows are filled by best-fit decreasing, Johnson (1973), "Near-optimal bin packing algorithms": the longest
 document first, each into the row whose free space it fills best. Rows keep at most a handful of
-tokens free on usual text. Micro-batches of recordings hold neighbors in length, so that little is padded.
+tokens free on usual text. Micro-batches of audio clips hold neighbors in length, so that little is padded.
 """
 
 import bisect

@@ -1,7 +1,7 @@
 """What a dataset on disk is: its splits, shards, totals and fingerprint (`manifest.json`).
 
 The manifest is written last, so a folder that has one is complete. Beside each shard lie an index
-(offset of each sample), a column file (cost figures of each sample) and a record. Paths are
+(offset of each sample), a column file (cost metrics of each sample) and a record. Paths are
 relative to the manifest, so a dataset can be moved. Nothing here imports torch.
 """
 
@@ -25,7 +25,7 @@ SPLIT_NAMES = ("train", "val", "test")
 Task = Literal["text", "image-caption", "speech", "tts", "sft"]
 TASKS: tuple[Task, ...] = ("text", "image-caption", "speech", "tts", "sft")
 
-# One row a sample. Hashes are `hash64`; `duration_ms` is summed over the recordings of a sample.
+# One row a sample. Hashes are `hash64`; `duration_ms` is summed over the audio clips of a sample.
 COLUMNS = np.dtype(
     [
         ("key_hash", "<u8"),

@@ -73,7 +73,7 @@ class Source:
     def gather(
         self, ids: np.ndarray, values_of: Callable[[int, np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """A figure of each of the samples `ids`, as int64 [len(ids)].
+        """A metric of each of the samples `ids`, as int64 [len(ids)].
 
         `values_of` gets the place of a dataset in `readers` and the samples' numbers there.
         """

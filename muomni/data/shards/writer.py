@@ -38,7 +38,7 @@ _CONSTANT_SUM = sum(_MODE) + sum(_TAIL) + sum(_TIME) + 8 * 32
 
 @dataclass(frozen=True, slots=True)
 class SampleCost:
-    """Figures of a sample that the batch planner needs without reading the sample."""
+    """Metrics of a sample that the batch planner needs without reading the sample."""
 
     duration_ms: int = 0
     num_chars: int = 0

@@ -2,9 +2,9 @@
 
     <bos> [<system> text] <user> content ... <assistant> answer <eos> <user> ... <assistant> ... <eos>
 
-A picture in the content is <image_start> + P x <image> + <image_end>, a recording <audio_start> +
+An image in the content is <image_start> + P x <image> + <image_end>, an audio clip <audio_start> +
 N x <audio> + <audio_end>; the model writes features over the P or N positions. Only the text of an
-answer and its EOS are predicted. A recording in an answer is the spoken answer: it takes no position.
+answer and its EOS are predicted. An audio clip in an answer is the spoken answer: it takes no position.
 Training, evaluation and inference share this file, so they cannot see different prompts.
 """
 
@@ -22,7 +22,7 @@ import soundfile
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, SAMPLE_RATE_HZ, OmniConfig
 from muomni.data.media.audio import draw_seed
-from muomni.data.media.decode import broken_recording, decode_audio
+from muomni.data.media.decode import broken_audio, decode_audio
 from muomni.data.media.image import decode_image
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
@@ -41,7 +41,7 @@ _MAX_SAMPLES_OFF = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a turn: text itself, or the name of a picture or recording in the sample."""
+    """A piece of a turn: text itself, or the name of an image or audio clip in the sample."""
 
     kind: PartKind
     value: str
@@ -57,7 +57,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
-    """A picture, uint8 [3, S, S], and the position of its first <image> token."""
+    """An image, uint8 [3, S, S], and the position of its first <image> token."""
 
     pixels: np.ndarray
     start: int
@@ -65,7 +65,7 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class PlacedAudio:
-    """A recording, float32 [num_samples], the `num_tokens` positions from `start` on that it fills,
+    """An audio clip, float32 [num_samples], the `num_tokens` positions from `start` on that it fills,
     and the seed of what is drawn for it on the device.
     """
 
@@ -77,7 +77,7 @@ class PlacedAudio:
 
 @dataclass(frozen=True, slots=True)
 class SpokenAnswer:
-    """The recording of an answer whose text stands in `num_tokens` positions from `start` on."""
+    """The audio clip of an answer whose text stands in `num_tokens` positions from `start` on."""
 
     waveform: np.ndarray
     start: int
@@ -117,7 +117,7 @@ class ConversationEncoder:
     ) -> int:
         """Row positions that `encode` of the same arguments takes; decodes no media.
 
-        Raises DataError as `encode` does, broken pictures excepted.
+        Raises DataError as `encode` does, broken images excepted.
         """
         return len(self._kept(turns, media, max_positions)[0]) - 1
 
@@ -130,7 +130,7 @@ class ConversationEncoder:
     ) -> Conversation:
         """The conversation up to its last answer that still fits into a row of `max_positions`.
 
-        `random` draws the seeds of its recordings; None, in evaluation, gives zeros.
+        `random` draws the seeds of its audio clips; None, in evaluation, gives zeros.
         Raises DataError when there is no answer, none fits, or a medium is missing or broken.
         """
         ids, answers, turns = self._kept(turns, media, max_positions)
@@ -193,7 +193,7 @@ class ConversationEncoder:
         """Token ids of an assistant turn's text; raises DataError when it has none."""
         text = " ".join(part.value for part in turn.parts if part.kind == "text")
         if any(part.kind == "image" for part in turn.parts):
-            raise DataError("an answer holds a picture; only text and speech can be answered")
+            raise DataError("an answer holds an image; only text and speech can be answered")
         ids = self.tokenizer.encode(text)
         if not ids:
             raise DataError("an answer has no text (a spoken one needs its transcript)")
@@ -213,7 +213,7 @@ class ConversationEncoder:
         return [token.audio_start_id, *inner, token.audio_end_id]
 
     def num_audio_tokens(self, num_samples: int) -> int:
-        """Thinker positions of a recording of `num_samples` samples at 16 kHz."""
+        """Thinker positions of an audio clip of `num_samples` samples at 16 kHz."""
         num_mel = math.ceil(num_samples / MEL_HOP)
         return math.ceil(math.ceil(num_mel / FRAME_SUBSAMPLING) / self.audio_stack)
 
@@ -307,30 +307,30 @@ def _part(content: dict[str, Any]) -> Part:
 
 
 def find_medium(media: Mapping[str, bytes], name: str) -> bytes:
-    """The bytes of a picture or recording; raises DataError when the sample lacks it."""
+    """The bytes of an image or audio clip; raises DataError when the sample lacks it."""
     if name not in media:
         raise DataError(f"a turn names {name}, which the sample does not hold")
     return media[name]
 
 
 def resampled_length(data: bytes) -> int:
-    """Samples of a recording at 16 kHz, from its header where that tells; raises DataError."""
+    """Samples of an audio clip at 16 kHz, from its header where that tells; raises DataError."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_frames, rate_hz = file.frames, int(file.samplerate)
     except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise broken_recording(error) from None
+        raise broken_audio(error) from None
     if not 0 < num_frames < _UNKNOWN_FRAMES:
         return len(decode_audio(data))
     return math.ceil(num_frames * SAMPLE_RATE_HZ / rate_hz)
 
 
 def _whole_waveform(data: bytes) -> np.ndarray:
-    """Decode a recording to exactly `resampled_length` samples, for which its row has room."""
+    """Decode an audio clip to exactly `resampled_length` samples, for which its row has room."""
     waveform, num_samples = decode_audio(data), resampled_length(data)
     if abs(len(waveform) - num_samples) > _MAX_SAMPLES_OFF:
         raise DataError(
-            f"broken recording (its header promises {num_samples} samples at 16 kHz, it has "
+            f"broken audio clip (its header promises {num_samples} samples at 16 kHz, it has "
             f"{len(waveform)})"
         )
     return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))

@@ -17,7 +17,7 @@ _NOT_SPOKEN = re.compile(r"[^\w']+|_")
 
 
 def spoken_form(text: str) -> str:
-    """Lower case, and words only: a recording has no capitals and no punctuation."""
+    """Lower case, and words only: an audio clip has no capitals and no punctuation."""
     return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
 
 

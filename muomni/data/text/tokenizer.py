@@ -31,9 +31,9 @@ _SPACE_MARK = "\u2581"
 
 
 class Spelling(NamedTuple):
-    """`letters` are bytes; `letters[i]` belongs to the token at place `places[i]` of the spelled ids."""
+    """`characters` are bytes; `characters[i]` belongs to the token at place `places[i]` of the spelled ids."""
 
-    letters: list[int]
+    characters: list[int]
     places: list[int]
 
 
@@ -89,11 +89,11 @@ class Tokenizer:
 
     def spell(self, ids: Sequence[int]) -> Spelling:
         """The UTF-8 bytes of the text pieces among the ids, and which id each belongs to."""
-        letters = [self._letters(int(i)) for i in ids]
-        places = [place for place, piece in enumerate(letters) for _ in piece]
-        return Spelling([letter for piece in letters for letter in piece], places)
+        characters = [self._characters(int(i)) for i in ids]
+        places = [place for place, piece in enumerate(characters) for _ in piece]
+        return Spelling([character for piece in characters for character in piece], places)
 
-    def _letters(self, token_id: int) -> bytes:
+    def _characters(self, token_id: int) -> bytes:
         if token_id == UNK_ID or token_id in self._without_text:
             return b""
         piece = self._processor.id_to_piece(token_id)

@@ -21,7 +21,7 @@ from muomni.data.shards.source import Source
 from muomni.data.text.chat_template import Conversation, ConversationEncoder, read_turns
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.spelled_text import pad_spelled
+from muomni.data.views.characters import pad_spelled
 from muomni.data.views.text import IGNORE
 from muomni.errors import DataError
 
@@ -29,14 +29,14 @@ from muomni.errors import DataError
 class ConversationView(View[Conversation]):
     """Rows of `context` positions, each filled with several conversations.
 
-    Keys of a batch (R rows of T positions; I images, A recordings, S spoken answers, each >= 1):
+    Keys of a batch (R rows of T positions; I images, An audio clips, S spoken answers, each >= 1):
     `input_ids`, `labels`, `document_ids` [R, T]; `document_starts` [N] (`packing.document_starts`);
     `answer_ids` [R, T] numbers the answer that a label belongs to (0 = none) through the batch; `sees_image`,
-    `sees_audio` [R, T] mark the labels of answers that follow a picture or recording;
+    `sees_audio` [R, T] mark the labels of answers that follow an image or audio clip;
     `images` [I, 3, side, side] uint8, `image_places` [I, P];
     `audios` [A, N], `audio_lengths` [A] in samples, `audio_seeds` [A], `audio_places` [A, L];
-    `speech` [S, N], `speech_lengths` [S], `speech_text_ids`, `speech_letter_ids`, `speech_text_mask`
-    [S, Tl] with a place for each letter of a spoken answer, and `speech_places` [S, Tl] where its token
+    `speech` [S, N], `speech_lengths` [S], `speech_text_ids`, `speech_character_ids`, `speech_text_mask`
+    [S, Tl] with a place for each character of a spoken answer, and `speech_places` [S, Tl] where its token
     stands in the rows.
     """
 
@@ -133,7 +133,7 @@ def _add_answers(
 def media_slots(
     placed: Sequence[tuple[int, Conversation]], encoder: ConversationEncoder, nowhere: int
 ) -> Batch:
-    """Pictures and recordings of conversations that start at the given flat positions."""
+    """Images and audio clips of conversations that start at the given flat positions."""
     images = [(base + image.start, image) for base, c in placed for image in c.images]
     audios = [(base + audio.start, audio) for base, c in placed for audio in c.audios]
     side, num_tokens = encoder.image_size, encoder.num_image_tokens

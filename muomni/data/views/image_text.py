@@ -1,4 +1,4 @@
-"""Pictures with captions, for contrastive learning."""
+"""Images with captions, for contrastive learning."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NO_GROUP = -1
 
 
 class Augmentation(Section):
-    """How a picture is varied in training: scaled, moved on a white canvas, mirrored."""
+    """How an image is varied in training: scaled, moved on a white canvas, mirrored."""
 
     min_scale: float = Field(default=0.8, gt=0)
     max_scale: float = Field(default=1.1, gt=0)
@@ -33,8 +33,8 @@ class Augmentation(Section):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture uint8 [3, S, S], one of its captions as ids (BOS first, EOS last), and two numbers
-    that equal pictures and equal captions share."""
+    """An image uint8 [3, S, S], one of its captions as ids (BOS first, EOS last), and two numbers
+    that equal images and equal captions share."""
 
     pixels: np.ndarray
     ids: list[int]
@@ -45,7 +45,7 @@ class ImageTextView(View[Pair]):
     """Batches of exactly `num_rows` pairs: images [B, 3, S, S] uint8, token_ids [B, L],
     token_lengths [B], groups [B, 2] (-1 in a row that only fills up).
 
-    Training takes any caption of a picture, evaluation the first. A caption longer than
+    Training takes any caption of an image, evaluation the first. A caption longer than
     `max_tokens` loses its end, but not the EOS.
     """
 
@@ -76,7 +76,7 @@ class ImageTextView(View[Pair]):
         return Pair(self.pixels(sample, random), self.token_ids(caption), groups)
 
     def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
-        """The picture of a sample as uint8 [3, S, S], varied when `random` is given."""
+        """The image of a sample as uint8 [3, S, S], varied when `random` is given."""
         pixels = _pixels(sample, self.image_size)
         if random is not None and self.augmentation is not None:
             return _varied(pixels, self.augmentation, random)
@@ -128,22 +128,22 @@ def _pixels(sample: dict[str, Any], size: int) -> np.ndarray:
                 return decode_image(sample[extension], size)
             except DataError as error:
                 raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
-    raise DataError(f"sample '{sample['__key__']}' has no picture ({', '.join(IMAGE_EXTENSIONS)})")
+    raise DataError(f"sample '{sample['__key__']}' has no image ({', '.join(IMAGE_EXTENSIONS)})")
 
 
 def _varied(
     pixels: np.ndarray, augmentation: Augmentation, random: np.random.Generator
 ) -> np.ndarray:
-    """Scale and move a square picture within its size; what becomes free is white."""
-    picture = Image.fromarray(pixels.transpose(1, 2, 0))
-    size = picture.width
+    """Scale and move a square image within its size; what becomes free is white."""
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    size = image.width
     if random.random() < augmentation.flip_probability:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     side = max(1, round(size * random.uniform(augmentation.min_scale, augmentation.max_scale)))
     low, high = min(0, size - side), max(0, size - side)
     left, top = (int(random.integers(low, high + 1)) for _ in range(2))
     canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+    canvas.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
     return np.array(canvas).transpose(2, 0, 1)
 
 

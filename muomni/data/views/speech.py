@@ -1,4 +1,4 @@
-"""Recordings with their transcripts, for CTC."""
+"""Audio clips with their transcripts, for CTC."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_recording
+from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_audio
 from muomni.data.media.resampling import resample
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
@@ -22,7 +22,7 @@ _SLOWEST = SPEEDS[0][1] / SPEEDS[0][0]
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A recording, its labels, and the seed of what is drawn for it on the device."""
+    """An audio clip, its labels, and the seed of what is drawn for it on the device."""
 
     waveform: np.ndarray
     labels: list[int]
@@ -33,7 +33,7 @@ class SpeechView(View[Utterance]):
     """Padded batches: waveform [B, N], lengths [B] in samples, labels [B, L] padded with the
     tokenizer's pad id, label_lengths [B], seeds [B].
 
-    Lengths are mel frames. With `perturb_speed`, a recording is played at 0.9, 1 or 1.1 times its
+    Lengths are mel frames. With `perturb_speed`, an audio clip is played at 0.9, 1 or 1.1 times its
     speed in training.
     """
 
@@ -51,7 +51,7 @@ class SpeechView(View[Utterance]):
         labels = self.units.encode(transcript(sample))
         if not labels:
             raise DataError(f"the transcript of sample '{sample['__key__']}' has no words")
-        waveform = read_recording(sample)
+        waveform = read_audio(sample)
         if random is not None and self.perturb_speed:
             waveform = change_speed(waveform, *SPEEDS[int(random.integers(len(SPEEDS)))])
         return Utterance(waveform, labels, draw_seed(random))
@@ -85,5 +85,5 @@ def transcript(sample: dict[str, Any]) -> str:
 
 
 def change_speed(waveform: np.ndarray, numerator: int, denominator: int) -> np.ndarray:
-    """Play a recording at numerator / denominator times its speed; pitch moves with it."""
+    """Play an audio clip at numerator / denominator times its speed; pitch moves with it."""
     return resample(waveform[:, None], numerator, denominator)[:, 0]

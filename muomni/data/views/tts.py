@@ -1,4 +1,4 @@
-"""Text, spelled, with the recording that speaks it, for the Talker; batched by duration."""
+"""Text, spelled, with the audio clip that speaks it, for the Talker; batched by duration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import mel_frames, pad_waveforms, read_recording
+from muomni.data.media.audio import mel_frames, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Spelling, Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.spelled_text import pad_spelled
+from muomni.data.views.characters import pad_spelled
 from muomni.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """Token ids of a text, without BOS and EOS, and its recording, float32 [num_samples]."""
+    """Token ids of a text, without BOS and EOS, and its audio clip, float32 [num_samples]."""
 
     ids: list[int]
     spelling: Spelling
@@ -25,9 +25,9 @@ class SpokenText:
 
 
 class TtsView(View[SpokenText]):
-    """Batches `text_ids`, `letter_ids`, `text_mask` [B, Tl], `waveform` [B, N], `lengths` [B] in samples.
+    """Batches `text_ids`, `character_ids`, `text_mask` [B, Tl], `waveform` [B, N], `lengths` [B] in samples.
 
-    Each letter of a text has a place, with the token that it belongs to (see `Talker`).
+    Each character of a text has a place, with the token that it belongs to (see `Talker`).
     Lengths for the plan are mel frames. A batch without a usable sample has one empty row.
     """
 
@@ -49,7 +49,7 @@ class TtsView(View[SpokenText]):
             raise DataError(f"the text of sample '{key}' is not UTF-8") from None
         if not ids:
             raise DataError(f"the text of sample '{key}' is empty")
-        return SpokenText(ids, self.tokenizer.spell(ids), read_recording(sample))
+        return SpokenText(ids, self.tokenizer.spell(ids), read_audio(sample))
 
     def collate(self, rows: list[list[SpokenText]]) -> Batch:
         examples = [example for row in rows for example in row]

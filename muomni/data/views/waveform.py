@@ -1,4 +1,4 @@
-"""Recordings without text, for models that reconstruct speech: crops of one length."""
+"""Audio clips without text, for models that reconstruct speech: crops of one length."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, MEL_RATE_HZ, SAMPLE_RATE_HZ
-from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_recording
+from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
@@ -17,7 +17,7 @@ CODE_HOP = MEL_HOP * FRAME_SUBSAMPLING
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A piece of a recording, and the seed of what is drawn for it on the device."""
+    """A piece of an audio clip, and the seed of what is drawn for it on the device."""
 
     waveform: np.ndarray
     seed: int
@@ -25,7 +25,7 @@ class Crop:
 
 class WaveformView(View[Crop]):
     """Crops of `crop_s` seconds (rounded to whole code frames): at a random place in training, from
-    the middle in evaluation. A shorter recording is taken whole.
+    the middle in evaluation. A shorter audio clip is taken whole.
 
     Batches hold waveform [B, N], lengths [B] in samples and seeds [B]; N is the same in all.
     """
@@ -41,7 +41,7 @@ class WaveformView(View[Crop]):
         return mel_frames(source).clipped(1, longest)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Crop:
-        waveform = read_recording(sample)
+        waveform = read_audio(sample)
         spare = max(0, len(waveform) - self.num_samples)
         start = spare // 2 if random is None else int(random.integers(spare + 1))
         return Crop(waveform[start : start + self.num_samples], draw_seed(random))

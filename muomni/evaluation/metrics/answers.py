@@ -24,15 +24,15 @@ class AnswerTask:
         return " ".join(part.value for part in self.answer.parts if part.kind == "text").strip()
 
     @property
-    def recording(self) -> str | None:
-        """Name of the recording of a spoken answer."""
+    def audio(self) -> str | None:
+        """Name of the audio clip of a spoken answer."""
         return next((part.value for part in self.answer.parts if part.kind == "audio"), None)
 
 
 def answer_tasks(turns: Sequence[Turn]) -> Iterator[AnswerTask]:
     """All answers of a conversation with their kinds.
 
-    Pictures asked about in text give `caption`, by a recording `spoken_question`; recordings alone
+    Images asked about in text give `caption`, by an audio clip `spoken_question`; audio clips alone
     give `transcribe`, a spoken answer `speak`, and no medium at all `text`.
     """
     for place, turn in enumerate(turns):
@@ -50,8 +50,8 @@ def answer_tasks(turns: Sequence[Turn]) -> Iterator[AnswerTask]:
 
 
 def is_exact(task: AnswerTask, answer: str) -> bool:
-    """Whether an answer is the right one to the letter; of transcripts, the words of it, as for WER:
-    a recording does not tell case and punctuation."""
+    """Whether an answer is the right one to the character; of transcripts, the words of it, as for WER:
+    an audio clip does not tell case and punctuation."""
     if task.kind == "transcribe":
         return spoken_form(answer) == spoken_form(task.text)
     return answer == task.text

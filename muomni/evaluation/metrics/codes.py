@@ -1,4 +1,4 @@
-"""Speech codes of held-out recordings, and the answer that is always the same: the code that training
+"""Speech codes of held-out audio clips, and the answer that is always the same: the code that training
 has most often.
 """
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from muomni.data.views.base import Batch
 from muomni.evaluation.metrics.tally import Tally
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 
 
 class CodeCounts:
@@ -21,17 +21,17 @@ class CodeCounts:
         """Count `codes` [B, T, K] where `code_mask` [B, T] is true."""
         self._tally.add(split, count_codes(batch["codes"][batch["code_mask"]], self.codebook_size))
 
-    def figures(self, accuracies: dict[str, float], prefix: str = "") -> list[Figure]:
-        """One figure a codebook from `accuracies["{prefix}accuracy_{k}"]`; every rank must call it."""
+    def metrics(self, accuracies: dict[str, float], prefix: str = "") -> list[Metric]:
+        """One metric a codebook from `accuracies["{prefix}accuracy_{k}"]`; every rank must call it."""
         sums = self._tally.reduce()
         test, train = sums.get("test"), sums.get("train")
-        figures = []
+        metrics = []
         for k in range(len(test) if test is not None else 0):
             baseline = None
             if test is not None and train is not None and test[k].sum() > 0:
                 baseline = float(test[k, train[k].argmax()] / test[k].sum())
-            figures.append(
-                Figure(
+            metrics.append(
+                Metric(
                     f"{prefix}code_accuracy.{k}",
                     accuracies.get(f"{prefix}accuracy_{k}", float("nan")),
                     baseline,
@@ -39,7 +39,7 @@ class CodeCounts:
                     is_lower_better=False,
                 )
             )
-        return figures
+        return metrics
 
 
 def count_codes(codes: Tensor, codebook_size: int) -> Tensor:

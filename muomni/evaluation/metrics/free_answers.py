@@ -16,8 +16,8 @@ from muomni.evaluation.context import Subject, rank_share
 from muomni.evaluation.metrics.answers import KINDS, AnswerTask, answer_tasks, is_exact, token_f1
 from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
-from muomni.evaluation.report import Figure
-from muomni.evaluation.speech.spoken import MAX_SPOKEN_SAMPLES, Recording, SpeechErrors
+from muomni.evaluation.report import Metric
+from muomni.evaluation.speech.spoken import MAX_SPOKEN_SAMPLES, Audio, SpeechErrors
 from muomni.inference.answer import Answer, Prompt, Question, answer_together, encode_question
 from muomni.inference.load import Assistant, load_assistant
 from muomni.inference.speech import speak_answer
@@ -55,29 +55,29 @@ class _Scores:
         if task.kind == "transcribe":
             self.transcripts.add(task.text, given=given)
 
-    def figures(self) -> list[Figure]:
+    def metrics(self) -> list[Metric]:
         """Every rank must call it."""
         sums = self.tally.reduce()
         kinds = [f"exact_match.{kind}" for kind in KINDS] + [f"token_f1.{k}" for k in _F1_KINDS]
-        figures = []
+        metrics = []
         for name in ("exact_match", *kinds):
             if name in sums:
                 model, constant, weight = sums[name]
                 values = ratio(torch.stack([model, weight])), ratio(torch.stack([constant, weight]))
-                figures.append(
-                    Figure(name, *values, "most frequent training answer", is_lower_better=False)
+                metrics.append(
+                    Metric(name, *values, "most frequent training answer", is_lower_better=False)
                 )
         rates = self.transcripts.reduce()
         if "exact_match.transcribe" in sums:
             for kind in ("wer", "cer"):
                 value = rates.rate(kind, "given")
-                figures.append(rates.figure(kind, f"{kind}.transcribe", value))
-        spoken = self.speech.figures("spoken_answers")
-        return figures + (spoken if "exact_match.speak" in sums else [])
+                metrics.append(rates.metric(kind, f"{kind}.transcribe", value))
+        spoken = self.speech.metrics("spoken_answers")
+        return metrics + (spoken if "exact_match.speak" in sums else [])
 
 
-def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
-    """Exact match by kind, word F1 of what is said of pictures, errors of transcripts and speech.
+def free_answers(subject: Subject, constants: dict[str, str]) -> list[Metric]:
+    """Exact match by kind, word F1 of what is said of images, errors of transcripts and speech.
 
     `constants` holds the most frequent training answer of each kind. What was answered is kept in
     `subject.answers`. Every rank must call it.
@@ -92,13 +92,13 @@ def free_answers(subject: Subject, constants: dict[str, str]) -> list[Figure]:
     for asked, made in _answered(assistant, _questions(subject, assistant)):
         scores.add_text(asked.task, made.text)
         subject.answers.append(_record(asked, made))
-        if asked.task.recording is None or asked.index not in spoken:
+        if asked.task.audio is None or asked.index not in spoken:
             continue
         try:
             _add_speech(scores.speech, assistant, asked, made)
         except DataError as error:
             logger.warning("not heard: %s: %s", subject.source.describe(asked.index), error)
-    return scores.figures()
+    return scores.metrics()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _spoken_samples(subject: Subject) -> set[int]:
             turns = read_turns(subject.source.read(index))
         except DataError:
             return False  # named when it is to be answered
-        return any(task.recording is not None for task in answer_tasks(turns))
+        return any(task.audio is not None for task in answer_tasks(turns))
 
     indices = range(min(subject.num_samples, MAX_ANSWERED_SAMPLES))
     return set(islice(filter(is_spoken, indices), MAX_SPOKEN_SAMPLES))
@@ -165,16 +165,16 @@ def _answered(assistant: Assistant, questions: Iterator[_Asked]) -> Iterator[tup
 
 def _add_speech(errors: SpeechErrors, assistant: Assistant, asked: _Asked, made: Answer) -> None:
     """Speak the model's own answer; one that it cannot speak is silence."""
-    name = asked.task.recording
+    name = asked.task.audio
     assert name is not None
     original = torch.from_numpy(decode_audio(find_medium(asked.sample, name)))
-    recording = Recording(asked.index, original.to(assistant.device), asked.task.text)
+    audio = Audio(asked.index, original.to(assistant.device), asked.task.text)
     max_s = _MAX_STRETCH * len(original) / SAMPLE_RATE_HZ + _SPARE_S
     try:
         waveform = speak_answer(assistant, made, max_seconds=max_s).waveform
     except DataError:
         waveform = original.new_zeros(0)
-    errors.add(recording, waveform)
+    errors.add(audio, waveform)
 
 
 def _with_empty(constant: str | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Retrieval between pictures and captions, and naming of pictures, over a whole split.
+"""Retrieval between images and captions, and naming of images, over a whole split.
 
-Ranks embed their shares; each then sees all features, so the figures are the same for any number of
+Ranks embed their shares; each then sees all features, so the metrics are the same for any number of
 ranks. A tie counts against the model: one that embeds everything alike finds nothing.
 """
 
@@ -46,7 +46,7 @@ def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
 
 
 def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str, float]:
-    """`text_recall@k` (caption found for a picture) and `image_recall@k` (the other way), and the
+    """`text_recall@k` (caption found for an image) and `image_recall@k` (the other way), and the
     same of a random order as `chance_...`.
 
     Equal captions are equally right. NaN for an empty split.
@@ -55,13 +55,13 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
         "text": (features.images, features.texts),
         "image": (features.texts, features.images),
     }
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, (queries, candidates) in pairs.items():
         ranks, chances = _ranks(queries, candidates, features.captions, features.captions, depths)
         for place, depth in enumerate(depths):
-            figures[f"{name}_recall@{depth}"] = float((ranks < depth).double().mean())
-            figures[f"chance_{name}_recall@{depth}"] = float(chances[:, place].mean())
-    return figures
+            metrics[f"{name}_recall@{depth}"] = float((ranks < depth).double().mean())
+            metrics[f"chance_{name}_recall@{depth}"] = float(chances[:, place].mean())
+    return metrics
 
 
 def retrieval_recall(clip: Clip, batches: Iterable[LocatedBatch]) -> dict[str, float]:
@@ -77,7 +77,7 @@ def zero_shot_top1(
     view: ImageTextView,
     device: torch.device,
 ) -> float:
-    """The share of pictures whose own name is nearest among `names`, which must hold all of them."""
+    """The share of images whose own name is nearest among `names`, which must hold all of them."""
     groups = torch.tensor([group_of(name) for name in names])
     texts = []
     for start in range(0, len(names), _CHUNK):

@@ -1,4 +1,4 @@
-"""Sums over the samples of all ranks: what every figure is made of.
+"""Sums over the samples of all ranks: what every metric is made of.
 
 Ranks may see different samples, even none at all; sums are added in rank order when they are asked
 for, so that one rank and several give the same numbers.

@@ -1,4 +1,4 @@
-"""Errors of transcripts, beside those of transcripts that say the same about every recording."""
+"""Errors of transcripts, beside those of transcripts that say the same about every audio clip."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 
 from muomni.data.text.ctc_units import spoken_form
 from muomni.evaluation.metrics.tally import Tally, ratio
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 from muomni.training.stages.audio_encoder import error_sums
 
 _CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ class TranscriptErrors:
         self._tally = Tally()
 
     def add(self, reference: str, **hypotheses: str) -> None:
-        """Count the errors of each named hypothesis for one recording."""
+        """Count the errors of each named hypothesis for one audio clip."""
         spoken = spoken_form(reference)
         named = {**hypotheses, **{_constant(text): text for text in self.constants}}
         for name, hypothesis in named.items():
@@ -47,11 +47,11 @@ class ErrorRates:
         """The rate of one hypothesis, NaN when none was seen."""
         return self.rates.get(f"{kind} {name}", float("nan"))
 
-    def figure(self, kind: str, name: str, value: float) -> Figure:
-        """`value`, a rate of `kind`, as figure `name` beside the best constant transcript."""
+    def metric(self, kind: str, name: str, value: float) -> Metric:
+        """`value`, a rate of `kind`, as metric `name` beside the best constant transcript."""
         rates = [(self.rate(kind, _constant(text)), text) for text in self.constants]
         baseline, text = min(rates, key=lambda rate: (rate[0], rate[1]))
-        return Figure(name, value, baseline, f"always '{text}'" if text else "empty transcript")
+        return Metric(name, value, baseline, f"always '{text}'" if text else "empty transcript")
 
 
 def _constant(text: str) -> str:

@@ -1,8 +1,8 @@
 """Our own speech recognition, to measure whether made speech can be understood.
 
 It is the CTC head of the run's audio encoder, so its errors stand beside those that it makes on the
-original recordings. Words are heard with a list of the training transcripts' words (see
-`word_decoder`), letters without.
+original audio clips. Words are heard with a list of the training transcripts' words (see
+`word_decoder`), characters without.
 """
 
 import logging
@@ -30,9 +30,9 @@ _STAGE = "audio_encoder"
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What is heard in a recording: along the best path, and with the word list where there is one."""
+    """What is heard in an audio clip: along the best path, and with the word list where there is one."""
 
-    best_path: str
+    greedy: str
     words: str
 
 
@@ -58,11 +58,11 @@ class Recognizer:
         hidden, frame_lengths = self.encoder(waveform[None], lengths)
         logits = self.encoder.ctc_logits(hidden)
         (ids,) = greedy_decode(logits, frame_lengths)
-        best_path = self.tokenizer.decode(ids)
+        greedy = self.tokenizer.decode(ids)
         if self.word_decoder is None:
-            return Heard(best_path, best_path)
+            return Heard(greedy, greedy)
         (words,) = self.word_decoder.decode(logits, frame_lengths)
-        return Heard(best_path, " ".join(words))
+        return Heard(greedy, " ".join(words))
 
 
 def find_recognizer(

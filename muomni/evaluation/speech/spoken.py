@@ -1,6 +1,6 @@
-"""Whole recordings one by one, and the errors that our own recognition makes on speech.
+"""Whole audio clips one by one, and the errors that our own recognition makes on speech.
 
-The WER of made speech means little alone, so that of the original recordings stands beside it.
+The WER of made speech means little alone, so that of the original audio clips stands beside it.
 """
 
 import logging
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muomni.data.media.audio import read_recording
+from muomni.data.media.audio import read_audio
 from muomni.data.shards.source import Source
 from muomni.data.views.speech import transcript
 from muomni.errors import DataError
 from muomni.evaluation.context import Subject, rank_share
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.recognizer import find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 
@@ -29,7 +29,7 @@ _HEARD = {"wer": "words", "cer": "best path"}
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class Audio:
     """One sample: its number in the split, waveform [N] on the device, and transcript."""
 
     index: int
@@ -42,16 +42,16 @@ class Recording:
         return self.index < MAX_SPOKEN_SAMPLES
 
 
-def recordings(subject: Subject, source: Source, max_samples: int) -> Iterator[Recording]:
-    """This rank's share of the first recordings of `source`; broken ones are left out and named."""
+def audio_clips(subject: Subject, source: Source, max_samples: int) -> Iterator[Audio]:
+    """This rank's share of the first audio clips of `source`; broken ones are left out and named."""
     for index in rank_share(min(len(source), max_samples)):
         sample = source.read(index)
         try:
-            waveform, text = read_recording(sample), transcript(sample)
+            waveform, text = read_audio(sample), transcript(sample)
         except DataError as error:
             logger.warning("left out %s: %s", source.describe(index), error)
             continue
-        yield Recording(index, torch.from_numpy(waveform).to(subject.device), text)
+        yield Audio(index, torch.from_numpy(waveform).to(subject.device), text)
 
 
 class SpeechErrors:
@@ -68,17 +68,17 @@ class SpeechErrors:
         self.recognizer = find_recognizer(runs, subject.device, transcripts)
         self.errors = TranscriptErrors(transcripts.constants() if constants is None else constants)
 
-    def add(self, recording: Recording, made: Tensor) -> None:
+    def add(self, audio: Audio, made: Tensor) -> None:
         """Count the errors in the made waveform [N] and in the original."""
         if self.recognizer is not None:
             hypotheses = {}
-            for name, waveform in (("made", made), ("original", recording.waveform)):
+            for name, waveform in (("made", made), ("original", audio.waveform)):
                 heard = self.recognizer.transcribe(waveform)
                 hypotheses[f"{name}, words"] = heard.words
-                hypotheses[f"{name}, best path"] = heard.best_path
-            self.errors.add(recording.text, **hypotheses)
+                hypotheses[f"{name}, best path"] = heard.greedy
+            self.errors.add(audio.text, **hypotheses)
 
-    def figures(self, made: str) -> list[Figure]:
+    def metrics(self, made: str) -> list[Metric]:
         """WER and CER of speech called `made` ("decoded_speech") and of the originals.
 
         Every rank must call it; without a recognizer there are none.
@@ -86,10 +86,10 @@ class SpeechErrors:
         if self.recognizer is None:
             return []
         rates = self.errors.reduce()
-        figures = []
+        metrics = []
         for kind, heard in _HEARD.items():
             rate = rates.rate(kind, f"made, {heard}")
-            figures.append(rates.figure(kind, f"{kind}_of_{made}", rate))
+            metrics.append(rates.metric(kind, f"{kind}_of_{made}", rate))
         for kind, heard in _HEARD.items():
-            figures.append(Figure(f"{kind}_of_originals", rates.rate(kind, f"original, {heard}")))
-        return figures
+            metrics.append(Metric(f"{kind}_of_originals", rates.rate(kind, f"original, {heard}")))
+        return metrics

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class TrainingTranscripts:
     """The transcripts of training splits in spoken form, counted once a dataset when asked for.
 
-    Of each dataset the first `MAX_BASELINE_SAMPLES` count; recordings are not decoded. The ranks share
+    Of each dataset the first `MAX_BASELINE_SAMPLES` count; audio clips are not decoded. The ranks share
     the reading and get the same counts, so every rank must call every method.
     """
 

@@ -1,16 +1,16 @@
-"""Figures of the speech encoder: errors of its transcripts, and how many samples CTC cannot fit."""
+"""Metrics of the speech encoder: errors of its transcripts, and how many samples CTC cannot fit."""
 
 from muomni.data.views.base import Batch
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 from muomni.training.stage import StageOutput
 from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoderTask
 from muomni.training.validation import validate
 
 
-def evaluate(subject: Subject) -> list[Figure]:
+def evaluate(subject: Subject) -> list[Metric]:
     """WER and CER of the best path and WER with the word list of training, beside the best constant
     transcript; the share of samples that CTC cannot fit.
     """
@@ -28,12 +28,12 @@ def evaluate(subject: Subject) -> list[Figure]:
             errors.add(stage.tokenizer.decode(ids[:length].tolist()), words=" ".join(words))
         return task.score(batch, logits, frame_lengths)
 
-    figures = validate(stage, forward, subject.batches())
+    metrics = validate(stage, forward, subject.batches())
     rates = errors.reduce()
-    with_list = rates.figure("wer", "wer_with_word_list", rates.rate("wer", "words"))
+    with_list = rates.metric("wer", "wer_with_word_list", rates.rate("wer", "words"))
     return [
-        rates.figure("wer", "wer", figures["wer"]),
+        rates.metric("wer", "wer", metrics["wer"]),
         *([] if decoder is None else [with_list]),
-        rates.figure("cer", "cer", figures["cer"]),
-        Figure("infeasible_fraction", figures["infeasible_fraction"]),
+        rates.metric("cer", "cer", metrics["cer"]),
+        Metric("infeasible_fraction", metrics["infeasible_fraction"]),
     ]

@@ -1,6 +1,6 @@
-"""Figures of the codec: how near decoded speech is to the original, and whether it is understood.
+"""Metrics of the codec: how near decoded speech is to the original, and whether it is understood.
 
-Whole recordings go through encoder, codes, decoder and vocoder one by one, as in use; training sees
+Whole audio clips go through encoder, codes, decoder and vocoder one by one, as in use; training sees
 crops.
 """
 
@@ -10,50 +10,50 @@ from torch import Tensor
 from muomni.evaluation.context import Subject, rank_share
 from muomni.evaluation.metrics.codes import count_codes
 from muomni.evaluation.metrics.tally import Tally, ratio
-from muomni.evaluation.report import Figure
-from muomni.evaluation.speech.spoken import SpeechErrors, recordings
+from muomni.evaluation.report import Metric
+from muomni.evaluation.speech.spoken import SpeechErrors, audio_clips
 from muomni.models.speech.codec import Codec, mean_mel_l1
 from muomni.models.speech.quantizer import code_perplexity
 from muomni.models.speech.vocoder import mel_to_waveform
 
-# Recordings that the mean spectrum is fitted on.
-_MAX_TRAIN_RECORDINGS = 2_000
+# Audio clips that the mean spectrum is fitted on.
+_MAX_TRAIN_AUDIO_CLIPS = 2_000
 
 
-def evaluate(subject: Subject) -> list[Figure]:
+def evaluate(subject: Subject) -> list[Metric]:
     """Mel L1 (natural-log units) beside the mean mel of training, use of codes, WER when decoded."""
     codec: Codec = subject.model
     mean_mel = _mean_mel(subject, codec)
     errors = SpeechErrors(subject)
     tally = Tally()
     subject.num_bad = len(rank_share(subject.num_samples))
-    for recording in recordings(subject, subject.source, subject.num_samples):
+    for audio in audio_clips(subject, subject.source, subject.num_samples):
         subject.num_bad -= 1
-        target, lengths, codes = _spectrum_and_codes(codec, recording.waveform)
+        target, lengths, codes = _spectrum_and_codes(codec, audio.waveform)
         mel = codec.decode(codes)[:, : target.shape[1]]
         tally.add("mel_l1", _l1(mel, target))
         if mean_mel is not None:
             tally.add("mean_mel_l1", mean_mel_l1(target, lengths, mean_mel))
         tally.add("codes", count_codes(codes, codec.config.codebook_size))
-        if recording.is_spoken:
-            errors.add(recording, mel_to_waveform(mel[0], codec.config.mel))
+        if audio.is_spoken:
+            errors.add(audio, mel_to_waveform(mel[0], codec.config.mel))
     sums = tally.reduce()
     baseline = None if mean_mel is None else ratio(sums.get("mean_mel_l1"))
-    figures = [Figure("mel_l1", ratio(sums.get("mel_l1")), baseline, "mean mel of training")]
+    metrics = [Metric("mel_l1", ratio(sums.get("mel_l1")), baseline, "mean mel of training")]
     counts = sums.get("codes", torch.zeros(codec.config.num_codebooks, codec.config.codebook_size))
     used, perplexity = (counts > 0).double().mean(1), code_perplexity(counts)
     for k in range(codec.config.num_codebooks):
-        figures.append(Figure(f"code_use_fraction.{k}", float(used[k]), is_lower_better=False))
-        figures.append(Figure(f"code_perplexity.{k}", float(perplexity[k]), is_lower_better=False))
-    return [*figures, *errors.figures("decoded_speech")]
+        metrics.append(Metric(f"code_use_fraction.{k}", float(used[k]), is_lower_better=False))
+        metrics.append(Metric(f"code_perplexity.{k}", float(perplexity[k]), is_lower_better=False))
+    return [*metrics, *errors.metrics("decoded_speech")]
 
 
 def _mean_mel(subject: Subject, codec: Codec) -> Tensor | None:
-    """The mean log-mel spectrum [num_mels] of training recordings, over all frames and ranks."""
+    """The mean log-mel spectrum [num_mels] of training audio clips, over all frames and ranks."""
     tally = Tally()
     if subject.train is not None:
-        for recording in recordings(subject, subject.train, _MAX_TRAIN_RECORDINGS):
-            log_mel, lengths = _log_mel(codec, recording.waveform)
+        for audio in audio_clips(subject, subject.train, _MAX_TRAIN_AUDIO_CLIPS):
+            log_mel, lengths = _log_mel(codec, audio.waveform)
             tally.add("mel", log_mel[0].double().sum(0))
             tally.add("num_frames", lengths)
     sums = tally.reduce()

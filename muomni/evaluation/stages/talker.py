@@ -1,4 +1,4 @@
-"""Figures of the Talker: the next code when the true ones are known, and the speech that it makes
+"""Metrics of the Talker: the next code when the true ones are known, and the speech that it makes
 from text alone.
 """
 
@@ -6,12 +6,12 @@ import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.views.base import Batch
-from muomni.data.views.spelled_text import pad_spelled
+from muomni.data.views.characters import pad_spelled
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.codes import CodeCounts
 from muomni.evaluation.metrics.tally import Tally, ratio, watch
-from muomni.evaluation.report import Figure
-from muomni.evaluation.speech.spoken import MAX_SPOKEN_SAMPLES, SpeechErrors, recordings
+from muomni.evaluation.report import Metric
+from muomni.evaluation.speech.spoken import MAX_SPOKEN_SAMPLES, SpeechErrors, audio_clips
 from muomni.models.speech.speech_output import speak
 from muomni.models.speech.talker import Talker
 from muomni.training.stages.talker import TalkerStage
@@ -21,7 +21,7 @@ from muomni.training.validation import validate
 _MAX_STRETCH = 3
 
 
-def evaluate(subject: Subject) -> list[Figure]:
+def evaluate(subject: Subject) -> list[Metric]:
     """Code and stop accuracy beside constant answers; WER and duration of free-run speech."""
     counts = CodeCounts(subject.model.config.codebook_size)
     tally = Tally()
@@ -33,13 +33,13 @@ def evaluate(subject: Subject) -> list[Figure]:
     accuracies = validate(subject.stage, subject.task, watch(subject.batches(), look))
     for _, batch in subject.train_batches():
         counts.add("train", batch)
-    return [*counts.figures(accuracies), _stop_figure(tally), *_free_run(subject)]
+    return [*counts.metrics(accuracies), _stop_metric(tally), *_free_run(subject)]
 
 
 def _add_stops(tally: Tally, talker: Talker, batch: Batch) -> None:
-    """Count right decisions to stop (once a recording) and to go on (once a frame)."""
+    """Count right decisions to stop (once an audio clip) and to go on (once a frame)."""
     mask = batch["code_mask"]
-    text = [batch[name] for name in ("text_ids", "letter_ids", "text_mask")]
+    text = [batch[name] for name in ("text_ids", "character_ids", "text_mask")]
     output = talker(*text, batch["codes"], mask)
     says_stop = output.base.argmax(-1) == talker.stop
     lengths = mask.sum(1)
@@ -49,38 +49,36 @@ def _add_stops(tally: Tally, talker: Talker, batch: Batch) -> None:
     tally.add("go_on", torch.stack([(~says_stop[:, :-1] & mask).sum(), mask.sum()]))
 
 
-def _stop_figure(tally: Tally) -> Figure:
+def _stop_metric(tally: Tally) -> Metric:
     """The mean of both shares, so that a Talker that never stops gets one half."""
     sums = tally.reduce()
     value = (ratio(sums["stop"]) + ratio(sums["go_on"])) / 2
     name = "stop_balanced_accuracy"
-    return Figure(name, value, (0.0 + 1.0) / 2, "never stops", is_lower_better=False)
+    return Metric(name, value, (0.0 + 1.0) / 2, "never stops", is_lower_better=False)
 
 
-def _free_run(subject: Subject) -> list[Figure]:
+def _free_run(subject: Subject) -> list[Metric]:
     """Speech from text alone: errors of our recognition, duration, and how often it stops."""
     errors, tally = SpeechErrors(subject), Tally()
     stage = subject.stage
     assert isinstance(stage, TalkerStage)
     tokenizer, codec = stage.tokenizer, stage.codec.codec
-    for recording in recordings(
-        subject, subject.source, min(subject.num_samples, MAX_SPOKEN_SAMPLES)
-    ):
-        original_s = len(recording.waveform) / SAMPLE_RATE_HZ
-        ids = tokenizer.encode(recording.text)
+    for audio in audio_clips(subject, subject.source, min(subject.num_samples, MAX_SPOKEN_SAMPLES)):
+        original_s = len(audio.waveform) / SAMPLE_RATE_HZ
+        ids = tokenizer.encode(audio.text)
         spelled = pad_spelled([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
         speech = speak(
             subject.model,
             codec,
-            *(spelled[name][0].to(subject.device) for name in ("text_ids", "letter_ids")),
+            *(spelled[name][0].to(subject.device) for name in ("text_ids", "character_ids")),
             max_frames=round((_MAX_STRETCH * original_s + 1) * FRAME_RATE_HZ),
         )
         tally.add("duration", torch.tensor([len(speech.waveform) / SAMPLE_RATE_HZ, original_s]))
         tally.add("stopped", torch.tensor([float(speech.stopped), 1.0]))
-        errors.add(recording, speech.waveform)
+        errors.add(audio, speech.waveform)
     sums = tally.reduce()
     return [
-        *errors.figures("free_run_speech"),
-        Figure("duration_ratio", ratio(sums.get("duration"))),
-        Figure("stopped_fraction", ratio(sums.get("stopped")), is_lower_better=False),
+        *errors.metrics("free_run_speech"),
+        Metric("duration_ratio", ratio(sums.get("duration"))),
+        Metric("stopped_fraction", ratio(sums.get("stopped")), is_lower_better=False),
     ]

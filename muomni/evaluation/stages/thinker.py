@@ -1,4 +1,4 @@
-"""Figures of the Thinker: how well it predicts unseen text, beside a unigram model of its tokens."""
+"""Metrics of the Thinker: how well it predicts unseen text, beside a unigram model of its tokens."""
 
 import math
 
@@ -6,11 +6,11 @@ from muomni.data.views.base import Batch
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.tally import Tally, watch
 from muomni.evaluation.metrics.unigram import token_counts, unigram_nats
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 from muomni.training.validation import validate
 
 
-def evaluate(subject: Subject) -> list[Figure]:
+def evaluate(subject: Subject) -> list[Metric]:
     """Perplexity, bits per byte and next-token accuracy; the baseline scores the same tokens."""
     vocab_size = subject.stage.tokenizer.vocab_size
     tally = Tally()
@@ -19,7 +19,7 @@ def evaluate(subject: Subject) -> list[Figure]:
         tally.add("counts", token_counts(batch["labels"], vocab_size))
         tally.add("num_bytes", batch["num_bytes"])
 
-    figures = validate(subject.stage, subject.task, watch(subject.batches(), look))
+    metrics = validate(subject.stage, subject.task, watch(subject.batches(), look))
     for _, batch in subject.train_batches():
         tally.add("train_counts", token_counts(batch["labels"], vocab_size))
     sums = tally.reduce()
@@ -32,9 +32,9 @@ def evaluate(subject: Subject) -> list[Figure]:
         accuracy = float(counts[train_counts.argmax()] / counts.sum())
     unigram = "unigram model"
     return [
-        Figure("perplexity", figures["perplexity"], perplexity, unigram),
-        Figure("bits_per_byte", figures["bits_per_byte"], bits_per_byte, unigram),
-        Figure(
-            "accuracy", figures["accuracy"], accuracy, "most frequent token", is_lower_better=False
+        Metric("perplexity", metrics["perplexity"], perplexity, unigram),
+        Metric("bits_per_byte", metrics["bits_per_byte"], bits_per_byte, unigram),
+        Metric(
+            "accuracy", metrics["accuracy"], accuracy, "most frequent token", is_lower_better=False
         ),
     ]

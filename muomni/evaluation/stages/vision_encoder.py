@@ -1,4 +1,4 @@
-"""Figures of the vision encoder: retrieval among held-out pairs, and naming of pictures."""
+"""Metrics of the vision encoder: retrieval among held-out pairs, and naming of images."""
 
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.retrieval import (
@@ -8,19 +8,19 @@ from muomni.evaluation.metrics.retrieval import (
     recall,
     zero_shot_top1,
 )
-from muomni.evaluation.report import Figure
+from muomni.evaluation.report import Metric
 from muomni.training.stages.vision_encoder import VisionEncoderStage
 
 
-def evaluate(subject: Subject) -> list[Figure]:
+def evaluate(subject: Subject) -> list[Metric]:
     """Recall@k both ways and zero-shot top-1 over the distinct first captions of the split.
 
     Chance is computed for this split: equal captions are equally right, so it is more than k / N.
     """
     features = embed_split(subject.model, subject.batches())
     found = recall(features)
-    figures = [
-        Figure(name, found[name], found[f"chance_{name}"], "chance", is_lower_better=False)
+    metrics = [
+        Metric(name, found[name], found[f"chance_{name}"], "chance", is_lower_better=False)
         for way in ("text", "image")
         for name in (f"{way}_recall@{depth}" for depth in DEPTHS)
     ]
@@ -28,5 +28,5 @@ def evaluate(subject: Subject) -> list[Figure]:
     assert isinstance(stage, VisionEncoderStage)
     top1 = zero_shot_top1(subject.model, features, names, stage.view(), subject.device)
     chance = f"chance among {len(names)} captions"
-    figures.append(Figure("zero_shot_top1", top1, 1 / len(names), chance, is_lower_better=False))
-    return figures
+    metrics.append(Metric("zero_shot_top1", top1, 1 / len(names), chance, is_lower_better=False))
+    return metrics

@@ -142,13 +142,13 @@ def thinker_flops(
     return stack_flops(config, num_tokens, moe=config.moe) + ForwardFlops(predicted * head)
 
 
-def talker_flops(config: TalkerConfig, num_letters: int, num_frames: int) -> ForwardFlops:
-    """Teacher-forced pass over one row: letters, start (and speaker) token, frames, all heads."""
+def talker_flops(config: TalkerConfig, num_characters: int, num_frames: int) -> ForwardFlops:
+    """Teacher-forced pass over one row: characters, start (and speaker) token, frames, all heads."""
     size, num_codes = config.hidden_size, config.codebook_size
-    prefix = num_letters + 1 + (config.num_speakers > 0)
+    prefix = num_characters + 1 + (config.num_speakers > 0)
     heads = (num_frames + 1) * linear_flops(size, num_codes + 1)
     if config.thinker_hidden_size is not None:
-        heads += num_letters * linear_flops(config.thinker_hidden_size, size)
+        heads += num_characters * linear_flops(config.thinker_hidden_size, size)
     residual = mlp_flops(config, is_gated=True) + linear_flops(size, num_codes)
     heads += num_frames * (config.num_codebooks - 1) * residual
     stack = stack_flops(config, prefix + num_frames, dropout=config.dropout)

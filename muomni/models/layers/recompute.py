@@ -26,7 +26,7 @@ class BlockRunner(nn.Module, ABC):
     `block_lists` names the lists that hold them.
     """
 
-    recomputed_places: frozenset[int] = frozenset()
+    recomputed_positions: frozenset[int] = frozenset()
     block_lists: ClassVar[tuple[str, ...]] = ("blocks",)
 
     def runs(self) -> Iterator[nn.Module]:
@@ -40,14 +40,14 @@ class BlockRunner(nn.Module, ABC):
 
     def run_block(self, place: int, block: nn.Module, *args: Any) -> Any:
         """`block(*args)`, the `place`-th one; its activations are kept unless it is to be recomputed."""
-        if place in self.recomputed_places and torch.is_grad_enabled():
+        if place in self.recomputed_positions and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
     def recompute_every(self, interval: int) -> None:
         """Recompute the first block of each `interval`; 0: no block."""
         places = range(0, len(self.block_costs()), interval) if interval else ()
-        self.recomputed_places = frozenset(places)
+        self.recomputed_positions = frozenset(places)
 
 
 def recompute_activations(
@@ -82,7 +82,7 @@ def recomputed_share(module: nn.Module) -> Fraction:
         if isinstance(part, BlockRunner):
             costs = part.block_costs()
             total += sum(costs)
-            again += sum(costs[place] for place in part.recomputed_places)
+            again += sum(costs[place] for place in part.recomputed_positions)
     return Fraction(again, total) if total else Fraction(0)
 
 

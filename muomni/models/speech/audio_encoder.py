@@ -2,7 +2,7 @@
 
 Log-mel, normalized per utterance, two strided convolutions that make one frame of four, then the
 shared transformer, bidirectional with rotary positions. Every layer ignores what lies beyond a
-recording's length, so a padded batch gives what single recordings give.
+audio clip's length, so a padded batch gives what single audio clips give.
 """
 
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class ConvSubsampling(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Recordings -> hidden states for a Thinker, and subword logits for CTC."""
+    """Audio clips -> hidden states for a Thinker, and subword logits for CTC."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class AudioEncoder(nn.Module):
 
 
 def num_encoder_frames(num_samples: Tensor) -> Tensor:
-    """Return the frame lengths [B] of recordings of `num_samples` [B] samples, as the model does."""
+    """Return the frame lengths [B] of audio clips of `num_samples` [B] samples, as the model does."""
     mel_lengths = (num_samples + MEL_HOP - 1) // MEL_HOP
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
@@ -106,7 +106,7 @@ def num_encoder_frames(num_samples: Tensor) -> Tensor:
 def audio_encoder_flops(
     config: AudioEncoderConfig, num_samples: int, with_head: bool = True
 ) -> ForwardFlops:
-    """Forward FLOPs of one recording (see `flops.py` for the conventions)."""
+    """Forward FLOPs of one audio clip (see `flops.py` for the conventions)."""
     num_mel = -(-num_samples // config.mel.hop)
     half_time, half_mels = -(-num_mel // 2), -(-config.mel.num_mels // 2)
     time, mels = -(-half_time // 2), -(-half_mels // 2)

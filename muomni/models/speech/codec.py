@@ -3,7 +3,7 @@
 A convolutional encoder halves the frame rate twice, a residual quantizer turns each frame into K
 codes, and a mirrored decoder gives the mel spectrogram back (van den Oord et al., 2017; residual
 codebooks after Zeghidour et al., 2021). Every layer zeroes what lies beyond the length, so a padded
-batch gives what single recordings give. The quantizer's codebooks are buffers; see `quantizer.py`
+batch gives what single audio clips give. The quantizer's codebooks are buffers; see `quantizer.py`
 for how a trainer updates them.
 """
 
@@ -142,7 +142,7 @@ class MelDecoder(BlockRunner):
 
 
 class Codec(nn.Module):
-    """Recordings <-> codes; `forward` is the training pass."""
+    """Audio clips <-> codes; `forward` is the training pass."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Codec(nn.Module):
     def forward(
         self, waveform: Tensor, lengths: Tensor, seeds: Tensor | None = None
     ) -> CodecOutput:
-        """Reconstruct recordings [B, N] with sample counts `lengths` [B].
+        """Reconstruct audio clips [B, N] with sample counts `lengths` [B].
 
         `seeds` [B] int64 is one number a sample that does not depend on its batch; training mode
         needs it to draw candidates for dead codes.
@@ -211,7 +211,7 @@ class Codec(nn.Module):
 
 
 def num_code_frames(mel_lengths: Tensor) -> Tensor:
-    """Return the number of code frames of recordings of `mel_lengths` mel frames."""
+    """Return the number of code frames of audio clips of `mel_lengths` mel frames."""
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
 
@@ -265,7 +265,7 @@ def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tenso
 def codec_flops(
     config: CodecConfig, num_mel_frames: int, with_decoder: bool = True
 ) -> ForwardFlops:
-    """Return the forward FLOPs (2 a multiply-add) for one recording of `num_mel_frames` frames.
+    """Return the forward FLOPs (2 a multiply-add) for one audio clip of `num_mel_frames` frames.
 
     Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
     """

@@ -1,6 +1,6 @@
 """Waveform to log-mel spectrogram, always in fp32, the same for a padded batch and single samples.
 
-Frame t is centered on sample t * hop; samples outside the recording count as zero, so a recording of
+Frame t is centered on sample t * hop; samples outside the audio clip count as zero, so an audio clip of
 N samples has ceil(N / hop) frames. Mel filters follow Slaney's scale and unit-area norm (Slaney,
 Auditory Toolbox, 1998): HTK filters below 500 Hz would be narrower than a bin of a 512-point FFT.
 Values are natural logarithms of mel *magnitudes*, floored at `LOG_FLOOR`.
@@ -59,12 +59,12 @@ def length_mask(lengths: Tensor, num_positions: int) -> Tensor:
 
 
 def num_mel_frames(num_samples: Tensor, hop: int) -> Tensor:
-    """Return the number of mel frames of recordings of `num_samples` samples."""
+    """Return the number of mel frames of audio clips of `num_samples` samples."""
     return (num_samples + hop - 1) // hop
 
 
 class LogMel(nn.Module):
-    """Log-mel spectrogram of a padded batch of 16 kHz recordings."""
+    """Log-mel spectrogram of a padded batch of 16 kHz audio clips."""
 
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def normalize_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
     mean = (log_mel * valid).sum(1, keepdim=True) / num_valid
     centered = (log_mel - mean) * valid
     variance = centered.square().sum(1, keepdim=True) / num_valid
-    # The floor keeps a recording of one frame, or of silence, at zero in place of dividing by it.
+    # The floor keeps an audio clip of one frame, or of silence, at zero in place of dividing by it.
     return centered / (variance.sqrt() + 1e-2)
 
 

@@ -29,14 +29,14 @@ def speak(
     talker: Talker,
     codec: Codec,
     text_ids: Tensor,
-    letter_ids: Tensor,
+    character_ids: Tensor,
     *,
     max_frames: int,
     temperature: float = SPEECH_TEMPERATURE,
     seed: int = 0,
     thinker_hidden: Tensor | None = None,
 ) -> Speech:
-    """Speak one text: `letter_ids` [Tl], and for each letter its token and the Thinker's state there.
+    """Speak one text: `character_ids` [Tl], and for each character its token and the Thinker's state there.
 
     `thinker_hidden` [1, Tl, D] when the Talker wants states.
     Codes are drawn with `seed`; `temperature=0` takes the likeliest ones. A Talker that
@@ -44,7 +44,7 @@ def speak(
     """
     generated = talker.generate(
         text_ids[None],
-        letter_ids[None],
+        character_ids[None],
         max_frames=max_frames,
         temperature=temperature,
         generator=torch.Generator(text_ids.device).manual_seed(seed),

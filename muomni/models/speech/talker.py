@@ -1,18 +1,18 @@
 """The Talker: a language model over speech codes with the text to be spoken as its prefix.
 
-A row is [letters of the text] [speaker] [start of audio] [frames ...]. A letter is one byte; beside
+A row is [characters of the text] [speaker] [start of audio] [frames ...]. A character is one byte; beside
 it stand the token that it belongs to and, projected, the Thinker's state at that token: sounds follow
-letters, so a word that was never heard can be spoken, and tokens and states add what letters do not tell.
+characters, so a word that was never heard can be spoken, and tokens and states add what characters do not tell.
 The state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
 last frame the stop class. A frame's base code comes from the state alone; its residual code k comes
 from a small head that also sees the frame's codes below k (teacher-forced in training, one after
 the other in generation), after the residual prediction of Wang et al. 2023 (VALL-E,
 arXiv:2301.02111).
 
-Positions are in frames, for letters too: letter i stands at `i * frames_per_letter`, about where it will
-be spoken, so that the rotary distance between a frame and its letter is small from the first to the last
-(after the progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462, with a
-mean rate in place of the known length). Only real letters and frames count, so padding never matters.
+Positions are in frames, for characters too: character i has position `i * frames_per_character`, about
+where it will be spoken, so that the rotary distance between a frame and its character is small from the
+first to the last (after the progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462,
+with a mean rate in place of the known length). Only real characters and frames count, so padding never matters.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from muomni.models.layers.losses import IGNORE, cross_entropy_sum
 from muomni.models.layers.masks import causal_padding_mask, padded_starts, valid_positions
 from muomni.models.layers.sampling import sample
 
-NUM_LETTERS = 256
+NUM_CHARACTERS = 256
 
 
 class TalkerOutput(NamedTuple):
@@ -45,7 +45,7 @@ class TalkerOutput(NamedTuple):
 
 
 class TalkerLoss(NamedTuple):
-    """Cross entropy summed over `weight` predictions: K codes a frame and one stop a recording.
+    """Cross entropy summed over `weight` predictions: K codes a frame and one stop an audio clip.
 
     `logs[name]` is a detached pair [sum, weight].
     """
@@ -94,7 +94,7 @@ class Talker(nn.Module):
         self.config = config
         size, num_codes = config.hidden_size, config.codebook_size
         self.embed_text = nn.Embedding(config.text_vocab_size, size)
-        self.embed_letters = nn.Embedding(NUM_LETTERS, size)
+        self.embed_characters = nn.Embedding(NUM_CHARACTERS, size)
         # One table for all codebooks: code c of codebook k is row k * num_codes + c.
         self.embed_codes = nn.Embedding(config.num_codebooks * num_codes, size)
         self.embed_start = nn.Embedding(1, size)
@@ -121,7 +121,7 @@ class Talker(nn.Module):
     def forward(
         self,
         text_ids: Tensor,
-        letter_ids: Tensor,
+        character_ids: Tensor,
         text_mask: Tensor,
         codes: Tensor,
         code_mask: Tensor,
@@ -130,12 +130,12 @@ class Talker(nn.Module):
     ) -> TalkerOutput:
         """Teacher-forced logits of all frames.
 
-        `letter_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each letter, `text_mask`
+        `character_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each character, `text_mask`
         [B, Tl]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the end; `thinker_hidden`
         [B, Tl, thinker_hidden_size]; `speaker` [B]. What is padded may hold any valid id. Raises
         ValueError when Thinker states or speaker do not fit the config.
         """
-        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
         if self.stack.attends_by_documents:
             prefix = _with_padding_first(prefix)
         code_embeds = self._code_embeddings(codes)
@@ -169,7 +169,7 @@ class Talker(nn.Module):
         guesses, lengths = output.base.detach().argmax(dim=-1), mask.sum(dim=1)
         is_hit = (guesses[:, :-1] == targets[..., 0]).sum()
         logs["accuracy_0"] = torch.stack([is_hit.float(), mask.sum().float()])
-        # Share of recordings that would be ended where they end.
+        # Share of audio clips that would be ended where they end.
         is_stop = (guesses.gather(1, lengths[:, None])[:, 0] == self.stop) & (lengths > 0)
         logs["stop_accuracy"] = torch.stack([is_stop.sum().float(), (lengths > 0).sum().float()])
         for k, logits in enumerate(output.residual, start=1):
@@ -189,7 +189,7 @@ class Talker(nn.Module):
     def generate(
         self,
         text_ids: Tensor,
-        letter_ids: Tensor,
+        character_ids: Tensor,
         text_mask: Tensor | None = None,
         *,
         max_frames: int,
@@ -199,13 +199,13 @@ class Talker(nn.Module):
         thinker_hidden: Tensor | None = None,
         speaker: Tensor | None = None,
     ) -> GeneratedCodes:
-        """Speak `letter_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
+        """Speak `character_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
 
         `temperature=0` is greedy; other arguments as in `forward` and `sampling.sample`.
         """
         if text_mask is None:
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
-        prefix = self._prefix(text_ids, letter_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
         num_rows, length, _ = prefix.embeds.shape
         device = text_ids.device
         cache = self.new_cache(num_rows, length + max_frames)
@@ -256,8 +256,8 @@ class Talker(nn.Module):
     def _drop_frames(self, frames: Tensor) -> Tensor:
         """In training, hide whole frames [B, Tf, D] from what follows.
 
-        What comes next can mostly be told from the last frame; without it, letters must be read, and
-        speech that goes by letters does not run away on its own mistakes.
+        What comes next can mostly be told from the last frame; without it, characters must be read, and
+        speech that goes by characters does not run away on its own mistakes.
         """
         rate = self.config.frame_dropout
         if not self.training or not rate:
@@ -276,12 +276,12 @@ class Talker(nn.Module):
     def _prefix(
         self,
         text_ids: Tensor,
-        letter_ids: Tensor,
+        character_ids: Tensor,
         text_mask: Tensor,
         thinker_hidden: Tensor | None,
         speaker: Tensor | None,
     ) -> _Prefix:
-        text = self.embed_text(text_ids) + self.embed_letters(letter_ids)
+        text = self.embed_text(text_ids) + self.embed_characters(character_ids)
         if thinker_hidden is not None:
             if self.config.thinker_hidden_size is None:
                 raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
@@ -297,16 +297,16 @@ class Talker(nn.Module):
             parts.insert(1, self.embed_speaker(speaker[:, None]))
         num_more = len(parts) - 1
         text_mask = text_mask.to(torch.bool)
-        at_letters = valid_positions(text_mask) * self.config.frames_per_letter
+        at_characters = valid_positions(text_mask) * self.config.frames_per_character
         return _Prefix(
             torch.cat(parts, dim=1),
             nn.functional.pad(text_mask, (0, num_more), value=True),
-            nn.functional.pad(at_letters, (0, num_more)),  # speaker and start: before frame 0
+            nn.functional.pad(at_characters, (0, num_more)),  # speaker and start: before frame 0
         )
 
 
 def _with_padding_first(prefix: _Prefix) -> _Prefix:
-    """The same letters in the same order behind all padding, so that frames follow without a gap."""
+    """The same characters in the same order behind all padding, so that frames follow without a gap."""
     order = prefix.valid.to(torch.int8).argsort(dim=1, stable=True)
     return _Prefix(
         prefix.embeds.take_along_dim(order[..., None], dim=1),

@@ -42,7 +42,7 @@ class WordSearch:
     `beam_size` best hypotheses kept, if they are within `beam_range` nats of the best.
 
     The defaults were chosen on the validation split of the sample corpus, where WER hardly changes
-    between LM weights 0.75 and 1.25 and in a wider beam (docs/evaluation.md has the figures).
+    between LM weights 0.75 and 1.25 and in a wider beam (docs/evaluation.md has the metrics).
     """
 
     lm_weight: float = 1.0
@@ -148,7 +148,7 @@ class WordDecoder:
 
 
 class _Beam:
-    """The hypotheses after some frames of one recording.
+    """The hypotheses after some frames of one audio clip.
 
     A hypothesis is `history * number of nodes + node`; history 0 is no word yet, and another one
     stands for the hypothesis whose last word it finished. Kept are its probabilities by the end of

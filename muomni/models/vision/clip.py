@@ -1,4 +1,4 @@
-"""Picture and text towers with a shared embedding (CLIP: Radford et al., 2021).
+"""Image and text towers with a shared embedding (CLIP: Radford et al., 2021).
 
 The forward pass returns unit features and the scale and bias of their similarities; `contrastive.py`
 makes the loss of them. Reference in tests: open_clip.
@@ -96,7 +96,7 @@ class Clip(nn.Module):
         )
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """Return unit features [B, embedding_size] fp32 of pictures."""
+        """Return unit features [B, embedding_size] fp32 of images."""
         return F.normalize(self.vision_projection(self.vision(pixels)[0]).float(), dim=-1)
 
     def embed_text(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
@@ -123,6 +123,6 @@ def clip_text_flops(config: ClipConfig, num_tokens: int) -> ForwardFlops:
 
 
 def clip_image_flops(config: ClipConfig) -> ForwardFlops:
-    """Forward FLOPs of one picture, its projection included (see `flops.py`)."""
+    """Forward FLOPs of one image, its projection included (see `flops.py`)."""
     projection = linear_flops(config.vision.hidden_size, config.embedding_size)
     return vision_encoder_flops(config.vision) + ForwardFlops(projection)

@@ -11,7 +11,7 @@ For either, a step has two passes (feature caching: Gao et al., 2021): features 
 without gradient, gathered; then per micro-batch `contrastive_surrogate` or `sigmoid_surrogate`,
 backward. Memory is O(n * N) for n local pairs; gradients never pass through a collective.
 
-Pairs that share a group (the same picture, the same caption) are not negatives of each other. Group
+Pairs that share a group (the same image, the same caption) are not negatives of each other. Group
 -1 marks padding rows, which neither count nor serve as negatives.
 """
 

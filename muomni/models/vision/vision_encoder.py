@@ -19,13 +19,13 @@ from muomni.models.layers.layers import (
     make_norm,
 )
 
-# Channel statistics of CLIP's training pictures, RGB in 0..1; every CLIP-like model uses them.
+# Channel statistics of CLIP's training images, RGB in 0..1; every CLIP-like model uses them.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VisionEncoder(nn.Module):
-    """Square RGB pictures -> one class token and one token a patch."""
+    """Square RGB images -> one class token and one token a patch."""
 
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class VisionEncoder(nn.Module):
         nn.init.normal_(self.position_embedding, std=size**-0.5)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class token [B, D] and the patch tokens [B, P, D], row by row of the picture.
+        """Return the class token [B, D] and the patch tokens [B, P, D], row by row of the image.
 
         `pixels` [B, 3, S, S] are RGB, uint8 in 0..255 or float in 0..1; this module normalizes
         them. Raises ValueError when S is not the config's image size.
@@ -90,7 +90,7 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def vision_encoder_flops(config: VisionTowerConfig) -> ForwardFlops:
-    """Forward FLOPs of one picture (see `flops.py` for the conventions)."""
+    """Forward FLOPs of one image (see `flops.py` for the conventions)."""
     patches = config.num_patches * linear_flops(3 * config.patch_size**2, config.hidden_size)
     stack = stack_flops(config, config.num_patches + 1, is_gated=False)
     return ForwardFlops(first=patches) + stack

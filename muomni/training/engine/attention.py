@@ -2,7 +2,7 @@
 
 A mask makes a query look at its whole row and lets torch choose only kernels that take masks. These kernels get
 the places where documents begin instead, and compute nothing outside of them (Dao 2023, FlashAttention-2,
-arXiv:2307.08691). The padding of a row is a document, too. Towers without a mask (pictures, captions) have
+arXiv:2307.08691). The padding of a row is a document, too. Towers without a mask (images, captions) have
 flash kernels anyway.
 """
 

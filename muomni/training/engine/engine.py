@@ -109,13 +109,13 @@ class Engine:
         self,
         output: StageOutput,
         global_weights: dict[str, torch.Tensor],
-        coefficients: dict[str, float],
+        loss_weights: dict[str, float],
     ) -> None:
         """Add this micro-batch's share of the gradient of the window's mean loss."""
         num_ranks = collectives.world_size()
         total = sum(
             # A term that no rank has in this step weighs nothing; its sum is zero, too.
-            coefficients[term] * num_ranks * loss / global_weights[term].clamp(min=1e-6)
+            loss_weights[term] * num_ranks * loss / global_weights[term].clamp(min=1e-6)
             for term, loss in output.losses.items()
         )
         if self._scales_itself:
@@ -191,7 +191,7 @@ class Engine:
         self._own_skips.zero_()
         return int(self.deepspeed.skipped_steps)
 
-    def first_spoiled_weight(self) -> str | None:
+    def first_non_finite_weight(self) -> str | None:
         """The first parameter or buffer that is not finite on any rank, or None; every rank must call it."""
         weights = {name: _own_elements(p) for name, p in self.task.named_parameters()}
         weights |= {n: b for n, b in self.task.named_buffers() if b.is_floating_point()}

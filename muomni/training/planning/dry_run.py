@@ -112,7 +112,7 @@ def check_memory(session: Session, seen: Preview, device: Device) -> None:
 
 
 def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:
-    """Print the resolved config, what is trained and the memory it takes; returns the figures."""
+    """Print the resolved config, what is trained and the memory it takes; returns the metrics."""
     config = session.request.config
     seen = preview(session, device) if seen is None else seen
     task, batches, trace, plans = seen.task, seen.batches, seen.trace, seen.plans
@@ -138,7 +138,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
         f"{unit}_per_step": units * session.feed.micro_batches_per_step,
         "flops_per_step": trace.flops * session.ranks.world_size,
         "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
-        "memory": [as_figures(plan, device) for plan in plans],
+        "memory": [as_metrics(plan, device) for plan in plans],
     }
 
 
@@ -254,7 +254,7 @@ def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
     return plan.peak <= device.memory and fits_host
 
 
-def as_figures(plan: MemoryPlan, device: Device) -> dict[str, Any]:
+def as_metrics(plan: MemoryPlan, device: Device) -> dict[str, Any]:
     """A plan for scripts, in bytes."""
     state = sum(plan.parts[part] + plan.host.get(part, 0) for part in (MASTER, MOMENTS, AVERAGE))
     return {

@@ -125,7 +125,7 @@ def play_step(stage: Stage, task: nn.Module, batches: list[Batch], num_ranks: in
     frozen = [t for model in stage.frozen_models() for t in model.state_dict().values()]
     given = [tensor for batch in batches for tensor in batch.values()]
     live.leave_out([*task.parameters(), *task.buffers(), *frozen, *given])
-    with collectives.pretended(num_ranks), live:
+    with collectives.simulated(num_ranks), live:
         with torch.no_grad():
             window = [stage.prepare(batch) for batch in batches]
         largest = max(range(len(window)), key=lambda i: storage_bytes(window[i].values()))

@@ -33,7 +33,7 @@ class AudioEncoderOptions(Section):
         None, ge=0, description="merges of the tokenizer that labels use; 0: characters, null: all"
     )
     perturb_speed: bool = Field(
-        True, description="play recordings at 0.9, 1 or 1.1 times the speed"
+        True, description="play audio clips at 0.9, 1 or 1.1 times the speed"
     )
     spec_augment: SpecAugmentConfig | None = Field(
         SpecAugmentConfig(), description="bands and stretches to hide in training; null: none"
@@ -58,7 +58,7 @@ class AudioEncoderTask(nn.Module):
         return self.score(batch, *self.listen(batch))
 
     def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """CTC logits [B, T, V] of the recordings and their frame lengths [B]."""
+        """CTC logits [B, T, V] of the audio clips and their frame lengths [B]."""
         hidden, frame_lengths = self.encoder(
             batch["waveform"],
             batch["lengths"],
@@ -97,7 +97,7 @@ def error_sums(references: list[str], hypotheses: list[str], device: torch.devic
 
 
 class AudioEncoderStage(Stage):
-    """Trains the speech encoder on recordings and transcripts."""
+    """Trains the speech encoder on audio clips and transcripts."""
 
     name = "audio_encoder"
     tasks = ("speech",)
@@ -131,9 +131,9 @@ class AudioEncoderStage(Stage):
         return {"loss": ctc_weight(frame_lengths, batch["labels"], batch["label_lengths"])}
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = dict(ratios)
-        figures["infeasible_fraction"] = figures.pop("infeasible")
-        return figures
+        metrics = dict(ratios)
+        metrics["infeasible_fraction"] = metrics.pop("infeasible")
+        return metrics
 
     def sample_outputs(
         self, task: AudioEncoderTask, source: Source, folder: Path

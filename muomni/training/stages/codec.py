@@ -10,7 +10,7 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import CodecConfig, Section
 from muomni.config.run import RunConfig
-from muomni.data.media.audio import pad_waveforms, read_recording
+from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.sampling.plan import Batching
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
@@ -31,7 +31,7 @@ _NUM_SAMPLE_OUTPUTS = 2
 class CodecOptions(Section):
     """Settings of the stage besides the model's sizes."""
 
-    crop_s: float = Field(2.0, gt=0, description="seconds of each recording that a step sees")
+    crop_s: float = Field(2.0, gt=0, description="seconds of each audio clip that a step sees")
 
 
 class CodecTask(nn.Module):
@@ -81,7 +81,7 @@ class CodecStage(Stage):
     def flop_counter(self, task: nn.Module) -> FlopCounter:
         return count_codec(self.model_config(), recomputed_share(task))
 
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}
 
     def weights(self, batch: Batch) -> Sums:
@@ -99,25 +99,25 @@ class CodecStage(Stage):
         self._code_counts = task.codec.quantizer.ema_counts
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = dict(ratios)
-        figures["loss"] = sum(
-            coefficient * ratios[term] for term, coefficient in self.coefficients().items()
+        metrics = dict(ratios)
+        metrics["loss"] = sum(
+            loss_weight * ratios[term] for term, loss_weight in self.loss_weights().items()
         )
         if self._code_counts is not None:
-            figures["code_perplexity"] = float(code_perplexity(self._code_counts).mean())
-        return figures
+            metrics["code_perplexity"] = float(code_perplexity(self._code_counts).mean())
+        return metrics
 
     def sample_outputs(self, task: CodecTask, source: Source, folder: Path) -> Iterator[Artifact]:
         codec = task.codec
         for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
-            waveform, lengths = pad_waveforms([read_recording(source.read(index))])
+            waveform, lengths = pad_waveforms([read_audio(source.read(index))])
             waveform, lengths = waveform.to(self.context.device), lengths.to(self.context.device)
             target, _ = codec.log_mel(waveform, lengths)
             codes, _ = codec.encode(waveform, lengths)
             mel = codec.decode(codes)[0, : target.shape[1]]
-            picture, sound = folder / f"codec_{index}.png", folder / f"codec_{index}.wav"
+            image, sound = folder / f"codec_{index}.png", folder / f"codec_{index}.wav"
             mels = [target[0].cpu().numpy(), mel.cpu().numpy()]
-            write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artifact(picture, "image")
+            write_spectrograms(image, mels, LOG_FLOOR)
+            yield Artifact(image, "image")
             write_waveform(sound, mel_to_waveform(mel, codec.config.mel).cpu().numpy())
             yield Artifact(sound, "audio")

@@ -1,4 +1,4 @@
-"""The codec as an earlier stage left it: turns recordings into the codes that a Talker learns.
+"""The codec as an earlier stage left it: turns audio clips into the codes that a Talker learns.
 
 It stays outside of the DeepSpeed module: nothing in it is trained, and its codebooks must not be cast.
 """
@@ -36,6 +36,6 @@ class FrozenCodec:
 
     @torch.no_grad()
     def encode(self, waveform: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Recordings [B, N] with sample counts [B] -> `codes` [B, Tf, K], `code_mask` [B, Tf]."""
+        """Audio clips [B, N] with sample counts [B] -> `codes` [B, Tf, K], `code_mask` [B, Tf]."""
         codes, code_lengths = self.codec.encode(waveform, lengths)
         return {"codes": codes, "code_mask": length_mask(code_lengths, codes.shape[1])}

@@ -40,7 +40,7 @@ class TalkerTask(nn.Module):
     def forward(self, batch: Batch) -> StageOutput:
         codes, code_mask = batch["codes"], batch["code_mask"]
         output = self.talker(
-            batch["text_ids"], batch["letter_ids"], batch["text_mask"], codes, code_mask
+            batch["text_ids"], batch["character_ids"], batch["text_mask"], codes, code_mask
         )
         loss = self.talker.loss(output, codes, code_mask)
         logs = {"loss": torch.stack([loss.total.detach(), loss.weight]), **loss.logs}
@@ -106,18 +106,18 @@ class TalkerStage(Stage):
         return {**ratios, "accuracy": sum(accuracies) / len(accuracies)}
 
     def sample_outputs(self, task: TalkerTask, source: Source, folder: Path) -> Iterator[Artifact]:
-        """Speak the first held-out texts; each picture holds the recording's and the made mel."""
+        """Speak the first held-out texts; each image holds the audio clip's and the made mel."""
         codec, view, device = self.codec.codec, self.view(), self.context.device
         for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
             batch = view.collate([[view.example(source.read(index), None)]])
             waveform, lengths = batch["waveform"].to(device), batch["lengths"].to(device)
             target, _ = codec.log_mel(waveform, lengths)
             max_frames = 2 * target.shape[1] * FRAME_RATE_HZ // MEL_RATE_HZ + FRAME_RATE_HZ
-            text = [batch[name][0].to(device) for name in ("text_ids", "letter_ids")]
+            text = [batch[name][0].to(device) for name in ("text_ids", "character_ids")]
             speech = speak(task.talker, codec, *text, max_frames=max_frames)
-            picture, sound = folder / f"talker_{index}.png", folder / f"talker_{index}.wav"
+            image, sound = folder / f"talker_{index}.png", folder / f"talker_{index}.wav"
             mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
-            write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artifact(picture, "image")
+            write_spectrograms(image, mels, LOG_FLOOR)
+            yield Artifact(image, "image")
             write_waveform(sound, speech.waveform.cpu().numpy())
             yield Artifact(sound, "audio")

@@ -37,8 +37,8 @@ class ThinkerTask(nn.Module):
         self.moe = config.moe
 
     def forward(self, batch: Batch) -> StageOutput:
-        recording = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
-        with recording as router_logits:
+        audio = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
+        with audio as router_logits:
             hidden = self.thinker(batch["input_ids"], **documents_of(batch))
         loss = self.thinker.loss(hidden, batch["labels"])
         total = loss.total.detach()
@@ -122,7 +122,7 @@ class ThinkerStage(Stage):
             moe.update_biases(task.moe, task.thinker, state)
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = moe.load_figures(ratios)
-        figures["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
-        figures["perplexity"] = math.exp(min(50.0, ratios["loss"]))
-        return figures
+        metrics = moe.load_metrics(ratios)
+        metrics["bits_per_byte"] = ratios["bits_per_byte"] / math.log(2)
+        metrics["perplexity"] = math.exp(min(50.0, ratios["loss"]))
+        return metrics

@@ -1,4 +1,4 @@
-"""Stage `vision_encoder`: pictures and captions that belong together get like embeddings.
+"""Stage `vision_encoder`: images and captions that belong together get like embeddings.
 
 A loss over all pairs of an optimizer step, on all ranks and in all micro-batches, is no sum of losses
 within micro-batches. With accumulation, the features of all micro-batches are computed first, without
@@ -50,7 +50,7 @@ class VisionEncoderOptions(Section):
         description="clip: softmax over all pairs of a step (InfoNCE); siglip: a sigmoid of each pair",
     )
     augmentation: Augmentation | None = Field(
-        default=Augmentation(), description="how pictures are varied in training; null: not at all"
+        default=Augmentation(), description="how images are varied in training; null: not at all"
     )
 
 
@@ -68,7 +68,7 @@ class VisionEncoderTask(nn.Module):
             return StageOutput({}, state=features)
         pool = batch
         if "all_images" not in batch:
-            # Held-out figures compare within the micro-batch, so that they are the same for any
+            # Held-out metrics compare within the micro-batch, so that they are the same for any
             # number of ranks.
             pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
             if output.bias is None:
@@ -211,11 +211,11 @@ class VisionEncoderStage(Stage):
         ]
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        figures = dict(ratios)
-        to_text = figures.pop("accuracy_x_to_y")
-        to_image = figures.pop("accuracy_y_to_x")
-        figures["accuracy"] = (to_text + to_image) / 2
-        return figures
+        metrics = dict(ratios)
+        to_text = metrics.pop("accuracy_x_to_y")
+        to_image = metrics.pop("accuracy_y_to_x")
+        metrics["accuracy"] = (to_text + to_image) / 2
+        return metrics
 
     def sample_outputs(
         self, task: VisionEncoderTask, source: Source, folder: Path
@@ -229,7 +229,7 @@ class VisionEncoderStage(Stage):
         similarity = output.image[: len(pairs)] @ output.text[: len(pairs)].T
         nearest = similarity.argsort(dim=1, descending=True)[:, :3].tolist()
         lines = [
-            f"picture of: {name}\nnearest: {' | '.join(names[place] for place in places)}\n"
+            f"image of: {name}\nnearest: {' | '.join(names[place] for place in places)}\n"
             for name, places in list(zip(names, nearest, strict=True))[:_NUM_SAMPLE_OUTPUTS]
         ]
         path = folder / "vision_encoder.txt"

@@ -19,7 +19,7 @@ from muomni.data.views.speech import SpeechView
 from muomni.data.views.waveform import WaveformView
 from muomni.errors import DataError
 from tests.corpora import write_dataset
-from tests.media_corpora import speech_sample, write_picture_dataset, write_speech_dataset
+from tests.media_corpora import speech_sample, write_image_dataset, write_speech_dataset
 
 
 def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
@@ -51,7 +51,7 @@ def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
     _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
 
 
-@pytest.mark.parametrize("kind", ["speech", "waveform", "picture"])
+@pytest.mark.parametrize("kind", ["speech", "waveform", "image"])
 def test_epochs_vary_a_sample_and_evaluation_does_not(
     kind: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -59,12 +59,12 @@ def test_epochs_vary_a_sample_and_evaluation_does_not(
     views: dict[str, View[Any]] = {
         "speech": SpeechView(CtcUnits(tokenizer, None), True),
         "waveform": WaveformView(crop_s=0.2),
-        "picture": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
+        "image": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
     }
-    write = write_picture_dataset if kind == "picture" else write_speech_dataset
+    write = write_image_dataset if kind == "image" else write_speech_dataset
     source = Source([write(tmp_path / "s", num_train=4)], "train")
     dataset = PlannedDataset(source, views[kind], seed=3)
-    content = {"speech": "waveform", "waveform": "waveform", "picture": "images"}[kind]
+    content = {"speech": "waveform", "waveform": "waveform", "image": "images"}[kind]
 
     def seen(epoch: int | None) -> list[torch.Tensor]:
         epochs = None if epoch is None else ((epoch,),)
@@ -103,7 +103,7 @@ def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
     assert loader.num_bad == 2
     assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
     assert f"left out sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
-    assert "broken recording" in caplog.text
+    assert "broken audio clip" in caplog.text
     with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
         list(Loader(dataset, batches, max_bad_samples=1))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from muomni.data.media.audio import mel_frames, pad_waveforms, read_recording
+from muomni.data.media.audio import mel_frames, pad_waveforms, read_audio
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
 from muomni.models.speech.mel import num_mel_frames
@@ -12,20 +12,20 @@ from tests.corpora import write_dataset
 from tests.media_corpora import flac, say, speech_sample
 
 
-def test_a_recording_comes_back_mono_at_16_khz() -> None:
+def test_a_audio_comes_back_mono_at_16_khz() -> None:
     waveform = say(["cat", "door"])
-    found = read_recording({"__key__": "a", "flac": flac(waveform)})
+    found = read_audio({"__key__": "a", "flac": flac(waveform)})
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, waveform, atol=1e-4)
     stereo = np.stack([waveform, waveform], 1)[::2]
-    assert len(read_recording({"__key__": "a", "flac": flac(stereo, 8000)})) == len(waveform)
+    assert len(read_audio({"__key__": "a", "flac": flac(stereo, 8000)})) == len(waveform)
 
 
-def test_missing_and_broken_recordings_are_named() -> None:
-    with pytest.raises(DataError, match="sample 'k1' has no recording"):
-        read_recording({"__key__": "k1", "txt": b"x"})
+def test_missing_and_broken_audio_clips_are_named() -> None:
+    with pytest.raises(DataError, match="sample 'k1' has no audio clip"):
+        read_audio({"__key__": "k1", "txt": b"x"})
     with pytest.raises(DataError, match=r"k2\.flac"):
-        read_recording({"__key__": "k2", "flac": b"not audio"})
+        read_audio({"__key__": "k2", "flac": b"not audio"})
 
 
 def test_planned_frames_are_never_fewer_than_the_model_sees(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_planned_frames_are_never_fewer_than_the_model_sees(tmp_path: Path) -> N
     source = Source([write_dataset(tmp_path / "speech", "speech", {"train": samples})], "train")
     planned = mel_frames(source).all()
     for i in range(len(source)):
-        num_samples = torch.tensor(len(read_recording(source.read(i))))
+        num_samples = torch.tensor(len(read_audio(source.read(i))))
         assert num_mel_frames(num_samples, 160) <= planned[i] <= num_samples / 160 + 2
     assert (mel_frames(source, 2.0).all() >= 2 * (planned - 1)).all()
 
 
-def test_padding_is_silence_and_no_recording_is_a_batch_of_zero_length() -> None:
+def test_padding_is_silence_and_no_audio_is_a_batch_of_zero_length() -> None:
     waveform, lengths = pad_waveforms([np.ones(3, np.float32), np.ones(500, np.float32)])
     assert waveform.shape == (2, 500) and lengths.tolist() == [3, 500]
     assert waveform[0, 3:].abs().sum() == 0

@@ -1,4 +1,4 @@
-"""Pictures in all modes, recordings in all rates, and everything that can be broken."""
+"""Images in all modes, audio clips in all rates, and everything that can be broken."""
 
 import io
 
@@ -53,7 +53,7 @@ def test_shorter_side_is_resized_and_center_kept() -> None:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A photograph-like picture: smooth shades with an edge, and a little noise."""
+    """A photograph-like image: smooth shades with an edge, and a little noise."""
     y, x = np.mgrid[0:height, 0:width]
     shades = [127 + 100 * np.sin(x / width * 7), 255 * y / height, 200.0 * (x + y > width)]
     noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
@@ -73,7 +73,7 @@ def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_s
     difference = np.abs(decode_image(data, 64) - expected)
     # Sides that are no multiple of eight are rounded up, which moves a far edge by a part of a pixel.
     assert difference.mean() < 1.5 and np.quantile(difference, 0.98) < 8
-    with pytest.raises(DataError, match="broken picture"):
+    with pytest.raises(DataError, match="broken image"):
         decode_image(data[: len(data) // 2], 64)
 
 
@@ -107,7 +107,7 @@ def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
         np.testing.assert_array_equal(pixels, np.array(open_image(one)))
 
 
-def test_other_pictures_are_left_to_pillow() -> None:
+def test_other_images_are_left_to_pillow() -> None:
     data = jpeg(100, 80)
     image = open_image(data)
     exif = Image.Exif()
@@ -133,7 +133,7 @@ def test_a_damaged_jpeg_has_the_fate_that_pillow_gives_it(place: int) -> None:
     try:
         expected = np.array(open_image(bytes(data)))
     except DataError:
-        with pytest.raises(DataError, match="broken picture"):
+        with pytest.raises(DataError, match="broken image"):
             decode_image(bytes(data), 64)
         return
     pixels = plain_jpeg(bytes(data), 128)
@@ -147,17 +147,17 @@ def test_camera_orientation_is_applied() -> None:
     assert open_image(data).size == (20, 40)
 
 
-def test_broken_pictures() -> None:
+def test_broken_images() -> None:
     whole = _encode(Image.effect_noise((64, 64), 50))
-    for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:30]):
-        with pytest.raises(DataError, match="broken picture") as caught:
+    for data in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
+        with pytest.raises(DataError, match="broken image") as caught:
             decode_image(data, 16)
         assert " at 0x" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_recordings_become_mono_at_16_khz(rate: int, channels: int) -> None:
+def test_audio_clips_become_mono_at_16_khz(rate: int, channels: int) -> None:
     data = _tone(rate, channels)
     facts = audio_facts(data)
     assert (facts.duration_ms, facts.sample_rate_hz, facts.num_channels) == (500, rate, channels)
@@ -174,10 +174,10 @@ def test_containers(form: str) -> None:
     assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
 
 
-def test_broken_recordings() -> None:
+def test_broken_audio_clips() -> None:
     whole = _tone(16_000, duration_s=2.0)
     for data in (b"", b"no sound", whole[: len(whole) // 2], whole[:50]):
-        with pytest.raises(DataError, match="broken recording") as caught:
+        with pytest.raises(DataError, match="broken audio clip") as caught:
             decode_audio(data)
         assert " at 0x" not in str(caught.value)
     with pytest.raises(DataError, match="zero length"):
@@ -215,5 +215,5 @@ def test_a_length_that_no_memory_holds() -> None:
     data = bytearray(_tone(16_000))
     data[21] |= 0x0F
     data[22:26] = b"\xff\xff\xff\xff"
-    with pytest.raises(DataError, match="broken recording"):
+    with pytest.raises(DataError, match="broken audio clip"):
         read_audio(bytes(data))

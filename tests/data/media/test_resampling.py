@@ -37,7 +37,7 @@ def test_rates_with_many_phases_need_few_of_their_products(from_hz: int, to_hz: 
     assert PhasedFilter(Resample(from_hz, to_hz)).gain > 5
 
 
-def test_the_length_of_a_long_recording_is_that_of_torchaudio() -> None:
+def test_the_length_of_a_long_audio_is_that_of_torchaudio() -> None:
     """Both round it in single precision, which cannot hold each length."""
     transform = Resample(16_000, 22_050)
     for num_samples in (160_001, 1_000_003, 12_345_677):

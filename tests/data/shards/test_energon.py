@@ -41,7 +41,7 @@ def write(root: Path) -> list[list[list[str]]]:
         for number, size in enumerate(sizes):
             with ShardWriter(root, f"{split}/x-{split}-{number:06d}.tar", split) as writer:
                 for i in range(size):
-                    key, image, text = f"{split}_{number}_{i}", bytes([i]) * 700, f"picture {i}"
+                    key, image, text = f"{split}_{number}_{i}", bytes([i]) * 700, f"image {i}"
                     writer.add(key, [("jpg", image), ("txt", text.encode())], key, SampleCost())
                     samples.append([key, image.hex(), text])
             assert writer.record is not None

@@ -76,7 +76,7 @@ def test_missing_and_unreadable_manifest(tmp_path: Path) -> None:
 
 
 def test_hash_is_stable() -> None:
-    assert hash64("picture:000000000001") == hash64(b"picture:000000000001")
+    assert hash64("image:000000000001") == hash64(b"image:000000000001")
     assert hash64("muomni") == 878142319173013194
 
 

@@ -155,9 +155,9 @@ def test_broken_media_are_refused(encoder: ConversationEncoder, name: str) -> No
         encoder.encode(asked, {name: b"not a file"}, 100)
 
 
-def test_a_recording_shorter_than_its_header_is_broken(encoder: ConversationEncoder) -> None:
+def test_a_audio_shorter_than_its_header_is_broken(encoder: ConversationEncoder) -> None:
     asked = turns(("user", [AUDIO_0]), ("assistant", [text_part("low")]))
-    with pytest.raises(DataError, match="broken recording"):
+    with pytest.raises(DataError, match="broken audio clip"):
         encoder.encode(asked, {"0.wav": tone(300, 0.5, kind="FLAC")[:-4000]}, 100)
 
 

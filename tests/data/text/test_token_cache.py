@@ -41,7 +41,7 @@ class Uncached(TextView):
 @pytest.fixture
 def manifests(tmp_path: Path) -> list[Manifest]:
     """Two corpora with short, long, empty, many-byte and broken texts; a mask excludes two samples."""
-    odd = ["two letters " * 40, "", "Grüße, 世界 🙂" * 9, "ein Wort"]
+    odd = ["two characters " * 40, "", "Grüße, 世界 🙂" * 9, "ein Wort"]
     members = [("txt", text.encode()) for text in [*sentences(20), *odd]]
     members += [("txt", b"\xff\xfe broken"), ("json", b"{}")]  # not UTF-8; no text at all
     samples: list[Sample] = [(f"a{i:02d}", [m], SampleCost()) for i, m in enumerate(members)]

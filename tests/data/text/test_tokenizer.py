@@ -131,10 +131,10 @@ def test_spelling_has_the_bytes_of_the_text_and_their_tokens(
 ) -> None:
     ids = tokenizer.encode(text)
     spelling = tokenizer.spell([tokenizer.bos_id, *ids, tokenizer.eos_id])
-    assert bytes(spelling.letters).decode() == f" {text}"  # a text begins a word
+    assert bytes(spelling.characters).decode() == f" {text}"  # a text begins a word
     assert spelling.places == sorted(spelling.places)
     for place in set(spelling.places):
-        letters = [
-            b for b, at in zip(spelling.letters, spelling.places, strict=True) if at == place
+        characters = [
+            b for b, at in zip(spelling.characters, spelling.places, strict=True) if at == place
         ]
-        assert letters == tokenizer.spell([ids[place - 1]]).letters
+        assert characters == tokenizer.spell([ids[place - 1]]).characters

@@ -100,7 +100,7 @@ def test_speech_slots_hold_text_and_its_places(
         ids = batch["speech_text_ids"][slot][mask]
         spelling = tokenizer.spell(tokenizer.encode(name))
         assert ids.tolist() == [tokenizer.encode(name)[place] for place in spelling.places]
-        assert batch["speech_letter_ids"][slot][mask].tolist() == spelling.letters
+        assert batch["speech_character_ids"][slot][mask].tolist() == spelling.characters
         assert flat[batch["speech_places"][slot][mask]].tolist() == ids.tolist()
     assert batch["speech_lengths"].tolist() == [6400, 6400]
 
@@ -126,6 +126,6 @@ def test_a_sample_with_broken_media_is_left_out_and_named(
 ) -> None:
     key, members, _ = color_sample("cat", "red")
     broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
-    with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken picture"):
+    with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken image"):
         view.example(broken, None)
     assert np.array_equal(view.collate([[]])["labels"], view.collate([])["labels"])

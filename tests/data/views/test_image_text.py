@@ -8,7 +8,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.image_text import NO_GROUP, Augmentation, ImageTextView
 from muomni.errors import DataError
 from tests.corpora import write_tokenizer
-from tests.media_corpora import picture
+from tests.media_corpora import image
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def view(tokenizer: Tokenizer) -> ImageTextView:
 def sample(key: str = "k1", color: str = "red") -> dict[str, object]:
     return {
         "__key__": key,
-        "png": picture(color, "square"),
+        "png": image(color, "square"),
         "json": b'{"captions": ["a red door", "the cat", "the old river"]}',
     }
 
@@ -71,7 +71,7 @@ def test_the_same_stream_gives_the_same_pair(view: ImageTextView) -> None:
 
 def test_mirroring_happens_as_often_as_asked(tokenizer: Tokenizer) -> None:
     lopsided = sample()
-    lopsided["png"] = picture("blue", "square", offset=-6)
+    lopsided["png"] = image("blue", "square", offset=-6)
     fixed = {"min_scale": 1.0, "max_scale": 1.0}
     plain = ImageTextView(tokenizer, 32, 24, 4, None).example(lopsided, generator(0, 0, 0)).pixels
     for share, expected in ((0.0, plain), (1.0, plain[:, :, ::-1])):
@@ -99,8 +99,8 @@ def test_batches_have_one_number_of_rows(view: ImageTextView) -> None:
     ("broken", "message"),
     [
         ({"__key__": "k9", "png": b"x", "txt": b"t"}, "k9.png"),
-        ({"__key__": "k9", "txt": b"t"}, "'k9' has no picture"),
-        ({"__key__": "k9", "png": picture("red", "bar")}, "'k9' has no readable caption"),
+        ({"__key__": "k9", "txt": b"t"}, "'k9' has no image"),
+        ({"__key__": "k9", "png": image("red", "bar")}, "'k9' has no readable caption"),
         ({"__key__": "k9", "json": b"[1]", "png": b""}, "'k9' has no readable caption"),
     ],
 )
@@ -112,5 +112,5 @@ def test_unusable_samples_are_named(
 
 
 def test_sample_without_json_has_its_text_as_caption(view: ImageTextView, tmp_path: Path) -> None:
-    pair = view.example({"__key__": "k", "png": picture("red", "bar"), "txt": b"the cat"}, None)
+    pair = view.example({"__key__": "k", "png": image("red", "bar"), "txt": b"the cat"}, None)
     assert decoded(view, pair.ids) == "the cat"

@@ -71,7 +71,7 @@ def test_evaluation_is_not_augmented(view: SpeechView, source: Source) -> None:
     assert (batch["waveform"] == again["waveform"]).all()
 
 
-def test_no_augmented_recording_is_longer_than_planned(view: SpeechView, source: Source) -> None:
+def test_no_augmented_audio_is_longer_than_planned(view: SpeechView, source: Source) -> None:
     planned = view.lengths(source).all()
     for index in range(len(source)):
         for epoch in range(4):

@@ -18,7 +18,7 @@ def text_sample(key: str, text: str) -> Sample:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    texts = ["the cat", "two letters " * 40, "the old river"]
+    texts = ["the cat", "two characters " * 40, "the old river"]
     samples = [text_sample(f"t{i}", text) for i, text in enumerate(texts)]
     return Source([write_dataset(tmp_path / "text", "text", {"train": samples})], "train")
 
@@ -49,7 +49,7 @@ def test_a_long_document_is_cut_and_that_is_told(
     with caplog.at_level(logging.WARNING):
         lengths = view.lengths(source).all()
     assert lengths.max() == 32
-    num_tokens = len(tokenizer.encode("two letters " * 40)) + 1
+    num_tokens = len(tokenizer.encode("two characters " * 40)) + 1
     assert (
         f"1 of 3 training texts are longer than batch.size=32; the {num_tokens - 32} "
         in caplog.text

@@ -1,4 +1,4 @@
-"""Texts with their recordings, batched by duration."""
+"""Texts with their audio clips, batched by duration."""
 
 from pathlib import Path
 
@@ -17,15 +17,13 @@ def view(tokenizer: Tokenizer) -> TtsView:
     return TtsView(tokenizer)
 
 
-def test_text_and_recording_stay_together(
-    tmp_path: Path, view: TtsView, tokenizer: Tokenizer
-) -> None:
+def test_text_and_audio_stay_together(tmp_path: Path, view: TtsView, tokenizer: Tokenizer) -> None:
     source = Source([write_tts_dataset(tmp_path / "tts")], "train")
     batch = view.collate([[view.example(source.read(i), None)] for i in (0, 4)])
     for row, text in enumerate(("low", "middle")):
         mask, ids = batch["text_mask"][row], tokenizer.encode(text)
         spelling = tokenizer.spell(ids)
-        assert batch["letter_ids"][row][mask].tolist() == spelling.letters
+        assert batch["character_ids"][row][mask].tolist() == spelling.characters
         assert batch["text_ids"][row][mask].tolist() == [ids[place] for place in spelling.places]
     assert batch["lengths"].tolist() == [4800, 8000] and batch["waveform"].shape[1] >= 8000
     assert not batch["waveform"][0, 4800:].any()
@@ -54,8 +52,8 @@ def test_an_empty_batch_has_an_empty_row(view: TtsView) -> None:
         ({"wav": tone(200)}, "'x' has no text"),
         ({"wav": tone(200), "txt": b""}, "text of sample 'x' is empty"),
         ({"wav": tone(200), "txt": b"\xff"}, "'x' is not UTF-8"),
-        ({"txt": b"low"}, "'x' has no recording"),
-        ({"wav": b"RIFF", "txt": b"low"}, "x.wav: broken recording"),
+        ({"txt": b"low"}, "'x' has no audio clip"),
+        ({"wav": b"RIFF", "txt": b"low"}, "x.wav: broken audio clip"),
     ],
 )
 def test_unusable_samples_are_named(view: TtsView, members: dict[str, bytes], message: str) -> None:

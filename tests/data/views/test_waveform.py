@@ -25,7 +25,7 @@ def test_crops_are_whole_code_frames_at_random_places() -> None:
     assert (again.waveform == crop.waveform).all() and again.seed == crop.seed
 
 
-def test_evaluation_takes_the_middle_and_a_short_recording_is_whole() -> None:
+def test_evaluation_takes_the_middle_and_a_short_audio_is_whole() -> None:
     view = WaveformView(crop_s=0.5)
     crop = view.example(sample(), None)
     start = (32_000 - view.num_samples) // 2

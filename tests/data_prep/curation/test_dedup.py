@@ -15,7 +15,7 @@ from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.writer import SampleCost
 from tests.corpora import sentences, write_dataset
 from tests.data_prep.curation.test_near_duplicates import _drawing, _encoded
-from tests.data_prep.raw_corpora import picture
+from tests.data_prep.raw_corpora import image
 
 
 def _texts(root: Path, **splits: list[str]) -> Path:
@@ -33,7 +33,7 @@ def _texts(root: Path, **splits: list[str]) -> Path:
     return root
 
 
-def _pictures(root: Path, **splits: list[tuple[bytes, str]]) -> Path:
+def _images(root: Path, **splits: list[tuple[bytes, str]]) -> Path:
     write_dataset(
         root,
         "image-caption",
@@ -97,27 +97,27 @@ def test_datasets_are_compared_in_the_order_given(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in lines] == [0, 1]
 
 
-def test_a_caption_may_repeat_and_a_picture_may_not_leak(tmp_path: Path) -> None:
-    root = _pictures(
+def test_a_caption_may_repeat_and_a_image_may_not_leak(tmp_path: Path) -> None:
+    root = _images(
         tmp_path / "p",
         train=[
-            (picture(1), "a thing"),
-            (picture(2), "a thing"),
-            (picture(1), "another name"),
-            (picture(1), "A thing!"),
-            (picture(3), "a third"),
+            (image(1), "a thing"),
+            (image(2), "a thing"),
+            (image(1), "another name"),
+            (image(1), "A thing!"),
+            (image(3), "a third"),
         ],
-        test=[(picture(3), "other words")],
+        test=[(image(3), "other words")],
     )
     _dedup(root)
     assert _masks(root) == {"dedup-repeats": [3], "dedup-leakage": [4]}
 
 
-def test_near_pictures_and_texts(tmp_path: Path) -> None:
+def test_near_images_and_texts(tmp_path: Path) -> None:
     drawings = [_drawing(seed) for seed in range(4)]
     train = [(_encoded(drawing), f"drawing {n}") for n, drawing in enumerate(drawings)]
     train += [(_encoded(drawings[0].resize((120, 120))), "small"), (b"broken", "none")]
-    root = _pictures(
+    root = _images(
         tmp_path / "p", train=train, test=[(_encoded(drawings[2], "PNG", compress_level=1), "x")]
     )
     long = [" ".join(sentences(20, seed)) for seed in range(5)]

@@ -11,7 +11,7 @@ from data_prep.curation.exclude import mask_problems, write_mask
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.errors import ConfigError, DataError
-from tests.data_prep.raw_corpora import picture, write_coco
+from tests.data_prep.raw_corpora import image, write_coco
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_lists_that_are_refused(
 
 def test_masks_are_checked(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = Manifest.load(dataset)
-    with pytest.raises(ConfigError, match="may hold letters"):
+    with pytest.raises(ConfigError, match="may hold characters"):
         write_mask(manifest, "../x", "train", np.array([1]), "")
     with pytest.raises(DataError, match="outside of split train"):
         write_mask(manifest, "x", "train", np.array([1000]), "")
@@ -101,7 +101,7 @@ def test_shards_under_a_mask_are_not_made_again(
 ) -> None:
     write_mask(Manifest.load(dataset), "x", "train", np.array([1]), "why")
     broken = tmp_path / "src/train2017/000000000003.png"
-    broken.write_bytes(picture(3, kind="JPEG"))
+    broken.write_bytes(image(3, kind="JPEG"))
     command = [
         "image-caption",
         "--format",

@@ -1,4 +1,4 @@
-"""Near pictures and texts: no near pair is missed, and what only seems alike is told apart."""
+"""Near images and texts: no near pair is missed, and what only seems alike is told apart."""
 
 import io
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from data_prep.curation.near_duplicates import (
-    alike_pictures,
+    alike_images,
     alike_texts,
     bit_distance,
     look_of,
@@ -21,8 +21,8 @@ from tests.corpora import sentences
 
 def _drawing(seed: int, size: int = 200) -> Image.Image:
     random = np.random.default_rng(seed)
-    picture = Image.new("RGB", (size, size), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(image)
     for _ in range(8):
         corner, extent = (
             random.integers(0, size * 3 // 4, 2),
@@ -31,12 +31,12 @@ def _drawing(seed: int, size: int = 200) -> Image.Image:
         draw.rectangle(
             [*corner, *(corner + extent)], fill=tuple(map(int, random.integers(256, size=3)))
         )
-    return picture
+    return image
 
 
-def _encoded(picture: Image.Image, kind: str = "PNG", **options: int) -> bytes:
+def _encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -49,7 +49,7 @@ def _look(data: bytes) -> tuple[int, np.ndarray]:
 def _are_alike(first: bytes, second: bytes) -> bool:
     looks = [_look(first), _look(second)]
     hashes = np.array([look[0] for look in looks], np.uint64)
-    return len(alike_pictures(hashes, np.stack([look[1] for look in looks]), 4)) > 0
+    return len(alike_images(hashes, np.stack([look[1] for look in looks]), 4)) > 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,7 +65,7 @@ def test_no_close_pair_is_missed(
 ) -> None:
     near = [base[which % len(base)] ^ sum(1 << bit for bit in bits) for which, bits in flips]
     hashes = np.array(base + near, np.uint64)
-    found = alike_pictures(hashes, np.zeros((len(hashes), 3), np.uint8), distance)
+    found = alike_images(hashes, np.zeros((len(hashes), 3), np.uint8), distance)
     linked = _components(len(hashes), found)
     close = [
         (one, other)
@@ -85,13 +85,13 @@ def _components(num: int, pairs: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_same_picture_in_another_form(seed: int) -> None:
-    picture = _drawing(seed)
-    original = _encoded(picture)
-    assert _are_alike(original, _encoded(picture, "JPEG", quality=60))
-    assert _are_alike(original, _encoded(picture.resize((90, 90))))
+def test_the_same_image_in_another_form(seed: int) -> None:
+    image = _drawing(seed)
+    original = _encoded(image)
+    assert _are_alike(original, _encoded(image, "JPEG", quality=60))
+    assert _are_alike(original, _encoded(image.resize((90, 90))))
     assert not _are_alike(original, _encoded(_drawing(seed + 100)))
-    assert not _are_alike(original, _encoded(picture.rotate(90)))
+    assert not _are_alike(original, _encoded(image.rotate(90)))
 
 
 def test_color_counts_and_plain_surfaces_resemble_none() -> None:
@@ -116,8 +116,8 @@ def test_texts_that_differ_in_a_word() -> None:
 
 def test_the_share_of_equal_minima_is_the_share_of_common_runs() -> None:
     random = np.random.default_rng(0)
-    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    one, other, common = ("".join(random.choice(letters, 4000)) for _ in range(3))
+    characters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    one, other, common = ("".join(random.choice(characters, 4000)) for _ in range(3))
     first, second = signature_of(common + one), signature_of(common + other)
     assert first is not None and second is not None
     assert abs((first == second).mean() - 1 / 3) < 0.13

@@ -14,7 +14,7 @@ from data_prep.cli.main import main
 from muomni.data.shards.manifest import Manifest, find_datasets
 from muomni.data.shards.reader import SplitReader
 from tests.corpora import write_tokenizer
-from tests.data_prep.raw_corpora import picture, write_coco, write_librispeech
+from tests.data_prep.raw_corpora import image, write_coco, write_librispeech
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def _foreign(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
 
 
 def _pair(number: int) -> tuple[str, dict[str, bytes]]:
-    return f"{number:09d}", {"jpg": picture(number), "txt": b"a thing", "json": b'{"key": 1}'}
+    return f"{number:09d}", {"jpg": image(number), "txt": b"a thing", "json": b'{"key": 1}'}
 
 
 def test_index_adopts_without_touching_the_tars(
@@ -176,7 +176,7 @@ def test_index_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "holds no *.tar" in error(str(root), "--task", "text")
     _foreign(root / "a.tar", [_pair(1), ("x", {"txt": b"alone"})])
     text = error(str(root), "--task", "image-caption")
-    assert "1 of 2 samples" in text and "'x' in" in text and "no picture" in text
+    assert "1 of 2 samples" in text and "'x' in" in text and "no image" in text
     assert not (root / "manifest.json").exists()
     (root / "a.json").write_text('{"img2dataset": 1}')
     assert "written by another tool" in error(str(root), "--task", "image-caption")
@@ -188,16 +188,14 @@ def test_index_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_stats(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     main(["stats", "--json", str(dataset)])
-    figures = json.loads(capsys.readouterr().out)[str(dataset)]
-    assert sum(split["num_samples"] for split in figures.values()) == 20
-    assert figures["train"]["num_repeated"] == 0
+    metrics = json.loads(capsys.readouterr().out)[str(dataset)]
+    assert sum(split["num_samples"] for split in metrics.values()) == 20
+    assert metrics["train"]["num_repeated"] == 0
     main(["stats", str(dataset)])
     assert "left out: nothing" in capsys.readouterr().out
 
 
-def test_inspect_pictures(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_images(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     main(["inspect", str(dataset), "--count", "5", "--png", str(tmp_path / "sheet.png")])
     lines = capsys.readouterr().out.splitlines()
@@ -205,26 +203,26 @@ def test_inspect_pictures(
     assert sum("thing number" in line for line in lines) == 5
     assert len({line.index("thing") for line in lines[1:6]}) == 1
     shown = Image.open(tmp_path / "sheet.png")
-    # Two rows of four; what lies in a tile is the picture's color.
+    # Two rows of four; what lies in a tile is the image's color.
     key = str(SplitReader(Manifest.load(dataset), "train").read(4)["__key__"])
     height = shown.height // 2
-    color = Image.open(io.BytesIO(picture(int(key)))).convert("RGB").getpixel((0, 0))
+    color = Image.open(io.BytesIO(image(int(key)))).convert("RGB").getpixel((0, 0))
     assert shown.getpixel((78, height + 78)) == color
 
 
-def test_inspect_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_audio_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     src = write_librispeech(tmp_path / "speech-src")
     command = ["speech", "--format", "librispeech", "--src", str(src), "--workers", "1"]
     main([*command, "--out", str(tmp_path / "speech"), "--val-fraction", "0"])
     main(["inspect", str(tmp_path / "speech"), "--count", "2", "--png", str(tmp_path / "s.png")])
     assert "hello chapter" in capsys.readouterr().out
-    picture = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
-    height = len(picture) // 2
+    image = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
+    height = len(image) // 2
     # A tone of about 200 Hz: loud in the lowest rows of the spectrogram, dark in the highest.
-    mel = picture[13 + 64 : 13 + 64 + 96, 100:500].sum(axis=2)
+    mel = image[13 + 64 : 13 + 64 + 96, 100:500].sum(axis=2)
     assert mel[80:].mean() > mel[:20].mean() + 200
     # The waveform fills the middle 30 % of its height.
-    wave = (picture[13 : 13 + 64, 100:500] == (40, 90, 160)).all(axis=2).mean(axis=1)
+    wave = (image[13 : 13 + 64, 100:500] == (40, 90, 160)).all(axis=2).mean(axis=1)
     assert wave[25:39].min() > 0.15 and wave[:18].max() == wave[46:].max() == 0
     assert height > 13 + 64 + 96
 

@@ -1,4 +1,4 @@
-"""Parts of recordings are cut without loss; cells of Parquet files are read as they are."""
+"""Parts of audio clips are cut without loss; cells of Parquet files are read as they are."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from tests.data_prep.public_layouts import write_file, write_parquet
-from tests.data_prep.raw_corpora import picture, recording
+from tests.data_prep.raw_corpora import audio, image
 
 RATE = 16_000
 
@@ -63,7 +63,7 @@ def test_a_part_has_the_same_samples(
 
 
 def test_neighboring_parts_share_no_sample(tmp_path: Path) -> None:
-    path = write_file(tmp_path / "a.wav", recording(1, 1.0, rate=11_025))
+    path = write_file(tmp_path / "a.wav", audio(1, 1.0, rate=11_025))
     ends = [0.0, 0.33333, 0.66667, 1.0]
     parts = [
         soundfile.read(io.BytesIO(_read(Clip(str(path), a, b - a))[1]), dtype="int16")[0]
@@ -73,10 +73,8 @@ def test_neighboring_parts_share_no_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [("ogg", "OPUS"), ("ogg", "VORBIS"), ("mp3", None)])
-def test_a_part_of_a_lossy_recording(tmp_path: Path, ending: str, subtype: str | None) -> None:
-    path = write_file(
-        tmp_path / f"a.{ending}", recording(1, 2.0, fmt=ending.upper(), subtype=subtype)
-    )
+def test_a_part_of_a_lossy_audio(tmp_path: Path, ending: str, subtype: str | None) -> None:
+    path = write_file(tmp_path / f"a.{ending}", audio(1, 2.0, fmt=ending.upper(), subtype=subtype))
     extension, data = _read(Clip(str(path), 0.5, 1.0))
     part, rate = soundfile.read(io.BytesIO(data))
     whole, _ = soundfile.read(path)
@@ -84,8 +82,8 @@ def test_a_part_of_a_lossy_recording(tmp_path: Path, ending: str, subtype: str |
     np.testing.assert_allclose(part, whole[rate // 2 : rate * 3 // 2], atol=2e-3)
 
 
-def test_the_whole_of_a_recording_keeps_its_bytes(tmp_path: Path) -> None:
-    content = recording(1, 1.0, fmt="OGG", subtype="OPUS")
+def test_the_whole_of_a_audio_keeps_its_bytes(tmp_path: Path) -> None:
+    content = audio(1, 1.0, fmt="OGG", subtype="OPUS")
     path = write_file(tmp_path / "a.opus", content)
     assert _read(Clip(str(path), 0.0, 1.0)) == ("ogg", content)
     assert read_media(str(path), AUDIO_EXTENSIONS, "broken-audio") == ("ogg", content)
@@ -101,7 +99,7 @@ def test_a_part_of_floats_has_no_time_of_writing(tmp_path: Path) -> None:
 
 
 def test_parts_that_cannot_be_cut(tmp_path: Path) -> None:
-    path = str(write_file(tmp_path / "a.wav", recording(1, 1.0)))
+    path = str(write_file(tmp_path / "a.wav", audio(1, 1.0)))
     assert _reason(Clip(path, 0.5, 0.7)) == "broken-audio"
     assert _reason(Clip(path, 2.0, 0.5)) == "broken-audio"
     assert _reason(Clip(path, -0.1, 0.5)) == "bad-record"
@@ -110,22 +108,22 @@ def test_parts_that_cannot_be_cut(tmp_path: Path) -> None:
     assert _reason(Clip(str(tmp_path / "none.wav"), 0, 1)) == "missing-media"
     assert _reason(Clip(str(write_file(tmp_path / "b.wav", b"RIFF")), 0, 1)) == "broken-audio"
     for ending in ("flac", "mp3"):
-        content = recording(1, 1.0, fmt=ending.upper())
+        content = audio(1, 1.0, fmt=ending.upper())
         cut_off = write_file(tmp_path / f"c.{ending}", content[: len(content) // 2])
         assert _reason(Clip(str(cut_off), 0.1, 0.8)) == "broken-audio"
-    # Annotations round: a part may end a little after its recording.
+    # Annotations round: a part may end a little after its audio clip.
     assert _read(Clip(path, 0.5, 0.55))[0] == "flac"
 
 
 def test_cells(tmp_path: Path) -> None:
     rows = [
-        {"x": {"bytes": picture(0), "path": "a.jpg"}},
+        {"x": {"bytes": image(0), "path": "a.jpg"}},
         {"x": {"bytes": None, "path": "a.png"}},
         {"x": {"bytes": b"GIF89a", "path": None}},
         {"x": {"bytes": None, "path": None}},
     ]
     path = str(write_parquet(tmp_path / "t.parquet", rows))
-    write_file(tmp_path / "a.png", picture(1))
+    write_file(tmp_path / "a.png", image(1))
 
     def cell(row: int, file: str = "") -> Cell:
         return Cell(path, row // 2, row % 2, "x.bytes", file)
@@ -133,8 +131,8 @@ def test_cells(tmp_path: Path) -> None:
     def read(cell: Cell) -> tuple[str, bytes]:
         return read_media(cell, IMAGE_EXTENSIONS, "broken-image")
 
-    assert read(cell(0, "a.jpg")) == ("png", picture(0)), "by content, not by name"
-    assert read(cell(1, str(tmp_path / "a.png"))) == ("png", picture(1))
+    assert read(cell(0, "a.jpg")) == ("png", image(0)), "by content, not by name"
+    assert read(cell(1, str(tmp_path / "a.png"))) == ("png", image(1))
     for row, reason in ((2, "broken-audio"), (3, "missing-media"), (9, "missing-media")):
         assert _reason(cell(row)) == reason
     assert _reason(Cell(str(tmp_path / "no.parquet"), 0, 0, "x.bytes")) == "missing-media"
@@ -145,12 +143,12 @@ def test_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "extension"),
     [
-        (picture(1, kind="JPEG"), "jpg"),
-        (picture(1, kind="WEBP"), "webp"),
-        (recording(1), "wav"),
-        (recording(1, fmt="FLAC"), "flac"),
-        (recording(1, fmt="OGG"), "ogg"),
-        (recording(1, fmt="MP3"), "mp3"),
+        (image(1, kind="JPEG"), "jpg"),
+        (image(1, kind="WEBP"), "webp"),
+        (audio(1), "wav"),
+        (audio(1, fmt="FLAC"), "flac"),
+        (audio(1, fmt="OGG"), "ogg"),
+        (audio(1, fmt="MP3"), "mp3"),
     ],
 )
 def test_the_format_of_a_cell_shows_in_its_bytes(
@@ -162,7 +160,7 @@ def test_the_format_of_a_cell_shows_in_its_bytes(
 
 
 def test_rows_of_a_row_group_stay_together_in_the_plan(tmp_path: Path) -> None:
-    rows = [{"image": {"bytes": picture(n), "path": f"{n}"}, "caption": "x"} for n in range(60)]
+    rows = [{"image": {"bytes": image(n), "path": f"{n}"}, "caption": "x"} for n in range(60)]
     write_parquet(tmp_path / "a/train.parquet", rows[:30], 10)
     write_parquet(tmp_path / "b/train.parquet", rows[30:], 10)
     items = list(read_image_parquet(tmp_path, ReaderOptions()))

@@ -1,4 +1,4 @@
-"""Pictures and recordings of every kind and fault: each is handled or in quarantine.
+"""Images and audio clips of every kind and fault: each is handled or in quarantine.
 
 Never a hang, a traceback, a silently shorter epoch or a program that is started.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_prep.cli.main import main
 from tests.data_prep.commands import quarantined, shard
-from tests.data_prep.raw_corpora import picture, recording
+from tests.data_prep.raw_corpora import audio, image
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -51,7 +51,7 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 _FRAMES = [Image.new("RGB", (20, 20), color) for color in ("red", "green", "blue")]
-PICTURES: dict[str, tuple[str, bytes, bool]] = {
+IMAGES: dict[str, tuple[str, bytes, bool]] = {
     "claims-many-pixels": ("png", _png(2**31 - 1, 2**31 - 1, b""), False),
     "claims-a-line": ("png", _png(2**31 - 1, 1, b""), False),
     "100-megapixels": ("png", _png(10_000, 10_000, b""), False),
@@ -84,23 +84,23 @@ PICTURES: dict[str, tuple[str, bytes, bool]] = {
 
 
 @pytest.mark.parametrize("treatment", [(), ("--resize-shorter", "4"), ("--check", "header")])
-def test_pictures(tmp_path: Path, treatment: tuple[str, ...]) -> None:
+def test_images(tmp_path: Path, treatment: tuple[str, ...]) -> None:
     rows = ["id,image,caption"]
-    for name, (extension, data, _) in PICTURES.items():
+    for name, (extension, data, _) in IMAGES.items():
         (tmp_path / f"{name}.{extension}").write_bytes(data)
         rows.append(f"{name},{name}.{extension},a thing")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     out = tmp_path / "out"
     options = ("--max-bad-fraction", "1", *treatment)
     manifest = shard("image-caption", "csv", tmp_path / "t.csv", out, *options)
-    expected = {name for name, (_, _, is_good) in PICTURES.items() if not is_good}
+    expected = {name for name, (_, _, is_good) in IMAGES.items() if not is_good}
     if "header" in treatment:
         # What is broken behind its header is let in on request.
         assert set(quarantined(out)) <= expected
         return
     assert set(quarantined(out)) == expected
     assert set(quarantined(out).values()) == {"broken-image"}
-    assert manifest.split("train").num_samples == len(PICTURES) - len(expected)
+    assert manifest.split("train").num_samples == len(IMAGES) - len(expected)
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(out)])
 
 
@@ -117,8 +117,8 @@ def _tone(
     return buffer.getvalue()
 
 
-_FLAC, _WAV = recording(1, fmt="FLAC"), recording(1)
-RECORDINGS: dict[str, tuple[str, bytes, bool]] = {
+_FLAC, _WAV = audio(1, fmt="FLAC"), audio(1)
+AUDIO_CLIPS: dict[str, tuple[str, bytes, bool]] = {
     **{
         f"{rate}-{channels}-{subtype}": ("wav", _tone(rate, channels, subtype), True)
         for rate in (8_000, 11_025, 16_000, 44_100, 96_000)
@@ -142,19 +142,19 @@ RECORDINGS: dict[str, tuple[str, bytes, bool]] = {
 
 
 @pytest.mark.parametrize("treatment", [(), ("--sample-rate", "16000")])
-def test_recordings(tmp_path: Path, treatment: tuple[str, ...]) -> None:
+def test_audio_clips(tmp_path: Path, treatment: tuple[str, ...]) -> None:
     rows = []
-    for name, (extension, data, _) in RECORDINGS.items():
+    for name, (extension, data, _) in AUDIO_CLIPS.items():
         (tmp_path / f"{name}.{extension}").write_bytes(data)
         rows.append(json.dumps({"id": name, "audio": f"{name}.{extension}", "text": "words"}))
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     out = tmp_path / "out"
     options = ("--max-bad-fraction", "1", *treatment)
     manifest = shard("speech", "jsonl", tmp_path / "t.jsonl", out, *options)
-    expected = {name for name, (_, _, is_good) in RECORDINGS.items() if not is_good}
+    expected = {name for name, (_, _, is_good) in AUDIO_CLIPS.items() if not is_good}
     assert set(quarantined(out)) == expected
     assert set(quarantined(out).values()) == {"broken-audio"}
-    good = len(RECORDINGS) - len(expected)
+    good = len(AUDIO_CLIPS) - len(expected)
     assert manifest.split("train").num_samples == good
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(out)])
     sheet = str(tmp_path / "sheet.png")
@@ -166,7 +166,7 @@ def test_media_that_never_end(tmp_path: Path) -> None:
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "good.png").write_bytes(picture(1))
+    (tmp_path / "good.png").write_bytes(image(1))
     names = ("pipe", "zero", "folder", "loop", "good", "none", "nul\\u0000byte")
     rows = [f'{{"id": "{name}", "image": "{name}.png", "caption": "x"}}' for name in names]
     (tmp_path / "t.jsonl").write_text("\n".join(rows))

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.cli.main import main
-from data_prep.media.treatment import NORMALIZERS, Treatment, treat_picture, treat_text
+from data_prep.media.treatment import NORMALIZERS, Treatment, treat_image, treat_text
 from muomni.data.media.decode import image_size, open_image
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
-from tests.data_prep.raw_corpora import recording, write_coco, write_ljspeech
+from tests.data_prep.raw_corpora import audio, write_coco, write_ljspeech
 
 
-def _picture(
+def _image(
     width: int, height: int, mode: str = "RGB", kind: str = "JPEG", turned: bool = False
 ) -> bytes:
     ramp = np.linspace(0, 255, width * height).reshape(height, width).astype(np.uint8)
@@ -43,19 +43,19 @@ def _picture(
     ],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_only_larger_pictures_are_made_smaller(
+def test_only_larger_images_are_made_smaller(
     size: tuple[int, int], turned: bool, expected: tuple[int, int], kind: str
 ) -> None:
-    data = _picture(*size, kind=kind, turned=turned)
+    data = _image(*size, kind=kind, turned=turned)
     extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
-    treated = treat_picture(Treatment(resize_shorter=50), extension, data)
+    treated = treat_image(Treatment(resize_shorter=50), extension, data)
     assert treated[0] == extension and treated[2:] == (expected, size)
     assert image_size(treated[1]) == expected
     assert (treated[1] == data) == (min(size) <= 50)
     whole = open_image(data).resize(expected, Image.Resampling.BICUBIC)
     difference = np.asarray(whole, np.int16) - np.asarray(open_image(treated[1]), np.int16)
     assert np.abs(difference).mean() < 4
-    larger = treat_picture(Treatment(resize_shorter=700, upscale=True), extension, data)
+    larger = treat_image(Treatment(resize_shorter=700, upscale=True), extension, data)
     assert min(larger[2]) == 700
 
 
@@ -68,8 +68,8 @@ def test_every_mode_is_resized(mode: str, form: str) -> None:
         Image.fromarray(np.full((64, 64), 0x8000, np.uint16)).save(buffer, "PNG")
         data = buffer.getvalue()
     else:
-        data = _picture(64, 64, mode, kind)
-    treated = treat_picture(Treatment(resize_shorter=32, image_format=form), extension, data)
+        data = _image(64, 64, mode, kind)
+    treated = treat_image(Treatment(resize_shorter=32, image_format=form), extension, data)
     assert treated[0] == {"keep": extension, "jpeg": "jpg"}.get(form, form)
     image = open_image(treated[1])
     assert image.size == (32, 32)
@@ -91,7 +91,7 @@ def _samples(manifest: Manifest) -> list[dict]:
     return [reader.read(index) for index in range(len(reader))]
 
 
-def test_pictures_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     src = write_coco(tmp_path / "src", 12)
     options = ("--resize-shorter", "9", "--image-format", "webp", "--min-side", "18")
     manifest = _make("image-caption", "coco", src, tmp_path / "out", *options)
@@ -113,13 +113,13 @@ def test_pictures_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "with other options" in capsys.readouterr().err
 
 
-def test_recordings_of_another_rate(tmp_path: Path) -> None:
+def test_audio_clips_of_another_rate(tmp_path: Path) -> None:
     src = write_ljspeech(tmp_path / "src", [f"Number {n}" for n in range(6)])
-    tone = recording(3, rate=44_100, duration_s=0.5)
+    tone = audio(3, rate=44_100, duration_s=0.5)
     (src / "wavs/LJ-0003.wav").write_bytes(tone)
     manifest = _make("speech", "ljspeech", src, tmp_path / "out", "--sample-rate", "16000")
     samples = {sample["__key__"]: sample for sample in _samples(manifest)}
-    assert samples["LJ-0001"]["wav"] == recording(1)
+    assert samples["LJ-0001"]["wav"] == audio(1)
     resampled, rate = soundfile.read(io.BytesIO(samples["LJ-0003"]["flac"]))
     assert (len(resampled), rate) == (8000, 16_000)
     spectrum = np.abs(np.fft.rfft(resampled))
@@ -170,8 +170,8 @@ def test_a_step_twice_is_a_step_once(text: str, step: str) -> None:
 
 def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 6)
-    picture = src / "train2017/000000000003.png"
-    picture.write_bytes(picture.read_bytes()[:60])
+    image = src / "train2017/000000000003.png"
+    image.write_bytes(image.read_bytes()[:60])
     common = ("image-caption", "coco", src)
     strict = _make(*common, tmp_path / "strict", "--max-bad-fraction", "0.5")
     loose = _make(*common, tmp_path / "loose", "--check", "header")
@@ -190,12 +190,12 @@ def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
 
 def test_a_retry_treats_alike(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 6)
-    picture = src / "train2017/000000000003.png"
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:60])
+    image = src / "train2017/000000000003.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
     options = ("--resize-shorter", "9", "--normalize", "upper", "--max-bad-fraction", "0.5")
     _make("image-caption", "coco", src, tmp_path / "out", *options)
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     main(["retry-bad", str(tmp_path / "out"), "--workers", "1"])
     samples = _samples(Manifest.load(tmp_path / "out"))
     assert {image_size(sample["png"]) for sample in samples} == {(12, 9)}
@@ -233,6 +233,6 @@ def test_the_plan_file_keeps_the_treatment(
     resize: int | None, form: str, quality: int, rate: int | None, steps: list[str], check: str
 ) -> None:
     treatment = Treatment(check, resize, False, form, quality, rate, tuple(steps))
-    if not treatment.changes_pictures:
+    if not treatment.changes_images:
         treatment = Treatment(check, resize, False, form, 90, rate, tuple(steps))
     assert Treatment.from_text(treatment.as_text()) == treatment

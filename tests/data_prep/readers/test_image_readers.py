@@ -1,4 +1,4 @@
-"""Readers of pictures with captions: keys, texts, groups, splits, and what is wrong in a corpus."""
+"""Readers of images with captions: keys, texts, groups, splits, and what is wrong in a corpus."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from data_prep.corpus import Cell, Item, ReaderOptions, clean_key
 from data_prep.readers.cc3m import read_cc3m
 from data_prep.readers.flickr30k import read_flickr30k
-from data_prep.readers.image_folder import read_img2dataset, read_picture_folder
+from data_prep.readers.image_folder import read_image_folder, read_img2dataset
 from data_prep.readers.parquet import read_image_parquet
 from muomni.errors import DataError
 from tests.data_prep.public_layouts import (
@@ -17,12 +17,12 @@ from tests.data_prep.public_layouts import (
     write_file,
     write_flickr30k,
     write_flickr30k_csv,
+    write_image_folder,
     write_image_parquet,
     write_img2dataset,
     write_parquet,
-    write_picture_folder,
 )
-from tests.data_prep.raw_corpora import picture
+from tests.data_prep.raw_corpora import image
 
 OPTIONS = ReaderOptions()
 
@@ -31,12 +31,12 @@ def _reasons(items: list[Item]) -> dict[str, str]:
     return {item.key: item.problem.reason for item in items if item.problem}
 
 
-def test_flickr30k_joins_captions_of_a_picture(tmp_path: Path) -> None:
+def test_flickr30k_joins_captions_of_a_image(tmp_path: Path) -> None:
     items = list(read_flickr30k(write_flickr30k(tmp_path), OPTIONS))
     assert [item.key for item in items] == [f"{n:05d}" for n in range(6)]
     assert items[2].texts == (f"{TEXTS[2]} (0)", f"{TEXTS[2]} (1)")
     assert items[2].media == (str(tmp_path / "flickr30k-images/00002.png"),)
-    assert items[2].group == "picture:00002"
+    assert items[2].group == "image:00002"
 
 
 def test_flickr30k_of_the_other_table(tmp_path: Path) -> None:
@@ -53,11 +53,11 @@ def test_flickr30k_of_the_other_table(tmp_path: Path) -> None:
     assert other[-1].media == (str(tmp_path / "elsewhere/00005.png"),)
 
 
-def test_flickr30k_needs_table_and_pictures(tmp_path: Path) -> None:
+def test_flickr30k_needs_table_and_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds neither results_20130124\.token nor"):
         list(read_flickr30k(tmp_path, OPTIONS))
     write_file(tmp_path / "results_20130124.token", "a.jpg#0\tx\n")
-    with pytest.raises(DataError, match=r"no picture folder .*--media"):
+    with pytest.raises(DataError, match=r"no image folder .*--media"):
         list(read_flickr30k(tmp_path, OPTIONS))
 
 
@@ -85,17 +85,17 @@ def test_cc3m_header_and_problems(tmp_path: Path) -> None:
     assert items[0].texts == ("one",)
     assert _reasons(items) == {"t-00000002": "bad-record", "t-00000003": "empty-text"}
     write_file(table, "a\tb\tc\n")
-    with pytest.raises(DataError, match="not a caption and a picture file or URL"):
+    with pytest.raises(DataError, match="not a caption and an image file or URL"):
         list(read_cc3m(table, OPTIONS))
 
 
-def test_picture_folder(tmp_path: Path) -> None:
-    write_picture_folder(tmp_path)
+def test_image_folder(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
     write_file(tmp_path / "b.caption", "one\n\ntwo\n")
-    write_file(tmp_path / "b.PNG", picture(1))
+    write_file(tmp_path / "b.PNG", image(1))
     write_file(tmp_path / "lonely.txt", "x")
-    write_file(tmp_path / "mute.png", picture(2))
-    items = list(read_picture_folder(tmp_path, OPTIONS))
+    write_file(tmp_path / "mute.png", image(2))
+    items = list(read_image_folder(tmp_path, OPTIONS))
     by_key = {item.key: item for item in items}
     assert len(by_key) == 9
     assert by_key["b"].texts == ("one", "two")
@@ -103,11 +103,11 @@ def test_picture_folder(tmp_path: Path) -> None:
     assert by_key["b"].declared_split is None
     deep = by_key[clean_key("train/deep/er/00003")]
     assert (deep.texts, deep.declared_split) == ((TEXTS[3],), "train")
-    assert deep.group == "picture:00003"
+    assert deep.group == "image:00003"
     assert _reasons(items) == {"lonely": "caption-without-image", "mute": "empty-text"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no picture"):
-        list(read_picture_folder(tmp_path / "empty", OPTIONS))
+    with pytest.raises(DataError, match="holds no image"):
+        list(read_image_folder(tmp_path / "empty", OPTIONS))
 
 
 def test_img2dataset(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_img2dataset_of_tars_is_sent_to_index(tmp_path: Path) -> None:
 def test_image_parquet(tmp_path: Path) -> None:
     write_image_parquet(tmp_path)
     rows = [
-        {"image": {"bytes": picture(9), "path": None}, "caption": "  "},
-        {"image": {"bytes": picture(8), "path": None}, "caption": "eight"},
+        {"image": {"bytes": image(9), "path": None}, "caption": "  "},
+        {"image": {"bytes": image(8), "path": None}, "caption": "eight"},
     ]
     write_parquet(tmp_path / "validation/0000.parquet", rows)
     items = list(read_image_parquet(tmp_path, OPTIONS))
     assert items[3].texts == (TEXTS[3],)
-    assert items[3].group == "picture:pic3"
+    assert items[3].group == "image:pic3"
     cell = items[3].media[0]
     assert isinstance(cell, Cell)
     assert (cell.row_group, cell.row, cell.column) == (1, 1, "image.bytes")
@@ -178,7 +178,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
 
 
 def test_a_broken_fact_file_is_no_error(tmp_path: Path) -> None:
-    write_file(tmp_path / "0/1.jpg", picture(1, kind="JPEG"))
+    write_file(tmp_path / "0/1.jpg", image(1, kind="JPEG"))
     write_file(tmp_path / "0/1.json", json.dumps(["no", "object"]))
     (item,) = read_img2dataset(tmp_path, OPTIONS)
     assert item.problem and item.problem.reason == "empty-text"

@@ -13,7 +13,7 @@ import pytest
 from data_prep.cli.main import main
 from muomni.data.shards.reader import SplitReader
 from tests.data_prep.commands import Capture, fails, quarantined, shard
-from tests.data_prep.raw_corpora import recording, write_coco, write_ljspeech
+from tests.data_prep.raw_corpora import audio, write_coco, write_ljspeech
 
 
 def _ljspeech(root: Path, content: bytes) -> Path:
@@ -71,7 +71,7 @@ def test_marks_and_line_ends_of_documents(tmp_path: Path, document: str) -> None
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(recording(1))
+    (tmp_path / "a.wav").write_bytes(audio(1))
     rows = [
         '{"id": "good", "audio": "a.wav", "text": "words"}',
         '{"id": "empty", "audio": "a.wav", "text": "  "}',

@@ -10,7 +10,7 @@ from data_prep.corpus import (
     ReaderOptions,
     clean_key,
     declared_split,
-    picture_group,
+    image_group,
     transcript_group,
 )
 from data_prep.readers.coco import read_coco
@@ -36,7 +36,7 @@ def _reasons(items: list[Item]) -> dict[str, str]:
     return {item.key: item.problem.reason for item in items if item.problem}
 
 
-def test_coco_joins_captions_of_a_picture(tmp_path: Path) -> None:
+def test_coco_joins_captions_of_a_image(tmp_path: Path) -> None:
     write_coco(tmp_path, 2)
     images, captions = read_annotations(tmp_path)
     captions.append({"id": 9, "image_id": 1, "caption": "a second\ncaption"})
@@ -44,7 +44,7 @@ def test_coco_joins_captions_of_a_picture(tmp_path: Path) -> None:
     first, second = read_coco(tmp_path, OPTIONS)
     assert first.key == "000000000001"
     assert first.texts == ("thing number 1", "a second caption")
-    assert first.group == second.group.replace("2", "1") == picture_group("x/000000000001.jpg")
+    assert first.group == second.group.replace("2", "1") == image_group("x/000000000001.jpg")
     assert first.declared_split == "train"
 
 
@@ -223,10 +223,10 @@ def test_llava_places_media_in_order(tmp_path: Path) -> None:
         ("audio", "q.wav"),
     ]
     assert [part.kind for part in item.turns[1].parts] == ["text", "audio"]
-    assert item.group == "picture:a"
+    assert item.group == "image:a"
 
 
-def test_llava_without_placeholder_puts_the_picture_first(tmp_path: Path) -> None:
+def test_llava_without_placeholder_puts_the_image_first(tmp_path: Path) -> None:
     (item,) = _llava(tmp_path / "c.json", {"id": "1", "image": "a.png", **_turns("What?", "X")})
     assert [part.kind for part in item.turns[0].parts] == ["image", "text"]
 
@@ -238,7 +238,7 @@ def test_llava_groups(tmp_path: Path) -> None:
         {"id": "2", "audio": "x/q.wav", **_turns("<audio>", "b")},
         {"id": "3", "audio": "q.wav", "group": "speech:hello", **_turns("<audio>", "b")},
     )
-    assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]
+    assert [item.group for item in items] == ["id:1", "image:q", "speech:hello"]
 
 
 def test_llava_problems(tmp_path: Path) -> None:

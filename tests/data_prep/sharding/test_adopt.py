@@ -19,7 +19,7 @@ from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.tar_index import BLOCK_BYTES, scan_tar
 from muomni.errors import DataError
 from tests.data_prep.commands import Capture, fails
-from tests.data_prep.raw_corpora import picture
+from tests.data_prep.raw_corpora import image
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
@@ -41,7 +41,7 @@ def _special(kind: bytes, name: str = "b.jpg") -> tarfile.TarInfo:
     return info
 
 
-_PAIR = [("a.jpg", picture(1)), ("a.txt", b"a thing")]
+_PAIR = [("a.jpg", image(1)), ("a.txt", b"a thing")]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ _PAIR = [("a.jpg", picture(1)), ("a.txt", b"a thing")]
         ([*_PAIR, _special(tarfile.LNKTYPE)], "'b.jpg' is a link"),
         ([*_PAIR, _special(tarfile.CHRTYPE)], "'b.jpg' is a link, a device"),
         ([*_PAIR, _special(tarfile.FIFOTYPE)], "'b.jpg' is a link, a device"),
-        ([("../../a.jpg", picture(1)), ("../../a.txt", b"x")], "leads out of the folder"),
-        ([("/etc/a.jpg", picture(1)), ("/etc/a.txt", b"x")], "leads out of the folder"),
+        ([("../../a.jpg", image(1)), ("../../a.txt", b"x")], "leads out of the folder"),
+        ([("/etc/a.jpg", image(1)), ("/etc/a.txt", b"x")], "leads out of the folder"),
         ([*_PAIR, ("b.txt", b"x"), *_PAIR], "the key occurs twice"),
         ([*_PAIR, *_PAIR], "'a.jpg' occurs twice"),
         (

@@ -13,9 +13,9 @@ from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.writer import load_record
 from tests.data_prep.raw_corpora import (
-    picture,
+    audio,
+    image,
     read_annotations,
-    recording,
     write_annotations,
     write_coco,
     write_ljspeech,
@@ -41,14 +41,14 @@ def listed(folder: Path) -> list[dict[str, str]]:
 
 
 def write_speech(root: Path) -> Path:
-    """Six recordings of 0.3 s, of which the last two are made longer."""
+    """Six audio clips of 0.3 s, of which the last two are made longer."""
     src = write_ljspeech(root, [f"Sentence number {number}." for number in range(6)])
     for number in (4, 5):
-        (src / f"wavs/LJ-{number:04d}.wav").write_bytes(recording(number, duration_s=0.8))
+        (src / f"wavs/LJ-{number:04d}.wav").write_bytes(audio(number, duration_s=0.8))
     return src
 
 
-def test_long_recordings_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_audio_clips_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ("speech", "ljspeech", write_speech(tmp_path / "src"), out, "--shard-size", "3")
     manifest = shard(*command, "--max-duration", "0.5")
@@ -116,7 +116,7 @@ def test_filters_that_leave_nothing_are_named(
     assert error.count("\n") == 1
 
 
-def test_a_picture_keeps_the_captions_that_pass(tmp_path: Path) -> None:
+def test_a_image_keeps_the_captions_that_pass(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 3)
     images, captions = read_annotations(src)
     captions[0]["caption"] = "вещь"
@@ -137,8 +137,8 @@ def test_a_picture_keeps_the_captions_that_pass(tmp_path: Path) -> None:
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(out)])
 
 
-def test_small_pictures_are_left_out(tmp_path: Path) -> None:
-    """All pictures have 24 x 18 pixels."""
+def test_small_images_are_left_out(tmp_path: Path) -> None:
+    """All images have 24 x 18 pixels."""
     src = write_coco(tmp_path / "src", 3)
     kept = shard("image-caption", "coco", src, tmp_path / "kept", "--min-side", "18")
     assert kept.dropped == {}
@@ -147,8 +147,8 @@ def test_small_pictures_are_left_out(tmp_path: Path) -> None:
     assert {entry["reason"] for entry in listed(tmp_path / "none/filtered")} == {"too-small"}
 
 
-def test_conversations_with_an_unwanted_picture_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
+def test_conversations_with_an_unwanted_image_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image(1))
     answer = {"from": "gpt", "value": "Yes."}
     records = [
         {"id": "x", "image": "a.png", "conversations": [{"from": "human", "value": "<image>"}]},

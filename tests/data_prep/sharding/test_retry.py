@@ -10,15 +10,15 @@ from data_prep.sharding import retry
 from data_prep.sharding.plan_file import load_plan_file
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
-from tests.data_prep.raw_corpora import picture, write_coco, write_ljspeech
+from tests.data_prep.raw_corpora import image, write_coco, write_ljspeech
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """COCO of 30 pictures, three of them broken and one missing."""
+    """COCO of 30 images, three of them broken and one missing."""
     src = write_coco(tmp_path / "src", 30)
     for number in (3, 11, 20):
-        _path(src, number).write_bytes(picture(number)[:60])
+        _path(src, number).write_bytes(image(number)[:60])
     _path(src, 25).unlink()
     return src
 
@@ -62,7 +62,7 @@ def test_mended_samples_are_added(
     out = _shard(corpus, tmp_path / "out")
     before, train, val = _tars(out), _keys(out, "train"), _keys(out, "val")
     for number in (3, 25):
-        _path(corpus, number).write_bytes(picture(number))
+        _path(corpus, number).write_bytes(image(number))
     _retry(out)
     assert "2 of 4 samples are good now" in capsys.readouterr().out
     after = _tars(out)
@@ -78,7 +78,7 @@ def test_mended_samples_are_added(
     assert _listed(out) == [11, 20]
     _verify(out)
     # A second round takes up those that were bad once more.
-    _path(corpus, 11).write_bytes(picture(11))
+    _path(corpus, 11).write_bytes(image(11))
     _retry(out)
     assert _listed(out) == [20] and Manifest.load(out).dropped == {"broken-image": 1}
     _verify(out)
@@ -87,7 +87,7 @@ def test_mended_samples_are_added(
 def test_the_splits_are_those_of_a_fresh_run(corpus: Path, tmp_path: Path) -> None:
     out = _shard(corpus, tmp_path / "out")
     for number in (3, 11, 20, 25):
-        _path(corpus, number).write_bytes(picture(number))
+        _path(corpus, number).write_bytes(image(number))
     _retry(out)
     fresh = _shard(corpus, tmp_path / "fresh")
     for split in ("train", "val"):
@@ -107,7 +107,7 @@ def test_nothing_mended_changes_nothing(
 
 def test_the_first_command_still_continues(corpus: Path, tmp_path: Path) -> None:
     out = _shard(corpus, tmp_path / "out")
-    _path(corpus, 3).write_bytes(picture(3))
+    _path(corpus, 3).write_bytes(image(3))
     _retry(out)
     before, fingerprint = _tars(out), Manifest.load(out).fingerprint
     _shard(corpus, out)
@@ -123,7 +123,7 @@ def test_a_killed_retry_is_completed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     out = _shard(corpus, tmp_path / "out")
-    _path(corpus, 3).write_bytes(picture(3))
+    _path(corpus, 3).write_bytes(image(3))
     settle = retry._settle_shard
 
     def stop(*arguments: object) -> None:

@@ -16,9 +16,9 @@ from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.errors import DataError
 from tests.data_prep.raw_corpora import (
-    picture,
+    audio,
+    image,
     read_annotations,
-    recording,
     write_annotations,
     write_coco,
     write_librispeech,
@@ -66,7 +66,7 @@ def test_a_dataset_reads_back(tmp_path: Path) -> None:
             sample = reader.read(index)
             number = int(sample["__key__"])
             keys.append(number)
-            assert sample["png"] == picture(number)
+            assert sample["png"] == image(number)
             assert json.loads(sample["json"])["captions"] == [f"thing number {number}"]
             assert sample["txt"] == f"thing number {number}".encode()
             row = reader.columns[index]
@@ -225,7 +225,7 @@ def test_original_bytes_and_facts_of_speech(tmp_path: Path) -> None:
     )
     sample = SplitReader(Manifest.load(tmp_path / "out"), "train").read(0)
     number = int(str(sample["__key__"])[-1])
-    assert sample["flac"] == recording(number, rate=11_025, fmt="FLAC")
+    assert sample["flac"] == audio(number, rate=11_025, fmt="FLAC")
     body = json.loads(sample["json"])
     assert body["text"] == sample["txt"].decode()
     assert (body["duration_s"], body["sample_rate_hz"]) == (0.3, 11_025)
@@ -233,8 +233,8 @@ def test_original_bytes_and_facts_of_speech(tmp_path: Path) -> None:
 
 
 def test_sft_members(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
-    (tmp_path / "q.wav").write_bytes(recording(1))
+    (tmp_path / "a.png").write_bytes(image(1))
+    (tmp_path / "q.wav").write_bytes(audio(1))
     conversation = [
         {"from": "human", "value": "<image>\n<audio>"},
         {"from": "gpt", "value": "Yes.", "audio": "q.wav"},
@@ -249,8 +249,8 @@ def test_sft_members(tmp_path: Path) -> None:
     )
     reader = SplitReader(Manifest.load(tmp_path / "out"), "train")
     sample = reader.read(0)
-    assert sample["0.png"] == picture(1)
-    assert sample["1.wav"] == sample["2.wav"] == recording(1)
+    assert sample["0.png"] == image(1)
+    assert sample["1.wav"] == sample["2.wav"] == audio(1)
     assert json.loads(sample["json"])["turns"] == [
         {
             "role": "user",

@@ -23,7 +23,7 @@ def test_the_kind_follows_from_the_media(
 ) -> None:
     (task,) = answer_tasks([Turn("user", asked), Turn("assistant", answered)])
     assert (task.kind, task.text) == (kind, "hello")
-    assert task.recording == ("0.wav" if kind == "speak" else None)
+    assert task.audio == ("0.wav" if kind == "speak" else None)
 
 
 def test_each_answer_of_a_conversation_is_a_task_with_all_before_it() -> None:

@@ -12,35 +12,35 @@ def features(num: int, size: int = 8, seed: int = 0) -> torch.Tensor:
 
 def test_perfect_features_find_everything() -> None:
     x = features(30)
-    figures = recall(SplitFeatures(x, x, torch.arange(30)))
-    assert figures["text_recall@1"] == figures["image_recall@1"] == 1
-    assert figures["chance_text_recall@1"] == pytest.approx(1 / 30)
-    assert figures["chance_text_recall@5"] == pytest.approx(5 / 30)
+    metrics = recall(SplitFeatures(x, x, torch.arange(30)))
+    assert metrics["text_recall@1"] == metrics["image_recall@1"] == 1
+    assert metrics["chance_text_recall@1"] == pytest.approx(1 / 30)
+    assert metrics["chance_text_recall@5"] == pytest.approx(5 / 30)
 
 
 def test_a_model_that_embeds_everything_alike_finds_nothing() -> None:
     same = features(1).expand(30, -1)
-    figures = recall(SplitFeatures(same, same, torch.arange(30)))
-    assert figures["text_recall@10"] == figures["image_recall@10"] == 0
+    metrics = recall(SplitFeatures(same, same, torch.arange(30)))
+    assert metrics["text_recall@10"] == metrics["image_recall@10"] == 0
 
 
 def test_depths_count_how_far_down_the_right_one_stands() -> None:
-    # The caption of picture i is best matched by picture i + 1: right ones stand second.
+    # The caption of image i is best matched by image i + 1: right ones stand second.
     x = torch.eye(6)
     y = 0.9 * x + torch.roll(x, 1, 0)
-    figures = recall(SplitFeatures(x, y, torch.arange(6)), depths=(1, 2))
-    assert figures["text_recall@1"] == 0 and figures["text_recall@2"] == 1
+    metrics = recall(SplitFeatures(x, y, torch.arange(6)), depths=(1, 2))
+    assert metrics["text_recall@1"] == 0 and metrics["text_recall@2"] == 1
 
 
 def test_an_equal_caption_is_as_right_and_chance_knows_it() -> None:
     x, y = features(4, seed=1), features(4, seed=1)
     y = y[[1, 0, 2, 3]]  # captions 0 and 1 are swapped, but say the same
-    figures = recall(SplitFeatures(x, y, torch.tensor([5, 5, 6, 7])), depths=(1, 5))
-    assert figures["text_recall@1"] == 1
-    assert figures["chance_text_recall@1"] == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 4)
-    assert figures["chance_text_recall@5"] == 1
+    metrics = recall(SplitFeatures(x, y, torch.tensor([5, 5, 6, 7])), depths=(1, 5))
+    assert metrics["text_recall@1"] == 1
+    assert metrics["chance_text_recall@1"] == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 4)
+    assert metrics["chance_text_recall@5"] == 1
 
 
-def test_an_empty_split_has_no_figures() -> None:
-    figures = recall(SplitFeatures(features(0), features(0), torch.arange(0)))
-    assert all(value != value for value in figures.values())
+def test_an_empty_split_has_no_metrics() -> None:
+    metrics = recall(SplitFeatures(features(0), features(0), torch.arange(0)))
+    assert all(value != value for value in metrics.values())

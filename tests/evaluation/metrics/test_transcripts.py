@@ -33,17 +33,17 @@ def test_the_baseline_is_the_better_of_the_constant_transcripts() -> None:
     for text in ("yes", "yes", "no way"):
         errors.add(text, heard=text)
     rates = errors.reduce()
-    figure = rates.figure("wer", "wer", rates.rate("wer", "heard"))
+    metric = rates.metric("wer", "wer", rates.rate("wer", "heard"))
     # "yes" is right twice and gets two errors of four words; the empty one gets all four.
-    assert (figure.value, figure.baseline, figure.baseline_name) == (0.0, 0.5, "always 'yes'")
-    assert figure.is_better
+    assert (metric.value, metric.baseline, metric.baseline_name) == (0.0, 0.5, "always 'yes'")
+    assert metric.is_better
     # By characters: three of "no way" are missing and three are others, of 3 + 3 + 6.
-    assert rates.figure("cer", "cer", 0.0).baseline == pytest.approx(6 / 12)
+    assert rates.metric("cer", "cer", 0.0).baseline == pytest.approx(6 / 12)
 
 
 def test_the_empty_transcript_may_be_the_best_constant() -> None:
     errors = TranscriptErrors(("", "a long and wrong transcript"))
     errors.add("yes", heard="")
-    figure = errors.reduce().figure("wer", "wer", 1.0)
-    assert (figure.baseline, figure.baseline_name) == (1.0, "empty transcript")
-    assert figure.is_better is False
+    metric = errors.reduce().metric("wer", "wer", 1.0)
+    assert (metric.baseline, metric.baseline_name) == (1.0, "empty transcript")
+    assert metric.is_better is False

@@ -28,7 +28,7 @@ from tests.ranks import RankPool
 
 
 def spoken(key: str, text: str) -> Sample:
-    """A recording with a transcript that need not fit it."""
+    """An audio clip with a transcript that need not fit it."""
     key, members, cost = speech_sample(key, ["cat"], seed=0)
     return key, [members[0], ("txt", text.encode())], cost
 
@@ -98,7 +98,7 @@ def test_without_speech_to_learn_words_from_the_best_path_is_used_and_told(
     assert recognizer is not None and recognizer.word_decoder is None
     assert "so word errors are those of the best path: " in caplog.text
     heard = recognizer.transcribe(torch.from_numpy(say(["cat", "door"])))
-    assert heard.words == heard.best_path != ""
+    assert heard.words == heard.greedy != ""
 
 
 def test_words_are_spelled_as_the_encoder_was_trained_to_hear_them(
@@ -139,7 +139,7 @@ class _Hears:
 
 
 @pytest.mark.parametrize("num_merges", [0, 20, None])
-def test_a_misheard_word_becomes_one_of_the_list_and_letters_stay(
+def test_a_misheard_word_becomes_one_of_the_list_and_characters_stay(
     num_merges: int | None, perception_run: Path
 ) -> None:
     tokenizer = Tokenizer.load(perception_run.parent / "tokenizer.model")
@@ -148,14 +148,14 @@ def test_a_misheard_word_becomes_one_of_the_list_and_letters_stay(
     encoder = _Hears(units.encode("the odor cat é"), tokenizer.vocab_size)
     recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
     heard = recognizer.transcribe(torch.zeros(160))
-    assert heard.best_path == "the odor cat é"
+    assert heard.greedy == "the odor cat é"
     assert heard.words.split()[0] == "the" and heard.words.split()[-2:] == ["cat", "é"]
     assert set(heard.words.split()) <= words.keys()
     assert recognizer.transcribe(torch.zeros(0)).words == ""
 
 
 def test_stage_audio_encoder_reports_word_errors_with_the_list(perception_run: Path) -> None:
-    """The same as decoding the recordings one by one, held against the baseline of `wer`."""
+    """The same as decoding the audio clips one by one, held against the baseline of `wer`."""
     wanted = {"stage": "audio_encoder", "run": perception_run, "split": "val"}
     subject = open_subject(Wanted(**wanted), CPU)
     encoder, view = subject.model, subject.stage.view()

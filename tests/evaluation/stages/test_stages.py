@@ -1,4 +1,4 @@
-"""Figures of the other stages: by hand where that is possible, and the same on two ranks."""
+"""Metrics of the other stages: by hand where that is possible, and the same on two ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
 from muomni.evaluation.speech import spoken
 from muomni.evaluation.speech.recognizer import Heard
-from muomni.evaluation.stages import talker as talker_figures
+from muomni.evaluation.stages import talker as talker_metrics
 from muomni.inference.answer import Answer
 from tests import conversations
 from tests.corpora import write_dataset
@@ -40,7 +40,7 @@ def wanted(stage: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", sorted(WHERE))
-def test_two_ranks_give_the_figures_of_one(
+def test_two_ranks_give_the_metrics_of_one(
     stage: str, request: pytest.FixtureRequest, two_ranks: RankPool
 ) -> None:
     asked = {**wanted(stage, request), "max_samples": 11}
@@ -91,11 +91,11 @@ def test_without_a_speech_encoder_there_is_no_error_rate_of_made_speech(
 def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
     perception_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recognizer that always hears the same gives the figures of that constant transcript.
+    """A recognizer that always hears the same gives the metrics of that constant transcript.
 
     Words are those of the word list, characters those of the best path.
     """
-    fake = SimpleNamespace(transcribe=lambda waveform: Heard(best_path="ca door", words="cat"))
+    fake = SimpleNamespace(transcribe=lambda waveform: Heard(greedy="ca door", words="cat"))
     monkeypatch.setattr(spoken, "find_recognizer", lambda runs, device, transcripts: fake)
     metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
     expected = TranscriptErrors(())
@@ -111,7 +111,7 @@ def test_a_codec_stands_beside_the_mean_mel_and_the_best_constant_transcript(
 
 
 @pytest.mark.parametrize("stage", ["audio_encoder", "codec"])
-def test_broken_recordings_are_left_out_and_counted(
+def test_broken_audio_clips_are_left_out_and_counted(
     stage: str, perception_run: Path, tmp_path: Path
 ) -> None:
     key, members, cost = speech_sample("broken", ["cat"], seed=0)
@@ -125,7 +125,7 @@ def test_broken_recordings_are_left_out_and_counted(
 
 
 def test_stopping_counts_as_much_as_going_on() -> None:
-    """Two recordings of 2 and 1 frames; the first stops too late, the second in time."""
+    """Two audio clips of 2 and 1 frames; the first stops too late, the second in time."""
     stop, num_codes = 2, 2
     says = torch.tensor([[0, 1, 0], [1, stop, stop]])
     base = torch.nn.functional.one_hot(says, num_codes + 1).float()
@@ -133,19 +133,19 @@ def test_stopping_counts_as_much_as_going_on() -> None:
     talker.stop = stop  # type: ignore[attr-defined]
     batch = {
         "text_ids": torch.zeros(2, 1),
-        "letter_ids": torch.zeros(2, 1),
+        "character_ids": torch.zeros(2, 1),
         "text_mask": torch.ones(2, 1),
         "codes": torch.zeros(2, 2, 1),
         "code_mask": torch.tensor([[True, True], [True, False]]),
     }
     tally = Tally()
-    talker_figures._add_stops(tally, talker, batch)  # type: ignore[arg-type]
+    talker_metrics._add_stops(tally, talker, batch)  # type: ignore[arg-type]
     assert {name: pair.tolist() for name, pair in tally.reduce().items()} == {
         "stop": [1.0, 2.0],
         "go_on": [3.0, 3.0],
     }
-    figure = talker_figures._stop_figure(tally)
-    assert (figure.value, figure.baseline, figure.is_better) == (0.75, 0.5, True)
+    metric = talker_metrics._stop_metric(tally)
+    assert (metric.value, metric.baseline, metric.is_better) == (0.75, 0.5, True)
 
 
 def _always(text: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Figures of the Thinker, alone and on two ranks."""
+"""Metrics of the Thinker, alone and on two ranks."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_the_baseline_is_the_unigram_model_of_the_train_split_over_the_same_toke
 
 
 @pytest.mark.parametrize("max_samples", [None, 1, 7])
-def test_two_ranks_give_the_figures_of_one(
+def test_two_ranks_give_the_metrics_of_one(
     max_samples: int | None, thinker_run: Path, two_ranks: RankPool
 ) -> None:
     wanted = {"stage": "thinker", "run": thinker_run, "max_samples": max_samples}

@@ -145,7 +145,7 @@ def test_starts_cut_rows_into_runs_of_one_document(rows: list[list[int]]) -> Non
 
 
 def heard(encoder: AudioEncoder) -> Tensor:
-    """States of recordings of which one is empty, and one as long as the batch."""
+    """States of audio clips of which one is empty, and one as long as the batch."""
     lengths = torch.tensor([3000, 16_000, 0, 9000])
     waveform = torch.randn(4, 16_000, generator=torch.Generator().manual_seed(3))
     device = next(encoder.parameters()).device
@@ -153,15 +153,15 @@ def heard(encoder: AudioEncoder) -> Tensor:
 
 
 def spoken(talker: Talker) -> Tensor:
-    """Logits at real frames; there is padding between letters and frames, and before some letters."""
+    """Logits at real frames; there is padding between characters and frames, and before some characters."""
     generator = torch.Generator().manual_seed(3)
-    is_letter = torch.arange(7) < torch.tensor([[7], [2], [4], [0]])
-    is_letter[2] = is_letter[2].flip(0)
+    is_character = torch.arange(7) < torch.tensor([[7], [2], [4], [0]])
+    is_character[2] = is_character[2].flip(0)
     is_frame = torch.arange(9) < torch.tensor([[4], [9], [1], [0]])
     batch = {
         "text_ids": torch.randint(0, 30, (4, 7), generator=generator),
-        "letter_ids": torch.randint(97, 123, (4, 7), generator=generator),
-        "text_mask": is_letter,
+        "character_ids": torch.randint(97, 123, (4, 7), generator=generator),
+        "text_mask": is_character,
         "codes": torch.randint(0, 11, (4, 9, 2), generator=generator),
         "code_mask": is_frame,
     }

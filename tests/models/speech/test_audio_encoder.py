@@ -23,7 +23,7 @@ CONFIG = AudioEncoderConfig(
 )
 
 
-def recordings(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def audio_clips(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise of these lengths; the padding holds large values that must not matter."""
     generator = torch.Generator().manual_seed(seed)
     waveform = 0.1 * torch.randn(len(lengths), max(lengths), generator=generator)
@@ -41,9 +41,9 @@ def build(config: AudioEncoderConfig = CONFIG) -> AudioEncoder:
 
 @pytest.mark.parametrize("config", [CONFIG, WITH_CONV], ids=["plain", "conv"])
 @torch.no_grad()
-def test_padded_batch_equals_single_recordings(config: AudioEncoderConfig) -> None:
+def test_padded_batch_equals_single_audio_clips(config: AudioEncoderConfig) -> None:
     model = build(config)
-    waveform, lengths = recordings([16_000, 9_000, 8_960, 641, 100, 1])
+    waveform, lengths = audio_clips([16_000, 9_000, 8_960, 641, 100, 1])
     hidden, frame_lengths = model(waveform, lengths)
     assert hidden.shape == (6, 25, 48)
     assert frame_lengths.tolist() == num_encoder_frames(lengths).tolist() == [25, 15, 14, 2, 1, 1]
@@ -58,7 +58,7 @@ def test_padded_batch_equals_single_recordings(config: AudioEncoderConfig) -> No
 @torch.no_grad()
 def test_order_and_context_matter() -> None:
     model = build()
-    waveform, lengths = recordings([16_000])
+    waveform, lengths = audio_clips([16_000])
     hidden, _ = model(waveform, lengths)
     # Played backward, the states are not the old ones in reverse: there are positions.
     backward, _ = model(waveform.flip(1), lengths)
@@ -112,7 +112,7 @@ def test_it_learns_to_transcribe_tones() -> None:
 def test_specaugment_acts_when_it_is_asked_for_and_by_its_seeds() -> None:
     """In either mode: whoever trains with a frozen encoder masks its input, too."""
     model = build()
-    waveform, lengths = recordings([16_000])
+    waveform, lengths = audio_clips([16_000])
     plain, _ = model(waveform, lengths)
     seeds, strong = torch.tensor([3]), SpecAugmentConfig(num_time_masks=5)
     masked, _ = model(waveform, lengths, seeds, strong)
@@ -128,7 +128,7 @@ def test_specaugment_acts_when_it_is_asked_for_and_by_its_seeds() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_close_and_has_gradients(dtype: torch.dtype) -> None:
     model = build()
-    waveform, lengths = recordings([8_000, 5_000])
+    waveform, lengths = audio_clips([8_000, 5_000])
     labels, num_labels = torch.tensor([[1, 2, 3], [4, 4, 0]]), torch.tensor([3, 2])
 
     def loss() -> torch.Tensor:
@@ -162,7 +162,7 @@ def test_an_empty_slot_reaches_every_parameter_with_zero_gradient() -> None:
 @pytest.mark.parametrize("num_samples", [16_000, 7_001])
 def test_flops_agree_with_torch(num_samples: int, config: AudioEncoderConfig) -> None:
     model = build(config)
-    waveform, lengths = recordings([num_samples])
+    waveform, lengths = audio_clips([num_samples])
     # torch's fused attention for CPUs goes uncounted.
     with (
         sdpa_kernel(SDPBackend.MATH),

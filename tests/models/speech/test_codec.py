@@ -13,7 +13,7 @@ SMALL = CodecConfig(hidden_size=48, latent_size=16, codebook_size=32, num_blocks
 
 
 def voices(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Speech-like recordings: gliding harmonics, changing loudness and timbre, some hiss."""
+    """Speech-like audio clips: gliding harmonics, changing loudness and timbre, some hiss."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: float, high: float) -> torch.Tensor:
@@ -50,7 +50,7 @@ def train(codec: Codec, num_steps: int) -> dict[str, list[float]]:
     return history
 
 
-def test_training_moves_the_parameters_and_beats_the_mean_mel_on_unseen_recordings() -> None:
+def test_training_moves_the_parameters_and_beats_the_mean_mel_on_unseen_audio_clips() -> None:
     torch.manual_seed(0)
     codec = Codec(SMALL)
     before = {name: value.clone() for name, value in codec.named_parameters()}
@@ -72,14 +72,14 @@ def test_training_moves_the_parameters_and_beats_the_mean_mel_on_unseen_recordin
     valid = length_mask(output.code_lengths, output.codes.shape[1])
     counts = count_codes(output.codes, valid, SMALL.codebook_size)
     assert num_codes_used(counts).min() > 16
-    # The codes carry the recording: those of another one rebuild it worse.
+    # The codes carry the audio clip: those of another one rebuild it worse.
     own = (codec.decode(output.codes) - output.target).abs().mean()
     others = (codec.decode(output.codes.flip(0)) - output.target).abs().mean()
     assert own < 0.8 * others
     torch.testing.assert_close(own, logs["mel_l1"][0] / logs["mel_l1"][1], rtol=0.02, atol=0)
 
 
-def test_padded_batch_equals_single_recordings() -> None:
+def test_padded_batch_equals_single_audio_clips() -> None:
     torch.manual_seed(0)
     codec = Codec(SMALL)
     train(codec, 4)

@@ -18,7 +18,7 @@ CONFIG = MelConfig()
 
 
 def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise recordings of these lengths; the padding holds large values that must not matter."""
+    """Noise audio clips of these lengths; the padding holds large values that must not matter."""
     generator = torch.Generator().manual_seed(0)
     waveform = torch.full((len(lengths), max(lengths)), 7.0)
     for row, length in zip(waveform, lengths, strict=True):
@@ -34,7 +34,7 @@ def test_frames_are_one_a_hop_rounded_up() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)])
-def test_padded_batch_equals_single_recordings(config: MelConfig) -> None:
+def test_padded_batch_equals_single_audio_clips(config: MelConfig) -> None:
     waveform, lengths = padded([8_000, 3_217, 700, 5])
     module = LogMel(config)
     batch, frame_lengths = module(waveform, lengths)
@@ -84,7 +84,7 @@ def test_utterance_normalization_removes_gain() -> None:
     assert (loud[0].std(0, correction=0) - 1).abs().max() < 0.1
 
 
-def test_silence_and_empty_recordings_stay_finite() -> None:
+def test_silence_and_empty_audio_clips_stay_finite() -> None:
     lengths = torch.tensor([1_600, 0])
     log_mel, frame_lengths = LogMel(CONFIG)(torch.zeros(2, 1_600), lengths)
     assert frame_lengths.tolist() == [10, 0]

@@ -35,7 +35,7 @@ def make_batch(num_codebooks: int = 2) -> dict[str, Tensor]:
     text_lengths, code_lengths = torch.tensor([5, 2, 4]), torch.tensor([3, 6, 0])
     return {
         "text_ids": torch.randint(0, 30, (3, 5)),
-        "letter_ids": torch.randint(97, 123, (3, 5)),
+        "character_ids": torch.randint(97, 123, (3, 5)),
         "text_mask": torch.arange(5) < text_lengths[:, None],
         "codes": torch.randint(0, NUM_CODES, (3, 6, num_codebooks)),
         "code_mask": torch.arange(6) < code_lengths[:, None],
@@ -43,14 +43,14 @@ def make_batch(num_codebooks: int = 2) -> dict[str, Tensor]:
 
 
 def speak_batch(num_codebooks: int) -> dict[str, Tensor]:
-    """A toy voice: each letter is spoken as two frames whose codes depend on it; tokens tell nothing."""
+    """A toy voice: each character is spoken as two frames whose codes depend on it; tokens tell nothing."""
     torch.manual_seed(2)
     text = torch.stack([torch.randperm(30)[:6] for _ in range(4)])
     lengths = torch.tensor([6, 3, 5, 4])
     table = torch.randint(0, NUM_CODES, (30, 2, num_codebooks))
     return {
         "text_ids": torch.full_like(text, 7),
-        "letter_ids": text,
+        "character_ids": text,
         "text_mask": torch.arange(6) < lengths[:, None],
         "codes": table[text].flatten(1, 2),
         "code_mask": torch.arange(12) < 2 * lengths[:, None],
@@ -58,7 +58,7 @@ def speak_batch(num_codebooks: int) -> dict[str, Tensor]:
 
 
 def text_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    return batch["text_ids"], batch["letter_ids"], batch["text_mask"]
+    return batch["text_ids"], batch["character_ids"], batch["text_mask"]
 
 
 def train(talker: Talker, batch: dict[str, Tensor], steps: int) -> None:
@@ -87,33 +87,33 @@ def test_learns_to_speak_exactly_and_stops(num_codebooks: int) -> None:
 def test_another_text_raises_the_loss() -> None:
     talker, batch = make_talker(std=0.05), speak_batch(2)
     train(talker, batch, 60)
-    swapped = dict(batch, letter_ids=batch["letter_ids"].flip(0))
+    swapped = dict(batch, character_ids=batch["character_ids"].flip(0))
     right, wrong = (
         talker.loss(talker(**b), batch["codes"], batch["code_mask"]).total for b in (batch, swapped)
     )
     assert wrong > 2 * right
 
 
-def test_the_token_of_a_letter_matters_too() -> None:
+def test_the_token_of_a_character_matters_too() -> None:
     talker, batch = make_talker(), make_batch()
     other = talker(**dict(batch, text_ids=(batch["text_ids"] + 1) % 30)).base
     assert not torch.allclose(talker(**batch).base[0], other[0])
 
 
-def test_unheard_words_are_spoken_letter_by_letter() -> None:
-    """Sounds follow letters, so words that no training text had come out right."""
-    talker = make_talker(std=0.05, frames_per_letter=2.0, frame_dropout=0.3)
+def test_unheard_words_are_spoken_character_by_character() -> None:
+    """Sounds follow characters, so words that no training text had come out right."""
+    talker = make_talker(std=0.05, frames_per_character=2.0, frame_dropout=0.3)
     torch.manual_seed(3)
     table = torch.randint(0, NUM_CODES, (5, 2, 2))
     words = torch.randint(0, 5, (72, 7))
 
-    def batch(letters: Tensor) -> dict[str, Tensor]:
+    def batch(characters: Tensor) -> dict[str, Tensor]:
         return {
-            "text_ids": torch.zeros_like(letters),
-            "letter_ids": letters,
-            "text_mask": torch.ones_like(letters, dtype=torch.bool),
-            "codes": table[letters].flatten(1, 2),
-            "code_mask": torch.ones(len(letters), 14, dtype=torch.bool),
+            "text_ids": torch.zeros_like(characters),
+            "character_ids": characters,
+            "text_mask": torch.ones_like(characters, dtype=torch.bool),
+            "codes": table[characters].flatten(1, 2),
+            "code_mask": torch.ones(len(characters), 14, dtype=torch.bool),
         }
 
     train(talker, batch(words[:64]), 150)
@@ -215,10 +215,10 @@ def test_greedy_generation_with_cache_equals_the_uncached_model(num_codebooks: i
 
 def test_batched_generation_equals_single_rows() -> None:
     talker, batch = make_talker(std=0.5), make_batch()
-    text_ids, letter_ids, mask = text_of(batch)
-    together = talker.generate(text_ids, letter_ids, mask, max_frames=8, temperature=0)
+    text_ids, character_ids, mask = text_of(batch)
+    together = talker.generate(text_ids, character_ids, mask, max_frames=8, temperature=0)
     for row in range(3):
-        text = (ids[[row]][:, mask[row]] for ids in (text_ids, letter_ids))
+        text = (ids[[row]][:, mask[row]] for ids in (text_ids, character_ids))
         alone = talker.generate(*text, max_frames=8, temperature=0)
         length = int(alone.lengths[0])
         assert together.lengths[row] == length

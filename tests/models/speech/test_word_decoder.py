@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from muomni.models.speech.word_decoder import SpelledWord, WordDecoder, WordSearch
 
-# The first letters repeat across a word's end, one word is another's beginning, one is doubled.
+# The first characters repeat across a word's end, one word is another's beginning, one is doubled.
 WORDS = {
     "a": SpelledWord([1], 6),
     "ab": SpelledWord([1, 2], 1),
     "b": SpelledWord([2], 2),
     "cc": SpelledWord([3, 3], 3),
 }
-NUM_TOKENS = 5  # the blank, three letters and one that no word has
+NUM_TOKENS = 5  # the blank, three characters and one that no word has
 WIDE = {"beam_size": 10_000, "tokens_per_frame": NUM_TOKENS, "beam_range": math.inf}
 
 
@@ -70,7 +70,7 @@ def logits_of(*frames: Sequence[float]) -> torch.Tensor:
 
 @pytest.mark.parametrize("beam_size", [1, 5, 50])
 def test_only_words_of_the_list_are_said(beam_size: int) -> None:
-    """Also by a narrow beam, of noise, and when the recording ends inside a word."""
+    """Also by a narrow beam, of noise, and when the audio clip ends inside a word."""
     logits = 4 * torch.randn(20, 30, NUM_TOKENS, generator=torch.Generator().manual_seed(0))
     decoder = WordDecoder(WORDS, WordSearch(beam_size=beam_size))
     said = decoder.decode(logits, torch.full((20,), 30))

@@ -75,7 +75,7 @@ def test_scale_is_capped_but_can_come_back() -> None:
     assert model.log_scale.grad.item() == pytest.approx(MAX_SCALE, rel=1e-4)
 
 
-def test_it_learns_which_text_belongs_to_which_picture() -> None:
+def test_it_learns_which_text_belongs_to_which_image() -> None:
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):

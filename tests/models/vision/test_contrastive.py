@@ -103,10 +103,10 @@ def test_a_repeated_caption_costs_nothing_when_grouped() -> None:
     assert plain / 8 > 0.69 > 0.01 > grouped / 8
 
 
-def test_pairs_that_share_either_picture_or_caption_are_not_contrasted() -> None:
+def test_pairs_that_share_either_image_or_caption_are_not_contrasted() -> None:
     x, y = features(4)
     scale = torch.tensor(5.0, dtype=torch.float64)
-    # Pairs 0 and 1 share the picture, 1 and 2 the caption, 3 stands alone.
+    # Pairs 0 and 1 share the image, 1 and 2 the caption, 3 stands alone.
     groups = torch.tensor([[7, 1], [7, 2], [8, 2], [9, 3]])
     logits = scale * x @ y.T
     negatives = {0: [2, 3], 1: [3], 2: [0, 3], 3: [0, 1, 2]}

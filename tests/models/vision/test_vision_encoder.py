@@ -27,17 +27,17 @@ def build() -> VisionEncoder:
     return VisionEncoder(CONFIG).eval()
 
 
-def pictures(num: int) -> torch.Tensor:
+def images(num: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (num, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
 @torch.no_grad()
-def test_bytes_and_fractions_are_the_same_picture() -> None:
+def test_bytes_and_fractions_are_the_same_image() -> None:
     model = build()
-    cls, patches = model(pictures(2))
+    cls, patches = model(images(2))
     assert cls.shape == (2, 48) and patches.shape == (2, 16, 48)
-    for other, mine in zip(model(pictures(2) / 255), (cls, patches), strict=True):
+    for other, mine in zip(model(images(2) / 255), (cls, patches), strict=True):
         torch.testing.assert_close(other, mine)
     gray = torch.full((1, 3, 4, 4), 0.48145466)
     assert normalize_pixels(gray)[0, 0].abs().max() < 1e-6
@@ -46,13 +46,13 @@ def test_bytes_and_fractions_are_the_same_picture() -> None:
 @torch.no_grad()
 def test_places_of_patches_matter_and_tokens_follow_rows() -> None:
     model = build()
-    picture = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
-    base = model(picture)[1][0]
-    corner = picture.clone()
+    image = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    base = model(image)[1][0]
+    corner = image.clone()
     corner[:, :, :8, 24:] = 255  # first row, last column
     change = (model(corner)[1][0] - base).norm(dim=1)
     assert int(change.argmax()) == 3
-    moved = picture.clone()
+    moved = image.clone()
     moved[:, :, 24:, :8] = 255
     assert (model(moved)[0] - model(corner)[0]).abs().max() > 1e-3
 
@@ -61,9 +61,9 @@ def test_places_of_patches_matter_and_tokens_follow_rows() -> None:
 def test_half_precision_stays_close_and_has_gradients(dtype: torch.dtype) -> None:
     model = build()
     with torch.no_grad():
-        wide, _ = model(pictures(2))
+        wide, _ = model(images(2))
     model.to(dtype)
-    cls, patches = model(pictures(2))
+    cls, patches = model(images(2))
     assert cls.dtype == dtype
     torch.testing.assert_close(cls.float(), wide, rtol=0.1, atol=0.1)
     (cls.float().square().sum() + patches.float().mean()).backward()
@@ -83,5 +83,5 @@ def test_flops_agree_with_torch() -> None:
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):
-        model(pictures(1))
+        model(images(1))
     assert counter.get_total_flops() == vision_encoder_flops(CONFIG).total

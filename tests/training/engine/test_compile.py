@@ -14,7 +14,7 @@ from muomni.errors import ConfigError
 from muomni.training.planning.dry_run import Device, describe
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
-from tests.training.engine.test_expert_parallel import FIGURES, engine, moe_config
+from tests.training.engine.test_expert_parallel import METRICS, engine, moe_config
 from tests.training.runs import thinker_config, train
 
 TIMEOUT_S = 300.0  # the first compilation of a rank loads the compiler
@@ -71,9 +71,9 @@ def test_a_compiled_run_is_the_eager_one_and_goes_on_from_it(
     assert eager["num_graphs"] == 0 < compiled["num_graphs"]
     if zero < 3:  # there hooks of DeepSpeed stand between the layers of a block
         assert compiled["num_graphs"] <= 2
-    for figure in ("loss", "grad_norm"):
-        expected, got = ([line[figure] for line in r["curve"]] for r in (eager, compiled))
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in ("loss", "grad_norm"):
+        expected, got = ([line[metric] for line in r["curve"]] for r in (eager, compiled))
+        assert got == pytest.approx(expected, rel=1e-4), metric
     assert compiled["val/loss"] == pytest.approx(eager["val/loss"], rel=1e-5)
     assert list(exported(tmp_path / "compiled")) == list(exported(tmp_path / "eager"))
     checkpoint = tmp_path / "eager" / "thinker" / "checkpoints" / "step_00000003"
@@ -110,9 +110,9 @@ def test_experts_stay_as_they_are_inside_of_compiled_blocks(
     )
     # Before the experts and behind them.
     assert eager["num_graphs"] == 0 < compiled["num_graphs"] <= 4
-    for figure in FIGURES:
-        expected, got = ([line[figure] for line in r["curve"]] for r in (eager, compiled))
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in METRICS:
+        expected, got = ([line[metric] for line in r["curve"]] for r in (eager, compiled))
+        assert got == pytest.approx(expected, rel=1e-4), metric
 
 
 def test_a_machine_without_a_compiler_is_refused_before_a_start(

@@ -27,7 +27,7 @@ SIZES = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size
 MOE = MoEConfig.model_validate(SIZES)
 # One feed-forward beside the experts, whose load a bias evens out in place of a loss.
 BIASED = {**SIZES, "shared_intermediate_size": 16, "balance": "bias", "bias_update_rate": 0.01}
-FIGURES = ("loss", "grad_norm", "moe/balance_loss", "moe/z_loss", "moe/layer1/entropy")
+METRICS = ("loss", "grad_norm", "moe/balance_loss", "moe/z_loss", "moe/layer1/entropy")
 
 
 def moe_config(
@@ -81,10 +81,10 @@ def test_two_ranks_learn_what_one_does(
 ) -> None:
     json_ = engine(zero, num_expert_ranks)
     result = two_ranks.run(train, config=moe_config(text_data), run=tmp_path, zero=json_)[0]
-    for figure in FIGURES:
-        expected = [line[figure] for line in alone["curve"]]
-        got = [line[figure] for line in result["curve"]]
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in METRICS:
+        expected = [line[metric] for line in alone["curve"]]
+        got = [line[metric] for line in result["curve"]]
+        assert got == pytest.approx(expected, rel=1e-4), metric
     assert alone["curve"][0]["grad_norm"] > 0.5
     assert result["val/loss"] == pytest.approx(alone["val/loss"], rel=1e-5)
     expected_state = export_state(alone["run"])
@@ -131,10 +131,10 @@ def test_recomputed_activations_change_nothing(
     config = moe_config(text_data, {"training": {"activation_checkpointing": policy}})
     json_ = engine(zero, num_expert_ranks)
     result = two_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
-    for figure in FIGURES:
-        expected = [line[figure] for line in alone["curve"]]
-        got = [line[figure] for line in result["curve"]]
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in METRICS:
+        expected = [line[metric] for line in alone["curve"]]
+        got = [line[metric] for line in result["curve"]]
+        assert got == pytest.approx(expected, rel=1e-4), metric
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_balance_over_ranks_knows_no_expert_ranks(
         two_ranks.run(train, config=config, run=tmp_path / f"ep{num}", zero=engine(2, num))[0]
         for num in (0, 1, 2)
     ]
-    plain, *divided = [[[x[name] for name in FIGURES] for x in c["curve"]] for c in curves]
+    plain, *divided = [[[x[name] for name in METRICS] for x in c["curve"]] for c in curves]
     for curve in divided:
         for line, expected in zip(curve, plain, strict=True):
             assert line == pytest.approx(expected, rel=1e-4)
@@ -192,9 +192,9 @@ def test_so_they_do_with_biases_and_a_shared_expert(
     if precision == "bf16":
         assert result["losses"] == pytest.approx(biased["losses"], abs=0.05)
         return
-    for figure in FIGURES:
-        expected = [line[figure] for line in biased["curve"]]
-        assert [line[figure] for line in result["curve"]] == pytest.approx(expected, rel=1e-4)
+    for metric in METRICS:
+        expected = [line[metric] for line in biased["curve"]]
+        assert [line[metric] for line in result["curve"]] == pytest.approx(expected, rel=1e-4)
     for name, tensor in state.items():
         torch.testing.assert_close(tensor, expected_state[name], atol=2e-4, rtol=1e-3, msg=name)
 
@@ -222,10 +222,10 @@ def test_four_ranks_learn_what_one_does(
     """One expert a rank, two groups of two ranks that share experts, or all experts on each."""
     config, json_ = moe_config(text_data), engine(zero, num_expert_ranks)
     result = four_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
-    for figure in FIGURES:
-        expected = [line[figure] for line in alone["curve"]]
-        got = [line[figure] for line in result["curve"]]
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in METRICS:
+        expected = [line[metric] for line in alone["curve"]]
+        got = [line[metric] for line in result["curve"]]
+        assert got == pytest.approx(expected, rel=1e-4), metric
     state, expected_state = export_state(tmp_path), export_state(alone["run"])
     assert state.keys() == expected_state.keys()
     for name, tensor in state.items():  # each expert once, at its number
@@ -326,7 +326,7 @@ def test_mistakes_are_found_before_a_process_group_starts(text_data: Path, tmp_p
         prepare(wide, two)
 
 
-# -- figures ---------------------------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------------
 
 
 def test_load_of_each_layer_is_logged(alone: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Buckets of gradients that fill up in the midst of the backward pass change no figure.
+"""Buckets of gradients that fill up in the midst of the backward pass change no metric.
 
 DeepSpeed sends a full bucket at once, and must know then whether the micro-batch is the last of its window.
 """
@@ -27,6 +27,6 @@ def test_accumulated_gradients_are_whole(
         two_ranks.run(train, config=config, run=tmp_path / str(stage), zero=small_buckets(stage))[0]
         for stage in (0, zero)
     ]
-    for figure in ("loss", "grad_norm"):
-        plain, bucketed = ([line[figure] for line in result["curve"]] for result in curves)
+    for metric in ("loss", "grad_norm"):
+        plain, bucketed = ([line[metric] for line in result["curve"]] for result in curves)
         assert bucketed == pytest.approx(plain, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Offload to host memory changes where state lies, and no figure, checkpoint or export.
+"""Offload to host memory changes where state lies, and no metric, checkpoint or export.
 
 On ranks of a CPU nothing moves, but the code of the engine is another one: its gradients, update and
 masters under offload are what these tests run. The last one needs a GPU, and sees what moves.
@@ -75,7 +75,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "thinker" / "export" / "model.safetensors")
 
 
-def figures(result: dict[str, Any], name: str) -> list[float]:
+def metrics(result: dict[str, Any], name: str) -> list[float]:
     return [line[name] for line in result["curve"]]
 
 
@@ -105,8 +105,8 @@ def test_losses_exports_and_resumes_are_those_without_offload(
     straight = pool.run(train, run=tmp_path / "straight", **common)[0]
     tolerance = TOLERANCES[precision]
     assert straight["losses"] == pytest.approx(expected["losses"], rel=tolerance)
-    norms = pytest.approx(figures(expected, "grad_norm"), rel=10 * tolerance)
-    assert figures(straight, "grad_norm") == norms
+    norms = pytest.approx(metrics(expected, "grad_norm"), rel=10 * tolerance)
+    assert metrics(straight, "grad_norm") == norms
     # The export is the average of the fp32 weights, and the validation ran with it.
     assert straight["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
     weights, wanted = exported(tmp_path / "straight"), exported(expected["run"])
@@ -159,9 +159,9 @@ def test_divided_experts_are_offloaded_too(
             ("offloaded", {**engine(layout), **divided}),
         )
     ]
-    for figure in ("loss", "grad_norm"):
-        expected, got = (figures(result, figure) for result in results)
-        assert got == pytest.approx(expected, rel=1e-4), figure
+    for metric in ("loss", "grad_norm"):
+        expected, got = (metrics(result, metric) for result in results)
+        assert got == pytest.approx(expected, rel=1e-4), metric
 
 
 @pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])

@@ -93,9 +93,9 @@ def test_the_loss_scale_does_not_reach_the_update(
         config = thinker_config(text_data, {**changes, "precision": precision})
         result = one_rank.run(train, config=config, run=tmp_path / precision, zero=zero)[0]
         curves.append(result["curve"])
-    for figure in ("loss", "grad_norm"):
-        expected, got = ([line[figure] for line in curve] for curve in curves)
-        assert got == pytest.approx(expected, rel=5e-3), figure
+    for metric in ("loss", "grad_norm"):
+        expected, got = ([line[metric] for line in curve] for curve in curves)
+        assert got == pytest.approx(expected, rel=5e-3), metric
 
 
 def test_overflows_without_end_stop_all_ranks_in_a_sentence(

@@ -18,12 +18,12 @@ from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
 MUON = {"name": "muon", "lr": 3e-3, "muon_lr": 6e-3, "muon_momentum": 0.9, "weight_decay": 0.1}
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+LOSS_WEIGHTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(update: Tensor) -> Tensor:
     """Five steps of the quintic Newton-Schulz iteration of Jordan et al. (2024), in bf16."""
-    a, b, c = COEFFICIENTS
+    a, b, c = LOSS_WEIGHTS
     is_tall = update.shape[0] > update.shape[1]
     x = (update.T if is_tall else update).bfloat16()
     x = x / x.norm()

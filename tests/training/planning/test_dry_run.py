@@ -35,7 +35,7 @@ def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> di
 
 
 def dry_run(data: Path, *flags: str) -> dict[str, Any]:
-    """The figures of a dry run by one process."""
+    """The metrics of a dry run by one process."""
     return launch(data, "--dry-run", *flags)
 
 

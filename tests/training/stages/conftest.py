@@ -1,11 +1,11 @@
-"""One data root with speech, tts and pictures for the tests of the perception stages."""
+"""One data root with speech, tts and images for the tests of the perception stages."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import write_tokenizer
-from tests.media_corpora import write_picture_dataset, write_speech_dataset
+from tests.media_corpora import write_image_dataset, write_speech_dataset
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +13,6 @@ def media_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("media")
     write_speech_dataset(root / "speech")
     write_speech_dataset(root / "tts", num_train=12, num_val=2, task="tts")
-    write_picture_dataset(root / "pictures")
+    write_image_dataset(root / "images")
     write_tokenizer(root / "tokenizer.model")
     return root

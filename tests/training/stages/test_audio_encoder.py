@@ -26,7 +26,7 @@ def open_session(data: Path, changes: dict[str, object] | None = None) -> Sessio
 
 
 def batch_of(stage: AudioEncoderStage, *pairs: tuple[list[str], str]) -> dict[str, torch.Tensor]:
-    """Recordings of words, each with a transcript that may be another."""
+    """Audio clips of words, each with a transcript that may be another."""
     view = stage.view()
     utterances = []
     for words, text in pairs:
@@ -89,7 +89,7 @@ def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> N
     assert losses["on in evaluation"] == losses["off in evaluation"] == losses["off"]
 
 
-def test_it_learns_to_recognize_unseen_recordings_of_known_words(media_data: Path) -> None:
+def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Path) -> None:
     """It leaves the phase in which CTC only says blank; then the words come out right."""
     changes = {
         "batch": {"size": 4, "micro_batches_per_step": 2},
@@ -103,9 +103,9 @@ def test_it_learns_to_recognize_unseen_recordings_of_known_words(media_data: Pat
     assert session.val is not None
     batches = SplitBatches(session.stage, session.val, CPU)
     with torch.no_grad():
-        figures = validate(session.stage, task.eval(), batches)
+        metrics = validate(session.stage, task.eval(), batches)
     assert curve.losses[-1] < 0.5 * curve.losses[0]
-    assert figures["wer"] < 0.7 and figures["cer"] < 0.5
+    assert metrics["wer"] < 0.7 and metrics["cer"] < 0.5
     heard = task(batch_of(session.stage, (["cat"], "cat")))
     swapped = task(batch_of(session.stage, (["river"], "cat")))
     assert swapped.losses["loss"] > heard.losses["loss"] + 1

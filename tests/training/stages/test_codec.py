@@ -84,10 +84,10 @@ def test_weights_are_what_the_loss_counts(media_data: Path) -> None:
         for term, weight in stage.weights(batch).items():
             assert output.logs[term][1] == weight
             assert torch.isfinite(output.losses[term])
-    assert set(stage.coefficients()) == set(stage.terms)
+    assert set(stage.loss_weights()) == set(stage.terms)
 
 
-def test_it_beats_the_mean_spectrum_on_unseen_recordings_and_uses_its_codes(
+def test_it_beats_the_mean_spectrum_on_unseen_audio_clips_and_uses_its_codes(
     media_data: Path,
 ) -> None:
     changes = {
@@ -105,12 +105,12 @@ def test_it_beats_the_mean_spectrum_on_unseen_recordings_and_uses_its_codes(
     mean = torch.cat([mel[length_mask(lengths, mel.shape[1])] for mel, lengths in mels]).mean(0)
     total, weight = sum(mean_mel_l1(mel, lengths, mean) for mel, lengths in mels)
     with torch.no_grad():
-        figures = validate(stage, task.eval(), SplitBatches(stage, val, CPU))
-    assert figures["mel_l1"] < 0.75 * float(total / weight)
+        metrics = validate(stage, task.eval(), SplitBatches(stage, val, CPU))
+    assert metrics["mel_l1"] < 0.75 * float(total / weight)
     assert float(code_perplexity(task.codec.quantizer.ema_counts).min()) > 4
 
 
-def test_a_run_writes_pictures_and_sounds_of_the_right_length(
+def test_a_run_writes_images_and_sounds_of_the_right_length(
     media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = stage_config("codec", media_data, {"training": {"max_steps": 2}})
@@ -118,14 +118,14 @@ def test_a_run_writes_pictures_and_sounds_of_the_right_length(
     assert result["val/mel_l1"] > 0
     session = open_session(media_data)
     assert session.val is not None
-    from muomni.data.media.audio import read_recording
+    from muomni.data.media.audio import read_audio
 
     for index in range(2):
-        original = read_recording(session.val.read(index))
+        original = read_audio(session.val.read(index))
         folder = tmp_path / "codec" / "samples"
         sound, rate_hz = soundfile.read(folder / f"codec_{index}.wav")
         assert rate_hz == 16_000 and 0 <= len(sound) - len(original) < 160
-        picture = np.asarray(Image.open(folder / f"codec_{index}.png"))
+        image = np.asarray(Image.open(folder / f"codec_{index}.png"))
         num_frames = -(-len(original) // 160)
-        assert picture.shape == (2 * 80 * 2 + 6, 3 * num_frames, 3)
-        assert picture.std() > 10
+        assert image.shape == (2 * 80 * 2 + 6, 3 * num_frames, 3)
+        assert image.std() > 10

@@ -1,4 +1,4 @@
-"""Contrastive losses over all ranks and micro-batches: the same figures however a step is divided."""
+"""Contrastive losses over all ranks and micro-batches: the same metrics however a step is divided."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,7 +141,7 @@ def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) ->
 
 @contextmanager
 def dropout_on_features(task: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Drop a part of the pictures' features at random; gives a list of what came out each time."""
+    """Drop a part of the images' features at random; gives a list of what came out each time."""
     seen: list[torch.Tensor] = []
 
     def drop(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:

@@ -54,12 +54,12 @@ def test_a_resumed_run_repeats_the_losses(
 def test_validation_on_fewer_samples_than_ranks_ends(
     stage: str, media_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
-    """The rank without a micro-batch runs an empty one, and the figures do not depend on ranks."""
+    """The rank without a micro-batch runs an empty one, and the metrics do not depend on ranks."""
     changes = {"training": {"max_steps": 1, "validate_batches": 1}}
     config = stage_config(stage, media_data, changes)
     results = [
         pool.run(train, config=config, run=tmp_path / str(i), zero="zero3")[0]
         for i, pool in enumerate((one_rank, two_ranks))
     ]
-    figures = [{k: v for k, v in r.items() if k.startswith("val/")} for r in results]
-    assert figures[0] and figures[0] == pytest.approx(figures[1], abs=1e-4)
+    metrics = [{k: v for k, v in r.items() if k.startswith("val/")} for r in results]
+    assert metrics[0] and metrics[0] == pytest.approx(metrics[1], abs=1e-4)

@@ -29,7 +29,7 @@ def open_session(root: Path, changes: dict[str, Any] | None = None) -> Session:
     return prepare(Request(config, root / "none", root / "run", engine_json, "never"), discover({}))
 
 
-def test_samples_are_speech_and_its_picture(root: Path, tmp_path: Path, one_rank: RankPool) -> None:
+def test_samples_are_speech_and_its_image(root: Path, tmp_path: Path, one_rank: RankPool) -> None:
     """The WAV has whole frames of 40 ms, so speech cannot come out faster than it was coded."""
     config = omni_run("talker", root, {"training": {"max_steps": 40}})
     result = one_rank.run(train, config=config, run=tmp_path, upstream=root / "run")[0]
@@ -49,18 +49,18 @@ def test_it_learns_words_their_length_and_their_end(root: Path) -> None:
     stage, view = session.stage, session.stage.view()
     talker = stage.model(task.eval())
     assert isinstance(talker, Talker)
-    # Recordings 0 to 2 are the three words at equal length.
+    # Audio clips 0 to 2 are the three words at equal length.
     said = [[view.example(session.planned.source.read(index), None)] for index in (0, 1, 2)]
     spoken = stage.prepare(view.collate(said))
     with torch.no_grad():
         right = task(spoken).logs
         other_text = {
-            key: spoken[key].roll(1, 0) for key in ("text_ids", "letter_ids", "text_mask")
+            key: spoken[key].roll(1, 0) for key in ("text_ids", "character_ids", "text_mask")
         }
         wrong = task({**spoken, **other_text}).logs
     assert ratio(right["loss"]) < 0.3 * curve.losses[0]
     assert ratio(wrong["loss"]) > 2 * ratio(right["loss"])
-    text = (spoken[key] for key in ("text_ids", "letter_ids", "text_mask"))
+    text = (spoken[key] for key in ("text_ids", "character_ids", "text_mask"))
     made = talker.generate(*text, max_frames=40, temperature=0)
     assert bool(made.stopped.all())
     assert set(made.lengths.tolist()) <= {8, 13}  # 0.3 and 0.5 s

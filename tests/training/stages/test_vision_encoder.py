@@ -60,7 +60,7 @@ def test_rows_that_fill_up_do_not_count(loss: str, media_data: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_it_learns_to_find_pictures_and_captions(loss: str, media_data: Path) -> None:
+def test_it_learns_to_find_images_and_captions(loss: str, media_data: Path) -> None:
     changes = {
         "batch": {"size": 16, "micro_batches_per_step": 2},
         "optim": {"lr": 3e-3},
@@ -72,10 +72,10 @@ def test_it_learns_to_find_pictures_and_captions(loss: str, media_data: Path) ->
     stage, val = session.stage, session.val
     assert val is not None
     features = embed_split(task.eval().clip, SplitBatches(stage, val, CPU))
-    figures = recall(features)
+    metrics = recall(features)
     assert len(features.images) == len(val) == 10
-    assert figures["text_recall@1"] > 5 * figures["chance_text_recall@1"]
-    assert figures["image_recall@1"] > 5 * figures["chance_image_recall@1"]
+    assert metrics["text_recall@1"] > 5 * metrics["chance_text_recall@1"]
+    assert metrics["image_recall@1"] > 5 * metrics["chance_image_recall@1"]
     names = class_names([session.planned.source, val])
     assert len(names) == 32
     assert zero_shot_top1(task.clip, features, names, stage.view(), CPU) > 5 / len(names)
@@ -89,7 +89,7 @@ def test_a_run_reports_accuracy_and_writes_neighbors(
     assert 0 <= result["val/accuracy"] <= 1
     assert result["curve"][0]["scale"] == pytest.approx(1 / 0.07, rel=1e-4)
     text = (tmp_path / "vision_encoder" / "samples" / "vision_encoder.txt").read_text()
-    assert "picture of: red circle" in text and "nearest: " in text
+    assert "image of: red circle" in text and "nearest: " in text
 
 
 def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:

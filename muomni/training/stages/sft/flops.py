@@ -21,9 +21,9 @@ from muomni.models.omni import (
 from muomni.models.vision.vision_encoder import vision_encoder_flops
 from muomni.training.flops import (
     KEPT,
+    AudioClips,
     FlopCounter,
     PackedRows,
-    Recordings,
     Speech,
     StepFlops,
     Training,
@@ -43,7 +43,7 @@ def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter
     )
     by_documents = omni.thinker.stack.attends_by_documents
     rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head, by_documents)
-    recordings = Recordings(
+    audio_clips = AudioClips(
         config.audio_encoder, again_audio, plan.audio, config.ctc_embeddings, by_documents
     )
     speech = Speech(config.talker, codec, again_talker, plan.talker, by_documents)
@@ -66,7 +66,7 @@ def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter
             num_images * image(KEPT) + sum(map(after_audio, mel_lengths(batch["audio_lengths"]))),
             len(batch["images"]) * image(again_vision) + len(batch["audios"]) * after_audio(width),
         )
-        heard = recordings(batch["audios"], batch["audio_lengths"])
+        heard = audio_clips(batch["audios"], batch["audio_lengths"])
         text = rows(batch["document_ids"], int(batch["units"]))
         spoken = speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"])
         return media + heard + text + spoken
@@ -102,7 +102,7 @@ class _Plan:
         reaches_head = before or self.stack.share > 0
         self.head = Training(float(thinker.head_weight.requires_grad), reaches_head)
         sees = config.talker.thinker_hidden_size is not None and reaches_head
-        words = (talker.embed_text, talker.embed_letters, talker.embed_codes, talker.embed_start)
+        words = (talker.embed_text, talker.embed_characters, talker.embed_codes, talker.embed_start)
         before_talker = sees or any(table.weight.requires_grad for table in words)
         self.talker = Training(trained_share(talker), before_talker)
 

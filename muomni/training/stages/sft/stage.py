@@ -1,4 +1,4 @@
-"""Stage `sft`: conversations with pictures and recordings, answered in text and speech.
+"""Stage `sft`: conversations with images and audio clips, answered in text and speech.
 
 It joins the exports of all other stages into one omni model. The loss of the answers' text trains Thinker
 and projectors (and towers that are not frozen), the codes of spoken answers train the Talker, which now
@@ -40,7 +40,7 @@ _NUM_SAMPLE_OUTPUTS = 8
 _MAX_SAMPLE_TOKENS = 64
 _MAX_SAMPLE_FRAMES = 10 * FRAME_RATE_HZ
 _CODEC_PREFIX = "codec."
-# Figures of what a split or a stretch of training may lack.
+# Metrics of what a split or a stretch of training may lack.
 _OPTIONAL = ("image_", "audio_", "speech_", "exact_")
 
 
@@ -59,7 +59,7 @@ class SftOptions(Section):
     )
     talker_sees_thinker: bool = Field(True, description="give the Thinker's states to the Talker")
     spec_augment: SpecAugmentConfig | None = Field(
-        SpecAugmentConfig(), description="bands and stretches of recordings to hide; null: none"
+        SpecAugmentConfig(), description="bands and stretches of audio clips to hide; null: none"
     )
 
 
@@ -125,7 +125,7 @@ class SftStage(Stage):
         task.omni.load_state_dict(own)
 
     # -- one step ----------------------------------------------------------------------------------
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         weights = {"answer": self.options.answer_weight, "speech": self.options.speech_weight}
         return {**dict.fromkeys(self.terms, 1.0), **weights}
 
@@ -146,15 +146,15 @@ class SftStage(Stage):
 
     # -- results -----------------------------------------------------------------------------------
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        """Loss as it is optimized; figures of what did not occur are left out."""
-        figures = moe.load_figures(ratios)
-        weights = self.coefficients()
-        figures["loss"] = weights["answer"] * figures["answer_loss"]
-        if figures.pop("speech_predictions") > 0:
-            figures["loss"] += weights["speech"] * figures["speech_loss"]
+        """Loss as it is optimized; metrics of what did not occur are left out."""
+        metrics = moe.load_metrics(ratios)
+        weights = self.loss_weights()
+        metrics["loss"] = weights["answer"] * metrics["answer_loss"]
+        if metrics.pop("speech_predictions") > 0:
+            metrics["loss"] += weights["speech"] * metrics["speech_loss"]
         return {
             name: value
-            for name, value in figures.items()
+            for name, value in metrics.items()
             if not (name.startswith(_OPTIONAL) and math.isnan(value))
         }
 
@@ -194,7 +194,7 @@ class SftStage(Stage):
                 continue
             batch = {key: value.to(self.context.device) for key, value in batch.items()}
             mask = batch["speech_text_mask"][0]
-            text = [batch[f"speech_{name}"][0][mask] for name in ("text_ids", "letter_ids")]
+            text = [batch[f"speech_{name}"][0][mask] for name in ("text_ids", "character_ids")]
             hidden = task.states_at_speech(batch)[:1, mask] if task.sees_thinker else None
             codec = self.codec.codec
             assert task.omni.talker is not None
@@ -202,11 +202,11 @@ class SftStage(Stage):
                 task.omni.talker, codec, *text, max_frames=_MAX_SAMPLE_FRAMES,
                 thinker_hidden=hidden,
             )  # fmt: skip
-            picture, sound = folder / "sft_speech.png", folder / "sft_speech.wav"
+            image, sound = folder / "sft_speech.png", folder / "sft_speech.wav"
             target, _ = codec.log_mel(batch["speech"][:1], batch["speech_lengths"][:1])
             mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
-            write_spectrograms(picture, mels, LOG_FLOOR)
-            yield Artifact(picture, "image")
+            write_spectrograms(image, mels, LOG_FLOOR)
+            yield Artifact(image, "image")
             write_waveform(sound, speech.waveform.cpu().numpy())
             yield Artifact(sound, "audio")
             return

@@ -1,7 +1,7 @@
-"""The omni model with its two losses, and in evaluation the figures that show what it looks at.
+"""The omni model with its two losses, and in evaluation the metrics that show what it looks at.
 
 Beside the loss, an evaluation pass counts answers that greedy decoding gets exactly right (each token is
-the likeliest given the ones before it) and repeats the loss of the answers to pictures and to recordings
+the likeliest given the ones before it) and repeats the loss of the answers to images and to audio clips
 with the media of another conversation in the micro-batch: a model that looks must then do worse.
 """
 
@@ -43,8 +43,8 @@ class OmniTask(nn.Module):
         omni, slots = self.omni, MediaSlots.of_batch(batch)
         images = omni.image_features(slots.images)
         audios = self._heard(batch, slots)
-        recording = nullcontext([]) if self.moe is None else record_router_logits(omni.thinker)
-        with recording as router_logits:
+        audio = nullcontext([]) if self.moe is None else record_router_logits(omni.thinker)
+        with audio as router_logits:
             hidden = self._states(batch, slots, images, audios)
         answer = omni.thinker.loss(hidden, batch["labels"])
         speech = self._speech(batch, hidden)
@@ -66,7 +66,7 @@ class OmniTask(nn.Module):
         return output
 
     def states_at_speech(self, batch: Batch) -> Tensor:
-        """The Thinker's states [S, Tl, D] at the letters of the spoken answers of a batch."""
+        """The Thinker's states [S, Tl, D] at the characters of the spoken answers of a batch."""
         slots = MediaSlots.of_batch(batch)
         hidden = self.omni(batch["input_ids"], slots, **documents_of(batch))
         return gather_places(hidden, batch["speech_places"])
@@ -85,7 +85,7 @@ class OmniTask(nn.Module):
         assert talker is not None
         states = gather_places(hidden, batch["speech_places"]) if self.sees_thinker else None
         codes, code_mask = batch["codes"], batch["code_mask"]
-        text = [batch[f"speech_{name}"] for name in ("text_ids", "letter_ids", "text_mask")]
+        text = [batch[f"speech_{name}"] for name in ("text_ids", "character_ids", "text_mask")]
         output = talker(*text, codes, code_mask, thinker_hidden=states)
         return talker.loss(output, codes, code_mask)
 
@@ -109,7 +109,7 @@ class OmniTask(nn.Module):
     def _swaps(
         self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor, hidden: Tensor
     ) -> Sums:
-        """Loss of the answers that follow a picture (a recording), and how much a wrong one adds."""
+        """Loss of the answers that follow an image (an audio clip), and how much a wrong one adds."""
         nowhere = batch["input_ids"].numel()
         logs: Sums = {}
         for kind, places in (("image", slots.image_places), ("audio", slots.audio_places)):

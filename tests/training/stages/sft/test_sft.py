@@ -52,7 +52,7 @@ def open_session(
 
 
 def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
-    """What the layout tests below rely on: pictures on one rank, recordings on the other."""
+    """What the layout tests below rely on: images on one rank, audio clips on the other."""
     session = open_session(root)
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
 
@@ -117,7 +117,7 @@ def parts_that_changed(exported: dict[str, torch.Tensor], root: Path) -> set[str
 def test_the_export_is_the_tuned_model_and_all_it_needs(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    """Loaded by the names of its config alone, it repeats the held-out figures of the training."""
+    """Loaded by the names of its config alone, it repeats the held-out metrics of the training."""
     result = one_rank.run(train, config=omni_run("sft", root), run=tmp_path, upstream=root / "run")[
         0
     ]
@@ -166,7 +166,7 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
     with torch.no_grad():
         joined = task(batch).logs["speech_loss"]
         codes, mask = batch["codes"], batch["code_mask"]
-        text = (batch[f"speech_{key}"] for key in ("text_ids", "letter_ids", "text_mask"))
+        text = (batch[f"speech_{key}"] for key in ("text_ids", "character_ids", "text_mask"))
         output = alone(*text, codes, mask)
         expected = alone.loss(output, codes, mask)
     assert float(joined[1]) == float(expected.weight) > 0
@@ -174,17 +174,17 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
 
 
 def heard_batch(session: Session, seed: int | None = None) -> Batch:
-    """The first training sample that has a recording, alone in its batch."""
+    """The first training sample that has an audio clip, alone in its batch."""
     view, source = session.stage.view(), session.planned.source
     for index in range(len(source)):
         random = None if seed is None else np.random.default_rng(seed)
         example = view.example(source.read(index), random)
         if example.audios:
             return session.stage.prepare(view.collate([[example]]))
-    raise AssertionError("no sample has a recording")
+    raise AssertionError("no sample has an audio clip")
 
 
-def test_recordings_start_as_what_the_encoder_spells(root: Path) -> None:
+def test_audio_clips_start_as_what_the_encoder_spells(root: Path) -> None:
     """The projection of the encoder's states is new and adds nothing yet to the embeddings of tokens."""
     session = open_session(root)
     task, batch = session.stage.build().eval(), heard_batch(session)
@@ -198,7 +198,7 @@ def test_recordings_start_as_what_the_encoder_spells(root: Path) -> None:
     torch.testing.assert_close(heard[0, 0], first @ omni.thinker.embed_tokens.weight)
 
 
-def test_recordings_are_masked_in_training_only_and_by_the_seeds_of_their_samples(
+def test_audio_clips_are_masked_in_training_only_and_by_the_seeds_of_their_samples(
     root: Path,
 ) -> None:
     session = open_session(root)
@@ -225,7 +225,7 @@ def test_a_talker_without_the_thinkers_states_is_an_option(root: Path) -> None:
 
 
 def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -> None:
-    """After a short training held-out answers are right, and a wrong picture makes them unlikely."""
+    """After a short training held-out answers are right, and a wrong image makes them unlikely."""
     changes = {
         "training": {"max_steps": 160},
         "batch": {"size": 120, "rows": 1, "micro_batches_per_step": 1},
@@ -236,10 +236,10 @@ def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -
     assert session.val is not None
     with torch.no_grad():
         batches = SplitBatches(session.stage, session.val, torch.device("cpu"))
-        figures = validate(session.stage, task.eval(), batches)
-    assert figures["exact_match"] >= 0.7
-    assert figures["image_swap_gap"] > 0.3 and "audio_swap_gap" in figures
-    assert figures["speech_stop_accuracy"] > 0.8
+        metrics = validate(session.stage, task.eval(), batches)
+    assert metrics["exact_match"] >= 0.7
+    assert metrics["image_swap_gap"] > 0.3 and "audio_swap_gap" in metrics
+    assert metrics["speech_stop_accuracy"] > 0.8
 
 
 # -- freezing --------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ def test_divided_experts_learn_and_export_as_whole_ones(
     whole = one_rank.run(train, **arguments, run=tmp_path / "1", zero=engine(0, 0))[0]
     divided = two_ranks.run(train, **arguments, run=tmp_path / "2", zero=engine(zero, 2))[0]
     assert divided["losses"] == pytest.approx(whole["losses"], abs=1e-4)
-    for figure in ("grad_norm", "moe/balance_loss", "moe/max_load"):
-        expected = [line[figure] for line in whole["curve"]]
-        got = [line[figure] for line in divided["curve"]]
-        assert got == pytest.approx(expected, rel=1e-3), figure
+    for metric in ("grad_norm", "moe/balance_loss", "moe/max_load"):
+        expected = [line[metric] for line in whole["curve"]]
+        got = [line[metric] for line in divided["curve"]]
+        assert got == pytest.approx(expected, rel=1e-3), metric
     export = read_export(tmp_path / "2" / "sft" / "export", "sft")
     model = OmniModel(export.config(OmniConfig), with_codec=True)
     export.load_into(model)

@@ -1,6 +1,6 @@
-"""Corpora that the benchmarks make themselves: texts, photograph-like pictures, speech-like recordings.
+"""Corpora that the benchmarks make themselves: texts, photograph-like images, speech-like audio clips.
 
-What is costly to make (a picture, a recording) is made a few times and repeated under other keys; each
+What is costly to make (an image, an audio clip) is made a few times and repeated under other keys; each
 sample still has bytes of its own in the shards.
 """
 
@@ -70,16 +70,16 @@ def texts(num: int) -> Iterator[Sample]:
         yield f"t{number:08d}", [("txt", line.encode())], SampleCost(num_chars=len(line))
 
 
-def pictures(num: int, size: tuple[int, int], quality: int, num_distinct: int) -> Iterator[Sample]:
+def images(num: int, size: tuple[int, int], quality: int, num_distinct: int) -> Iterator[Sample]:
     """JPEGs of `size` (width, height), each with a caption."""
-    made = [_picture(seed, size, quality) for seed in range(min(num, num_distinct))]
+    made = [_image(seed, size, quality) for seed in range(min(num, num_distinct))]
     for number, caption in enumerate(sentences(num, 10, seed=1)):
         cost = SampleCost(num_chars=len(caption), num_pixels=size[0] * size[1], num_images=1)
         members = [("jpg", made[number % len(made)]), ("txt", caption.encode())]
         yield f"p{number:08d}", members, cost
 
 
-def _picture(seed: int, size: tuple[int, int], quality: int) -> bytes:
+def _image(seed: int, size: tuple[int, int], quality: int) -> bytes:
     """Noise of all scales, coarse ones strongest, as JPEG."""
     random = np.random.default_rng(seed)
     width, height = size
@@ -100,11 +100,11 @@ def _picture(seed: int, size: tuple[int, int], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def recordings(num: int, rate_hz: int, num_distinct: int) -> Iterator[Sample]:
+def audio_clips(num: int, rate_hz: int, num_distinct: int) -> Iterator[Sample]:
     """FLACs of 2 to 16 s, most of them long as in read speech, each with a transcript."""
     random = np.random.default_rng(0)
     durations_s = np.clip(17 - random.gamma(2.0, 2.5, num_distinct), 2, 16)
-    made = [_recording(float(s), rate_hz, random) for s in durations_s[: min(num, num_distinct)]]
+    made = [_audio(float(s), rate_hz, random) for s in durations_s[: min(num, num_distinct)]]
     for number, transcript in enumerate(sentences(num, 25, seed=2)):
         place = number % len(made)
         cost = SampleCost(
@@ -116,7 +116,7 @@ def recordings(num: int, rate_hz: int, num_distinct: int) -> Iterator[Sample]:
         yield f"s{number:08d}", members, cost
 
 
-def _recording(duration_s: float, rate_hz: int, random: np.random.Generator) -> bytes:
+def _audio(duration_s: float, rate_hz: int, random: np.random.Generator) -> bytes:
     """Harmonics under a slow envelope, with noise: compresses about as far as speech."""
     time = np.arange(int(duration_s * rate_hz)) / rate_hz
     pitch = 2 * np.pi * np.cumsum(130 + 30 * np.sin(2 * np.pi * 0.7 * time)) / rate_hz
