@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from muomni.checkpoint.store import newest_complete, verify
 from muomni.config.loading import resolve
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.distributed.discovery import Ranks
 from muomni.errors import DataError, exit_on_error
 from muomni.observe.metrics_log import read_lines
@@ -35,7 +35,7 @@ def main() -> None:
     flags.add_argument("--preset", default="nano")
     flags.add_argument("--run", type=Path, help="a finished run whose consumption is compared with")
     flags.add_argument("--seconds", type=float, default=5.0, help="time a stage")
-    flags.add_argument("--stages", default=",".join(STAGE_NAMES))
+    flags.add_argument("--stages", default=",".join(STAGES))
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with exit_on_error("loader"):

@@ -33,7 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from muomni.config.loading import CONFIG_ROOT, merge, parse_override, resolve
+from muomni.config.loading import merge, parse_override, resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import discover, export_environment, free_port
 from muomni.errors import MachineError, exit_on_error
 
@@ -44,10 +45,10 @@ LEAN_ALLOCATION = {
 }  # fmt: skip
 NOTHING = (
     "model.hidden_size=8", "model.num_layers=1", "model.num_heads=1", "model.num_kv_heads=1",
-    "model.head_dim=8", "model.intermediate_size=8", "batch.size=16", "batch.rows=1",
+    "model.head_dim=8", "model.intermediate_size=8", "batch.seq_len=16", "batch.batch_size=1",
 )  # fmt: skip
 # A step of preset small takes a quarter of an hour on one core: its micro-batch, but one a rank.
-FEWER = ("batch.rows=2", "batch.micro_batches_per_step=2")
+FEWER = ("batch.batch_size=2", "batch.micro_batches_per_step=2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def open_session(case: Case, arguments: argparse.Namespace, ranks: Any, folder: 
     for text in case.overrides:
         overrides = merge(overrides, parse_override(text))
     config = resolve(case.stage, case.preset, None, overrides)
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{case.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{case.zero}.json")
     upstream = Path(arguments.upstream)
     return prepare(Request(config, folder / "run", upstream, engine_json, "never"), ranks)
 

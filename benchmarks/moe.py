@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, resolve
+from muomni.config.loading import resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import discover, export_environment
 
 DENSE = "dense"
@@ -66,7 +67,7 @@ def main() -> None:
         sessions = {}
         for name, (preset, engine) in candidates.items():
             config = resolve("thinker", preset, None, changes)
-            engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine}.json")
+            engine_json = read_engine_json(ENGINES / f"{engine}.json")
             run = Path(folder) / name
             sessions[name] = prepare(Request(config, run, run, engine_json, "never"), ranks)
         with process_group(sessions[DENSE].device):
@@ -113,7 +114,7 @@ def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, 
 
 def parameters(preset: str) -> dict[str, int]:
     """All parameters of the preset's Thinker with 2,048 tokens, and those that one token uses."""
-    from muomni.cli.count import count_preset
+    from muomni.training.planning.model_counts import count_preset
 
     row = count_preset(preset, 2048)[0]
     return {"total": row.parameters, "active": row.active}

@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, merge, resolve
+from muomni.config.loading import merge, resolve
 from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import Ranks, discover, export_environment
 
 STAGES = ("vision_encoder", "audio_encoder")
@@ -98,7 +99,7 @@ def open_session(arguments: argparse.Namespace, stage: str, folder: Path, ranks:
         "training": {"max_steps": num_steps, "max_epochs": None},
     }
     config = resolve(stage, arguments.preset, None, merge(common, CHANGES[stage]))
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     run = folder / "run"
     return prepare(Request(config, run, run, engine_json, "never"), ranks)
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, resolve
+from muomni.config.loading import resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import Ranks, discover, export_environment
 
 # Rows and positions of a rank's micro-batch, one of them a step.
@@ -138,11 +139,11 @@ def open_session(arguments: argparse.Namespace, folder: Path, ranks: Ranks) -> A
         {
             "data": {"root": arguments.data},
             "precision": "fp32",
-            "batch": {"size": size, "rows": rows, "micro_batches_per_step": ranks.world_size},
+            "batch": {"seq_len": size, "batch_size": rows, "micro_batches_per_step": ranks.world_size},
             "training": {"max_steps": num_steps, "max_epochs": None},
         },
     )  # fmt: skip
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     run = folder / "run"
     return prepare(Request(config, run, run, engine_json, "never"), ranks)
 

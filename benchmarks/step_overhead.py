@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, parse_override, resolve
+from muomni.config.loading import parse_override, resolve
+from muomni.config.names import ENGINES
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover, export_environment
 
@@ -52,7 +53,7 @@ def main() -> None:
         "thinker", arguments.preset, None,
         {"data": {"root": arguments.data}, "training": changes},
     )  # fmt: skip
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         session = prepare(Request(config, run, run, engine_json, "never"), ranks)

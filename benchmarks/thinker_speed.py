@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, merge, resolve
+from muomni.config.loading import merge, resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import discover, export_environment
 
 OURS = "muomni"
@@ -44,7 +45,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int | None]] = {
         "small",
         {
             "model": {"num_layers": 12, "num_kv_heads": 12, "max_positions": 1024},
-            "batch": {"size": 512, "rows": 1, "micro_batches_per_step": 1},
+            "batch": {"seq_len": 512, "batch_size": 1, "micro_batches_per_step": 1},
         },
         32_768,
     ),
@@ -109,7 +110,7 @@ def open_session(arguments: argparse.Namespace, folder: Path, ranks: Any) -> Any
         "training": {"max_steps": num_steps, "max_epochs": None},
     }
     config = resolve("thinker", preset, None, merge(common, changes))
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     run = folder / "run"
     session = prepare(Request(config, run, run, engine_json, "never"), ranks)
 
@@ -156,8 +157,8 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
             if name in times
         },
         "labels_per_step": useful,
-        "positions_per_step": session.request.config.batch.size
-        * session.request.config.batch.rows
+        "positions_per_step": session.request.config.batch.seq_len
+        * session.request.config.batch.batch_size
         * session.feed.num_accumulation,
         "median_ms": {name: round(statistics.median(t), 2) for name, t in times.items()},
         "minimum_ms": {name: round(min(t), 2) for name, t in times.items()},
@@ -180,7 +181,7 @@ def peers(
 
     sizes, optim = session.stage.model_config(), session.request.config.optim
     batch, generator = session.request.config.batch, torch.Generator().manual_seed(0)
-    shape = (num_batches, batch.rows, batch.size)
+    shape = (num_batches, batch.batch_size, batch.seq_len)
     # What the tokens are is all the same to the time they take.
     ids = torch.randint(sizes.vocab_size, shape, generator=generator)
     rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
@@ -228,8 +229,8 @@ def padded_ways(
     )  # fmt: skip
     batch, optim, num_steps = config.batch, config.optim, arguments.steps
     view, pad_id = stage.view(), stage.tokenizer.pad_id
-    positions = batch.size * batch.rows * session.feed.num_accumulation
-    num_wide = positions // batch.size
+    positions = batch.seq_len * batch.batch_size * session.feed.num_accumulation
+    num_wide = positions // batch.seq_len
     # As many rows as fill the same positions, at the longest of their number.
     num_rows = next(
         n
@@ -239,7 +240,7 @@ def padded_ways(
     ways: dict[str, Callable[[], None]] = {}
     for name, rows, width in (
         ("llama_padded_to_longest", num_rows, None),
-        ("llama_padded_to_context", num_wide, batch.size),
+        ("llama_padded_to_context", num_wide, batch.seq_len),
     ):
         batches = padded_batches(documents(session, view), rows, num_steps, width, pad_id)
         model = hugging_face("llama", sizes)

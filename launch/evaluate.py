@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.loading import did_you_mean
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.distributed.deepspeed_import import import_deepspeed
 from muomni.distributed.discovery import Ranks, discover, export_environment
 from muomni.errors import ConfigError, exit_on_error
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("--stage", required=True, help=f"one of {', '.join(STAGE_NAMES)}")
+    flags.add_argument("--stage", required=True, help=f"one of {', '.join(STAGES)}")
     flags.add_argument("--run", type=Path, required=True, help="run folder that holds the export")
     flags.add_argument("--data", help="data root or its URL (what the run was trained on)")
     flags.add_argument("--split", default="test", help="split of the datasets (test)")
@@ -90,11 +90,9 @@ def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.stage not in STAGE_NAMES:
-        hint = did_you_mean(arguments.stage, STAGE_NAMES)
-        raise ConfigError(
-            f"unknown stage '{arguments.stage}'{hint}; stages: {', '.join(STAGE_NAMES)}"
-        )
+    if arguments.stage not in STAGES:
+        hint = did_you_mean(arguments.stage, tuple(STAGES))
+        raise ConfigError(f"unknown stage '{arguments.stage}'{hint}; stages: {', '.join(STAGES)}")
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit} leaves nothing to evaluate; give at least 1")
 

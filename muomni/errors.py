@@ -6,6 +6,7 @@ what to do. Commands print that sentence without a traceback (`exit_on_error`) a
 and keeps its traceback.
 """
 
+import difflib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,3 +75,9 @@ def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
         if is_main or error.is_of_one_rank:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return `" (did you mean 'x'?)"` when a known word is close, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

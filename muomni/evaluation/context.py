@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports, read_export
-from muomni.config.loading import read_yaml, validate
-from muomni.config.run import DataSection, RunConfig
+from muomni.config.loading import read_yaml, run_config
+from muomni.config.registry import load, stage_spec
+from muomni.config.run import DataSection
 from muomni.data.shards.data_root import datasets_of
 from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.shards.source import Source
@@ -25,7 +26,6 @@ from muomni.distributed import collectives
 from muomni.errors import DataError, UpstreamError
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.stages import load_stage
 from muomni.training.validation import LocatedBatch, SplitBatches
 
 logger = logging.getLogger(__name__)
@@ -109,19 +109,17 @@ def open_subject(wanted: Wanted, device: torch.device) -> Subject:
 
     Raises MuomniError for everything that does not fit. Every rank calls it on its own.
     """
-    stage_type = load_stage(wanted.stage)
+    spec = stage_spec(wanted.stage)
     folder = RunFolder(wanted.run, wanted.stage)
     export = read_export(folder.export, wanted.stage)
     content = read_yaml(folder.config_file)
-    # The file also records where the run came from.
-    settings = {key: value for key, value in content.items() if key in RunConfig.model_fields}
-    config = validate(RunConfig, settings, str(folder.config_file))
+    config = run_config(content, str(folder.config_file))
     data = config.data.model_copy(update={"root": wanted.data or config.data.root})
-    source, train = _sources(wanted.split, stage_type.tasks, config.data, data)
-    upstream_run = _upstream_run(wanted, stage_type.upstream, content.get("upstream"))
-    upstream = _upstream_exports(export, upstream_run, stage_type.upstream)
+    source, train = _sources(wanted.split, spec.tasks, config.data, data)
+    upstream_run = _upstream_run(wanted, spec.upstream, content.get("upstream"))
+    upstream = _upstream_exports(export, upstream_run, spec.upstream)
     tokenizer = Tokenizer.load(export.tokenizer_file)
-    stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    stage = load(spec.stage)(config, StageContext(tokenizer, upstream, device))
     torch.manual_seed(config.seed)
     task = stage.build()
     stage.load_export(task, export)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.errors import ConfigError, DataError
 from muomni.io.atomic_write import write_atomic
 
@@ -121,7 +121,7 @@ def write_report(path: Path, report: Report) -> None:
 def read_reports(run: Path) -> list[dict[str, Any]]:
     """The reports `RUN/STAGE/evaluation.json`, in order of the stages; raises DataError without any."""
     reports = []
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         path = run / stage / REPORT_NAME
         if path.is_file():
             try:

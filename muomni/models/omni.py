@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.config.models import OmniConfig
+from muomni.config.models import OmniConfig, SpecAugmentConfig
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers.flops import ForwardFlops, linear_flops
 from muomni.models.layers.layers import INIT_STD, RMSNorm
@@ -22,7 +22,6 @@ from muomni.models.layers.sampling import LoopDetector, sample
 from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.codec import Codec
 from muomni.models.speech.mel import length_mask
-from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.models.speech.talker import Talker
 from muomni.models.vision.vision_encoder import VisionEncoder
 

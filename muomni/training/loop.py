@@ -14,6 +14,7 @@ import torch
 from muomni.checkpoint import store
 from muomni.checkpoint.export import read_export, write_export
 from muomni.checkpoint.store import Topology, TrainState
+from muomni.config.registry import stage_spec
 from muomni.data.loading.loader import DeviceCopies
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
@@ -300,7 +301,7 @@ class Loop:
                     "ema_decay": self.config.training.ema_decay,  # of the weights; null: as trained
                     "config": self.config.model_dump(mode="json"),
                     "data": {
-                        "tasks": self.stage.tasks,
+                        "tasks": stage_spec(self.stage.name).tasks,
                         "fingerprint": self.parts.feed.fingerprint,
                     },
                     "upstream": upstream,

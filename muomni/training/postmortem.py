@@ -1,7 +1,7 @@
 """What is found out about a step whose gradients or loss are not finite, before its run ends.
 
 The micro-batches of that step are played once more, forward and backward, with hooks on all modules and
-parameters. All ranks do so together, each with its own ones, since ZeRO-3 and expert parallelizm exchange
+parameters. All ranks do so together, each with its own ones, since ZeRO-3 and expert parallelism exchange
 tensors on the way. A rank that meets something writes `nonfinite/step_N_rankR.pt`, which
 `torch.load(weights_only=True)` reads, and a report of the same name in JSON.
 

@@ -49,5 +49,7 @@ def omni_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_root(tmp_path_factory.mktemp("omni"))
     untrained_export(omni_run("talker", root), root / "tuned", root / "run")
     # Rows of several conversations, so that there are images and audio clips to swap.
-    untrained_export(omni_run("sft", root, {"batch": {"size": 80}}), root / "tuned", root / "run")
+    untrained_export(
+        omni_run("sft", root, {"batch": {"seq_len": 80}}), root / "tuned", root / "run"
+    )
     return root

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from muomni.checkpoint.export import find_exports, write_export
+from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.writer import SampleCost
@@ -14,7 +15,6 @@ from muomni.evaluation.context import Wanted
 from muomni.evaluation.evaluator import run_evaluation
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.stages import load_stage
 from tests.corpora import sentences, write_dataset
 
 CPU = torch.device("cpu")
@@ -46,8 +46,9 @@ def three_splits() -> dict[str, list[str]]:
 def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = None) -> Stage:
     """Export a stage's model as it is built, with the config beside it."""
     tokenizer = Tokenizer.load(Path(config.data.root) / "tokenizer.model")
-    stage_type = load_stage(config.stage)
-    upstream = find_exports(upstream_run or run, stage_type.upstream)
+    spec = stage_spec(config.stage)
+    stage_type = load(spec.stage)
+    upstream = find_exports(upstream_run or run, spec.upstream)
     stage = stage_type(config, StageContext(tokenizer, upstream, CPU))
     torch.manual_seed(0)
     model = stage.model(stage.build())

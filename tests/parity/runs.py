@@ -4,7 +4,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import CONFIG_ROOT
+from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed.discovery import discover
@@ -84,7 +84,7 @@ def engine_json(cell: Cell) -> dict[str, Any]:
 
     Experts are divided over as many ranks as can be.
     """
-    content = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{cell.zero}.json")
+    content = read_engine_json(ENGINES / f"zero{cell.zero}.json")
     section = content["zero_optimization"]
     section |= {name: size for name, size in _TOY_SIZES.items() if name in section}
     if cell.stage == "thinker-moe":

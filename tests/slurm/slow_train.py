@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch import train
+from muomni.cli import train
 from muomni.training.loop import Loop
 
 original = Loop._step
@@ -19,4 +19,4 @@ def slow_step(*arguments: object) -> None:
 
 
 Loop._step = slow_step  # type: ignore[method-assign,assignment]
-train.main()
+train.main_of_rank()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from tests.corpora import sentences
 from tests.slurm.testbed import ROOT, Cluster, Job, open_cluster
 
@@ -121,11 +121,11 @@ def test_from_a_text_file_to_an_evaluated_thinker(
 def test_all_stages_build_on_each_other(cluster: Cluster, sample: Path, tmp_path: Path) -> None:
     arguments = ("--data", str(sample), "--run", str(tmp_path), "--sbatch", "--nodes=2")
     jobs = submit_chain(cluster, *arguments, "--no-evaluate", "--", *SHORT)
-    assert set(jobs) == set(STAGE_NAMES)
+    assert set(jobs) == set(STAGES)
     waits = jobs["sft"].field("Dependency")
-    assert all(f"afterok:{jobs[stage].id}(" in waits for stage in STAGE_NAMES if stage != "sft")
+    assert all(f"afterok:{jobs[stage].id}(" in waits for stage in STAGES if stage != "sft")
     assert jobs["sft"].wait(1800) == ["COMPLETED"], jobs["sft"].tail()
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         assert jobs[stage].states() == ["COMPLETED"]
         assert step_of(tmp_path, stage) == 2, jobs[stage].tail()
     talker = json.loads((tmp_path / "talker" / "export" / "export.json").read_text())

@@ -4,11 +4,10 @@ import re
 
 import pytest
 
-from muomni.config.run import STAGE_NAMES
-from muomni.training.stages import load_stage
+from muomni.config.registry import STAGES
 from tests.slurm.conftest import ROOT, FakeCluster, is_in_order
 
-UPSTREAM = {stage: load_stage(stage).upstream for stage in STAGE_NAMES}
+UPSTREAM = {stage: spec.upstream for stage, spec in STAGES.items()}
 
 
 def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
@@ -27,15 +26,15 @@ def test_stages_wait_for_what_they_load_and_nothing_else(cluster: FakeCluster) -
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--preset", "tiny")
     assert code == 0, output
     jobs = submitted(cluster)
-    assert {stage: jobs[stage][1] for stage in STAGE_NAMES} == {
+    assert {stage: jobs[stage][1] for stage in STAGES} == {
         stage: set(upstream) for stage, upstream in UPSTREAM.items()
     }
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         call = jobs[stage][0]
         assert f"<{ROOT}/slurm/train.sbatch> <--stage> <{stage}> <--preset> <tiny>" in call
         assert f"<--data> <{cluster.folder}/d> <--run> <{cluster.folder}/r>" in call
         assert (cluster.folder / "r" / stage).is_dir()  # for the log
-        assert jobs[f"evaluate-{stage}"][1] == set(STAGE_NAMES)
+        assert jobs[f"evaluate-{stage}"][1] == set(STAGES)
     assert output.splitlines()[-1] == "evaluate-sft 12"
 
 
@@ -91,14 +90,13 @@ def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--run", "r"), "--data is missing"),
-        (("--data", "d"), "--run is missing"),
+        (("--data", "d"), "the following arguments are required: --run"),
         (
             ("--data", "d", "--run", "r", "--stages", "coder"),
-            "unknown stage 'coder'; stages: think",
+            "unknown stage 'coder' (did you mean 'codec'?); stages: think",
         ),
-        (("--data", "d", "--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder: no such stage"),
-        (("--data", "d", "--runn", "r"), "unknown option --runn"),
+        (("--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder (did you mean --sbatch-codec?)"),
+        (("--run", "r", "--datta", "d"), "unknown option --datta (did you mean --data?)"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -106,4 +104,4 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     code, output = cluster.run("pipeline.sh", *arguments)
     assert code == 2 and len(output.splitlines()) == 1
-    assert output.startswith("pipeline.sh: ") and sentence in output
+    assert output.startswith("muomni pipeline: ") and sentence in output

@@ -72,7 +72,7 @@ def test_thinker(text_data: Path, moe: dict[str, int] | None, policy: str | int)
 
 
 def test_thinker_whose_documents_attend_in_windows(text_data: Path) -> None:
-    session = open_session(thinker_config(text_data, {"batch": {"size": 512}}))
+    session = open_session(thinker_config(text_data, {"batch": {"seq_len": 512}}))
     ids = first_step(session)[0]["document_ids"]
     assert window_size(ids) is not None
     counted, by_torch, _ = counted_and_measured(session)
@@ -134,15 +134,15 @@ def test_what_attends_by_documents(
     if stage == "thinker":
         config = thinker_config(text_data, changes)
     elif stage == "audio_encoder":
-        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"size": 4}}
+        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"max_seconds": 4}}
         config = stage_config(stage, media_data, changes)
     elif stage == "talker":
         config = omni_run(
-            stage, omni_root, changes | {"batch": {"size": 3, "micro_batches_per_step": 2}}
+            stage, omni_root, changes | {"batch": {"max_seconds": 3, "micro_batches_per_step": 2}}
         )
     else:
         # No gradient of depthwise convolutions, which torch counts as full ones.
-        changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"size": 64}}
+        changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"seq_len": 64}}
         config = omni_run(stage, omni_root, changes)
     by_mask, _, _ = counted_and_measured(open_session(config, omni_root / "run"))
     monkeypatch.setattr(attention, "check_support", lambda *_: None)

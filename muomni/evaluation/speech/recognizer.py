@@ -15,6 +15,7 @@ from torch import Tensor
 from muomni.checkpoint.export import read_export
 from muomni.config.loading import read_yaml, validate
 from muomni.config.models import AudioEncoderConfig
+from muomni.config.stages import AudioEncoderOptions
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
@@ -22,7 +23,6 @@ from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.ctc import greedy_decode
 from muomni.models.speech.word_decoder import WordDecoder
 from muomni.run_folder import RunFolder
-from muomni.training.stages.audio_encoder import AudioEncoderOptions
 
 logger = logging.getLogger(__name__)
 _STAGE = "audio_encoder"

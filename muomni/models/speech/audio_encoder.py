@@ -8,7 +8,7 @@ audio clip's length, so a padded batch gives what single audio clips give.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig, SpecAugmentConfig
 from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
 from muomni.models.layers.layers import (
     Documents,
@@ -18,7 +18,7 @@ from muomni.models.layers.layers import (
 )
 from muomni.models.layers.masks import padded_starts, padding_mask
 from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalize_per_utterance
-from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
+from muomni.models.speech.specaugment import spec_augment
 
 
 class ConvSubsampling(nn.Module):

@@ -7,17 +7,8 @@ device and after a resume; give each sample another seed in each epoch.
 import torch
 from torch import Tensor
 
-from muomni.config.models import Section
+from muomni.config.models import SpecAugmentConfig
 from muomni.models.layers.counter_random import uniform_hash
-
-
-class SpecAugmentConfig(Section):
-    """How much is hidden; both widths are drawn uniformly from zero up to the maximum."""
-
-    num_channel_masks: int = 2
-    max_channels: int = 15
-    num_time_masks: int = 2
-    max_time_share: float = 0.1
 
 
 def spec_augment(

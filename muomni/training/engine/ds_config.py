@@ -1,6 +1,6 @@
 """Completes a DeepSpeed JSON from the run config, and refuses one that contradicts it.
 
-The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelizm). Batch sizes,
+The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
 precision, clipping, optimizer and schedule belong to the run config; DeepSpeed itself does not check
 for unknown sections, so a misspelled one would silently be off: here it is an error.
 """
@@ -27,7 +27,7 @@ ENGINE_SECTIONS = (
 
 OWNED_BY_RUN_CONFIG = {
     "train_batch_size": "batch.micro_batches_per_step",
-    "train_micro_batch_size_per_gpu": "batch.size",
+    "train_micro_batch_size_per_gpu": "batch.batch_size",
     "gradient_accumulation_steps": "batch.micro_batches_per_step",
     "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "optim",

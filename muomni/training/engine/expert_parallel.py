@@ -43,7 +43,7 @@ SHARED_LAYOUT = {"has_shared_experts": True, "shared_experts_pattern": "shared_e
 
 
 def is_enabled(engine_json: dict[str, Any]) -> bool:
-    """Whether the engine JSON asks for expert parallelizm; a section without `enabled` does."""
+    """Whether the engine JSON asks for expert parallelism; a section without `enabled` does."""
     section = engine_json.get(SECTION)
     return section is not None and bool(section.get("enabled", True))
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from muomni.config.loading import validate
-from muomni.config.models import CodecConfig, Section
+from muomni.config.models import CodecConfig
 from muomni.config.run import RunConfig
+from muomni.config.stages import CodecRun
 from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.sampling.plan import Batching
 from muomni.data.shards.source import Source
@@ -26,12 +25,6 @@ from muomni.training.flops import FlopCounter, count_codec
 from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
 
 _NUM_SAMPLE_OUTPUTS = 2
-
-
-class CodecOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    crop_s: float = Field(2.0, gt=0, description="seconds of each audio clip that a step sees")
 
 
 class CodecTask(nn.Module):
@@ -53,10 +46,8 @@ class CodecTask(nn.Module):
 class CodecStage(Stage):
     """Trains mel encoder and decoder by gradient, and the codebooks by moving averages."""
 
-    name = "codec"
-    tasks = ("speech", "tts")
+    config: CodecRun
     terms = ("reconstruction", "commitment")
-    options_type = CodecOptions
     best_metric = "mel_l1"
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
@@ -64,13 +55,15 @@ class CodecStage(Stage):
         self._code_counts: torch.Tensor | None = None
 
     def model_config(self) -> CodecConfig:
-        return validate(CodecConfig, self.config.model, "section 'model'")
+        return self.config.model
 
     def view(self) -> WaveformView:
-        return WaveformView(self.options.crop_s)
+        return WaveformView(self.config.options.crop_s)
 
     def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+        return Batching(
+            "fixed", self.config.batch.batch_size, window=self.config.batch.shuffle_window
+        )
 
     def build(self) -> CodecTask:
         return CodecTask(self.model_config())

@@ -5,11 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from muomni.config.models import AudioEncoderConfig
+from muomni.config.models import AudioEncoderConfig, SpecAugmentConfig
 from muomni.models.speech.audio_encoder import AudioEncoder, audio_encoder_flops, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, greedy_decode
 from muomni.models.speech.mel import length_mask
-from muomni.models.speech.specaugment import SpecAugmentConfig
 
 CONFIG = AudioEncoderConfig(
     hidden_size=48,

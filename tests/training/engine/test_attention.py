@@ -79,7 +79,7 @@ def test_a_step_with_the_real_kernel_is_traced_and_needs_no_mask(
     peaks = {}
     for way in ("mask", "varlen"):
         # A document of more than a quarter of a row: else windows would serve the mask on a CPU.
-        changes = {"training": {"attention": way}, "batch": {"size": 128, "rows": 4}}
+        changes = {"training": {"attention": way}, "batch": {"seq_len": 128, "batch_size": 4}}
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
         dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)

@@ -42,7 +42,7 @@ def test_samples_are_speech_and_its_image(root: Path, tmp_path: Path, one_rank: 
 
 def test_it_learns_words_their_length_and_their_end(root: Path) -> None:
     """After a short training the codes follow the text, another text is unlikely, and speech ends."""
-    batch = {"size": 3, "micro_batches_per_step": 1}
+    batch = {"max_seconds": 3, "micro_batches_per_step": 1}
     changes = {"training": {"max_steps": 150}, "batch": batch, "optim": {"lr": 5e-3}}
     curve, task = reference_curve(omni_run("talker", root, changes), root / "run")
     session = open_session(root, changes)

@@ -228,7 +228,7 @@ def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -
     """After a short training held-out answers are right, and a wrong image makes them unlikely."""
     changes = {
         "training": {"max_steps": 160},
-        "batch": {"size": 120, "rows": 1, "micro_batches_per_step": 1},
+        "batch": {"seq_len": 120, "batch_size": 1, "micro_batches_per_step": 1},
         "optim": {"lr": 5e-3},
     }
     _, task = reference_curve(omni_run("sft", root, changes), root / "run")

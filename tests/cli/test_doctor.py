@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import doctor
+from muomni.cli import doctor
 from muomni.errors import DataError, MachineError, MuomniError
 
 ROOT = Path(__file__).resolve().parents[2]
