@@ -1,21 +1,21 @@
-"""Answer a question of text, images and audio clips: `python launch/generate.py --run DIR --text ...`.
+"""Answer a question of text, images, and audio: `python launch/generate.py --run DIR --text ...`.
 
-The answer is printed as text, and spoken into a WAV file with --speak. The last line of standard output
-is one JSON object with the same, for scripts.
+Prints the answer and, with --speak, writes it to a WAV file as speech. The last line of stdout is one
+JSON object.
 """
 
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from muomni.config.models import SPEECH_TEMPERATURE
-from muomni.errors import ConfigError, exit_on_error
+from muomni.errors import exit_on_error
+from muomni.inference.generate import GenerationRequest, generate
+from muomni.io.atomic_write import write_atomic
 
 SAMPLE_RUN = Path("runs/quickstart")
 
@@ -28,32 +28,41 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags.add_argument(
-        "--run", type=Path, default=SAMPLE_RUN, help=f"run folder with an sft export ({SAMPLE_RUN})"
-    )
+        "--run", type=Path, default=SAMPLE_RUN,
+        help=f"run folder with an sft export (default: {SAMPLE_RUN})",
+    )  # fmt: skip
     flags.add_argument(
-        "--text", help="what is asked; <image> and <audio> in it stand for the next of the files"
+        "--text", help="question; each <image> and <audio> is replaced by the next file of its kind"
     )
     flags.add_argument("--image", type=Path, nargs="+", default=[], help="image files")
-    flags.add_argument("--audio", type=Path, nargs="+", default=[], help="audio clips")
-    flags.add_argument("--system", help="an instruction before the question")
-    flags.add_argument("--speak", type=Path, metavar="OUT.wav", help="speak the answer into a file")
-    flags.add_argument("--max-new-tokens", type=int, default=128, help="length limit (128)")
+    flags.add_argument("--audio", type=Path, nargs="+", default=[], help="audio files")
+    flags.add_argument("--system", help="system prompt")
     flags.add_argument(
-        "--min-new-tokens", type=int, default=0, help="the answer may not end before (0)"
+        "--speak", type=Path, metavar="OUT.wav", help="also write the answer as speech"
     )
     flags.add_argument(
-        "--keep-loops", action="store_true", help="do not cut an answer that repeats itself"
+        "--max-new-tokens", type=int, default=128, help="maximum length in tokens (default: 128)"
     )
-    flags.add_argument("--max-seconds", type=float, default=30.0, help="limit of the speech (30)")
     flags.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest; above, it draws (0)"
+        "--min-new-tokens", type=int, default=0, help="minimum length in tokens (default: 0)"
     )
+    flags.add_argument(
+        "--keep-loops", action="store_true", help="do not truncate repetitive answers"
+    )
+    flags.add_argument(
+        "--max-seconds", type=float, default=30.0, help="maximum length of the speech (default: 30)"
+    )
+    flags.add_argument(
+        "--temperature", type=float, default=0.0,
+        help="sampling temperature; 0 = greedy (default: 0)",
+    )  # fmt: skip
     flags.add_argument(
         "--speech-temperature", type=float, default=SPEECH_TEMPERATURE,
-        help=f"of the speech codes; 0 takes the likeliest, which tend to loop ({SPEECH_TEMPERATURE})",
+        help="sampling temperature of the speech codes; 0 = greedy, which tends to loop "
+        f"(default: {SPEECH_TEMPERATURE})",
     )  # fmt: skip
-    flags.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    flags.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    flags.add_argument("--seed", type=int, default=0, help="sampling seed (default: 0)")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON to a file")
     return flags
 
 
@@ -61,89 +70,28 @@ def main() -> None:
     arguments = parser().parse_args()
     with exit_on_error("generate"):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        _check(arguments)
-        result = generate(arguments)
-        text = json.dumps(result, ensure_ascii=False)
-        if arguments.json is not None:
-            _write_json(arguments.json, text)
-        print(result["text"])
-        print(text, flush=True)
-
-
-def generate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the question, load the model, answer and speak; raises MuomniError."""
-    from muomni.inference.answer import answer, read_question
-
-    question = read_question(
-        arguments.text, arguments.image, arguments.audio, system=arguments.system
-    )
-    import torch
-
-    from muomni.inference.load import load_assistant
-    from muomni.inference.speech import check_can_speak, speak_answer, write_speech
-    from muomni.training.engine.precision import pick_device
-
-    assistant = load_assistant(arguments.run, pick_device(0))
-    if arguments.speak is not None:
-        check_can_speak(assistant)
-    generator = torch.Generator(assistant.device).manual_seed(arguments.seed)
-    made = answer(
-        assistant,
-        question,
-        max_new_tokens=arguments.max_new_tokens,
-        min_new_tokens=arguments.min_new_tokens,
-        cut_loops=not arguments.keep_loops,
-        temperature=arguments.temperature,
-        generator=generator,
-    )
-    result: dict[str, Any] = {
-        "text": made.text, "num_tokens": len(made.ids), "stopped": made.stopped,
-    }  # fmt: skip
-    if arguments.speak is not None:
-        speech = speak_answer(
-            assistant,
-            made,
+        request = GenerationRequest(
+            run=arguments.run,
+            text=arguments.text,
+            images=tuple(arguments.image),
+            audios=tuple(arguments.audio),
+            system=arguments.system,
+            speech_file=arguments.speak,
+            json_file=arguments.json,
+            max_new_tokens=arguments.max_new_tokens,
+            min_new_tokens=arguments.min_new_tokens,
+            cut_loops=not arguments.keep_loops,
             max_seconds=arguments.max_seconds,
-            temperature=arguments.speech_temperature,
+            temperature=arguments.temperature,
+            speech_temperature=arguments.speech_temperature,
             seed=arguments.seed,
         )
-        write_speech(arguments.speak, speech)
-        result |= {
-            "speech": str(arguments.speak),
-            "speech_s": len(speech.waveform) / 16_000,
-            "speech_stopped": speech.stopped,
-        }
-    return result
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    for name in ("max_new_tokens", "max_seconds"):
-        if getattr(arguments, name) <= 0:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} must be above 0, not {getattr(arguments, name)}")
-    if not 0 <= arguments.min_new_tokens <= arguments.max_new_tokens:
-        raise ConfigError(
-            f"--min-new-tokens {arguments.min_new_tokens} must be from 0 to --max-new-tokens "
-            f"{arguments.max_new_tokens}"
-        )
-    for name in ("temperature", "speech_temperature"):
-        if getattr(arguments, name) < 0:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} must be at least 0, not {getattr(arguments, name)}")
-    for path in filter(None, (arguments.speak, arguments.json)):
-        folder = path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(
-                f"cannot write {path}: {folder} is no folder to write to; make it first"
-            )
-    if arguments.speak is not None and arguments.speak.suffix.lower() != ".wav":
-        raise ConfigError(f"--speak {arguments.speak} must end in .wav")
-
-
-def _write_json(path: Path, text: str) -> None:
-    from muomni.io.atomic_write import write_atomic
-
-    write_atomic(path, f"{text}\n".encode())
+        result = generate(request)
+        text = json.dumps(result, ensure_ascii=False)
+        if request.json_file is not None:
+            write_atomic(request.json_file, f"{text}\n".encode())
+        print(result["text"])
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The held-out results of all stages of a run beside trivial baselines, as a markdown table.
+"""Print the held-out metrics of all stages of a run and their baselines as a markdown table.
 
-Reads what launch/evaluate.py wrote: `python launch/summary.py --run DIR`.
+Reads the reports of launch/evaluate.py: `python launch/summary.py --run DIR`.
 """
 
 import argparse
@@ -14,9 +14,13 @@ from muomni.evaluation.report import read_reports, summary
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(prog="summary.py", description=__doc__)
+    flags = argparse.ArgumentParser(
+        prog="summary.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     flags.add_argument("--run", type=Path, required=True, help="run folder")
-    flags.add_argument("--all", action="store_true", help="also metrics without a baseline")
+    flags.add_argument("--all", action="store_true", help="include metrics without a baseline")
     arguments = flags.parse_args()
     with exit_on_error("summary"):
         print(summary(read_reports(arguments.run), with_all=arguments.all))

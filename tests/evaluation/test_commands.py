@@ -1,4 +1,4 @@
-"""launch/evaluate.py and launch/summary.py as a user starts them."""
+"""The commands launch/evaluate.py and launch/summary.py."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
     main()
 
 
-def test_the_last_line_is_json_and_the_file_holds_the_same(
+def test_last_line_and_report_file_hold_the_same_json(
     thinker_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -32,7 +32,7 @@ def test_the_last_line_is_json_and_the_file_holds_the_same(
     assert "perplexity" in lines[2] and "(unigram model)" in lines[2]
 
 
-def test_only_a_whole_test_split_becomes_the_runs_report(
+def test_only_full_test_split_writes_default_report(
     thinker_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = thinker_run / "thinker" / "evaluation.json"
@@ -48,13 +48,13 @@ def test_only_a_whole_test_split_becomes_the_runs_report(
     ("flags", "code", "message"),
     [
         (["--stage", "tinker"], 2, "unknown stage 'tinker' (did you mean 'thinker'?)"),
-        (["--stage", "thinker", "--limit", "0"], 2, "--limit 0 leaves nothing to evaluate"),
+        (["--stage", "thinker", "--limit", "0"], 2, "--limit must be at least 1, got 0"),
         (["--stage", "codec"], 4, "no export of stage codec at"),
-        (["--stage", "thinker", "--split", "dev"], 3, "has a split 'dev'; name one of"),
+        (["--stage", "thinker", "--split", "dev"], 3, "has a split 'dev'; set --split to one of"),
         (["--stage", "thinker", "--data", "/nowhere"], 3, "/nowhere does not exist"),
     ],
 )
-def test_mistakes_are_one_sentence_with_an_exit_code(
+def test_user_errors_are_one_line_with_exit_code(
     flags: list[str],
     code: int,
     message: str,
@@ -64,13 +64,13 @@ def test_mistakes_are_one_sentence_with_an_exit_code(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, *flags, "--run", thinker_run)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert stop.value.code == code
-    assert said.err.startswith("evaluate: ") and message in said.err
-    assert (len(said.err.splitlines()), said.out) == (1, "")
+    assert output.err.startswith("evaluate: ") and message in output.err
+    assert (len(output.err.splitlines()), output.out) == (1, "")
 
 
-def test_the_commands_start_from_any_folder(thinker_run: Path, tmp_path: Path) -> None:
+def test_commands_run_from_any_folder(thinker_run: Path, tmp_path: Path) -> None:
     outcome = subprocess.run(
         [sys.executable, ROOT / "launch" / "summary.py", "--run", tmp_path],
         cwd=tmp_path, capture_output=True, text=True,
