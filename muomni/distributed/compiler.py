@@ -1,7 +1,7 @@
-"""Checks the toolchain for DeepSpeed's shared-memory op, which speeds up CPU ranks on one machine.
+"""What DeepSpeed needs to compile its shared-memory op, which speeds up ranks on one CPU machine.
 
-DeepSpeed compiles the op at the first start and raises a compiler error if something is missing, although
-gloo alone would work.
+It compiles at the first start and dies with a compiler's traceback when something is missing, although
+gloo alone would do. So it is asked here first.
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def add_interpreter_folder(environ: MutableMapping[str, str]) -> None:
-    """Prepend the folder of the Python interpreter to PATH, where a venv has ninja.
+    """Put the folder of the running Python first on PATH: a venv has its ninja there.
 
-    It is missing from PATH if the venv is not activated (`.venv/bin/deepspeed ...`).
+    Without activation (`.venv/bin/deepspeed ...`) PATH does not know it.
     """
     folder = str(Path(sys.executable).parent)
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
@@ -24,7 +24,7 @@ def add_interpreter_folder(environ: MutableMapping[str, str]) -> None:
 
 
 def missing_for_compiling(environ: MutableMapping[str, str]) -> str | None:
-    """Name a missing requirement for compiling Python extensions, or return None."""
+    """Name what this machine lacks to compile an extension of Python, or return None."""
     path = environ.get("PATH", os.defpath)
     compiler = environ.get("CXX", "c++")
     if shutil.which(compiler, path=path) is None:

@@ -84,11 +84,11 @@ class EvaluationContext:
     def train_samples(self) -> Iterator[dict[str, Any]]:
         """This rank's shard of the training samples, undecoded."""
         if self.train is not None:
-            for index in rank_share(min(len(self.train), MAX_BASELINE_SAMPLES)):
+            for index in shard_indices(min(len(self.train), MAX_BASELINE_SAMPLES)):
                 yield self.train.read(index)
 
 
-def rank_share(num_samples: int) -> range:
+def shard_indices(num_samples: int) -> range:
     """The indices of this rank's shard of `num_samples`; the shards are disjoint."""
     return range(collectives.rank(), num_samples, collectives.world_size())
 

@@ -77,3 +77,15 @@ def test_commands_run_from_any_folder(thinker_run: Path, tmp_path: Path) -> None
     )  # fmt: skip
     assert outcome.returncode == 3
     assert outcome.stderr.startswith("summary: ") and "launch/evaluate.py" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["muomni.evaluation.request", "muomni.evaluation.report", "muomni.inference.generate"],
+)
+def test_requests_and_reports_do_not_import_torch(module: str) -> None:
+    probe = f"import sys, {module}; print('torch' in sys.modules)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True
+    )
+    assert outcome.stdout.strip() == "False", outcome.stderr

@@ -12,7 +12,7 @@ from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.media.decode import decode_audio
 from muomni.data.text.chat_template import find_medium, read_turns
 from muomni.errors import DataError
-from muomni.evaluation.context import EvaluationContext, rank_share
+from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.answer_tasks import (
     KINDS,
     AnswerTask,
@@ -147,7 +147,7 @@ def _spoken_samples(context: EvaluationContext) -> set[int]:
 
 def _queries(context: EvaluationContext, assistant: Assistant) -> Iterator[_Query]:
     """Yield the answers to generate of this rank's shard; broken samples are logged and skipped."""
-    for index in rank_share(min(context.num_samples, MAX_ANSWERED_SAMPLES)):
+    for index in shard_indices(min(context.num_samples, MAX_ANSWERED_SAMPLES)):
         sample = context.source.read(index)
         try:
             for task in answer_tasks(read_turns(sample)):

@@ -15,7 +15,7 @@ from muomni.data.media.audio import read_audio
 from muomni.data.shards.source import Source
 from muomni.data.views.speech import transcript
 from muomni.errors import DataError
-from muomni.evaluation.context import EvaluationContext, rank_share
+from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.error_rates import ErrorCounts
 from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.recognizer import find_recognizer
@@ -45,7 +45,7 @@ class Audio:
 
 def audio_clips(context: EvaluationContext, source: Source, max_samples: int) -> Iterator[Audio]:
     """Yield this rank's shard of the first audio clips; broken ones are logged and skipped."""
-    for index in rank_share(min(len(source), max_samples)):
+    for index in shard_indices(min(len(source), max_samples)):
         sample = source.read(index)
         try:
             waveform, text = read_audio(sample), transcript(sample)

@@ -15,7 +15,7 @@ from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
 from muomni.data.views.speech import transcript
 from muomni.errors import DataError
-from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, rank_share
+from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, shard_indices
 from muomni.evaluation.metrics.tally import most_common, sum_counts
 from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
 
@@ -73,7 +73,7 @@ class TrainingTranscripts:
             root = manifest.root.resolve()
             if root not in self._counts:
                 kept = source.kept(number)
-                share = rank_share(min(len(kept), MAX_BASELINE_SAMPLES))
+                share = shard_indices(min(len(kept), MAX_BASELINE_SAMPLES))
                 indices = kept[np.array(share, dtype=np.int64)]
                 texts = Counter(
                     text for index in indices.tolist() if (text := _spoken(source, index))

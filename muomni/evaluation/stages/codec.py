@@ -7,7 +7,7 @@ training uses crops.
 import torch
 from torch import Tensor
 
-from muomni.evaluation.context import EvaluationContext, rank_share
+from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.baselines import count_codes
 from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.report import Metric
@@ -26,7 +26,7 @@ def evaluate(context: EvaluationContext) -> list[Metric]:
     mean_mel = _mean_mel(context, codec)
     errors = SpeechErrors(context)
     tally = Tally()
-    context.num_bad = len(rank_share(context.num_samples))
+    context.num_bad = len(shard_indices(context.num_samples))
     for audio in audio_clips(context, context.source, context.num_samples):
         context.num_bad -= 1
         target, lengths, codes = _spectrum_and_codes(codec, audio.waveform)
