@@ -1,4 +1,4 @@
-"""Ways to do the same, timed in turn, so that a slow moment of the machine hits all of them."""
+"""Time variants in turn, so that noise of the machine affects all of them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def take_turns(
-    ways: dict[str, Callable[[], None]], num_rounds: int, num_steps: int
+    variants: dict[str, Callable[[], None]], num_rounds: int, num_steps: int
 ) -> dict[str, list[float]]:
-    """Milliseconds a step of each way in each round, given ways that do `num_steps` steps.
+    """Return milliseconds per step of each variant in each round; a call runs `num_steps` steps.
 
-    Every other round goes through them backward; the first one only warms up.
+    The order alternates between rounds. The first round is a warm-up.
     """
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(num_rounds + 1):
-        order = list(ways.items())
+        order = list(variants.items())
         for name, run in order if number % 2 else reversed(order):
             start = time.perf_counter()
             run()
@@ -26,7 +26,7 @@ def take_turns(
 
 @contextmanager
 def training_loops(loops: list[Any]) -> Iterator[None]:
-    """Open the logs of training loops for the block, as their own `run` does, and close them after."""
+    """Open the logs of training loops for the block, as `Loop.run` does."""
     with ExitStack() as stack:
         for loop in loops:
             loop._open_logs()
@@ -36,7 +36,7 @@ def training_loops(loops: list[Any]) -> Iterator[None]:
 
 
 def steps_of(loop: Any, num_steps: int) -> Callable[[], None]:
-    """What does the next `num_steps` steps of a training loop, logging included where it is due."""
+    """Return a function that runs the next `num_steps` steps of a training loop, with logging."""
     batches = iter(loop.loader)
 
     def run() -> None:

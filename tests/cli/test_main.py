@@ -8,6 +8,7 @@ import pytest
 
 from muomni.cli.completion import complete_parser
 from muomni.cli.main import VERBS, main, verb_module, verb_parser
+from muomni.config.models import SPEECH_TEMPERATURE
 
 PARSED = [verb for verb in VERBS if hasattr(verb_module(verb), "add_options")]
 
@@ -40,6 +41,11 @@ def test_help_names_every_verb_and_answers_at_once() -> None:
     done = run("--help")
     assert done.returncode == 0 and time.process_time() - start < 1
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
+
+
+def test_the_default_in_the_help_of_generate_is_the_real_one() -> None:
+    parser = verb_parser("generate", verb_module("generate"))
+    assert parser.parse_args([]).speech_temperature == SPEECH_TEMPERATURE
 
 
 def test_version() -> None:

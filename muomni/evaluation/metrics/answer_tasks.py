@@ -1,4 +1,4 @@
-"""Answers of conversations: what kind of task each is, and how near a text comes to the right one."""
+"""Answers in conversations: their kind of task, and scores of generated answers."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from muomni.data.text.chat_template import Turn
 from muomni.data.text.ctc_units import spoken_form
 
-# By the media that an answer follows or holds.
 KINDS = ("caption", "spoken_question", "transcribe", "speak", "text")
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerTask:
-    """One answer of a conversation: all turns before it, and the right one."""
+    """One answer of a conversation: the turns before it, and the reference answer."""
 
     kind: str
     history: tuple[Turn, ...]
@@ -30,15 +29,15 @@ class AnswerTask:
 
 
 def answer_tasks(turns: Sequence[Turn]) -> Iterator[AnswerTask]:
-    """All answers of a conversation with their kinds.
+    """Yield all answers of a conversation, with their kinds.
 
-    Images asked about in text give `caption`, by an audio clip `spoken_question`; audio clips alone
-    give `transcribe`, a spoken answer `speak`, and no medium at all `text`.
+    The kind follows from the media: `caption` (an image and text), `spoken_question` (an image and
+    audio), `transcribe` (audio only), `speak` (a spoken answer), or `text` (no media).
     """
-    for place, turn in enumerate(turns):
+    for index, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
-        history = tuple(turns[:place])
+        history = tuple(turns[:index])
         seen = {part.kind for one in history for part in one.parts if one.role != "assistant"}
         if any(part.kind == "audio" for part in turn.parts):
             kind = "speak"
@@ -50,18 +49,22 @@ def answer_tasks(turns: Sequence[Turn]) -> Iterator[AnswerTask]:
 
 
 def is_exact(task: AnswerTask, answer: str) -> bool:
-    """Whether an answer is the right one to the character; of transcripts, the words of it, as for WER:
-    an audio clip does not tell case and punctuation."""
+    """Whether an answer equals the reference.
+
+    Transcripts are compared by words, as for WER, since audio has no case or punctuation.
+    """
     if task.kind == "transcribe":
         return spoken_form(answer) == spoken_form(task.text)
     return answer == task.text
 
 
 def token_f1(reference: str, answer: str) -> float:
-    """F1 of the words of an answer as a bag, without case and punctuation (as SQuAD scores them,
-    Rajpurkar et al. 2016, arXiv:1606.05250); 1 when both have no word."""
-    right, given = spoken_form(reference).split(), spoken_form(answer).split()
-    num_shared = sum((Counter(right) & Counter(given)).values())
-    if not right and not given:
+    """F1 of the bags of words, without case and punctuation; 1 if both are empty.
+
+    As in SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250).
+    """
+    expected, answered = spoken_form(reference).split(), spoken_form(answer).split()
+    num_shared = sum((Counter(expected) & Counter(answered)).values())
+    if not expected and not answered:
         return 1.0
-    return 2 * num_shared / (len(right) + len(given))
+    return 2 * num_shared / (len(expected) + len(answered))

@@ -46,9 +46,9 @@ def test_it_answers_in_text_and_speech_and_ends_with_json(run: Path, tmp_path: P
     [
         (["--text", "a", "--image", "RUN/broken.png"], 3, "broken.png: broken image"),
         (["--text", "a", "--image", "RUN/none.png"], 3, "none.png: No such file"),
-        ([], 2, "nothing to answer"),
-        (["--text", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens must be above 0"),
-        (["--text", "a", "--speak", "RUN/no/out.wav"], 2, "is no folder to write to"),
+        ([], 2, "question is empty"),
+        (["--text", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens must be positive"),
+        (["--text", "a", "--speak", "RUN/no/out.wav"], 2, "is not a writable folder"),
     ],
 )
 def test_mistakes_become_one_sentence(

@@ -1,4 +1,4 @@
-"""Errors of transcripts, beside those of transcripts that say the same about every audio clip."""
+"""Word and character error rates of transcripts, with constant transcripts as the baseline."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from muomni.training.stages.audio_encoder import error_sums
 _CPU = torch.device("cpu")
 
 
-class TranscriptErrors:
-    """Word and character errors of hypotheses, and of constant ones, against the same references.
+class ErrorCounts:
+    """Word and character errors of hypotheses, and of constant transcripts, on the same references.
 
-    All texts are compared as spoken: lower case, words only. References without a word do not count.
+    Texts are compared in lower case without punctuation. References without words are ignored.
     """
 
     def __init__(self, constants: tuple[str, ...]) -> None:
@@ -31,7 +31,7 @@ class TranscriptErrors:
                 self._tally.add(f"{kind} {name}", pair)
 
     def reduce(self) -> "ErrorRates":
-        """The error rates over all ranks; every rank must call it."""
+        """Return the error rates over all ranks; a collective."""
         sums = self._tally.reduce()
         return ErrorRates({name: ratio(pair) for name, pair in sums.items()}, self.constants)
 
@@ -44,11 +44,11 @@ class ErrorRates:
     constants: tuple[str, ...]
 
     def rate(self, kind: str, name: str) -> float:
-        """The rate of one hypothesis, NaN when none was seen."""
+        """Return the rate of one hypothesis; NaN if it has no reference."""
         return self.rates.get(f"{kind} {name}", float("nan"))
 
     def metric(self, kind: str, name: str, value: float) -> Metric:
-        """`value`, a rate of `kind`, as metric `name` beside the best constant transcript."""
+        """Return `value`, a rate of `kind`, as metric `name`; the best constant is the baseline."""
         rates = [(self.rate(kind, _constant(text)), text) for text in self.constants]
         baseline, text = min(rates, key=lambda rate: (rate[0], rate[1]))
         return Metric(name, value, baseline, f"always '{text}'" if text else "empty transcript")

@@ -1,15 +1,15 @@
-"""Kinds of tasks and scores of answers by hand."""
+"""Kinds of answer tasks, and scores computed by hand."""
 
 import pytest
 
-from muomni.data.text.chat_template import Part, Turn
-from muomni.evaluation.metrics.answers import answer_tasks, is_exact, token_f1
+from muomni.data.text.chat_template import Part, PartKind, Turn
+from muomni.evaluation.metrics.answer_tasks import answer_tasks, is_exact, token_f1
 
 IMAGE, AUDIO, TEXT = Part("image", "0.png"), Part("audio", "0.wav"), Part("text", "hello")
 
 
 @pytest.mark.parametrize(
-    ("asked", "answered", "kind"),
+    ("question", "answer", "kind"),
     [
         ((IMAGE, TEXT), (TEXT,), "caption"),
         ((IMAGE, AUDIO), (TEXT,), "spoken_question"),
@@ -18,15 +18,15 @@ IMAGE, AUDIO, TEXT = Part("image", "0.png"), Part("audio", "0.wav"), Part("text"
         ((TEXT,), (TEXT,), "text"),
     ],
 )
-def test_the_kind_follows_from_the_media(
-    asked: tuple[Part, ...], answered: tuple[Part, ...], kind: str
+def test_kind_follows_from_media(
+    question: tuple[Part, ...], answer: tuple[Part, ...], kind: str
 ) -> None:
-    (task,) = answer_tasks([Turn("user", asked), Turn("assistant", answered)])
+    (task,) = answer_tasks([Turn("user", question), Turn("assistant", answer)])
     assert (task.kind, task.text) == (kind, "hello")
     assert task.audio == ("0.wav" if kind == "speak" else None)
 
 
-def test_each_answer_of_a_conversation_is_a_task_with_all_before_it() -> None:
+def test_each_answer_is_a_task_with_its_history() -> None:
     turns = [
         Turn("system", (TEXT,)),
         Turn("user", (TEXT,)),
@@ -40,23 +40,23 @@ def test_each_answer_of_a_conversation_is_a_task_with_all_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "given", "expected"),
+    ("reference", "answer", "expected"),
     [
         ("a red car", "A red car!", 1.0),
         ("a red car", "a blue car", 2 * 2 / 6),
-        ("the the cat", "the dog", 2 * 1 / 5),  # a word counts as often as both have it
+        ("the the cat", "the dog", 2 * 1 / 5),  # repeated words match at most as often as in both
         ("a red car", "", 0.0),
         ("...", "", 1.0),
     ],
 )
-def test_word_f1(reference: str, given: str, expected: float) -> None:
-    assert token_f1(reference, given) == pytest.approx(expected)
+def test_token_f1_by_hand(reference: str, answer: str, expected: float) -> None:
+    assert token_f1(reference, answer) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("media", "is_right"), [("audio", True), ("text", False)])
-def test_transcripts_need_no_punctuation_but_copies_do(media: str, is_right: bool) -> None:
-    turns = [Turn("user", (Part(media, "x"),)), Turn("assistant", (Part("text", "Hold time."),))]
+@pytest.mark.parametrize(("kind", "is_correct"), [("audio", True), ("text", False)])
+def test_only_transcripts_ignore_case_and_punctuation(kind: PartKind, is_correct: bool) -> None:
+    turns = [Turn("user", (Part(kind, "x"),)), Turn("assistant", (Part("text", "Hold time."),))]
     (task,) = answer_tasks(turns)
     assert is_exact(task, "Hold time.")
-    assert is_exact(task, "hold time") is is_right
+    assert is_exact(task, "hold time") is is_correct
     assert not is_exact(task, "hold the time.")

@@ -1,17 +1,31 @@
-"""Speech codes of held-out audio clips, and the answer that is always the same: the code that training
-has most often.
-"""
+"""Baselines from training frequencies: a unigram model of tokens, and the most frequent speech code."""
 
 import torch
 from torch import Tensor
 
 from muomni.data.views.base import Batch
+from muomni.data.views.text import IGNORE
 from muomni.evaluation.metrics.tally import Tally
 from muomni.evaluation.report import Metric
 
 
+def token_counts(labels: Tensor, vocab_size: int) -> Tensor:
+    """Count the target tokens in `labels` (any shape, -100 is ignored): float64 [vocab_size]."""
+    targets = labels[labels != IGNORE]
+    return torch.bincount(targets.flatten().cpu(), minlength=vocab_size).double()
+
+
+def unigram_nats(train_counts: Tensor, counts: Tensor) -> float:
+    """Cross entropy, in nats, of tokens with `counts` [V] under a unigram model of `train_counts` [V].
+
+    Add-one (Laplace) smoothing: p(token) = (train count + 1) / (number of training tokens + V).
+    """
+    smoothed = train_counts.double() + 1
+    return float(-(counts.double() * (smoothed / smoothed.sum()).log()).sum())
+
+
 class CodeCounts:
-    """How often each code of each codebook occurs in splits called `test` and `train`."""
+    """Counts of each code of each codebook in the splits `test` and `train`."""
 
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
@@ -22,13 +36,18 @@ class CodeCounts:
         self._tally.add(split, count_codes(batch["codes"][batch["code_mask"]], self.codebook_size))
 
     def metrics(self, accuracies: dict[str, float], prefix: str = "") -> list[Metric]:
-        """One metric a codebook from `accuracies["{prefix}accuracy_{k}"]`; every rank must call it."""
+        """Return `accuracies["{prefix}accuracy_{k}"]` as one metric per codebook k; a collective.
+
+        The baseline always predicts the most frequent training code.
+        """
         sums = self._tally.reduce()
         test, train = sums.get("test"), sums.get("train")
+        if test is None:
+            return []
         metrics = []
-        for k in range(len(test) if test is not None else 0):
+        for k in range(len(test)):
             baseline = None
-            if test is not None and train is not None and test[k].sum() > 0:
+            if train is not None and test[k].sum() > 0:
                 baseline = float(test[k, train[k].argmax()] / test[k].sum())
             metrics.append(
                 Metric(
@@ -43,6 +62,6 @@ class CodeCounts:
 
 
 def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs in `codes` [..., K]: [K, V]."""
+    """Count each code of each codebook in `codes` [..., K]: [K, codebook_size]."""
     columns = codes.reshape(-1, codes.shape[-1]).T
     return torch.stack([torch.bincount(column, minlength=codebook_size) for column in columns])
