@@ -61,7 +61,7 @@ def test_placeholders_of_a_text_take_the_files_in_turn(files: dict[str, Path]) -
 
 
 def test_files_and_placeholders_that_do_not_fit_are_refused(files: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"--text does not fit the files: a <audio> has no file"):
+    with pytest.raises(ConfigError, match=r"--text does not fit the files: <audio> has no file"):
         read_question("Repeat: <audio>", images=[files["red"]])
     with pytest.raises(
         ConfigError, match=r"fewer <image> than there are files: .*blue.png is left"
