@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from muomni.io.file_lock import lock_if_possible
+from muomni.io.file_lock import exclusive_lock_if_supported
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
     from sqlalchemy.engine import make_url
 
     file = make_url(uri).database if uri.startswith("sqlite:") else None
-    return lock_if_possible(Path(f"{file}.lock")) if file else nullcontext()
+    return exclusive_lock_if_supported(Path(f"{file}.lock")) if file else nullcontext()
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

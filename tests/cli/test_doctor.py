@@ -1,5 +1,6 @@
 """launch/doctor.py: each lack is one line that says what to do, and the exit code tells."""
 
+import argparse
 import shutil
 import socket
 import subprocess
@@ -107,9 +108,8 @@ def test_the_exit_code_is_that_of_the_first_failure(
         doctor.Check("three", lambda: fail(MachineError("small; grow it"))),
     ]
     monkeypatch.setattr(doctor, "checks", lambda arguments: iter(checks))
-    monkeypatch.setattr(sys, "argv", ["doctor.py"])
     with pytest.raises(SystemExit) as exit_info:
-        doctor.main()
+        doctor.run(argparse.Namespace())
     assert exit_info.value.code == DataError.exit_code
     printed = capsys.readouterr().out.splitlines()
     assert printed == [

@@ -20,7 +20,6 @@ def run_main(*flags: object) -> None:
 def test_last_line_and_report_file_hold_the_same_json(
     thinker_run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_main("--stage", "thinker", "--run", thinker_run, "--json", tmp_path / "r.json")
@@ -31,9 +30,7 @@ def test_last_line_and_report_file_hold_the_same_json(
     assert "perplexity" in lines[2] and "(unigram model)" in lines[2]
 
 
-def test_only_full_test_split_writes_default_report(
-    thinker_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_full_test_split_writes_default_report(thinker_run: Path) -> None:
     path = thinker_run / "thinker" / "evaluation.json"
     run_main("--stage", "thinker", "--run", thinker_run, "--limit", 3)
     run_main("--stage", "thinker", "--run", thinker_run, "--split", "val")
@@ -58,7 +55,6 @@ def test_user_errors_are_one_line_with_exit_code(
     code: int,
     message: str,
     thinker_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
