@@ -178,11 +178,9 @@ class TalkerConfig(TransformerConfig):
     frames_per_character: float = Field(1.5, gt=0)
     num_codebooks: Positive
     codebook_size: Positive
-    max_positions: Positive = 1024
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     thinker_hidden_size: Positive | None = None
-    num_speakers: int = Field(0, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     frame_dropout: float = Field(0.0, ge=0, lt=1, description="share of frames that are hidden")
 

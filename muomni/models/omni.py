@@ -8,7 +8,7 @@ Talker speaks the answers, from their text and the Thinker's states at it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import OmniConfig
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers.flops import ForwardFlops, linear_flops
+from muomni.models.layers.flops import Flops, module_flops, weight_flops
 from muomni.models.layers.layers import INIT_STD, RMSNorm
 from muomni.models.layers.sampling import LoopDetector, sample
 from muomni.models.speech.audio_encoder import AudioEncoder
@@ -180,6 +180,18 @@ class OmniModel(nn.Module):
             document_starts=document_starts,
         )
 
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs of joining media to text: per image, and per Thinker position of an audio clip."""
+        costs = {
+            "images": module_flops(self.image_projector, self.config.num_image_tokens),
+            "audio_positions": module_flops(self.audio_projector),
+        }
+        if self.config.ctc_embeddings:
+            costs["ctc_positions"] = weight_flops(self.thinker.embed_tokens.weight)
+            if not any(p.requires_grad for p in self.audio_encoder.parameters()):  # input is data
+                costs["ctc_positions"] = replace(costs["ctc_positions"], input_grad=0)
+        return costs
+
     # -- answering ---------------------------------------------------------------------------------
     @torch.no_grad()
     def generate(
@@ -254,25 +266,3 @@ def gather_places(states: Tensor, places: Tensor) -> Tensor:
     """States [B, T, D] at flat places [S, L] -> [S, L, D]; zeros at the place nowhere."""
     rows = F.pad(states.flatten(0, 1), (0, 0, 0, 1))
     return rows[places]
-
-
-def image_projector_flops(config: OmniConfig) -> ForwardFlops:
-    """Forward FLOPs of the projection of one image (see `flops.py` for the conventions)."""
-    sizes = config.vision_encoder.hidden_size + config.thinker.hidden_size
-    return ForwardFlops(config.num_image_tokens * linear_flops(sizes, config.projector_hidden_size))
-
-
-def audio_projector_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
-    """Forward FLOPs of the projection of one audio clip of `num_frames` encoder frames."""
-    num_positions = -(-num_frames // config.audio_stack)
-    sizes = config.audio_encoder.hidden_size * config.audio_stack + config.thinker.hidden_size
-    return ForwardFlops(num_positions * linear_flops(sizes, config.projector_hidden_size))
-
-
-def spelling_flops(config: OmniConfig, num_frames: int) -> ForwardFlops:
-    """Forward FLOPs of the embeddings of what an audio clip of `num_frames` frames spells."""
-    if not config.ctc_embeddings:
-        return ForwardFlops()
-    num_positions = -(-num_frames // config.audio_stack)
-    sizes = (config.thinker.vocab_size, config.thinker.hidden_size)
-    return ForwardFlops(num_positions * linear_flops(*sizes))

@@ -26,7 +26,10 @@ class Throughput:
     def __init__(self, stage: Stage, engine: Engine, root: Path, device: torch.device) -> None:
         num_ranks, config = collectives.world_size(), stage.config
         self._device = device
-        self._count_flops = stage.flop_counter(engine.task)
+        with torch.device("meta"):  # the engine may have sharded the weights of its task
+            task = stage.build()
+        stage.set_up(task)
+        self._count_flops = stage.flop_counter(task)
         self._flops = StepFlops()
         self.clock = StepClock(device)
         engine.time_reductions(self.clock)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import ThinkerConfig
+from muomni.models.layers.flops import Flops, weight_flops
 from muomni.models.layers.kv_cache import KVCache
 from muomni.models.layers.layers import (
     Documents,
@@ -101,3 +102,9 @@ class Thinker(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty KV cache for `max_length` positions a row."""
         return self.stack.new_cache(batch_size, max_length)
+
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per position, per query-key pair, and per prediction of the head."""
+        position, pair = self.stack.flops()
+        head = weight_flops(self.head_weight)
+        return {"positions": position, "pairs": pair, "predictions": head}

@@ -6,7 +6,7 @@ positions live in no buffer, so casting a model to half precision cannot harm th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from muomni.config.models import MoEConfig, TransformerConfig
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import CacheStep, KVCache
 from muomni.models.layers.moe import Experts, MoEBlock
 from muomni.models.layers.recompute import BlockRunner
@@ -335,8 +336,18 @@ class TransformerStack(BlockRunner):
             x = self.run_block(layer, block, x, context, layer)
         return self.final_norm(x)
 
-    def block_costs(self) -> list[int]:
-        return [1] * len(self.blocks)
+    def flops(self) -> tuple[Flops, Flops]:
+        """FLOPs per position, and per pair of a query and a key."""
+        num_layers, recomputed = len(self.blocks), len(self.recomputed_positions)
+        position = self.block_flops([1] * num_layers)
+        mlp = self.blocks[0].get_submodule("mlp")
+        if not isinstance(mlp, MoEBlock) and not self.options.dropout:
+            # Recomputation stops once all inputs exist again; nothing needs the last product.
+            skipped = recomputed * module_flops(mlp.get_submodule("down_proj")).forward
+            position = replace(position, recomputed=position.recomputed - skipped)
+        products = 4 * self.config.num_heads * self.config.head_dim  # scores and weighted sum
+        pair = Flops(products * num_layers, 0, 2 * products * num_layers, products * recomputed)
+        return position, pair
 
     def _context(
         self,

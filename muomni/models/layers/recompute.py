@@ -5,10 +5,8 @@ from the same state. A policy says of which blocks: of none, of all ("full"), of
 these by part of the model.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from muomni.config.loading import did_you_mean
 from muomni.config.run import RecomputePolicy
 from muomni.errors import ConfigError
+from muomni.models.layers.flops import Flops, module_flops
 
 
-class BlockRunner(nn.Module, ABC):
+class BlockRunner(nn.Module):
     """Base of the modules whose blocks can be recomputed and compiled: they call them by `run_block`.
 
     `block_lists` names the lists that hold them.
@@ -34,9 +33,11 @@ class BlockRunner(nn.Module, ABC):
         for name in self.block_lists:
             yield from getattr(self, name)
 
-    @abstractmethod
-    def block_costs(self) -> list[int]:
-        """FLOPs of each block in the order in which they run, as multiples of a common unit."""
+    def block_flops(self, rates: Sequence[int]) -> Flops:
+        """FLOPs of all blocks, the i-th of which runs at `rates[i]` positions per unit of work."""
+        costs = [module_flops(b, rate) for b, rate in zip(self.runs(), rates, strict=True)]
+        recomputed = sum(costs[i].forward for i in self.recomputed_positions)
+        return sum(costs, Flops(recomputed=recomputed))
 
     def run_block(self, place: int, block: nn.Module, *args: Any) -> Any:
         """`block(*args)`, the `place`-th one; its activations are kept unless it is to be recomputed."""
@@ -46,7 +47,7 @@ class BlockRunner(nn.Module, ABC):
 
     def recompute_every(self, interval: int) -> None:
         """Recompute the first block of each `interval`; 0: no block."""
-        places = range(0, len(self.block_costs()), interval) if interval else ()
+        places = range(0, len(list(self.runs())), interval) if interval else ()
         self.recomputed_positions = frozenset(places)
 
 
@@ -73,17 +74,6 @@ def recompute_activations(
     for name, part in parts.items():
         fitting = [own for pattern, own in by_part.items() if _fits(name, pattern)]
         part.recompute_every(_interval(fitting[0]) if fitting else 0)
-
-
-def recomputed_share(module: nn.Module) -> Fraction:
-    """Share of the FLOPs in blocks of `module`, one part of a model, that run a second time."""
-    total = again = 0
-    for part in module.modules():
-        if isinstance(part, BlockRunner):
-            costs = part.block_costs()
-            total += sum(costs)
-            again += sum(costs[place] for place in part.recomputed_positions)
-    return Fraction(again, total) if total else Fraction(0)
 
 
 def describe_recomputation(policy: RecomputePolicy | Mapping[str, RecomputePolicy]) -> str:

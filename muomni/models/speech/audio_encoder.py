@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
-from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.layers import (
     Documents,
     StackOptions,
@@ -17,7 +17,7 @@ from muomni.models.layers.layers import (
     init_weights,
 )
 from muomni.models.layers.masks import padded_starts, padding_mask
-from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalize_per_utterance
+from muomni.models.speech.mel import LogMel, length_mask, normalize_per_utterance
 from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
 
 
@@ -96,6 +96,19 @@ class AudioEncoder(nn.Module):
         """Return logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
         return self.ctc_head(hidden)
 
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per unit of `audio_units`: frames at 100, 50, and 25 Hz, query-key pairs, CTC logits."""
+        half_mels = -(-self.config.mel.num_mels // 2)
+        position, pair = self.stack.flops()
+        second = module_flops(self.subsampling.second, -(-half_mels // 2))
+        return {
+            "mel_frames": self.log_mel.flops(),
+            "half_frames": module_flops(self.subsampling.first, half_mels, is_first=True),
+            "frames": second + module_flops(self.subsampling.out) + position,
+            "pairs": pair,
+            "logits": module_flops(self.ctc_head),
+        }
+
 
 def num_encoder_frames(num_samples: Tensor) -> Tensor:
     """Return the frame lengths [B] of audio clips of `num_samples` [B] samples, as the model does."""
@@ -103,25 +116,15 @@ def num_encoder_frames(num_samples: Tensor) -> Tensor:
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
 
-def audio_encoder_flops(
-    config: AudioEncoderConfig, num_samples: int, with_head: bool = True
-) -> ForwardFlops:
-    """Forward FLOPs of one audio clip (see `flops.py` for the conventions)."""
-    num_mel = -(-num_samples // config.mel.hop)
-    half_time, half_mels = -(-num_mel // 2), -(-config.mel.num_mels // 2)
-    time, mels = -(-half_time // 2), -(-half_mels // 2)
-    channels, size = config.conv_channels, config.hidden_size
-    weights = mels * linear_flops(9 * channels, channels) + linear_flops(channels * mels, size)
-    if with_head:
-        weights += linear_flops(size, config.vocab_size)
-    front = ForwardFlops(
-        weights=time * weights,
-        first=half_time * half_mels * linear_flops(9, channels),
-        fixed=log_mel_flops(config.mel, num_mel),
-    )
-    convs = 0
-    if config.conv_kernel_size:
-        layer = linear_flops(size, 3 * size) + linear_flops(config.conv_kernel_size, size)
-        convs = time * config.num_layers * layer
-    stack = stack_flops(config, time, dropout=config.dropout)
-    return front + ForwardFlops(convs, again=convs) + stack
+def audio_units(num_samples: Tensor) -> dict[str, int]:
+    """The units of `AudioEncoder.flops` in audio clips of `num_samples` [B] samples, on the CPU."""
+    mel_frames = -(-num_samples // MEL_HOP)
+    half_frames = -(-mel_frames // 2)
+    frames = -(-half_frames // 2)
+    return {
+        "mel_frames": int(mel_frames.sum()),
+        "half_frames": int(half_frames.sum()),
+        "frames": int(frames.sum()),
+        "pairs": int(frames.square().sum()),
+        "logits": int(frames.sum()),
+    }

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
-from muomni.models.layers.flops import ForwardFlops
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.recompute import BlockRunner
 from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,
     denormalize_fixed,
     length_mask,
-    log_mel_flops,
     normalize_fixed,
 )
 from muomni.models.speech.quantizer import QuantizerStatistics, ResidualQuantizer
@@ -102,8 +101,11 @@ class MelEncoder(BlockRunner):
             x = self.run_block(place, block, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
-    def block_costs(self) -> list[int]:
-        return [1] * len(self.blocks)
+    def flops(self) -> Flops:
+        """FLOPs per code frame."""
+        flops = self.block_flops([1] * len(self.blocks))
+        flops += module_flops(self.stem, 4, is_first=True) + module_flops(self.out)
+        return flops + module_flops(self.down[0], 2) + module_flops(self.down[1])
 
 
 class MelDecoder(BlockRunner):
@@ -136,9 +138,11 @@ class MelDecoder(BlockRunner):
             x = self.run_block(len(self.blocks) + i, smooth, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
-    def block_costs(self) -> list[int]:
-        # The last ones run at twice and four times the rate of codes.
-        return [1] * len(self.blocks) + [2 << i for i in range(len(self.smooth))]
+    def flops(self) -> Flops:
+        """FLOPs per code frame; the last blocks run at twice and four times its rate."""
+        flops = self.block_flops([1] * len(self.blocks) + [2, 4])
+        flops += module_flops(self.stem) + module_flops(self.out, 4)
+        return flops + module_flops(self.up[0]) + module_flops(self.up[1], 2)
 
 
 class Codec(nn.Module):
@@ -203,6 +207,15 @@ class Codec(nn.Module):
         valid = length_mask(code_lengths * FRAME_SUBSAMPLING, mel.shape[1])
         return mel.masked_fill(~valid[:, :, None], LOG_FLOOR)
 
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per mel frame, and per code frame that is encoded and that is decoded."""
+        search = 2 * self.quantizer.codebooks.numel()
+        return {
+            "mel_frames": self.log_mel.flops(),
+            "encoded": self.encoder.flops() + Flops(search),
+            "decoded": self.decoder.flops(),
+        }
+
     def _encode_mel(self, mel: Tensor, mel_lengths: Tensor) -> tuple[Tensor, Tensor]:
         normalized = normalize_fixed(mel, mel_lengths)
         # Whole groups of four frames, so that every code frame sees four.
@@ -260,27 +273,3 @@ def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tenso
     valid = length_mask(mel_lengths, log_mel.shape[1])
     error = (log_mel - mean_mel).abs().mean(-1) * valid
     return torch.stack([error.sum(), mel_lengths.sum().float()])
-
-
-def codec_flops(
-    config: CodecConfig, num_mel_frames: int, with_decoder: bool = True
-) -> ForwardFlops:
-    """Return the forward FLOPs (2 a multiply-add) for one audio clip of `num_mel_frames` frames.
-
-    Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
-    """
-    frames = -(-num_mel_frames // FRAME_SUBSAMPLING)
-    hidden, mels, latent = config.hidden_size, config.mel.num_mels, config.latent_size
-    block = 2 * frames * (KERNEL + 1) * hidden * hidden
-    stem = 2 * frames * 4 * KERNEL * mels * hidden
-    search = 2 * frames * config.num_codebooks * config.codebook_size * latent
-    encoder = 2 * frames * ((2 + 1) * DOWN_KERNEL * hidden * hidden + hidden * latent)
-    total = ForwardFlops(
-        encoder, first=stem, fixed=search + log_mel_flops(config.mel, num_mel_frames)
-    )
-    blocks = config.num_blocks * block
-    if with_decoder:
-        decoder = KERNEL * latent * hidden + (1 + 2) * 2 * hidden * hidden + 4 * hidden * mels
-        total += ForwardFlops(2 * frames * decoder)
-        blocks += (config.num_blocks + 2 + 4) * block
-    return total + ForwardFlops(blocks, again=blocks)

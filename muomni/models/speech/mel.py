@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import SAMPLE_RATE_HZ, MelConfig
+from muomni.models.layers.flops import Flops
 
 MAGNITUDE_FLOOR = 1e-5
 LOG_FLOOR = math.log(MAGNITUDE_FLOOR)
@@ -99,6 +100,10 @@ class LogMel(nn.Module):
             valid = length_mask(frame_lengths, num_frames)
             return log_mel.masked_fill(~valid[:, :, None], LOG_FLOOR), frame_lengths
 
+    def flops(self) -> Flops:
+        """FLOPs of the filter bank per frame; the FFT is no matrix product."""
+        return Flops(2 * (self.config.num_fft // 2 + 1) * self.config.num_mels)
+
 
 def normalize_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
     """Give each mel channel of each utterance zero mean and unit variance over its valid frames.
@@ -124,8 +129,3 @@ def normalize_fixed(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
 def denormalize_fixed(normalized: Tensor) -> Tensor:
     """Undo `normalize_fixed` (padding excepted): back to log-mel."""
     return normalized * SPEECH_LOG_STD + SPEECH_LOG_MEAN
-
-
-def log_mel_flops(config: MelConfig, num_frames: int) -> int:
-    """Return the matrix FLOPs of the filter bank for `num_frames` frames (the FFT is left out)."""
-    return 2 * num_frames * (config.num_fft // 2 + 1) * config.num_mels

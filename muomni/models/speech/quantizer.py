@@ -230,11 +230,6 @@ def count_codes(codes: Tensor, valid: Tensor, codebook_size: int) -> Tensor:
     return counts.scatter_add_(1, index, valid.float().flatten().expand_as(index).contiguous())
 
 
-def num_codes_used(counts: Tensor) -> Tensor:
-    """Return how many codes of each codebook occur, [K], given their counts [K, V]."""
-    return (counts > 0).sum(1)
-
-
 def code_perplexity(counts: Tensor) -> Tensor:
     """Return the perplexity [K] of the code distribution of counts [K, V]; at most V."""
     share = counts.double() / counts.double().sum(1, keepdim=True).clamp(min=1)

@@ -1,6 +1,6 @@
 """The Talker: a language model over speech codes with the text to be spoken as its prefix.
 
-A row is [characters of the text] [speaker] [start of audio] [frames ...]. A character is one byte; beside
+A row is [characters of the text] [start of audio] [frames ...]. A character is one byte; beside
 it stand the token that it belongs to and, projected, the Thinker's state at that token: sounds follow
 characters, so a word that was never heard can be spoken, and tokens and states add what characters do not tell.
 The state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import TalkerConfig
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
 from muomni.models.layers.layers import (
     Documents,
@@ -100,8 +101,6 @@ class Talker(nn.Module):
         self.embed_start = nn.Embedding(1, size)
         if config.thinker_hidden_size is not None:
             self.thinker_proj = nn.Linear(config.thinker_hidden_size, size, bias=False)
-        if config.num_speakers:
-            self.embed_speaker = nn.Embedding(config.num_speakers, size)
         options = StackOptions(
             rope_theta=config.rope_theta, norm_eps=config.norm_eps, dropout=config.dropout
         )
@@ -126,16 +125,15 @@ class Talker(nn.Module):
         codes: Tensor,
         code_mask: Tensor,
         thinker_hidden: Tensor | None = None,
-        speaker: Tensor | None = None,
     ) -> TalkerOutput:
         """Teacher-forced logits of all frames.
 
         `character_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each character, `text_mask`
         [B, Tl]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the end; `thinker_hidden`
-        [B, Tl, thinker_hidden_size]; `speaker` [B]. What is padded may hold any valid id. Raises
-        ValueError when Thinker states or speaker do not fit the config.
+        [B, Tl, thinker_hidden_size]. Padding may hold any valid id. Raises ValueError for Thinker
+        states without a `thinker_hidden_size`.
         """
-        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden)
         if self.stack.attends_by_documents:
             prefix = _with_padding_first(prefix)
         code_embeds = self._code_embeddings(codes)
@@ -197,7 +195,6 @@ class Talker(nn.Module):
         top_k: int = 0,
         generator: torch.Generator | None = None,
         thinker_hidden: Tensor | None = None,
-        speaker: Tensor | None = None,
     ) -> GeneratedCodes:
         """Speak `character_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
 
@@ -205,7 +202,7 @@ class Talker(nn.Module):
         """
         if text_mask is None:
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
-        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden)
         num_rows, length, _ = prefix.embeds.shape
         device = text_ids.device
         cache = self.new_cache(num_rows, length + max_frames)
@@ -235,6 +232,19 @@ class Talker(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty KV cache for `max_length` positions a row (prefix and frames)."""
         return self.stack.new_cache(batch_size, max_length)
+
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per unit of `talker_units`."""
+        position, pair = self.stack.flops()
+        base, character = module_flops(self.base_head), position
+        if self.config.thinker_hidden_size is not None:
+            character += module_flops(self.thinker_proj)
+        return {
+            "sequences": position + base,
+            "characters": character,
+            "frames": position + base + module_flops(self.residual_heads),
+            "pairs": pair,
+        }
 
     def _complete_frame(
         self,
@@ -279,30 +289,31 @@ class Talker(nn.Module):
         character_ids: Tensor,
         text_mask: Tensor,
         thinker_hidden: Tensor | None,
-        speaker: Tensor | None,
     ) -> _Prefix:
         text = self.embed_text(text_ids) + self.embed_characters(character_ids)
         if thinker_hidden is not None:
             if self.config.thinker_hidden_size is None:
                 raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
             text = text + self.thinker_proj(_unit_states(thinker_hidden).to(text.dtype))
-        if (speaker is None) == bool(self.config.num_speakers):
-            raise ValueError(
-                f"speaker must be given exactly when num_speakers={self.config.num_speakers} is not 0"
-            )
-        num_rows = text_ids.shape[0]
-        start = self.embed_start(text_ids.new_zeros(num_rows, 1))
-        parts = [text, start]
-        if speaker is not None:
-            parts.insert(1, self.embed_speaker(speaker[:, None]))
-        num_more = len(parts) - 1
+        start = self.embed_start(text_ids.new_zeros(len(text_ids), 1))
         text_mask = text_mask.to(torch.bool)
         at_characters = valid_positions(text_mask) * self.config.frames_per_character
         return _Prefix(
-            torch.cat(parts, dim=1),
-            nn.functional.pad(text_mask, (0, num_more), value=True),
-            nn.functional.pad(at_characters, (0, num_more)),  # speaker and start: before frame 0
+            torch.cat([text, start], dim=1),
+            nn.functional.pad(text_mask, (0, 1), value=True),
+            nn.functional.pad(at_characters, (0, 1)),  # the start token, before frame 0
         )
+
+
+def talker_units(num_characters: Tensor, num_frames: Tensor) -> dict[str, int]:
+    """The units of `Talker.flops` in texts of `num_characters` [B] with `num_frames` [B], on the CPU."""
+    lengths = num_characters + 1 + num_frames
+    return {
+        "sequences": len(lengths),
+        "characters": int(num_characters.sum()),
+        "frames": int(num_frames.sum()),
+        "pairs": int(lengths.square().sum()),
+    }
 
 
 def _with_padding_first(prefix: _Prefix) -> _Prefix:

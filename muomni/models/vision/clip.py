@@ -12,13 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import ClipConfig, TextTowerConfig
-from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.layers import TransformerStack, init_weights
-from muomni.models.vision.vision_encoder import (
-    VisionEncoder,
-    clip_stack_options,
-    vision_encoder_flops,
-)
+from muomni.models.vision.vision_encoder import VisionEncoder, clip_stack_options
 
 MAX_SCALE = 100.0
 
@@ -115,14 +111,12 @@ class Clip(nn.Module):
         excess = (log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
         return (log_scale - excess).exp()
 
-
-def clip_text_flops(config: ClipConfig, num_tokens: int) -> ForwardFlops:
-    """Forward FLOPs of one text of `num_tokens`, its projection included (see `flops.py`)."""
-    projection = linear_flops(config.text.hidden_size, config.embedding_size)
-    return stack_flops(config.text, num_tokens, is_gated=False) + ForwardFlops(projection)
-
-
-def clip_image_flops(config: ClipConfig) -> ForwardFlops:
-    """Forward FLOPs of one image, its projection included (see `flops.py`)."""
-    projection = linear_flops(config.vision.hidden_size, config.embedding_size)
-    return vision_encoder_flops(config.vision) + ForwardFlops(projection)
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per image, and of the text tower per text, token, and query-key pair."""
+        token, pair = self.text.stack.flops()
+        return {
+            "images": self.vision.flops() + module_flops(self.vision_projection),
+            "texts": module_flops(self.text_projection),
+            "tokens": token,
+            "pairs": pair,
+        }

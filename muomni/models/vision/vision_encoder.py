@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import VisionTowerConfig
-from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.layers import (
     StackOptions,
     TransformerStack,
@@ -59,6 +59,13 @@ class VisionEncoder(nn.Module):
         x = self.stack(self.input_norm(x + self.position_embedding))
         return x[:, 0], x[:, 1:]
 
+    def flops(self) -> Flops:
+        """FLOPs per image."""
+        num_patches = self.config.num_patches
+        position, pair = self.stack.flops()
+        patches = module_flops(self.patch_embedding, num_patches, is_first=True)
+        return patches + position * (num_patches + 1) + pair * (num_patches + 1) ** 2
+
 
 def clip_stack_options(norm_eps: float, is_causal: bool) -> StackOptions:
     """The transformer variant that both towers of CLIP use."""
@@ -87,10 +94,3 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         mean, std = (torch.tensor(v, device=device) for v in (PIXEL_MEAN, PIXEL_STD))
         return mean[:, None, None], std[:, None, None]
-
-
-def vision_encoder_flops(config: VisionTowerConfig) -> ForwardFlops:
-    """Forward FLOPs of one image (see `flops.py` for the conventions)."""
-    patches = config.num_patches * linear_flops(3 * config.patch_size**2, config.hidden_size)
-    stack = stack_flops(config, config.num_patches + 1, is_gated=False)
-    return ForwardFlops(first=patches) + stack

@@ -18,7 +18,6 @@ from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.tts import TtsView
 from muomni.errors import ConfigError
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.mel import LOG_FLOOR
 from muomni.models.speech.speech_output import speak
 from muomni.models.speech.talker import Talker, num_predictions
@@ -57,11 +56,10 @@ class TalkerStage(Stage):
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         super().__init__(config, context)
         self.codec = FrozenCodec(context.upstream["codec"], context.device)
-        sizes = self.model_config()
-        if sizes.num_speakers or sizes.thinker_hidden_size:
+        if self.model_config().thinker_hidden_size:
             raise ConfigError(
-                "stage talker trains one voice on text alone; leave model.num_speakers and "
-                "model.thinker_hidden_size out (stage sft adds the Thinker's states)"
+                "stage talker trains on text alone; remove model.thinker_hidden_size (stage sft adds "
+                "the Thinker's states)"
             )
 
     def model_config(self) -> TalkerConfig:
@@ -87,10 +85,7 @@ class TalkerStage(Stage):
         return task.talker
 
     def flop_counter(self, task: TalkerTask) -> FlopCounter:
-        by_documents = task.talker.stack.attends_by_documents
-        return count_talker(
-            self.model_config(), self.codec.config, recomputed_share(task), by_documents
-        )
+        return count_talker(task.talker, self.codec.codec)
 
     def frozen_models(self) -> list[nn.Module]:
         return [self.codec.codec]

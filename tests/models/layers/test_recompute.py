@@ -1,7 +1,6 @@
 """Recomputed activations: every block runs twice, gradients are the same, also those behind dropout."""
 
 from collections.abc import Callable
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import nn
 from muomni.config.models import AudioEncoderConfig, CodecConfig, ThinkerConfig
 from muomni.errors import ConfigError
 from muomni.models.language.thinker import Thinker
+from muomni.models.layers.flops import module_flops
 from muomni.models.layers.layers import TransformerBlock
-from muomni.models.layers.recompute import recompute_activations, recomputed_share
+from muomni.models.layers.recompute import recompute_activations
 from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.codec import Codec, ResidualConv
 from tests.conversations import SIZES
@@ -100,11 +100,13 @@ def test_parts_have_policies_of_their_own() -> None:
     )
     model, _ = codec()
     recompute_activations(model, {"decoder": "full"})
-    # Its blocks, and two at twice and four times the rate, of all of them and the encoder's.
-    assert recomputed_share(model) == Fraction(num_blocks + 6, 2 * num_blocks + 6)
-    assert recomputed_share(model.get_submodule("encoder")) == 0
+    assert isinstance(model, Codec)
+    block = module_flops(model.decoder.blocks[0]).forward
+    # All blocks, the last two at twice and four times the rate of the others.
+    assert model.decoder.flops().recomputed == (num_blocks + 6) * block
+    assert model.encoder.flops().recomputed == 0
     recompute_activations(model, {})
-    assert recomputed_share(model) == 0
+    assert model.decoder.flops().recomputed == 0
 
 
 def test_a_pattern_that_names_no_part_is_refused() -> None:
