@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from muomni.config.models import OmniConfig
 from muomni.models.language.thinker import Thinker
+from muomni.models.layers.attention import RMSNorm
 from muomni.models.layers.flops import Flops, module_flops, weight_flops
-from muomni.models.layers.layers import INIT_STD, RMSNorm
 from muomni.models.layers.sampling import LoopDetector, sample
+from muomni.models.layers.transformer import INIT_STD
 from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.codec import Codec
 from muomni.models.speech.mel import length_mask

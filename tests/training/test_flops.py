@@ -10,7 +10,7 @@ from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.data.views.base import Batch
 from muomni.distributed.discovery import discover
-from muomni.models.layers import layers
+from muomni.models.layers import attention as attention_layer
 from muomni.models.layers.flops import forward_flops
 from muomni.models.layers.masks import window_size
 from muomni.models.speech.talker import talker_units
@@ -146,7 +146,7 @@ def test_what_attends_by_documents(
         config = omni_run(stage, omni_root, changes)
     by_mask, _, _ = counted_and_measured(open_session(config, omni_root / "run"))
     monkeypatch.setattr(attention, "check_support", lambda *_: None)
-    monkeypatch.setattr(layers, "varlen_attn", attend_to_each)
+    monkeypatch.setattr(attention_layer, "varlen_attn", attend_to_each)
     training = config.training.model_copy(update={"attention": "varlen"})
     config = config.model_copy(update={"training": training})
     counted, by_torch, _ = counted_and_measured(open_session(config, omni_root / "run"))

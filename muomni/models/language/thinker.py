@@ -9,14 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import ThinkerConfig
+from muomni.models.layers.attention import Documents, StackOptions
 from muomni.models.layers.flops import Flops, weight_flops
 from muomni.models.layers.kv_cache import KVCache
-from muomni.models.layers.layers import (
-    Documents,
-    StackOptions,
-    TransformerStack,
-    init_weights,
-)
 from muomni.models.layers.losses import LossSum, next_token_loss
 from muomni.models.layers.masks import (
     document_mask,
@@ -24,6 +19,7 @@ from muomni.models.layers.masks import (
     window_mask,
     window_size,
 )
+from muomni.models.layers.transformer import TransformerStack, init_weights
 
 
 class Thinker(nn.Module):

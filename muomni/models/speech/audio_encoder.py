@@ -9,14 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
+from muomni.models.layers.attention import Documents, StackOptions
 from muomni.models.layers.flops import Flops, module_flops
-from muomni.models.layers.layers import (
-    Documents,
-    StackOptions,
-    TransformerStack,
-    init_weights,
-)
 from muomni.models.layers.masks import padded_starts, padding_mask
+from muomni.models.layers.transformer import TransformerStack, init_weights
 from muomni.models.speech.mel import LogMel, length_mask, normalize_per_utterance
 from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
+from muomni.models.layers.blocks import BlockRunner
 from muomni.models.layers.flops import Flops, module_flops
-from muomni.models.layers.recompute import BlockRunner
 from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,

@@ -21,19 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import TalkerConfig
+from muomni.models.layers.attention import Documents, RMSNorm, StackOptions
 from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
-from muomni.models.layers.layers import (
-    Documents,
-    RMSNorm,
-    StackOptions,
-    SwiGLU,
-    TransformerStack,
-    init_weights,
-)
 from muomni.models.layers.losses import IGNORE, cross_entropy_sum
 from muomni.models.layers.masks import causal_padding_mask, padded_starts, valid_positions
 from muomni.models.layers.sampling import sample
+from muomni.models.layers.transformer import SwiGLU, TransformerStack, init_weights
 
 NUM_CHARACTERS = 256
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import ClipConfig, TextTowerConfig
 from muomni.models.layers.flops import Flops, module_flops
-from muomni.models.layers.layers import TransformerStack, init_weights
+from muomni.models.layers.transformer import TransformerStack, init_weights
 from muomni.models.vision.vision_encoder import VisionEncoder, clip_stack_options
 
 MAX_SCALE = 100.0

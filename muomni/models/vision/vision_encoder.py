@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import VisionTowerConfig
+from muomni.models.layers.attention import StackOptions, make_norm
 from muomni.models.layers.flops import Flops, module_flops
-from muomni.models.layers.layers import (
-    StackOptions,
-    TransformerStack,
-    init_weights,
-    make_norm,
-)
+from muomni.models.layers.transformer import TransformerStack, init_weights
 
 # Channel statistics of CLIP's training images, RGB in 0..1; every CLIP-like model uses them.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from muomni.config.models import TalkerConfig
-from muomni.models.layers.layers import init_weights
+from muomni.models.layers.transformer import init_weights
 from muomni.models.speech.talker import Talker, TalkerOutput, num_predictions
 
 NUM_CODES = 11
