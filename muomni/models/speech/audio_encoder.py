@@ -1,8 +1,8 @@
 """Speech encoder: waveform -> states at 25 Hz, with a CTC head over subwords.
 
-Log-mel, normalized per utterance, two strided convolutions that make one frame of four, then the
-shared transformer, bidirectional with rotary positions. Every layer ignores what lies beyond a
-audio clip's length, so a padded batch gives what single audio clips give.
+Log-mel, normalized per utterance, two strided convolutions that reduce the frame rate by four, then a
+bidirectional transformer with rotary positions. Every layer ignores padding, so a padded batch gives
+the same result as single audio clips.
 """
 
 import torch.nn.functional as F
@@ -27,12 +27,12 @@ class ConvSubsampling(nn.Module):
         self.out = nn.Linear(channels * -(-num_mels // FRAME_SUBSAMPLING), hidden_size)
 
     def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states and their lengths [B]; states beyond a length are arbitrary."""
+        """Return the states and their lengths [B]; states on padding are arbitrary."""
         x = features[:, None].to(self.first.weight.dtype)
         for conv in (self.first, self.second):
             x = F.gelu(conv(x))
             frame_lengths = (frame_lengths + 1) // 2
-            # The bias made something of the padding, which the next convolution must not see.
+            # The bias makes padding non-zero, which the next convolution must not see.
             x = x * length_mask(frame_lengths, x.shape[2])[:, None, :, None]
         return self.out(x.transpose(1, 2).flatten(2)), frame_lengths
 
@@ -70,13 +70,14 @@ class AudioEncoder(nn.Module):
         """Return states [B, Tf, hidden_size], zero on padding, and frame lengths [B].
 
         `waveform` is [B, N] at 16 kHz, `lengths` [B] in samples, Tf = ceil(ceil(N / 160) / 4).
-        SpecAugment applies when `augmentation` is given, with one of `seeds` [B] a sample.
+        `augmentation` applies SpecAugment, seeded per sample by `seeds` [B]. Raises ValueError if they
+        are missing.
         """
         log_mel, mel_lengths = self.log_mel(waveform, lengths)
         features = normalize_per_utterance(log_mel, mel_lengths)
         if augmentation is not None:
             if seeds is None:
-                raise ValueError("SpecAugment needs one seed a sample")
+                raise ValueError("SpecAugment needs a seed per sample")
             features = spec_augment(features, mel_lengths, seeds, augmentation)
         x, frame_lengths = self.subsampling(features, mel_lengths)
         valid = length_mask(frame_lengths, x.shape[1])
@@ -89,7 +90,7 @@ class AudioEncoder(nn.Module):
         return x * valid[:, :, None], frame_lengths
 
     def ctc_logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
+        """Return CTC logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
         return self.ctc_head(hidden)
 
     def flops(self) -> dict[str, Flops]:
@@ -107,13 +108,13 @@ class AudioEncoder(nn.Module):
 
 
 def num_encoder_frames(num_samples: Tensor) -> Tensor:
-    """Return the frame lengths [B] of audio clips of `num_samples` [B] samples, as the model does."""
+    """Return the number of encoder frames [B] of audio clips with `num_samples` [B] samples."""
     mel_lengths = (num_samples + MEL_HOP - 1) // MEL_HOP
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
 
 def audio_units(num_samples: Tensor) -> dict[str, int]:
-    """The units of `AudioEncoder.flops` in audio clips of `num_samples` [B] samples, on the CPU."""
+    """Units of `AudioEncoder.flops` in audio clips of `num_samples` [B] samples (on the CPU)."""
     mel_frames = -(-num_samples // MEL_HOP)
     half_frames = -(-mel_frames // 2)
     frames = -(-half_frames // 2)
