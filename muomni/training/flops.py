@@ -1,9 +1,8 @@
-"""FLOPs of the batches that a run trains on: those the model needs and those the device computes.
+"""FLOPs of training batches: those that the model needs, and those that the device computes.
 
-`model` counts every real sample alone, `hardware` the shapes of the batch: padding, empty slots, and
-recomputed activations. Both multiply units of work, read from the batch on the host, by the costs of
-the models (`flops.py` of `muomni/models/layers`), so nothing waits for the device. Optimizer, norms,
-softmax, and FFT are not counted.
+Model FLOPs count every real sample alone; hardware FLOPs include padding, empty slots, and recomputed
+activations. Both are units of work, read from the batch on the host, times the costs that the models
+report (`muomni/models/layers/flops.py`), so the device is not synchronized.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +46,10 @@ def is_trained(module: nn.Module) -> bool:
 
 
 class PartFlops:
-    """Costs of a part of a model per unit of work, trained if it or its input `has_gradient`."""
+    """Multiplies units of work by their costs in a part of a model.
+
+    `has_gradient`: the part or something before it is trained; otherwise it only runs forward.
+    """
 
     def __init__(self, costs: Mapping[str, Flops], has_gradient: bool = True) -> None:
         self._costs = [
@@ -56,7 +58,7 @@ class PartFlops:
         ]
 
     def __call__(self, real: Units, computed: Units) -> StepFlops:
-        """FLOPs of the units of the real samples, and of those that the device computes."""
+        """FLOPs of the units in real samples, and of those that the device computes."""
         return StepFlops(
             sum(model * real[unit] for unit, model, _ in self._costs),
             sum(hardware * computed[unit] for unit, _, hardware in self._costs),
@@ -66,15 +68,13 @@ class PartFlops:
 def text_work(batch: Batch, on_cpu: bool, by_documents: bool) -> tuple[Units, Units]:
     """Units of `Thinker.flops` in packed sequences [B, T], real and computed.
 
-    A document attends to itself alone. The device computes attention by documents (`by_documents`), over
-    windows (`on_cpu`, for short documents), or over the full sequence, and the head at all positions,
-    `on_cpu` at labels only.
+    A document attends to itself. The device computes attention by documents (`by_documents`), in windows
+    (`on_cpu`, short documents), or over full sequences, and logits everywhere or, `on_cpu`, at labels.
     """
     document_ids, num_labels = batch["document_ids"], int(batch["units"])
     num_positions, length = document_ids.numel(), document_ids.shape[1]
-    # Documents as runs of equal ids, padding included.
     starts = document_starts(document_ids.numpy()).astype(np.int64)
-    lengths = np.diff(starts)
+    lengths = np.diff(starts)  # also of padding
     is_real = document_ids.numpy().ravel()[starts[:-1].clip(max=num_positions - 1)] > 0
     real = {
         "positions": int(lengths[is_real].sum()),
@@ -91,13 +91,13 @@ def text_work(batch: Batch, on_cpu: bool, by_documents: bool) -> tuple[Units, Un
 
 
 def audio_work(waveform: Tensor, lengths: Tensor, by_documents: bool) -> tuple[Units, Units]:
-    """Units of `AudioEncoder.flops` in audio clips [B, N], `lengths` [B] samples of which are real."""
+    """Units of `AudioEncoder.flops` in audio clips [B, N] of `lengths` [B] samples."""
     padded = torch.full_like(lengths, waveform.shape[1])
-    real, computed = audio_units(lengths), audio_units(padded)
+    computed = audio_units(padded)
     if by_documents:
-        frames, all_frames = num_encoder_frames(lengths), num_encoder_frames(padded)
-        computed["pairs"] = _num_pairs(frames, all_frames - frames)
-    return real, computed
+        frames = num_encoder_frames(lengths)
+        computed["pairs"] = _num_pairs(frames, num_encoder_frames(padded) - frames)
+    return audio_units(lengths), computed
 
 
 def _num_pairs(*lengths: Tensor) -> int:
@@ -106,12 +106,12 @@ def _num_pairs(*lengths: Tensor) -> int:
 
 
 def codec_work(waveform: Tensor, lengths: Tensor) -> tuple[Units, Units]:
-    """Units of `Codec.flops` in audio clips [B, N], `lengths` [B] samples of which are real."""
+    """Units of `Codec.flops` in audio clips [B, N] of `lengths` [B] samples."""
 
     def units(num_samples: Tensor) -> Units:
-        num_mel = -(-num_samples // MEL_HOP)
-        num_codes = int(num_encoder_frames(num_samples).sum())
-        return {"mel_frames": int(num_mel.sum()), "encoded": num_codes, "decoded": num_codes}
+        mel_frames = int((-(-num_samples // MEL_HOP)).sum())
+        code_frames = int(num_encoder_frames(num_samples).sum())
+        return {"mel_frames": mel_frames, "encoded": code_frames, "decoded": code_frames}
 
     return units(lengths), units(torch.full_like(lengths, waveform.shape[1]))
 
@@ -123,7 +123,7 @@ def count_thinker(thinker: Thinker, on_cpu: bool) -> FlopCounter:
 
 
 def count_audio_encoder(encoder: AudioEncoder) -> FlopCounter:
-    """Counts batches of `SpeechView`, with the CTC head."""
+    """Counts batches of `SpeechView`, including the CTC head."""
     count, by_documents = PartFlops(encoder.flops()), encoder.stack.attends_by_documents
     return lambda batch: count(*audio_work(batch["waveform"], batch["lengths"], by_documents))
 
@@ -137,20 +137,17 @@ def count_codec(codec: Codec) -> FlopCounter:
 def count_clip(clip: Clip, group: int, num_ranks: int) -> FlopCounter:
     """Counts batches of `ImageTextView`, `group` of which make a step of `num_ranks` ranks.
 
-    With several per rank, the features of all are computed once more beforehand, without gradient.
+    With gradient accumulation, an extra forward pass computes the features of all micro-batches first.
     """
     costs = clip.flops()
     if group > num_ranks:
-        costs = {
-            unit: replace(flops, recomputed=flops.recomputed + flops.forward)
-            for unit, flops in costs.items()
-        }
-    # The loss computes every similarity twice, with one gradient each; InfoNCE twice more for its
-    # log-sum-exps. The model needs them once.
-    forward = 2 * clip.config.embedding_size
-    num_more = 3 if clip.bias is None else 1
+        for unit, flops in costs.items():
+            costs[unit] = replace(flops, recomputed=flops.recomputed + flops.forward)
+    # The model needs each similarity once. The loss computes it twice, with a gradient each, and InfoNCE
+    # twice more for the log-sum-exps.
+    forward, num_more = 2 * clip.config.embedding_size, 3 if clip.bias is None else 1
     costs["similarities"] = Flops(forward, 0, 2 * forward, num_more * forward)
-    flops = PartFlops(costs)
+    count = PartFlops(costs)
 
     def units(lengths: Tensor, batch_size: int) -> Units:
         return {
@@ -161,41 +158,40 @@ def count_clip(clip: Clip, group: int, num_ranks: int) -> FlopCounter:
             "similarities": len(lengths) * batch_size * group,
         }
 
-    def count(batch: Batch) -> StepFlops:
+    def count_batch(batch: Batch) -> StepFlops:
         lengths, (batch_size, width) = batch["token_lengths"], batch["token_ids"].shape
         padded = torch.full_like(lengths, width)
-        return flops(units(lengths[: int(batch["units"])], batch_size), units(padded, batch_size))
+        return count(units(lengths[: int(batch["units"])], batch_size), units(padded, batch_size))
+
+    return count_batch
+
+
+def count_speech(
+    talker: Talker, codec: Codec, by_documents: bool, has_gradient: bool = True
+) -> Callable[[Tensor, Tensor, Tensor], StepFlops]:
+    """Counts a Talker on texts [B, Tl] and audio clips [B, N], which a frozen codec encodes.
+
+    The counter takes the text mask, the waveform, and its lengths [B]; a slot without audio is padding.
+    """
+    count_talker = PartFlops(talker.flops(), has_gradient)
+    costs = {unit: flops for unit, flops in codec.flops().items() if unit != "decoded"}
+    count_codec = PartFlops(costs, has_gradient=False)
+
+    def count(text_mask: Tensor, waveform: Tensor, lengths: Tensor) -> StepFlops:
+        characters, frames = text_mask.sum(1).long(), num_encoder_frames(lengths)
+        all_characters = torch.full_like(characters, text_mask.shape[1])
+        all_frames = num_encoder_frames(torch.full_like(lengths, waveform.shape[1]))
+        computed, is_real = talker_units(all_characters, all_frames), lengths > 0
+        if by_documents:
+            documents = characters + 1 + frames, all_characters - characters, all_frames - frames
+            computed["pairs"] = _num_pairs(*documents)
+        spoken = count_talker(talker_units(characters[is_real], frames[is_real]), computed)
+        return spoken + count_codec(*codec_work(waveform, lengths))
 
     return count
 
 
-class SpeechFlops:
-    """Counts a Talker over texts and the codes of their audio clips, which a frozen codec encodes."""
-
-    def __init__(self, talker: Talker, codec: Codec, has_gradient: bool = True) -> None:
-        self._talker = PartFlops(talker.flops(), has_gradient)
-        costs = {unit: flops for unit, flops in codec.flops().items() if unit != "decoded"}
-        self._codec = PartFlops(costs, has_gradient=False)
-
-    def __call__(
-        self, text_mask: Tensor, waveform: Tensor, lengths: Tensor, by_documents: bool
-    ) -> StepFlops:
-        """FLOPs of texts [B, Tl] and audio clips [B, N]; a slot without an audio clip is padding."""
-        characters, frames = text_mask.sum(1).long(), num_encoder_frames(lengths)
-        padded = torch.full_like(characters, text_mask.shape[1])
-        padded_frames = num_encoder_frames(torch.full_like(lengths, waveform.shape[1]))
-        is_real = lengths > 0
-        computed = talker_units(padded, padded_frames)
-        if by_documents:
-            own = characters + 1 + frames
-            computed["pairs"] = _num_pairs(own, padded - characters, padded_frames - frames)
-        spoken = self._talker(talker_units(characters[is_real], frames[is_real]), computed)
-        return spoken + self._codec(*codec_work(waveform, lengths))
-
-
 def count_talker(talker: Talker, codec: Codec) -> FlopCounter:
     """Counts batches of `TtsView`."""
-    count, by_documents = SpeechFlops(talker, codec), talker.stack.attends_by_documents
-    return lambda batch: count(
-        batch["text_mask"], batch["waveform"], batch["lengths"], by_documents
-    )
+    count = count_speech(talker, codec, talker.stack.attends_by_documents)
+    return lambda batch: count(batch["text_mask"], batch["waveform"], batch["lengths"])

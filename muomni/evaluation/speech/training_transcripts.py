@@ -17,7 +17,7 @@ from muomni.data.views.speech import transcript
 from muomni.errors import DataError
 from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, Subject, rank_share
 from muomni.evaluation.metrics.tally import most_common, sum_counts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class TrainingTranscripts:
         """A decoder into those words, spelled with `units`; None when there are none."""
         words = self.words()
         # In the same order on any number of ranks, so that equals are settled equally.
-        spelled = {word: SpelledWord(units.encode(word), words[word]) for word in sorted(words)}
+        spelled = {word: Word(units.encode(word), words[word]) for word in sorted(words)}
         return WordDecoder(spelled) if spelled else None
 
     def _count(self, source: Source) -> Counter[str]:

@@ -20,7 +20,7 @@ from muomni.evaluation.context import Wanted, open_subject
 from muomni.evaluation.metrics.transcripts import TranscriptErrors
 from muomni.evaluation.speech.recognizer import Recognizer, find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 from tests.corpora import Sample, write_dataset
 from tests.evaluation.runs import CPU, evaluate
 from tests.media_corpora import say, speech_sample
@@ -144,7 +144,7 @@ def test_a_misheard_word_becomes_one_of_the_list_and_characters_stay(
 ) -> None:
     tokenizer = Tokenizer.load(perception_run.parent / "tokenizer.model")
     units = CtcUnits(tokenizer, num_merges)
-    words = {w: SpelledWord(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
+    words = {w: Word(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
     encoder = _Hears(units.encode("the odor cat é"), tokenizer.vocab_size)
     recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
     heard = recognizer.transcribe(torch.zeros(160))

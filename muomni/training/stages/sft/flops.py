@@ -14,9 +14,9 @@ from muomni.models.speech.codec import Codec
 from muomni.training.flops import (
     FlopCounter,
     PartFlops,
-    SpeechFlops,
     StepFlops,
     audio_work,
+    count_speech,
     is_trained,
     text_work,
 )
@@ -44,7 +44,7 @@ def count_omni(omni: OmniModel, codec: Codec, on_cpu: bool) -> FlopCounter:
     if not config.ctc_embeddings:
         del audio["logits"]
     encoder = PartFlops(audio, trains_audio)
-    speech = SpeechFlops(talker, codec, has_speech)
+    speech = count_speech(talker, codec, by_documents, has_speech)
 
     def audio_positions(num_samples: Tensor) -> dict[str, int]:
         number = int((-(-num_encoder_frames(num_samples) // config.audio_stack)).sum())
@@ -66,9 +66,7 @@ def count_omni(omni: OmniModel, codec: Codec, on_cpu: bool) -> FlopCounter:
             ctc_embeddings(*positions),
             stack(*tokens),
             head(*tokens),
-            speech(
-                batch["speech_text_mask"], batch["speech"], batch["speech_lengths"], by_documents
-            ),
+            speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"]),
         )
         return sum(parts, StepFlops())
 
