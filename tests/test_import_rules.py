@@ -128,7 +128,7 @@ def heavy_data_prep(root: Path) -> list[Import]:
 
 RULES: list[tuple[Callable[[Path], list[Import]], str, str]] = [
     (upward_imports, "muomni/models/layers/layers.py", "from muomni.training import loop"),
-    (upward_imports, "muomni/data/sampling/plan.py", "import muomni.models.layers.layers"),
+    (upward_imports, "muomni/data/sampling/plan.py", "import muomni.models.layers.attention"),
     (upward_imports, "muomni/data/sampling/plan.py", "from ... import distributed"),
     (upward_imports, "muomni/checkpoint/store.py", "def f():\n    from muomni import training"),
     (upward_imports, "muomni/new_room/thing.py", "import muomni.errors"),

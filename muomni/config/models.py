@@ -202,7 +202,6 @@ class TalkerSizes(TransformerConfig):
     """
 
     frames_per_character: float = Field(default=1.5, gt=0)
-    max_positions: Positive = 1024
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -218,7 +217,6 @@ class TalkerConfig(TalkerSizes):
     num_codebooks: Positive
     codebook_size: Positive
     thinker_hidden_size: Positive | None = None
-    num_speakers: int = Field(default=0, ge=0)
 
 
 def _overrides(section: type[Section]) -> type[Section]:

@@ -31,7 +31,7 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
-from muomni.models.layers.compiled import compile_blocks
+from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight

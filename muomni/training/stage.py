@@ -21,7 +21,7 @@ from muomni.data.sampling.plan import Batching
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.models.layers.recompute import recompute_activations
+from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
 

@@ -8,7 +8,7 @@ from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed.discovery import discover
-from muomni.models.layers.recompute import BlockRunner
+from muomni.models.layers.blocks import BlockRunner
 from muomni.observe.progress import Progress
 from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.session import Request, open_loop, prepare
@@ -108,7 +108,7 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
 
     try:
         recomputing = [
-            bool(part.recomputed_positions)
+            bool(part.recomputed_blocks)
             for part in loop.engine.task.modules()
             if isinstance(part, BlockRunner)
         ]

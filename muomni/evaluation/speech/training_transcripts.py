@@ -17,7 +17,7 @@ from muomni.data.views.speech import transcript
 from muomni.errors import DataError
 from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, shard_indices
 from muomni.evaluation.metrics.tally import most_common, sum_counts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class TrainingTranscripts:
         """A decoder into these words, spelled with `units`; None if there are none."""
         words = self.words()
         # Sorted, so that ties do not depend on the number of ranks.
-        spelled = {word: SpelledWord(units.encode(word), words[word]) for word in sorted(words)}
+        spelled = {word: Word(units.encode(word), words[word]) for word in sorted(words)}
         return WordDecoder(spelled) if spelled else None
 
     def _count(self, source: Source) -> Counter[str]:

@@ -27,7 +27,7 @@ from muomni.distributed import collectives
 from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.distributed.shared_memory import release_names
 from muomni.errors import ConfigError
-from muomni.models.layers.compiled import not_compiled
+from muomni.models.layers.blocks import not_compiled
 from muomni.models.layers.moe import from_autoep
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine import ds_config, expert_parallel

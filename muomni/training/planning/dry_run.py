@@ -13,7 +13,7 @@ from torch import nn
 from muomni.config.names import ENGINES
 from muomni.data.views.base import Batch
 from muomni.errors import ConfigError
-from muomni.models.layers.recompute import describe_recomputation
+from muomni.models.layers.blocks import describe_recomputation
 from muomni.training.engine import expert_parallel
 from muomni.training.engine.ds_config import read_engine_json, zero_settings, zero_stage
 from muomni.training.engine.offload import offload_of

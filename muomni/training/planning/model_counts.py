@@ -1,7 +1,7 @@
 """Parameters and forward FLOPs of each stage's model, without allocating it.
 
-Models are built on torch's meta device, FLOPs follow the formulas beside the models (2 a multiplication
-with its addition, attention over all keys of a row).
+Models are built on torch's meta device, and their `flops` methods say what they cost (2 FLOPs per
+multiply-add; attention over the full sequence).
 """
 
 from collections.abc import Callable
@@ -26,20 +26,14 @@ from muomni.config.models import (
 from muomni.config.registry import STAGES
 from muomni.io.table import format_table
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers.flops import count_parameters, talker_flops, thinker_flops
-from muomni.models.omni import (
-    OmniModel,
-    audio_projector_flops,
-    image_projector_flops,
-    spelling_flops,
-)
-from muomni.models.speech.audio_encoder import AudioEncoder, audio_encoder_flops
-from muomni.models.speech.codec import Codec, codec_flops
-from muomni.models.speech.talker import Talker
-from muomni.models.vision.clip import Clip, clip_image_flops, clip_text_flops
-from muomni.models.vision.vision_encoder import vision_encoder_flops
+from muomni.models.layers.flops import count_parameters, forward_flops
+from muomni.models.omni import OmniModel
+from muomni.models.speech.audio_encoder import AudioEncoder, audio_units
+from muomni.models.speech.codec import Codec
+from muomni.models.speech.talker import Talker, talker_units
+from muomni.models.vision.clip import Clip
 
-# What a unit of the table's last column is made of.
+# Sizes of the units in the last column of the table.
 AUDIO_S = 5
 CAPTION_TOKENS = 16
 SPEECH_CHARACTERS = 80
@@ -72,9 +66,10 @@ def count_preset(preset: str, vocab_size: int) -> list[Row]:
     rows = []
     for stage in STAGES:
         with torch.device("meta"):
-            count = count_parameters(_BUILDERS[stage](configs[stage]))
+            model = _BUILDERS[stage](configs[stage])
+        count = count_parameters(model)
         seq_len = getattr(resolve(stage, preset).batch, "seq_len", 0)
-        flops = _FLOPS[stage](configs[stage], seq_len)
+        flops = _FLOPS[stage](model, seq_len)
         rows.append(Row(stage, count.total, count.active, count.embedding, flops, UNITS[stage]))
     return rows
 
@@ -124,42 +119,55 @@ def table(preset: str, vocab_size: int, rows: list[Row]) -> str:
     return f"{title}\n{format_table(headers, cells)}"
 
 
-def _thinker_flops(config: ThinkerConfig, row_length: int) -> int:
-    return thinker_flops(config, row_length).total // row_length
+def _thinker_flops(model: Thinker, seq_len: int) -> int:
+    units = {"positions": seq_len, "pairs": seq_len**2, "predictions": seq_len}
+    return forward_flops(model.flops(), units) // seq_len
 
 
-def _audio_encoder_flops(config: AudioEncoderConfig, _batch_size: int) -> int:
-    return audio_encoder_flops(config, AUDIO_S * SAMPLE_RATE_HZ).total // AUDIO_S
+def _audio_encoder_flops(model: AudioEncoder, _batch_size: int) -> int:
+    return forward_flops(model.flops(), audio_units(_CLIP_SAMPLES)) // AUDIO_S
 
 
-def _clip_flops(config: ClipConfig, _batch_size: int) -> int:
-    return (clip_image_flops(config) + clip_text_flops(config, CAPTION_TOKENS)).total
+def _clip_flops(model: Clip, _batch_size: int) -> int:
+    units = {"images": 1, "texts": 1, "tokens": CAPTION_TOKENS, "pairs": CAPTION_TOKENS**2}
+    return forward_flops(model.flops(), units)
 
 
-def _codec_flops(config: CodecConfig, _batch_size: int) -> int:
-    return codec_flops(config, AUDIO_S * MEL_RATE_HZ).total // AUDIO_S
+def _codec_flops(model: Codec, _batch_size: int) -> int:
+    units = {"mel_frames": MEL_RATE_HZ, "encoded": FRAME_RATE_HZ, "decoded": FRAME_RATE_HZ}
+    return forward_flops(model.flops(), units)
 
 
-def _talker_flops(config: TalkerConfig, _batch_size: int) -> int:
-    frames = AUDIO_S * FRAME_RATE_HZ
-    return talker_flops(config, SPEECH_CHARACTERS, frames).total // AUDIO_S
-
-
-def _omni_flops(config: OmniConfig, _batch_size: int) -> int:
-    """Reading one conversation: towers, projectors, Thinker; not what is spoken."""
-    frames, samples = AUDIO_S * FRAME_RATE_HZ, AUDIO_S * SAMPLE_RATE_HZ
-    positions = CONVERSATION_TOKENS + config.num_image_tokens + -(-frames // config.audio_stack)
-    parts = (
-        vision_encoder_flops(config.vision_encoder),
-        image_projector_flops(config),
-        audio_encoder_flops(config.audio_encoder, samples, config.ctc_embeddings),
-        audio_projector_flops(config, frames),
-        spelling_flops(config, frames),
-        thinker_flops(config.thinker, positions, CONVERSATION_TOKENS),
+def _talker_flops(model: Talker, _batch_size: int) -> int:
+    num_characters, num_frames = (
+        torch.tensor([number]) for number in (SPEECH_CHARACTERS, AUDIO_S * FRAME_RATE_HZ)
     )
-    return sum(part.total for part in parts)
+    return forward_flops(model.flops(), talker_units(num_characters, num_frames)) // AUDIO_S
 
 
+def _omni_flops(model: OmniModel, _batch_size: int) -> int:
+    """Reading one conversation, without a spoken answer."""
+    num_audio = -(-AUDIO_S * FRAME_RATE_HZ // model.config.audio_stack)
+    audio, joined = audio_units(_CLIP_SAMPLES), {"images": 1, "audio_positions": num_audio}
+    if model.config.ctc_embeddings:
+        joined["ctc_positions"] = num_audio
+    else:
+        del audio["logits"]
+    num_positions = CONVERSATION_TOKENS + model.config.num_image_tokens + num_audio
+    text = {
+        "positions": num_positions,
+        "pairs": num_positions**2,
+        "predictions": CONVERSATION_TOKENS,
+    }
+    return (
+        model.vision_encoder.flops().forward
+        + forward_flops(model.audio_encoder.flops(), audio)
+        + forward_flops(model.flops(), joined)
+        + forward_flops(model.thinker.flops(), text)
+    )
+
+
+_CLIP_SAMPLES = torch.tensor([AUDIO_S * SAMPLE_RATE_HZ])
 _CONFIG_TYPES: dict[str, Any] = {
     "thinker": ThinkerConfig,
     "audio_encoder": AudioEncoderConfig,

@@ -16,7 +16,6 @@ from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch
 from muomni.data.views.speech import SpeechView
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.training.flops import FlopCounter, count_audio_encoder
@@ -108,8 +107,7 @@ class AudioEncoderStage(Stage):
         return task.encoder
 
     def flop_counter(self, task: AudioEncoderTask) -> FlopCounter:
-        by_documents = task.encoder.stack.attends_by_documents
-        return count_audio_encoder(self.model_config(), recomputed_share(task), by_documents)
+        return count_audio_encoder(task.encoder)
 
     def weights(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])

@@ -15,7 +15,6 @@ from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.waveform import WaveformView
 from muomni.distributed import collectives
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.codec import Codec, codec_loss, num_code_frames
 from muomni.models.speech.mel import LOG_FLOOR, num_mel_frames
 from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
@@ -71,8 +70,8 @@ class CodecStage(Stage):
     def model(self, task: CodecTask) -> Codec:
         return task.codec
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_codec(self.model_config(), recomputed_share(task))
+    def flop_counter(self, task: CodecTask) -> FlopCounter:
+        return count_codec(task.codec)
 
     def loss_weights(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}

@@ -18,7 +18,6 @@ from muomni.data.sampling.plan import Batching
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.tts import TtsView
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.mel import LOG_FLOOR
 from muomni.models.speech.speech_output import speak
 from muomni.models.speech.talker import Talker, num_predictions
@@ -79,10 +78,7 @@ class TalkerStage(Stage):
         return task.talker
 
     def flop_counter(self, task: TalkerTask) -> FlopCounter:
-        by_documents = task.talker.stack.attends_by_documents
-        return count_talker(
-            self.model_config(), self.codec.config, recomputed_share(task), by_documents
-        )
+        return count_talker(task.talker, self.codec.codec)
 
     def frozen_models(self) -> list[nn.Module]:
         return [self.codec.codec]

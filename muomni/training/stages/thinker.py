@@ -21,7 +21,6 @@ from muomni.data.views.text import IGNORE, TextView
 from muomni.models.language.thinker import Thinker
 from muomni.models.language.upcycling import check_upcycling, upcycle
 from muomni.models.layers.moe import record_router_logits
-from muomni.models.layers.recompute import recomputed_share
 from muomni.training import moe
 from muomni.training.engine.attention import documents_of
 from muomni.training.flops import FlopCounter, count_thinker
@@ -98,11 +97,7 @@ class ThinkerStage(Stage):
         return task.thinker
 
     def flop_counter(self, task: ThinkerTask) -> FlopCounter:
-        on_cpu = self.context.device.type == "cpu"
-        by_documents = task.thinker.stack.attends_by_documents
-        return count_thinker(
-            self.model_config(), recomputed_share(task), on_cpu=on_cpu, by_documents=by_documents
-        )
+        return count_thinker(task.thinker, on_cpu=self.context.device.type == "cpu")
 
     def weights(self, batch: Batch) -> Sums:
         weights = {"loss": (batch["labels"] != IGNORE).sum().float()}

@@ -23,7 +23,6 @@ from muomni.data.views.base import Batch
 from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.distributed import collectives
 from muomni.errors import ConfigError
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.vision.clip import Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
@@ -164,9 +163,7 @@ class VisionEncoderStage(Stage):
     def flop_counter(self, task: VisionEncoderTask) -> FlopCounter:
         num_ranks = collectives.world_size()
         group = self.config.batch.micro_batches_per_step or num_ranks
-        clip = self.model(task)
-        recomputed = recomputed_share(clip.vision), recomputed_share(clip.text)
-        return count_clip(self.model_config(), recomputed, group, num_ranks)
+        return count_clip(task.clip, group, num_ranks)
 
     def weights(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}

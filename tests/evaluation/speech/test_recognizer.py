@@ -22,7 +22,7 @@ from muomni.evaluation.metrics.error_rates import ErrorCounts
 from muomni.evaluation.request import EvaluationRequest
 from muomni.evaluation.speech.recognizer import Recognizer, find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 from tests.corpora import Sample, write_dataset
 from tests.evaluation.runs import CPU, evaluate
 from tests.media_corpora import say, speech_sample
@@ -146,7 +146,7 @@ def test_word_list_corrects_words_but_not_greedy_transcript(
 ) -> None:
     tokenizer = Tokenizer.load(perception_run.parent / "tokenizer.model")
     units = CtcUnits(tokenizer, num_merges)
-    words = {w: SpelledWord(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
+    words = {w: Word(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
     encoder = _FakeEncoder(units.encode("the odor cat é"), tokenizer.vocab_size)
     recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
     transcription = recognizer.transcribe(torch.zeros(160))

@@ -10,7 +10,7 @@ from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
-from muomni.models.layers import layers
+from muomni.models.layers import attention as attention_layer
 from muomni.models.layers.masks import window_size
 from muomni.training.engine import attention
 from muomni.training.planning.step_trace import trace_step
@@ -63,7 +63,7 @@ def test_a_stage_has_the_losses_of_the_mask(
     expected = first_losses(config({}), omni_root / "run")
     # A CPU stands in for the device.
     monkeypatch.setattr(attention, "check_support", lambda *_: None)
-    monkeypatch.setattr(layers, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention_layer, "varlen_attn", stand_in)
     found = first_losses(config(VARLEN), omni_root / "run")
     assert calls
     assert found.keys() == expected.keys()

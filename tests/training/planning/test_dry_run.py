@@ -13,7 +13,7 @@ from muomni.cli.train import train
 from muomni.config.arguments import parse_train, resolve_train
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
-from muomni.models.layers.flops import thinker_flops
+from muomni.models.language.thinker import Thinker
 from muomni.training.engine import compiling
 from muomni.training.engine.offload import Offload
 from muomni.training.planning.dry_run import Device, fits_device, read_step
@@ -183,8 +183,9 @@ def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
         text_data, {"batch": {"micro_batches_per_step": 1, "batch_size": 3}}
     )
     num_predicted = int((batches[0]["labels"] >= 0).sum())
-    rows, head = thinker_flops(sizes, 64, 0) * 3, thinker_flops(sizes, 0, num_predicted)
-    assert found.flops == (rows + head).training()
+    costs = Thinker(sizes).flops()
+    stack = costs["positions"] * (3 * 64) + costs["pairs"] * (3 * 64**2)
+    assert found.flops == (stack + costs["predictions"] * num_predicted).model()
 
 
 def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:

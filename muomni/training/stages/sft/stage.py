@@ -82,7 +82,7 @@ class SftStage(Stage):
 
     def flop_counter(self, task: OmniTask) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_omni(task.omni, self.codec.config, on_cpu=on_cpu)
+        return count_omni(task.omni, self.codec.codec, on_cpu=on_cpu)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
         state = self.codec.codec.state_dict()

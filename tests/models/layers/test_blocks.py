@@ -1,7 +1,6 @@
-"""Recomputed activations: every block runs twice, gradients are the same, also those behind dropout."""
+"""Activation checkpointing runs blocks twice and keeps gradients, with dropout too."""
 
 from collections.abc import Callable
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import nn
 from muomni.config.models import AudioEncoderConfig, CodecConfig, ThinkerConfig
 from muomni.errors import ConfigError
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers.layers import TransformerBlock
-from muomni.models.layers.recompute import recompute_activations, recomputed_share
+from muomni.models.layers.blocks import recompute_activations
+from muomni.models.layers.flops import module_flops
+from muomni.models.layers.transformer import TransformerBlock
 from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.codec import Codec, ResidualConv
 from tests.conversations import SIZES
@@ -39,10 +39,10 @@ def codec() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     return model, lambda module: module(WAVEFORM, LENGTHS, LENGTHS).mel.square().sum()
 
 
-def play(
+def run_step(
     build: Callable[[], tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]], policy: Any
 ) -> tuple[list[int], torch.Tensor, dict[str, torch.Tensor]]:
-    """How often each block runs in a step under `policy`, the loss and the gradients."""
+    """Calls of each block in a step under `policy`, the loss, and the gradients."""
     torch.manual_seed(0)
     model, loss = build()
     recompute_activations(model, policy)
@@ -68,46 +68,48 @@ BUILDERS = [thinker, partial(audio_encoder, 0.0), partial(audio_encoder, 0.3), c
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("policy", ["full", True, 1, 2, 3])
-def test_blocks_run_again_and_gradients_are_the_same(
+def test_recomputation_keeps_loss_and_gradients(
     build: Callable[[], tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]], policy: Any
 ) -> None:
-    calls, loss, gradients = play(build, "none")
+    calls, loss, gradients = run_step(build, "none")
     assert set(calls) == {1}
-    again, same_loss, same_gradients = play(build, policy)
+    again, same_loss, same_gradients = run_step(build, policy)
     interval = policy if type(policy) is int else 1
     assert set(again) == ({1, 2} if interval > 1 else {2})
     torch.testing.assert_close(same_loss, loss, atol=0, rtol=0)
     torch.testing.assert_close(same_gradients, gradients)
 
 
-def test_every_second_block_begins_with_the_first() -> None:
+def test_an_interval_starts_at_the_first_block() -> None:
     sizes = {**SIZES["thinker"], "num_layers": 5}
 
     def deep() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
         model = Thinker(ThinkerConfig(**sizes, vocab_size=40))
         return model, lambda module: module(torch.arange(6)[None]).square().sum()
 
-    assert play(deep, 2)[0] == [2, 1, 2, 1, 2]
-    assert play(deep, 7)[0] == [2, 1, 1, 1, 1]
-    assert play(deep, False)[0] == [1] * 5
+    assert run_step(deep, 2)[0] == [2, 1, 2, 1, 2]
+    assert run_step(deep, 7)[0] == [2, 1, 1, 1, 1]
+    assert run_step(deep, False)[0] == [1] * 5
 
 
-def test_parts_have_policies_of_their_own() -> None:
+def test_parts_have_their_own_policies() -> None:
     num_blocks = SIZES["codec"]["num_blocks"]
-    assert play(codec, {"decoder": "full"})[0] == [1] * num_blocks + [2] * (num_blocks + 2)
-    assert play(codec, {"enc*": "full", "*": "none"})[0] == [2] * num_blocks + [1] * (
+    assert run_step(codec, {"decoder": "full"})[0] == [1] * num_blocks + [2] * (num_blocks + 2)
+    assert run_step(codec, {"enc*": "full", "*": "none"})[0] == [2] * num_blocks + [1] * (
         num_blocks + 2
     )
     model, _ = codec()
     recompute_activations(model, {"decoder": "full"})
-    # Its blocks, and two at twice and four times the rate, of all of them and the encoder's.
-    assert recomputed_share(model) == Fraction(num_blocks + 6, 2 * num_blocks + 6)
-    assert recomputed_share(model.get_submodule("encoder")) == 0
+    assert isinstance(model, Codec)
+    block = module_flops(model.decoder.blocks[0]).forward
+    # All blocks, the last two at twice and four times the rate of the others.
+    assert model.decoder.flops().recomputed == (num_blocks + 6) * block
+    assert model.encoder.flops().recomputed == 0
     recompute_activations(model, {})
-    assert recomputed_share(model) == 0
+    assert model.decoder.flops().recomputed == 0
 
 
-def test_a_pattern_that_names_no_part_is_refused() -> None:
+def test_a_pattern_without_a_match_is_refused() -> None:
     model, _ = codec()
-    with pytest.raises(ConfigError, match=r"no part with 'decodr'.*'decoder'.*decoder, encoder"):
+    with pytest.raises(ConfigError, match=r"no part matches 'decodr'.*'decoder'.*decoder, encoder"):
         recompute_activations(model, {"decodr": "full"})

@@ -5,12 +5,10 @@ import torch
 from torch import Tensor
 
 from muomni.config.models import TransformerConfig
-from muomni.models.layers.layers import (
+from muomni.models.layers.attention import (
     RMSNorm,
     StackOptions,
-    TransformerStack,
     apply_rotary,
-    init_weights,
     repeat_heads,
     rotary_angles,
 )
@@ -20,6 +18,7 @@ from muomni.models.layers.masks import (
     padding_mask,
     valid_positions,
 )
+from muomni.models.layers.transformer import TransformerStack, init_weights
 
 CONFIG = TransformerConfig(
     hidden_size=32,

@@ -1,4 +1,4 @@
-"""Compiled blocks keep their names, compute what they did, and are compiled few times."""
+"""Compiled blocks keep their names and results, and compile few times."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from muomni.config.models import CodecConfig, TransformerConfig
-from muomni.models.layers.compiled import compile_blocks, not_compiled
-from muomni.models.layers.layers import StackOptions, TransformerStack
+from muomni.models.layers.attention import StackOptions
+from muomni.models.layers.blocks import compile_blocks, not_compiled, recompute_activations
 from muomni.models.layers.masks import document_mask, document_positions
-from muomni.models.layers.recompute import recompute_activations
+from muomni.models.layers.transformer import TransformerStack
 from muomni.models.speech.codec import Codec
 
 SIZES = TransformerConfig(
@@ -36,7 +36,7 @@ def num_compilations() -> int:
 
 
 @pytest.mark.parametrize("is_recomputed", [False, True])
-def test_packed_rows_of_many_lengths_are_compiled_few_times_to_the_same(
+def test_packed_sequences_of_many_lengths_compile_twice(
     is_recomputed: bool,
 ) -> None:
     plain, compiled = make_stack(), make_stack()
@@ -59,12 +59,12 @@ def test_packed_rows_of_many_lengths_are_compiled_few_times_to_the_same(
     assert num_compilations() == 2
 
 
-def test_both_halves_of_a_codec_are_compiled() -> None:
+def test_both_halves_of_a_codec_compile() -> None:
     config = CodecConfig(hidden_size=24, latent_size=8, codebook_size=8, num_blocks=2)
     assert compile_blocks(Codec(config)) == 2 + 2 + 2
 
 
-def test_code_can_be_left_uncompiled_for_a_while() -> None:
+def test_not_compiled_runs_eagerly() -> None:
     stack = make_stack()
     compile_blocks(stack, backend="aot_eager")
     with not_compiled():
