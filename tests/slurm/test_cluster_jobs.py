@@ -141,6 +141,6 @@ def test_a_failed_stage_cancels_what_needs_it_and_nothing_else(
     assert jobs["codec"].wait(300) == ["FAILED"]
     assert jobs["codec"].field("ExitCode") == "2:0"
     assert jobs["codec"].log.count("bad value -1 for 'optim.lr'") == 1
-    assert jobs["talker"].wait(60) == ["CANCELED"]
+    assert jobs["talker"].wait(60) == ["CANCELLED"]
     assert jobs["thinker"].wait(600) == ["COMPLETED"], jobs["thinker"].tail()
     assert not (tmp_path / "talker" / "config.yaml").exists()

@@ -144,9 +144,9 @@ def test_a_canceled_job_does_not_come_back(training: Training) -> None:
     job = training.submit("canceled", slow_step_s=0.1, num_steps=1000)
     training.wait_for_steps("canceled", job)
     training.cluster.call("scancel", job.id)
-    assert job.wait(120) == ["CANCELED"]
+    assert job.wait(120) == ["CANCELLED"]
     time.sleep(10)  # a requeued job would start after 5 s
-    assert job.states() == ["CANCELED"] and job.field("Restarts") == "0"
+    assert job.states() == ["CANCELLED"] and job.field("Restarts") == "0"
 
 
 def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Training) -> None:

@@ -105,7 +105,7 @@ def test_requeues_are_bounded(cluster: FakeCluster) -> None:
 
 
 def test_a_canceled_job_stays_canceled(cluster: FakeCluster) -> None:
-    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELED")
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELLED")
     assert code == 85 and "the job was canceled" in output
     assert "scontrol requeue 7" not in cluster.calls
 
