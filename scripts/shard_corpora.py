@@ -1,10 +1,9 @@
-"""Shards, verifies and inspects a folder of corpora by the documented commands, and says what came out.
+"""Shard, verify, and inspect a folder of corpora with the documented commands, and print a summary.
 
     python scripts/shard_corpora.py --corpora CORPORA --out data/corpora
 
-CORPORA (or the variable MUOMNI_CORPORA) holds any of the folders that `PLANS` names, in their public
-layouts. Each becomes one dataset for each task that it serves; a folder that is not there is skipped, which
-is said.
+CORPORA (or the environment variable MUOMNI_CORPORA) contains any of the folders named in `PLANS`, in their
+public layouts. Each becomes one dataset per task; missing folders are skipped with a message.
 """
 
 import argparse
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One dataset: its name, verb, format, source below the corpora, and more options."""
+    """One dataset: name, task, format, source relative to the corpora, and further options."""
 
     name: str
     task: str
@@ -64,7 +63,7 @@ PLANS = (
 
 
 def main() -> None:
-    """Run all plans; leaves with code 1 when a command failed."""
+    """Run all plans; exits with code 1 if a command fails."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     given = os.environ.get("MUOMNI_CORPORA")
     flags.add_argument("--corpora", required=not given, default=given, type=Path)
@@ -75,7 +74,7 @@ def main() -> None:
     rows = {}
     for plan in PLANS:
         if not (arguments.corpora / plan.source).exists():
-            print(f"{plan.name}: {plan.source} is not there, skipped")
+            print(f"{plan.name}: {plan.source} is missing, skipped")
             continue
         rows[plan.name] = row = run_plan(plan, arguments.corpora, arguments.out, arguments.workers)
         print(f"{plan.name}: {row}", flush=True)
@@ -85,7 +84,7 @@ def main() -> None:
 
 
 def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, object]:
-    """Make, verify and show one dataset; samples by split, drops by reason, seconds."""
+    """Shard, verify, and inspect one dataset; returns samples per split, drops per reason, and seconds."""
     folder = out / plan.name
     command = [plan.task, "--format", plan.form, "--src", str(corpora / plan.source)]
     command += ["--out", str(folder), "--workers", workers, *plan.options]
@@ -105,14 +104,14 @@ def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, ob
     }
     return {
         "samples": samples,
-        "left_out": manifest["dropped"],
-        "make_s": round(made - start, 1),
+        "dropped": manifest["dropped"],
+        "shard_s": round(made - start, 1),
         "verify_s": round(verified - made, 1),
     }
 
 
 def data_prep(*arguments: str) -> str:
-    """Run `python -m data_prep`; what it prints, or its error and the end of this program."""
+    """Run `python -m data_prep` and return its output; exits with its error if it fails."""
     command = [sys.executable, "-m", "data_prep", *arguments]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if outcome.returncode:

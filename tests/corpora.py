@@ -41,7 +41,7 @@ def write_dataset(root: Path, task: Task, splits: dict[str, list[Sample]]) -> Ma
             for key, members, cost in samples:
                 writer.add(key, members, key, cost)
         assert writer.record is not None
-        shards[split] = Split(shards=[writer.record])
+        shards[split] = Split(shards=(writer.record,))
     manifest = Manifest(
         root=root, name=name, task=task, reader="test", split_rule="given",
         fingerprint=fingerprint(shards), splits=shards,
