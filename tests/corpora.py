@@ -15,7 +15,7 @@ Sample = tuple[str, list[tuple[str, bytes]], SampleCost]
 _SUBJECTS = (
     "the cat",
     "a young doctor",
-    "my neighbour",
+    "my neighbour",  # codespell:ignore
     "the old river",
     "every student",
     "the band",
