@@ -1,4 +1,4 @@
-"""The command that answers: text, speech, one JSON line, and a sentence in place of a traceback."""
+"""launch/generate.py prints text, speech, and one JSON line, or one sentence on a user error."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_answers_in_text_and_speech_and_ends_with_json(run: Path, tmp_path: Path) -> None:
+def test_answer_is_text_and_speech_and_ends_with_json(run: Path, tmp_path: Path) -> None:
     done = generate(
         "--run", run, "--text", "the door", "--image", run / "red.png", "--temperature", 0.3,
         "--speak", tmp_path / "out.wav", "--max-seconds", 0.4, "--json", tmp_path / "out.json",
@@ -51,7 +51,7 @@ def test_it_answers_in_text_and_speech_and_ends_with_json(run: Path, tmp_path: P
         (["--text", "a", "--speak", "RUN/no/out.wav"], 2, "is not a writable folder"),
     ],
 )
-def test_mistakes_become_one_sentence(
+def test_user_error_is_one_sentence(
     run: Path, arguments: list[str], code: int, message: str
 ) -> None:
     done = generate("--run", run, *(a.replace("RUN", str(run)) for a in arguments))
@@ -60,7 +60,7 @@ def test_mistakes_become_one_sentence(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_missing_export_is_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_export_is_named_with_its_command(tmp_path: Path) -> None:
     done = generate("--run", tmp_path, "--text", "a")
     assert done.returncode == 4
     assert "no export of stage sft" in done.stderr and "--stage sft" in done.stderr

@@ -1,4 +1,4 @@
-"""launch/train.py with steps that take at least SLOW_STEP_S: a signal then comes in the middle of a run."""
+"""Run launch/train.py with steps of at least SLOW_STEP_S seconds, so a signal arrives mid-run."""
 
 import os
 import sys

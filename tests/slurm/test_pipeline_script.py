@@ -1,4 +1,4 @@
-"""slurm/pipeline.sh on a played cluster: which jobs it submits, and what waits for what."""
+"""slurm/pipeline.sh on a fake cluster: submitted jobs and their dependencies."""
 
 import re
 
@@ -11,9 +11,9 @@ UPSTREAM = {stage: spec.upstream for stage, spec in STAGES.items()}
 
 
 def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
-    """Name of each submitted job: its command, and the names of the jobs it waits for."""
+    """Command and dependencies (job names) of each submitted job, keyed by name."""
     calls = cluster.calls_of("sbatch")
-    names = [re.search(r"--job-name=muomni-([^>]*)", call).group(1) for call in calls]  # type: ignore[union-attr]
+    names = re.findall(r"--job-name=muomni-([^>]*)", "\n".join(calls))
     jobs = {}
     for name, call in zip(names, calls, strict=True):
         after = re.search(r"--dependency=afterok:([\d:]+)> <--kill-on-invalid-dep=yes", call)
@@ -22,7 +22,7 @@ def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
     return jobs
 
 
-def test_stages_wait_for_what_they_load_and_nothing_else(cluster: FakeCluster) -> None:
+def test_stages_only_wait_for_their_upstream_stages(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--preset", "tiny")
     assert code == 0, output
     jobs = submitted(cluster)
@@ -38,7 +38,7 @@ def test_stages_wait_for_what_they_load_and_nothing_else(cluster: FakeCluster) -
     assert output.splitlines()[-1] == "evaluate-sft 12"
 
 
-def test_a_part_of_the_stages_waits_only_for_itself(cluster: FakeCluster) -> None:
+def test_selected_stages_only_wait_for_each_other(cluster: FakeCluster) -> None:
     stages = ("--stages", "sft,talker", "--no-evaluate")
     cluster.run("pipeline.sh", "--data", "d", "--run", "r", *stages)
     jobs = submitted(cluster)
@@ -73,13 +73,13 @@ def test_options_and_overrides_reach_their_stage(cluster: FakeCluster) -> None:
     assert "bf16" not in jobs["evaluate-sft"][0]
 
 
-def test_a_dry_run_submits_nothing(cluster: FakeCluster) -> None:
+def test_dry_run_submits_nothing(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--dry-run")
     assert code == 0 and output.count("sbatch") > 6
     assert not cluster.calls and not (cluster.folder / "r").exists()
 
 
-def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
+def test_refused_job_cancels_the_previous_jobs(cluster: FakeCluster) -> None:
     refused = {"FAKE_REFUSED": "muomni-codec"}
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
     assert code == 2
@@ -99,7 +99,7 @@ def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
         (("--run", "r", "--datta", "d"), "unknown option --datta (did you mean --data?)"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_user_error_is_one_sentence(
     cluster: FakeCluster, arguments: tuple[str, ...], sentence: str
 ) -> None:
     code, output = cluster.run("pipeline.sh", *arguments)

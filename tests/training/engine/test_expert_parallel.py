@@ -24,6 +24,8 @@ from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
+pytestmark = pytest.mark.xdist_group("four_ranks")
+
 SIZES = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 MOE = MoEConfig.model_validate(SIZES)
 # One feed-forward beside the experts, whose load a bias evens out in place of a loss.

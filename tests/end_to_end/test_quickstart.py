@@ -1,7 +1,7 @@
-"""From the bundled corpora to a spoken answer, by the real commands on two ranks.
+"""From the bundled corpora to a spoken answer, with the real commands on two ranks.
 
-One story in order: shard, train every stage for a few steps, resume one, evaluate, generate. The models
-learn next to nothing here; that they do learn is shown by `make quickstart`.
+The tests build on each other: shard, train every stage for a few steps, resume one, evaluate, generate.
+The models learn almost nothing here; `make quickstart` shows that they do learn.
 """
 
 import json
@@ -26,7 +26,7 @@ QUICK = ("training.log_every=1", "training.save_every=2", "training.validate_bat
 
 
 def command(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project's root, as a user would."""
+    """Run a command in the repository root, as a user would."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -44,21 +44,21 @@ def train(stage: str, data: Path, run: Path, *more: str) -> subprocess.Completed
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The JSON object that a command ends with (the launcher may add lines of its own)."""
+    """The JSON object that a command prints last (the launcher may append lines)."""
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def idle_ranks_are_ended(one_rank: RankPool, two_ranks: RankPool) -> None:
-    """The commands start ranks of their own: those that wait for other tests only take memory."""
+def stop_idle_ranks(one_rank: RankPool, two_ranks: RankPool) -> None:
+    """Free memory: the commands here start their own ranks."""
     one_rank.close()
     two_ranks.close()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole_way") / "data"
+    folder = tmp_path_factory.mktemp("quickstart") / "data"
     done = command(sys.executable, "-m", "data_prep", "sample", "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -66,10 +66,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("whole_way_runs") / "run"
+    return tmp_path_factory.mktemp("quickstart_runs") / "run"
 
 
-def test_sft_on_a_fresh_clone_names_what_is_missing(data: Path, run: Path) -> None:
+def test_sft_on_a_fresh_clone_names_the_missing_exports(data: Path, run: Path) -> None:
     done = command(
         sys.executable, "launch/train.py", "--stage", "sft", "--data", data, "--run", run
     )
@@ -94,7 +94,7 @@ def test_every_stage_trains_and_exports(stage: str, data: Path, run: Path) -> No
     assert any(line["kind"] == "val" for line in lines)
 
 
-def test_mlflow_has_one_run_a_stage_with_metrics_and_samples(run: Path) -> None:
+def test_mlflow_has_one_run_per_stage_with_metrics_and_samples(run: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
@@ -109,7 +109,9 @@ def test_mlflow_has_one_run_a_stage_with_metrics_and_samples(run: Path) -> None:
         assert client.list_artifacts(found.info.run_id, "config")
 
 
-def test_a_finished_stage_says_so_and_a_lost_end_is_made_up(data: Path, run: Path) -> None:
+def test_finished_stage_is_reported_and_a_lost_checkpoint_is_retrained(
+    data: Path, run: Path
+) -> None:
     again = train("thinker", data, run)
     assert "is finished" in again.stdout
     before = read_lines(run / "thinker" / "metrics.jsonl")
@@ -136,7 +138,7 @@ def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: 
     assert result["stage"] == stage
 
 
-def test_the_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
+def test_fine_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
     image = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
     audio = next((ROOT / "samples").rglob("*.flac"))
     speech = tmp_path / "answer.wav"
