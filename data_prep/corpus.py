@@ -219,8 +219,11 @@ def clean_key(text: str) -> str:
 
 
 def image_group(path: str) -> str:
-    """The group of an image: its file name without folder, so it is the same in every corpus."""
-    return f"image:{Path(path).stem}"
+    """Group of an image: its file name without the folder, hence the same in every corpus.
+
+    Splits follow from the hash of the group, so another prefix would move samples between splits.
+    """
+    return f"picture:{Path(path).stem}"
 
 
 def transcript_group(text: str) -> str:

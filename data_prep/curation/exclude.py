@@ -35,7 +35,7 @@ def write_mask(manifest: Manifest, name: str, split: str, ids: np.ndarray, reaso
     Raises `ConfigError` for a name that is no file name, `DataError` for ids outside of the split.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ConfigError(f"--name {name!r} may hold characters, digits, _ and - (1 to 64)")
+        raise ConfigError(f"--name {name!r} must consist of 1 to 64 letters, digits, _, or -")
     ids = np.unique(np.asarray(ids, dtype="<u8"))
     num_samples = manifest.split(split).num_samples
     if len(ids) and int(ids[-1]) >= num_samples:

@@ -1,4 +1,4 @@
-"""Lhotse manifests: `*audio clips*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
+"""Lhotse manifests: `*recordings*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
 
 Each supervision is a sample: the part of its audio clip that it covers, cut out unless it is the whole.
 Paths of audio clips are relative to the manifest's folder or to `--media`. Cuts that are mixed or padded
@@ -62,9 +62,9 @@ def _manifests(src: Path) -> list[Path]:
 
 def _read_pair(path: Path) -> Iterator[_Supervision]:
     """The supervisions of a file with the audio clips of the file beside it."""
-    beside = path.with_name(path.name.replace("supervisions", "audio clips"))
+    beside = path.with_name(path.name.replace("supervisions", "recordings"))
     audio_clips: dict[object, Record] = {}
-    for number, audio in read_json_lines(beside, "audio clip manifest"):
+    for number, audio in read_json_lines(beside, "recording manifest"):
         if isinstance(audio, Problem):
             raise DataError(f"{beside} line {number} is broken: {audio.message}; make it again")
         audio_clips[audio.get("id")] = audio
@@ -82,7 +82,7 @@ def _read_cuts(path: Path) -> Iterator[_Supervision]:
         if isinstance(cut, Problem) or problem:
             yield place, problem, None, None
             continue
-        audio, supervisions = cut["audio clip"], cut["supervisions"]
+        audio, supervisions = cut["recording"], cut["supervisions"]
         assert isinstance(audio, dict) and isinstance(supervisions, list)
         for supervision in supervisions:
             yield place, supervision, audio, cut.get("start")
@@ -90,7 +90,7 @@ def _read_cuts(path: Path) -> Iterator[_Supervision]:
 
 def _cut_problem(cut: Record) -> Problem | None:
     kind = cut.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("audio clip"), dict):
+    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("recording"), dict):
         return Problem(BAD_RECORD, f"the {kind} is not a part of one audio clip")
     supervisions = cut.get("supervisions")
     if not isinstance(supervisions, list) or not supervisions:

@@ -93,7 +93,8 @@ def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
     if not group and options.group_by == "speaker":
         group = f"speaker:{row.text('speaker')}"
     if not group and isinstance(media, Clip) and options.group_by != "transcript":
-        group = f"audio clip:{Path(media.path).stem}"
+        # Splits follow from the hash of the group, so another prefix would move samples.
+        group = f"recording:{Path(media.path).stem}"
     group = group or transcript_group(text.encode(errors="replace").decode())
     return _item(row, group, (text,), _one(media), problem or _no_media(media), metadata)
 

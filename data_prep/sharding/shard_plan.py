@@ -48,7 +48,7 @@ class ShardingOptions:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
             raise ConfigError(
-                f"--name {self.name!r} may hold characters, digits, _ and - (1 to 64)"
+                f"--name {self.name!r} must consist of 1 to 64 letters, digits, _, or -"
             )
         for option, value in (("val", self.val_fraction), ("test", self.test_fraction)):
             if not 0 <= value < 1:

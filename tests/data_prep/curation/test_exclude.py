@@ -77,7 +77,7 @@ def test_lists_that_are_refused(
 
 def test_masks_are_checked(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = Manifest.load(dataset)
-    with pytest.raises(ConfigError, match="may hold characters"):
+    with pytest.raises(ConfigError, match="letters, digits"):
         write_mask(manifest, "../x", "train", np.array([1]), "")
     with pytest.raises(DataError, match="outside of split train"):
         write_mask(manifest, "x", "train", np.array([1000]), "")

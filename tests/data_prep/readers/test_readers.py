@@ -223,7 +223,7 @@ def test_llava_places_media_in_order(tmp_path: Path) -> None:
         ("audio", "q.wav"),
     ]
     assert [part.kind for part in item.turns[1].parts] == ["text", "audio"]
-    assert item.group == "image:a"
+    assert item.group == "picture:a"
 
 
 def test_llava_without_placeholder_puts_the_image_first(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_llava_groups(tmp_path: Path) -> None:
         {"id": "2", "audio": "x/q.wav", **_turns("<audio>", "b")},
         {"id": "3", "audio": "q.wav", "group": "speech:hello", **_turns("<audio>", "b")},
     )
-    assert [item.group for item in items] == ["id:1", "image:q", "speech:hello"]
+    assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]
 
 
 def test_llava_problems(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_commonvoice_validated_and_problems(tmp_path: Path) -> None:
 def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     items = list(read_nemo(write_nemo(tmp_path), OPTIONS))
     assert items[1].media == (Clip(str(tmp_path / "long.wav"), 0.5, 0.5),)
-    assert {item.group for item in items[:6]} == {"audio clip:long"}
+    assert {item.group for item in items[:6]} == {"recording:long"}
     assert items[6].media == (str(tmp_path / "short.wav"),)
     assert items[6].group == transcript_group("whole file")
     assert items[6].metadata["language"] == "en"
@@ -105,7 +105,7 @@ def test_lhotse_supervisions(tmp_path: Path) -> None:
     items = list(read_lhotse(write_lhotse(tmp_path), OPTIONS))
     assert [item.key for item in items] == [f"sup-{n}" for n in range(6)]
     assert items[2].media == (Clip(str(tmp_path / "long.wav"), 1.0, 0.5),)
-    assert items[2].group == "audio clip:long"
+    assert items[2].group == "recording:long"
     assert items[2].declared_split == "train"
     assert items[2].metadata == {"speaker": "s1", "language": "English"}
 
@@ -113,7 +113,7 @@ def test_lhotse_supervisions(tmp_path: Path) -> None:
 def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
     telephone = lhotse_recording("long", "call.wav", 3.0)
     telephone["sources"][0]["channels"] = [0, 1]
-    write_jsonl(tmp_path / "audio clips.jsonl", [telephone])
+    write_jsonl(tmp_path / "recordings.jsonl", [telephone])
     supervisions = [
         {**lhotse_supervision(0, 0.0, 3.0), "channel": channel} for channel in (0, 1, 2)
     ]
@@ -125,7 +125,7 @@ def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
         (Clip(str(tmp_path / "call.wav"), 0.0, 3.0, channel),) for channel in (0, 1)
     ]
     assert list(_reasons(items).values()) == ["bad-record"]
-    write_jsonl(tmp_path / "audio clips.jsonl", [lhotse_recording("long", "mono.wav", 3.0)])
+    write_jsonl(tmp_path / "recordings.jsonl", [lhotse_recording("long", "mono.wav", 3.0)])
     whole = next(read_lhotse(tmp_path / "supervisions.jsonl", OPTIONS))
     assert whole.media == (str(tmp_path / "mono.wav"),)
 
@@ -133,11 +133,11 @@ def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
 def test_lhotse_cuts(tmp_path: Path) -> None:
     cut = {
         **{"id": "c", "type": "MonoCut", "start": 1.0, "duration": 1.5, "channel": 0},
-        "audio clip": lhotse_recording("long", "long.wav", 3.0),
+        "recording": lhotse_recording("long", "long.wav", 3.0),
         "supervisions": [lhotse_supervision(0, 0.0), lhotse_supervision(1, 0.75)],
     }
-    changed = {**cut, "audio clip": {**cut["audio clip"], "transforms": [{"name": "Speed"}]}}
-    remote = {**cut, "audio clip": {"id": "r", "duration": 3.0, "sources": [{"type": "url"}]}}
+    changed = {**cut, "recording": {**cut["recording"], "transforms": [{"name": "Speed"}]}}
+    remote = {**cut, "recording": {"id": "r", "duration": 3.0, "sources": [{"type": "url"}]}}
     cuts = [
         *(cut, {**cut, "supervisions": []}, {"id": "m", "type": "MixedCut", "tracks": []}),
         *(changed, remote, {**cut, "start": None}, {**cut, "supervisions": ["x"]}),
@@ -181,7 +181,7 @@ def test_gigaspeech(tmp_path: Path) -> None:
     assert items[2].media == (Clip(str(tmp_path / "audio/podcast/POD1.opus"), 1.0, 0.5),)
     assert [item.declared_split for item in items[:4]] == ["train", "val", "val", "test"]
     assert items[0].metadata == {"speaker": "", "language": "en"}
-    assert {item.group for item in items[:4] if not item.problem} == {"audio clip:POD1"}
+    assert {item.group for item in items[:4] if not item.problem} == {"recording:POD1"}
     assert _reasons(items) == {"POD1_S0000001": "no-speech", "x": "bad-record"}
     some = list(read_gigaspeech(src, ReaderOptions(subsets=("M", "TEST"), keep_case=True)))
     assert [item.texts for item in some if not item.problem] == [
