@@ -2,7 +2,7 @@
 
 import pytest
 
-from muomni.data.text.chat_template import Part, Turn
+from muomni.data.text.turns import Part, Turn
 from muomni.evaluation.metrics.answers import answer_tasks, is_exact, token_f1
 
 IMAGE, AUDIO, TEXT = Part("image", "0.png"), Part("audio", "0.wav"), Part("text", "hello")
