@@ -35,9 +35,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from data_prep.corpus import ReaderOptions
-from data_prep.media.treatment import Treatment
-from data_prep.readers import READERS
+from data_prep.options import Preprocessing, ReaderOptions
+from data_prep.readers import find_reader
 from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan, build_plan
 from data_prep.sharding.sharder import write_shards
 
@@ -85,8 +84,8 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     make_images(source, arguments.num_images, (_SIDE, _SIDE))
     ways = {
         "tar, then sha256sum": lambda out: tar_and_hash(source, out),
-        "data_prep, header checked": writer(source, Treatment(check="header")),
-        "data_prep, all decoded": writer(source, Treatment()),
+        "data_prep, header checked": writer(source, Preprocessing(check="header")),
+        "data_prep, all decoded": writer(source, Preprocessing()),
     }
     all_ways = {name: Way(arguments.num_images, run) for name, run in ways.items()}
     if arguments.resize:
@@ -112,10 +111,12 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def resizing_ways(source: Path, num_images: int, shorter: int) -> dict[str, Way]:
     """Ours and the peer's way to make the images of a folder smaller."""
-    treatment = Treatment(resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY)
+    preprocessing = Preprocessing(
+        resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY
+    )
     name, resize = peer_resizer(shorter)
     return {
-        f"data_prep, {source.name} to {shorter}": Way(num_images, writer(source, treatment)),
+        f"data_prep, {source.name} to {shorter}": Way(num_images, writer(source, preprocessing)),
         f"{name}, {source.name} to {shorter}": Way(
             num_images, lambda out: resize_all(source, resize)
         ),
@@ -158,9 +159,9 @@ def tar_and_hash(source: Path, out: Path) -> None:
     subprocess.run(["sha256sum", str(tar)], check=True, stdout=subprocess.DEVNULL)
 
 
-def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
+def writer(source: Path, preprocessing: Preprocessing) -> Callable[[Path], None]:
     """Writes the shards of a plan that is made beforehand, as tar is given its files."""
-    plan = planned(source, treatment)
+    plan = planned(source, preprocessing)
 
     def write(out: Path) -> None:
         write_shards(plan, out, 1, (0, 1), _Silent())
@@ -168,7 +169,7 @@ def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
     return write
 
 
-def planned(source: Path, treatment: Treatment) -> ShardPlan:
+def planned(source: Path, preprocessing: Preprocessing) -> ShardPlan:
     options = ShardingOptions(
         name="bench",
         task="image-caption",
@@ -177,9 +178,9 @@ def planned(source: Path, treatment: Treatment) -> ShardPlan:
         source=source,
         val_fraction=0.0,
         test_fraction=0.0,
-        treatment=treatment,
+        preprocessing=preprocessing,
     )
-    return build_plan(READERS["image-caption"]["folder"](source, ReaderOptions()), options)
+    return build_plan(find_reader("image-caption", "folder")(source, ReaderOptions()), options)
 
 
 def peer_resizer(shorter: int) -> tuple[str, Callable[[bytes], bytes]]:

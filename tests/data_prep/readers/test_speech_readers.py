@@ -1,11 +1,12 @@
-"""Readers of audio clips with their text: segments, groups, splits, and what is wrong in a corpus."""
+"""Readers of audio clips with texts: segments, groups, splits, and bad records."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.corpus import Cell, Clip, Item, ReaderOptions, transcript_group
+from data_prep.corpus import Cell, Clip, Item, transcript_group
+from data_prep.options import ReaderOptions
 from data_prep.readers.arctic import read_arctic
 from data_prep.readers.commonvoice import read_commonvoice
 from data_prep.readers.gigaspeech import read_gigaspeech
@@ -54,7 +55,7 @@ def test_commonvoice(tmp_path: Path) -> None:
     assert next(by_speaker).group == "speaker:speaker0"
 
 
-def test_commonvoice_validated_and_problems(tmp_path: Path) -> None:
+def test_commonvoice_validated_and_bad_records(tmp_path: Path) -> None:
     src = write_commonvoice(tmp_path)
     lines = 'client_id\tpath\tsentence\na\tclip_0\t"One quote\nb\tclip_9.mp3\t\nc\t\tx\nd\n'
     write_file(src / "validated.tsv", lines)
@@ -67,7 +68,7 @@ def test_commonvoice_validated_and_problems(tmp_path: Path) -> None:
     assert len(both) == 4
     with pytest.raises(DataError, match=r"other\.tsv does not exist"):
         list(read_commonvoice(src, ReaderOptions(subsets=("other",))))
-    with pytest.raises(DataError, match="the folder of one language"):
+    with pytest.raises(DataError, match="must be the folder of one language"):
         list(read_commonvoice(tmp_path, OPTIONS))
 
 
@@ -85,7 +86,7 @@ def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     assert by_words[1].group == transcript_group(TEXTS[1])
 
 
-def test_nemo_problems(tmp_path: Path) -> None:
+def test_nemo_bad_records(tmp_path: Path) -> None:
     records = [
         {"audio_filepath": "a.wav", "text": "x", "offset": 1.0},
         {"audio_filepath": "a.wav", "text": " "},
@@ -110,7 +111,7 @@ def test_lhotse_supervisions(tmp_path: Path) -> None:
     assert items[2].metadata == {"speaker": "s1", "language": "English"}
 
 
-def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
+def test_lhotse_whole_files_and_channels(tmp_path: Path) -> None:
     telephone = lhotse_recording("long", "call.wav", 3.0)
     telephone["sources"][0]["channels"] = [0, 1]
     write_jsonl(tmp_path / "recordings.jsonl", [telephone])
@@ -143,7 +144,7 @@ def test_lhotse_cuts(tmp_path: Path) -> None:
         *(changed, remote, {**cut, "start": None}, {**cut, "supervisions": ["x"]}),
     ]
     items = list(read_lhotse(write_jsonl(tmp_path / "cuts_dev.jsonl", cuts), OPTIONS))
-    # The times of a supervision count from the start of its cut.
+    # The times of a supervision are relative to its cut.
     assert [item.media[0] for item in items[:2]] == [
         Clip(str(tmp_path / "long.wav"), start_s, 0.5) for start_s in (1.0, 1.75)
     ]
@@ -153,7 +154,7 @@ def test_lhotse_cuts(tmp_path: Path) -> None:
 
 
 def test_lhotse_needs_both_manifests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no \*supervisions\*"):
+    with pytest.raises(DataError, match=r"contains no \*supervisions\*"):
         list(read_lhotse(tmp_path, OPTIONS))
     write_lhotse(tmp_path)
     (tmp_path / "corpus_recordings_train.jsonl.gz").unlink()
@@ -163,7 +164,7 @@ def test_lhotse_needs_both_manifests(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "corpus_recordings_train.jsonl.gz", [lhotse_recording("l", "l.wav", 3)])
     assert set(_reasons(list(read_lhotse(path, OPTIONS))).values()) == {"bad-record"}
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"supervisions_train\.jsonl\.gz: .*unpack or fetch"):
+    with pytest.raises(DataError, match=r"supervisions_train\.jsonl\.gz: .*unpack or download"):
         list(read_lhotse(path, OPTIONS))
 
 
@@ -190,7 +191,7 @@ def test_gigaspeech(tmp_path: Path) -> None:
     ]
 
 
-def test_gigaspeech_without_its_description(tmp_path: Path) -> None:
+def test_gigaspeech_invalid_description(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"GigaSpeech\.json does not exist"):
         list(read_gigaspeech(tmp_path, OPTIONS))
     write_file(tmp_path / "GigaSpeech.json", json.dumps({"audios": {}}))
@@ -246,7 +247,7 @@ def test_vctk(tmp_path: Path) -> None:
     assert _reasons(items) == {"p225_003": "missing-transcript"}
 
 
-def test_vctk_of_earlier_versions(tmp_path: Path) -> None:
+def test_vctk_earlier_version(tmp_path: Path) -> None:
     write_file(tmp_path / "wav48/p226/p226_001.wav", audio(1))
     write_file(tmp_path / "txt/p226/p226_001.txt", "Hello")
     write_file(
