@@ -82,10 +82,7 @@ CORPORA = (
         "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
         # The other subset repeats the clips of the LJSpeech folder.
         ReaderOptions(
-            group_by="transcript",
-            language="en",
-            speaker="allison",
-            subsets=("train-clean-360",),
+            group_by="transcript", language="en", speaker="allison", subsets=("train-clean-360",)
         ),
     ),
     BundledCorpus(

@@ -131,10 +131,7 @@ def _ids_by_key(manifest: Manifest) -> dict[int, tuple[str, int]]:
 
 
 def _locate(
-    manifest: Manifest,
-    ids_by_key: dict[int, tuple[str, int]],
-    entry: dict[str, object],
-    where: str,
+    manifest: Manifest, ids_by_key: dict[int, tuple[str, int]], entry: dict[str, object], where: str
 ) -> tuple[str, int]:
     key, id_ = entry.get("key"), entry.get("id")
     if isinstance(key, str):

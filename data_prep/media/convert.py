@@ -104,13 +104,7 @@ def detect_format(data: bytes) -> str:
     # MPEG frames start with eleven set bits.
     if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
         return "mp3"
-    starts = {
-        b"\x89PNG": "png",
-        b"\xff\xd8": "jpg",
-        b"fLaC": "flac",
-        b"OggS": "ogg",
-        b"ID3": "mp3",
-    }
+    starts = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3"}
     return next((name for start, name in starts.items() if data.startswith(start)), "")
 
 

@@ -155,11 +155,7 @@ def _encode_speech(item: Item, filters: Filters, preprocessing: Preprocessing) -
         content.setdefault("original_text", original)
     if audio.original_rate_hz != facts.sample_rate_hz:
         content["original_sample_rate_hz"] = audio.original_rate_hz
-    members = (
-        (audio.extension, audio.data),
-        ("json", _json(content)),
-        ("txt", text.encode()),
-    )
+    members = ((audio.extension, audio.data), ("json", _json(content)), ("txt", text.encode()))
     cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
     return EncodedSample(members, cost)
 
