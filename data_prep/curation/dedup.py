@@ -16,6 +16,7 @@ from data_prep.curation.exclude import Mask, remove_mask, write_mask
 from data_prep.curation.near_duplicates import (
     NUM_HASHES,
     bit_distance,
+    equal_neighbors,
     image_signature,
     near_duplicate_images,
     near_duplicate_texts,
@@ -152,9 +153,9 @@ def _of_one_task(
         lines = [
             {
                 "mask": LEAKAGE if leaks[row] else REPEATS,
-                **describe(row, with_place=False),
-                "like": describe(int(like[row]), with_place=True),
-                **_how(traits, row, int(like[row])),
+                **describe(row, with_dataset=False),
+                "like": describe(int(like[row]), with_dataset=True),
+                **_shared_feature(traits, row, int(like[row])),
             }
             for row in map(int, chosen)
         ]
@@ -252,9 +253,7 @@ def _same(traits: Traits, comparison: Comparison) -> np.ndarray:
 def _equal(hashes: np.ndarray) -> np.ndarray:
     """Pairs that link all samples of equal hash; 0 means no hash."""
     rows = np.flatnonzero(hashes)
-    order = rows[np.argsort(hashes[rows], kind="stable")]
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    return np.column_stack([order[:-1][same], order[1:][same]])
+    return rows[equal_neighbors(hashes[rows])]
 
 
 def _groups(num_samples: int, pairs: np.ndarray) -> np.ndarray:
@@ -284,17 +283,17 @@ def _first_of_groups(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def _describer(parts: list[_Part]) -> Callable[..., dict[str, object]]:
     readers = {part.start: SplitReader(part.manifest, part.split) for part in parts}
 
-    def describe(row: int, with_place: bool) -> dict[str, object]:
+    def describe(row: int, with_dataset: bool) -> dict[str, object]:
         part = next(part for part in reversed(parts) if part.start <= row)
         key = readers[part.start].read(row - part.start)["__key__"]
         entry: dict[str, object] = {"id": row - part.start, "key": key}
-        place = {"dataset": part.manifest.name, "split": part.split}
-        return {**place, **entry} if with_place else entry
+        dataset = {"dataset": part.manifest.name, "split": part.split}
+        return {**dataset, **entry} if with_dataset else entry
 
     return describe
 
 
-def _how(traits: Traits, row: int, like: int) -> dict[str, object]:
+def _shared_feature(traits: Traits, row: int, like: int) -> dict[str, object]:
     """The feature by which two samples are duplicates; `chain` if only via others in between."""
     for name in ("content", "words", "media"):
         value = getattr(traits, name)

@@ -120,14 +120,14 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 def _ids_by_key(manifest: Manifest) -> dict[int, tuple[str, int]]:
     """Split and id of each sample by the hash of its key."""
-    places: dict[int, tuple[str, int]] = {}
+    ids: dict[int, tuple[str, int]] = {}
     for name, split in manifest.splits.items():
         start = 0
         for shard in split.shards:
             hashes = load_columns(columns_path(manifest.root / shard.path))["key_hash"]
-            places.update((int(key), (name, start + row)) for row, key in enumerate(hashes))
+            ids.update((int(key), (name, start + row)) for row, key in enumerate(hashes))
             start += len(hashes)
-    return places
+    return ids
 
 
 def _locate(
@@ -135,10 +135,10 @@ def _locate(
 ) -> tuple[str, int]:
     key, id_ = entry.get("key"), entry.get("id")
     if isinstance(key, str):
-        place = ids_by_key.get(hash64(key))
-        if place is None:
+        found = ids_by_key.get(hash64(key))
+        if found is None:
             raise DataError(f"{where}: {manifest.root} has no sample {key!r}")
-        return place
+        return found
     if isinstance(id_, int) and not isinstance(id_, bool):
         split = str(entry.get("split", "train"))
         if not 0 <= id_ < manifest.split(split).num_samples:

@@ -90,7 +90,7 @@ def near_duplicate_images(
     `hashes` are uint64 [N], `thumbnails` uint8 [N, side * side * 3]; the colors must be similar too.
     """
     keys = _rows_as_hashes(np.column_stack([hashes, _rows_as_hashes(thumbnails)]))
-    found = [_equal_neighbors(keys)]
+    found = [equal_neighbors(keys)]
     # Equal images are joined above; only one of them is searched for.
     chosen = np.unique(keys, return_index=True)[1]
     distinct = hashes[chosen]
@@ -116,7 +116,7 @@ def near_duplicate_texts(signatures: np.ndarray, min_similarity: float) -> np.nd
     The fraction of equal minima estimates the Jaccard similarity of the byte runs of two texts.
     """
     keys = _rows_as_hashes(signatures)
-    found = [_equal_neighbors(keys)]
+    found = [equal_neighbors(keys)]
     chosen = np.unique(keys, return_index=True)[1]
     distinct = signatures[chosen]
     for band in range(_NUM_BANDS):
@@ -161,7 +161,7 @@ def _bit_masks(max_distance: int) -> Iterator[np.ndarray]:
         yield np.array(one | other, dtype=np.uint64)
 
 
-def _equal_neighbors(keys: np.ndarray) -> np.ndarray:
+def equal_neighbors(keys: np.ndarray) -> np.ndarray:
     """Pairs [num_pairs, 2] that link all indices of equal keys into a chain."""
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]

@@ -180,5 +180,5 @@ def _encode_segment(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
 def _clear_time_stamp(data: bytes) -> bytes:
     """Clear the time stamp in the PEAK chunk of a WAV, so that equal segments have equal bytes."""
     # The chunk precedes the samples: name, size, and version of 4 bytes each, then the time stamp.
-    place = data.find(b"PEAK", 0, data.find(b"data"))
-    return data if place < 0 else data[: place + 12] + bytes(4) + data[place + 16 :]
+    start = data.find(b"PEAK", 0, data.find(b"data"))
+    return data if start < 0 else data[: start + 12] + bytes(4) + data[start + 16 :]

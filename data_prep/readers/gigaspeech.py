@@ -39,8 +39,8 @@ def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
             name = f"{path.stem}-audio-{number:08d}"
             yield speech_item(Row(name, f"{path.name} audio {number}", {}, problem), root, options)
             continue
-        for place, segment in enumerate(segments):
-            source = f"{path.name} {audio.get('aid')} segment {place}"
+        for index, segment in enumerate(segments):
+            source = f"{path.name} {audio.get('aid')} segment {index}"
             row = _row(audio, segment, source, root, options.keep_case)
             if not options.subsets or _subsets(row.values["subsets"]) & set(options.subsets):
                 yield speech_item(row, root, options)
@@ -56,7 +56,7 @@ def _row(audio: Record, segment: object, source: str, root: Path, keep_case: boo
     speaker = str(segment.get("speaker") or "")
     values: dict[str, object] = {
         "id": segment.get("sid"),
-        "text": _written(text if keep_case else text.lower()),
+        "text": _punctuate(text if keep_case else text.lower()),
         "speaker": "" if speaker == "N/A" else speaker,
         "language": "en",
         "split": split,
@@ -79,6 +79,6 @@ def _subsets(names: object) -> set[str]:
     return {str(name).strip("{}") for name in names} if isinstance(names, list) else set()
 
 
-def _written(text: str) -> str:
+def _punctuate(text: str) -> str:
     """The text with tags replaced by punctuation, attached to the preceding word."""
     return re.sub(r"\s*(<[A-Za-z]+>)", lambda match: _SIGNS.get(match[1].upper(), match[0]), text)

@@ -72,9 +72,9 @@ def _rows(src: Path, nothing: str) -> Iterator[Row]:
             values: dict[str, object] = {"image": str(relative / file), "caption": caption}
             yield Row((relative / stem).as_posix(), str(relative / file), values)
         for stem in sorted(texts.keys() - {Path(file).stem for file in images}):
-            place = str(relative / texts[stem])
-            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{place} has no image beside it")
-            yield Row((relative / stem).as_posix(), place, {"image": stem}, problem)
+            source = str(relative / texts[stem])
+            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{source} has no image beside it")
+            yield Row((relative / stem).as_posix(), source, {"image": stem}, problem)
     if not num_images:
         raise DataError(nothing)
 

@@ -39,8 +39,8 @@ def read_lhotse(src: Path, options: ReaderOptions) -> Iterator[Item]:
         name = path.name.partition(".")[0]
         read = _read_cuts if "cuts" in path.name else _read_pair
         split = next((s for s in map(declared_split, name.split("_")) if s), None)
-        for number, (place, supervision, audio, offset_s) in enumerate(read(path), start=1):
-            row = Row(f"{name}-{number:08d}", f"{path.name} {place}", {"split": split})
+        for number, (position, supervision, audio, offset_s) in enumerate(read(path), start=1):
+            row = Row(f"{name}-{number:08d}", f"{path.name} {position}", {"split": split})
             try:
                 row.values.update(_values(supervision, audio, offset_s, root))
             except BadSampleError as error:
@@ -77,15 +77,15 @@ def _read_pair(path: Path) -> Iterator[_Supervision]:
 def _read_cuts(path: Path) -> Iterator[_Supervision]:
     """The supervisions of cuts; their times are relative to the cut."""
     for number, cut in read_json_lines(path, "cut manifest"):
-        place = f"line {number}"
+        position = f"line {number}"
         problem = cut if isinstance(cut, Problem) else _cut_problem(cut)
         if isinstance(cut, Problem) or problem:
-            yield place, problem, None, None
+            yield position, problem, None, None
             continue
         audio, supervisions = cut["recording"], cut["supervisions"]
         assert isinstance(audio, dict) and isinstance(supervisions, list)
         for supervision in supervisions:
-            yield place, supervision, audio, cut.get("start")
+            yield position, supervision, audio, cut.get("start")
 
 
 def _cut_problem(cut: Record) -> Problem | None:

@@ -103,14 +103,14 @@ def _find(
     is that of another sample. Raises `DataError` for duplicate keys.
     """
     keys = {entry["key"] for entry in listed}
-    places = {entry["source"]: entry["key"] for entry in listed}
+    positions = {entry["source"]: entry["key"] for entry in listed}
     by_key: dict[str, Item] = {}
-    by_place: dict[str, Item] = {}
+    by_position: dict[str, Item] = {}
     declared: set[str] = set()
     for item in items:
         if item.declared_split:
             declared.add(item.declared_split)
-        place = printable(item.source)
+        position = printable(item.source)
         if item.key in keys:
             first = by_key.setdefault(item.key, item)
             if first is not item:
@@ -118,9 +118,9 @@ def _find(
                     f"key {item.key!r} occurs twice: {first.source} and {item.source}; rename or "
                     "remove one"
                 )
-        elif place in places and hash64(item.key) not in used:
-            by_place[places[place]] = item
-    return {**by_place, **by_key}, declared
+        elif position in positions and hash64(item.key) not in used:
+            by_position[positions[position]] = item
+    return {**by_position, **by_key}, declared
 
 
 def _used_keys(root: Path, plan: PlanFile) -> set[int]:

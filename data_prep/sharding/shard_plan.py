@@ -169,8 +169,8 @@ def split_into_shards(
 def _order(item: Item, seed: int) -> tuple[int, str, int, str]:
     """Sort key: blocks in seeded order, then the items of a block; an item without block is its own block."""
     in_block = hash64(f"{seed}:{item.key}")
-    place = hash64(f"{seed}:{item.block}") if item.block else in_block
-    return place, item.block, in_block, item.key
+    position = hash64(f"{seed}:{item.block}") if item.block else in_block
+    return position, item.block, in_block, item.key
 
 
 def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
@@ -213,7 +213,8 @@ def _digest(ordered: list[Item], options: ShardingOptions) -> str:
     settings = asdict(options)
     for name in ("source", "media_root", "max_bad_fraction", "filters", "preprocessing"):
         del settings[name]
-    # Omitted if unused, so that datasets of earlier versions can be continued.
+    # The digest stays that of earlier versions: their spelling, and no keys for unused options.
+    settings["licence"] = settings.pop("license")
     if filters := options.filters.as_text():
         settings["filters"] = filters
     if preprocessing := options.preprocessing.as_text():

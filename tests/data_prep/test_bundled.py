@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import bundled
 from data_prep.cli.main import main
+from data_prep.corpus import image_group, transcript_group
+from data_prep.sharding.shard_plan import split_of
 from muomni.data.shards.manifest import Manifest, Task, find_datasets
 from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import Tokenizer
+from tests.data_prep.commands import Capture, fails
 
 FOLDERS: dict[str, Task] = {
     "text": "text",
@@ -84,3 +88,19 @@ def test_second_run_changes_nothing(root: Path) -> None:
 def test_stages_find_their_datasets(root: Path) -> None:
     for task in set(FOLDERS.values()):
         assert find_datasets(root, task)
+
+
+def test_samples_are_missing_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(bundled, "SAMPLES", tmp_path / "samples")
+    error = fails(capsys, "sample", "--out", str(tmp_path / "out"))
+    assert "clone the muomni repository" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_are_assigned_to_the_same_splits_as_in_earlier_versions() -> None:
+    """The golden curves depend on these splits."""
+    groups = (image_group("a/000000000001.png"), transcript_group("Press 1, please."))
+    assert groups == ("picture:000000000001", "speech:press 1 please")
+    assert [split_of(group, 0.08, 0.2) for group in groups] == ["test", "train"]

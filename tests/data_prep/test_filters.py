@@ -139,9 +139,7 @@ def test_message_contains_value_and_flag() -> None:
     assert short == Problem("too-short", "0.3 seconds, less than --min-duration 1")
     other = filter_text(Filters(script="latin"), "ab вгде")
     assert other is not None
-    assert other.message.endswith(
-        "of its characters in the script, less than 0.5 of --script latin"
-    )
+    assert other.message.endswith("of its letters in the script, less than 0.5 of --script latin")
 
 
 @given(st.floats(0.001, 100), st.floats(0, 100), st.floats(0, 10))
