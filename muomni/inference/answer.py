@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
-from muomni.data.text.chat_template import (
-    MEDIA_KINDS,
-    Conversation,
-    MediaKind,
-    Part,
-    Turn,
-    cut_at_placeholders,
-)
+from muomni.data.text.chat_template import Conversation
+from muomni.data.text.turns import MEDIA_KINDS, MediaKind, Part, Turn, split_placeholders
 from muomni.data.views.conversation import media_slots
 from muomni.errors import ConfigError, DataError
 from muomni.inference.load import Assistant
@@ -83,7 +77,7 @@ def _parts(text: str, files: dict[MediaKind, list[str]]) -> list[Part]:
             leading += [Part(kind, name) for name in files[kind]]
             files[kind] = []
     try:
-        parts = [Part(kind, value) for kind, value in cut_at_placeholders(text, files)]
+        parts = split_placeholders(text, files)
     except DataError as error:
         raise ConfigError(f"--text does not match the files: {error}") from None
     for kind in MEDIA_KINDS:

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from muomni.data.text.chat_template import Turn
 from muomni.data.text.ctc_units import spoken_form
+from muomni.data.text.turns import Turn
 
 KINDS = ("caption", "spoken_question", "transcribe", "speak", "text")
 

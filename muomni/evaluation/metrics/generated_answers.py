@@ -10,7 +10,7 @@ import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.media.decode import decode_audio
-from muomni.data.text.chat_template import find_medium, read_turns
+from muomni.data.text.turns import find_medium, read_turns
 from muomni.errors import DataError
 from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.answer_tasks import (

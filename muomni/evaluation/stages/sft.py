@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from muomni.data.media.decode import decode_audio
-from muomni.data.text.chat_template import find_medium, read_turns
+from muomni.data.text.turns import find_medium, read_turns
 from muomni.data.views.base import Batch
 from muomni.errors import DataError
 from muomni.evaluation.context import EvaluationContext

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muomni.data.text.chat_template import Part, PartKind, Turn
+from muomni.data.text.turns import Part, PartKind, Turn
 from muomni.evaluation.metrics.answer_tasks import answer_tasks, is_exact, token_f1
 
 IMAGE, AUDIO, TEXT = Part("image", "0.png"), Part("audio", "0.wav"), Part("text", "hello")

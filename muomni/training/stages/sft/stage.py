@@ -18,7 +18,7 @@ from muomni.config.models import FRAME_RATE_HZ, OmniConfig, Section
 from muomni.config.run import RunConfig
 from muomni.data.sampling.plan import Batching
 from muomni.data.shards.source import Source
-from muomni.data.text.chat_template import read_turns
+from muomni.data.text.turns import read_turns
 from muomni.data.views.base import Batch
 from muomni.data.views.conversation import ConversationView, media_slots
 from muomni.data.views.text import IGNORE
