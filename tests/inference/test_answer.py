@@ -59,9 +59,7 @@ def test_placeholders_are_replaced_by_files_in_order(files: dict[str, Path]) -> 
 
 
 def test_mismatched_placeholders_are_rejected(files: dict[str, Path]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"--text does not match the files: a <audio> has no file"
-    ):
+    with pytest.raises(ConfigError, match=r"--text does not match the files: <audio> has no file"):
         read_question("Repeat: <audio>", images=[files["red"]])
     with pytest.raises(
         ConfigError, match=r"fewer <image> placeholders than files: .*blue.png has none"
