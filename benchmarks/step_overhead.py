@@ -94,7 +94,7 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     for _ in range(num_steps * session.feed.num_accumulation):
         batch = dataset[next(plan)]
         batch.pop("num_bad")
-        batches.append((batch, float(stage.weights(batch)["loss"])))
+        batches.append((batch, float(stage.loss_denominators(batch)["loss"])))
 
     def run() -> None:
         for batch, weight in batches:

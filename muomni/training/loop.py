@@ -142,7 +142,7 @@ class Loop:
             mark("forward")
             output = self.engine.forward(batch)
             mark("communication")
-            weights = self.window.weights()
+            weights = self.window.denominators()
             mark("backward")
             self.engine.backward(output, weights, self.loss_weights)
             mark("optimizer")

@@ -50,7 +50,7 @@ def add_router_term(
     """Add the routers' loss term, their logs and, where a bias learns from it, the load to `output`.
 
     `logits` holds the router logits [N, E] of each layer of `model`, `is_real` [...] of N elements is
-    False on padding. The term is a sum over real tokens, as `router_weight` counts them. With
+    False on padding. The term is a sum over real tokens, as `router_denominator` counts them. With
     `balance_over: ranks` all ranks must call it.
     """
     over_ranks = {"sum_counts": sum_over_ranks} if moe.balance_over == "ranks" else {}
@@ -86,7 +86,7 @@ def update_biases(moe: MoEConfig, model: nn.Module, state: Sums) -> None:
             bias += moe.bias_update_rate * (counts.mean() - counts).sign()
 
 
-def router_weight(batch: Batch) -> Sums:
+def router_denominator(batch: Batch) -> Sums:
     """What the routers' loss term is divided by: the real tokens of a batch with `document_ids`."""
     return {TERM: (batch["document_ids"] > 0).sum().float()}
 

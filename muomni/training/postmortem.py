@@ -92,7 +92,7 @@ class PostMortem:
         window = self.stage.begin_step(self.engine.forward, [self._prepared(r.batch) for r in read])
         reduction = StepReduction(self.stage, self.stage.context.device)
         reduction.start(window, wants_stop=False)
-        weights = reduction.weights()
+        weights = reduction.denominators()
         findings = [
             finding
             for number, batch in enumerate(window)

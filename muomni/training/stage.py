@@ -34,7 +34,7 @@ Sums = dict[str, torch.Tensor]
 class StageOutput:
     """What one forward pass gives to the loop.
 
-    `losses[term]` is a sum over what `Stage.weights` counts (0-d, with gradient). `logs[name]` is a
+    `losses[term]` is a sum over what `Stage.loss_denominators` counts (0-d, with gradient). `logs[name]` is a
     detached pair [sum, weight], added up over micro-batches and ranks before the ratio is formed.
     `state` carries what `Stage.after_step` needs (sums that may be added over micro-batches).
     """
@@ -146,7 +146,7 @@ class Stage(ABC):
         return batch
 
     @abstractmethod
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         """Per loss term, the count (0-d tensor) that its sum is divided by, known before forward."""
 
     def begin_step(

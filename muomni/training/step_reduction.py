@@ -32,7 +32,7 @@ class StepReduction:
 
         `num_bad_steps` counts those in a row before this window, on each rank the same.
         """
-        local = [self.stage.weights(batch) for batch in batches]
+        local = [self.stage.loss_denominators(batch) for batch in batches]
         values = [
             torch.stack([weights[term] for weights in local]).sum() for term in self.stage.terms
         ]
@@ -42,7 +42,7 @@ class StepReduction:
         self._work = collectives.start_sum_over_ranks(self._control)
         self._weights = None
 
-    def weights(self) -> Sums:
+    def denominators(self) -> Sums:
         """Global weight of each loss term (0-d tensors on the device) of the window that was started."""
         if self._weights is None:
             if self._work is not None:

@@ -39,7 +39,8 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
     for step in range(session.num_steps):
         batches = [stage.prepare(dataset[micro]) for micro in session.planned.plan.step(step)]
         weights = {
-            term: sum(stage.weights(batch)[term] for batch in batches) for term in stage.terms
+            term: sum(stage.loss_denominators(batch)[term] for batch in batches)
+            for term in stage.terms
         }
         outputs = [task(batch) for batch in stage.begin_step(task, batches)]
         total = sum(

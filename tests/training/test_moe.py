@@ -16,7 +16,7 @@ from muomni.training.moe import (
     add_router_term,
     find_moe,
     load_metrics,
-    router_weight,
+    router_denominator,
     update_biases,
 )
 from muomni.training.stage import StageOutput
@@ -59,7 +59,7 @@ def test_the_term_is_the_sum_of_the_routers_losses_over_real_tokens(balance: str
     if balance == "loss":
         expected += moe.balance_loss_weight * losses.balance
     torch.testing.assert_close(output.losses[TERM], expected)
-    assert router_weight({"document_ids": is_real.long()})[TERM] == 7
+    assert router_denominator({"document_ids": is_real.long()})[TERM] == 7
     assert output.logs["moe/balance_loss"].tolist() == [losses.balance, 7]
     assert (output.state != {}) == (balance == "bias")
 

@@ -27,7 +27,7 @@ from muomni.training.throughput import Throughput
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.weights,
+    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.denominators,
     StepReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
     Engine.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,

@@ -42,7 +42,7 @@ def test_the_sum_is_waited_for_once_and_not_where_it_begins(
         window.start(batches, wants_stop)
         assert works[-1].num_waits == 0
         for _ in batches:
-            weights = {term: float(weight) for term, weight in window.weights().items()}
+            weights = {term: float(weight) for term, weight in window.denominators().items()}
             assert weights == {"text": 14.0, "speech": 0.0}
         assert works[-1].num_waits == 1
         assert window.stop_agreed() == wants_stop

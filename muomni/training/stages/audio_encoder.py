@@ -126,7 +126,7 @@ class AudioEncoderStage(Stage):
         by_documents = task.encoder.stack.attends_by_documents
         return count_audio_encoder(self.model_config(), recomputed_share(task), by_documents)
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])
         return {"loss": ctc_weight(frame_lengths, batch["labels"], batch["label_lengths"])}
 

@@ -84,7 +84,7 @@ class CodecStage(Stage):
     def loss_weights(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         mel_lengths = num_mel_frames(batch["lengths"], self.model_config().mel.hop)
         num_codes = num_code_frames(mel_lengths).sum().float()
         return {"reconstruction": mel_lengths.sum().float(), "commitment": num_codes}

@@ -98,7 +98,7 @@ class TalkerStage(Stage):
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["waveform"], batch["lengths"])}
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": num_predictions(batch["code_mask"], self.codec.config.num_codebooks)}
 
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:

@@ -113,9 +113,9 @@ class ThinkerStage(Stage):
             self.model_config(), recomputed_share(task), on_cpu=on_cpu, by_documents=by_documents
         )
 
-    def weights(self, batch: Batch) -> Sums:
-        weights = {"loss": (batch["labels"] != IGNORE).sum().float()}
-        return weights | moe.router_weight(batch) if self.has_experts else weights
+    def loss_denominators(self, batch: Batch) -> Sums:
+        counts = {"loss": (batch["labels"] != IGNORE).sum().float()}
+        return counts | moe.router_denominator(batch) if self.has_experts else counts
 
     def after_step(self, task: ThinkerTask, state: Sums, step: int) -> None:
         if task.moe is not None:

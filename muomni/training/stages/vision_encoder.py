@@ -183,7 +183,7 @@ class VisionEncoderStage(Stage):
         recomputed = recomputed_share(clip.vision), recomputed_share(clip.text)
         return count_clip(self.model_config(), recomputed, group, num_ranks)
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
 
     def begin_step(

@@ -53,7 +53,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     losses = []
     for step in range(num_steps):
         batches = [dataset[micro] for micro in session.planned.plan.step(step)]
-        weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
+        weight = sum(session.stage.loss_denominators(batch)["loss"] for batch in batches)
         total = sum(task(batch).losses["loss"] for batch in batches) / weight
         total.backward()
         nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)

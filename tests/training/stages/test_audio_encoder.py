@@ -48,7 +48,7 @@ def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counte
     output = task(batch)
     loss, infeasible = output.logs["loss"], output.logs["infeasible"]
     assert infeasible.tolist() == [1, 3]
-    assert loss[1] == stage.weights(batch)["loss"] == 4 + 4
+    assert loss[1] == stage.loss_denominators(batch)["loss"] == 4 + 4
     assert torch.isfinite(output.losses["loss"])
     fitting = task(batch_of(stage, (["cat"], "cat"), (["old"], "old")))
     assert stage.metrics({"infeasible": 1 / 3})["infeasible_fraction"] == pytest.approx(1 / 3)
@@ -61,7 +61,11 @@ def test_a_batch_without_a_fitting_sample_has_no_gradient_and_no_weight(media_da
     for batch in (stage.view().collate([]), batch_of(stage, (["cat"], "the old river door"))):
         output = task(batch)
         output.losses["loss"].backward()
-        assert float(output.losses["loss"].detach()) == 0 == float(stage.weights(batch)["loss"])
+        assert (
+            float(output.losses["loss"].detach())
+            == 0
+            == float(stage.loss_denominators(batch)["loss"])
+        )
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         assert gradients and all(float(g.abs().sum()) == 0 for g in gradients)
 

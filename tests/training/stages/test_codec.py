@@ -81,7 +81,7 @@ def test_weights_are_what_the_loss_counts(media_data: Path) -> None:
     for rows in ([[crop] for crop in crops], [[crops[0]], []], []):
         batch = view.collate(rows)
         output = task(batch)
-        for term, weight in stage.weights(batch).items():
+        for term, weight in stage.loss_denominators(batch).items():
             assert output.logs[term][1] == weight
             assert torch.isfinite(output.losses[term])
     assert set(stage.loss_weights()) == set(stage.terms)

@@ -132,13 +132,13 @@ class SftStage(Stage):
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["speech"], batch["speech_lengths"])}
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         num_codebooks = self.codec.config.num_codebooks
-        weights = {
+        counts = {
             "answer": (batch["labels"] != IGNORE).sum().float(),
             "speech": num_predictions(batch["code_mask"], num_codebooks),
         }
-        return weights | moe.router_weight(batch) if self.has_experts else weights
+        return counts | moe.router_denominator(batch) if self.has_experts else counts
 
     def after_step(self, task: OmniTask, state: Sums, step: int) -> None:
         if task.moe is not None:
