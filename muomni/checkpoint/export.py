@@ -4,7 +4,6 @@ An export is a folder of safetensors weights, the model's sizes, tokenizer, metr
 written aside and renamed, so it is complete or absent; it is loaded strictly, and never by pickle.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import UpstreamError
+from muomni.io.hashing import sha256_file
 
 SCHEMA_VERSION = 1
 _WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
@@ -101,7 +101,7 @@ def write_export(
     content = {
         "schema_version": SCHEMA_VERSION,
         "stage": stage,
-        "sha256": {name: _sha256(aside / name) for name in (_WEIGHTS, _CONFIG, _TOKENIZER)},
+        "sha256": {name: sha256_file(aside / name) for name in (_WEIGHTS, _CONFIG, _TOKENIZER)},
         **about,
     }
     (aside / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -131,7 +131,7 @@ def read_export(path: Path, stage: str) -> Export:
     if found != stage:
         raise UpstreamError(f"{path} is an export of stage {found}, not of {stage}")
     for name, expected in hashes.items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
+        if not (path / name).is_file() or sha256_file(path / name) != expected:
             raise UpstreamError(f"{path / name} is missing or damaged; train stage {stage} again")
     return Export(path, stage, hashes[_TOKENIZER], content)
 
@@ -150,11 +150,3 @@ def find_exports(run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
 
 def train_command(stage: str) -> str:
     return f"deepspeed launch/train.py --stage {stage}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

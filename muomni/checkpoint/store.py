@@ -22,6 +22,7 @@ import torch
 from muomni.distributed import collectives
 from muomni.errors import CheckpointError
 from muomni.io.atomic_write import write_atomic
+from muomni.io.hashing import sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing or cut short")
-        if with_hashes and _sha256(path) != expected["sha256"]:
+        if with_hashes and sha256_file(path) != expected["sha256"]:
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} has another content")
     return content
 
@@ -227,17 +228,9 @@ def _shapes_digest(module: torch.nn.Module) -> str:
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in files
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _rng_state() -> dict[str, Any]:

@@ -4,7 +4,6 @@ What can be refused is refused before a process group starts: a bad config, a co
 JSON, a missing dataset or upstream export, a world size that cannot share a step.
 """
 
-import hashlib
 import logging
 import os
 import random
@@ -31,6 +30,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
+from muomni.io.hashing import sha256_bytes
 from muomni.models.layers.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
@@ -291,7 +291,7 @@ def count_parameters(module: torch.nn.Module) -> int:
 
 
 def _digest(*parts: object) -> str:
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+    return sha256_bytes("|".join(map(str, parts)).encode())
 
 
 def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: str) -> None:

@@ -4,7 +4,6 @@ Shards store characters and seconds; tokens depend on the tokenizer and on the m
 is a plain .npy named by a digest of everything that the lengths depend on; a stale one is never read.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
+from muomni.io.hashing import sha256_bytes
 
 
 def measured_lengths(
@@ -26,9 +26,7 @@ def measured_lengths(
     computes; a cache that cannot be written (read-only corpus) only costs time. The cache is mapped,
     so that all ranks of a node share its memory.
     """
-    digest = hashlib.sha256(
-        f"{source.fingerprint}|{source.split}|{depends_on}".encode()
-    ).hexdigest()
+    digest = sha256_bytes(f"{source.fingerprint}|{source.split}|{depends_on}".encode())
     cache = source.manifests[0].root / source.split / f".lengths-{digest[:16]}.npy"
     if cache.is_file():
         lengths = np.load(cache, mmap_mode="r")

@@ -7,7 +7,6 @@ has no listing, `datasets.json` names them: `["text", "asr"]`; so does `masks.js
 masks of its `exclude` folder: `["dedup"]`.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from muomni.data.shards.writer import columns_path
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.file_lock import exclusive_lock
+from muomni.io.hashing import sha256_bytes
 from muomni.io.remote_folder import RemoteFolder
 
 LISTING_NAME = "datasets.json"
@@ -138,7 +138,7 @@ def _fetch_sidecars(records: Sequence[ShardRecord], root: Path, folder: RemoteFo
     def fetch(entry: tuple[Path, str]) -> None:
         name, sha256 = entry
         content = folder.read(name.as_posix())
-        if hashlib.sha256(content).hexdigest() != sha256:
+        if sha256_bytes(content) != sha256:
             raise DataError(
                 f"{folder.url_of(name.as_posix())} has another SHA-256 than the manifest says; copy the "
                 "dataset there again"

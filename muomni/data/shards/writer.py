@@ -22,6 +22,7 @@ from muomni.data.shards.manifest import COLUMNS, ShardRecord, Totals, hash64
 from muomni.data.shards.tar_index import BLOCK_BYTES, index_path, padded, write_index
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic, write_atomic
+from muomni.io.hashing import sha256_bytes
 
 COLUMNS_SUFFIX = ".cols.npy"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -192,7 +193,7 @@ class ShardWriter:
                 num_samples=len(columns),
                 num_bytes=self._position,
                 sha256=self._sha256.hexdigest(),
-                index_sha256=hashlib.sha256(offsets.tobytes()).hexdigest(),
+                index_sha256=sha256_bytes(offsets.tobytes()),
                 columns_sha256="",
                 members=tuple(sorted(self._members)),
                 totals=Totals.of_columns(columns),
@@ -211,7 +212,7 @@ def finish_record(tar_path: Path, record: ShardRecord, columns: np.ndarray) -> S
     buffer = io.BytesIO()
     np.save(buffer, columns)
     write_atomic(columns_path(tar_path), buffer.getvalue())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    digest = sha256_bytes(buffer.getvalue())
     record = record.model_copy(update={"columns_sha256": digest})
     store_record(tar_path, record)
     return record

@@ -9,7 +9,6 @@ The digest covers samples and tokenizer, so a stale cache is never read, and bot
 any time. They are mapped, so that all ranks and workers of a node share their memory.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
 from muomni.io.file_lock import lock_if_possible
+from muomni.io.hashing import sha256_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class TokenCache:
 
     def __init__(self, reader: SplitReader, tokenizer: Tokenizer) -> None:
         depends_on = f"{reader.manifest.fingerprint}|{reader.split}|tokens {tokenizer.digest}"
-        digest = hashlib.sha256(depends_on.encode()).hexdigest()
+        digest = sha256_bytes(depends_on.encode())
         self.folder: Path = reader.manifest.root / reader.split
         self._name = f".tokens-{digest[:16]}"
         self._num_texts = len(reader)

@@ -6,7 +6,6 @@ returns what was encoded, except for U+2581, SentencePiece's own mark, which bec
 Nothing here imports torch.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import sentencepiece
 
 from muomni.errors import DataError
+from muomni.io.hashing import sha256_bytes
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 MARKERS = (
@@ -47,7 +47,7 @@ class Tokenizer:
             raise DataError(f"{origin} is not a SentencePiece model") from error
         self._model = model
         self._origin = origin
-        self.digest = hashlib.sha256(model).hexdigest()
+        self.digest = sha256_bytes(model)
         found = tuple(
             getattr(self._processor, name)() for name in ("pad_id", "unk_id", "bos_id", "eos_id")
         )

@@ -1,6 +1,5 @@
 """Parameter groups, the optimizer over them and the learning-rate schedule."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch import nn
 from muomni.config.loading import did_you_mean
 from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
+from muomni.io.hashing import sha256_bytes
 from muomni.training.optim.muon import MuonWithAdamW, hidden_matrices
 
 _VECTORS, _MATRICES, _HIDDEN = _KINDS = "vectors and embeddings", "matrices", "hidden matrices"
@@ -99,7 +99,7 @@ def groups_digest(module: nn.Module, optim: OptimSection) -> str:
         [names[id(parameter)] for parameter in group.parameters]
         for group in parameter_groups(module, optim)
     ]
-    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()
+    return sha256_bytes(json.dumps(groups).encode())
 
 
 def describe_parameters(module: nn.Module, optim: OptimSection) -> list[str]:
