@@ -174,7 +174,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
     from muomni.distributed.deepspeed_import import import_deepspeed
 
     import_deepspeed()
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     nothing = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, NOTHING)
     with tempfile.TemporaryDirectory() as folder:

@@ -109,7 +109,7 @@ def scaling(launches: list[dict[str, Any]]) -> dict[str, Any]:
 def measure_ranks(arguments: argparse.Namespace) -> None:
     """On each rank: the training loop and the bare one, in turn."""
     from benchmarks.step_overhead import bare_loop
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
     from muomni.training.session import open_loop
 
     ranks = discover()

@@ -80,7 +80,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

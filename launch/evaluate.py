@@ -74,7 +74,7 @@ def evaluate(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     with ExitStack() as stack:
         if ranks.world_size > 1:
             import_deepspeed()
-            from muomni.training.engine.engine import process_group
+            from muomni.training.engine.process_group import process_group
 
             export_environment(ranks, os.environ)
             stack.enter_context(process_group(device))

@@ -154,7 +154,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     export_environment(ranks, os.environ)
     with process_group(session.device):

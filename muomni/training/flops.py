@@ -31,6 +31,7 @@ from muomni.models.layers.masks import window_size
 from muomni.models.speech.audio_encoder import audio_encoder_flops
 from muomni.models.speech.codec import codec_flops
 from muomni.models.vision.clip import clip_image_flops, clip_text_flops
+from muomni.training.engine.deepspeed_quirks import full_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,10 @@ def trained_share(module: nn.Module) -> float:
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     total = trained = 0
     for parameter in module.parameters():
-        # ZeRO-3 leaves an empty tensor and the shape that it had.
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = full_shape(parameter)
         if len(shape) >= 2 and id(parameter) not in embeddings:
-            total += torch.Size(shape).numel()
-            trained += torch.Size(shape).numel() * parameter.requires_grad
+            total += shape.numel()
+            trained += shape.numel() * parameter.requires_grad
     return trained / total if total else 0.0
 
 

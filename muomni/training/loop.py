@@ -26,9 +26,10 @@ from muomni.run_folder import RunFolder, provenance
 from muomni.training.engine.engine import Engine
 from muomni.training.feed import Feed
 from muomni.training.guard import Guard, ScaleWatch
-from muomni.training.optim.groups import lr_factor
+from muomni.training.optim.schedule import lr_factor
+from muomni.training.outputs import StageOutput, Sums
 from muomni.training.postmortem import PostMortem
-from muomni.training.stage import Stage, StageOutput, Sums
+from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.stop import StopFlag
 from muomni.training.throughput import Throughput
@@ -149,7 +150,7 @@ class Loop:
             self.engine.end_micro_step(factor)
             self._account(batch, output, state)
         self.state = replace(self.state, step=self.state.step + 1)
-        self.engine.update_average(self.state.step)
+        self.engine.masters.update_average(self.state.step)
         self.stage.after_step(self.engine.task, state, self.state.step)
         mark("other")
 
@@ -229,7 +230,7 @@ class Loop:
             return
         max_batches = self.config.training.validate_batches
         batches = SplitBatches(self.stage, self.parts.val, self.parts.device, max_batches)
-        with self.engine.averaged_weights(), self.engine.evaluation():
+        with self.engine.evaluation():
             metrics = validate(self.stage, self.engine.forward, batches)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record(self.state.step, "val", self.last_metrics)
@@ -267,7 +268,9 @@ class Loop:
                 self.parts.folder.checkpoints,
                 self.state,
                 self.parts.topology,
-                self.engine.average.tensors if self.engine.average is not None else None,
+                self.engine.masters.average.tensors
+                if self.engine.masters.average is not None
+                else None,
             )
             self.saved_step = self.state.step
             if prunes:
@@ -282,7 +285,7 @@ class Loop:
         """Validate, save, write sample outputs and the export; returns the result."""
         self._validate()
         self._save()
-        with self.engine.averaged_weights():
+        with self.engine.masters.averaged():
             state = self.engine.full_state(_model_prefix(self.stage, self.engine.task))
         metrics = dict(self.last_metrics)
         upstream = {name: export.digest for name, export in self.stage.context.upstream.items()}

@@ -25,7 +25,7 @@ from muomni.data.views.base import Batch
 from muomni.distributed.collectives import sum_over_ranks
 from muomni.models.layers.losses import router_losses
 from muomni.models.layers.moe import choice_biases, find_routers
-from muomni.training.stage import StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
 
 TERM = "router"
 _LOAD_STATE = "expert_load"

@@ -26,7 +26,8 @@ from muomni.io.atomic_write import open_atomic, write_atomic
 from muomni.training.engine.engine import Engine
 from muomni.training.engine.expert_parallel import expert_groups
 from muomni.training.feed import Feed
-from muomni.training.stage import Stage, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Stage
 from muomni.training.step_reduction import StepReduction
 
 SCHEMA_VERSION = 1

@@ -27,7 +27,7 @@ from muomni.data.sampling.plan import ORDER_VERSION, Plan, check_world_size
 from muomni.data.shards.data_root import datasets_of, tokenizer_of
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.distributed import collectives
+from muomni.distributed import collectives, compiler
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
@@ -35,7 +35,8 @@ from muomni.models.layers.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
 from muomni.run_folder import RunFolder, provenance
-from muomni.training.engine import attention, compiling, ema, expert_parallel, offload
+from muomni.training.engine import attention, ema, expert_parallel, offload
+from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.precision import (
     describe_precision,
     pick_device,
@@ -125,7 +126,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         here = None if request.is_for_other_gpus else device
         attention.check_support(here, precision, sizes)
     if config.training.compile and not request.is_for_other_gpus:
-        compiling.check_support(os.environ, device.type)
+        compiler.check_support(os.environ, device.type)
     by_part = isinstance(config.training.activation_checkpointing, dict)
     if config.optim.lr_scales or config.optim.name == "muon" or by_part:
         # A pattern or an optimizer that finds nothing is refused before any start.
@@ -215,15 +216,15 @@ def open_loop(session: Session) -> Loop:
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
-        state = store.load(engine.deepspeed, checkpoint, topology)
-        if engine.average is not None:
+        state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
+        if engine.masters.average is not None:
             average = store.load_average(checkpoint, topology, session.device)
             if average is None:
                 logger.warning(
                     "checkpoint %s holds no averaged weights; the average begins with its weights",
                     checkpoint,
                 )
-            engine.set_average(average)
+            engine.masters.set_average(average)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
         origin_of_exports = {
@@ -287,7 +288,7 @@ def seed_everything(seed: int) -> None:
 
 def count_parameters(module: torch.nn.Module) -> int:
     """Parameters of a module, also where ZeRO-3 has partitioned them."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    return sum(full_shape(p).numel() for p in module.parameters())
 
 
 def _digest(*parts: object) -> str:

@@ -6,7 +6,7 @@ model and computes the loss inside `forward`, because under ZeRO-3 parameters ex
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,22 +26,7 @@ from muomni.data.views.base import Batch, View
 from muomni.models.layers.recompute import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
-
-Sums = dict[str, torch.Tensor]
-
-
-@dataclass  # without slots: ZeRO-3 looks for tensors in the attributes of what a module returns
-class StageOutput:
-    """What one forward pass gives to the loop.
-
-    `losses[term]` is a sum over what `Stage.loss_denominators` counts (0-d, with gradient). `logs[name]` is a
-    detached pair [sum, weight], added up over micro-batches and ranks before the ratio is formed.
-    `state` carries what `Stage.after_step` needs (sums that may be added over micro-batches).
-    """
-
-    losses: dict[str, torch.Tensor]
-    logs: Sums = field(default_factory=dict)
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
+from muomni.training.outputs import StageOutput, Sums
 
 
 class NoOptions(Section):

@@ -5,7 +5,8 @@ import torch.distributed as dist
 
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
-from muomni.training.stage import Stage, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Stage
 
 
 class StepReduction:

@@ -15,7 +15,8 @@ from muomni.data.sampling.plan import MicroBatch, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
-from muomni.training.stage import Stage, StageOutput
+from muomni.training.outputs import StageOutput
+from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums
 
 # A batch on the device and which samples it holds.

@@ -13,7 +13,8 @@ import torch
 from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
-from muomni.training.optim.groups import build_optimizer, lr_factor
+from muomni.training.optim.groups import build_optimizer
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.session import Request, prepare, seed_everything
 from muomni.training.step_reduction import RunningSums
 

@@ -19,7 +19,7 @@ from muomni.training.moe import (
     router_denominator,
     update_biases,
 )
-from muomni.training.stage import StageOutput
+from muomni.training.outputs import StageOutput
 from muomni.training.step_reduction import RunningSums
 from tests.ranks import RankPool
 

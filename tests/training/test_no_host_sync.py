@@ -18,6 +18,7 @@ from muomni.models.layers.losses import router_losses
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine.ema import WeightAverage
 from muomni.training.engine.engine import Engine
+from muomni.training.engine.weights import MasterWeights
 from muomni.training.loop import Loop
 from muomni.training.moe import add_router_term, update_biases
 from muomni.training.stages import load_stage
@@ -29,7 +30,7 @@ WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
     Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.denominators,
     StepReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
-    Engine.update_average, WeightAverage.update, router_losses, add_router_term,
+    MasterWeights.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
     StepClock.mark, Throughput.count,
 ]  # fmt: skip
@@ -64,7 +65,7 @@ def test_the_step_does_not_wait_for_the_device(function: Callable[..., Any]) -> 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_what_stages_do_in_a_step_does_not_wait_either(stage: str) -> None:
     cls = load_stage(stage)
-    for name in ("prepare", "weights", "begin_step", "after_step"):
+    for name in ("prepare", "loss_denominators", "begin_step", "after_step"):
         assert waits(getattr(cls, name)) == [], f"{cls.__name__}.{name}"
 
 

@@ -14,7 +14,7 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.errors import NonFiniteError
 from muomni.models.layers.layers import TransformerBlock
-from muomni.training.engine.engine import _own_elements
+from muomni.training.engine.deepspeed_quirks import local_elements
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
@@ -294,7 +294,7 @@ def test_padding_behind_a_part_of_a_weight_is_not_looked_at() -> None:
         part[num_own:] = float("nan")
         weight: Any = torch.nn.Parameter(torch.empty(0))
         weight.ds_tensor, weight.ds_numel, weight.ds_zero_partition_rank = part, 3, rank
-        assert _own_elements(weight).tolist() == [1.0] * num_own
+        assert local_elements(weight).tolist() == [1.0] * num_own
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from muomni.checkpoint import store
 from muomni.errors import CheckpointError, PreemptedError
-from muomni.training.optim.groups import lr_factor
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train

@@ -34,7 +34,7 @@ def test_the_sum_is_waited_for_once_and_not_where_it_begins(
     monkeypatch.setattr(collectives, "start_sum_over_ranks", start)
     stage: Any = SimpleNamespace(
         terms=("text", "speech"),
-        weights=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
+        loss_denominators=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
     )
     window = StepReduction(stage, torch.device("cpu"))
     for wants_stop in (False, True):

@@ -1,8 +1,6 @@
 """Parameter groups, the optimizer over them and the learning-rate schedule."""
 
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -135,35 +133,3 @@ def build_optimizer(
         return MuonWithAdamW(marked, optim.lr, optim.betas, optim.eps, optim.muon_momentum)
     groups = groups or [group.settings() for group in parameter_groups(module, optim)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-
-
-# The share of the way from the peak to the final rate that is left after `x` of the decay, 0 <= x <= 1.
-_DECAYS: dict[str, Callable[[float], float]] = {
-    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
-    "1-sqrt": lambda x: 1 - math.sqrt(x),
-    "linear": lambda x: 1 - x,
-}
-
-
-def lr_factor(step: int, num_steps: int, optim: OptimSection) -> float:
-    """Share of the peak rate for the step after `step` finished ones, of `num_steps` in all.
-
-    A linear warm-up to the peak, then the decay to `final_lr_fraction` at the last step: by a cosine over
-    all steps that are left (Loshchilov and Hutter, 2017), or after a stable stretch (`wsd`: Hu et al.,
-    2024, MiniCPM; `1-sqrt` is the shape of Hägele et al., 2024). A pure function of the step: a resumed
-    run has the rates of an uninterrupted one.
-    """
-    num_warmup = round(optim.warmup_fraction * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    if optim.schedule == "constant":
-        return 1.0
-    last_at_peak, shape = num_warmup, "cosine"
-    if optim.schedule == "wsd":
-        num_decay = round(optim.decay_fraction * num_steps)
-        # However short the run, one step has the peak rate.
-        last_at_peak = max(0, num_warmup - 1, num_steps - num_decay - 1)
-        shape = optim.decay_shape
-    progress = (step - last_at_peak) / max(1, num_steps - 1 - last_at_peak)
-    decayed = _DECAYS[shape](min(1.0, max(0.0, progress)))
-    return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decayed

@@ -21,7 +21,8 @@ from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.training.flops import FlopCounter, count_audio_encoder
-from muomni.training.stage import Artifact, Stage, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Artifact, Stage
 
 _NUM_SAMPLE_OUTPUTS = 8
 

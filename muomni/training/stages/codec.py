@@ -23,7 +23,8 @@ from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
 from muomni.models.speech.vocoder import mel_to_waveform
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_codec
-from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageContext
 
 _NUM_SAMPLE_OUTPUTS = 2
 

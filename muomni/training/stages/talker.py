@@ -24,7 +24,8 @@ from muomni.models.speech.speech_output import speak
 from muomni.models.speech.talker import Talker, num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_talker
-from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Artifact, Stage, StageContext
 from muomni.training.stages.frozen_codec import FrozenCodec
 
 _NUM_SAMPLE_OUTPUTS = 2

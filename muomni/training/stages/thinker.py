@@ -25,7 +25,8 @@ from muomni.models.layers.recompute import recomputed_share
 from muomni.training import moe
 from muomni.training.engine.attention import documents_of
 from muomni.training.flops import FlopCounter, count_thinker
-from muomni.training.stage import Stage, StageContext, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Stage, StageContext
 
 
 class ThinkerTask(nn.Module):

@@ -33,7 +33,8 @@ from muomni.models.vision.contrastive import (
     sigmoid_surrogate,
 )
 from muomni.training.flops import FlopCounter, count_clip
-from muomni.training.stage import Artifact, Stage, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Artifact, Stage
 
 _NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"

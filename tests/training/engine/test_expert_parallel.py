@@ -292,7 +292,7 @@ def test_resume_with_experts_repeats_the_losses(
         ({"autoep_size": 0}, MOE, 2, "autoep_size is 0; give a positive number, or 'auto'"),
         ({"autoep_size": "2"}, MOE, 2, "autoep_size is '2'"),
         ({"autoep_sise": 2}, MOE, 2, "autoep_sise cannot be set.*did you mean 'autoep_size'"),
-        ({"top_k": 1}, MOE, 2, "expert_parallel.top_k cannot be set.*the model decides it"),
+        ({"top_k": 1}, MOE, 2, "expert_parallel.top_k cannot be set.*follows from the model"),
         ([2], MOE, 2, "expert_parallel must be an object"),
     ],
 )

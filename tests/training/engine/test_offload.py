@@ -239,7 +239,7 @@ def test_a_device_of_none_is_no_offload(text_data: Path, tmp_path: Path) -> None
 def test_state_of_a_gpu_lies_on_the_host(
     name: str, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     environment = dict(os.environ)
     export_environment(Ranks(0, 0, 1), environment)
@@ -251,9 +251,9 @@ def test_state_of_a_gpu_lies_on_the_host(
     with process_group(session.device):
         loop = open_loop(session)
         loop._step(iter(loop.loader), False)
-        optimizer, average = loop.engine.optimizer, loop.engine.average
+        optimizer, average = loop.engine.optimizer, loop.engine.masters.average
         assert average is not None
-        state = [*loop.engine._master_weights(), *average.tensors]
+        state = [*loop.engine.masters.tensors(), *average.tensors]
         state += [
             value
             for values in optimizer.optimizer.state.values()
@@ -264,10 +264,10 @@ def test_state_of_a_gpu_lies_on_the_host(
         if name == "zero3_offload":
             large = [p for p in loop.engine.task.parameters() if not p.ds_persist]
             assert large and {p.ds_tensor.device.type for p in large} == {"cpu"}
-        masters = [weight.clone() for weight in loop.engine._master_weights()]
-        with loop.engine.averaged_weights():
+        masters = [weight.clone() for weight in loop.engine.masters.tensors()]
+        with loop.engine.masters.averaged():
             state_dict = loop.engine.full_state("thinker.")
         assert all(weight.device.type == "cpu" for weight in state_dict.values())
-        after = loop.engine._master_weights()
+        after = loop.engine.masters.tensors()
         assert all(torch.equal(a, b) for a, b in zip(masters, after, strict=True))
         loop.engine.deepspeed.destroy()

@@ -7,7 +7,8 @@ from torch import nn
 
 from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
-from muomni.training.optim.groups import describe_parameters, lr_factor, parameter_groups
+from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.optim.schedule import lr_factor
 
 
 def test_warm_up_then_cosine_to_the_floor_over_the_real_number_of_steps() -> None:

@@ -12,7 +12,8 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, ConfigError
-from muomni.training.optim.groups import describe_parameters, lr_factor, parameter_groups
+from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.session import Request, prepare, seed_everything
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train

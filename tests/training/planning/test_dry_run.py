@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from launch.train import parser, train
+from muomni.distributed import compiler
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
 from muomni.models.layers.flops import thinker_flops
-from muomni.training.engine import compiling
 from muomni.training.engine.offload import Offload
 from muomni.training.planning.dry_run import Device, fits_device, read_step
 from muomni.training.planning.memory_plan import MemoryPlan
@@ -71,7 +71,7 @@ def test_a_plan_for_gpus_asks_not_what_this_machine_has(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--precision", "bf16", "training.attention=varlen", "training.compile=true")
-    monkeypatch.setattr(compiling, "missing_for_compiling", lambda _: "a compiler")
+    monkeypatch.setattr(compiler, "missing_for_compiling", lambda _: "a compiler")
     by_documents = dry_run(text_data, "--gpu-gib", "80", *flags)["memory"][0]
     by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
     assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]

@@ -30,7 +30,8 @@ from muomni.models.speech.talker import num_predictions
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training import moe
 from muomni.training.flops import FlopCounter
-from muomni.training.stage import Artifact, Stage, StageContext, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Artifact, Stage, StageContext
 from muomni.training.stages.frozen_codec import FrozenCodec
 from muomni.training.stages.sft.flops import count_omni
 from muomni.training.stages.sft.parts import check_sizes, freeze, load_parts, omni_config

@@ -19,7 +19,7 @@ from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.models.speech.talker import TalkerLoss
 from muomni.training.engine.attention import documents_of
 from muomni.training.moe import add_router_term
-from muomni.training.stage import StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
 
 _CHUNK_TOKENS = 1024
 

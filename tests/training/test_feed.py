@@ -9,7 +9,7 @@ from muomni.config.run import DataSection
 from muomni.data.sampling import count_cache
 from muomni.data.sampling.count_cache import CountCache
 from muomni.data.sampling.plan import Batching, Plan
-from muomni.training.shared_counts import SharedCounts
+from muomni.training.feed import SharedCounts
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 

@@ -2,7 +2,7 @@
 
 import os
 
-from muomni.distributed.shared_memory import SHARED_MEMORY
+from muomni.training.engine.process_group import SHARED_MEMORY
 from tests.ranks import RankPool
 
 
