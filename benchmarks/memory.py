@@ -213,9 +213,8 @@ def train_steps(session: Any, num_steps: int) -> None:
 
     loop = open_loop(session)
     loop.engine.train()
-    batches = iter(loop.loader)
     for _ in range(num_steps):
-        loop._step(batches, False)
+        loop.train_step()
     loop.engine.deepspeed.destroy()
 
 

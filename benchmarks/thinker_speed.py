@@ -138,7 +138,7 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
         times = take_turns(
             {OURS: steps_of(loop, arguments.steps), **ways}, arguments.rounds, arguments.steps
         )
-        loop._log(loop.state.step)
+        loop.log()
     close()
     useful[OURS] = loop.state.units_seen / loop.state.step
     ours, minimum = times[OURS], min(times[OURS])

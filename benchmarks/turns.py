@@ -3,7 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muomni.training.loop import Loop
 
 
 def take_turns(
@@ -25,25 +28,23 @@ def take_turns(
 
 
 @contextmanager
-def training_loops(loops: list[Any]) -> Iterator[None]:
-    """Open the logs of training loops for the block, as their own `run` does, and close them after."""
+def training_loops(loops: list["Loop"]) -> Iterator[None]:
+    """Open the recorders of training loops for the block, as `Loop.run` does."""
     with ExitStack() as stack:
         for loop in loops:
-            loop._open_logs()
-            stack.callback(loop._close_logs, "FINISHED")
+            loop.open()
+            stack.callback(loop.close, "FINISHED")
             loop.engine.train()
         yield
 
 
-def steps_of(loop: Any, num_steps: int) -> Callable[[], None]:
-    """What does the next `num_steps` steps of a training loop, logging included where it is due."""
-    batches = iter(loop.loader)
+def steps_of(loop: "Loop", num_steps: int) -> Callable[[], None]:
+    """A function that runs the next `num_steps` steps of a training loop, and logs when it is due."""
 
     def run() -> None:
         for _ in range(num_steps):
-            loop._step(batches, False)
-            loop.window.stop_agreed()
+            loop.train_step()
             if loop.state.step % loop.config.training.log_every == 0:
-                loop._log(loop.state.step)
+                loop.log()
 
     return run

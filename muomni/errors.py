@@ -16,7 +16,7 @@ class MuomniError(Exception):
 
     exit_code = 1
     # Set where other ranks may not meet the mistake, so that the rank that does says it itself.
-    is_of_one_rank = False
+    is_rank_local = False
 
 
 class ConfigError(MuomniError):
@@ -71,6 +71,6 @@ def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
     try:
         yield
     except MuomniError as error:
-        if is_main or error.is_of_one_rank:
+        if is_main or error.is_rank_local:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

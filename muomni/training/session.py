@@ -34,6 +34,7 @@ from muomni.io.hashing import sha256_bytes
 from muomni.models.layers.compiled import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.profiler import check_ranks
+from muomni.observe.recorder import build_recorders, check_recorders
 from muomni.run_folder import RunFolder, provenance
 from muomni.training.engine import attention, ema, expert_parallel, offload
 from muomni.training.engine.deepspeed_quirks import full_shape
@@ -104,6 +105,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     group = config.batch.micro_batches_per_step or ranks.world_size
     check_world_size(group, ranks.world_size)
     check_ranks(config.profile, ranks.world_size)
+    check_recorders(config.training.recorders)
     upstream = stage_type.find_upstream(config, request.upstream)
     stream = config.data.stream
     needs_datasets = stream is None or stream.has_val
@@ -247,7 +249,8 @@ def open_loop(session: Session) -> Loop:
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
         topology,
     )  # fmt: skip
-    return Loop(parts, state)
+    recorders = build_recorders(config.training.recorders) if collectives.rank() == 0 else []
+    return Loop(parts, state, recorders)
 
 
 def finished_result(session: Session) -> dict[str, Any] | None:

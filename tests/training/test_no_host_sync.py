@@ -28,11 +28,11 @@ from muomni.training.throughput import Throughput
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.denominators,
-    StepReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
+    Loop.train_step, Loop._prepare, DeviceCopies.__call__, StepReduction.denominators,
+    StepReduction._copy_flags, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
     MasterWeights.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
-    StepClock.mark, Throughput.count,
+    StepClock.mark, Throughput.count_flops, Throughput.count_units,
 ]  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
         assert result["message"] == results[0]["message"]
     message = results[0]["message"]
     assert f"in step {step} thinker.stack.blocks.1" in message
-    assert f"first {'output' if phase == 'forward' else 'gradient'} that is not finite" in message
+    assert f"first non-finite {'output' if phase == 'forward' else 'gradient'}" in message
     assert "(rank 1, micro-batch 0 with samples " in message
 
     folder = tmp_path / "thinker" / "nonfinite"
@@ -164,9 +164,8 @@ def _cut_short(config: Any, run: Path, zero: int) -> dict[str, torch.Tensor]:
         update={"training": config.training.model_copy(update={"max_steps": 12})}
     )
     loop = open_loop(prepare(Request(longer, run, run, engine(zero)), discover()))
-    batches = iter(loop.loader)
     for _ in range(config.training.max_steps):
-        loop._step(batches, False)
+        loop.train_step()
     state = loop.engine.full_state("")
     loop.engine.deepspeed.destroy()
     return state
@@ -191,7 +190,7 @@ def test_a_loss_that_stays_non_finite_in_the_log_is_looked_into_as_well(
     # It logs at each step, before the third bad step is known.
     config = thinker_config(text_data, {"training": {"save_every": 1, "keep_last": 1}})
     results = two_ranks.run(_stop, config=config, run=tmp_path, zero=engine(1), phase="forward")
-    assert results[0]["message"].startswith("the loss of 3 logged steps up to step 6 is not finite")
+    assert results[0]["message"].startswith("the loss of 3 logged steps up to step 6 is non-finite")
     assert "in step 5 thinker.stack.blocks.1" in results[0]["message"]
     # A run that is started again and again does not push good checkpoints out.
     names = [path.name for path in (tmp_path / "thinker" / "checkpoints").glob("step_*")]
@@ -215,7 +214,7 @@ def test_when_nothing_is_found_again_all_ranks_keep_their_batches(
 ) -> None:
     config = thinker_config(text_data, {"training": {"log_every": 100}})
     message = two_ranks.run(_stop_by_sum, config=config, run=tmp_path)[0]
-    assert "played again, all outputs and gradients of step 3 are finite on every rank" in message
+    assert "all outputs and gradients of step 3 are finite on every rank" in message
     folder = tmp_path / "thinker" / "nonfinite"
     assert len(list(folder.glob("step_3_rank*.pt"))) == 2
 
@@ -259,7 +258,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     newest = (
         f"the last checkpoint is {checkpoints / last}" if last else "there is no checkpoint yet"
     )
-    assert "thinker.embed_tokens.weight is not finite" in messages[0]
+    assert "thinker.embed_tokens.weight is non-finite" in messages[0]
     assert f"the weights are not saved, and {newest}" in messages[0]
     assert "samples" not in messages[0]
     assert max((path.name for path in checkpoints.glob("step_*")), default=None) == last
@@ -318,10 +317,10 @@ def _infinite_at(calls_at: set[int]) -> Iterator[None]:
 def _steps_around(config: Any, run: Path) -> list[dict[str, torch.Tensor]]:
     """How many steps of four were skipped, and the weights after the second, a bad third and the fourth."""
     loop = open_loop(prepare(Request(config, run, run, engine(0)), discover()))
-    batches, states = iter(loop.loader), []
+    states = []
     with _infinite_at({9}):  # the first micro-batch of the third step
         for _ in range(4):
-            loop._step(batches, False)
+            loop.train_step()
             states.append(loop.engine.full_state(""))
     states[0] = {"skipped": torch.tensor(loop.engine.count_skipped())}
     loop.engine.deepspeed.destroy()

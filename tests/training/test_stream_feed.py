@@ -167,7 +167,7 @@ def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | Non
     try:
         train(config, run)
     except DataError as error:
-        return {"text": str(error), "is_of_one_rank": error.is_of_one_rank}
+        return {"text": str(error), "is_rank_local": error.is_rank_local}
     return None
 
 
@@ -176,7 +176,7 @@ def test_a_rank_says_itself_what_only_it_meets(
 ) -> None:
     config = streamed(root, max_bad_samples=0)
     said = one_rank.run(stop_at_the_bad_sample, config=config, run=tmp_path)[0]
-    assert said["is_of_one_rank"]
+    assert said["is_rank_local"]
     assert said["text"].startswith("rank 0: 1 samples could not be decoded")
 
 

@@ -10,7 +10,7 @@ from muomni.config.run import RunConfig
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
 from muomni.observe.profiler import MEMORY_REQUEST, TRACE_REQUEST
-from muomni.training.loop import Loop
+from muomni.training.loop import Loop, StepResult
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -77,19 +77,19 @@ def test_a_window_of_steps_is_traced_by_the_ranks_that_are_named(
 
 def touch_and_train(config: RunConfig, run: Path, names: list[str]) -> dict[str, Any]:
     """Train, and touch files in the run folder when the first step is logged."""
-    log = Loop._log
+    log = Loop.log
 
-    def touching(loop: Loop, step: int) -> None:
-        if step == 1 and loop.is_main:
+    def touching(loop: Loop) -> None:
+        if loop.state.step == 1 and loop.is_main:
             for name in names:
                 (loop.parts.folder.root / name).touch()
-        log(loop, step)
+        log(loop)
 
-    Loop._log = touching  # type: ignore[method-assign]
+    Loop.log = touching  # type: ignore[method-assign]
     try:
         return train(config, run)
     finally:
-        Loop._log = log  # type: ignore[method-assign]
+        Loop.log = log  # type: ignore[method-assign]
 
 
 def test_touching_a_file_traces_the_next_steps_of_all_named_ranks(
@@ -137,19 +137,19 @@ def test_a_cpu_has_no_memory_snapshot_and_the_run_goes_on(
 
 def stop_while_recording(config: RunConfig, run: Path) -> list[str]:
     """Train until an error in the middle of the window; what is left of the trace then."""
-    step = Loop._step
+    train_step = Loop.train_step
 
-    def failing(loop: Loop, *arguments: Any) -> None:
+    def failing(loop: Loop, wants_stop: bool = False) -> StepResult:
         if loop.state.step == 3:
             raise RuntimeError("stop")
-        step(loop, *arguments)
+        return train_step(loop, wants_stop)
 
-    Loop._step = failing  # type: ignore[method-assign]
+    Loop.train_step = failing  # type: ignore[method-assign]
     try:
         with pytest.raises(RuntimeError, match="stop"):
             train(config, run)
     finally:
-        Loop._step = step  # type: ignore[method-assign]
+        Loop.train_step = train_step  # type: ignore[method-assign]
     return [str(path) for path in run.rglob("*trace*")]
 
 

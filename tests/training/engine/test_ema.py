@@ -49,10 +49,9 @@ def averaged(
 
 def _weights_of_each_step(config: RunConfig, run: Path) -> list[dict[str, torch.Tensor]]:
     loop = open_loop(prepare(Request(config, run, run, {}, "never"), discover()))
-    batches = iter(loop.loader)
     steps = [loop.engine.full_state("thinker.")]
     for _ in range(config.training.max_steps or 0):
-        loop._step(batches, False)
+        loop.train_step()
         steps.append(loop.engine.full_state("thinker."))
     loop.engine.deepspeed.destroy()
     return steps

@@ -43,9 +43,8 @@ def _open_and_step(config: RunConfig, run: Path, zero: int) -> dict[str, Any]:
     sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in task.named_parameters()}
     frozen = {name for name in sizes if name.startswith(f"thinker.{FROZEN}")}
     before = engine.full_state("")
-    batches = iter(loop.loader)
-    loop._step(batches, False)
-    loop._step(batches, False)
+    loop.train_step()
+    loop.train_step()
     after = engine.full_state("")
     basic = getattr(engine.optimizer, "optimizer", engine.optimizer)
     masters = [p for group in basic.param_groups for p in group["params"]]

@@ -250,7 +250,7 @@ def test_state_of_a_gpu_lies_on_the_host(
     session = prepare(Request(config, tmp_path, tmp_path, engine_json, "never"), discover({}))
     with process_group(session.device):
         loop = open_loop(session)
-        loop._step(iter(loop.loader), False)
+        loop.train_step()
         optimizer, average = loop.engine.optimizer, loop.engine.masters.average
         assert average is not None
         state = [*loop.engine.masters.tensors(), *average.tensors]

@@ -36,7 +36,7 @@ def _step_with_idle_weight(config: RunConfig, run: Path) -> dict[str, Any]:
 
     loop.engine.deepspeed.flatten = counted
     try:
-        loop._step(iter(loop.loader), False)
+        loop.train_step()
         idle = loop.engine.full_state("thinker.")["idle"]
         return {"idle": idle, "num_flattened": len(flattened)}
     finally:

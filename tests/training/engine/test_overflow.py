@@ -19,9 +19,8 @@ def _adam_steps(config: Any, run: Path) -> set[float]:
     """Steps that Adam's bias correction counts after two steps without ZeRO."""
     engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
     loop = open_loop(prepare(Request(config, run, run, engine_json), discover()))
-    batches = iter(loop.loader)
-    loop._step(batches, False)
-    loop._step(batches, False)
+    loop.train_step()
+    loop.train_step()
     steps = {float(state["step"]) for state in loop.engine.optimizer.optimizer.state.values()}
     loop.engine.deepspeed.destroy()
     return steps
