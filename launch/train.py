@@ -163,7 +163,13 @@ def train(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         # all of them again every hundred steps or so, for a third of a second, in which other ranks wait.
         gc.collect()
         gc.freeze()
-        return loop.run()
+        result = loop.run()
+    if ranks.is_main and session.val is not None:
+        from muomni.inference.samples import record_samples
+
+        folder, info = loop.parts.folder, loop.run_info()
+        record_samples(session.stage, session.val, folder, loop.recorders, info)
+    return result
 
 
 if __name__ == "__main__":

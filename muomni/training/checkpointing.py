@@ -37,9 +37,9 @@ class Checkpoints:
     ) -> Path:
         """Save `state` unless this run has saved it or started from it; every rank must call it.
 
-        A folder of the same name alone may be damaged, or left by an earlier start. `run_id` returns the MLflow
-        run on rank 0. Raises NonFiniteError if weights are non-finite, since the next start would resume from
-        them and prune good checkpoints; the message starts with `reason`.
+        A folder of the same name alone may be damaged, or left by an earlier start. `run_id` returns the
+        MLflow run on rank 0. Raises NonFiniteError if weights are non-finite, since the next start would
+        resume from them and prune good checkpoints; the message starts with `reason`.
         """
         folder = store.step_folder(self._root, state.step)
         is_saved = self._saved_step == state.step

@@ -1,8 +1,8 @@
 """Reasons to stop a run, and to warn: signals, non-finite gradients and losses, and the fp16 loss scale.
 
 A step with non-finite gradients is skipped on all ranks, and the weights stay unchanged. A few such steps are
-normal in fp16, which then halves the loss scale. Decisions depend only on metrics that all ranks share, so all
-ranks decide alike.
+normal in fp16, which then halves the loss scale. Decisions depend only on metrics that all ranks share, so
+all ranks decide alike.
 """
 
 import logging
@@ -26,8 +26,8 @@ _NUM_SKIP_STEPS = 100
 class StopFlag:
     """Remembers the first signal that asked this rank to stop.
 
-    A launcher may reach one rank long before the others (DeepSpeed's signals them one by one), so a rank never
-    acts on its own flag: `StepReduction` carries it to all ranks.
+    A launcher may reach one rank long before the others (DeepSpeed's signals them one by one), so a rank
+    never acts on its own flag: `StepReduction` carries it to all ranks.
     """
 
     def __init__(self) -> None:

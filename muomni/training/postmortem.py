@@ -38,8 +38,8 @@ _NUM_NAMED = 4
 class Finding:
     """The non-finite values of one micro-batch (counted from 0).
 
-    `module` is the first module with such an output (`phase` forward) or gradient (backward); `losses` are the
-    loss sums of the micro-batch, `parameters` names those with a non-finite gradient.
+    `module` is the first module with such an output (`phase` forward) or gradient (backward); `losses` are
+    the loss sums of the micro-batch, `parameters` names those with a non-finite gradient.
     """
 
     micro_batch: int
@@ -206,8 +206,9 @@ class Seen:
 def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
     """Let `seen` check all module outputs and all gradients inside `task`.
 
-    Blocks that are recomputed in the backward pass are checked twice, which does not change the first finding.
-    Outputs of expert-parallel experts contain uninitialized rows, so only the layer around them is checked.
+    Blocks that are recomputed in the backward pass are checked twice, which does not change the first
+    finding. Outputs of expert-parallel experts contain uninitialized rows, so only the layer around them is
+    checked.
     """
     padded = {name.rpartition(".")[0] for name in expert_groups(task)}
     hooks = [

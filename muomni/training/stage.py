@@ -5,7 +5,7 @@ model and computes the loss inside `forward`, because under ZeRO-3 parameters ex
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,6 @@ from muomni.config.models import Section
 from muomni.config.run import RunConfig
 from muomni.data.sampling.plan import Batching
 from muomni.data.shards.manifest import Task
-from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
 from muomni.models.layers.recompute import recompute_activations
@@ -40,14 +39,6 @@ class StageContext:
     tokenizer: Tokenizer
     upstream: dict[str, Export]
     device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A sample output of a stage: a file that is kept in the run folder and sent to MLflow."""
-
-    path: Path
-    kind: str  # text | image | audio
 
 
 class Stage(ABC):
@@ -147,7 +138,3 @@ class Stage(ABC):
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
         """Turn log ratios into reported metrics (perplexity from loss, say)."""
         return ratios
-
-    def sample_outputs(self, task: nn.Module, source: Source, folder: Path) -> Iterator[Artifact]:
-        """Write a few outputs of the model for held-out samples; rank 0 only, whole weights."""
-        return iter(())

@@ -12,9 +12,9 @@ from muomni.training.stage import Stage
 class StepReduction:
     """Sums the loss denominators of a step over its micro-batches and all ranks.
 
-    The reduction overlaps the first forward pass, since only the backward pass needs the sum. The stop flag and
-    the count of bad steps travel in the same tensor. They are read from an asynchronous copy after the step, so
-    the host does not wait for the device; all ranks read the same values at the same step.
+    The reduction overlaps the first forward pass, since only the backward pass needs the sum. The stop flag
+    and the count of bad steps travel in the same tensor. They are read from an asynchronous copy after the
+    step, so the host does not wait for the device; all ranks read the same values at the same step.
     """
 
     def __init__(self, stage: Stage, device: torch.device) -> None:

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
     two_ranks.run(train, config=config, run=tmp_path, zero=zero)
     wider = {"training": {"max_steps": 4}, "model": {"intermediate_size": 96}}
-    with pytest.raises(CheckpointError, match=r"a model of other sizes; give the preset.*never"):
+    with pytest.raises(CheckpointError, match=r"a model of other sizes; use the preset.*never"):
         two_ranks.run(train, config=thinker_config(text_data, wider), run=tmp_path, zero=zero)
 
 
@@ -139,7 +139,10 @@ def test_a_checkpoint_of_other_parameter_groups_is_refused_in_a_sentence(
         {"*.mlp.*": 2.0},
     ):  # the last one changes their order alone
         other = {"training": {"max_steps": 4}, "optim": {"lr_scales": scales}}
-        with pytest.raises(CheckpointError, match=r"other groups; give the optim\.lr_scales"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"other parameters than this run; use the optim\.lr_scales",
+        ):
             two_ranks.run(train, config=thinker_config(text_data, other), run=tmp_path, zero=zero)
     same = {"training": {"max_steps": 4}, "optim": {"lr_scales": {"*.mlp.*": 0.25}}}
     two_ranks.run(train, config=thinker_config(text_data, same), run=tmp_path, zero=zero)

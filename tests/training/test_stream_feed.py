@@ -188,7 +188,7 @@ def test_stages_that_batch_by_seconds_must_be_told_a_number() -> None:
         stream_batch_size(untold, bucket, "talker")
     assert stream_batch_size(told, bucket, "talker") == 6
     assert [stream_batch_size(untold, each, "thinker") for each in (fixed, packed)] == [4, 3]
-    with pytest.raises(ConfigError, match=r"by batch\.rows; leave"):
+    with pytest.raises(ConfigError, match=r"by batch\.rows; remove"):
         stream_batch_size(told, packed, "thinker")
 
 

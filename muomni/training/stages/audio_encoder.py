@@ -1,8 +1,5 @@
 """Stage `audio_encoder`: speech recognition by CTC, which teaches the encoder what is said."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import jiwer
 import torch
 from pydantic import Field
@@ -11,7 +8,6 @@ from torch import Tensor, nn
 from muomni.config.loading import validate
 from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, Section
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch
@@ -22,9 +18,7 @@ from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.training.flops import FlopCounter, count_audio_encoder
 from muomni.training.outputs import StageOutput, Sums
-from muomni.training.stage import Artifact, Stage
-
-_NUM_SAMPLE_OUTPUTS = 8
+from muomni.training.stage import Stage
 
 
 class AudioEncoderOptions(Section):
@@ -135,21 +129,3 @@ class AudioEncoderStage(Stage):
         metrics = dict(ratios)
         metrics["infeasible_fraction"] = metrics.pop("infeasible")
         return metrics
-
-    def sample_outputs(
-        self, task: AudioEncoderTask, source: Source, folder: Path
-    ) -> Iterator[Artifact]:
-        view, lines = self.view(), []
-        for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
-            utterance = view.example(source.read(index), None)
-            batch = view.collate([[utterance]])
-            device = self.context.device
-            hidden, lengths = task.encoder(
-                batch["waveform"].to(device), batch["lengths"].to(device)
-            )
-            (ids,) = greedy_decode(task.encoder.ctc_logits(hidden), lengths)
-            spoken, heard = self.tokenizer.decode(utterance.labels), self.tokenizer.decode(ids)
-            lines.append(f"spoken: {spoken}\nheard:  {heard}\n")
-        path = folder / "audio_encoder.txt"
-        path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artifact(path, "text")

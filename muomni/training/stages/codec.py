@@ -1,8 +1,5 @@
 """Stage `codec`: speech to discrete codes and back."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import nn
@@ -10,23 +7,17 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import CodecConfig, Section
 from muomni.config.run import RunConfig
-from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.waveform import WaveformView
 from muomni.distributed import collectives
 from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.codec import Codec, codec_loss, num_code_frames
-from muomni.models.speech.mel import LOG_FLOOR, num_mel_frames
+from muomni.models.speech.mel import num_mel_frames
 from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
-from muomni.models.speech.vocoder import mel_to_waveform
-from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_codec
 from muomni.training.outputs import StageOutput, Sums
-from muomni.training.stage import Artifact, Stage, StageContext
-
-_NUM_SAMPLE_OUTPUTS = 2
+from muomni.training.stage import Stage, StageContext
 
 
 class CodecOptions(Section):
@@ -107,18 +98,3 @@ class CodecStage(Stage):
         if self._code_counts is not None:
             metrics["code_perplexity"] = float(code_perplexity(self._code_counts).mean())
         return metrics
-
-    def sample_outputs(self, task: CodecTask, source: Source, folder: Path) -> Iterator[Artifact]:
-        codec = task.codec
-        for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
-            waveform, lengths = pad_waveforms([read_audio(source.read(index))])
-            waveform, lengths = waveform.to(self.context.device), lengths.to(self.context.device)
-            target, _ = codec.log_mel(waveform, lengths)
-            codes, _ = codec.encode(waveform, lengths)
-            mel = codec.decode(codes)[0, : target.shape[1]]
-            image, sound = folder / f"codec_{index}.png", folder / f"codec_{index}.wav"
-            mels = [target[0].cpu().numpy(), mel.cpu().numpy()]
-            write_spectrograms(image, mels, LOG_FLOOR)
-            yield Artifact(image, "image")
-            write_waveform(sound, mel_to_waveform(mel, codec.config.mel).cpu().numpy())
-            yield Artifact(sound, "audio")

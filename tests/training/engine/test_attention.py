@@ -98,7 +98,7 @@ def test_it_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
 @pytest.mark.parametrize("stage", ["vision_encoder", "codec"])
 def test_it_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"pack or pad rows \(thinker, audio_encoder, talker, sft"
+        ConfigError, match=r"pack or pad sequences \(thinker, audio_encoder, talker, sft"
     ):
         first_losses(stage_config(stage, media_data, VARLEN), Path())
 

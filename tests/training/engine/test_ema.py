@@ -119,7 +119,7 @@ def test_an_engine_that_hides_its_weights_is_refused_before_a_start(
     ema_config: RunConfig, tmp_path: Path
 ) -> None:
     engine_json = {"data_types": {"grad_accum_dtype": "fp32"}}
-    with pytest.raises(ConfigError, match="does not run with data_types"):
+    with pytest.raises(ConfigError, match="does not work with data_types"):
         prepare(Request(ema_config, tmp_path, tmp_path, engine_json), discover({}))
 
 

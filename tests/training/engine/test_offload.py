@@ -181,9 +181,9 @@ def test_what_ships_offloads(
     [
         ({"offload_optimizer": {"device": "cpu"}}, "needs ZeRO 1 or 2 or 3.* stage 0"),
         ({"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param needs ZeRO 3.* stage 2"),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "asks for nvme, which is not"),
-        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param asks for nvme"),
-        ({"stage": 2, "cpu_offload": True}, "former way to ask"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "offloads to nvme, which is not"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param offloads to nvme"),
+        ({"stage": 2, "cpu_offload": True}, "is deprecated in DeepSpeed"),
         (
             {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
             r"offload_optimizer\.ratio is not supported",
@@ -206,7 +206,7 @@ def test_what_cannot_be_offloaded_is_refused_before_a_start(
     ("added", "told"),
     [
         ({"zero_force_ds_cpu_optimizer": True}, "torch's fused AdamW, which is as fast"),
-        ({"data_types": {"grad_accum_dtype": "fp32"}}, "data_types .* does not run with offload"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "data_types .* does not work with offload"),
     ],
 )
 def test_other_keys_that_offload_does_not_go_with_are_refused(

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_the_other_optimizer_is_refused(
     ("engine_json", "told"),
     [
         ({"zero_optimization": {"stage": 2}}, r"runs without ZeRO.*stage 2.*zero0\.json"),
-        ({"expert_parallel": {"autoep_size": 1}}, "does not run with expert_parallel"),
+        ({"expert_parallel": {"autoep_size": 1}}, "does not work with expert_parallel"),
     ],
 )
 def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
@@ -144,7 +144,7 @@ def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
 
 def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_refused() -> None:
     convolutions = nn.ModuleDict({"codec": nn.ModuleDict({"blocks": nn.Conv1d(3, 4, 1)})})
-    with pytest.raises(ConfigError, match="finds no linear layer to train in blocks"):
+    with pytest.raises(ConfigError, match="found no trainable linear layer in the blocks"):
         parameter_groups(convolutions, OptimSection(lr=0.1, name="muon"))
     with pytest.raises(ValueError, match=r"muon_lr needs optim\.name=muon"):
         OptimSection(lr=0.1, muon_lr=0.2)

@@ -83,15 +83,11 @@ def test_it_learns_to_find_images_and_captions(loss: str, media_data: Path) -> N
     assert zero_shot_top1(task.clip, features, names, stage.view(), CPU) > 5 / len(names)
 
 
-def test_a_run_reports_accuracy_and_writes_neighbors(
-    media_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
+def test_a_run_reports_accuracy(media_data: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 2}})
     result = two_ranks.run(train, config=config, run=tmp_path)[0]
     assert 0 <= result["val/accuracy"] <= 1
     assert result["curve"][0]["scale"] == pytest.approx(1 / 0.07, rel=1e-4)
-    text = (tmp_path / "vision_encoder" / "samples" / "vision_encoder.txt").read_text()
-    assert "image of: red circle" in text and "nearest: " in text
 
 
 def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:

@@ -65,12 +65,6 @@ class OmniTask(nn.Module):
             output.logs |= self._swaps(batch, slots, images, audios, hidden)
         return output
 
-    def states_at_speech(self, batch: Batch) -> Tensor:
-        """The Thinker's states [S, Tl, D] at the characters of the spoken answers of a batch."""
-        slots = MediaSlots.of_batch(batch)
-        hidden = self.omni(batch["input_ids"], slots, **documents_of(batch))
-        return gather_places(hidden, batch["speech_places"])
-
     def _heard(self, batch: Batch, slots: MediaSlots) -> Tensor:
         augmentation = self.augmentation if self.training else None
         seeds = batch["audio_seeds"]
