@@ -244,7 +244,8 @@ def test_an_export_holds_every_expert_and_loads_anywhere(
     sizes = export.config(ThinkerConfig)
     model = Thinker(sizes).eval()
     export.load_into(model)
-    experts = model.stack.blocks[0].mlp.experts.gate_up_proj.detach()
+    block: Any = model.stack.blocks[0]
+    experts = block.mlp.experts.gate_up_proj.detach()
     assert experts.shape[0] == 4
     assert len({expert.sum().item() for expert in experts}) == 4
     reference = Qwen3MoeForCausalLM(Qwen3MoeConfig(**qwen3_config(sizes))).eval()

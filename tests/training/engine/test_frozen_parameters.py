@@ -25,7 +25,7 @@ def _frozen_session(config: RunConfig, run: Path, zero: int, ranks: Ranks) -> Se
     build = session.stage.build
 
     def build_frozen() -> ThinkerTask:
-        task = build()
+        task: Any = build()
         for name, parameter in task.thinker.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
         return task

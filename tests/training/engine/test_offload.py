@@ -262,7 +262,8 @@ def test_state_of_a_gpu_lies_on_the_host(
         ]
         assert {tensor.device.type for tensor in state} == {"cpu"}
         if name == "zero3_offload":
-            large = [p for p in loop.engine.task.parameters() if not p.ds_persist]
+            parameters: list[Any] = list(loop.engine.task.parameters())
+            large = [p for p in parameters if not p.ds_persist]
             assert large and {p.ds_tensor.device.type for p in large} == {"cpu"}
         masters = [weight.clone() for weight in loop.engine.masters.tensors()]
         with loop.engine.masters.averaged():

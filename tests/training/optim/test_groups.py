@@ -32,10 +32,10 @@ def test_a_run_of_one_step_has_a_rate() -> None:
 
 @pytest.mark.parametrize(("shape", "half_way"), [("1-sqrt", 1 - 0.5**0.5), ("linear", 0.5)])
 def test_wsd_warms_up_stays_and_decays_over_its_last_fraction(shape: str, half_way: float) -> None:
-    optim = OptimSection(
-        lr=1.0, schedule="wsd", warmup_fraction=0.1, decay_fraction=0.2, decay_shape=shape,
-        final_lr_fraction=0.0,
-    )  # fmt: skip
+    optim = OptimSection.model_validate({
+        "lr": 1.0, "schedule": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.2, "decay_shape": shape,
+        "final_lr_fraction": 0.0,
+    })  # fmt: skip
     factors = [lr_factor(step, 100, optim) for step in range(100)]
     assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert set(factors[10:80]) == {1.0}
@@ -52,7 +52,9 @@ def test_wsd_has_the_same_rates_up_to_its_decay_however_long_the_run() -> None:
 
 
 SCHEDULES = [
-    OptimSection(lr=1.0, schedule=schedule, decay_shape=shape, **fractions)
+    OptimSection.model_validate(
+        {"lr": 1.0, "schedule": schedule, "decay_shape": shape, **fractions}
+    )
     for schedule, shape in (
         ("cosine", "linear"), ("constant", "linear"), ("wsd", "linear"), ("wsd", "1-sqrt"),
     )
@@ -105,13 +107,11 @@ def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
 
 
 def test_rates_follow_the_first_pattern_that_names_a_parameter() -> None:
-    task = nn.ModuleDict(
-        {"omni": nn.ModuleDict({"talker": nn.Linear(3, 4), "thinker": nn.Linear(4, 2)})}
-    )
+    talker, thinker = nn.Linear(3, 4), nn.Linear(4, 2)
+    task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": talker, "thinker": thinker})})
     optim = OptimSection(lr=0.1, lr_scales={"talker.bias": 0.5, "talker.*": 0.25})
     groups = parameter_groups(task, optim)
     rates = {id(p): group.lr for group in groups for p in group.parameters}
-    talker, thinker = task["omni"]["talker"], task["omni"]["thinker"]
     assert rates[id(talker.weight)] == pytest.approx(0.025)
     assert rates[id(talker.bias)] == pytest.approx(0.05)
     assert rates[id(thinker.weight)] == rates[id(thinker.bias)] == 0.1

@@ -1,6 +1,7 @@
 """Muon trains hidden matrices as a plain reference does, and what cannot run is refused before a start."""
 
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     losses = []
     for step in range(num_steps):
         batches = [dataset[micro] for micro in session.planned.plan.step(step)]
-        weight = sum(session.stage.loss_denominators(batch)["loss"] for batch in batches)
-        total = sum(task(batch).losses["loss"] for batch in batches) / weight
+        counts = [session.stage.loss_denominators(batch)["loss"] for batch in batches]
+        losses_of_step = [task(batch).losses["loss"] for batch in batches]
+        total = reduce(torch.add, losses_of_step) / reduce(torch.add, counts)
         total.backward()
         nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)
         factor = lr_factor(step, session.num_steps, config.optim)
@@ -64,6 +66,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
         adamw.step()
         with torch.no_grad():
             for name, p in hidden.items():
+                assert p.grad is not None
                 momenta[name] = beta * momenta[name] + (1 - beta) * p.grad
                 update = orthogonalized((1 - beta) * p.grad + beta * momenta[name])
                 lr = (config.optim.muon_lr or config.optim.lr) * factor
