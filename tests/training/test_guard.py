@@ -1,4 +1,4 @@
-"""When a run is warned of its loss scale, once, and when it is stopped."""
+"""When a run warns of its loss scale, and when it stops."""
 
 import logging
 
@@ -11,7 +11,7 @@ INF = float("inf")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_three_bad_steps_in_a_row_are_one_too_many(precision: str) -> None:
+def test_three_consecutive_bad_steps_stop_the_run(precision: str) -> None:
     guard = Guard(precision, Fp16Section(hysteresis=7))
     assert [guard.check_gradients(step, num) for step, num in ((4, 1), (5, 2), (6, 0), (7, 1))] == [
         None
@@ -21,13 +21,13 @@ def test_three_bad_steps_in_a_row_are_one_too_many(precision: str) -> None:
     assert "exclude" in guard.advice
 
 
-def test_fp16_stops_once_the_scale_cannot_fall() -> None:
+def test_fp16_stops_when_the_scale_cannot_fall() -> None:
     guard = Guard("fp16", Fp16Section(hysteresis=2, min_scale=4))
     assert guard.check_gradients(3, 1) is None
     assert guard.check_gradients(4, 2) == "fp16 gradients overflow at the smallest loss scale, 4"
 
 
-def test_three_logged_losses_in_a_row_are_one_too_many() -> None:
+def test_three_consecutive_non_finite_logged_losses_stop_the_run() -> None:
     guard = Guard("fp32", Fp16Section())
     assert [guard.check_loss(step, loss) for step, loss in ((10, INF), (20, INF), (30, 2.0))] == [
         None
@@ -40,7 +40,7 @@ def test_three_logged_losses_in_a_row_are_one_too_many() -> None:
     assert guard.suspect(60) == 60  # no step with bad gradients is known
 
 
-def test_a_low_scale_is_said_once_until_it_was_well_above(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_low_scale_warns_once_until_it_has_recovered(caplog: pytest.LogCaptureFixture) -> None:
     watch = ScaleWatch(Fp16Section(initial_scale_power=8, warn_scale=32))
     scales = [256, 64, 32, 16, 8, 16, 32, 16, 64, 16]
     with caplog.at_level(logging.WARNING):
@@ -56,7 +56,7 @@ def test_a_low_scale_is_said_once_until_it_was_well_above(caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     "fp16", [{"warn_scale": None}, {"warn_scale": 32, "initial_scale_power": 3}]
 )
-def test_a_scale_that_began_low_or_is_not_watched_is_not_warned_of(
+def test_no_warning_for_a_low_initial_scale_or_without_a_threshold(
     fp16: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = ScaleWatch(Fp16Section.model_validate(fp16))
@@ -65,9 +65,9 @@ def test_a_scale_that_began_low_or_is_not_watched_is_not_warned_of(
     assert not caplog.records
 
 
-def test_many_skipped_steps_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_skipped_steps_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = ScaleWatch(Fp16Section(warn_skipped=0.1))
-    # Sixteen while the scale is sought, then one in five from step 200 to 400.
+    # Sixteen while the scale adapts, then one in five from step 200 to 400.
     skipped = [(step, 16 + max(0, min(step, 400) - 200) // 5) for step in range(10, 700, 10)]
     with caplog.at_level(logging.WARNING):
         metrics = {step: watch.check(step, 1024.0, num) for step, num in skipped}

@@ -1,4 +1,4 @@
-"""Nothing in a training step makes the host wait for the device, as far as the source tells.
+"""No statement of a training step makes the host wait for the device.
 
 A device value that becomes a Python number (`item`, `tolist`, `float(...)`) stalls the GPU's queue. Code
 that runs in evaluation only (`if not self.training`) may do so.
@@ -63,13 +63,13 @@ def test_the_step_does_not_wait_for_the_device(function: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_what_stages_do_in_a_step_does_not_wait_either(stage: str) -> None:
+def test_stages_do_not_wait_for_the_device(stage: str) -> None:
     cls = load_stage(stage)
     for name in ("prepare", "loss_denominators", "begin_step", "after_step"):
         assert waits(getattr(cls, name)) == [], f"{cls.__name__}.{name}"
 
 
-def test_the_check_sees_what_it_looks_for() -> None:
+def test_the_check_finds_waits() -> None:
     def bad(loss: Any) -> float:
         return float(loss) + loss.item()
 

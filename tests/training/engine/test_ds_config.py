@@ -1,4 +1,4 @@
-"""Engine JSON: engine matters only; contradictions and misspelled sections are refused."""
+"""Engine JSON: engine settings only; contradictions and misspelled sections are refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Muon trains hidden matrices as a plain reference does, and what cannot run is refused before a start."""
+"""Muon matches a plain reference on hidden matrices; unsupported settings are refused."""
 
 import math
 from functools import reduce
@@ -108,7 +108,7 @@ def test_muon_follows_its_definition_and_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.05)])
-def test_muon_in_sixteen_bits_follows(
+def test_muon_in_16_bits_follows(
     precision: str,
     tolerance: float,
     muon_config: RunConfig,
@@ -132,16 +132,16 @@ def test_a_checkpoint_of_the_other_optimizer_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("engine_json", "told"),
+    ("engine_json", "message"),
     [
         ({"zero_optimization": {"stage": 2}}, r"runs without ZeRO.*stage 2.*zero0\.json"),
         ({"expert_parallel": {"autoep_size": 1}}, "does not work with expert_parallel"),
     ],
 )
 def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
-    engine_json: dict[str, Any], told: str, muon_config: RunConfig, tmp_path: Path
+    engine_json: dict[str, Any], message: str, muon_config: RunConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         prepare(Request(muon_config, tmp_path, tmp_path, engine_json), discover({}))
 
 
@@ -153,7 +153,7 @@ def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_refused() -
         OptimSection(lr=0.1, muon_lr=0.2)
 
 
-def test_only_linear_layers_in_blocks_are_given_to_muon() -> None:
+def test_muon_trains_only_linear_layers_in_blocks() -> None:
     block = nn.ModuleDict({"proj": nn.Linear(3, 4), "norm": nn.LayerNorm(4)})
     model = {
         "blocks": nn.ModuleList([block]),
