@@ -1,4 +1,4 @@
-"""A run with persistent non-finite gradients stops on all ranks, and names module, samples, and good weights."""
+"""A run with persistent non-finite gradients stops on all ranks; names module, samples, and good weights."""
 
 import json
 from collections.abc import Iterator
