@@ -174,7 +174,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
     from muomni.distributed.deepspeed_import import import_deepspeed
 
     import_deepspeed()
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     minimal = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, MINIMAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -213,9 +213,8 @@ def train_steps(session: Any, num_steps: int) -> None:
 
     loop = open_loop(session)
     loop.engine.train()
-    batches = iter(loop.loader)
     for _ in range(num_steps):
-        loop._step(batches, False)
+        loop.train_step()
     loop.engine.deepspeed.destroy()
 
 

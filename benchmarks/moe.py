@@ -45,7 +45,7 @@ def main() -> None:
     export_environment(ranks, os.environ)
 
     from muomni.training.engine.ds_config import read_engine_json
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
     from muomni.training.session import Request, open_loop, prepare
 
     zero = f"zero{arguments.zero}"

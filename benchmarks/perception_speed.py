@@ -62,7 +62,7 @@ def main() -> None:
     if ranks.world_size != 1:
         raise SystemExit("perception_speed.py supports one rank only; start it with python")
     export_environment(ranks, os.environ)
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     start = time.perf_counter()
     compared = {"vision_encoder": compare_images, "audio_encoder": compare_speech}

@@ -109,7 +109,7 @@ def scaling(launches: list[dict[str, Any]]) -> dict[str, Any]:
 def measure_ranks(arguments: argparse.Namespace) -> None:
     """Entry point of a rank: measure the training loop and the bare loop in turn."""
     from benchmarks.step_overhead import bare_loop
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
     from muomni.training.session import open_loop
 
     ranks = discover()

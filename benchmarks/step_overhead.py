@@ -44,7 +44,7 @@ def main() -> None:
     export_environment(ranks, os.environ)
 
     from muomni.training.engine.ds_config import read_engine_json
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
     from muomni.training.session import Request, open_loop, prepare
 
     num_steps = arguments.rounds * arguments.steps + arguments.steps
@@ -76,7 +76,7 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     import deepspeed
 
     from muomni.training.engine import ds_config
-    from muomni.training.engine.engine import quiet_deepspeed
+    from muomni.training.engine.deepspeed_quirks import quiet_deepspeed
     from muomni.training.optim.groups import build_optimizer
 
     config, stage = session.request.config, session.stage
@@ -95,7 +95,7 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     for _ in range(num_steps * session.feed.num_accumulation):
         batch = dataset[next(plan)]
         batch.pop("num_bad")
-        batches.append((batch, float(stage.weights(batch)["loss"])))
+        batches.append((batch, float(stage.loss_denominators(batch)["loss"])))
 
     def run() -> None:
         for batch, weight in batches:

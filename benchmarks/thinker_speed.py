@@ -80,7 +80,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +138,7 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
         times = take_turns(
             {OURS: steps_of(loop, arguments.steps), **variants}, arguments.rounds, arguments.steps
         )
-        loop._log(loop.state.step)
+        loop.log()
     close()
     useful[OURS] = loop.state.units_seen / loop.state.step
     own, minimum = times[OURS], min(times[OURS])

@@ -1,21 +1,24 @@
-"""Time variants in turn, so that noise of the machine affects all of them."""
+"""Ways to do the same, timed in turn, so that a slow moment of the machine hits all of them."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muomni.training.loop import Loop
 
 
 def take_turns(
-    variants: dict[str, Callable[[], None]], num_rounds: int, num_steps: int
+    ways: dict[str, Callable[[], None]], num_rounds: int, num_steps: int
 ) -> dict[str, list[float]]:
-    """Return milliseconds per step of each variant in each round; a call runs `num_steps` steps.
+    """Milliseconds a step of each way in each round, given ways that do `num_steps` steps.
 
-    The order alternates between rounds. The first round is a warm-up.
+    Every other round goes through them backward; the first one only warms up.
     """
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(num_rounds + 1):
-        order = list(variants.items())
+        order = list(ways.items())
         for name, run in order if number % 2 else reversed(order):
             start = time.perf_counter()
             run()
@@ -25,25 +28,23 @@ def take_turns(
 
 
 @contextmanager
-def training_loops(loops: list[Any]) -> Iterator[None]:
-    """Open the logs of training loops for the block, as `Loop.run` does."""
+def training_loops(loops: list["Loop"]) -> Iterator[None]:
+    """Open the recorders of training loops for the block, as `Loop.run` does."""
     with ExitStack() as stack:
         for loop in loops:
-            loop._open_logs()
-            stack.callback(loop._close_logs, "FINISHED")
+            loop.open()
+            stack.callback(loop.close, "FINISHED")
             loop.engine.train()
         yield
 
 
-def steps_of(loop: Any, num_steps: int) -> Callable[[], None]:
-    """Return a function that runs the next `num_steps` steps of a training loop, with logging."""
-    batches = iter(loop.loader)
+def steps_of(loop: "Loop", num_steps: int) -> Callable[[], None]:
+    """A function that runs the next `num_steps` steps of a training loop, and logs when it is due."""
 
     def run() -> None:
         for _ in range(num_steps):
-            loop._step(batches, False)
-            loop.window.stop_agreed()
+            loop.train_step()
             if loop.state.step % loop.config.training.log_every == 0:
-                loop._log(loop.state.step)
+                loop.log()
 
     return run

@@ -16,7 +16,7 @@ class MuomniError(Exception):
 
     exit_code = 1
     # True if other ranks may not raise the same error, so that this rank must print it.
-    is_of_one_rank = False
+    is_rank_local = False
 
 
 class ConfigError(MuomniError):
@@ -65,12 +65,12 @@ class PreemptedError(MuomniError):
 def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
     """Print a `MuomniError` as one line on stderr and exit with its code.
 
-    Only the main rank prints, unless the error is `is_of_one_rank`.
+    Only the main rank prints, unless the error is `is_rank_local`.
     """
     try:
         yield
     except MuomniError as error:
-        if is_main or error.is_of_one_rank:
+        if is_main or error.is_rank_local:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
 

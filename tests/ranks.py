@@ -277,7 +277,7 @@ def _start_process_group() -> Callable[[], None]:
     import torch
     from deepspeed.utils import groups
 
-    from muomni.distributed.shared_memory import release_names
+    from muomni.training.engine.process_group import release_shared_memory
 
     torch.set_num_threads(1)
     add_interpreter_folder(os.environ)
@@ -286,7 +286,7 @@ def _start_process_group() -> Callable[[], None]:
     deepspeed.init_distributed(
         dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
     )
-    release_names(os.environ)
+    release_shared_memory(os.environ)
     process_groups = torch.distributed.distributed_c10d._world.pg_map
     known_groups = set(process_groups)
     environment, folder = dict(os.environ), Path.cwd()

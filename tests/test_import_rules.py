@@ -4,6 +4,7 @@ Imports inside functions count, too. Each rule is also tested on a tree that vio
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,16 @@ MAY_IMPORT_DEEPSPEED = (
     "muomni/training/engine/",
     "muomni/checkpoint/",
 )
+QUIRKS = "muomni/training/engine/deepspeed_quirks.py"
+# Private or undocumented names of DeepSpeed; its parameters' `ds_*` count as well.
+PRIVATE_DEEPSPEED_NAMES = {
+    "__compatible_ops__", "_is_autoep_layer", "_partition_all_parameters",
+    "_reassign_or_swap_out_partitioned_parameters", "allreduce_gradients", "buffered_allreduce_fallback",
+    "cur_scale", "ep_group", "fp16_groups", "fp32_groups", "fp32_partitioned_groups_flat", "is_fp16_supported",
+    "loss_scaler", "persistent_parameters", "raise_error_at_min_scale", "refresh_fp32_params",
+    "set_gradient_accumulation_boundary", "single_partition_of_fp32_groups", "update_lp_params",
+}  # fmt: skip
+DS_ATTRIBUTE = re.compile(r"ds_(?:numel|shape|tensor|persist|zero_partition_rank|id|status)")
 SHARED_BY_STAGES = {"frozen_codec"}
 
 Import = tuple[str, str]  # file relative to the root, full name that it imports
@@ -104,6 +115,23 @@ def stray_deepspeed(root: Path) -> list[Import]:
     ]
 
 
+def private_deepspeed_names(root: Path) -> list[Import]:
+    """Private names of DeepSpeed as attributes or strings (`getattr`) outside of deepspeed_quirks.py."""
+    found = []
+    for path in sorted((root / "muomni").rglob("*.py")):
+        file = path.relative_to(root).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(), filename=file)):
+            name = None
+            if isinstance(node, ast.Attribute):
+                name = node.attr
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                name = node.value
+            is_private = name in PRIVATE_DEEPSPEED_NAMES or DS_ATTRIBUTE.fullmatch(name or "")
+            if name and is_private and file != QUIRKS:
+                found.append((file, name))
+    return found
+
+
 def imports_between_stages(root: Path) -> list[Import]:
     """A stage is a file or folder of muomni/training/stages."""
     stages = "muomni/training/stages"
@@ -138,6 +166,9 @@ RULES: list[tuple[Callable[[Path], list[Import]], str, str]] = [
     (impure_models, "muomni/models/speech/codec.py", "from muomni.data import plan"),
     (stray_deepspeed, "muomni/training/loop.py", "import deepspeed"),
     (stray_deepspeed, "launch/train.py", "from deepspeed import comm"),
+    (private_deepspeed_names, "muomni/training/loop.py", "engine.optimizer.update_lp_params()"),
+    (private_deepspeed_names, "muomni/checkpoint/store.py", "getattr(x, '_is_autoep_layer', 0)"),
+    (private_deepspeed_names, "muomni/training/session.py", "sum(p.ds_numel for p in parameters)"),
     (imports_between_stages, "muomni/training/stages/sft/stage.py", "from .. import thinker"),
     (heavy_data_prep, "data_prep/sharding/sharder.py", "from muomni.models import mel"),
 ]

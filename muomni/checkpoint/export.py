@@ -1,7 +1,7 @@
-"""Exports: what a finished stage hands to later stages and to inference.
+"""Exports: the result of a finished stage, for later stages and inference.
 
-An export is a folder of safetensors weights, the model's sizes, tokenizer, metrics and hashes. It is
-written aside and renamed, so it is complete or absent; it is loaded strictly, and never by pickle.
+An export is a folder of safetensors weights, model config, tokenizer, metrics, and hashes. It is staged and
+renamed, so it is complete or absent; it is loaded strictly, and never by pickle.
 """
 
 import json
@@ -48,7 +48,7 @@ class Export:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights: which training this export came from."""
+        """SHA-256 of the weights, which identifies the training run."""
         return self.content["sha256"][_WEIGHTS]
 
     def config(self, config_type: type[Config]) -> Config:
@@ -64,18 +64,18 @@ class Export:
             raise UpstreamError(f"weights of export {self.path} are unreadable ({error})") from None
 
     def load_into(self, module: nn.Module) -> None:
-        """Load the weights strictly; raises UpstreamError naming the first tensor that does not fit."""
+        """Load the weights strictly; raises UpstreamError that names the first tensor that does not match."""
         state, own = self.state(), module.state_dict()
         for name in sorted(own.keys() | state.keys()):
             if name not in state or name not in own:
                 where = "the export" if name not in state else "this model"
                 raise UpstreamError(
-                    f"export {self.path} does not fit: {where} has no tensor '{name}'; "
+                    f"export {self.path} does not match: {where} has no tensor '{name}'; "
                     f"train stage {self.stage} again with the same preset"
                 )
             if state[name].shape != own[name].shape:
                 raise UpstreamError(
-                    f"export {self.path} has another size: '{name}' is {tuple(state[name].shape)}, "
+                    f"export {self.path} differs in size: '{name}' is {tuple(state[name].shape)}, "
                     f"expected {tuple(own[name].shape)}; train stage {self.stage} with the same preset"
                 )
         module.load_state_dict(state, strict=True)
@@ -90,36 +90,36 @@ def write_export(
     metrics: dict[str, float],
     about: dict[str, Any],
 ) -> None:
-    """Write an export aside, then put it in place of an older one by rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside / _WEIGHTS)
-    (aside / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(aside / _TOKENIZER)
-    (aside / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    """Write an export to a staging folder, then rename it over an older one."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, staging / _WEIGHTS)
+    (staging / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(staging / _TOKENIZER)
+    (staging / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     content = {
         "schema_version": SCHEMA_VERSION,
         "stage": stage,
-        "sha256": {name: sha256_file(aside / name) for name in (_WEIGHTS, _CONFIG, _TOKENIZER)},
+        "sha256": {name: sha256_file(staging / name) for name in (_WEIGHTS, _CONFIG, _TOKENIZER)},
         **about,
     }
-    (aside / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (staging / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if path.exists():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
-        aside.rename(path)
+        staging.rename(path)
         shutil.rmtree(old)
     else:
-        aside.rename(path)
+        staging.rename(path)
 
 
 def read_export(path: Path, stage: str) -> Export:
-    """Open an export and check its hashes; raises UpstreamError when it is missing or damaged."""
+    """Open an export and check its hashes; raises UpstreamError if it is missing or damaged."""
     manifest = path / _MANIFEST
     if not manifest.is_file():
         raise UpstreamError(
-            f"no export of stage {stage} at {path}; make it with {train_command(stage)}"
+            f"no export of stage {stage} at {path}; create it with {train_command(stage)}"
         )
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def read_export(path: Path, stage: str) -> Export:
             f"{manifest} is damaged ({error!r}); train stage {stage} again"
         ) from None
     if found != stage:
-        raise UpstreamError(f"{path} is an export of stage {found}, not of {stage}")
+        raise UpstreamError(f"{path} is an export of stage {found}, not {stage}")
     for name, expected in hashes.items():
         if not (path / name).is_file() or sha256_file(path / name) != expected:
             raise UpstreamError(f"{path / name} is missing or damaged; train stage {stage} again")
@@ -142,7 +142,7 @@ def find_exports(run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
     if missing:
         commands = " && ".join(f"{train_command(stage)} --run {run}" for stage in missing)
         raise UpstreamError(
-            f"{run} has no export of {', '.join(missing)}; make {'it' if len(missing) == 1 else 'them'} "
+            f"{run} has no export of {', '.join(missing)}; create {'it' if len(missing) == 1 else 'them'} "
             f"with 'make quickstart', or with: {commands}"
         )
     return {stage: read_export(run / stage / "export", stage) for stage in stages}

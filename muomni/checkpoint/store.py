@@ -1,20 +1,19 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written into a hidden folder, each file's size and hash are listed in `complete.json`,
-and one rename gives it its name. `latest` and `best` are small files of ours, replaced atomically after
-that rename; DeepSpeed's own `latest` is never written. A kill at any moment leaves the earlier ones.
+A checkpoint is written to a hidden folder, `complete.json` lists the size and hash of each file, and a rename
+publishes it. Then the small files `latest` and `best` are replaced atomically; DeepSpeed's own `latest` is
+never written. A kill at any moment leaves earlier checkpoints intact.
 
-DeepSpeed's files are pickles: they are loaded only from the run's own folder.
+DeepSpeed's files are pickles, so they are loaded only from the run's own folder.
 """
 
-import hashlib
 import json
 import logging
 import random
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +23,9 @@ from muomni.errors import CheckpointError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.hashing import sha256_file
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
@@ -32,20 +34,22 @@ _LIST, _TAG = "complete.json", "engine"
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What a checkpoint is bound to: it resumes bit for bit only on the same."""
+    """The layout that a checkpoint belongs to: only the same one resumes bit for bit."""
 
     world_size: int
     zero_stage: int
     precision: str
-    num_expert_ranks: int = 0  # that share one set of experts; 0 = plain layers everywhere
+    num_expert_ranks: int = 0  # ranks that share one set of experts; 0: plain layers
     optimizer: str = "adamw"
-    parameter_groups: str = ""  # digest of which parameters each group of the optimizer trains
+    parameter_groups: str = ""  # digest of the parameter names in each optimizer group
 
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What the loop needs besides weights and optimizer. `step` counts finished optimizer steps;
-    with the plan's digest it is the whole data cursor."""
+    """State of the loop besides weights and optimizer.
+
+    `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor.
+    """
 
     step: int
     plan_digest: str
@@ -59,51 +63,52 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def save(
-    engine: Any,
+    engine: "DeepSpeedEngine",
     root: Path,
     state: TrainState,
     topology: Topology,
+    shapes: str,
     average: list[torch.Tensor] | None = None,
 ) -> Path:
-    """Save a checkpoint of all ranks and commit it; every rank must call it. Returns its folder.
+    """Save and publish a checkpoint; every rank must call it. Returns its folder.
 
-    `engine` is the DeepSpeed engine, `average` this rank's share of the averaged weights.
+    `shapes` is the digest of parameter shapes, `average` this rank's shard of the averaged weights.
     """
     final = step_folder(root, state.step)
-    aside = root / f".{final.name}.tmp"
+    staging = root / f".{final.name}.tmp"
     if collectives.rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
     collectives.barrier()
-    engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False)
-    torch.save(_rng_state(), aside / f"rng_rank_{collectives.rank():05d}.pt")
-    if average is not None and (_has_shares(topology) or collectives.rank() == 0):
-        torch.save(average, _average_file(aside, topology))
+    engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+    torch.save(_rng_state(), staging / f"rng_rank_{collectives.rank():05d}.pt")
+    if average is not None and (_is_sharded(topology) or collectives.rank() == 0):
+        torch.save(average, _average_file(staging, topology))
     collectives.barrier()
     if collectives.rank() == 0:
         content = {
             "schema_version": SCHEMA_VERSION,
             "state": asdict(state),
             "topology": asdict(topology),
-            "shapes": _shapes_digest(engine.module),
-            "files": _list_files(aside),
+            "shapes": shapes,
+            "files": _list_files(staging),
         }
-        (aside / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        if final.exists():  # the same step again, after a resume from an earlier one
+        (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if final.exists():  # same step, after a resume from an earlier one
             shutil.rmtree(final)
-        aside.rename(final)
+        staging.rename(final)
         write_atomic(root / "latest", f"{final.name}\n".encode())
     collectives.barrier()
     return final
 
 
 def mark_best(root: Path, step: int) -> None:
-    """Name the checkpoint of `step` the best one."""
+    """Mark the checkpoint of `step` as the best."""
     write_atomic(root / "best", f"{step_folder(root, step).name}\n".encode())
 
 
 def marked(root: Path, name: str) -> Path | None:
-    """The checkpoint that `latest` or `best` names, if both exist."""
+    """The checkpoint that the mark `latest` or `best` names, if mark and checkpoint exist."""
     mark = root / name
     if not mark.is_file():
         return None
@@ -112,19 +117,19 @@ def marked(root: Path, name: str) -> Path | None:
 
 
 def newest_complete(root: Path) -> Path | None:
-    """The newest checkpoint whose files are all there with the right sizes, found by looking."""
+    """The newest checkpoint whose files all exist with the right sizes; marks are not trusted."""
     for folder in sorted(root.glob("step_*"), reverse=True):
         try:
             verify(folder, with_hashes=False)
         except CheckpointError as error:
-            logger.warning("%s; looking for an older one", error)
+            logger.warning("%s; trying an older one", error)
             continue
         return folder
     return None
 
 
 def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
-    """Check a checkpoint against its file list; raises CheckpointError naming what is wrong."""
+    """Check a checkpoint against its file list; raises CheckpointError that names the fault."""
     try:
         content = json.loads((folder / _LIST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -137,36 +142,35 @@ def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
     for name, expected in content["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing or cut short")
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing or truncated")
         if with_hashes and sha256_file(path) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} has another content")
+            raise CheckpointError(f"checkpoint {folder} is damaged: the hash of {name} differs")
     return content
 
 
-def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
+def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: str) -> TrainState:
     """Load a checkpoint into the DeepSpeed engine; every rank must call it.
 
-    Raises CheckpointError when it is damaged, or was written on another topology, with other groups of
-    trained parameters, or for a model of other sizes.
+    Raises CheckpointError for a damaged checkpoint, or a different topology, parameter grouping, or
+    digest of parameter `shapes`.
     """
     content = verify(folder)
-    groups = topology.parameter_groups  # earlier versions do not tell theirs
+    groups = topology.parameter_groups  # earlier versions did not save theirs
     saved = Topology(**{"parameter_groups": groups, **content["topology"]})
     if replace(saved, parameter_groups=groups) != topology:
         raise CheckpointError(
             f"checkpoint {folder} was written with {_describe(saved)}, this run has "
-            f"{_describe(topology)}; start it the same way, or start over with --resume never"
+            f"{_describe(topology)}; use the same settings, or start over with --resume never"
         )
-    shapes = _shapes_digest(engine.module)
     if content.get("shapes", shapes) != shapes:
         raise CheckpointError(
-            f"checkpoint {folder} holds a model of other sizes; give the preset and the model.* values "
+            f"checkpoint {folder} holds a model of other sizes; use the preset and the model.* values "
             f"of its run, or start over with --resume never"
         )
     if saved.parameter_groups != groups:
         raise CheckpointError(
-            f"checkpoint {folder} trains other parameters than this run, or divides them into other groups; "
-            f"give the optim.lr_scales and options.freeze of its run, or start over with --resume never"
+            f"checkpoint {folder} trains or groups other parameters than this run; use the optim.lr_scales "
+            f"and options.freeze of its run, or start over with --resume never"
         )
     engine.load_checkpoint(str(folder), tag=_TAG)
     _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))
@@ -176,26 +180,26 @@ def load(engine: Any, folder: Path, topology: Topology) -> TrainState:
 def load_average(
     folder: Path, topology: Topology, device: torch.device
 ) -> list[torch.Tensor] | None:
-    """This rank's share of the averaged weights of a verified checkpoint; None if it holds none."""
+    """This rank's shard of the averaged weights in a verified checkpoint; None if there are none."""
     path = _average_file(folder, topology)
     return torch.load(path, map_location=device) if path.is_file() else None
 
 
-def _has_shares(topology: Topology) -> bool:
+def _is_sharded(topology: Topology) -> bool:
     """Whether ranks hold different weights."""
     return bool(topology.zero_stage or topology.num_expert_ranks)
 
 
 def _average_file(folder: Path, topology: Topology) -> Path:
-    rank = collectives.rank() if _has_shares(topology) else 0
+    rank = collectives.rank() if _is_sharded(topology) else 0
     return folder / f"average_rank_{rank:05d}.pt"
 
 
 def prune(root: Path, step: int, keep_last: int) -> None:
-    """Delete checkpoints (rank 0): the newest `keep_last` up to `step` and the best one of them stay.
+    """Delete all checkpoints except the newest `keep_last` up to `step` and the best of those up to `step`.
 
-    Later ones are damaged or of a course that was left by a resume from an earlier one; they would
-    count as the newest ones, and a later start would take them for this run's.
+    Checkpoints after `step` are damaged, or older than a resume from before them; a later start would
+    resume from them. Only rank 0 deletes.
     """
     if collectives.rank() != 0:
         return
@@ -215,14 +219,6 @@ def _describe(topology: Topology) -> str:
         f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}, "
         f"optimizer {topology.optimizer}"
     )
-
-
-def _shapes_digest(module: torch.nn.Module) -> str:
-    """Names and whole shapes of all parameters, in one hash, also where ZeRO-3 has divided them."""
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name} {list(getattr(parameter, 'ds_shape', parameter.shape))}\n".encode())
-    return digest.hexdigest()
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:

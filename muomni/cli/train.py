@@ -118,13 +118,19 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     export_environment(ranks, os.environ)
     with process_group(session.device):
         loop = sessions.open_loop(session)
         with _frozen_garbage():
-            return loop.run()
+            result = loop.run()
+    if ranks.is_main and session.val is not None:
+        from muomni.inference.samples import record_samples
+
+        folder, info = loop.parts.folder, loop.run_info()
+        record_samples(session.stage, session.val, folder, loop.recorders, info)
+    return result
 
 
 def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":

@@ -202,6 +202,10 @@ class TrainingSection(Section):
     save_every: Positive = 200
     keep_last: Positive = 2
     log_every: Positive = 10
+    recorders: tuple[Literal["mlflow", "tensorboard"], ...] = Field(
+        default=("mlflow",),
+        description="where metrics go besides metrics.jsonl; tensorboard needs the extra tensorboard",
+    )
     activation_checkpointing: RecomputePolicy | dict[str, RecomputePolicy] = Field(
         default=False, description="none, full, k (every k-th block), or one of these by part"
     )

@@ -1,21 +1,24 @@
-"""What DeepSpeed needs to compile its shared-memory op, which speeds up ranks on one CPU machine.
+"""Checks for a C++ compiler, which DeepSpeed's shared-memory op and torch.compile need.
 
-It compiles at the first start and dies with a compiler's traceback when something is missing, although
-gloo alone would do. So it is asked here first.
+DeepSpeed builds the op at the first start and fails with a compiler traceback when something is missing,
+although gloo alone would work. These checks run first.
 """
 
 import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from importlib.util import find_spec
 from pathlib import Path
+
+from muomni.errors import ConfigError
 
 
 def add_interpreter_folder(environ: MutableMapping[str, str]) -> None:
-    """Put the folder of the running Python first on PATH: a venv has its ninja there.
+    """Put the folder of the running Python first on PATH: a venv keeps ninja there.
 
-    Without activation (`.venv/bin/deepspeed ...`) PATH does not know it.
+    Without activation (`.venv/bin/deepspeed ...`) PATH lacks it.
     """
     folder = str(Path(sys.executable).parent)
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
@@ -23,8 +26,8 @@ def add_interpreter_folder(environ: MutableMapping[str, str]) -> None:
         environ["PATH"] = os.pathsep.join([folder, *folders])
 
 
-def missing_for_compiling(environ: MutableMapping[str, str]) -> str | None:
-    """Name what this machine lacks to compile an extension of Python, or return None."""
+def missing_for_compiling(environ: Mapping[str, str]) -> str | None:
+    """Name what this machine lacks to compile a Python extension, or return None."""
     path = environ.get("PATH", os.defpath)
     compiler = environ.get("CXX", "c++")
     if shutil.which(compiler, path=path) is None:
@@ -34,3 +37,16 @@ def missing_for_compiling(environ: MutableMapping[str, str]) -> str | None:
     if shutil.which("ninja", path=path) is None:
         return "ninja (pip install ninja)"
     return None
+
+
+def check_support(environ: Mapping[str, str], device: str) -> None:
+    """Raise ConfigError if `training.compile` cannot work on this machine."""
+    extended = {"PATH": environ.get("PATH", os.defpath), **environ}
+    add_interpreter_folder(extended)
+    missing = missing_for_compiling(extended)
+    if missing is None and device == "cuda" and find_spec("triton") is None:
+        missing = "triton (pip install triton)"
+    if missing is not None:
+        raise ConfigError(
+            f"training.compile needs {missing}; install it, or remove training.compile"
+        )

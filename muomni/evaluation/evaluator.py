@@ -49,7 +49,7 @@ def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None 
     with ExitStack() as stack:
         if ranks.world_size > 1:
             import_deepspeed()
-            from muomni.training.engine.engine import process_group
+            from muomni.training.engine.process_group import process_group
 
             export_environment(ranks, os.environ)
             stack.enter_context(process_group(device))

@@ -1,7 +1,7 @@
-"""Sends what a run logs to MLflow, in a thread of rank 0; its failure never harms training.
+"""Recorder that sends metrics and files to MLflow, in a thread; its failure never harms training.
 
-The run id is kept in the checkpoint, so a resumed run goes on in the same MLflow run on the same step
-axis. Where MLflow cannot be reached, one warning says so and `metrics.jsonl` still has everything.
+The run id is saved in checkpoints, so a resumed run continues the same MLflow run on the same step axis. If
+MLflow cannot be reached, one warning is logged, and `metrics.jsonl` still has everything.
 """
 
 import logging
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muomni.io.file_lock import exclusive_lock_if_supported
+from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 
 logger = logging.getLogger(__name__)
 
 _MAX_PARAM_LENGTH = 500
-# What MLflow takes at once; large mixtures of experts have more metrics.
+# MLflow's limits per request; large mixtures of experts have more metrics.
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
 T = TypeVar("T")
 
@@ -30,62 +31,77 @@ def default_tracking_uri(run: Path) -> str:
     )
 
 
-class MlflowLog:
-    """A queue of calls to MLflow, worked off by one thread."""
+def mlflow_run_id(recorders: Sequence[Recorder]) -> str | None:
+    """The id of the MLflow run that `recorders` write to, for checkpoints; waits until it is known."""
+    logs = (recorder for recorder in recorders if isinstance(recorder, MlflowLog))
+    return next((log.wait_for_run_id() for log in logs), None)
 
-    def __init__(self, run: Path, stage: str, run_id: str | None, params: dict[str, Any]) -> None:
-        self.run_id = run_id
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._broken = False
-        self._client: Any = None
+
+class MlflowLog:
+    """A queue of calls to MLflow, processed by one thread."""
+
+    _info: RunInfo
+    _client: Any
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
         self._started = threading.Event()
+        self._started.set()  # nothing to wait for before `open`
+
+    def open(self, info: RunInfo) -> None:
+        self._info = info
+        self.run_id = info.mlflow_run_id
+        self._is_broken = False
+        self._started = threading.Event()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue.put(self._start)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
-        self._queue.put(lambda: self._start(run, stage, params))
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         self._queue.put(lambda: self._log_metrics(step, metrics))
 
     def artifact(self, path: Path, folder: str) -> None:
         self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
-    def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
-        """The id of the MLflow run, None when MLflow could not be reached in time."""
-        self._started.wait(timeout_s)
-        return self.run_id
-
-    def close(self, status: str, timeout_s: float = 60.0) -> None:
-        """Send what is queued and end the run with `status` (FINISHED, FAILED, KILLED)."""
+    def close(self, status: Status, timeout_s: float = 60.0) -> None:
+        """Send what is queued and end the MLflow run with `status`."""
         self._queue.put(lambda: self._client.set_terminated(self.run_id, status))
         self._queue.put(None)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning(
-                "MLflow did not take all metrics in %.0f s; metrics.jsonl has them", timeout_s
+                "MLflow did not accept all metrics in %.0f s; metrics.jsonl has them", timeout_s
             )
+
+    def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
+        """The id of the MLflow run; None if MLflow could not be reached in time."""
+        self._started.wait(timeout_s)
+        return self.run_id
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
-            if self._broken:
+            if self._is_broken:
                 continue
             try:
                 call()
-            except Exception as error:  # whatever MLflow or its store raises: training goes on
-                self._broken = True
+            except Exception as error:  # MLflow and its stores raise anything; training continues
+                self._is_broken = True
                 logger.warning(
-                    "MLflow logging stopped (%s: %s); metrics.jsonl goes on",
+                    "MLflow logging stopped (%s: %s); metrics.jsonl continues",
                     type(error).__name__,
                     error,
                 )
             finally:
                 self._started.set()
 
-    def _start(self, run: Path, stage: str, params: dict[str, Any]) -> None:
+    def _start(self) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        run, stage = self._info.run, self._info.stage
         uri = default_tracking_uri(run)
         with _store_lock(uri):
             self._client = MlflowClient(tracking_uri=uri)
@@ -93,6 +109,7 @@ class MlflowLog:
         if self.run_id is None:
             created = self._client.create_run(experiment_id, run_name=f"{run.name}/{stage}")
             self.run_id = created.info.run_id
+            params = flatten(self._info.config)
             entities = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
             for some in _batches(entities, _MAX_PARAMS):
                 self._client.log_batch(self.run_id, params=some)
@@ -100,7 +117,7 @@ class MlflowLog:
             self._client.update_run(self.run_id, status="RUNNING")
 
     def _experiment(self, run: Path, stage: str) -> str:
-        """The id of the stage's experiment, which is made when there is none."""
+        """The id of the stage's experiment, which is created if there is none."""
         name = f"muomni/{stage}"
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
@@ -125,9 +142,9 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _store_lock(uri: str) -> AbstractContextManager[None]:
-    """Keeps stages that start at the same time from making the tables of one SQLite file together.
+    """Lock against stages that start at the same time and create the tables of one SQLite file.
 
-    MLflow itself does not: the second process fails at a column that the first has just added.
+    Without it, MLflow fails in the second process at a column that the first has just added.
     """
     from sqlalchemy.engine import make_url
 
@@ -136,9 +153,10 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, the form in which MLflow compares parameters.
+    """Flatten `{"a": {"b": 1}}` to `{"a.b": 1}`, the form in which MLflow compares parameters.
 
-    A table whose keys are no names of settings (patterns, datasets) stays a value: MLflow refuses some of them.
+    A table with keys that are not identifiers (patterns, datasets) stays a value: MLflow refuses some of
+    them.
     """
     flat: dict[str, Any] = {}
     for key, value in content.items():

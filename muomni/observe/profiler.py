@@ -1,8 +1,8 @@
-"""Traces of a few steps and snapshots of GPU memory, asked for by config or by touching a file.
+"""Traces of a few steps and snapshots of GPU memory, requested by config or by touching a file.
 
-`RUN/STAGE/profile_now` asks for a trace of the next steps, `RUN/STAGE/memory_now` for a snapshot of what the
-next steps allocate. Rank 0 looks for them at logging steps and removes what it takes; all ranks then
-record the same steps, and those of `profile.ranks` write. A file appears whole or not at all.
+`RUN/STAGE/profile_now` requests a trace of the next steps, `RUN/STAGE/memory_now` a snapshot of their
+allocations. Rank 0 looks for these files at logging steps and removes them; then all ranks record the same
+steps, and those in `profile.ranks` write. Files are written atomically.
 """
 
 import logging
@@ -20,16 +20,18 @@ logger = logging.getLogger(__name__)
 
 TRACE_REQUEST = "profile_now"
 MEMORY_REQUEST = "memory_now"
-# Allocations and frees that a snapshot remembers with their stacks.
+# Allocations and frees with their stacks in a snapshot.
 _MAX_MEMORY_EVENTS = 100_000
 
 
 def check_ranks(settings: ProfileSection, num_ranks: int) -> None:
-    """Raise ConfigError when a rank is to be profiled that the run does not have."""
+    """Raise ConfigError if `profile.ranks` names a rank that the run does not have."""
     missing = [rank for rank in settings.ranks if rank >= num_ranks]
     if missing:
         are = "is 1 rank" if num_ranks == 1 else f"are {num_ranks} ranks"
-        raise ConfigError(f"profile.ranks names rank {missing[0]}, but there {are}, counted from 0")
+        raise ConfigError(
+            f"profile.ranks names rank {missing[0]}, but there {are}, numbered from 0"
+        )
 
 
 class Profiler:
@@ -49,13 +51,13 @@ class Profiler:
         self._records = rank in settings.ranks
         self._trace: torch.profiler.profile | None = None
         self._is_recording = False
-        # Steps to record next or now, first and last; None: nothing is asked for.
+        # First and last step to record, or None.
         self._steps: tuple[int, int] | None = None
         self._kinds: set[str] = set()
         self._plan(after_step=0)
 
     def _plan(self, after_step: int) -> None:
-        """Wait for the steps that the config asks for, unless they have begun or passed."""
+        """Schedule the steps of the config, unless they have begun or passed."""
         first = self._settings.start_step
         self._steps, self._kinds = None, {"trace"}
         if first is not None and first > after_step:
@@ -63,20 +65,18 @@ class Profiler:
 
     # -- requests ----------------------------------------------------------------------------------
     def take_requests(self) -> list[float]:
-        """What files of the run folder ask for, as [trace, memory] of 0 or 1; they are removed.
+        """Take the request files of the run folder: [trace, memory], each 0 or 1.
 
-        Only rank 0 looks, and nobody while something is recorded: the file then waits.
+        Only rank 0 looks, and not during a recording: the file then waits.
         """
         if self._rank != 0 or self._is_recording:
             return [0.0, 0.0]
         return [float(self._taken(name)) for name in (TRACE_REQUEST, MEMORY_REQUEST)]
 
     def request(self, wants_trace: bool, wants_memory: bool, step: int) -> None:
-        """Record the steps after `step`; every rank is told the same."""
+        """Record the steps after `step`; all ranks must pass the same arguments."""
         if wants_memory and self._device.type != "cuda":
-            logger.warning(
-                "%s: there is no memory snapshot of a CPU, only of a GPU", MEMORY_REQUEST
-            )
+            logger.warning("%s: memory snapshots need a GPU", MEMORY_REQUEST)
             wants_memory = False
         if wants_trace or wants_memory:
             kinds = {"trace": wants_trace, "memory": wants_memory}
@@ -95,11 +95,11 @@ class Profiler:
 
     # -- steps -------------------------------------------------------------------------------------
     def is_due(self, step: int) -> bool:
-        """Whether `turn` has something to do between `step` and the next one."""
+        """Whether `turn` must be called between `step` and the next step."""
         return self._steps is not None and step in (self._steps[0] - 1, self._steps[1])
 
     def turn(self, step: int) -> None:
-        """Begin to record the next step, or write what was recorded up to `step`."""
+        """Start recording with the next step, or stop and write after `step`."""
         assert self._steps is not None
         if not self._is_recording and step == self._steps[0] - 1:
             self._start()
@@ -107,16 +107,19 @@ class Profiler:
             self._stop(step)
 
     def finish(self, step: int) -> None:
-        """Write what is recorded when training ends at `step`, though it be fewer steps."""
+        """Write an unfinished recording when training ends at `step`."""
         if self._is_recording:
             self._stop(step)
         elif self._steps is not None and self._steps[0] > step and self._rank == 0:
-            logger.warning("steps %d to %d, which were to be profiled, did not come", *self._steps)
+            logger.warning(
+                "training ended before steps %d to %d, which were to be profiled",
+                *self._steps,
+            )
 
     def discard(self) -> None:
-        """End an audio clip without a file: the run stops in the middle of it."""
+        """Stop a recording without a file, because the run stops."""
         if self._is_recording:
-            logger.warning("the run stopped while it was profiled; no trace of that is written")
+            logger.warning("the run stopped during a profile; no trace is written")
             self._end_recording()
 
     def _start(self) -> None:
@@ -162,14 +165,14 @@ class Profiler:
     ) -> None:
         folder = self._root / "profile"
         path = folder / f"{kind}_steps_{first:08d}-{last:08d}_rank{self._rank}{suffix}"
-        # torch picks the format by the end of the name.
+        # torch chooses the format by the suffix.
         temporary = path.with_name(f".tmp-{path.name}")
         try:
             folder.mkdir(exist_ok=True)
             write(str(temporary))
             os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch's writers raise the second
+        except (OSError, RuntimeError) as error:  # torch's writers raise RuntimeError
             temporary.unlink(missing_ok=True)
-            logger.warning("cannot write %s: %s; training goes on", path, error)
+            logger.warning("cannot write %s: %s; training continues", path, error)
             return
         print(f"wrote {path}", flush=True)

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as images, one above the other, and waveforms as WAV files."""
+"""Write log-mel spectrograms as images and waveforms as WAV files."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from muomni.config.models import SAMPLE_RATE_HZ
 _PIXELS_PER_FRAME = 3
 _PIXELS_PER_CHANNEL = 2
 _GAP_PIXELS = 6
-# Colors of evenly spaced levels, dark to bright; between them colors are mixed linearly.
+# Colors of evenly spaced levels, dark to bright, with linear interpolation.
 _COLORS = np.array(
     [(8, 8, 32), (64, 16, 96), (152, 36, 104), (224, 84, 68), (252, 164, 60), (252, 244, 180)]
 )
 
 
 def write_spectrograms(path: Path, log_mels: list[np.ndarray], floor: float) -> None:
-    """Write log-mel spectrograms [T, num_mels] below each other as a PNG; low notes lie low.
+    """Write log-mel spectrograms [T, num_mels] below each other as a PNG; low frequencies at the bottom.
 
-    All share one color scale, from `floor` to the largest value of the first.
+    All share one color scale, from `floor` to the maximum of the first.
     """
     top = max(float(log_mels[0].max()), floor + 1.0)
     width = max(len(log_mel) for log_mel in log_mels)
@@ -32,12 +32,12 @@ def write_spectrograms(path: Path, log_mels: list[np.ndarray], floor: float) -> 
 
 
 def write_waveform(path: Path, waveform: np.ndarray) -> None:
-    """Write mono float32 samples as a 16-bit WAV; what is louder than full scale is clipped."""
+    """Write mono float32 samples as a 16-bit WAV, clipped to full scale."""
     soundfile.write(path, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
 def level_colors(levels: np.ndarray, floor: float, top: float) -> np.ndarray:
-    """Levels as uint8 colors [..., 3], dark at `floor` and below, bright at `top` and above."""
+    """Map levels to uint8 colors [..., 3], from dark at `floor` to bright at `top`."""
     position = np.clip((levels - floor) / (top - floor), 0, 1) * (len(_COLORS) - 1)
     lower = np.minimum(position.astype(int), len(_COLORS) - 2)
     share = (position - lower)[..., None]

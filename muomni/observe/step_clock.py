@@ -1,9 +1,8 @@
-"""Where the time of a step goes, without making anybody wait.
+"""Breakdown of the step time into sections, without synchronization.
 
-The time line is cut into sections: `mark` says which one begins, and every moment belongs to the one
-that was marked last. On a CPU the cuts are readings of a clock. On a GPU they are events in the
-stream, so they cut the device's time, idle moments included, and are read at logging steps only: a
-section is as long as the device was busy with it or waited for it.
+`mark` begins a section, which lasts until the next mark. On a CPU marks read the clock. On a GPU they are
+events in the stream, which are read at logging steps only, so a section lasts as long as the device works on
+it or waits for it.
 """
 
 import time
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 
 OTHER = "other"
-# Cuts that may lie unread; a GPU is never so many behind the host.
+# Events that may be unread; a GPU is never that many behind the host.
 _MAX_UNREAD = 4096
 
 
 class StepClock:
-    """Seconds by section since the last `take`."""
+    """Seconds per section since the last `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -34,7 +33,7 @@ class StepClock:
             self._last_event = _event()
 
     def mark(self, section: str) -> None:
-        """Begin `section`; what came before it belongs to the section before."""
+        """End the current section and begin `section`."""
         if self._is_cuda:
             self._unread.append((self._section, _event()))
             if len(self._unread) > _MAX_UNREAD:
@@ -51,7 +50,7 @@ class StepClock:
 
     @contextmanager
     def section(self, section: str) -> Iterator[None]:
-        """Run the block as `section`, then go on with the one that it interrupts."""
+        """Run the block as `section`, then resume the section that it interrupts."""
         before = self._section
         self.mark(section)
         try:
@@ -60,7 +59,7 @@ class StepClock:
             self.mark(before)
 
     def take(self) -> dict[str, float]:
-        """Seconds of each section that occurred since the last call; waits for a GPU."""
+        """Seconds of each section since the last call; waits for a GPU."""
         self.mark(self._section)
         if self._is_cuda:
             self._read(len(self._unread))
@@ -68,7 +67,7 @@ class StepClock:
         return seconds
 
     def name_ranges(self, is_on: bool) -> None:
-        """While on, sections are ranges in the trace of a running profiler, by their names."""
+        """While on, sections appear as named ranges in the trace of a running profiler."""
         self._close_range()
         self._names_ranges = is_on
         if is_on:
@@ -99,7 +98,7 @@ def _event() -> torch.cuda.Event:
 
 
 def step_breakdown(seconds: dict[str, float], num_steps: int) -> dict[str, float]:
-    """Metrics of what `take` gave for `num_steps` steps: seconds a step, and percent of all time."""
+    """Metrics of `num_steps` steps from `take`: seconds per step, and percent of the total."""
     total = sum(seconds.values()) or 1.0
     metrics: dict[str, float] = {}
     for section, spent in sorted(seconds.items()):

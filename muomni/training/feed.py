@@ -1,13 +1,14 @@
-"""Where the micro-batches of a run come from: planned from shards with an index, or streamed without one."""
+"""Sources of training micro-batches: planned from indexed shards, or streamed from tars without an index."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from muomni.config.run import RunConfig, StreamSection
+from muomni.config.run import DataSection, RunConfig, StreamSection
 from muomni.data.loading.loader import CountedBatches, Loader, PlannedDataset
 from muomni.data.loading.stream import (
     Reader,
@@ -20,14 +21,14 @@ from muomni.data.loading.stream import (
 from muomni.data.sampling.plan import Batching, Plan
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
+from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks
 from muomni.errors import ConfigError
-from muomni.training.shared_counts import SharedCounts
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Who reads for which run: what feeds of both kinds need to know."""
+    """Settings that both kinds of feeds need."""
 
     config: RunConfig
     view: View[Any]
@@ -52,17 +53,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """A micro-batch on the host, and where each of its samples comes from, for people."""
+    """A micro-batch on the host, and the readable origin of each of its samples."""
 
     batch: Batch
     origins: list[dict[str, Any]]
 
 
 class Feed(ABC):
-    """The training micro-batches of this rank, step by step and equally many on every rank.
+    """The training micro-batches of this rank, the same number per step on every rank.
 
-    `digest` changes when the order of samples would, `fingerprint` when the samples do (of a stream, whose
-    bytes are not known, when its addresses or counts do); both are the same on any number of ranks.
+    `digest` identifies the order of samples, `fingerprint` the samples (for streams, their addresses and
+    counts); both are the same for any number of ranks.
     """
 
     def __init__(self, reading: Reading, digest: str, fingerprint: str, num_samples: int) -> None:
@@ -81,7 +82,7 @@ class Feed(ABC):
 
     @abstractmethod
     def num_steps(self, num_epochs: int) -> int:
-        """Optimizer steps of so many epochs."""
+        """Number of optimizer steps in `num_epochs`."""
 
     @abstractmethod
     def loader(self, step: int) -> CountedBatches:
@@ -89,22 +90,61 @@ class Feed(ABC):
 
     @abstractmethod
     def read(self, step: int, max_batches: int | None = None) -> list[ReadBatch]:
-        """The first micro-batches of this rank in the step after `step` finished ones, by this process."""
+        """Read the first micro-batches of this rank after `step` finished steps, without workers."""
 
     @abstractmethod
     def count_epochs(self, num_epochs: int) -> None:
-        """Find out together how many steps the first epochs have; every rank must call it."""
+        """Count the steps of the first epochs; every rank must call it."""
 
     @abstractmethod
     def count_ahead(self, step: int, num_steps: int) -> None:
-        """Find out together what a loader may need during a step of `num_steps`; every rank must call it."""
+        """Count what the loader may need during step `step` of `num_steps`; every rank must call it."""
 
     def _num_read(self, max_batches: int | None) -> int:
         return min(self.num_accumulation, max_batches or self.num_accumulation)
 
 
+class SharedCounts:
+    """Counts the packing windows of each epoch of a plan on all ranks together, ahead of training.
+
+    Each rank counts an equal part, and all exchange their counts. This happens between steps, before the
+    loader's prefetching reaches the epoch: inside the loader, ranks would reach it at different times. Every
+    rank must make the same calls.
+    """
+
+    def __init__(self, plan: Plan, data: DataSection, num_accumulation: int) -> None:
+        self.plan = plan
+        # Steps that workers may be ahead, rounded up, plus the one in progress.
+        self._ahead = -(-data.num_workers * data.prefetch // num_accumulation) + 2
+
+    def count_epochs(self, num_epochs: int) -> None:
+        """Count the first `num_epochs` epochs."""
+        while (epoch := self.plan.uncounted_epoch(num_epochs=num_epochs)) is not None:
+            self._count(epoch)
+
+    def count_ahead(self, step: int, num_steps: int) -> None:
+        """Count what workers may fetch while step `step` of `num_steps` runs."""
+        wanted = min(step + self._ahead, num_steps)
+        while (epoch := self.plan.uncounted_epoch(step=wanted)) is not None:
+            self._count(epoch)
+
+    def _count(self, epoch: int) -> None:
+        cache = self.plan.cache
+        is_main = collectives.rank() == 0
+        found = cache.find(epoch) if cache is not None and is_main else None
+        counts = collectives.broadcast_object(found)
+        if counts is None:
+            windows, ranks = self.plan.windows.count, collectives.world_size()
+            start, stop = (windows * (collectives.rank() + i) // ranks for i in range(2))
+            shares = collectives.gather_objects(self.plan.count_windows(epoch, start, stop))
+            counts = np.concatenate(shares)
+            if cache is not None and is_main:
+                cache.save(epoch, counts)
+        self.plan.set_counts(epoch, counts)
+
+
 class PlannedFeed(Feed):
-    """Exactly what a plan says, on any number of ranks."""
+    """The exact samples of a plan, on any number of ranks."""
 
     def __init__(self, reading: Reading, digest: str, source: Source, plan: Plan) -> None:
         super().__init__(reading, digest, source.fingerprint, source.num_kept)
@@ -141,7 +181,7 @@ class PlannedFeed(Feed):
 
 
 class StreamFeed(Feed):
-    """Tars from front to back; approximate, see `muomni/data/loading/stream.py`."""
+    """Tars read sequentially, in an approximate order; see `muomni/data/loading/stream.py`."""
 
     def __init__(
         self,
@@ -175,34 +215,34 @@ class StreamFeed(Feed):
         return read
 
     def count_epochs(self, num_epochs: int) -> None:
-        """Nothing: the counts of samples that were given say it."""
+        """Nothing to do: the config has the sample counts."""
 
     def count_ahead(self, step: int, num_steps: int) -> None:
-        """Nothing: a stream has no windows."""
+        """Nothing to do: a stream has no windows."""
 
 
 def stream_batch_size(stream: StreamSection, batching: Batching, stage: str) -> int:
-    """Samples of a streamed micro-batch: one a row, or as `data.stream.samples_per_batch` says.
+    """Samples per streamed micro-batch: one per row, or `data.stream.samples_per_batch`.
 
-    Raises ConfigError when a stage that batches by length is not told, or another one is.
+    Raises ConfigError if a stage that batches by length lacks that setting, or another stage has it.
     """
     given = stream.samples_per_batch
     if batching.mode == "bucket":
         if given is None:
             raise ConfigError(
-                f"stage {stage} batches by seconds, and a stream knows no lengths; give "
+                f"stage {stage} batches by seconds, but a stream has no lengths; set "
                 f"data.stream.samples_per_batch"
             )
         return given
     if given is not None:
         raise ConfigError(
             f"stage {stage} takes {batching.num_items} samples a micro-batch from a stream, by "
-            f"batch.{'size' if batching.mode == 'fixed' else 'rows'}; leave data.stream.samples_per_batch out"
+            f"batch.{'size' if batching.mode == 'fixed' else 'rows'}; remove data.stream.samples_per_batch"
         )
     return batching.num_items
 
 
 def _without_count(batch: Batch) -> Batch:
-    """A batch without the number of samples that could not be decoded, which loaders take out."""
+    """Drop the number of samples that failed to decode, as loaders do."""
     del batch["num_bad"]
     return batch

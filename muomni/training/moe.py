@@ -1,16 +1,16 @@
-"""What a stage with a mixture of experts adds to its loss, to its logs and to the end of a step.
+"""Router loss, load metrics, and router biases of stages with a mixture of experts.
 
-The routers' losses are a term of their own, divided by the real tokens of the whole step: they are
-token-weighted means over its micro-batches and ranks. The balance loss multiplies two means over tokens, how
-often an expert was chosen and how probable it was. Where both are those of one micro-batch, any split of the
-same micro-batches into ranks and accumulation steps gives the same loss. With `balance_over: ranks` the first
-is that of all ranks (Qiu et al. 2025, arXiv:2501.11873): without accumulation this is the balance of the whole
-step, and micro-batches need not be even each. Taking it from the whole step always would need all of its
-forward passes before the first backward pass; taking it from the step before made a small model learn worse. A
-bias on the choice does learn from the load of the whole step.
+The router losses are a separate loss term, divided by the real tokens of the step: token-weighted means over
+its micro-batches and ranks. The balance loss multiplies two means over tokens: how often an expert was
+chosen, and its probability. By default both are means over one micro-batch, so any split of the same
+micro-batches into ranks and accumulation steps gives the same loss. With `balance_over: ranks` the first is a
+mean over all ranks (Qiu et al. 2025, arXiv:2501.11873): without accumulation this balances the entire step,
+and micro-batches need not be balanced individually. A mean over the entire step with accumulation would need
+all forward passes before the first backward pass; the mean of the previous step trained a small model worse.
+The bias on the choice does learn from the load of the entire step.
 
-Load is counted over real tokens only (AutoEP's own counter takes padding, too), and is the same for
-plain and for expert-parallel layers.
+Load counts real tokens only (AutoEP's own counter includes padding), and is the same for plain and for
+expert-parallel layers.
 """
 
 import math
@@ -25,7 +25,7 @@ from muomni.data.views.base import Batch
 from muomni.distributed.collectives import sum_over_ranks
 from muomni.models.layers.losses import router_losses
 from muomni.models.layers.moe import choice_biases, find_routers
-from muomni.training.stage import StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
 
 TERM = "router"
 _LOAD_STATE = "expert_load"
@@ -33,7 +33,7 @@ _LOAD = re.compile(r"moe/layer(\d+)/load\.\d+$")
 
 
 def find_moe(config: BaseModel) -> MoEConfig | None:
-    """The mixture of experts inside a model's sizes (also of a part of it), if there is one."""
+    """The MoE config inside a model config or one of its parts, if there is one."""
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, MoEConfig):
@@ -47,10 +47,10 @@ def find_moe(config: BaseModel) -> MoEConfig | None:
 def add_router_term(
     output: StageOutput, moe: MoEConfig, model: nn.Module, logits: list[Tensor], is_real: Tensor
 ) -> None:
-    """Add the routers' loss term, their logs and, where a bias learns from it, the load to `output`.
+    """Add the router loss, its logs, and the load for router biases to `output`.
 
-    `logits` holds the router logits [N, E] of each layer of `model`, `is_real` [...] of N elements is
-    False on padding. The term is a sum over real tokens, as `router_weight` counts them. With
+    `logits` holds the router logits [N, E] of each layer of `model`; `is_real` [...], with N elements, is
+    False on padding. The term is a sum over the real tokens that `router_denominator` counts. With
     `balance_over: ranks` all ranks must call it.
     """
     over_ranks = {"sum_counts": sum_over_ranks} if moe.balance_over == "ranks" else {}
@@ -70,11 +70,10 @@ def add_router_term(
 
 @torch.no_grad()
 def update_biases(moe: MoEConfig, model: nn.Module, state: Sums) -> None:
-    """Move the biases on the choice of experts by the load of a whole step; every rank must call it.
+    """Update the biases on the choice of experts from the load of a step; every rank must call it.
 
-    `state` is that of the step's outputs, summed over micro-batches. An expert with less than the mean
-    load becomes likelier by `bias_update_rate`, one with more less likely (Wang et al. 2024,
-    arXiv:2408.15664, algorithm 1).
+    `state` is summed over micro-batches. The bias of an expert with less than the mean load grows by
+    `bias_update_rate`, that of one with more shrinks (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
     """
     if moe.balance != "bias":
         return
@@ -82,21 +81,21 @@ def update_biases(moe: MoEConfig, model: nn.Module, state: Sums) -> None:
     routers = find_routers(model)
     for router, bias, counts in zip(routers, choice_biases(model), load, strict=True):
         assert bias is not None
-        if next(router.parameters()).requires_grad:  # a frozen router routes as it did
+        if next(router.parameters()).requires_grad:  # a frozen router keeps its routing
             bias += moe.bias_update_rate * (counts.mean() - counts).sign()
 
 
-def router_weight(batch: Batch) -> Sums:
-    """What the routers' loss term is divided by: the real tokens of a batch with `document_ids`."""
+def router_denominator(batch: Batch) -> Sums:
+    """Denominator of the router loss: the real tokens of a batch with `document_ids`."""
     return {TERM: (batch["document_ids"] > 0).sum().float()}
 
 
 def load_metrics(ratios: dict[str, float]) -> dict[str, float]:
-    """Add metrics of each layer's load, and of all layers, to the shares that its experts got.
+    """Replace the load of experts by metrics of each layer and of all layers.
 
-    `load/E` is the share of all assignments that expert E got, `max_load` the busiest one's over
-    the mean (1 = even), `entropy` that of the shares as a fraction of its maximum, `num_dead` counts
-    the experts that no token chose.
+    `load/E` is the fraction of assignments to expert E, `max_load` that of the busiest expert over the mean
+    (1 = balanced), `entropy` that of the fractions relative to its maximum, `num_dead` the number of experts
+    that no token chose.
     """
     metrics = {name: value for name, value in ratios.items() if not _LOAD.match(name)}
     shares: dict[int, list[float]] = {}

@@ -1,11 +1,11 @@
-"""What is found out about a step whose gradients or loss are not finite, before its run ends.
+"""Diagnose a step with a non-finite loss or gradient before the run stops.
 
-The micro-batches of that step are played once more, forward and backward, with hooks on all modules and
-parameters. All ranks do so together, each with its own ones, since ZeRO-3 and expert parallelism exchange
-tensors on the way. A rank that meets something writes `nonfinite/step_N_rankR.pt`, which
-`torch.load(weights_only=True)` reads, and a report of the same name in JSON.
+The micro-batches of the step run again, forward and backward, with hooks on all modules and parameters. All
+ranks do so together, since ZeRO-3 and expert parallelism communicate on the way. A rank that finds something
+writes `nonfinite/step_N_rankR.pt`, which `torch.load(weights_only=True)` reads, and a JSON report of the same
+name.
 
-Afterward the engine holds gradients of no use: only the end of the run may follow.
+Afterward the engine holds useless gradients: the run must end.
 """
 
 import json
@@ -26,7 +26,8 @@ from muomni.io.atomic_write import open_atomic, write_atomic
 from muomni.training.engine.engine import Engine
 from muomni.training.engine.expert_parallel import expert_groups
 from muomni.training.feed import Feed
-from muomni.training.stage import Stage, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Stage
 from muomni.training.step_reduction import StepReduction
 
 SCHEMA_VERSION = 1
@@ -35,10 +36,10 @@ _NUM_NAMED = 4
 
 @dataclass(slots=True)
 class Finding:
-    """What is not finite when one micro-batch (counted from 0) runs again.
+    """The non-finite values of one micro-batch (counted from 0).
 
-    `module` is the first one by time in `phase`, forward or backward; `losses` are the loss sums of the
-    micro-batch, `parameters` names those with such a gradient.
+    `module` is the first module with such an output (`phase` forward) or gradient (backward); `losses` are
+    the loss sums of the micro-batch, `parameters` names those with a non-finite gradient.
     """
 
     micro_batch: int
@@ -50,7 +51,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Culprit:
-    """A finding as all ranks learn of it: whose it is, the keys of its samples, and the file."""
+    """A finding for all ranks: its rank, the keys of its samples, and the file with details."""
 
     rank: int
     finding: Finding
@@ -62,20 +63,20 @@ class Culprit:
         named = ", ".join(self.keys[:_NUM_NAMED])
         more = len(self.keys) - _NUM_NAMED
         return (
-            f"{self.finding.module} has the first {what} that is not finite (rank {self.rank}, "
+            f"{self.finding.module} has the first non-finite {what} (rank {self.rank}, "
             f"micro-batch {self.finding.micro_batch} with samples {named}"
             f"{f' and {more} more' if more > 0 else ''}; {self.file})"
         )
 
 
 def _likelihood(culprit: Culprit) -> tuple[bool, bool, int]:
-    """Sorts the rank where it began before those that it reached: experts see the tokens of all ranks."""
+    """Sort key: the rank of the fault before those it spread to, since experts see tokens of all ranks."""
     finding = culprit.finding
     return finding.phase != "forward", finding.module.endswith(".experts"), culprit.rank
 
 
 class PostMortem:
-    """Looks into steps of `feed` that `stage` trained with `engine`; files go to `folder`."""
+    """Diagnoses steps of `feed` that `stage` trained with `engine`; writes files to `folder`."""
 
     def __init__(self, stage: Stage, engine: Engine, feed: Feed, folder: Path) -> None:
         self.stage = stage
@@ -84,19 +85,21 @@ class PostMortem:
         self.folder = folder
 
     def examine(self, step: int) -> str:
-        """What is not finite in the `step`-th step, in words, and files; every rank must call it.
+        """Describe what is non-finite in the `step`-th step, and write files; every rank must call it.
 
-        When nothing is found again, every rank writes its micro-batches.
+        If nothing is found, every rank writes its micro-batches.
         """
         read = self.feed.read(step - 1)
-        window = self.stage.begin_step(self.engine.forward, [self._prepared(r.batch) for r in read])
+        micro_batches = self.stage.begin_step(
+            self.engine.forward, [self._prepared(r.batch) for r in read]
+        )
         reduction = StepReduction(self.stage, self.stage.context.device)
-        reduction.start(window, wants_stop=False)
-        weights = reduction.weights()
+        reduction.start(micro_batches, wants_stop=False)
+        denominators = reduction.denominators()
         findings = [
             finding
-            for number, batch in enumerate(window)
-            if (finding := self._play(number, batch, weights)) is not None
+            for number, batch in enumerate(micro_batches)
+            if (finding := self._rerun(number, batch, denominators)) is not None
         ]
         dump = self.folder / f"step_{step}_rank{collectives.rank()}.pt"
         culprit = None
@@ -107,12 +110,12 @@ class PostMortem:
         culprits = [c for c in collectives.gather_objects(culprit) if c is not None]
         culprits.sort(key=_likelihood)
         if culprit is not None or not culprits:
-            self._write(dump, step, window, samples, weights, findings)
+            self._write(dump, step, micro_batches, samples, denominators, findings)
         collectives.barrier()
         if culprits:
             return str(culprits[0])
         return (
-            f"played again, all outputs and gradients of step {step} are finite on every rank, so the "
+            f"all outputs and gradients of step {step} are finite on every rank when it runs again, so the "
             f"sum over micro-batches and ranks overflowed, or a device erred ({self.folder})"
         )
 
@@ -120,14 +123,14 @@ class PostMortem:
         with torch.no_grad():
             return self.stage.prepare(to_device(batch, self.stage.context.device))
 
-    def _play(self, number: int, batch: Batch, weights: Sums) -> Finding | None:
+    def _rerun(self, number: int, batch: Batch, denominators: Sums) -> Finding | None:
         seen = Seen()
         with watched(self.engine.task, seen):
             output = self.engine.forward(batch)
             losses = {term: _number(loss) for term, loss in output.losses.items()}
             for term, loss in output.losses.items():
                 seen.note_output(f"loss '{term}'", loss)
-            self.engine.backward(output, weights, self.stage.loss_weights())
+            self.engine.backward(output, denominators, self.stage.loss_weights())
         if seen.outputs:
             return Finding(number, "forward", seen.outputs[0], losses, seen.parameters)
         if seen.gradients:
@@ -138,9 +141,9 @@ class PostMortem:
         self,
         path: Path,
         step: int,
-        window: list[Batch],
+        micro_batches: list[Batch],
         samples: list[list[dict[str, Any]]],
-        weights: Sums,
+        denominators: Sums,
         findings: list[Finding],
     ) -> None:
         about = {
@@ -151,15 +154,14 @@ class PostMortem:
             "world_size": collectives.world_size(),
             "precision": self.engine.precision,
             "loss_scale": self.engine.loss_scale,
-            "global_weights": {term: weight.item() for term, weight in weights.items()},
+            "loss_denominators": {term: count.item() for term, count in denominators.items()},
         }
-        tensors = [{name: t.detach().cpu().clone() for name, t in b.items()} for b in window]
-        micro_batches = [
-            {"samples": of_batch, "batch": batch}
-            for of_batch, batch in zip(samples, tensors, strict=True)
+        dumped = [
+            {"samples": origins, "batch": {name: t.detach().cpu().clone() for name, t in b.items()}}
+            for origins, b in zip(samples, micro_batches, strict=True)
         ]
         with open_atomic(path) as file:
-            torch.save({**about, "micro_batches": micro_batches}, file)
+            torch.save({**about, "micro_batches": dumped}, file)
         report = {
             **about,
             "findings": [
@@ -175,14 +177,14 @@ class PostMortem:
 
 @dataclass(slots=True)
 class Seen:
-    """Names of what was not finite, in the order of time."""
+    """Names of modules and parameters with non-finite values, in temporal order."""
 
     outputs: list[str] = field(default_factory=list)
     gradients: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
 
     def note_output(self, name: str, output: Any) -> None:
-        """Look at what module `name` returned, and at its gradient when that is known."""
+        """Check the output of module `name` now, and its gradient in the backward pass."""
         for tensor in _tensors(output):
             if tensor.is_floating_point():
                 if not torch.isfinite(tensor).all():
@@ -202,11 +204,11 @@ class Seen:
 
 @contextmanager
 def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
-    """Let `seen` look at all outputs of modules inside `task` and at all gradients.
+    """Let `seen` check all module outputs and all gradients inside `task`.
 
-    Blocks that run again in the backward pass are looked at twice, which adds nothing to what is first.
-    Experts that serve several ranks return rows that were never written beside those that are used; the
-    layer around them is looked at.
+    Blocks that are recomputed in the backward pass are checked twice, which does not change the first
+    finding. Outputs of expert-parallel experts contain uninitialized rows, so only the layer around them is
+    checked.
     """
     padded = {name.rpartition(".")[0] for name in expert_groups(task)}
     hooks = [
@@ -229,12 +231,12 @@ def watched(task: nn.Module, seen: Seen) -> Iterator[None]:
 
 
 def _number(value: Tensor) -> float | str:
-    """A number as JSON can hold it: there is no NaN and no infinity in it."""
+    """A number for JSON, which has no NaN and no infinity."""
     return value.item() if torch.isfinite(value) else str(value.item())
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    """All tensors in what a module returned."""
+    """All tensors in a module's output."""
     if isinstance(output, Tensor):
         yield output
         return

@@ -13,8 +13,10 @@ import torch
 
 from muomni.config.run import RunConfig
 from muomni.data.sampling.plan import check_world_size
+from muomni.distributed import compiler
 from muomni.observe.profiler import check_ranks
-from muomni.training.engine import attention, compiling, ema, expert_parallel, offload
+from muomni.observe.recorder import check_recorders
+from muomni.training.engine import attention, ema, expert_parallel, offload
 from muomni.training.engine.ds_config import zero_stage
 from muomni.training.moe import find_moe
 from muomni.training.optim import muon
@@ -47,6 +49,10 @@ def _profiled_ranks_exist(run: Candidate) -> None:
     check_ranks(run.config.profile, run.num_ranks)
 
 
+def _recorders_are_installed(run: Candidate) -> None:
+    check_recorders(run.config.training.recorders)
+
+
 def _muon_fits_the_engine(run: Candidate) -> None:
     if run.config.optim.name == "muon":
         has_experts = expert_parallel.is_enabled(run.engine_json)
@@ -64,7 +70,7 @@ def _ema_fits_the_engine(run: Candidate) -> None:
 
 def _blocks_compile_here(run: Candidate) -> None:
     if run.config.training.compile and run.device is not None:
-        compiling.check_support(os.environ, run.device.type)
+        compiler.check_support(os.environ, run.device.type)
 
 
 def _varlen_kernels_run(run: Candidate) -> None:
@@ -94,6 +100,7 @@ def _experts_divide_over_ranks(run: Candidate) -> None:
 CHECKS: tuple[Callable[[Candidate], None], ...] = (
     _ranks_share_a_step,
     _profiled_ranks_exist,
+    _recorders_are_installed,
     _muon_fits_the_engine,
     _offload_is_supported,
     _ema_fits_the_engine,

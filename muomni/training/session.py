@@ -33,9 +33,11 @@ from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.mlflow_log import flatten
+from muomni.observe.recorder import build_recorders
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import expert_parallel
+from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.precision import (
     describe_precision,
     pick_device,
@@ -195,15 +197,15 @@ def open_loop(session: Session) -> Loop:
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
-        state = store.load(engine.deepspeed, checkpoint, topology)
-        if engine.average is not None:
+        state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
+        if engine.masters.average is not None:
             average = store.load_average(checkpoint, topology, session.device)
             if average is None:
                 logger.warning(
                     "checkpoint %s holds no averaged weights; the average begins with its weights",
                     checkpoint,
                 )
-            engine.set_average(average)
+            engine.masters.set_average(average)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
         origin_of_exports = {
@@ -226,7 +228,8 @@ def open_loop(session: Session) -> Loop:
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
         topology,
     )  # fmt: skip
-    return Loop(parts, state)
+    recorders = build_recorders(config.training.recorders) if collectives.rank() == 0 else []
+    return Loop(parts, state, recorders)
 
 
 def finished_result(session: Session) -> dict[str, Any] | None:
@@ -267,7 +270,7 @@ def seed_everything(seed: int) -> None:
 
 def count_parameters(module: torch.nn.Module) -> int:
     """Parameters of a module, also where ZeRO-3 has partitioned them."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    return sum(full_shape(p).numel() for p in module.parameters())
 
 
 def _digest(*parts: object) -> str:

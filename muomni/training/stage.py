@@ -5,8 +5,8 @@ model and computes the loss inside `forward`, because under ZeRO-3 parameters ex
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,28 +18,12 @@ from muomni.checkpoint.export import Export, find_exports
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
 from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
-
-Sums = dict[str, torch.Tensor]
-
-
-@dataclass  # without slots: ZeRO-3 looks for tensors in the attributes of what a module returns
-class StageOutput:
-    """What one forward pass gives to the loop.
-
-    `losses[term]` is a sum over what `Stage.weights` counts (0-d, with gradient). `logs[name]` is a
-    detached pair [sum, weight], added up over micro-batches and ranks before the ratio is formed.
-    `state` carries what `Stage.after_step` needs (sums that may be added over micro-batches).
-    """
-
-    losses: dict[str, torch.Tensor]
-    logs: Sums = field(default_factory=dict)
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
+from muomni.training.outputs import StageOutput, Sums
 
 
 @dataclass(slots=True)
@@ -49,14 +33,6 @@ class StageContext:
     tokenizer: Tokenizer
     upstream: dict[str, Export]
     device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A sample output of a stage: a file that is kept in the run folder and sent to MLflow."""
-
-    path: Path
-    kind: str  # text | image | audio
 
 
 class Stage(ABC):
@@ -140,7 +116,7 @@ class Stage(ABC):
         return batch
 
     @abstractmethod
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         """Per loss term, the count (0-d tensor) that its sum is divided by, known before forward."""
 
     def begin_step(
@@ -156,7 +132,3 @@ class Stage(ABC):
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
         """Turn log ratios into reported metrics (perplexity from loss, say)."""
         return ratios
-
-    def sample_outputs(self, task: nn.Module, source: Source, folder: Path) -> Iterator[Artifact]:
-        """Write a few outputs of the model for held-out samples; rank 0 only, whole weights."""
-        return iter(())

@@ -1,57 +1,58 @@
-"""One reduction a step: the weights of all ranks, and what may end the run on all of them."""
+"""One reduction per step over all ranks: loss denominators, the stop flag, and the count of bad steps."""
 
 import torch
 import torch.distributed as dist
 
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
-from muomni.training.stage import Stage, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Stage
 
 
 class StepReduction:
-    """Sums the loss weights of an accumulation window over its micro-batches and all ranks.
+    """Sums the loss denominators of a step over its micro-batches and all ranks.
 
-    The sum travels while the first forward pass runs: only the backward pass needs it. The stop flag
-    and the count of bad steps are in the same tensor. They are read one step late from an asynchronous
-    copy, so the host never waits for the device; all ranks read the same values at the same step.
+    The reduction overlaps the first forward pass, since only the backward pass needs the sum. The stop flag
+    and the count of bad steps travel in the same tensor. They are read from an asynchronous copy after the
+    step, so the host does not wait for the device; all ranks read the same values at the same step.
     """
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.stage = stage
         self.device = device
-        self._control = torch.zeros(0)
+        self._packed = torch.zeros(0)
         self._work: dist.Work | None = None
-        self._weights: Sums | None = None
+        self._denominators: Sums | None = None
         self._flags: torch.Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
     def start(
-        self, batches: list[Batch], wants_stop: bool, num_bad_steps: int | torch.Tensor = 0
+        self, micro_batches: list[Batch], wants_stop: bool, num_bad_steps: int | torch.Tensor = 0
     ) -> None:
-        """Begin the reduction for the window `batches`; every rank must call it, then `weights`.
+        """Begin the reduction of a step; every rank must call it, then `denominators`.
 
-        `num_bad_steps` counts those in a row before this window, on each rank the same.
+        `num_bad_steps` counts consecutive bad steps before this one, equal on all ranks.
         """
-        local = [self.stage.weights(batch) for batch in batches]
+        local = [self.stage.loss_denominators(batch) for batch in micro_batches]
         values = [
-            torch.stack([weights[term] for weights in local]).sum() for term in self.stage.terms
+            torch.stack([counts[term] for counts in local]).sum() for term in self.stage.terms
         ]
         values += [torch.as_tensor(wants_stop), torch.as_tensor(num_bad_steps)]
         on_device = [value.to(self.device, non_blocking=True).float() for value in values]
-        self._control = torch.stack(on_device)
-        self._work = collectives.start_sum_over_ranks(self._control)
-        self._weights = None
+        self._packed = torch.stack(on_device)
+        self._work = collectives.start_sum_over_ranks(self._packed)
+        self._denominators = None
 
-    def weights(self) -> Sums:
-        """Global weight of each loss term (0-d tensors on the device) of the window that was started."""
-        if self._weights is None:
+    def denominators(self) -> Sums:
+        """Global denominator of each loss term (0-d tensors on the device) of the step in progress."""
+        if self._denominators is None:
             if self._work is not None:
                 self._work.wait()
-            self._remember(self._control[-2:])
-            self._weights = dict(zip(self.stage.terms, self._control[:-2], strict=True))
-        return self._weights
+            self._copy_flags(self._packed[-2:])
+            self._denominators = dict(zip(self.stage.terms, self._packed[:-2], strict=True))
+        return self._denominators
 
-    def _remember(self, flags: torch.Tensor) -> None:
+    def _copy_flags(self, flags: torch.Tensor) -> None:
         if self.device.type == "cuda":
             self._flags = torch.empty(flags.shape, pin_memory=True)
             self._flags.copy_(flags, non_blocking=True)
@@ -61,25 +62,25 @@ class StepReduction:
             self._flags = flags
 
     def stop_agreed(self) -> bool:
-        """Whether any rank wanted to stop when the last window's weights were asked for."""
-        return self._read(0) > 0
+        """Whether any rank wanted to stop at the start of the last step."""
+        return self._flag(0) > 0
 
     def num_bad_steps(self) -> int:
-        """How many bad steps in a row came before the last window."""
-        return round(self._read(1) / collectives.world_size())
+        """The number of consecutive bad steps before the last step."""
+        return round(self._flag(1) / collectives.world_size())
 
-    def _read(self, place: int) -> float:
+    def _flag(self, index: int) -> float:
         if self._flags is None:
             return 0.0
         if self._copied is not None:
-            self._copied.synchronize()  # the copy was made a whole step ago
-        return float(self._flags[place])
+            self._copied.synchronize()  # the copy was queued before the backward pass
+        return float(self._flags[index])
 
 
 class RunningSums:
-    """Adds up [sum, weight] pairs on the device; ratios are formed only when they are logged.
+    """Sums [sum, denominator] pairs on the device, and divides only when metrics are logged.
 
-    A pair may be of vectors ([2, n]); its ratios are then called `name.0` to `name.n-1`.
+    Pairs of vectors, [2, n], yield metrics `name.0` to `name.n-1`.
     """
 
     def __init__(self) -> None:
@@ -99,8 +100,8 @@ class RunningSums:
             columns += [f"{name}.{index}" for index in indices] or [name]
         table = torch.cat([self._sums[name].double().view(2, -1) for name in sorted(self._sums)], 1)
         self._sums = {}
-        totals, weights = collectives.sum_over_ranks(table).tolist()
+        totals, denominators = collectives.sum_over_ranks(table).tolist()
         return {
-            name: (total / weight if weight else float("nan"))
-            for name, total, weight in zip(columns, totals, weights, strict=True)
+            name: (total / denominator if denominator else float("nan"))
+            for name, total, denominator in zip(columns, totals, denominators, strict=True)
         }

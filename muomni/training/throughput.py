@@ -1,9 +1,13 @@
-"""What a run's speed is made of: FLOPs, utilization of the devices, the parts of a step, traces of it.
+"""Speed of a run: rates, FLOPs, device utilization, step breakdown, and traces.
 
-The loop says where a step's parts begin and counts batches here; metrics are made at logging steps only.
+The loop marks sections of a step and counts batches here; metrics are computed at logging steps only.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,7 +16,7 @@ from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.observe.peak_flops import find_peak
 from muomni.observe.profiler import Profiler
-from muomni.observe.progress import Progress
+from muomni.observe.progress import StepRates
 from muomni.observe.step_clock import StepClock, step_breakdown
 from muomni.observe.utilization import Utilization
 from muomni.training.engine.engine import Engine
@@ -20,10 +24,20 @@ from muomni.training.flops import StepFlops
 from muomni.training.stage import Stage
 
 
-class Throughput:
-    """Watches the training of `stage`, whose run folder is `root`."""
+class Measured(NamedTuple):
+    """Sums over all ranks, and metrics, of the steps since the last call of `take`."""
 
-    def __init__(self, stage: Stage, engine: Engine, root: Path, device: torch.device) -> None:
+    units: float
+    num_bad_samples: float
+    metrics: dict[str, float]
+
+
+class Throughput:
+    """Measures the training of `stage` after `step` finished steps; `root` is its run folder."""
+
+    def __init__(
+        self, stage: Stage, engine: Engine, root: Path, device: torch.device, step: int
+    ) -> None:
         num_ranks, config = collectives.world_size(), stage.config
         self._device = device
         with torch.device("meta"):  # the engine may have sharded the weights of its task
@@ -31,33 +45,49 @@ class Throughput:
         stage.set_up(task)
         self._count_flops = stage.flop_counter(task)
         self._flops = StepFlops()
+        self._units = torch.zeros((), device=device)
+        self._rates = StepRates(stage.view().unit, step)
         self.clock = StepClock(device)
         engine.time_reductions(self.clock)
         self.profiler = Profiler(config.profile, root, device, collectives.rank(), self.clock)
         peak = find_peak(device, engine.precision, config.training.peak_tflops)
         self.utilization = Utilization(num_ranks, *peak)
 
-    def count(self, batch: Batch) -> None:
-        """Count the FLOPs of a batch that is about to run and still lies on the host."""
+    def start(self, step: int) -> None:
+        """Measure rates from now on, after `step` finished steps."""
+        self._rates.start(step)
+
+    @contextmanager
+    def paused(self, section: str) -> Iterator[None]:
+        """Run the block as `section` of the step clock, and exclude it from the rates."""
+        start = time.perf_counter()
+        with self.clock.section(section):
+            yield
+        self._rates.pause(time.perf_counter() - start)
+
+    def count_flops(self, batch: Batch) -> None:
+        """Count the FLOPs of a batch that is about to run and is still on the host."""
         self._flops += self._count_flops(batch)
 
-    def take(
-        self, step: int, units: torch.Tensor, loader: CountedBatches, progress: Progress
-    ) -> tuple[float, float, dict[str, float]]:
-        """`units` and bad samples of all ranks, and the metrics of the steps since the last call.
+    def count_units(self, batch: Batch) -> None:
+        """Count the units of a batch on the device."""
+        self._units += batch["units"]
 
-        Every rank must call it; requests to profile travel in the same reduction.
+    def take(self, step: int, loader: CountedBatches) -> Measured:
+        """What was measured since the last call; every rank must call it.
+
+        Requests for profiles are exchanged in the same reduction.
         """
         own = [loader.num_bad, self._flops.model, self._flops.hardware]
         own += self.profiler.take_requests()
         table = torch.tensor([0.0, *own], dtype=torch.float64, device=self._device)
-        table[0] += units
-        self._flops = StepFlops()
+        table[0] += self._units
+        self._flops, self._units = StepFlops(), torch.zeros_like(self._units)
         sums: list[float] = collectives.sum_over_ranks(table).tolist()
-        total_units, num_bad, model, hardware, wants_trace, wants_memory = sums
-        metrics = progress.rates(step, total_units, loader.wait_s)
-        num_steps, busy_s = progress.num_busy_steps, progress.busy_s
+        units, num_bad, model, hardware, wants_trace, wants_memory = sums
+        metrics = self._rates.take(step, units, loader.wait_s)
+        num_steps, busy_s = self._rates.num_busy_steps, self._rates.busy_s
         metrics |= self.utilization.take(step, num_steps, model, hardware, busy_s)
         metrics |= step_breakdown(self.clock.take(), num_steps)
         self.profiler.request(wants_trace > 0, wants_memory > 0, step)
-        return total_units, num_bad, metrics
+        return Measured(units, num_bad, metrics)

@@ -1,7 +1,7 @@
-"""Held-out metrics: each sample counts exactly once, on any number of ranks.
+"""Held-out metrics, in which each sample counts exactly once on any number of ranks.
 
-The training loop and the evaluator share these two steps: `SplitBatches` deals out a split,
-`validate` sums what forward passes over it report.
+The training loop and the evaluator share both steps: `SplitBatches` distributes a split, `validate` sums the
+logs of forward passes over it.
 """
 
 import itertools
@@ -15,10 +15,11 @@ from muomni.data.sampling.plan import MicroBatch, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
-from muomni.training.stage import Stage, StageOutput
+from muomni.training.outputs import StageOutput
+from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums
 
-# A batch on the device and which samples it holds.
+# A batch on the device, and the ids of its samples.
 LocatedBatch = tuple[MicroBatch, Batch]
 
 _EMPTY = MicroBatch(rows=())
@@ -27,8 +28,8 @@ _EMPTY = MicroBatch(rows=())
 class SplitBatches:
     """This rank's prepared micro-batches of a split, each with the ids of its samples.
 
-    Ranks take the micro-batches in turn. Who runs out takes an empty one, which weighs nothing, so
-    that all make the same number of forward passes (ZeRO-3 would wait for ever otherwise).
+    Micro-batches are distributed round-robin. Ranks that run out take empty ones with denominator 0, so that
+    all ranks run the same number of forward passes (otherwise ZeRO-3 collectives deadlock).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SplitBatches:
 
     @property
     def num_bad(self) -> int:
-        """Samples of this rank that could not be decoded so far."""
+        """Samples of this rank that failed to decode so far."""
         return self._loader.num_bad
 
     def __iter__(self) -> Iterator[LocatedBatch]:
@@ -69,10 +70,10 @@ def validate(
     forward: Callable[[Batch], StageOutput],
     batches: Iterable[LocatedBatch],
 ) -> dict[str, float]:
-    """Metrics of the stage over all ranks' `batches`; every rank must call it, without gradient."""
+    """Metrics of the stage over the `batches` of all ranks; every rank must call it, without gradient."""
     sums = RunningSums()
     for _, batch in batches:
         (seen,) = stage.begin_step(forward, [batch])
-        # In fp32 a long sum would stop growing evenly, and depend on the number of ranks.
+        # A long fp32 sum would lose precision and depend on the number of ranks.
         sums.add({name: pair.double() for name, pair in forward(seen).logs.items()})
     return stage.metrics(sums.take())

@@ -107,6 +107,8 @@ def test_mlflow_has_one_run_per_stage_with_metrics_and_samples(run: Path) -> Non
         assert [point.step for point in history] == list(range(1, STEPS + 1))
         assert found.data.params["stage"] == stage
         assert client.list_artifacts(found.info.run_id, "config")
+        has_samples = bool(client.list_artifacts(found.info.run_id, "samples"))
+        assert has_samples == (stage != "thinker")
 
 
 def test_finished_stage_is_reported_and_a_lost_checkpoint_is_retrained(

@@ -7,14 +7,14 @@ from PIL import Image
 from muomni.observe.spectrogram import write_spectrograms, write_waveform
 
 
-def test_panels_lie_below_each_other_with_low_notes_low(tmp_path: Path) -> None:
+def test_panels_are_stacked_with_low_frequencies_at_the_bottom(tmp_path: Path) -> None:
     low, high = np.full((10, 8), -11.0), np.full((6, 8), -11.0)
     low[:, 0] = high[:, 7] = 0.0
     write_spectrograms(tmp_path / "a.png", [low, high], floor=-11.5)
     pixels = np.asarray(Image.open(tmp_path / "a.png")).astype(int).sum(2)
     assert pixels.shape == (2 * 16 + 6, 30)
     assert pixels[15, 0] > pixels[0, 0] and pixels[22, 0] > pixels[37, 0]
-    assert pixels[22, 29] < pixels[22, 0]  # the shorter one is filled up with silence
+    assert pixels[22, 29] < pixels[22, 0]  # the shorter one is padded with silence
 
 
 def test_waveforms_are_clipped_and_16_bit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a step: every moment belongs to one, on a CPU's clock and on a GPU's events."""
+"""Sections of a step cover all its time, by a CPU's clock and by a GPU's events."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from muomni.observe import step_clock
 from muomni.observe.step_clock import StepClock, step_breakdown
 
 
-def test_every_moment_belongs_to_the_section_that_was_marked_last() -> None:
+def test_time_belongs_to_the_section_marked_last() -> None:
     start = time.perf_counter()
     clock = StepClock(torch.device("cpu"))
     clock.mark("data_wait")
@@ -28,7 +28,7 @@ def test_every_moment_belongs_to_the_section_that_was_marked_last() -> None:
     assert sum(seconds.values()) == pytest.approx(elapsed, abs=0.002)
 
 
-def test_a_section_that_goes_on_is_divided_at_take() -> None:
+def test_take_splits_the_current_section() -> None:
     clock = StepClock(torch.device("cpu"))
     clock.mark("forward")
     clock.take()
@@ -37,7 +37,7 @@ def test_a_section_that_goes_on_is_divided_at_take() -> None:
 
 
 class Event:
-    """A CUDA event on a device that reaches it `elapsed_ms` after the one before."""
+    """A CUDA event that the device reaches `elapsed_ms` after the previous one."""
 
     elapsed_ms = 5.0
     num_made = 0
@@ -61,7 +61,7 @@ def gpu_clock(monkeypatch: pytest.MonkeyPatch) -> StepClock:
     return StepClock(torch.device("cuda"))
 
 
-def test_events_are_waited_for_at_take_only(gpu_clock: StepClock) -> None:
+def test_only_take_waits_for_events(gpu_clock: StepClock) -> None:
     for _ in range(10):
         gpu_clock.mark("forward")
         gpu_clock.mark("backward")
@@ -71,16 +71,16 @@ def test_events_are_waited_for_at_take_only(gpu_clock: StepClock) -> None:
     assert seconds == pytest.approx({"other": 0.005, "forward": 0.05, "backward": 0.05})
 
 
-def test_unread_events_do_not_pile_up(gpu_clock: StepClock) -> None:
+def test_unread_events_are_bounded(gpu_clock: StepClock) -> None:
     for _ in range(10_000):
         gpu_clock.mark("forward")
     unread: Any = gpu_clock._unread
     assert len(unread) <= step_clock._MAX_UNREAD
-    assert max(Event.waits) < 10_000 - 2_000  # only what is long past
+    assert max(Event.waits) < 10_000 - 2_000  # only old ones
     assert sum(gpu_clock.take().values()) == pytest.approx(10_001 * 0.005)
 
 
-def test_metrics_are_seconds_a_step_and_percent_of_all_time() -> None:
+def test_metrics_are_seconds_per_step_and_percent_of_the_total() -> None:
     metrics = step_breakdown({"forward": 3.0, "save": 1.0}, num_steps=10)
     assert metrics == {
         "time/forward_s": 0.3, "time/forward_percent": 75.0,

@@ -15,7 +15,8 @@ import torch
 from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
-from muomni.training.optim.groups import build_optimizer, lr_factor
+from muomni.training.optim.groups import build_optimizer
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.session import Request, prepare, seed_everything
 from muomni.training.step_reduction import RunningSums
 
@@ -41,7 +42,8 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
     for step in range(session.num_steps):
         batches = [stage.prepare(dataset[micro]) for micro in session.planned.plan.step(step)]
         weights = {
-            term: _sum(stage.weights(batch)[term] for batch in batches) for term in stage.terms
+            term: _sum(stage.loss_denominators(batch)[term] for batch in batches)
+            for term in stage.terms
         }
         outputs = [task(batch) for batch in stage.begin_step(task, batches)]
         total = _sum(

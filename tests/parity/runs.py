@@ -9,10 +9,10 @@ from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed.discovery import discover
 from muomni.models.layers.blocks import BlockRunner
-from muomni.observe.progress import Progress
+from muomni.observe.recorder import Kind, RunInfo, Status
 from muomni.training.engine.ds_config import read_engine_json
+from muomni.training.guard import StopFlag
 from muomni.training.session import Request, open_loop, prepare
-from muomni.training.stop import StopFlag
 from tests.conversations import write_sft_dataset, write_tts_dataset, write_upstream
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.media_corpora import write_image_dataset, write_speech_dataset
@@ -89,6 +89,23 @@ def engine_json(cell: Cell) -> dict[str, Any]:
     return content
 
 
+class CurveRecorder:
+    """Appends logged steps to a curve."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.curve = curve
+
+    def open(self, info: RunInfo) -> None: ...
+
+    def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
+        self.curve.losses.append(metrics["loss"])
+        self.curve.grad_norms.append(metrics["grad_norm"])
+
+    def artifact(self, path: Path, folder: str) -> None: ...
+
+    def close(self, status: Status) -> None: ...
+
+
 def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
     """Run a cell with the real session, engine, and loop; returns the logged curve. Call it on all ranks.
 
@@ -99,10 +116,6 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
     loop = open_loop(session)
     curve = Curve([], [])
 
-    def record(_step: int, _kind: str, metrics: dict[str, float]) -> None:
-        curve.losses.append(metrics["loss"])
-        curve.grad_norms.append(metrics["grad_norm"])
-
     try:
         recomputing = [
             bool(part.recomputed_blocks)
@@ -110,9 +123,8 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
             if isinstance(part, BlockRunner)
         ]
         assert recomputing and set(recomputing) == {cell.is_checkpointing}
-        loop.progress = Progress(config.stage, loop.view.unit, 0, NUM_STEPS)
-        loop._record = record  # type: ignore[method-assign]
-        loop._train(StopFlag())
+        loop.recorders = [CurveRecorder(curve)]
+        loop.train(StopFlag())
     finally:
         loop.engine.deepspeed.destroy()
         del loop

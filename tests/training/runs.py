@@ -21,7 +21,7 @@ TINY_THINKER = {
 
 
 def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A thinker run of seconds: 20 steps of 4 micro-batches of 64 tokens, logged at each step."""
+    """A short thinker run: 20 steps of 4 micro-batches of 64 tokens, logged at each step."""
     content: dict[str, Any] = {
         "stage": "thinker",
         "preset": "test",
@@ -68,7 +68,7 @@ def train(
 
 @cache
 def _empty_mlflow_store() -> bytes:
-    """MLflow's tables, which take it longer to make than a short run takes to train."""
+    """An MLflow database with empty tables, whose creation takes longer than a short run."""
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the plan's digest knows: a run resumes exactly where its order of samples is still the same."""
+"""The plan's digest identifies the order of samples, so a run resumes only with the same order."""
 
 import json
 from pathlib import Path
@@ -56,6 +56,6 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
     assert drawn == set(range(400)) - {105, 106}
 
 
-def test_a_corpus_that_is_not_there_is_named(root: Path) -> None:
+def test_a_missing_corpus_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"names 'wep'.*did you mean 'web'\?.*books, web"):
         opened(root, {"data": {"mix": {"weights": {"wep": 1, "books": 1}}}})

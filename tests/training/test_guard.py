@@ -1,4 +1,4 @@
-"""When a run is warned of its loss scale, once, and when it is stopped."""
+"""When a run warns of its loss scale, and when it stops."""
 
 import logging
 
@@ -11,42 +11,43 @@ INF = float("inf")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_three_bad_steps_in_a_row_are_one_too_many(precision: str) -> None:
+def test_three_consecutive_bad_steps_stop_the_run(precision: str) -> None:
     guard = Guard(precision, Fp16Section(hysteresis=7))
-    assert [guard.see_step(step, num) for step, num in ((4, 1), (5, 2), (6, 0), (7, 1))] == [
+    assert [guard.check_gradients(step, num) for step, num in ((4, 1), (5, 2), (6, 0), (7, 1))] == [
         None
     ] * 4
     assert guard.suspect(9) == 7
-    assert guard.see_step(9, 3) == "the gradients of 3 steps in a row are not finite"
+    assert guard.check_gradients(9, 3) == "the gradients of 3 consecutive steps are non-finite"
     assert "exclude" in guard.advice
 
 
-def test_fp16_stops_once_the_scale_cannot_fall() -> None:
+def test_fp16_stops_when_the_scale_cannot_fall() -> None:
     guard = Guard("fp16", Fp16Section(hysteresis=2, min_scale=4))
-    assert guard.see_step(3, 1) is None
-    assert guard.see_step(4, 2) == "fp16 gradients overflow at the smallest loss scale, 4"
+    assert guard.check_gradients(3, 1) is None
+    assert guard.check_gradients(4, 2) == "fp16 gradients overflow at the smallest loss scale, 4"
 
 
-def test_three_logged_losses_in_a_row_are_one_too_many() -> None:
+def test_three_consecutive_non_finite_logged_losses_stop_the_run() -> None:
     guard = Guard("fp32", Fp16Section())
-    assert [guard.see_loss(step, loss) for step, loss in ((10, INF), (20, INF), (30, 2.0))] == [
+    assert [guard.check_loss(step, loss) for step, loss in ((10, INF), (20, INF), (30, 2.0))] == [
         None
     ] * 3
-    assert [guard.see_loss(step, INF) for step in (40, 50)] == [None] * 2
+    assert [guard.check_loss(step, INF) for step in (40, 50)] == [None] * 2
     assert (
-        guard.see_loss(60, float("nan")) == "the loss of 3 logged steps up to step 60 is not finite"
+        guard.check_loss(60, float("nan"))
+        == "the loss of 3 logged steps up to step 60 is non-finite"
     )
     assert guard.suspect(60) == 60  # no step with bad gradients is known
 
 
-def test_a_low_scale_is_said_once_until_it_was_well_above(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_low_scale_warns_once_until_it_has_recovered(caplog: pytest.LogCaptureFixture) -> None:
     watch = ScaleWatch(Fp16Section(initial_scale_power=8, warn_scale=32))
     scales = [256, 64, 32, 16, 8, 16, 32, 16, 64, 16]
     with caplog.at_level(logging.WARNING):
-        metrics = [watch.see(10 * step, float(scale), 0) for step, scale in enumerate(scales)]
+        metrics = [watch.check(10 * step, float(scale), 0) for step, scale in enumerate(scales)]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 2
-    assert "fallen to 16 at step 30, below fp16.warn_scale=32; at 1 the run will stop" in warned[0]
+    assert "fell to 16 at step 30, below fp16.warn_scale=32; the run stops at 1" in warned[0]
     assert "at step 90" in warned[1]
     marks = [metric["fp16_warning"] for metric in metrics]
     assert marks == [float(scale < 32) for scale in scales]
@@ -55,23 +56,23 @@ def test_a_low_scale_is_said_once_until_it_was_well_above(caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     "fp16", [{"warn_scale": None}, {"warn_scale": 32, "initial_scale_power": 3}]
 )
-def test_a_scale_that_began_low_or_is_not_watched_is_not_warned_of(
+def test_no_warning_for_a_low_initial_scale_or_without_a_threshold(
     fp16: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = ScaleWatch(Fp16Section.model_validate(fp16))
     with caplog.at_level(logging.WARNING):
-        watch.see(10, 8.0, 1)
+        watch.check(10, 8.0, 1)
     assert not caplog.records
 
 
-def test_many_skipped_steps_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_skipped_steps_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = ScaleWatch(Fp16Section(warn_skipped=0.1))
-    # Sixteen while the scale is sought, then one in five from step 200 to 400.
+    # Sixteen while the scale adapts, then one in five from step 200 to 400.
     skipped = [(step, 16 + max(0, min(step, 400) - 200) // 5) for step in range(10, 700, 10)]
     with caplog.at_level(logging.WARNING):
-        metrics = {step: watch.see(step, 1024.0, num) for step, num in skipped}
+        metrics = {step: watch.check(step, 1024.0, num) for step, num in skipped}
     assert len(caplog.records) == 1
-    assert "12 % of the last steps up to step 260 were skipped" in caplog.records[0].getMessage()
+    assert "overflowed in 12 % of the last steps up to step 260" in caplog.records[0].getMessage()
     assert "skipped_fraction" not in metrics[190]
     assert metrics[200]["skipped_fraction"] == 0
     assert metrics[300]["skipped_fraction"] == pytest.approx(0.2)

@@ -1,6 +1,7 @@
-"""Losses of the routers, what a step's load changes, and load from running sums to metrics."""
+"""Router losses, bias updates from the load of a step, and load metrics."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,22 +17,24 @@ from muomni.training.moe import (
     add_router_term,
     find_moe,
     load_metrics,
-    router_weight,
+    router_denominator,
     update_biases,
 )
-from muomni.training.stage import StageOutput
+from muomni.training.outputs import StageOutput
 from muomni.training.step_reduction import RunningSums
 from tests.ranks import RankPool
 
-MOE = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=8)
-STACK = {
+MOE = MoEConfig.model_validate(
+    {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 8}
+)
+STACK: dict[str, Any] = {
     "hidden_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4,
     "intermediate_size": 8,
 }  # fmt: skip
 
 
 class Model(nn.Module):
-    """Just enough of a model: MoE layers, whose weights are not used."""
+    """A minimal model: MoE layers whose weights are unused."""
 
     def __init__(self, moe: MoEConfig, num_layers: int) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ def one_pass(moe: MoEConfig, model: Model, logits: list[Tensor], is_real: Tensor
 
 
 @pytest.mark.parametrize("balance", ["loss", "bias", "none"])
-def test_the_term_is_the_sum_of_the_routers_losses_over_real_tokens(balance: str) -> None:
+def test_the_term_sums_the_router_losses_over_real_tokens(balance: str) -> None:
     moe = changed(balance=balance)
     logits = [torch.randn(10, 4) for _ in range(3)]
     is_real = torch.arange(10).view(2, 5) < 7
@@ -59,7 +62,7 @@ def test_the_term_is_the_sum_of_the_routers_losses_over_real_tokens(balance: str
     if balance == "loss":
         expected += moe.balance_loss_weight * losses.balance
     torch.testing.assert_close(output.losses[TERM], expected)
-    assert router_weight({"document_ids": is_real.long()})[TERM] == 7
+    assert router_denominator({"document_ids": is_real.long()})[TERM] == 7
     assert output.logs["moe/balance_loss"].tolist() == [losses.balance, 7]
     assert (output.state != {}) == (balance == "bias")
 
@@ -74,9 +77,13 @@ def _share_of_term(moe: MoEConfig, logits: Tensor, is_real: Tensor) -> tuple[Ten
     return output.losses[TERM].detach(), rows.grad
 
 
-def test_balance_over_ranks_is_that_of_all_their_tokens_together(two_ranks: RankPool) -> None:
+def _biases(model: nn.Module) -> torch.Tensor:
+    return torch.stack([bias for bias in choice_biases(model) if bias is not None])
+
+
+def test_balance_over_ranks_equals_that_of_all_tokens_together(two_ranks: RankPool) -> None:
     generator = torch.Generator().manual_seed(0)
-    given = {
+    given: dict[str, Any] = {
         "logits": torch.randn(2, 12, 4, generator=generator),
         "is_real": torch.stack([torch.arange(12) < 11, torch.arange(12) < 5]),
     }
@@ -84,7 +91,7 @@ def test_balance_over_ranks_is_that_of_all_their_tokens_together(two_ranks: Rank
     over_ranks = two_ranks.run(_share_of_term, moe=changed(balance_over="ranks"), **given)
     torch.testing.assert_close(sum(term for term, _ in over_ranks), together)
     torch.testing.assert_close(torch.cat([gradient for _, gradient in over_ranks]), whole)
-    # What evens out each micro-batch by itself is another loss.
+    # Balancing each micro-batch separately is a different loss.
     apart = two_ranks.run(_share_of_term, moe=MOE, **given)
     assert abs(sum(term for term, _ in apart) - together) > 1e-3 * together
 
@@ -95,17 +102,17 @@ def test_padding_alone_adds_nothing() -> None:
     output = one_pass(moe, model, [torch.randn(4, 4)], torch.zeros(4, dtype=torch.bool))
     assert output.losses[TERM] == 0
     update_biases(moe, model, output.state)
-    assert not torch.stack(choice_biases(model)).any()
+    assert not _biases(model).any()
 
 
-def test_a_bias_moves_by_its_rate_towards_the_idle_experts() -> None:
+def test_biases_move_toward_idle_experts_by_their_rate() -> None:
     moe = changed(balance="bias", bias_update_rate=0.01)
     model = Model(moe, 2)
     load = torch.tensor([[3.0, 1.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0]])
     for _ in range(3):
         update_biases(moe, model, {"expert_load": load})
     expected = 0.03 * torch.tensor([[-1.0, 1.0, 0.0, 0.0], [1.0, 1.0, -1.0, -1.0]])
-    torch.testing.assert_close(torch.stack(choice_biases(model)), expected)
+    torch.testing.assert_close(_biases(model), expected)
     model.blocks[0].gate.requires_grad_(False)
     update_biases(moe, model, {"expert_load": load})
     first, second = choice_biases(model)
@@ -113,8 +120,8 @@ def test_a_bias_moves_by_its_rate_towards_the_idle_experts() -> None:
     torch.testing.assert_close(second, 4 / 3 * expected[1])
 
 
-def test_load_is_counted_over_real_tokens_and_summed_before_it_is_judged() -> None:
-    """Two micro-batches that each use two experts of four: together none is dead."""
+def test_load_counts_real_tokens_and_is_summed_before_metrics() -> None:
+    """Two micro-batches each use two of four experts: together none is dead."""
     sums, model = RunningSums(), Model(MOE, 2)
     for first in (0, 2):
         logits = torch.zeros(6, 4)
@@ -151,12 +158,13 @@ def test_vector_pairs_become_numbered_ratios() -> None:
     assert sums.take() == {"a": 0.75, "b.0": 0.5, "b.1": 1.0}
 
 
-def test_a_mixture_is_found_also_inside_a_whole_model() -> None:
+def test_a_mixture_is_found_inside_a_full_model() -> None:
     dense = ThinkerConfig(vocab_size=9, **STACK)
     sparse = dense.model_copy(update={"moe": MOE})
     audio = AudioEncoderConfig(vocab_size=9, **STACK)
     vision = VisionConfig(**STACK)
     assert find_moe(dense) is None
     assert find_moe(sparse) == MOE
-    assert find_moe(OmniConfig(thinker=sparse, audio_encoder=audio, vision_encoder=vision)) == MOE
-    assert find_moe(OmniConfig(thinker=dense, audio_encoder=audio, vision_encoder=vision)) is None
+    parts = {"audio_encoder": audio, "vision_encoder": vision}
+    assert find_moe(OmniConfig.model_validate({"thinker": sparse, **parts})) == MOE
+    assert find_moe(OmniConfig.model_validate({"thinker": dense, **parts})) is None

@@ -1,4 +1,4 @@
-"""Nothing in a training step makes the host wait for the device, as far as the source tells.
+"""No statement of a training step makes the host wait for the device.
 
 A device value that becomes a Python number (`item`, `tolist`, `float(...)`) stalls the GPU's queue. Code
 that runs in evaluation only (`if not self.training`) may do so.
@@ -18,6 +18,7 @@ from muomni.models.layers.losses import router_losses
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine.ema import WeightAverage
 from muomni.training.engine.engine import Engine
+from muomni.training.engine.weights import MasterWeights
 from muomni.training.loop import Loop
 from muomni.training.moe import add_router_term, update_biases
 from muomni.training.step_reduction import RunningSums, StepReduction
@@ -26,11 +27,11 @@ from muomni.training.throughput import Throughput
 WAITING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 WAITING_CALLS = {"float", "int", "bool"}
 STEP = [
-    Loop._step, Loop._prepared, DeviceCopies.__call__, Loop._account, StepReduction.weights,
-    StepReduction._remember, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
-    Engine.update_average, WeightAverage.update, router_losses, add_router_term,
+    Loop.train_step, Loop._prepare, DeviceCopies.__call__, StepReduction.denominators,
+    StepReduction._copy_flags, RunningSums.add, Engine.forward, Engine.backward, Engine.end_micro_step,
+    MasterWeights.update_average, WeightAverage.update, router_losses, add_router_term,
     update_biases,
-    StepClock.mark, Throughput.count,
+    StepClock.mark, Throughput.count_flops, Throughput.count_units,
 ]  # fmt: skip
 
 
@@ -61,13 +62,13 @@ def test_the_step_does_not_wait_for_the_device(function: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_stages_do_in_a_step_does_not_wait_either(stage: str) -> None:
+def test_stages_do_not_wait_for_the_device(stage: str) -> None:
     cls = load(stage_spec(stage).stage)
-    for name in ("prepare", "weights", "begin_step", "after_step"):
+    for name in ("prepare", "loss_denominators", "begin_step", "after_step"):
         assert waits(getattr(cls, name)) == [], f"{cls.__name__}.{name}"
 
 
-def test_the_check_sees_what_it_looks_for() -> None:
+def test_the_check_finds_waits() -> None:
     def bad(loss: Any) -> float:
         return float(loss) + loss.item()
 

@@ -1,4 +1,4 @@
-"""A run whose gradients stay non-finite stops on all ranks, with the module, the samples and good weights."""
+"""A run with persistent non-finite gradients stops on all ranks; names module, samples, and good weights."""
 
 import json
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.errors import NonFiniteError
 from muomni.models.layers.transformer import TransformerBlock
-from muomni.training.engine.engine import _own_elements
+from muomni.training.engine.deepspeed_quirks import local_elements
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.engine.test_expert_parallel import engine, moe_config
 from tests.training.runs import thinker_config, train
 
-FIRST_BAD = 4  # the step, on the rank that is bad; all after it are bad, too
+FIRST_BAD = 4  # the first bad step on the faulty rank; all later ones are bad as well
 
 
 class _Poison(torch.autograd.Function):
-    """Gives its input back, and infinities as its gradient."""
+    """The identity with an infinite gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def _broken_block(phase: str, bad_rank: int, first: int) -> Iterator[list[Any]]:
 
 
 def _stop(config: Any, run: Path, zero: Any, phase: str, bad_rank: int = 1) -> dict[str, Any]:
-    """Train until the run stops; its message, and the batches of this rank."""
+    """Train until the run stops; returns its message and the batches of this rank."""
     num_passes = config.batch.micro_batches_per_step // torch.distributed.get_world_size()
     with _broken_block(phase, bad_rank, (FIRST_BAD - 1) * num_passes + 1) as seen:
         try:
@@ -97,7 +97,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("precision", "zero", "phase", "num_bad"), CASES)
-def test_what_is_not_finite_is_named_dumped_and_survived(
+def test_non_finite_values_are_named_and_dumped(
     precision: str,
     zero: int,
     phase: str,
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
         "fp16": {"initial_scale_power": 0},
         "training": {"max_steps": 12, "log_every": 100},
     }
-    config = thinker_config(text_data, changes)  # two micro-batches a rank
+    config = thinker_config(text_data, changes)  # two micro-batches per rank
     results = two_ranks.run(_stop, config=config, run=tmp_path, zero=engine(zero), phase=phase)
     step = FIRST_BAD + num_bad - 1
     for result in results:
@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
         assert result["message"] == results[0]["message"]
     message = results[0]["message"]
     assert f"in step {step} thinker.stack.blocks.1" in message
-    assert f"first {'output' if phase == 'forward' else 'gradient'} that is not finite" in message
+    assert f"first non-finite {'output' if phase == 'forward' else 'gradient'}" in message
     assert "(rank 1, micro-batch 0 with samples " in message
 
     folder = tmp_path / "thinker" / "nonfinite"
@@ -127,14 +127,14 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
         f"step_{step}_rank1.json", f"step_{step}_rank1.pt",
     ]  # fmt: skip
     text = (folder / f"step_{step}_rank1.json").read_text()
-    report = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    report = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
     first = report["findings"][0]
     assert (first["micro_batch"], first["phase"]) == (0, phase)
     assert any(name.startswith("thinker.stack.blocks.0.") for name in first["parameters"])
     assert len(report["findings"]) == 2
     assert (first["losses"]["loss"] == "nan") == (phase == "forward")
 
-    # The file holds what that rank computed in that step, though the run had gone on.
+    # The file holds the batches of that step, although the run continued.
     dump = torch.load(folder / f"step_{step}_rank1.pt", weights_only=True)
     seen = results[1]["seen"][2 * (step - 1) : 2 * step]
     for kept, batch in zip(dump["micro_batches"], seen, strict=True):
@@ -159,47 +159,46 @@ def test_what_is_not_finite_is_named_dumped_and_survived(
 
 
 def _cut_short(config: Any, run: Path, zero: int) -> dict[str, torch.Tensor]:
-    """Weights after the steps of `config`, at the rates of a run of 12 steps."""
+    """Weights after the steps of `config`, with the learning rates of a run of 12 steps."""
     longer = config.model_copy(
         update={"training": config.training.model_copy(update={"max_steps": 12})}
     )
     loop = open_loop(prepare(Request(longer, run, run, engine(zero)), discover()))
-    batches = iter(loop.loader)
     for _ in range(config.training.max_steps):
-        loop._step(batches, False)
+        loop.train_step()
     state = loop.engine.full_state("")
     loop.engine.deepspeed.destroy()
     return state
 
 
-def test_experts_on_other_ranks_are_played_again_together(
+def test_diagnosis_reruns_experts_of_all_ranks_together(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = moe_config(text_data, {"training": {"log_every": 100}})
     for zero, phase in ((0, "forward"), (3, "backward")):
         run = tmp_path / str(zero)
         results = two_ranks.run(_stop, config=config, run=run, zero=engine(zero, 2), phase=phase)
-        # Rank 0 meets it, too: in its experts' gradients, for they serve the tokens of rank 1.
+        # Rank 0 finds it as well, in the gradients of its experts, which process tokens of rank 1.
         assert "in step 6 thinker.stack.blocks.1" in results[0]["message"]
         assert "(rank 1, micro-batch 0 with" in results[0]["message"]
         assert (run / "thinker" / "nonfinite" / "step_6_rank1.pt").is_file()
 
 
-def test_a_loss_that_stays_non_finite_in_the_log_is_looked_into_as_well(
+def test_a_persistent_non_finite_logged_loss_is_diagnosed(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    # It logs at each step, before the third bad step is known.
+    # It logs each step, before the third bad step is known.
     config = thinker_config(text_data, {"training": {"save_every": 1, "keep_last": 1}})
     results = two_ranks.run(_stop, config=config, run=tmp_path, zero=engine(1), phase="forward")
-    assert results[0]["message"].startswith("the loss of 3 logged steps up to step 6 is not finite")
+    assert results[0]["message"].startswith("the loss of 3 logged steps up to step 6 is non-finite")
     assert "in step 5 thinker.stack.blocks.1" in results[0]["message"]
-    # A run that is started again and again does not push good checkpoints out.
+    # Repeated restarts do not prune good checkpoints.
     names = [path.name for path in (tmp_path / "thinker" / "checkpoints").glob("step_*")]
     assert sorted(names) == ["step_00000005", "step_00000006"]
 
 
 def _stop_by_sum(config: Any, run: Path) -> str:
-    """Stop a run whose gradients are finite, and only their norm counts as infinite."""
+    """Stop a run whose gradients are finite but whose norm is infinite."""
     from muomni.training.engine import engine as engines
 
     original = engines.clip_grad_norm_
@@ -210,18 +209,18 @@ def _stop_by_sum(config: Any, run: Path) -> str:
         engines.clip_grad_norm_ = original
 
 
-def test_when_nothing_is_found_again_all_ranks_keep_their_batches(
+def test_if_nothing_is_found_all_ranks_dump_their_batches(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"log_every": 100}})
     message = two_ranks.run(_stop_by_sum, config=config, run=tmp_path)[0]
-    assert "played again, all outputs and gradients of step 3 are finite on every rank" in message
+    assert "all outputs and gradients of step 3 are finite on every rank" in message
     folder = tmp_path / "thinker" / "nonfinite"
     assert len(list(folder.glob("step_3_rank*.pt"))) == 2
 
 
 def _stop_with_non_finite_weights(config: Any, run: Path) -> str:
-    """Stop a run in whose fifth step, of two micro-batches a rank, a weight became NaN on all ranks."""
+    """Stop a run in which a weight becomes NaN on all ranks in the fifth step."""
     original, calls = ThinkerTask.forward, [0]
 
     def forward(self: ThinkerTask, batch: Any) -> Any:
@@ -248,7 +247,7 @@ def _stop_with_non_finite_weights(config: Any, run: Path) -> str:
         (5, None),
     ],
 )
-def test_weights_that_are_not_finite_are_not_saved(
+def test_non_finite_weights_are_not_saved(
     save_every: int, last: str | None, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     changes = {"max_steps": 12, "log_every": 100, "save_every": save_every}
@@ -259,14 +258,14 @@ def test_weights_that_are_not_finite_are_not_saved(
     newest = (
         f"the last checkpoint is {checkpoints / last}" if last else "there is no checkpoint yet"
     )
-    assert "thinker.embed_tokens.weight is not finite" in messages[0]
+    assert "thinker.embed_tokens.weight is non-finite" in messages[0]
     assert f"the weights are not saved, and {newest}" in messages[0]
     assert "samples" not in messages[0]
     assert max((path.name for path in checkpoints.glob("step_*")), default=None) == last
 
 
 def _first_non_finite(config: Any, run: Path, zero: int, name: str) -> list[str | None]:
-    """What is found before and after one element of a weight became infinite on the last rank alone."""
+    """Findings before and after one element of a weight becomes infinite on the last rank only."""
     loop = open_loop(prepare(Request(config, run, run, engine(zero)), discover()))
     weight: Any = dict(loop.engine.task.named_parameters())[name]
     found = [loop.engine.first_non_finite_weight()]
@@ -278,7 +277,7 @@ def _first_non_finite(config: Any, run: Path, zero: int, name: str) -> list[str 
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_weight_that_is_spoiled_on_one_rank_is_found_by_all(
+def test_a_non_finite_weight_on_one_rank_is_found_by_all(
     zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     name = "thinker.stack.blocks.1.mlp.down_proj.weight"
@@ -287,14 +286,14 @@ def test_a_weight_that_is_spoiled_on_one_rank_is_found_by_all(
     assert found == [[None, name]] * 2
 
 
-def test_padding_behind_a_part_of_a_weight_is_not_looked_at() -> None:
-    """Three elements on two ranks: the last one's part has room for two."""
+def test_padding_of_a_shard_is_ignored() -> None:
+    """Three elements on two ranks: the last shard has room for two."""
     for rank, num_own in ((0, 2), (1, 1), (2, 0)):
         part = torch.tensor([1.0, 1.0])
         part[num_own:] = float("nan")
         weight: Any = torch.nn.Parameter(torch.empty(0))
         weight.ds_tensor, weight.ds_numel, weight.ds_zero_partition_rank = part, 3, rank
-        assert _own_elements(weight).tolist() == [1.0] * num_own
+        assert local_elements(weight).tolist() == [1.0] * num_own
 
 
 @contextmanager
@@ -316,12 +315,12 @@ def _infinite_at(calls_at: set[int]) -> Iterator[None]:
 
 
 def _steps_around(config: Any, run: Path) -> list[dict[str, torch.Tensor]]:
-    """How many steps of four were skipped, and the weights after the second, a bad third and the fourth."""
+    """The number of skipped steps, and the weights after the second, a bad third, and the fourth step."""
     loop = open_loop(prepare(Request(config, run, run, engine(0)), discover()))
-    batches, states = iter(loop.loader), []
+    states = []
     with _infinite_at({9}):  # the first micro-batch of the third step
         for _ in range(4):
-            loop._step(batches, False)
+            loop.train_step()
             states.append(loop.engine.full_state(""))
     states[0] = {"skipped": torch.tensor(loop.engine.count_skipped())}
     loop.engine.deepspeed.destroy()
@@ -329,7 +328,7 @@ def _steps_around(config: Any, run: Path) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_plain_fp32_passes_over_a_bad_step_and_goes_on(
+def test_plain_fp32_skips_a_bad_step_and_continues(
     optimizer: str, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"optim": {"name": optimizer}})

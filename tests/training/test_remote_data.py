@@ -10,7 +10,7 @@ from tests.training.runs import thinker_config, train
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_losses_do_not_depend_on_where_the_data_lies(
+def test_losses_do_not_depend_on_the_location_of_the_data(
     num_workers: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     changes = {"data": {"num_workers": num_workers}, "training": {"max_steps": 4}}

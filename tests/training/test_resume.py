@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed gives the curve of one that was not."""
+"""A stopped and resumed run has the curve of an uninterrupted one."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 
 from muomni.checkpoint import store
 from muomni.errors import CheckpointError, PreemptedError
-from muomni.training.optim.groups import lr_factor
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -34,7 +34,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(
     assert resumed["val/loss"] == straight["val/loss"]
 
 
-def test_a_run_of_epochs_has_its_decay_at_its_end_also_when_resumed(
+def test_a_run_of_epochs_decays_at_its_end_after_a_resume(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     training = {"max_steps": None, "max_epochs": 1, "save_every": 8, "keep_last": 9}
@@ -72,7 +72,7 @@ def test_fp16_resumes_with_its_loss_scale(
 
 
 def _train_with_signal(config: Any, run: Path, at_step: int) -> str:
-    """Rank 1 alone gets the signal; returns what the loop says."""
+    """Only rank 1 gets the signal; returns the message of the loop."""
     rank = torch.distributed.get_rank()
     original, calls = ThinkerTask.forward, [0]
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
     two_ranks.run(train, config=config, run=tmp_path, zero=zero)
     wider = {"training": {"max_steps": 4}, "model": {"intermediate_size": 96}}
-    with pytest.raises(CheckpointError, match=r"a model of other sizes; give the preset.*never"):
+    with pytest.raises(CheckpointError, match=r"a model of other sizes; use the preset.*never"):
         two_ranks.run(train, config=thinker_config(text_data, wider), run=tmp_path, zero=zero)
 
 
@@ -137,18 +137,21 @@ def test_a_checkpoint_of_other_parameter_groups_is_refused_in_a_sentence(
         {},
         {"*.attention.*": 0.5},
         {"*.mlp.*": 2.0},
-    ):  # the last one changes their order alone
+    ):  # the last one only changes their order
         other = {"training": {"max_steps": 4}, "optim": {"lr_scales": scales}}
-        with pytest.raises(CheckpointError, match=r"other groups; give the optim\.lr_scales"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"other parameters than this run; use the optim\.lr_scales",
+        ):
             two_ranks.run(train, config=thinker_config(text_data, other), run=tmp_path, zero=zero)
     same = {"training": {"max_steps": 4}, "optim": {"lr_scales": {"*.mlp.*": 0.25}}}
     two_ranks.run(train, config=thinker_config(text_data, same), run=tmp_path, zero=zero)
 
 
-def test_a_checkpoint_that_does_not_tell_its_groups_is_taken(
+def test_a_checkpoint_without_its_groups_is_accepted(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    """Those of the versions before."""
+    """Earlier versions wrote such checkpoints."""
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
     one_rank.run(train, config=config, run=tmp_path)
     [listing] = tmp_path.glob("thinker/checkpoints/step_*/complete.json")
@@ -159,7 +162,7 @@ def test_a_checkpoint_that_does_not_tell_its_groups_is_taken(
     assert one_rank.run(train, config=longer, run=tmp_path)[0]["step"] == 4
 
 
-def test_old_checkpoints_go_and_the_best_and_the_last_stay(
+def test_old_checkpoints_are_pruned_except_the_best_and_the_last(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     changes = {"training": {"save_every": 2, "validate_every": 3, "keep_last": 1, "max_steps": 10}}
@@ -171,7 +174,7 @@ def test_old_checkpoints_go_and_the_best_and_the_last_stay(
     assert {folder.name for folder in checkpoints.glob("step_*")} == {best.name, latest.name}
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
+def test_a_damaged_checkpoint_is_skipped_for_an_older_one(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"save_every": 2, "max_steps": 6}})
@@ -182,11 +185,11 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     weights.write_bytes(weights.read_bytes()[:-10])
     found = store.newest_complete(checkpoints)
     assert found is not None and found.name == "step_00000004"
-    (found / "complete.json").unlink()  # a save that was killed before its end has no list
+    (found / "complete.json").unlink()  # a killed save leaves no file list
     assert store.newest_complete(checkpoints) is None
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
+def test_a_damaged_checkpoint_is_replaced_when_its_step_runs_again(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"save_every": 2, "max_steps": 4}})
@@ -197,7 +200,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
     store.verify(newest)
 
 
-def test_a_resume_from_an_earlier_checkpoint_leaves_the_later_course(
+def test_resume_from_an_earlier_checkpoint_discards_later_ones(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     training = {"save_every": 2, "max_steps": 8, "keep_last": 4}
@@ -209,5 +212,5 @@ def test_a_resume_from_an_earlier_checkpoint_leaves_the_later_course(
     earlier = str(checkpoints / "step_00000004")
     one_rank.run(train, config=other, run=tmp_path, resume=earlier)
     assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000006"]
-    # The step was there before, but of another course (its learning rates fell more slowly).
+    # A checkpoint of this step existed, but from the earlier run (with slower decay).
     assert store.verify(checkpoints / "step_00000006")["files"] != first_course["files"]

@@ -1,4 +1,4 @@
-"""What a run may call its own: checkpoints of another beginning, other data or other exports are not."""
+"""A run does not reuse checkpoints of an earlier start, other data, or other exports."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def _session(config: RunConfig, run: Path, resume: str = "auto") -> Session:
     return prepare(Request(config, run, run, engine_json, resume), discover({}))
 
 
-def test_starting_over_forgets_later_checkpoints(
+def test_starting_over_deletes_later_checkpoints(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     longer = thinker_config(text_data, {"training": {"max_steps": 4}})
@@ -32,7 +32,7 @@ def test_starting_over_forgets_later_checkpoints(
     assert finished_result(_session(longer, tmp_path)) is None
 
 
-def test_a_finished_run_does_not_pass_for_one_on_other_data_or_exports(
+def test_a_finished_run_is_refused_for_other_data_or_exports(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
@@ -42,7 +42,7 @@ def test_a_finished_run_does_not_pass_for_one_on_other_data_or_exports(
         finished_result(_session(other, tmp_path))
     session = _session(config, tmp_path)
     session.stage.context.upstream = {"codec": SimpleNamespace(digest="new")}  # type: ignore[dict-item]
-    assert finished_result(session) is not None  # it began before digests were written down
+    assert finished_result(session) is not None  # it began before digests were saved
     config_file = tmp_path / "thinker" / "config.yaml"
     text = config_file.read_text()
     config_file.write_text(text.replace("upstream_digests: {}", "upstream_digests: {codec: old}"))
@@ -62,7 +62,7 @@ def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_writt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_does_not_pass_for_one_of_other_sizes(
+def test_a_finished_run_is_refused_for_other_sizes(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})

@@ -1,4 +1,4 @@
-"""The reduction of an accumulation window: begun before the forward pass, waited for after it."""
+"""The reduction of a step starts before the forward pass and is awaited after it."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from muomni.training.step_reduction import StepReduction
 
 
 class Work:
-    """A sum over two equal ranks, there once it is waited for."""
+    """A sum over two equal ranks, available after a wait."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -22,7 +22,7 @@ class Work:
         self.tensor.mul_(2)
 
 
-def test_the_sum_is_waited_for_once_and_not_where_it_begins(
+def test_the_sum_is_awaited_once_and_not_at_its_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     works: list[Work] = []
@@ -34,7 +34,7 @@ def test_the_sum_is_waited_for_once_and_not_where_it_begins(
     monkeypatch.setattr(collectives, "start_sum_over_ranks", start)
     stage: Any = SimpleNamespace(
         terms=("text", "speech"),
-        weights=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
+        loss_denominators=lambda batch: {"text": batch["n"], "speech": torch.zeros(())},
     )
     window = StepReduction(stage, torch.device("cpu"))
     for wants_stop in (False, True):
@@ -42,7 +42,7 @@ def test_the_sum_is_waited_for_once_and_not_where_it_begins(
         window.start(batches, wants_stop)
         assert works[-1].num_waits == 0
         for _ in batches:
-            weights = {term: float(weight) for term, weight in window.weights().items()}
+            weights = {term: float(weight) for term, weight in window.denominators().items()}
             assert weights == {"text": 14.0, "speech": 0.0}
         assert works[-1].num_waits == 1
         assert window.stop_agreed() == wants_stop

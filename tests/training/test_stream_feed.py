@@ -1,4 +1,4 @@
-"""Training on tars without index: equal steps on all ranks, resuming, and what is refused."""
+"""Training on tars without an index: equal steps on all ranks, resume, and refused settings."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ NUM_SHARDS, NUM_SAMPLES = 8, 20
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root whose dataset has the val split, and beside it tars of texts, one with a broken sample."""
+    """A root with a dataset for validation, and tars of texts, one with a broken sample."""
     root = tmp_path_factory.mktemp("streamed")
     write_text_dataset(root / "text")
     write_tokenizer(root / "tokenizer.model")
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def streamed(root: Path, changes: dict[str, Any] | None = None, **data: Any) -> RunConfig:
-    """A thinker run of an epoch and a half: 2 ranks take 10 steps of 4 batches of 4 texts an epoch."""
+    """A thinker run of 1.5 epochs: 2 ranks take 10 steps of 4 batches of 4 texts per epoch."""
     shards = [str(root / "tars" / "{000000..000007}.tar")]
     stream = {"shards": shards, "samples_per_shard": NUM_SAMPLES}
     content = {
@@ -80,7 +80,7 @@ def test_a_run_learns_from_a_stream_and_resumes_with_the_same_losses(
     assert data["fingerprint"].startswith("stream:") and "000007.tar:20" in data["fingerprint"]
 
 
-def test_an_epoch_is_known_without_reading(root: Path) -> None:
+def test_epoch_length_is_known_without_reading(root: Path) -> None:
     epochs = {"training": {"max_epochs": 3, "max_steps": None}}
     for num_ranks in (1, 2, 4):
         session = open_session(streamed(root, epochs), Ranks(0, 0, num_ranks))
@@ -95,7 +95,7 @@ def batches_of(feed: Feed, step: int, count: int) -> list[dict[str, torch.Tensor
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_step_that_is_read_again_is_what_the_loader_gave(
+def test_reading_a_step_again_gives_the_batches_of_the_loader(
     is_streamed: bool, num_workers: int, root: Path
 ) -> None:
     config = streamed(root, num_workers=num_workers)
@@ -122,7 +122,7 @@ def test_other_streams_have_other_digests(root: Path) -> None:
     assert open_session(run_config(other)).feed.digest != digest
 
 
-def test_a_pipeline_knows_whether_the_stream_is_that_of_an_export(root: Path) -> None:
+def test_a_pipeline_detects_the_stream_of_an_export(root: Path) -> None:
     session = open_session(streamed(root))
     data, tokenizer = {"fingerprint": session.feed.fingerprint}, session.stage.tokenizer.digest
     assert has_same_data(streamed(root), data, tokenizer)
@@ -132,7 +132,7 @@ def test_a_pipeline_knows_whether_the_stream_is_that_of_an_export(root: Path) ->
     assert not has_same_data(run_config(other), data, tokenizer)
 
 
-def test_a_run_does_not_go_on_with_another_stream(
+def test_a_run_does_not_resume_with_another_stream(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     training = {"max_steps": 2}
@@ -163,33 +163,33 @@ def test_a_missing_shard_is_named_before_the_start(root: Path) -> None:
 
 
 def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | None:
-    """What a rank that reads too many bad samples says; None where another rank does."""
+    """The error of a rank that reads too many bad samples; None if another rank does."""
     try:
         train(config, run)
     except DataError as error:
-        return {"text": str(error), "is_of_one_rank": error.is_of_one_rank}
+        return {"text": str(error), "is_rank_local": error.is_rank_local}
     return None
 
 
-def test_a_rank_says_itself_what_only_it_meets(
+def test_a_rank_reports_its_local_error_itself(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = streamed(root, max_bad_samples=0)
     said = one_rank.run(stop_at_the_bad_sample, config=config, run=tmp_path)[0]
-    assert said["is_of_one_rank"]
+    assert said["is_rank_local"]
     assert said["text"].startswith("rank 0: 1 samples could not be decoded")
 
 
-def test_stages_that_batch_by_seconds_must_be_told_a_number() -> None:
+def test_stages_that_batch_by_seconds_need_samples_per_batch() -> None:
     section = {"shards": ["a.tar"], "samples_per_shard": 5}
-    untold, told = StreamSection(**section), StreamSection(**section, samples_per_batch=6)
+    without, with_number = StreamSection(**section), StreamSection(**section, samples_per_batch=6)
     bucket, fixed, packed = Batching("bucket", 100), Batching("fixed", 4), Batching("pack", 64, 3)
     with pytest.raises(ConfigError, match=r"data\.stream\.samples_per_batch"):
-        stream_batch_size(untold, bucket, "talker")
-    assert stream_batch_size(told, bucket, "talker") == 6
-    assert [stream_batch_size(untold, each, "thinker") for each in (fixed, packed)] == [4, 3]
-    with pytest.raises(ConfigError, match=r"by batch\.rows; leave"):
-        stream_batch_size(told, packed, "thinker")
+        stream_batch_size(without, bucket, "talker")
+    assert stream_batch_size(with_number, bucket, "talker") == 6
+    assert [stream_batch_size(without, each, "thinker") for each in (fixed, packed)] == [4, 3]
+    with pytest.raises(ConfigError, match=r"by batch\.rows; remove"):
+        stream_batch_size(with_number, packed, "thinker")
 
 
 def test_speech_trains_from_a_stream(root: Path, tmp_path: Path, one_rank: RankPool) -> None:

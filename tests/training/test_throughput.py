@@ -1,4 +1,4 @@
-"""Metrics and traces of real short runs: what is logged, what a window and a touched file write."""
+"""Metrics and traces of short runs, requested by config and by touching a file."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from muomni.config.run import RunConfig
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
 from muomni.observe.profiler import MEMORY_REQUEST, TRACE_REQUEST
-from muomni.training.loop import Loop
+from muomni.training.loop import Loop, StepResult
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -24,7 +24,7 @@ def short(data: Path, **changes: Any) -> RunConfig:
 
 
 def ranges(path: Path) -> dict[str, int]:
-    """How often each section of the step stands in a trace."""
+    """How often each section of the step occurs in a trace."""
     events = json.loads(path.read_text())["traceEvents"]
     names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
     return {name: names.count(name) for name in SECTIONS if name in names}
@@ -60,7 +60,7 @@ def named(line: dict[str, Any]) -> set[str]:
     return {key[5:-2] for key in line if key.startswith("time/") and key.endswith("_s")}
 
 
-def test_a_window_of_steps_is_traced_by_the_ranks_that_are_named(
+def test_named_ranks_trace_the_configured_steps(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     profile = {"start_step": 3, "num_steps": 2, "ranks": [1]}
@@ -68,28 +68,28 @@ def test_a_window_of_steps_is_traced_by_the_ranks_that_are_named(
     (trace,) = (tmp_path / "thinker" / "profile").iterdir()
     assert trace.name == "trace_steps_00000003-00000004_rank1.json"
     found = ranges(trace)
-    # Two micro-batches a rank and step.
+    # Two micro-batches per rank and step.
     assert found["backward"] >= 4 and found["forward"] >= 4 and found["optimizer"] >= 4
     assert found["data_wait"] >= 2
-    # The weights of other ranks before each backward pass, and its gradients at its end.
+    # The denominators before each backward pass, and the gradients at its end.
     assert found["communication"] >= 8
 
 
 def touch_and_train(config: RunConfig, run: Path, names: list[str]) -> dict[str, Any]:
     """Train, and touch files in the run folder when the first step is logged."""
-    log = Loop._log
+    log = Loop.log
 
-    def touching(loop: Loop, step: int) -> None:
-        if step == 1 and loop.is_main:
+    def touching(loop: Loop) -> None:
+        if loop.state.step == 1 and loop.is_main:
             for name in names:
                 (loop.parts.folder.root / name).touch()
-        log(loop, step)
+        log(loop)
 
-    Loop._log = touching  # type: ignore[method-assign]
+    Loop.log = touching  # type: ignore[method-assign]
     try:
         return train(config, run)
     finally:
-        Loop._log = log  # type: ignore[method-assign]
+        Loop.log = log  # type: ignore[method-assign]
 
 
 def test_touching_a_file_traces_the_next_steps_of_all_named_ranks(
@@ -104,7 +104,7 @@ def test_touching_a_file_traces_the_next_steps_of_all_named_ranks(
     assert all(ranges(root / "profile" / name)["optimizer"] >= 4 for name in names)
 
 
-def test_a_request_waits_for_the_window_of_the_config_to_end(
+def test_a_request_waits_for_the_end_of_the_configured_steps(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = short(text_data, profile={"start_step": 1, "num_steps": 2})
@@ -115,7 +115,7 @@ def test_a_request_waits_for_the_window_of_the_config_to_end(
     ]  # fmt: skip
 
 
-def test_the_window_of_the_config_comes_after_a_request_too(
+def test_configured_steps_are_traced_after_a_request(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = short(text_data, profile={"start_step": 6, "num_steps": 1})
@@ -125,7 +125,7 @@ def test_the_window_of_the_config_comes_after_a_request_too(
     assert recorded[1] == "00000006"
 
 
-def test_a_cpu_has_no_memory_snapshot_and_the_run_goes_on(
+def test_a_run_on_a_cpu_ignores_a_request_for_a_memory_snapshot(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = short(text_data)
@@ -136,27 +136,27 @@ def test_a_cpu_has_no_memory_snapshot_and_the_run_goes_on(
 
 
 def stop_while_recording(config: RunConfig, run: Path) -> list[str]:
-    """Train until an error in the middle of the window; what is left of the trace then."""
-    step = Loop._step
+    """Train until an error during the trace; returns what is left of it."""
+    train_step = Loop.train_step
 
-    def failing(loop: Loop, *arguments: Any) -> None:
+    def failing(loop: Loop, wants_stop: bool = False) -> StepResult:
         if loop.state.step == 3:
             raise RuntimeError("stop")
-        step(loop, *arguments)
+        return train_step(loop, wants_stop)
 
-    Loop._step = failing  # type: ignore[method-assign]
+    Loop.train_step = failing  # type: ignore[method-assign]
     try:
         with pytest.raises(RuntimeError, match="stop"):
             train(config, run)
     finally:
-        Loop._step = step  # type: ignore[method-assign]
+        Loop.train_step = train_step  # type: ignore[method-assign]
     return [str(path) for path in run.rglob("*trace*")]
 
 
-def test_nothing_is_left_half_written(text_data: Path, tmp_path: Path, one_rank: RankPool) -> None:
+def test_traces_are_complete_or_absent(text_data: Path, tmp_path: Path, one_rank: RankPool) -> None:
     config = short(text_data, profile={"start_step": 3, "num_steps": 3})
     assert one_rank.run(stop_while_recording, config=config, run=tmp_path / "a") == [[]]
-    # A run that ends before the window does writes the steps that there were.
+    # A run that ends during the trace writes the steps until then.
     config = short(text_data, profile={"start_step": 5, "num_steps": 9})
     one_rank.run(train, config=config, run=tmp_path / "b")
     (trace,) = (tmp_path / "b" / "thinker" / "profile").iterdir()
@@ -164,9 +164,7 @@ def test_nothing_is_left_half_written(text_data: Path, tmp_path: Path, one_rank:
     assert ranges(trace)["backward"] >= 8
 
 
-def test_a_rank_that_is_not_there_is_refused_before_any_start(
-    text_data: Path, tmp_path: Path
-) -> None:
+def test_a_missing_rank_is_refused_before_any_start(text_data: Path, tmp_path: Path) -> None:
     config = short(text_data, profile={"start_step": 1, "ranks": [0, 7]})
     request = Request(config, tmp_path, tmp_path, {"zero_optimization": {"stage": 0}}, "never")
     with pytest.raises(ConfigError, match=r"profile\.ranks names rank 7, but there is 1 rank"):

@@ -5,7 +5,7 @@ from muomni.evaluation.context import EvaluationContext
 from muomni.evaluation.metrics.error_rates import ErrorCounts
 from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
-from muomni.training.stage import StageOutput
+from muomni.training.outputs import StageOutput
 from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoderTask
 from muomni.training.validation import validate
 

@@ -1,1 +1,1 @@
-"""DeepSpeed and what configures it; no other package of muomni.training imports it."""
+"""The DeepSpeed engine and its configuration; no other package of muomni.training imports DeepSpeed."""

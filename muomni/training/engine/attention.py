@@ -1,9 +1,9 @@
-"""Packed and padded rows through flash kernels (`training.attention: varlen`), document by document.
+"""Variable-length flash attention for packed and padded sequences (`training.attention: varlen`).
 
-A mask makes a query look at its whole row and lets torch choose only kernels that take masks. These kernels get
-the places where documents begin instead, and compute nothing outside of them (Dao 2023, FlashAttention-2,
-arXiv:2307.08691). The padding of a row is a document, too. Towers without a mask (images, captions) have
-flash kernels anyway.
+With a mask, attention computes all pairs of a sequence, and torch can only use kernels that accept masks.
+Varlen kernels take document offsets instead and compute nothing across documents (Dao 2023, FlashAttention-2,
+arXiv:2307.08691). The padding of a sequence counts as a document. Towers without a mask (images, captions)
+use flash kernels anyway.
 """
 
 import inspect
@@ -30,34 +30,35 @@ _HEAD_DIM_STEP, _LARGEST_HEAD_DIM = 8, 256
 
 
 def documents_of(batch: Batch) -> dict[str, Tensor]:
-    """What a Thinker is told of the documents in a batch of packed rows."""
+    """Document arguments of a Thinker for a batch of packed sequences."""
     return {name: batch[name] for name in ("document_ids", "document_starts")}
 
 
 def attend_by_documents(task: nn.Module) -> None:
-    """Turn it on in all transformers of a task."""
+    """Enable varlen attention in all transformers of a task."""
     for module in task.modules():
         if isinstance(module, TransformerStack):
             module.attends_by_documents = True
 
 
 def check_support(device: torch.device | None, precision: str, sizes: BaseModel) -> None:
-    """Raises ConfigError for a stage without packed or padded rows, and where the kernels do not run.
+    """Raise ConfigError for a stage without packed or padded sequences, or if the kernels are unavailable.
 
-    `device` None: on one that is not here.
+    `device` None skips the check of the device.
     """
     masked = _masked_parts(sizes)
     if not masked:
         raise ConfigError(
-            f"{_OPTION} is for stages that pack or pad rows (thinker, audio_encoder, talker, sft); take it out"
+            f"{_OPTION} is for stages that pack or pad sequences (thinker, audio_encoder, talker, sft); "
+            f"remove it"
         )
     if device is not None and not _has_kernels(device):
         raise ConfigError(
             f"{_OPTION} needs a CUDA device of compute capability 8.0 or more, this run is on "
-            f"{device.type}; take it out"
+            f"{device.type}; remove it"
         )
     if precision not in ("bf16", "fp16"):
-        raise ConfigError(f"{_OPTION} needs bf16 or fp16, not {precision}; give --precision bf16")
+        raise ConfigError(f"{_OPTION} needs bf16 or fp16, not {precision}; use --precision bf16")
     for part in masked:
         if part.head_dim % _HEAD_DIM_STEP or part.head_dim > _LARGEST_HEAD_DIM:
             raise ConfigError(
@@ -73,7 +74,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def _masked_parts(sizes: BaseModel) -> list[TransformerConfig]:
-    """The transformers of a stage's model whose attention has a mask otherwise."""
+    """The transformers of a stage's model that use masked attention by default."""
     parts = [sizes]
     if isinstance(sizes, OmniConfig):
         parts = [sizes.thinker, sizes.audio_encoder, sizes.talker]

@@ -1,8 +1,8 @@
-"""Completes a DeepSpeed JSON from the run config, and refuses one that contradicts it.
+"""Complete a DeepSpeed JSON from the run config, and refuse one that contradicts it.
 
-The JSON holds engine matters only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
-precision, clipping, optimizer and schedule belong to the run config; DeepSpeed itself does not check
-for unknown sections, so a misspelled one would silently be off: here it is an error.
+The JSON holds engine settings only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
+precision, clipping, optimizer, and schedule belong to the run config. DeepSpeed silently ignores unknown
+sections; here they are errors.
 """
 
 import json
@@ -37,14 +37,14 @@ OWNED_BY_RUN_CONFIG = {
     "bfloat16": "precision",
     "torch_autocast": "precision",
     "amp": "precision",
-    # DeepSpeed acts on these only where its own functions are called instead.
+    # DeepSpeed applies these only to programs that call its own functions.
     "compile": "training.compile",
     "activation_checkpointing": "training.activation_checkpointing",
 }
 
 
 def read_engine_json(path: Path) -> dict[str, Any]:
-    """Read and check an engine JSON; raises ConfigError for anything that is not engine matter."""
+    """Read and check an engine JSON; raises ConfigError for anything but engine settings."""
     if not path.is_file():
         raise ConfigError(f"DeepSpeed config {path} does not exist; see configs/deepspeed/")
     try:
@@ -77,13 +77,13 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
         )
-    # DeepSpeed refuses a misspelled key of this section, too, but by a traceback on every rank.
+    # DeepSpeed refuses misspelled keys of this section as well, but with a traceback on every rank.
     validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
     return content
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises ValueError when a key stands twice in it."""
+    """A JSON object; raises ValueError for a repeated key."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -98,7 +98,7 @@ def zero_stage(engine_json: dict[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ZeroSettings:
-    """What of an engine JSON decides how much memory ZeRO takes; sizes in elements."""
+    """The ZeRO settings that determine memory use; sizes in elements."""
 
     stage: int
     overlaps: bool
@@ -111,7 +111,7 @@ class ZeroSettings:
 
 
 def zero_settings(engine_json: dict[str, Any]) -> ZeroSettings:
-    """Those settings, with DeepSpeed's defaults for what the JSON leaves out."""
+    """The ZeRO settings of an engine JSON, with DeepSpeed's defaults for missing keys."""
     zero = DeepSpeedZeroConfig(**engine_json.get("zero_optimization", {}))
     return ZeroSettings(
         int(zero.stage), bool(zero.overlap_comm), int(zero.reduce_bucket_size),
@@ -127,16 +127,16 @@ def complete(
     num_accumulation: int,
     world_size: int,
 ) -> dict[str, Any]:
-    """The whole DeepSpeed config: engine matters from the JSON, all else from the run config."""
+    """The full DeepSpeed config: engine settings from the JSON, all else from the run config."""
     return {
         **engine_json,
-        # DeepSpeed counts samples only for its own reports; one micro-batch is one of its samples.
+        # DeepSpeed uses sample counts only in its own logs; here one micro-batch counts as one sample.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": num_accumulation,
         "train_batch_size": num_accumulation * world_size,
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
-        # Offloaded state is updated by the same optimizer as any other (muomni/training/engine/offload.py).
+        # Offloaded state uses the same optimizer (muomni/training/engine/offload.py).
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": engine_json.get("steps_per_print", 10**12),
         "bf16": {"enabled": precision == "bf16"},

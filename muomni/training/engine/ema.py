@@ -1,7 +1,7 @@
-"""The exponential moving average of the trained weights.
+"""Exponential moving average (EMA) of the trained weights.
 
-It is kept in fp32 of what the optimizer itself updates, so of this rank's share under ZeRO, and costs no
-communication. Averaging is elementwise: shares of the average are the average of shares.
+It is kept in fp32 over the tensors that the optimizer updates, so over this rank's shard under ZeRO, and
+needs no communication, since averaging is elementwise.
 """
 
 from typing import Any
@@ -13,23 +13,23 @@ from muomni.errors import ConfigError
 
 
 def check_support(engine_json: dict[str, Any]) -> None:
-    """Raises ConfigError for an engine that does not keep its fp32 weights where they can be averaged."""
+    """Raise ConfigError for an engine whose master weights cannot be averaged."""
     if "data_types" in engine_json:
         raise ConfigError(
-            "training.ema_decay does not run with data_types in the DeepSpeed config; take one of them out"
+            "training.ema_decay does not work with data_types in the DeepSpeed config; remove one of them"
         )
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The decay at the end of the `step`-th step: it warms up, so that the start is soon forgotten.
+    """The decay after the `step`-th step, with a warmup that forgets the initial weights quickly.
 
-    A pure function of the step, as the learning rate is.
+    A pure function of the step, like the learning rate.
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class WeightAverage:
-    """The average of flat or whole fp32 tensors, which are handed in anew at each call."""
+    """The average of fp32 tensors, flat or not, which each call passes again."""
 
     def __init__(self, weights: list[Tensor], decay: float) -> None:
         self._decay = decay
@@ -43,7 +43,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self, weights: list[Tensor]) -> None:
-        """Exchange average and weights; twice leaves both as they were."""
+        """Exchange average and weights; a second call restores both."""
         for average, weight in zip(self.tensors, weights, strict=True):
             kept = average.clone()
             average.copy_(weight)
@@ -51,6 +51,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def set(self, tensors: list[Tensor]) -> None:
-        """Go on from a saved average, or from the weights themselves."""
+        """Replace the average by `tensors`."""
         for average, tensor in zip(self.tensors, tensors, strict=True):
             average.copy_(tensor)

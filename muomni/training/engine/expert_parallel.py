@@ -1,10 +1,9 @@
-"""DeepSpeed AutoEP around our MoE block: what its JSON section needs, and whole experts back from it.
+"""DeepSpeed AutoEP around the MoE block: completes its JSON section, and gathers full experts from ranks.
 
 AutoEP replaces every `MoEBlock` when the engine starts: each rank of an expert-parallel group keeps
-num_experts / autoep_size experts, and tokens travel to them by all-to-all. The user's JSON says only that
-it is on and how wide it is; names and routing come from the model, so that the two cannot disagree.
-Rank r of a group holds experts r * n to (r + 1) * n - 1; gathered in rank order they lie at their numbers.
-AutoEP's layers are recognized by their mark here, since only the engine may import DeepSpeed.
+num_experts / autoep_size experts, and tokens travel to them by all-to-all. The user's JSON only turns it on
+and sets the group size; names and routing come from the model, so the two cannot disagree. Rank r of a group
+holds experts r * n to (r + 1) * n - 1, so gathering in rank order restores their order.
 """
 
 import math
@@ -19,10 +18,11 @@ from muomni.config.models import MoEConfig
 from muomni.distributed import collectives
 from muomni.errors import ConfigError
 from muomni.models.layers.moe import CHOICE_BIAS
+from muomni.training.engine import deepspeed_quirks as quirks
 
 SECTION = "expert_parallel"
 
-# What a user may set; the rest follows from the model.
+# Keys that a user may set; the others follow from the model.
 USER_KEYS = (
     "enabled", "autoep_size", "use_grouped_mm", "disable_triton_grouped_mm", "combine_impl",
     "gate_up_impl", "row_weighting_impl", "async_split_plan", "comm_backend", "comm_num_sm",
@@ -51,7 +51,7 @@ def is_enabled(engine_json: dict[str, Any]) -> bool:
 def complete_section(
     engine_json: dict[str, Any], moe: MoEConfig | None, world_size: int
 ) -> dict[str, Any]:
-    """The engine JSON with its `expert_parallel` section completed from the model's mixture.
+    """Complete the `expert_parallel` section of an engine JSON from the model's MoE config.
 
     `autoep_size` may be "auto": the largest size that divides both experts and ranks. Raises
     ConfigError for a dense model, an unknown key, or a size that does not divide both.
@@ -67,14 +67,14 @@ def complete_section(
     for key in section:
         if key not in USER_KEYS:
             owned = key in {**LAYOUT, **SHARED_LAYOUT} or key in ("top_k", "route_norm")
-            hint = "; the model decides it" if owned else did_you_mean(key, USER_KEYS)
+            hint = "; it follows from the model" if owned else did_you_mean(key, USER_KEYS)
             raise ConfigError(f"{SECTION}.{key} cannot be set in the DeepSpeed config{hint}")
     if not is_enabled(engine_json):
         return {key: value for key, value in engine_json.items() if key != SECTION}
     if moe is None:
         raise ConfigError(
             f"the DeepSpeed config has a section '{SECTION}', but the model has no experts; take a "
-            f"preset with model.moe (tiny-moe), or a DeepSpeed config without that section"
+            f"preset with model.moe (tiny-moe), or remove that section"
         )
     size = _checked_size(section.get("autoep_size", 1), moe.num_experts, world_size)
     shared = moe.shared_intermediate_size is not None
@@ -91,7 +91,7 @@ def complete_section(
 
 
 def group_size(engine_json: dict[str, Any]) -> int:
-    """Ranks that share one set of experts; 0 when every rank runs the plain block."""
+    """Ranks that share one set of experts; 0 if every rank runs the plain block."""
     return int(engine_json[SECTION]["autoep_size"]) if is_enabled(engine_json) else 0
 
 
@@ -111,29 +111,28 @@ def _checked_size(size: Any, num_experts: int, world_size: int) -> int:
     return size
 
 
-# -- inside a running engine -------------------------------------------------------------------------
+# -- in a running engine -----------------------------------------------------------------------------
 
 
 def expert_groups(module: nn.Module) -> dict[str, dist.ProcessGroup]:
-    """Names of all expert parameters and the group of ranks that each is divided over."""
-    layers: list[tuple[str, Any]] = list(module.named_modules())
+    """Map the name of each expert parameter to the group of ranks that it is sharded over."""
     return {
-        f"{name}.experts.{leaf}": layer.ep_group
-        for name, layer in layers
-        if getattr(layer, "_is_autoep_layer", False)
-        for leaf, _ in layer.experts.named_parameters()
+        f"{name}.experts.{leaf}": quirks.expert_group(layer)
+        for name, layer in module.named_modules()
+        if quirks.is_expert_parallel(layer)
+        for leaf, _ in layer.get_submodule("experts").named_parameters()
     }
 
 
 def gather_experts(local: Tensor, group: dist.ProcessGroup, device: torch.device) -> Tensor:
-    """Local experts [E / n, ...] of each rank of a group -> all experts [E, ...] on the CPU."""
+    """Gather the local experts [E / n, ...] of each rank of a group into all experts [E, ...] on the CPU."""
     return collectives.gather_rows(local.to(device), group).cpu()
 
 
 def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
-    """Clip gradients in place by their global norm, in which each expert counts once; returns it.
+    """Clip gradients in place by their global norm, in which each expert counts once; returns the norm.
 
-    For the engine that holds whole gradients on every rank (fp32 without ZeRO).
+    For the engine with full gradients on every rank (fp32 without ZeRO).
     """
     groups = expert_groups(module)
     shared: list[Tensor] = []
@@ -151,7 +150,7 @@ def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
 
 
 def buffer_owner(module: nn.Module, name: str) -> nn.Module:
-    """The module that holds what was the buffer `name` before AutoEP replaced the blocks."""
+    """The module that now holds the buffer `name`: AutoEP moves the choice bias to its router."""
     owner = module.get_submodule(name.rpartition(".")[0])
-    is_moved = getattr(owner, "_is_autoep_layer", False) and name.endswith(f".{CHOICE_BIAS}")
+    is_moved = quirks.is_expert_parallel(owner) and name.endswith(f".{CHOICE_BIAS}")
     return owner.get_submodule("router") if is_moved else owner

@@ -1,8 +1,7 @@
-"""ZeRO-Offload: optimizer state, and under ZeRO 3 also weights, in host memory.
+"""ZeRO-Offload (Ren et al. 2021, arXiv:2101.06840): optimizer state, and under ZeRO 3 weights, in host memory.
 
-Ren et al. 2021, arXiv:2101.06840. The engine JSON asks for it (`offload_optimizer`, `offload_param`). The
-offloaded update is that of torch's fused AdamW, which needs no compiled op; `benchmarks/offloaded_update.py`
-compares it with DeepSpeed's own.
+The engine JSON enables it (`offload_optimizer`, `offload_param`). The offloaded update runs torch's fused
+AdamW, which needs no compiled op; `benchmarks/offloaded_update.py` compares it with DeepSpeed's own.
 """
 
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Any
 from muomni.errors import ConfigError
 
 _PLACES = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
-# What DeepSpeed adds to offload and no test of this project has run.
+# DeepSpeed options of offload that this project does not test.
 _UNTESTED = ("super_offload", "pipeline_read", "pipeline_write", "fast_init")
 
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What of a rank lies in host memory, and whether in page-locked memory."""
+    """What a rank keeps in host memory, and whether that is page-locked."""
 
     optimizer: bool = False
     parameters: bool = False
@@ -33,7 +32,7 @@ class Offload:
 
 
 def offload_of(engine_json: dict[str, Any]) -> Offload:
-    """What an engine JSON offloads; DeepSpeed pins memory unless it is told not to."""
+    """What an engine JSON offloads; DeepSpeed pins memory by default."""
     optimizer, parameters = (_section(engine_json, place) for place in _PLACES)
     return Offload(
         bool(optimizer), bool(parameters),
@@ -43,12 +42,12 @@ def offload_of(engine_json: dict[str, Any]) -> Offload:
 
 
 def check_support(engine_json: dict[str, Any]) -> None:
-    """Raises ConfigError for an offload that this ZeRO stage has not, or that is not tested here."""
+    """Raise ConfigError for an offload that the ZeRO stage does not support, or that is not tested here."""
     zero = engine_json.get("zero_optimization", {})
     for old in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"):
         if zero.get(old) is not None:
             raise ConfigError(
-                f"zero_optimization.{old} is DeepSpeed's former way to ask for offload; give "
+                f"zero_optimization.{old} is deprecated in DeepSpeed; use "
                 f'offload_optimizer or offload_param with {{"device": "cpu"}} in the DeepSpeed config'
             )
     for place, stages in _PLACES.items():
@@ -63,17 +62,17 @@ def check_support(engine_json: dict[str, Any]) -> None:
     ):
         if is_there:
             raise ConfigError(
-                f"{name} in the DeepSpeed config does not run with offload; take one of them out"
+                f"{name} in the DeepSpeed config does not work with offload; remove one of them"
             )
     if engine_json.get("zero_force_ds_cpu_optimizer"):
         raise ConfigError(
-            "zero_force_ds_cpu_optimizer asks for DeepSpeed's compiled CPUAdam, but offloaded weights are "
+            "zero_force_ds_cpu_optimizer selects DeepSpeed's compiled CPUAdam, but offloaded weights are "
             "updated by torch's fused AdamW, which is as fast; set it to false in the DeepSpeed config"
         )
 
 
 def _section(engine_json: dict[str, Any], place: str) -> dict[str, Any]:
-    """The section of an offload that is on, else an empty one."""
+    """The section of an enabled offload, else an empty one."""
     section = engine_json.get("zero_optimization", {}).get(place) or {}
     return section if section.get("device", "none") != "none" else {}
 
@@ -82,18 +81,18 @@ def _check_place(place: str, section: dict[str, Any], stage: int, stages: tuple[
     name = f"zero_optimization.{place}"
     if section["device"] == "nvme":
         raise ConfigError(
-            f"{name} asks for nvme, which is not supported; set its device to cpu in the DeepSpeed config"
+            f"{name} offloads to nvme, which is not supported; set its device to cpu in the DeepSpeed config"
         )
     if stage not in stages:
         needed = " or ".join(map(str, stages))
         raise ConfigError(
             f"{name} needs ZeRO {needed}, the DeepSpeed config asks for stage {stage}; "
-            f"give configs/deepspeed/zero{stages[-1]}_offload.json, or take it out"
+            f"use configs/deepspeed/zero{stages[-1]}_offload.json, or remove it"
         )
     untested = [key for key in _UNTESTED if section.get(key)]
     if section.get("ratio", 1.0) != 1.0:
         untested.append("ratio")
     if untested:
         raise ConfigError(
-            f"{name}.{untested[0]} is not supported; take it out of the DeepSpeed config"
+            f"{name}.{untested[0]} is not supported; remove it from the DeepSpeed config"
         )

@@ -1,4 +1,4 @@
-"""Which floating-point format a run uses on which device."""
+"""Choice of the device and of the floating-point format."""
 
 import os
 
@@ -11,7 +11,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it."""
+    """The GPU of this rank, or the CPU if there is none or DS_ACCELERATOR=cpu is set."""
     if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -19,9 +19,9 @@ def pick_device(local_rank: int) -> torch.device:
 
 
 def pick_precision(wanted: Precision, device: torch.device) -> str:
-    """Resolve `auto`: bf16 where the device computes in it, else fp16 on GPUs and fp32 on CPUs.
+    """Resolve `auto`: bf16 if the GPU supports it, else fp16; fp32 on CPUs.
 
-    Raises ConfigError for a precision that the device lacks.
+    Raises ConfigError for a precision that the device does not support.
     """
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -31,14 +31,14 @@ def pick_precision(wanted: Precision, device: torch.device) -> str:
             name = torch.cuda.get_device_name(device)
             raise ConfigError(f"{name} does not compute in bf16; use --precision fp16 or fp32")
         return wanted
-    # Small models on a CPU spend their time outside of matrix products, where bf16 only costs.
+    # Small models on a CPU spend little time in matmuls; elsewhere bf16 is slower.
     return "fp32" if wanted == "auto" else wanted
 
 
 def use_tf32(wanted: bool, precision: str, device: torch.device) -> None:
-    """Let fp32 products and convolutions of a GPU round their factors to TF32 (10 bits), or not.
+    """Use TF32 (10-bit mantissa) for fp32 matmuls and convolutions on GPUs, or not.
 
-    torch's own default is half of it: convolutions do, products do not. Other runs keep that default.
+    torch's default enables it for convolutions only; runs in other precisions keep that default.
     """
     if precision == "fp32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high" if wanted else "highest")
@@ -46,7 +46,7 @@ def use_tf32(wanted: bool, precision: str, device: torch.device) -> None:
 
 
 def describe_precision(config: RunConfig, precision: str, device: torch.device) -> str:
-    """What `precision` a run takes on `device`, who chose it, and whether TF32 is on, in a few words."""
+    """Describe the precision of a run, whether `auto` chose it, and whether TF32 is on."""
     chosen = " (chosen by auto)" if config.precision == "auto" else ""
     rounding = ""
     if precision == "fp32" and device.type == "cuda":

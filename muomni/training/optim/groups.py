@@ -1,8 +1,6 @@
-"""Parameter groups, the optimizer over them and the learning-rate schedule."""
+"""Parameter groups, and the optimizer over them."""
 
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,7 +19,7 @@ _VECTORS, _MATRICES, _HIDDEN = _KINDS = "vectors and embeddings", "matrices", "h
 
 @dataclass(slots=True)
 class ParameterGroup:
-    """Parameters that share rate and decay; `patterns` of `optim.lr_scales` chose them."""
+    """Parameters with the same rate and decay, selected by `patterns` of `optim.lr_scales`."""
 
     kind: str
     lr: float
@@ -34,7 +32,7 @@ class ParameterGroup:
         return self.kind == _HIDDEN
 
     def settings(self) -> dict[str, Any]:
-        """The group as optimizers take it."""
+        """The group as an argument of an optimizer."""
         return {"params": self.parameters, "weight_decay": self.weight_decay, "lr": self.lr}
 
     def __str__(self) -> str:
@@ -45,13 +43,13 @@ class ParameterGroup:
 
 
 def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGroup]:
-    """Matrices decay; vectors (norms, biases, scales) and embeddings do not; rates by `lr_scales`.
+    """Group parameters by weight decay and by `lr_scales`.
 
-    With `optim.name=muon` hidden matrices are in groups of their own, at `muon_lr`.
-    Frozen parameters are in no group, so neither optimizer nor ZeRO keeps state for them. Patterns are
-    those of the shell, over parameter names of the stage's model (its task is their first part, which no
-    pattern names). Raises ConfigError for a pattern that names nothing, and for muon without a hidden
-    matrix.
+    Matrices decay; vectors (norms, biases, scales) and embeddings do not. With `optim.name=muon` hidden
+    matrices have their own groups, at `muon_lr`. Frozen parameters are in no group, so neither optimizer nor
+    ZeRO keeps state for them. Patterns are shell patterns over parameter names of the stage's model (without
+    the attribute name of the model in its task). Raises ConfigError for a pattern without a match, and for
+    muon without a hidden matrix.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     names = [name.partition(".")[2] for name, _ in module.named_parameters()]
@@ -59,7 +57,7 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGr
         if not any(fnmatchcase(name, pattern) for name in names):
             parts = sorted({f"{name.partition('.')[0]}.*" for name in names})
             raise ConfigError(
-                f"optim.lr_scales names no parameter with '{pattern}'{did_you_mean(pattern, parts)}; "
+                f"optim.lr_scales pattern '{pattern}' matches no parameter{did_you_mean(pattern, parts)}; "
                 f"parts are {', '.join(parts)}"
             )
     hidden = hidden_matrices(module) if optim.name == "muon" else set()
@@ -87,13 +85,13 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGr
             group.patterns.append(label)
     if optim.name == "muon" and not any(group.is_muon for group in groups.values()):
         raise ConfigError(
-            "optim.name=muon finds no linear layer to train in blocks of this model; give optim.name=adamw"
+            "optim.name=muon found no trainable linear layer in the blocks of this model; use optim.name=adamw"
         )
     return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
 
 
 def groups_digest(module: nn.Module, optim: OptimSection) -> str:
-    """A hash of the names in each parameter group, in order: what the optimizer's state belongs to."""
+    """Hash of the parameter names in each group, in order, to which optimizer state belongs."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = [
         [names[id(parameter)] for parameter in group.parameters]
@@ -103,7 +101,7 @@ def groups_digest(module: nn.Module, optim: OptimSection) -> str:
 
 
 def describe_parameters(module: nn.Module, optim: OptimSection) -> list[str]:
-    """A line for each parameter group, and for each part of the model that is frozen in part or whole."""
+    """One line per parameter group, and per model part with frozen parameters."""
     lines = [str(group) for group in parameter_groups(module, optim)]
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -123,9 +121,9 @@ def _count(parameters: list[nn.Parameter]) -> str:
 def build_optimizer(
     module: nn.Module, optim: OptimSection, groups: list[dict[str, Any]] | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) in its fused form, on CPU and GPU alike, or Muon with it.
+    """Fused AdamW (Loshchilov and Hutter, 2019), or Muon with AdamW.
 
-    `groups` replace the module's own `parameter_groups` for AdamW.
+    `groups` replaces the `parameter_groups` of the module for AdamW.
     """
     if optim.name == "muon":
         marked = [
@@ -135,35 +133,3 @@ def build_optimizer(
         return MuonWithAdamW(marked, optim.lr, optim.betas, optim.eps, optim.muon_momentum)
     groups = groups or [group.settings() for group in parameter_groups(module, optim)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-
-
-# The share of the way from the peak to the final rate that is left after `x` of the decay, 0 <= x <= 1.
-_DECAYS: dict[str, Callable[[float], float]] = {
-    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
-    "1-sqrt": lambda x: 1 - math.sqrt(x),
-    "linear": lambda x: 1 - x,
-}
-
-
-def lr_factor(step: int, num_steps: int, optim: OptimSection) -> float:
-    """Share of the peak rate for the step after `step` finished ones, of `num_steps` in all.
-
-    A linear warm-up to the peak, then the decay to `final_lr_fraction` at the last step: by a cosine over
-    all steps that are left (Loshchilov and Hutter, 2017), or after a stable stretch (`wsd`: Hu et al.,
-    2024, MiniCPM; `1-sqrt` is the shape of Hägele et al., 2024). A pure function of the step: a resumed
-    run has the rates of an uninterrupted one.
-    """
-    num_warmup = round(optim.warmup_fraction * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    if optim.schedule == "constant":
-        return 1.0
-    last_at_peak, shape = num_warmup, "cosine"
-    if optim.schedule == "wsd":
-        num_decay = round(optim.decay_fraction * num_steps)
-        # However short the run, one step has the peak rate.
-        last_at_peak = max(0, num_warmup - 1, num_steps - num_decay - 1)
-        shape = optim.decay_shape
-    progress = (step - last_at_peak) / max(1, num_steps - 1 - last_at_peak)
-    decayed = _DECAYS[shape](min(1.0, max(0.0, progress)))
-    return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decayed

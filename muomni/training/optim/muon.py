@@ -1,10 +1,10 @@
 """Muon for hidden matrices, AdamW for all other parameters, in one optimizer.
 
-DeepSpeed has a Muon of its own for ZeRO 1-3, but it orthogonalizes gradients before it clips them:
-`optim.max_grad_norm` then limits the size of updates, and with it that of all other gradients of the step.
-In DeepSpeed 0.19.8 a limit of 1 cuts the update of one 16 x 16 matrix from norm 2.02 to 1.00 under ZeRO 1
-and 2, however small its gradient was. So Muon runs without ZeRO here, where whole matrices lie on each
-rank and clipping comes first.
+DeepSpeed has its own Muon for ZeRO 1-3, but it orthogonalizes gradients before it clips them, so
+`optim.max_grad_norm` limits the size of updates and scales all other gradients of the step: in DeepSpeed
+0.19.8 a limit of 1 cuts the update of one 16 x 16 matrix from norm 2.02 to 1.00 under ZeRO 1 and 2, no matter
+how small its gradient was. Here Muon runs without ZeRO, so that each rank holds full matrices and clips
+first.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from muomni.errors import ConfigError
 
 
 def hidden_matrices(module: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers inside transformer blocks, which Muon is made for.
+    """Ids of the weights of linear layers inside transformer blocks, which Muon is designed for.
 
-    Embeddings, projections at the ends, heads, convolutions and stacked experts [E, out, in] are not.
+    Embeddings, input and output projections, heads, convolutions, and stacked experts [E, out, in] are not.
     """
     return {
         id(layer.weight)
@@ -29,24 +29,24 @@ def hidden_matrices(module: nn.Module) -> set[int]:
 
 
 def check_support(zero_stage: int, has_expert_parallel: bool) -> None:
-    """Raises ConfigError for an engine under which no rank holds whole matrices and gradients."""
+    """Raise ConfigError for an engine that shards matrices or gradients."""
     if zero_stage:
         raise ConfigError(
-            f"optim.name=muon runs without ZeRO, the DeepSpeed config asks for stage {zero_stage}; "
-            f"give --deepspeed_config configs/deepspeed/zero0.json, or optim.name=adamw"
+            f"optim.name=muon runs without ZeRO, but the DeepSpeed config sets stage {zero_stage}; "
+            f"use --deepspeed_config configs/deepspeed/zero0.json, or optim.name=adamw"
         )
     if has_expert_parallel:
         raise ConfigError(
-            "optim.name=muon does not run with expert_parallel; take that section out of the DeepSpeed "
-            "config, or give optim.name=adamw"
+            "optim.name=muon does not work with expert_parallel; remove that section from the DeepSpeed "
+            "config, or use optim.name=adamw"
         )
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) on groups with `is_muon`, AdamW on the others.
 
-    Updates of Muon are scaled by 0.2 * sqrt(max(rows, columns)), so that rates and decay are in the units
-    of AdamW (Liu et al., 2025, arXiv:2502.16982).
+    Muon updates are scaled by 0.2 * sqrt(max(rows, columns)), so that learning rate and decay match those of
+    AdamW (Liu et al., 2025, arXiv:2502.16982).
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None if closure is None else closure()
-        # Set as for torch's fused optimizers, which read it on the device; Muon is none and has to wait.
+        # Set as for torch's fused optimizers, which read it on the device; Muon is not fused and must wait.
         found_inf: torch.Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf:
             return loss
         for optimizer, is_muon in ((self._muon, True), (self._adamw, False)):
-            # Loading a checkpoint, and an engine that holds fp32 copies, put others in their places.
+            # Loading a checkpoint, and engines with master weights, replace groups and state.
             optimizer.param_groups = self._groups(is_muon)
             optimizer.state = self.state
             optimizer.step()

@@ -1,8 +1,5 @@
 """Stage `audio_encoder`: speech recognition by CTC, which teaches the encoder what is said."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import jiwer
 import torch
 from torch import Tensor, nn
@@ -11,7 +8,6 @@ from muomni.config.loading import validate
 from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, SpecAugmentConfig
 from muomni.config.stages import AudioEncoderRun
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch
@@ -19,9 +15,8 @@ from muomni.data.views.speech import SpeechView
 from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
 from muomni.training.flops import FlopCounter, count_audio_encoder
-from muomni.training.stage import Artifact, Stage, StageOutput, Sums
-
-_NUM_SAMPLE_OUTPUTS = 8
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Stage
 
 
 class AudioEncoderTask(nn.Module):
@@ -109,7 +104,7 @@ class AudioEncoderStage(Stage):
     def flop_counter(self, task: AudioEncoderTask) -> FlopCounter:
         return count_audio_encoder(task.encoder)
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])
         return {"loss": ctc_weight(frame_lengths, batch["labels"], batch["label_lengths"])}
 
@@ -117,21 +112,3 @@ class AudioEncoderStage(Stage):
         metrics = dict(ratios)
         metrics["infeasible_fraction"] = metrics.pop("infeasible")
         return metrics
-
-    def sample_outputs(
-        self, task: AudioEncoderTask, source: Source, folder: Path
-    ) -> Iterator[Artifact]:
-        view, lines = self.view(), []
-        for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
-            utterance = view.example(source.read(index), None)
-            batch = view.collate([[utterance]])
-            device = self.context.device
-            hidden, lengths = task.encoder(
-                batch["waveform"].to(device), batch["lengths"].to(device)
-            )
-            (ids,) = greedy_decode(task.encoder.ctc_logits(hidden), lengths)
-            spoken, heard = self.tokenizer.decode(utterance.labels), self.tokenizer.decode(ids)
-            lines.append(f"spoken: {spoken}\nheard:  {heard}\n")
-        path = folder / "audio_encoder.txt"
-        path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artifact(path, "text")

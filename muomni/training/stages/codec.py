@@ -1,29 +1,21 @@
 """Stage `codec`: speech to discrete codes and back."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from muomni.config.models import CodecConfig
 from muomni.config.run import RunConfig
 from muomni.config.stages import CodecRun
-from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.waveform import WaveformView
 from muomni.distributed import collectives
 from muomni.models.speech.codec import Codec, codec_loss, num_code_frames
-from muomni.models.speech.mel import LOG_FLOOR, num_mel_frames
+from muomni.models.speech.mel import num_mel_frames
 from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
-from muomni.models.speech.vocoder import mel_to_waveform
-from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training.flops import FlopCounter, count_codec
-from muomni.training.stage import Artifact, Stage, StageContext, StageOutput, Sums
-
-_NUM_SAMPLE_OUTPUTS = 2
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Stage, StageContext
 
 
 class CodecTask(nn.Module):
@@ -76,7 +68,7 @@ class CodecStage(Stage):
     def loss_weights(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         mel_lengths = num_mel_frames(batch["lengths"], self.model_config().mel.hop)
         num_codes = num_code_frames(mel_lengths).sum().float()
         return {"reconstruction": mel_lengths.sum().float(), "commitment": num_codes}
@@ -98,18 +90,3 @@ class CodecStage(Stage):
         if self._code_counts is not None:
             metrics["code_perplexity"] = float(code_perplexity(self._code_counts).mean())
         return metrics
-
-    def sample_outputs(self, task: CodecTask, source: Source, folder: Path) -> Iterator[Artifact]:
-        codec = task.codec
-        for index in range(min(_NUM_SAMPLE_OUTPUTS, len(source))):
-            waveform, lengths = pad_waveforms([read_audio(source.read(index))])
-            waveform, lengths = waveform.to(self.context.device), lengths.to(self.context.device)
-            target, _ = codec.log_mel(waveform, lengths)
-            codes, _ = codec.encode(waveform, lengths)
-            mel = codec.decode(codes)[0, : target.shape[1]]
-            image, sound = folder / f"codec_{index}.png", folder / f"codec_{index}.wav"
-            mels = [target[0].cpu().numpy(), mel.cpu().numpy()]
-            write_spectrograms(image, mels, LOG_FLOOR)
-            yield Artifact(image, "image")
-            write_waveform(sound, mel_to_waveform(mel, codec.config.mel).cpu().numpy())
-            yield Artifact(sound, "audio")

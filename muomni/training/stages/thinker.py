@@ -24,7 +24,8 @@ from muomni.models.layers.moe import record_router_logits
 from muomni.training import moe
 from muomni.training.engine.attention import documents_of
 from muomni.training.flops import FlopCounter, count_thinker
-from muomni.training.stage import Stage, StageContext, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Stage, StageContext
 
 
 class ThinkerTask(nn.Module):
@@ -99,9 +100,9 @@ class ThinkerStage(Stage):
     def flop_counter(self, task: ThinkerTask) -> FlopCounter:
         return count_thinker(task.thinker, on_cpu=self.context.device.type == "cpu")
 
-    def weights(self, batch: Batch) -> Sums:
-        weights = {"loss": (batch["labels"] != IGNORE).sum().float()}
-        return weights | moe.router_weight(batch) if self.has_experts else weights
+    def loss_denominators(self, batch: Batch) -> Sums:
+        counts = {"loss": (batch["labels"] != IGNORE).sum().float()}
+        return counts | moe.router_denominator(batch) if self.has_experts else counts
 
     def after_step(self, task: ThinkerTask, state: Sums, step: int) -> None:
         if task.moe is not None:

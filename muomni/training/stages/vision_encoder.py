@@ -9,7 +9,6 @@ this costs and when to choose which loss.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,7 +17,6 @@ from muomni.config.loading import validate
 from muomni.config.models import ClipConfig
 from muomni.config.stages import VisionEncoderRun
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.distributed import collectives
@@ -31,9 +29,9 @@ from muomni.models.vision.contrastive import (
     sigmoid_surrogate,
 )
 from muomni.training.flops import FlopCounter, count_clip
-from muomni.training.stage import Artifact, Stage, StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
+from muomni.training.stage import Stage
 
-_NUM_SAMPLE_OUTPUTS = 8
 _FEATURES_ONLY = "features_only"
 # Where the sigmoid loss begins (Zhai et al., 2023): nearly all pairs are negatives, which the bias says
 # from the start.
@@ -165,7 +163,7 @@ class VisionEncoderStage(Stage):
         group = self.config.batch.micro_batches_per_step or num_ranks
         return count_clip(task.clip, group, num_ranks)
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
 
     def begin_step(
@@ -198,22 +196,3 @@ class VisionEncoderStage(Stage):
         to_image = metrics.pop("accuracy_y_to_x")
         metrics["accuracy"] = (to_text + to_image) / 2
         return metrics
-
-    def sample_outputs(
-        self, task: VisionEncoderTask, source: Source, folder: Path
-    ) -> Iterator[Artifact]:
-        view = self.view()
-        pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
-        batch = view.collate([[pair] for pair in pairs])
-        device = self.context.device
-        output = task.clip(*(batch[k].to(device) for k in ("images", "token_ids", "token_lengths")))
-        names = [self.tokenizer.decode(pair.ids) for pair in pairs]
-        similarity = output.image[: len(pairs)] @ output.text[: len(pairs)].T
-        nearest = similarity.argsort(dim=1, descending=True)[:, :3].tolist()
-        lines = [
-            f"image of: {name}\nnearest: {' | '.join(names[place] for place in places)}\n"
-            for name, places in list(zip(names, nearest, strict=True))[:_NUM_SAMPLE_OUTPUTS]
-        ]
-        path = folder / "vision_encoder.txt"
-        path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artifact(path, "text")

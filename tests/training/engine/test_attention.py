@@ -1,4 +1,4 @@
-"""`training.attention: varlen` in the stages that pack or pad rows, and where it is refused."""
+"""`training.attention: varlen` in stages that pack or pad sequences, and where it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def omni_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
-    """The losses of the first micro-batch, from weights that the seed gives."""
+    """The losses of the first micro-batch, with seeded weights."""
     session = prepare(Request(config, Path("none"), upstream, {}, "never"), discover({}))
     stage: Any = session.stage
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", ["thinker", "audio_encoder", "talker", "sft"])
-def test_a_stage_has_the_losses_of_the_mask(
+def test_varlen_losses_equal_those_with_a_mask(
     stage: str,
     text_data: Path,
     media_data: Path,
@@ -71,14 +71,14 @@ def test_a_stage_has_the_losses_of_the_mask(
         torch.testing.assert_close(loss, expected[name], atol=0, rtol=1e-5)
 
 
-def test_a_step_with_the_real_kernel_is_traced_and_needs_no_mask(
+def test_a_step_with_the_real_kernel_can_be_traced_without_a_mask(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes alone are computed, forward and backward, but by the kernel's own rules and under its own name."""
+    """Only shapes are computed, forward and backward, by the kernel's own shape functions."""
     monkeypatch.setattr(attention, "check_support", lambda *_: None)
     peaks = {}
     for way in ("mask", "varlen"):
-        # A document of more than a quarter of a row: else windows would serve the mask on a CPU.
+        # A document of more than a quarter of a row; otherwise a CPU would use windows for the mask.
         changes = {"training": {"attention": way}, "batch": {"seq_len": 128, "batch_size": 4}}
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
@@ -90,20 +90,20 @@ def test_a_step_with_the_real_kernel_is_traced_and_needs_no_mask(
     assert peaks["varlen"] < peaks["mask"]
 
 
-def test_it_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
+def test_varlen_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
     with pytest.raises(ConfigError, match=r"compute capability 8\.0 or more, this run is on cpu"):
         first_losses(thinker_config(text_data, VARLEN), Path())
 
 
 @pytest.mark.parametrize("stage", ["vision_encoder", "codec"])
-def test_it_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
+def test_varlen_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"pack or pad rows \(thinker, audio_encoder, talker, sft"
+        ConfigError, match=r"pack or pad sequences \(thinker, audio_encoder, talker, sft"
     ):
         first_losses(stage_config(stage, media_data, VARLEN), Path())
 
 
-def test_it_is_refused_where_the_kernels_do_not_run(
+def test_varlen_is_refused_where_kernels_are_unsupported(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = prepare(

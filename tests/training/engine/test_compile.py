@@ -1,4 +1,4 @@
-"""`training.compile` changes how fast blocks run, and no loss, name or checkpoint."""
+"""`training.compile` changes the speed of blocks, but no loss, name, or checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def compile_config(data: Path, is_compiled: bool, is_recomputed: bool = False) -
 
 
 def train_and_count(**given: Any) -> dict[str, Any]:
-    """The result of a run, with how many graphs were compiled in it."""
+    """The result of a run, and the number of graphs that it compiled."""
     torch._dynamo.reset()
     counters.clear()
     result = train(**given)
@@ -50,7 +50,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
         ),
     ],
 )  # fmt: skip
-def test_a_compiled_run_is_the_eager_one_and_goes_on_from_it(
+def test_a_compiled_run_matches_the_eager_one_and_resumes_it(
     num_ranks: int,
     zero: int,
     is_recomputed: bool,
@@ -69,7 +69,7 @@ def test_a_compiled_run_is_the_eager_one_and_goes_on_from_it(
 
     eager, compiled = run("eager", is_compiled=False), run("compiled", is_compiled=True)
     assert eager["num_graphs"] == 0 < compiled["num_graphs"]
-    if zero < 3:  # there hooks of DeepSpeed stand between the layers of a block
+    if zero < 3:  # under ZeRO-3, DeepSpeed's hooks break the graph between the layers of a block
         assert compiled["num_graphs"] <= 2
     for metric in ("loss", "grad_norm"):
         expected, got = ([line[metric] for line in r["curve"]] for r in (eager, compiled))
@@ -81,7 +81,7 @@ def test_a_compiled_run_is_the_eager_one_and_goes_on_from_it(
     assert resumed["losses"] == pytest.approx(eager["losses"][3:], rel=1e-5)
 
 
-def test_a_dry_run_says_the_same(text_data: Path) -> None:
+def test_a_dry_run_is_the_same(text_data: Path) -> None:
     eager, compiled = (
         describe(
             prepare(Request(compile_config(text_data, on), Path(), Path(), {}), Ranks(0, 0, 1)),
@@ -95,7 +95,7 @@ def test_a_dry_run_says_the_same(text_data: Path) -> None:
 @pytest.mark.parametrize(
     "num_expert_ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1))]
 )
-def test_experts_stay_as_they_are_inside_of_compiled_blocks(
+def test_experts_stay_eager_inside_compiled_blocks(
     num_expert_ranks: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     eager, compiled = (
@@ -108,7 +108,7 @@ def test_experts_stay_as_they_are_inside_of_compiled_blocks(
         )[0]
         for on in (False, True)
     )
-    # Before the experts and behind them.
+    # Before and after the experts.
     assert eager["num_graphs"] == 0 < compiled["num_graphs"] <= 4
     for metric in METRICS:
         expected, got = ([line[metric] for line in r["curve"]] for r in (eager, compiled))

@@ -1,4 +1,4 @@
-"""The averaged weights are those of a plain loop on any layout, are resumed exactly and exported."""
+"""Averaged weights equal those of a plain loop on any layout, resume exactly, and are exported."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from muomni.training.session import Request, open_loop, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
-DECAY = 0.5  # which the warm-up of the decay reaches at step 8 of 10
+DECAY = 0.5  # reached by the warmup of the decay at step 8 of 10
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def _changed(config: RunConfig, precision: str = "fp32", **training: Any) -> Run
 def averaged(
     ema_config: RunConfig, one_rank: RankPool, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, torch.Tensor]:
-    """The weights after each step of a run that keeps no average, averaged by definition."""
+    """The average, by its definition, of the weights after each step of a run without an average."""
     run = tmp_path_factory.mktemp("plain")
     plain = _changed(ema_config, ema_decay=None)
     steps = one_rank.run(_weights_of_each_step, config=plain, run=run)[0]
@@ -50,10 +50,9 @@ def averaged(
 
 def _weights_of_each_step(config: RunConfig, run: Path) -> list[dict[str, torch.Tensor]]:
     loop = open_loop(prepare(Request(config, run, run, {}, "never"), discover()))
-    batches = iter(loop.loader)
     steps = [loop.engine.full_state("thinker.")]
     for _ in range(config.training.max_steps or 0):
-        loop._step(batches, False)
+        loop.train_step()
         steps.append(loop.engine.full_state("thinker."))
     loop.engine.deepspeed.destroy()
     return steps
@@ -94,7 +93,7 @@ def test_every_layout_exports_the_average_of_a_plain_loop_and_resumes_exactly(
 
 @pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_validation_sees_the_average_and_leaves_training_as_it_was(
+def test_validation_uses_the_average_without_changing_training(
     precision: str, zero: str, ema_config: RunConfig, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     plain_config = _changed(ema_config, precision, ema_decay=None)
@@ -102,11 +101,11 @@ def test_a_validation_sees_the_average_and_leaves_training_as_it_was(
     often = _changed(ema_config, precision, validate_every=2)
     with_average = two_ranks.run(train, config=often, run=tmp_path / "average", zero=zero)[0]
     assert with_average["losses"] == plain["losses"]
-    # An average of a falling curve lags behind it.
+    # The average lags behind a falling loss.
     assert with_average["val/loss"] > plain["val/loss"] + 0.02
 
 
-def test_a_checkpoint_without_an_average_begins_one_with_its_weights(
+def test_a_checkpoint_without_an_average_starts_one_from_its_weights(
     ema_config: RunConfig, tmp_path: Path, one_rank: RankPool
 ) -> None:
     plain_config = _changed(ema_config, ema_decay=None)
@@ -117,11 +116,11 @@ def test_a_checkpoint_without_an_average_begins_one_with_its_weights(
     assert all(torch.equal(on[name], weight) for name, weight in plain.items())
 
 
-def test_an_engine_that_hides_its_weights_is_refused_before_a_start(
+def test_an_engine_without_accessible_master_weights_is_refused(
     ema_config: RunConfig, tmp_path: Path
 ) -> None:
     engine_json = {"data_types": {"grad_accum_dtype": "fp32"}}
-    with pytest.raises(ConfigError, match="does not run with data_types"):
+    with pytest.raises(ConfigError, match="does not work with data_types"):
         prepare(Request(ema_config, tmp_path, tmp_path, engine_json), discover({}))
 
 
@@ -131,7 +130,7 @@ def test_the_decay_warms_up_to_its_limit() -> None:
     assert decays == sorted(decays) and decays[-1] == 0.99
 
 
-def test_two_swaps_change_nothing() -> None:
+def test_two_swaps_restore_both() -> None:
     weight = torch.tensor([1.0, 0.1, 1e-8])
     average = WeightAverage([torch.tensor([3.0, 0.3, 7e7])], 0.9)
     average.swap([weight])

@@ -1,4 +1,4 @@
-"""AutoEP around the Thinker's experts changes who computes what, never what is learned or exported."""
+"""Expert parallelism (AutoEP) changes neither losses nor exports."""
 
 import json
 import math
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("four_ranks")
 
 SIZES = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 MOE = MoEConfig.model_validate(SIZES)
-# One feed-forward beside the experts, whose load a bias evens out in place of a loss.
+# With a shared expert, and a bias instead of a loss to balance the load.
 BIASED = {**SIZES, "shared_intermediate_size": 16, "balance": "bias", "bias_update_rate": 0.01}
 METRICS = ("loss", "grad_norm", "moe/balance_loss", "moe/z_loss", "moe/layer1/entropy")
 
@@ -36,7 +36,7 @@ METRICS = ("loss", "grad_norm", "moe/balance_loss", "moe/z_loss", "moe/layer1/en
 def moe_config(
     data: Path, changes: dict[str, Any] | None = None, moe: dict[str, Any] = SIZES
 ) -> RunConfig:
-    """Ten steps in which most gradients are longer than the clip norm."""
+    """Ten steps, most of them with clipped gradients."""
     config = thinker_config(data, {"training": {"max_steps": 10}, "optim": {"max_grad_norm": 0.5}})
     content = config.model_dump()
     content["model"] = {**content["model"], "moe": moe}
@@ -57,7 +57,7 @@ def engine(zero: int, num_expert_ranks: int = 0) -> dict[str, Any]:
 def alone(
     text_data: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: RankPool
 ) -> dict[str, Any]:
-    """The plain block on one rank, with accumulation: what everything is compared with."""
+    """The reference: the plain block on one rank, with accumulation."""
     run = tmp_path_factory.mktemp("alone")
     result = one_rank.run(train, config=moe_config(text_data), run=run, zero=engine(0))[0]
     return {**result, "run": run}
@@ -74,7 +74,7 @@ def export_state(run: Path) -> dict[str, torch.Tensor]:
     ("zero", "num_expert_ranks"),
     [(0, 0), (1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)],
 )
-def test_two_ranks_learn_what_one_does(
+def test_two_ranks_match_one(
     zero: int,
     num_expert_ranks: int,
     text_data: Path,
@@ -101,7 +101,7 @@ def test_two_ranks_learn_what_one_does(
     ("precision", "tolerance", "zero"),
     [("bf16", 0.05, 1), ("bf16", 0.05, 2), ("bf16", 0.05, 3), ("fp16", 0.01, 1), ("fp16", 0.01, 3)],
 )
-def test_sixteen_bits_follow(
+def test_16_bit_runs_follow(
     precision: str,
     tolerance: float,
     zero: int,
@@ -144,13 +144,13 @@ def test_recomputed_activations_change_nothing(
 def biased(
     text_data: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: RankPool
 ) -> dict[str, Any]:
-    """The plain block on one rank with what `BIASED` adds."""
+    """The plain block on one rank with the changes of `BIASED`."""
     run, config = tmp_path_factory.mktemp("biased"), moe_config(text_data, moe=BIASED)
     result = one_rank.run(train, config=config, run=run, zero=engine(0))[0]
     return {**result, "run": run}
 
 
-def test_balance_over_ranks_knows_no_expert_ranks(
+def test_balance_over_ranks_does_not_depend_on_expert_ranks(
     text_data: Path, tmp_path: Path, alone: dict[str, Any], two_ranks: RankPool
 ) -> None:
     config = moe_config(text_data, moe={**SIZES, "balance_over": "ranks"})
@@ -172,7 +172,7 @@ def test_balance_over_ranks_knows_no_expert_ranks(
     ("zero", "num_expert_ranks", "precision"),
     [(3, 0, "fp32"), (2, 2, "fp32"), (3, 2, "fp32"), (2, 2, "bf16")],
 )
-def test_so_they_do_with_biases_and_a_shared_expert(
+def test_two_ranks_match_one_with_biases_and_a_shared_expert(
     zero: int,
     num_expert_ranks: int,
     precision: str,
@@ -202,7 +202,7 @@ def test_so_they_do_with_biases_and_a_shared_expert(
         torch.testing.assert_close(tensor, expected_state[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_losses_of_the_routers_move_them(
+def test_router_losses_train_the_routers(
     text_data: Path, tmp_path: Path, alone: dict[str, Any], one_rank: RankPool
 ) -> None:
     config = moe_config(text_data, moe={**SIZES, "balance_loss_weight": 1.0})
@@ -214,7 +214,7 @@ def test_losses_of_the_routers_move_them(
 
 
 @pytest.mark.parametrize(("zero", "num_expert_ranks"), [(2, 1), (2, 2), (2, 4), (3, 4), (0, 2)])
-def test_four_ranks_learn_what_one_does(
+def test_four_ranks_match_one(
     zero: int,
     num_expert_ranks: int,
     text_data: Path,
@@ -222,7 +222,7 @@ def test_four_ranks_learn_what_one_does(
     alone: dict[str, Any],
     four_ranks: RankPool,
 ) -> None:
-    """One expert a rank, two groups of two ranks that share experts, or all experts on each."""
+    """One expert per rank, two groups of two ranks that share experts, or all experts on each rank."""
     config, json_ = moe_config(text_data), engine(zero, num_expert_ranks)
     result = four_ranks.run(train, config=config, run=tmp_path, zero=json_)[0]
     for metric in METRICS:
@@ -231,7 +231,7 @@ def test_four_ranks_learn_what_one_does(
         assert got == pytest.approx(expected, rel=1e-4), metric
     state, expected_state = export_state(tmp_path), export_state(alone["run"])
     assert state.keys() == expected_state.keys()
-    for name, tensor in state.items():  # each expert once, at its number
+    for name, tensor in state.items():  # each expert once, at its index
         torch.testing.assert_close(tensor, expected_state[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
@@ -247,7 +247,8 @@ def test_an_export_holds_every_expert_and_loads_anywhere(
     sizes = export.config(ThinkerConfig)
     model = Thinker(sizes).eval()
     export.load_into(model)
-    experts = model.stack.blocks[0].mlp.experts.gate_up_proj.detach()
+    block: Any = model.stack.blocks[0]
+    experts = block.mlp.experts.gate_up_proj.detach()
     assert experts.shape[0] == 4
     assert len({expert.sum().item() for expert in experts}) == 4
     reference = Qwen3MoeForCausalLM(Qwen3MoeConfig(**qwen3_config(sizes))).eval()
@@ -295,11 +296,11 @@ def test_resume_with_experts_repeats_the_losses(
         ({"autoep_size": 0}, MOE, 2, "autoep_size is 0; give a positive number, or 'auto'"),
         ({"autoep_size": "2"}, MOE, 2, "autoep_size is '2'"),
         ({"autoep_sise": 2}, MOE, 2, "autoep_sise cannot be set.*did you mean 'autoep_size'"),
-        ({"top_k": 1}, MOE, 2, "expert_parallel.top_k cannot be set.*the model decides it"),
+        ({"top_k": 1}, MOE, 2, "expert_parallel.top_k cannot be set.*follows from the model"),
         ([2], MOE, 2, "expert_parallel must be an object"),
     ],
 )
-def test_a_section_that_does_not_fit_is_refused(
+def test_an_invalid_section_is_refused(
     section: Any, moe: MoEConfig | None, world_size: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -314,7 +315,7 @@ def test_the_section_is_completed_from_the_model() -> None:
         assert section["enabled"] and section["top_k"] == 2 and section["route_norm"]
 
 
-def test_a_section_that_is_off_is_left_out() -> None:
+def test_a_disabled_section_is_dropped() -> None:
     off = {"zero_optimization": {"stage": 1}, "expert_parallel": {"enabled": False}}
     assert complete_section(off, None, 2) == {"zero_optimization": {"stage": 1}}
 

@@ -1,4 +1,4 @@
-"""Frozen parameters cost no optimizer or ZeRO state, and the start of a run tells what is trained."""
+"""Frozen parameters have no optimizer or ZeRO state, and a run prints what it trains."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def _frozen_session(config: RunConfig, run: Path, zero: int, ranks: Ranks) -> Se
     build = session.stage.build
 
     def build_frozen() -> ThinkerTask:
-        task = build()
+        task: Any = build()
         for name, parameter in task.thinker.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
         return task
@@ -35,7 +35,7 @@ def _frozen_session(config: RunConfig, run: Path, zero: int, ranks: Ranks) -> Se
 
 
 def _open_and_step(config: RunConfig, run: Path, zero: int) -> dict[str, Any]:
-    """What a start prints on this rank, and the sizes of all states after a step."""
+    """The output of a start on this rank, and the sizes of all states after a step."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         loop = open_loop(_frozen_session(config, run, zero, discover()))
@@ -43,13 +43,12 @@ def _open_and_step(config: RunConfig, run: Path, zero: int) -> dict[str, Any]:
     sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in task.named_parameters()}
     frozen = {name for name in sizes if name.startswith(f"thinker.{FROZEN}")}
     before = engine.full_state("")
-    batches = iter(loop.loader)
-    loop._step(batches, False)
-    loop._step(batches, False)
+    loop.train_step()
+    loop.train_step()
     after = engine.full_state("")
     basic = getattr(engine.optimizer, "optimizer", engine.optimizer)
     masters = [p for group in basic.param_groups for p in group["params"]]
-    if zero == 3:  # which has them in its groups during a step only
+    if zero == 3:  # whose groups hold them during a step only
         masters = engine.optimizer.fp32_partitioned_groups_flat
     moments = [s["exp_avg"].numel() for s in basic.state.values() if "exp_avg" in s]
     result = {
@@ -74,7 +73,7 @@ def test_frozen_parameters_have_no_state_and_stay(
     num_copies = 2 if zero == 0 else 1
     for key in ("num_moments", "num_master"):
         total = sum(rank[key] for rank in found)
-        # ZeRO fills its partitions up to even sizes.
+        # ZeRO pads its partitions to equal sizes.
         assert num_copies * num_trained <= total < num_copies * num_trained + 200, key
     assert num_frozen > 2_000
     assert found[0]["moved"] == found[0]["trained"]
@@ -83,7 +82,7 @@ def test_frozen_parameters_have_no_state_and_stay(
     assert found[1]["said"] == ""
 
 
-def test_a_dry_run_tells_what_would_be_trained(
+def test_a_dry_run_prints_what_would_be_trained(
     text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = _frozen_session(thinker_config(text_data), tmp_path, 0, discover({}))

@@ -1,4 +1,4 @@
-"""Buckets of gradients that fill up in the midst of the backward pass change no metric.
+"""Gradient buckets that fill up during the backward pass change no metric.
 
 DeepSpeed sends a full bucket at once, and must know then whether the micro-batch is the last of its window.
 """
@@ -19,7 +19,7 @@ def small_buckets(stage: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_accumulated_gradients_are_whole(
+def test_accumulated_gradients_are_complete(
     zero: int, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 4}})

@@ -1,4 +1,4 @@
-"""Offload to host memory changes where state lies, and no metric, checkpoint or export.
+"""Offload to host memory changes no metric, checkpoint, or export.
 
 On ranks of a CPU nothing moves, but the code of the engine is another one: its gradients, update and
 masters under offload are what these tests run. The last one needs a GPU, and sees what moves.
@@ -22,7 +22,7 @@ from tests.ranks import RankPool
 from tests.training.engine.test_expert_parallel import moe_config
 from tests.training.runs import thinker_config, train
 
-# By name: ZeRO stage, and what of it is offloaded.
+# Name: ZeRO stage, and what is offloaded.
 LAYOUTS = {
     "zero1": (1, ("offload_optimizer",)),
     "zero2": (2, ("offload_optimizer",)),
@@ -33,7 +33,7 @@ LAYOUTS = {
 
 
 def engine(layout: str, is_offloaded: bool = True) -> dict[str, Any]:
-    """An engine JSON whose buckets fill up in the midst of the backward pass."""
+    """An engine JSON whose buckets fill up during the backward pass."""
     stage, places = LAYOUTS[layout]
     section: dict[str, Any] = {
         "stage": stage, "overlap_comm": True, "reduce_bucket_size": 5000,
@@ -107,14 +107,14 @@ def test_losses_exports_and_resumes_are_those_without_offload(
     assert straight["losses"] == pytest.approx(expected["losses"], rel=tolerance)
     norms = pytest.approx(metrics(expected, "grad_norm"), rel=10 * tolerance)
     assert metrics(straight, "grad_norm") == norms
-    # The export is the average of the fp32 weights, and the validation ran with it.
+    # The export is the average of the fp32 weights, and so are the weights of the validation.
     assert straight["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
     weights, wanted = exported(tmp_path / "straight"), exported(expected["run"])
     assert weights.keys() == wanted.keys()
     if precision == "fp32":
         for name, weight in wanted.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-5)
-    else:  # of the fp32 copies, not of the short weights
+    else:  # of the master weights, not of the 16-bit ones
         short = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         assert any(not torch.equal(weight, weight.to(short).float()) for weight in weights.values())
     earlier = tmp_path / "straight" / "thinker" / "checkpoints" / "step_00000004"
@@ -125,7 +125,7 @@ def test_losses_exports_and_resumes_are_those_without_offload(
 
 
 @pytest.mark.parametrize("layout", ["zero2", "zero3_all"])
-def test_a_checkpoint_goes_on_with_and_without_offload(
+def test_a_checkpoint_resumes_with_and_without_offload(
     layout: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = offload_config(text_data)
@@ -147,7 +147,7 @@ def test_a_checkpoint_goes_on_with_and_without_offload(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_divided_experts_are_offloaded_too(
+def test_sharded_experts_are_offloaded(
     layout: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = moe_config(text_data, {"training": {"max_steps": 5}})
@@ -165,7 +165,7 @@ def test_divided_experts_are_offloaded_too(
 
 
 @pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
-def test_what_ships_offloads(
+def test_shipped_configs_offload(
     name: str, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
@@ -177,13 +177,13 @@ def test_what_ships_offloads(
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ({"offload_optimizer": {"device": "cpu"}}, "needs ZeRO 1 or 2 or 3.* stage 0"),
         ({"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param needs ZeRO 3.* stage 2"),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "asks for nvme, which is not"),
-        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param asks for nvme"),
-        ({"stage": 2, "cpu_offload": True}, "former way to ask"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "offloads to nvme, which is not"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param offloads to nvme"),
+        ({"stage": 2, "cpu_offload": True}, "is deprecated in DeepSpeed"),
         (
             {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
             r"offload_optimizer\.ratio is not supported",
@@ -194,26 +194,26 @@ def test_what_ships_offloads(
         ),
     ],
 )
-def test_what_cannot_be_offloaded_is_refused_before_a_start(
-    section: dict[str, Any], told: str, text_data: Path, tmp_path: Path
+def test_unsupported_offload_is_refused_before_a_start(
+    section: dict[str, Any], message: str, text_data: Path, tmp_path: Path
 ) -> None:
     request = Request(thinker_config(text_data), tmp_path, tmp_path, {"zero_optimization": section})
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         prepare(request, discover({}))
 
 
 @pytest.mark.parametrize(
-    ("added", "told"),
+    ("added", "message"),
     [
         ({"zero_force_ds_cpu_optimizer": True}, "torch's fused AdamW, which is as fast"),
-        ({"data_types": {"grad_accum_dtype": "fp32"}}, "data_types .* does not run with offload"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "data_types .* does not work with offload"),
     ],
 )
-def test_other_keys_that_offload_does_not_go_with_are_refused(
-    added: dict[str, Any], told: str, text_data: Path, tmp_path: Path
+def test_keys_that_conflict_with_offload_are_refused(
+    added: dict[str, Any], message: str, text_data: Path, tmp_path: Path
 ) -> None:
     engine_json = {**engine("zero2"), **added}
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         prepare(Request(thinker_config(text_data), tmp_path, tmp_path, engine_json), discover({}))
 
 
@@ -226,7 +226,7 @@ def test_muon_is_not_offloaded(layout: str | None, text_data: Path, tmp_path: Pa
         prepare(Request(config, tmp_path, tmp_path, engine_json), discover({}))
 
 
-def test_a_device_of_none_is_no_offload(text_data: Path, tmp_path: Path) -> None:
+def test_device_none_disables_offload(text_data: Path, tmp_path: Path) -> None:
     section = {"stage": 0, "offload_optimizer": {"device": "none"}}
     prepare(
         Request(thinker_config(text_data), tmp_path, tmp_path, {"zero_optimization": section}),
@@ -236,10 +236,10 @@ def test_a_device_of_none_is_no_offload(text_data: Path, tmp_path: Path) -> None
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
-def test_state_of_a_gpu_lies_on_the_host(
+def test_offloaded_state_of_a_gpu_is_on_the_host(
     name: str, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muomni.training.engine.engine import process_group
+    from muomni.training.engine.process_group import process_group
 
     environment = dict(os.environ)
     export_environment(Ranks(0, 0, 1), environment)
@@ -250,10 +250,10 @@ def test_state_of_a_gpu_lies_on_the_host(
     session = prepare(Request(config, tmp_path, tmp_path, engine_json, "never"), discover({}))
     with process_group(session.device):
         loop = open_loop(session)
-        loop._step(iter(loop.loader), False)
-        optimizer, average = loop.engine.optimizer, loop.engine.average
+        loop.train_step()
+        optimizer, average = loop.engine.optimizer, loop.engine.masters.average
         assert average is not None
-        state = [*loop.engine._master_weights(), *average.tensors]
+        state = [*loop.engine.masters.tensors(), *average.tensors]
         state += [
             value
             for values in optimizer.optimizer.state.values()
@@ -262,12 +262,13 @@ def test_state_of_a_gpu_lies_on_the_host(
         ]
         assert {tensor.device.type for tensor in state} == {"cpu"}
         if name == "zero3_offload":
-            large = [p for p in loop.engine.task.parameters() if not p.ds_persist]
+            parameters: list[Any] = list(loop.engine.task.parameters())
+            large = [p for p in parameters if not p.ds_persist]
             assert large and {p.ds_tensor.device.type for p in large} == {"cpu"}
-        masters = [weight.clone() for weight in loop.engine._master_weights()]
-        with loop.engine.averaged_weights():
+        masters = [weight.clone() for weight in loop.engine.masters.tensors()]
+        with loop.engine.masters.averaged():
             state_dict = loop.engine.full_state("thinker.")
         assert all(weight.device.type == "cpu" for weight in state_dict.values())
-        after = loop.engine._master_weights()
+        after = loop.engine.masters.tensors()
         assert all(torch.equal(a, b) for a, b in zip(masters, after, strict=True))
         loop.engine.deepspeed.destroy()

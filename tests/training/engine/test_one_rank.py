@@ -1,4 +1,4 @@
-"""A rank alone has no gradients to sum up, and yet trains as one of many does."""
+"""A single rank skips the reduction of gradients, and trains like one of many."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.training.runs import thinker_config
 
 
 def _step_with_idle_weight(config: RunConfig, run: Path) -> dict[str, Any]:
-    """A weight that no loss depends on after a step, and how many gradients DeepSpeed has flattened."""
+    """An unused weight after a step, and the number of gradients that DeepSpeed has flattened."""
     engine_json = {"zero_optimization": {"stage": 0}}
     session = prepare(Request(config, run, run, engine_json, "never"), discover())
     build = session.stage.build
@@ -36,7 +36,7 @@ def _step_with_idle_weight(config: RunConfig, run: Path) -> dict[str, Any]:
 
     loop.engine.deepspeed.flatten = counted
     try:
-        loop._step(iter(loop.loader), False)
+        loop.train_step()
         idle = loop.engine.full_state("thinker.")["idle"]
         return {"idle": idle, "num_flattened": len(flattened)}
     finally:
@@ -54,6 +54,6 @@ def test_gradients_are_not_copied_and_idle_weights_decay(
         for pool in (one_rank, two_ranks)
     )
     assert alone["num_flattened"] == 0
-    assert others["num_flattened"] > 0  # what is counted is the sum over ranks
+    assert others["num_flattened"] > 0  # the count covers the sum over ranks
     assert alone["idle"].unique().numel() == 1 and alone["idle"][0, 0] < 1
     torch.testing.assert_close(alone["idle"], others["idle"], atol=0, rtol=0)

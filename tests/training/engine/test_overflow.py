@@ -1,4 +1,4 @@
-"""An overflow of fp16 on one rank is one on all: the step is skipped, and without end the run stops."""
+"""An fp16 overflow on one rank skips the step on all ranks; persistent overflows stop the run."""
 
 import math
 from pathlib import Path
@@ -16,22 +16,21 @@ from tests.training.runs import thinker_config, train
 
 
 def _adam_steps(config: Any, run: Path) -> set[float]:
-    """Steps that Adam's bias correction counts after two steps without ZeRO."""
+    """The step count in Adam's bias correction after two steps without ZeRO."""
     engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
     loop = open_loop(prepare(Request(config, run, run, engine_json), discover()))
-    batches = iter(loop.loader)
-    loop._step(batches, False)
-    loop._step(batches, False)
+    loop.train_step()
+    loop.train_step()
     steps = {float(state["step"]) for state in loop.engine.optimizer.optimizer.state.values()}
     loop.engine.deepspeed.destroy()
     return steps
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_first_step_in_sixteen_bits_is_adams_first(
+def test_the_first_16_bit_step_is_adams_first(
     precision: str, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    """DeepSpeed allocates states by a step of its own, which would make real ones too small."""
+    """DeepSpeed allocates state with an extra step, which would make the real ones too small."""
     config = thinker_config(text_data, {"precision": precision, "fp16": {"initial_scale_power": 6}})
     assert one_rank.run(_adam_steps, config=config, run=tmp_path) == [{2.0}]
 
@@ -39,7 +38,7 @@ def test_the_first_step_in_sixteen_bits_is_adams_first(
 def _train_with_overflow(
     config: Any, run: Path, zero: str, bad_rank: int, is_lasting: bool = False
 ) -> dict[str, Any]:
-    """Train while the third forward pass of one rank (or each from there on) has an infinite loss."""
+    """Train with an infinite loss in the third forward pass of one rank (or in all from there on)."""
     rank = torch.distributed.get_rank()
     original, calls = ThinkerTask.forward, [0]
 
@@ -86,7 +85,7 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
 def test_the_loss_scale_does_not_reach_the_update(
     zero: str, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    """With a large eps Adam, and with a low limit the clipping, tell a gradient that is still scaled."""
+    """A large eps in Adam, or a low clip norm, would reveal gradients that are still scaled."""
     changes = {"optim": {"eps": 1e-3, "max_grad_norm": 0.5}, "fp16": {"initial_scale_power": 10}}
     curves = []
     for precision in ("fp32", "fp16"):
@@ -98,7 +97,7 @@ def test_the_loss_scale_does_not_reach_the_update(
         assert got == pytest.approx(expected, rel=5e-3), metric
 
 
-def test_overflows_without_end_stop_all_ranks_in_a_sentence(
+def test_persistent_overflows_stop_all_ranks(
     text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = thinker_config(

@@ -1,4 +1,4 @@
-"""Which device a rank takes, and which formats it refuses there."""
+"""Choice of the device, and precisions that it does not support."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +23,14 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 @pytest.fixture
 def restored_tf32() -> Iterator[None]:
-    """What torch allows is one setting of the whole process."""
+    """TF32 is a setting of the entire process."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def test_cpu_can_be_asked_for_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_can_be_chosen_on_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
@@ -49,7 +49,7 @@ def test_gpu_without_bf16_trains_in_fp16(monkeypatch: pytest.MonkeyPatch) -> Non
         pick_precision("bf16", cuda)
 
 
-def test_auto_is_bf16_where_a_gpu_computes_in_it_and_fp32_on_a_cpu(
+def test_auto_is_bf16_on_gpus_that_support_it_and_fp32_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
@@ -70,7 +70,7 @@ def test_auto_is_bf16_where_a_gpu_computes_in_it_and_fp32_on_a_cpu(
         ({"tf32": True}, "fp32", CPU, "fp32 on cpu"),
     ],
 )
-def test_a_run_says_what_it_computes_in(
+def test_a_run_describes_its_precision(
     changes: dict[str, Any], precision: str, device: torch.device, words: str
 ) -> None:
     assert describe_precision(thinker_config(Path(), changes), precision, device) == words
@@ -78,7 +78,7 @@ def test_a_run_says_what_it_computes_in(
 
 @pytest.mark.usefixtures("restored_tf32")
 @pytest.mark.parametrize("wanted", [True, False])
-def test_tf32_is_allowed_where_it_is_wanted_and_counted_as_such(
+def test_tf32_follows_the_config_and_sets_the_peak(
     wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_float32_matmul_precision("highest" if wanted else "high")
@@ -93,12 +93,12 @@ def test_tf32_is_allowed_where_it_is_wanted_and_counted_as_such(
 
 @pytest.mark.usefixtures("restored_tf32")
 @pytest.mark.parametrize(("precision", "device"), [("bf16", CUDA), ("fp32", CPU)])
-def test_other_runs_keep_what_torch_allows(precision: str, device: torch.device) -> None:
+def test_other_precisions_keep_the_defaults_of_torch(precision: str, device: torch.device) -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     use_tf32(not before[0], precision, device)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
-def test_tf32_with_sixteen_bits_is_refused() -> None:
+def test_tf32_with_16_bits_is_refused() -> None:
     with pytest.raises(ValidationError, match="tf32 is for precision fp32, not bf16"):
         thinker_config(Path(), {"precision": "bf16", "tf32": True})

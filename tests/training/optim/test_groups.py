@@ -1,4 +1,4 @@
-"""The schedule reaches what it says at the steps it says; only matrices decay."""
+"""Learning-rate schedules and parameter groups."""
 
 import itertools
 
@@ -7,10 +7,11 @@ from torch import nn
 
 from muomni.config.run import OptimSection
 from muomni.errors import ConfigError
-from muomni.training.optim.groups import describe_parameters, lr_factor, parameter_groups
+from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.optim.schedule import lr_factor
 
 
-def test_warm_up_then_cosine_to_the_floor_over_the_real_number_of_steps() -> None:
+def test_warmup_then_cosine_to_the_floor() -> None:
     optim = OptimSection(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.2)
     factors = [lr_factor(step, 100, optim) for step in range(100)]
     assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
@@ -19,7 +20,7 @@ def test_warm_up_then_cosine_to_the_floor_over_the_real_number_of_steps() -> Non
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
-def test_constant_stays() -> None:
+def test_constant_schedule() -> None:
     optim = OptimSection(lr=1.0, schedule="constant", warmup_fraction=0.0)
     assert {lr_factor(step, 50, optim) for step in range(50)} == {1.0}
 
@@ -30,11 +31,11 @@ def test_a_run_of_one_step_has_a_rate() -> None:
 
 
 @pytest.mark.parametrize(("shape", "half_way"), [("1-sqrt", 1 - 0.5**0.5), ("linear", 0.5)])
-def test_wsd_warms_up_stays_and_decays_over_its_last_fraction(shape: str, half_way: float) -> None:
-    optim = OptimSection(
-        lr=1.0, schedule="wsd", warmup_fraction=0.1, decay_fraction=0.2, decay_shape=shape,
-        final_lr_fraction=0.0,
-    )  # fmt: skip
+def test_wsd_warms_up_and_decays_over_its_last_fraction(shape: str, half_way: float) -> None:
+    optim = OptimSection.model_validate({
+        "lr": 1.0, "schedule": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.2, "decay_shape": shape,
+        "final_lr_fraction": 0.0,
+    })  # fmt: skip
     factors = [lr_factor(step, 100, optim) for step in range(100)]
     assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert set(factors[10:80]) == {1.0}
@@ -43,15 +44,17 @@ def test_wsd_warms_up_stays_and_decays_over_its_last_fraction(shape: str, half_w
     assert factors[-1] == 0.0
 
 
-def test_wsd_has_the_same_rates_up_to_its_decay_however_long_the_run() -> None:
-    """A checkpoint of the stable stretch goes on in a longer run as if it had been begun as such."""
+def test_wsd_has_the_same_rates_before_its_decay_for_any_run_length() -> None:
+    """A checkpoint of the stable phase can continue in a longer run."""
     optim = OptimSection(lr=1.0, schedule="wsd", warmup_fraction=0.0)
     short = [lr_factor(step, 100, optim) for step in range(80)]
     assert short == [lr_factor(step, 300, optim) for step in range(80)]
 
 
 SCHEDULES = [
-    OptimSection(lr=1.0, schedule=schedule, decay_shape=shape, **fractions)
+    OptimSection.model_validate(
+        {"lr": 1.0, "schedule": schedule, "decay_shape": shape, **fractions}
+    )
     for schedule, shape in (
         ("cosine", "linear"), ("constant", "linear"), ("wsd", "linear"), ("wsd", "1-sqrt"),
     )
@@ -89,7 +92,7 @@ def test_every_schedule_is_continuous(optim: OptimSection) -> None:
         assert max(abs(a - b) for a, b in itertools.pairwise(factors)) <= largest
 
 
-def test_warm_up_and_decay_share_the_steps() -> None:
+def test_warmup_and_decay_share_the_steps() -> None:
     with pytest.raises(ValueError, match="more than all steps together"):
         OptimSection(lr=1.0, schedule="wsd", warmup_fraction=0.5, decay_fraction=0.6)
 
@@ -103,26 +106,24 @@ def test_vectors_embeddings_and_frozen_parameters_do_not_decay() -> None:
     assert len(plain.parameters) == 4
 
 
-def test_rates_follow_the_first_pattern_that_names_a_parameter() -> None:
-    task = nn.ModuleDict(
-        {"omni": nn.ModuleDict({"talker": nn.Linear(3, 4), "thinker": nn.Linear(4, 2)})}
-    )
+def test_rates_follow_the_first_matching_pattern() -> None:
+    talker, thinker = nn.Linear(3, 4), nn.Linear(4, 2)
+    task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": talker, "thinker": thinker})})
     optim = OptimSection(lr=0.1, lr_scales={"talker.bias": 0.5, "talker.*": 0.25})
     groups = parameter_groups(task, optim)
     rates = {id(p): group.lr for group in groups for p in group.parameters}
-    talker, thinker = task["omni"]["talker"], task["omni"]["thinker"]
     assert rates[id(talker.weight)] == pytest.approx(0.025)
     assert rates[id(talker.bias)] == pytest.approx(0.05)
     assert rates[id(thinker.weight)] == rates[id(thinker.bias)] == 0.1
 
 
-def test_a_pattern_that_names_nothing_is_refused() -> None:
+def test_a_pattern_without_a_match_is_refused() -> None:
     task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": nn.Linear(3, 4)})})
     with pytest.raises(ConfigError, match=r"'taker\.\*'.*talker"):
         parameter_groups(task, OptimSection(lr=0.1, lr_scales={"taker.*": 0.5}))
 
 
-def test_groups_and_frozen_parts_are_told_with_their_counts() -> None:
+def test_groups_and_frozen_parts_are_described_with_their_counts() -> None:
     parts = {"talker": nn.Linear(300, 4), "thinker": nn.Linear(4, 2), "tower": nn.Linear(5, 5)}
     task = nn.ModuleDict({"omni": nn.ModuleDict(parts)})
     parts["tower"].weight.requires_grad_(False)

@@ -1,6 +1,7 @@
-"""Muon trains hidden matrices as a plain reference does, and what cannot run is refused before a start."""
+"""Muon matches a plain reference on hidden matrices; unsupported settings are refused."""
 
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, ConfigError
-from muomni.training.optim.groups import describe_parameters, lr_factor, parameter_groups
+from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.optim.schedule import lr_factor
 from muomni.training.session import Request, prepare, seed_everything
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -54,8 +56,9 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     losses = []
     for step in range(num_steps):
         batches = [dataset[micro] for micro in session.planned.plan.step(step)]
-        weight = sum(session.stage.weights(batch)["loss"] for batch in batches)
-        total = sum(task(batch).losses["loss"] for batch in batches) / weight
+        counts = [session.stage.loss_denominators(batch)["loss"] for batch in batches]
+        losses_of_step = [task(batch).losses["loss"] for batch in batches]
+        total = reduce(torch.add, losses_of_step) / reduce(torch.add, counts)
         total.backward()
         nn.utils.clip_grad_norm_(task.parameters(), config.optim.max_grad_norm)
         factor = lr_factor(step, session.num_steps, config.optim)
@@ -64,6 +67,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
         adamw.step()
         with torch.no_grad():
             for name, p in hidden.items():
+                assert p.grad is not None
                 momenta[name] = beta * momenta[name] + (1 - beta) * p.grad
                 update = orthogonalized((1 - beta) * p.grad + beta * momenta[name])
                 lr = (config.optim.muon_lr or config.optim.lr) * factor
@@ -105,7 +109,7 @@ def test_muon_follows_its_definition_and_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.05)])
-def test_muon_in_sixteen_bits_follows(
+def test_muon_in_16_bits_follows(
     precision: str,
     tolerance: float,
     muon_config: RunConfig,
@@ -129,28 +133,28 @@ def test_a_checkpoint_of_the_other_optimizer_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("engine_json", "told"),
+    ("engine_json", "message"),
     [
         ({"zero_optimization": {"stage": 2}}, r"runs without ZeRO.*stage 2.*zero0\.json"),
-        ({"expert_parallel": {"autoep_size": 1}}, "does not run with expert_parallel"),
+        ({"expert_parallel": {"autoep_size": 1}}, "does not work with expert_parallel"),
     ],
 )
 def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
-    engine_json: dict[str, Any], told: str, muon_config: RunConfig, tmp_path: Path
+    engine_json: dict[str, Any], message: str, muon_config: RunConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         prepare(Request(muon_config, tmp_path, tmp_path, engine_json), discover({}))
 
 
 def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_refused() -> None:
     convolutions = nn.ModuleDict({"codec": nn.ModuleDict({"blocks": nn.Conv1d(3, 4, 1)})})
-    with pytest.raises(ConfigError, match="finds no linear layer to train in blocks"):
+    with pytest.raises(ConfigError, match="found no trainable linear layer in the blocks"):
         parameter_groups(convolutions, OptimSection(lr=0.1, name="muon"))
     with pytest.raises(ValueError, match=r"muon_lr needs optim\.name=muon"):
         OptimSection(lr=0.1, muon_lr=0.2)
 
 
-def test_only_linear_layers_in_blocks_are_given_to_muon() -> None:
+def test_muon_trains_only_linear_layers_in_blocks() -> None:
     block = nn.ModuleDict({"proj": nn.Linear(3, 4), "norm": nn.LayerNorm(4)})
     model = {
         "blocks": nn.ModuleList([block]),

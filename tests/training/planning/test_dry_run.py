@@ -11,10 +11,10 @@ import pytest
 
 from muomni.cli.train import train
 from muomni.config.arguments import parse_train, resolve_train
+from muomni.distributed import compiler
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
 from muomni.models.language.thinker import Thinker
-from muomni.training.engine import compiling
 from muomni.training.engine.offload import Offload
 from muomni.training.planning.dry_run import Device, fits_device, read_step
 from muomni.training.planning.memory_plan import MemoryPlan
@@ -73,7 +73,7 @@ def test_a_plan_for_gpus_asks_not_what_this_machine_has(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--precision", "bf16", "training.attention=varlen", "training.compile=true")
-    monkeypatch.setattr(compiling, "missing_for_compiling", lambda _: "a compiler")
+    monkeypatch.setattr(compiler, "missing_for_compiling", lambda _: "a compiler")
     by_documents = dry_run(text_data, "--gpu-gib", "80", *flags)["memory"][0]
     by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
     assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]

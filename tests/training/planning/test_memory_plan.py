@@ -227,10 +227,9 @@ def _measured_peak(config: RunConfig, run: Path, zero: int, offloads: tuple[str,
     with LiveBytes(lambda: "all") as live:
         loop = open_loop(session)
         loop.engine.train()
-        batches = iter(loop.loader)
-        loop._step(batches, False)
+        loop.train_step()
         live.start_peak()
-        loop._step(batches, False)
+        loop.train_step()
         peak = sum(live.peak.values())
     loop.engine.deepspeed.destroy()
     del loop

@@ -39,7 +39,7 @@ def step_of_rank(config: RunConfig) -> tuple[float, Gradients]:
     """The same from the micro-batches of this rank, summed over all ranks."""
     session = open_session(config)
     stage, batches = session.stage, first_step(session)
-    weight = sum(stage.weights(batch)["loss"] for batch in batches)
+    weight = sum(stage.loss_denominators(batch)["loss"] for batch in batches)
     local = batches[collectives.rank() :: collectives.world_size()]
     seed_everything(0)
     task = stage.build()

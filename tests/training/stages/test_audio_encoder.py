@@ -11,7 +11,7 @@ from muomni.distributed.discovery import discover
 from muomni.training.session import Request, Session, prepare, seed_everything
 from muomni.training.stages.audio_encoder import AudioEncoderStage, error_sums
 from muomni.training.validation import SplitBatches, validate
-from tests.media_corpora import WORDS, say
+from tests.media_corpora import say
 from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
@@ -48,7 +48,7 @@ def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counte
     output = task(batch)
     loss, infeasible = output.logs["loss"], output.logs["infeasible"]
     assert infeasible.tolist() == [1, 3]
-    assert loss[1] == stage.weights(batch)["loss"] == 4 + 4
+    assert loss[1] == stage.loss_denominators(batch)["loss"] == 4 + 4
     assert torch.isfinite(output.losses["loss"])
     fitting = task(batch_of(stage, (["cat"], "cat"), (["old"], "old")))
     assert stage.metrics({"infeasible": 1 / 3})["infeasible_fraction"] == pytest.approx(1 / 3)
@@ -61,7 +61,11 @@ def test_a_batch_without_a_fitting_sample_has_no_gradient_and_no_weight(media_da
     for batch in (stage.view().collate([]), batch_of(stage, (["cat"], "the old river door"))):
         output = task(batch)
         output.losses["loss"].backward()
-        assert float(output.losses["loss"].detach()) == 0 == float(stage.weights(batch)["loss"])
+        assert (
+            float(output.losses["loss"].detach())
+            == 0
+            == float(stage.loss_denominators(batch)["loss"])
+        )
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         assert gradients and all(float(g.abs().sum()) == 0 for g in gradients)
 
@@ -111,15 +115,11 @@ def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Pa
     assert swapped.losses["loss"] > heard.losses["loss"] + 1
 
 
-def test_a_run_reports_errors_and_writes_transcripts(
-    media_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
+def test_a_run_reports_errors(media_data: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = stage_config("audio_encoder", media_data, {"training": {"max_steps": 2}})
     result = two_ranks.run(train, config=config, run=tmp_path)[0]
     assert {"val/wer", "val/cer", "val/infeasible_fraction"} <= result.keys()
     folder = tmp_path / "audio_encoder"
-    text = (folder / "samples" / "audio_encoder.txt").read_text()
-    assert any(f"spoken: {word}" in text for word in WORDS)
     assert json.loads((folder / "export" / "config.json").read_text())["hidden_size"] == 32
     assert result["curve"][0]["infeasible_fraction"] >= 0
 

@@ -1,10 +1,7 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from muomni.distributed.discovery import discover
@@ -81,7 +78,7 @@ def test_weights_are_what_the_loss_counts(media_data: Path) -> None:
     for rows in ([[crop] for crop in crops], [[crops[0]], []], []):
         batch = view.collate(rows)
         output = task(batch)
-        for term, weight in stage.weights(batch).items():
+        for term, weight in stage.loss_denominators(batch).items():
             assert output.logs[term][1] == weight
             assert torch.isfinite(output.losses[term])
     assert set(stage.loss_weights()) == set(stage.terms)
@@ -110,22 +107,7 @@ def test_it_beats_the_mean_spectrum_on_unseen_audio_clips_and_uses_its_codes(
     assert float(code_perplexity(task.codec.quantizer.ema_counts).min()) > 4
 
 
-def test_a_run_writes_images_and_sounds_of_the_right_length(
-    media_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
+def test_a_run_validates_under_zero3(media_data: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = stage_config("codec", media_data, {"training": {"max_steps": 2}})
     result = two_ranks.run(train, config=config, run=tmp_path, zero="zero3")[0]
     assert result["val/mel_l1"] > 0
-    session = open_session(media_data)
-    assert session.val is not None
-    from muomni.data.media.audio import read_audio
-
-    for index in range(2):
-        original = read_audio(session.val.read(index))
-        folder = tmp_path / "codec" / "samples"
-        sound, rate_hz = soundfile.read(folder / f"codec_{index}.wav")
-        assert rate_hz == 16_000 and 0 <= len(sound) - len(original) < 160
-        image = np.asarray(Image.open(folder / f"codec_{index}.png"))
-        num_frames = -(-len(original) // 160)
-        assert image.shape == (2 * 80 * 2 + 6, 3 * num_frames, 3)
-        assert image.std() > 10

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
-from PIL import Image
 
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError, UpstreamError
@@ -29,15 +27,10 @@ def open_session(root: Path, changes: dict[str, Any] | None = None) -> Session:
     return prepare(Request(config, root / "none", root / "run", engine_json, "never"), discover({}))
 
 
-def test_samples_are_speech_and_its_image(root: Path, tmp_path: Path, one_rank: RankPool) -> None:
-    """The WAV has whole frames of 40 ms, so speech cannot come out faster than it was coded."""
-    config = omni_run("talker", root, {"training": {"max_steps": 40}})
+def test_a_run_reports_accuracies(root: Path, tmp_path: Path, one_rank: RankPool) -> None:
+    config = omni_run("talker", root, {"training": {"max_steps": 2}})
     result = one_rank.run(train, config=config, run=tmp_path, upstream=root / "run")[0]
     assert {"val/loss", "val/accuracy", "val/accuracy_1", "val/stop_accuracy"} <= result.keys()
-    folder = tmp_path / "talker" / "samples"
-    waveform, rate_hz = soundfile.read(folder / "talker_0.wav")
-    assert rate_hz == 16_000 and len(waveform) % 640 == 0
-    assert Image.open(folder / "talker_0.png").size[1] > 100
 
 
 def test_it_learns_words_their_length_and_their_end(root: Path) -> None:

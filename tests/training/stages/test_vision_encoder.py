@@ -32,7 +32,9 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(
 ) -> None:
     config = stage_config("vision_encoder", media_data, {"options": {"loss": loss}})
     session = open_session(config)
-    assert sum(session.stage.weights(batch)["loss"] for batch in first_step(session)) == 16
+    assert (
+        sum(session.stage.loss_denominators(batch)["loss"] for batch in first_step(session)) == 16
+    )
     expected, gradients = whole_step(config)
     total, found = step_of_rank(config)
     assert total == pytest.approx(expected, abs=1e-5)
@@ -53,7 +55,7 @@ def test_rows_that_fill_up_do_not_count(loss: str, media_data: Path) -> None:
     task = stage.build().eval()
     empty = stage.view().collate([])
     output = task(empty)
-    assert stage.weights(empty)["loss"] == 0 == output.losses["loss"]
+    assert stage.loss_denominators(empty)["loss"] == 0 == output.losses["loss"]
     assert output.logs["loss"].tolist() == [0, 0]
     output.losses["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
@@ -81,15 +83,11 @@ def test_it_learns_to_find_images_and_captions(loss: str, media_data: Path) -> N
     assert zero_shot_top1(task.clip, features, names, stage.view(), CPU) > 5 / len(names)
 
 
-def test_a_run_reports_accuracy_and_writes_neighbors(
-    media_data: Path, tmp_path: Path, two_ranks: RankPool
-) -> None:
+def test_a_run_reports_accuracy(media_data: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 2}})
     result = two_ranks.run(train, config=config, run=tmp_path)[0]
     assert 0 <= result["val/accuracy"] <= 1
     assert result["curve"][0]["scale"] == pytest.approx(1 / 0.07, rel=1e-4)
-    text = (tmp_path / "vision_encoder" / "samples" / "vision_encoder.txt").read_text()
-    assert "image of: red circle" in text and "nearest: " in text
 
 
 def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:

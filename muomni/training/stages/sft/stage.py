@@ -6,37 +6,28 @@ sees the Thinker's states through a projection that starts at zero.
 """
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from muomni.checkpoint.export import Export
-from muomni.config.models import FRAME_RATE_HZ, OmniConfig
+from muomni.config.models import OmniConfig
 from muomni.config.stages import SftRun
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.source import Source
-from muomni.data.text.turns import read_turns
 from muomni.data.views.base import Batch
-from muomni.data.views.conversation import ConversationView, media_slots
+from muomni.data.views.conversation import ConversationView
 from muomni.data.views.text import IGNORE
-from muomni.models.omni import MediaSlots, OmniModel
-from muomni.models.speech.mel import LOG_FLOOR
-from muomni.models.speech.speech_output import speak
+from muomni.models.omni import OmniModel
 from muomni.models.speech.talker import num_predictions
-from muomni.observe.spectrogram import write_spectrograms, write_waveform
 from muomni.training import moe
 from muomni.training.flops import FlopCounter
-from muomni.training.stage import Artifact, Stage, StageContext, Sums
+from muomni.training.outputs import Sums
+from muomni.training.stage import Stage, StageContext
 from muomni.training.stages.frozen_codec import FrozenCodec
 from muomni.training.stages.sft.flops import count_omni
 from muomni.training.stages.sft.parts import check_sizes, freeze, load_parts, omni_config
 from muomni.training.stages.sft.task import OmniTask
 
-_NUM_SAMPLE_OUTPUTS = 8
-_MAX_SAMPLE_TOKENS = 64
-_MAX_SAMPLE_FRAMES = 10 * FRAME_RATE_HZ
 _CODEC_PREFIX = "codec."
 # Metrics of what a split or a stretch of training may lack.
 _OPTIONAL = ("image_", "audio_", "speech_", "exact_")
@@ -111,13 +102,13 @@ class SftStage(Stage):
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, **self.codec.encode(batch["speech"], batch["speech_lengths"])}
 
-    def weights(self, batch: Batch) -> Sums:
+    def loss_denominators(self, batch: Batch) -> Sums:
         num_codebooks = self.codec.config.num_codebooks
-        weights = {
+        counts = {
             "answer": (batch["labels"] != IGNORE).sum().float(),
             "speech": num_predictions(batch["code_mask"], num_codebooks),
         }
-        return weights | moe.router_weight(batch) if self.has_experts else weights
+        return counts | moe.router_denominator(batch) if self.has_experts else counts
 
     def after_step(self, task: OmniTask, state: Sums, step: int) -> None:
         if task.moe is not None:
@@ -136,56 +127,3 @@ class SftStage(Stage):
             for name, value in metrics.items()
             if not (name.startswith(_OPTIONAL) and math.isnan(value))
         }
-
-    def sample_outputs(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artifact]:
-        """Answers to held-out questions, and the first spoken one as WAV and spectrogram."""
-        indices = range(0, len(source), max(1, len(source) // _NUM_SAMPLE_OUTPUTS))
-        lines = [self._answer(task, source.read(index)) for index in indices[:_NUM_SAMPLE_OUTPUTS]]
-        path = folder / "sft.txt"
-        path.write_text("\n".join(lines), encoding="utf-8")
-        yield Artifact(path, "text")
-        yield from self._speak(task, source, folder)
-
-    def _answer(self, task: OmniTask, sample: dict) -> str:
-        turns = read_turns(sample)
-        encoder = self.view().encoder
-        prompt = encoder.prompt(turns[:-1], sample)
-        ids = torch.tensor([prompt.ids], device=self.context.device)
-        slots = media_slots([(0, prompt)], encoder, len(prompt.ids))
-        slots = MediaSlots.of_batch({k: v.to(self.context.device) for k, v in slots.items()})
-        (made,) = task.omni.generate(
-            ids, slots, eos_id=self.tokenizer.eos_id, max_new_tokens=_MAX_SAMPLE_TOKENS
-        )
-        asked = " ".join(p.value if p.kind == "text" else f"<{p.kind}>" for p in turns[-2].parts)
-        expected = self.tokenizer.decode(encoder.answer_ids(turns[-1]))
-        answered = self.tokenizer.decode(made.ids)
-        return f"asked:    {asked}\nexpected: {expected}\nanswered: {answered}\n"
-
-    def _speak(self, task: OmniTask, source: Source, folder: Path) -> Iterator[Artifact]:
-        """Speak the first spoken answer of the split from its text and the states at it."""
-        view = self.view()
-        for index in range(len(source)):
-            sample = source.read(index)
-            if not any(p.kind == "audio" for t in read_turns(sample)[1:] for p in t.parts):
-                continue
-            batch = view.collate([[view.example(sample, None)]])
-            if not bool(batch["speech_text_mask"].any()):
-                continue
-            batch = {key: value.to(self.context.device) for key, value in batch.items()}
-            mask = batch["speech_text_mask"][0]
-            text = [batch[f"speech_{name}"][0][mask] for name in ("text_ids", "character_ids")]
-            hidden = task.states_at_speech(batch)[:1, mask] if task.sees_thinker else None
-            codec = self.codec.codec
-            assert task.omni.talker is not None
-            speech = speak(
-                task.omni.talker, codec, *text, max_frames=_MAX_SAMPLE_FRAMES,
-                thinker_hidden=hidden,
-            )  # fmt: skip
-            image, sound = folder / "sft_speech.png", folder / "sft_speech.wav"
-            target, _ = codec.log_mel(batch["speech"][:1], batch["speech_lengths"][:1])
-            mels = [mel.cpu().numpy() for mel in (target[0], speech.mel) if len(mel)]
-            write_spectrograms(image, mels, LOG_FLOOR)
-            yield Artifact(image, "image")
-            write_waveform(sound, speech.waveform.cpu().numpy())
-            yield Artifact(sound, "audio")
-            return

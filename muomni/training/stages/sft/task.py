@@ -18,7 +18,7 @@ from muomni.models.omni import MediaSlots, OmniModel, gather_places
 from muomni.models.speech.talker import TalkerLoss
 from muomni.training.engine.attention import documents_of
 from muomni.training.moe import add_router_term
-from muomni.training.stage import StageOutput, Sums
+from muomni.training.outputs import StageOutput, Sums
 
 _CHUNK_TOKENS = 1024
 
@@ -63,12 +63,6 @@ class OmniTask(nn.Module):
             output.logs |= self._exact_matches(batch, hidden)
             output.logs |= self._swaps(batch, slots, images, audios, hidden)
         return output
-
-    def states_at_speech(self, batch: Batch) -> Tensor:
-        """The Thinker's states [S, Tl, D] at the characters of the spoken answers of a batch."""
-        slots = MediaSlots.of_batch(batch)
-        hidden = self.omni(batch["input_ids"], slots, **documents_of(batch))
-        return gather_places(hidden, batch["speech_places"])
 
     def _heard(self, batch: Batch, slots: MediaSlots) -> Tensor:
         augmentation = self.augmentation if self.training else None

@@ -71,5 +71,5 @@ def test_divided_experts_learn_and_export_as_whole_ones(
 
 def test_frozen_experts_are_not_divided(root: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = sft(root, ["thinker.*"])
-    with pytest.raises(ConfigError, match="divides experts that are not trained"):
+    with pytest.raises(ConfigError, match="shards experts, but none is trained"):
         two_ranks.run(train, config=config, run=tmp_path, zero=engine(1, 2), upstream=root / "run")

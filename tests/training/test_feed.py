@@ -1,4 +1,4 @@
-"""Ranks that count windows together plan what one rank plans alone."""
+"""Ranks that count windows together get the plan of one rank."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from muomni.config.run import DataSection
 from muomni.data.sampling import count_cache
 from muomni.data.sampling.count_cache import CountCache
 from muomni.data.sampling.plan import Batching, Plan
-from muomni.training.shared_counts import SharedCounts
+from muomni.training.feed import SharedCounts
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
@@ -33,11 +33,11 @@ def _count(folder: Path) -> tuple[int, int, str]:
     counts = SharedCounts(plan, DataSection(num_workers=2), num_accumulation=2)
     counts.count_epochs(2)
     num_steps = plan.num_steps(2)
-    counts.count_ahead(num_steps - 1, num_steps + 100)  # workers look into the third epoch
+    counts.count_ahead(num_steps - 1, num_steps + 100)  # workers prefetch the third epoch
     return num_steps, sum(counted), repr(plan.step(num_steps))
 
 
-def test_ranks_share_the_counting_and_find_it_again(tmp_path: Path, two_ranks: RankPool) -> None:
+def test_ranks_share_the_counting_and_cache_it(tmp_path: Path, two_ranks: RankPool) -> None:
     alone = Plan(LENGTHS, Batching("bucket", 300, window=64), 4, 1)
     num_steps = alone.num_steps(2)
     found = two_ranks.run(_count, folder=tmp_path)
@@ -51,7 +51,7 @@ def test_ranks_share_the_counting_and_find_it_again(tmp_path: Path, two_ranks: R
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_run_of_epochs_ends_when_all_samples_were_seen(
+def test_a_run_of_epochs_ends_after_all_samples(
     num_ranks: int, text_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
     training = {"max_steps": None, "max_epochs": 2}

@@ -1,8 +1,8 @@
-"""No run leaves DeepSpeed's buffers behind in /dev/shm."""
+"""No run leaves DeepSpeed's buffers in /dev/shm."""
 
 import os
 
-from muomni.distributed.shared_memory import SHARED_MEMORY
+from muomni.training.engine.process_group import SHARED_MEMORY
 from tests.ranks import RankPool
 
 
@@ -16,5 +16,5 @@ def _sum_and_look() -> tuple[float, list[str]]:
     return float(total.sum()), left
 
 
-def test_ranks_reduce_through_memory_that_has_no_name_any_more(two_ranks: RankPool) -> None:
+def test_ranks_reduce_through_unlinked_shared_memory(two_ranks: RankPool) -> None:
     assert two_ranks.run(_sum_and_look) == [(6.0, []), (6.0, [])]

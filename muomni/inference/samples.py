@@ -1,0 +1,223 @@
+"""Sample outputs of an export on held-out samples: transcripts, reconstructions, answers, and speech.
+
+One function per stage; they run after training, on rank 0 only. Files are kept in RUN/STAGE/samples and sent to
+the run's recorders.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from muomni.checkpoint.export import read_export
+from muomni.config.models import FRAME_RATE_HZ, MEL_RATE_HZ
+from muomni.data.media.audio import pad_waveforms, read_audio
+from muomni.data.shards.source import Source
+from muomni.data.text.turns import read_turns
+from muomni.inference.answer import Prompt, answer_batch
+from muomni.inference.load import Assistant, load_assistant
+from muomni.models.omni import MediaSlots, gather_places
+from muomni.models.speech.ctc import greedy_decode
+from muomni.models.speech.mel import LOG_FLOOR
+from muomni.models.speech.speech_output import Speech, speak
+from muomni.models.speech.vocoder import mel_to_waveform
+from muomni.observe.recorder import Recorder, RunInfo, Status
+from muomni.observe.spectrogram import write_spectrograms, write_waveform
+from muomni.run_folder import RunFolder
+from muomni.training.engine.attention import documents_of
+from muomni.training.stage import Stage
+
+if TYPE_CHECKING:
+    from muomni.training.stages.audio_encoder import AudioEncoderStage
+    from muomni.training.stages.codec import CodecStage
+    from muomni.training.stages.sft.stage import SftStage
+    from muomni.training.stages.talker import TalkerStage
+    from muomni.training.stages.vision_encoder import VisionEncoderStage
+
+_NUM_TEXTS = 8
+_NUM_SPOKEN = 2
+_MAX_ANSWER_TOKENS = 64
+_MAX_ANSWER_FRAMES = 10 * FRAME_RATE_HZ
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file with a sample output."""
+
+    path: Path
+    kind: Literal["text", "image", "audio"]
+
+
+@torch.no_grad()
+def write_samples(stage: Stage, source: Source, folder: RunFolder) -> list[Artifact]:
+    """Write sample outputs of the stage's export for samples of `source`; none for stages without any."""
+    write = _WRITERS.get(stage.name)
+    if write is None:
+        return []
+    folder.samples.mkdir(exist_ok=True)
+    return list(write(stage, source, folder))
+
+
+def record_samples(
+    stage: Stage,
+    source: Source,
+    folder: RunFolder,
+    recorders: Sequence[Recorder],
+    info: RunInfo,
+) -> None:
+    """Write sample outputs, and add them to the closed recorders of the finished run `info`."""
+    artifacts = write_samples(stage, source, folder)
+    for recorder in recorders if artifacts else ():
+        status: Status = "FAILED"
+        recorder.open(info)
+        try:
+            for artifact in artifacts:
+                recorder.artifact(artifact.path, f"samples/{artifact.kind}")
+            status = "FINISHED"
+        finally:
+            recorder.close(status)
+
+
+def _load_model(stage: Stage, folder: RunFolder) -> Any:
+    """The exported model of a stage in evaluation mode, outside of any engine."""
+    task = stage.build().to(stage.context.device)
+    stage.load_export(task, read_export(folder.export, stage.name))
+    return stage.model(task.eval())
+
+
+def _transcripts(
+    stage: "AudioEncoderStage", source: Source, folder: RunFolder
+) -> Iterator[Artifact]:
+    encoder, view, lines = _load_model(stage, folder), stage.view(), []
+    device = stage.context.device
+    for index in range(min(_NUM_TEXTS, len(source))):
+        utterance = view.example(source.read(index), None)
+        batch = view.collate([[utterance]])
+        hidden, lengths = encoder(batch["waveform"].to(device), batch["lengths"].to(device))
+        (ids,) = greedy_decode(encoder.ctc_logits(hidden), lengths)
+        spoken, heard = stage.tokenizer.decode(utterance.labels), stage.tokenizer.decode(ids)
+        lines.append(f"spoken: {spoken}\nheard:  {heard}\n")
+    yield _text(folder.samples / "audio_encoder.txt", lines)
+
+
+def _reconstructions(stage: "CodecStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+    """Each image has the spectrogram of the original above that of the reconstruction."""
+    codec, device = _load_model(stage, folder), stage.context.device
+    for index in range(min(_NUM_SPOKEN, len(source))):
+        waveform, lengths = pad_waveforms([read_audio(source.read(index))])
+        waveform, lengths = waveform.to(device), lengths.to(device)
+        target, _ = codec.log_mel(waveform, lengths)
+        codes, _ = codec.encode(waveform, lengths)
+        mel = codec.decode(codes)[0, : target.shape[1]]
+        sound = mel_to_waveform(mel, codec.config.mel)
+        yield from _sound(folder.samples / f"codec_{index}", [target[0], mel], sound)
+
+
+def _spoken_texts(stage: "TalkerStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+    """Each image has the spectrogram of the recording above that of the generated speech."""
+    talker, view = _load_model(stage, folder), stage.view()
+    codec, device = stage.codec.codec, stage.context.device
+    for index in range(min(_NUM_SPOKEN, len(source))):
+        batch = view.collate([[view.example(source.read(index), None)]])
+        target, _ = codec.log_mel(batch["waveform"].to(device), batch["lengths"].to(device))
+        max_frames = 2 * target.shape[1] * FRAME_RATE_HZ // MEL_RATE_HZ + FRAME_RATE_HZ
+        text = [batch[name][0].to(device) for name in ("text_ids", "character_ids")]
+        speech = speak(talker, codec, *text, max_frames=max_frames)
+        yield from _speech(folder.samples / f"talker_{index}", target[0], speech)
+
+
+def _neighbors(
+    stage: "VisionEncoderStage", source: Source, folder: RunFolder
+) -> Iterator[Artifact]:
+    """The three nearest captions of each image, among those of one batch."""
+    clip, view, device = _load_model(stage, folder), stage.view(), stage.context.device
+    pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
+    batch = view.collate([[pair] for pair in pairs])
+    output = clip(*(batch[name].to(device) for name in ("images", "token_ids", "token_lengths")))
+    names = [stage.tokenizer.decode(pair.ids) for pair in pairs]
+    similarity = output.image[: len(pairs)] @ output.text[: len(pairs)].T
+    nearest = similarity.argsort(dim=1, descending=True)[:, :3].tolist()
+    lines = [
+        f"image of: {name}\nnearest: {' | '.join(names[index] for index in indices)}\n"
+        for name, indices in list(zip(names, nearest, strict=True))[:_NUM_TEXTS]
+    ]
+    yield _text(folder.samples / "vision_encoder.txt", lines)
+
+
+def _answers(stage: "SftStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+    """Answers to held-out questions, and the first spoken answer as speech."""
+    assistant = load_assistant(folder.export, stage.context.device)
+    indices = range(0, len(source), max(1, len(source) // _NUM_TEXTS))
+    lines = [_answer(assistant, source.read(index)) for index in indices[:_NUM_TEXTS]]
+    yield _text(folder.samples / "sft.txt", lines)
+    batch = _first_spoken_answer(stage, source)
+    if batch is not None:
+        target, speech = _speak_answer(assistant, batch)
+        yield from _speech(folder.samples / "sft_speech", target, speech)
+
+
+def _answer(assistant: Assistant, sample: dict[str, Any]) -> str:
+    turns = read_turns(sample)
+    prompt = Prompt(assistant.encoder.prompt(turns[:-1], sample), _MAX_ANSWER_TOKENS)
+    (answer,) = answer_batch(assistant, [prompt], cut_loops=False)
+    asked = " ".join(p.value if p.kind == "text" else f"<{p.kind}>" for p in turns[-2].parts)
+    expected = assistant.tokenizer.decode(assistant.encoder.answer_ids(turns[-1]))
+    return f"asked:    {asked}\nexpected: {expected}\nanswered: {answer.text}\n"
+
+
+def _first_spoken_answer(stage: "SftStage", source: Source) -> dict[str, Tensor] | None:
+    """The batch of the first sample whose answer is spoken, on the device."""
+    view = stage.view()
+    for index in range(len(source)):
+        sample = source.read(index)
+        if any(p.kind == "audio" for turn in read_turns(sample)[1:] for p in turn.parts):
+            batch = view.collate([[view.example(sample, None)]])
+            if bool(batch["speech_text_mask"].any()):
+                return {name: tensor.to(stage.context.device) for name, tensor in batch.items()}
+    return None
+
+
+def _speak_answer(assistant: Assistant, batch: dict[str, Tensor]) -> tuple[Tensor, Speech]:
+    """The log-mel of a spoken answer, and speech from its text and the Thinker's states at it."""
+    talker, codec = assistant.model.talker, assistant.model.codec
+    assert talker is not None and codec is not None
+    mask = batch["speech_text_mask"][0]
+    text = [batch[f"speech_{name}"][0][mask] for name in ("text_ids", "character_ids")]
+    hidden = None
+    if talker.config.thinker_hidden_size is not None:
+        slots = MediaSlots.of_batch(batch)
+        states = assistant.model(batch["input_ids"], slots, **documents_of(batch))
+        hidden = gather_places(states, batch["speech_places"])[:1, mask]
+    speech = speak(talker, codec, *text, max_frames=_MAX_ANSWER_FRAMES, thinker_hidden=hidden)
+    target, _ = codec.log_mel(batch["speech"][:1], batch["speech_lengths"][:1])
+    return target[0], speech
+
+
+def _text(path: Path, lines: list[str]) -> Artifact:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return Artifact(path, "text")
+
+
+def _speech(stem: Path, target: Tensor, speech: Speech) -> Iterator[Artifact]:
+    return _sound(stem, [mel for mel in (target, speech.mel) if len(mel)], speech.waveform)
+
+
+def _sound(stem: Path, mels: list[Tensor], waveform: Tensor) -> Iterator[Artifact]:
+    """Write `STEM.png` with spectrograms [T, num_mels] below each other, and `STEM.wav`."""
+    image, sound = stem.with_suffix(".png"), stem.with_suffix(".wav")
+    write_spectrograms(image, [mel.cpu().numpy() for mel in mels], LOG_FLOOR)
+    yield Artifact(image, "image")
+    write_waveform(sound, waveform.cpu().numpy())
+    yield Artifact(sound, "audio")
+
+
+_WRITERS: dict[str, Callable[[Any, Source, RunFolder], Iterator[Artifact]]] = {
+    "audio_encoder": _transcripts,
+    "vision_encoder": _neighbors,
+    "codec": _reconstructions,
+    "talker": _spoken_texts,
+    "sft": _answers,
+}

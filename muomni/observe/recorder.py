@@ -1,0 +1,62 @@
+"""The interface of a recorder: a destination for the metrics and files of a run.
+
+Rank 0 drives the recorders, all others have none. To add one, implement `Recorder` and extend
+`build_recorders`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Kind = Literal["train", "val"]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Facts about a run that recorders need when they open; `step` counts finished steps on a resume."""
+
+    stage: str
+    unit: str  # unit of throughput: tokens, audio_s, images
+    run: Path
+    folder: Path  # RUN/STAGE
+    config: dict[str, Any]
+    step: int
+    num_steps: int
+    mlflow_run_id: str | None = None  # of a resumed run, from its checkpoint
+
+
+class Recorder(Protocol):
+    """A destination for metrics and files, opened and closed once per start of a run."""
+
+    def open(self, info: RunInfo) -> None:
+        """Start recording; metrics after `info.step` from an earlier start are outdated."""
+
+    def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
+        """Record the metrics of a finished step."""
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Record a file under the name of a folder; recorders of numbers ignore it."""
+
+    def close(self, status: Status) -> None:
+        """Flush everything and stop recording."""
+
+
+def check_recorders(names: Sequence[str]) -> None:
+    """Raise ConfigError if a recorder needs a package that is not installed."""
+    if "tensorboard" in names:
+        from muomni.observe.tensorboard_log import check_installed
+
+        check_installed()
+
+
+def build_recorders(names: Sequence[str]) -> list[Recorder]:
+    """The recorders of a run on rank 0: metrics.jsonl, the progress line, and those in `names`."""
+    from muomni.observe.metrics_log import MetricsLog
+    from muomni.observe.mlflow_log import MlflowLog
+    from muomni.observe.progress import ProgressLine
+    from muomni.observe.tensorboard_log import TensorBoardLog
+
+    optional: dict[str, type[Recorder]] = {"mlflow": MlflowLog, "tensorboard": TensorBoardLog}
+    return [MetricsLog(), *(optional[name]() for name in names), ProgressLine()]

@@ -1,0 +1,19 @@
+"""Facts about a run, for recorders under test."""
+
+from pathlib import Path
+from typing import Any
+
+from muomni.observe.recorder import RunInfo
+
+
+def run_info(
+    run: Path,
+    stage: str = "codec",
+    step: int = 0,
+    config: dict[str, Any] | None = None,
+    mlflow_run_id: str | None = None,
+) -> RunInfo:
+    """A run of 20 steps in `run`, whose stage folder is created."""
+    folder = run / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunInfo(stage, "tokens", run, folder, config or {}, step, 20, mlflow_run_id)
