@@ -32,23 +32,25 @@ class MoEConfig(Section):
     num_experts_per_token: Positive
     expert_intermediate_size: Positive
     shared_intermediate_size: Positive | None = Field(
-        None, description="of a feed-forward beside the experts that every token passes"
+        default=None, description="of a feed-forward beside the experts that every token passes"
     )
     normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
-        "loss",
+        default="loss",
         description="what evens out the load: a loss, a bias on the choice without one, nothing",
     )
-    balance_loss_weight: float = Field(0.01, ge=0, description="with balance=loss")
+    balance_loss_weight: float = Field(default=0.01, ge=0, description="with balance=loss")
     balance_over: Literal["micro_batch", "ranks"] = Field(
-        "micro_batch",
+        default="micro_batch",
         description="tokens whose load balance=loss evens out; ranks: of the micro-batches that all ranks "
         "compute at the same time",
     )
     bias_update_rate: float = Field(
-        0.001, gt=0, description="by which a step moves each expert's bias, with balance=bias"
+        default=0.001,
+        gt=0,
+        description="by which a step moves each expert's bias, with balance=bias",
     )
-    z_loss_weight: float = Field(0.001, ge=0)
+    z_loss_weight: float = Field(default=0.001, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
@@ -107,11 +109,11 @@ class AudioEncoderConfig(TransformerConfig):
     mel: MelConfig = MelConfig()
     conv_channels: Positive = 64
     conv_kernel_size: int = Field(
-        0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
+        default=0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
     )
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check_kernel(self) -> "AudioEncoderConfig":
@@ -146,9 +148,9 @@ class ClipConfig(Section):
     vision: VisionTowerConfig
     text: TextTowerConfig
     embedding_size: Positive
-    initial_temperature: float = Field(0.07, gt=0)
+    initial_temperature: float = Field(default=0.07, gt=0)
     initial_bias: float | None = Field(
-        None, description="of scaled similarities, learned (sigmoid loss only); null: none"
+        default=None, description="of scaled similarities, learned (sigmoid loss only); null: none"
     )
 
 
@@ -161,10 +163,10 @@ class CodecConfig(Section):
     num_blocks: Positive = 2
     num_codebooks: Positive = 2
     codebook_size: Positive = 128
-    ema_decay: float = Field(0.97, gt=0, lt=1)
+    ema_decay: float = Field(default=0.97, gt=0, lt=1)
     commitment_weight: float = 0.25
     dead_code_usage: float = Field(
-        0.1, description="a code whose EMA use falls below this is given a new vector"
+        default=0.1, description="a code whose EMA use falls below this is given a new vector"
     )
 
 
@@ -175,14 +177,16 @@ class TalkerConfig(TransformerConfig):
     """
 
     text_vocab_size: Positive
-    frames_per_character: float = Field(1.5, gt=0)
+    frames_per_character: float = Field(default=1.5, gt=0)
     num_codebooks: Positive
     codebook_size: Positive
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     thinker_hidden_size: Positive | None = None
-    dropout: float = Field(0.0, ge=0, lt=1)
-    frame_dropout: float = Field(0.0, ge=0, lt=1, description="share of frames that are hidden")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    frame_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of frames that are hidden"
+    )
 
 
 class OmniConfig(Section):
@@ -194,9 +198,11 @@ class OmniConfig(Section):
     talker: TalkerConfig | None = None
     codec: CodecConfig | None = None
     projector_hidden_size: Positive = 256
-    audio_stack: Positive = Field(2, description="encoder frames joined into one Thinker position")
+    audio_stack: Positive = Field(
+        default=2, description="encoder frames joined into one Thinker position"
+    )
     ctc_embeddings: bool = Field(
-        True, description="add the tokens that the encoder's CTC head hears, as embeddings"
+        default=True, description="add the tokens that the encoder's CTC head hears, as embeddings"
     )
 
     @property

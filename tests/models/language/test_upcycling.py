@@ -1,5 +1,7 @@
 """A mixture of experts made from a dense Thinker computes what that does, and then learns."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_experts_part_and_the_shared_one_wakes_up() -> None:
         optimizer.zero_grad()
         sparse.loss(sparse(ids), ids.roll(-1, dims=1)).total.backward()
         optimizer.step()
-    block = sparse.stack.blocks[0].mlp
+    block: Any = sparse.stack.blocks[0].mlp
     assert len({expert.sum().item() for expert in block.experts.down_proj}) == 4
     assert block.shared_experts.down_proj.weight.abs().sum() > 0
     assert block.shared_experts.gate_proj.weight.grad.abs().sum() > 0

@@ -1,5 +1,7 @@
 """Sampling draws from the distribution it is told to."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,10 +12,10 @@ from muomni.models.layers.sampling import LoopDetector, sample
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
-def frequencies(**settings: float) -> torch.Tensor:
+def frequencies(**settings: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    drawn = sample(LOGITS.expand(8000, 4), generator=generator, **settings)
-    return torch.bincount(drawn, minlength=4) / 8000
+    sampled = sample(LOGITS.expand(8000, 4), generator=generator, **settings)
+    return torch.bincount(sampled, minlength=4) / 8000
 
 
 @pytest.mark.parametrize(

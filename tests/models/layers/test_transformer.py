@@ -1,5 +1,7 @@
 """Attention, masks, rotary positions and the KV cache of the shared transformer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -97,7 +99,7 @@ def test_causal_stack_ignores_the_future_and_bidirectional_does_not() -> None:
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
-def test_padded_batch_equals_single_samples(norm: str, mlp: str) -> None:
+def test_padded_batch_equals_single_samples(norm: Any, mlp: Any) -> None:
     options = StackOptions(norm=norm, mlp=mlp, bias=norm == "layer", causal=False, qk_norm=False)
     stack = make_stack(options)
     x = torch.randn(2, 7, 32)

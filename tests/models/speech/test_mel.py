@@ -61,7 +61,7 @@ def test_a_tone_lights_up_the_channel_of_its_frequency() -> None:
 
 
 def test_no_filter_is_empty() -> None:
-    assert (mel_filters(CONFIG, torch.device("cpu")).sum(0) > 0).all()
+    assert (mel_filters(CONFIG, torch.device("cpu")).sum(0) > 0).all()  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

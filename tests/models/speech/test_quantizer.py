@@ -7,6 +7,7 @@ from muomni.models.speech.quantizer import (
     code_perplexity,
     count_codes,
 )
+from tests.models.gradients import grad
 
 
 def make(num_codebooks: int = 2, codebook_size: int = 16) -> ResidualQuantizer:
@@ -118,7 +119,7 @@ def test_commitment_pulls_latents_to_their_codes() -> None:
     x = latents(3).requires_grad_()
     before = quantizer(x, everything(x), torch.arange(4)).commitment
     before.backward()
-    moved = (x - 0.2 * x.grad).detach()
+    moved = (x - 0.2 * grad(x)).detach()
     after = quantizer(moved, everything(x), torch.arange(4)).commitment
     assert 0 < after < before
 

@@ -1,5 +1,7 @@
 """The Talker is conditioned on its text, predicts each code once, copies exactly, and stops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from muomni.models.speech.talker import Talker, TalkerOutput, num_predictions
 NUM_CODES = 11
 
 
-def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: float) -> Talker:
+def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: Any) -> Talker:
     torch.manual_seed(0)
     config = TalkerConfig(
         hidden_size=32,

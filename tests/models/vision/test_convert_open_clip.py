@@ -1,5 +1,7 @@
 """open_clip's CLIP is the reference of both towers: same weights, same features."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -49,14 +51,14 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return pixels, ids, lengths
 
 
-def reference() -> torch.nn.Module:
+def reference() -> Any:
     torch.manual_seed(0)
     return open_clip_model.CLIP(**open_clip_config(CONFIG, EOS_ID))
 
 
 @torch.no_grad()
 def test_features_equal_those_of_open_clip() -> None:
-    theirs = shaken(reference())
+    theirs: Any = shaken(reference())
     ours = Clip(CONFIG).eval()
     ours.load_state_dict(from_open_clip(theirs.state_dict()))
     pixels, ids, lengths = inputs()
@@ -77,7 +79,7 @@ def test_features_equal_those_of_open_clip() -> None:
 
 @torch.no_grad()
 def test_open_clip_loads_our_weights_strictly() -> None:
-    ours = shaken(Clip(CONFIG))
+    ours: Any = shaken(Clip(CONFIG))
     theirs = reference().eval()
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
     pixels, ids, lengths = inputs()
@@ -91,7 +93,7 @@ def test_open_clip_loads_our_weights_strictly() -> None:
 @torch.no_grad()
 def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
     config = CONFIG.model_copy(update={"initial_bias": -10.0})
-    ours = shaken(Clip(config))
+    ours: Any = shaken(Clip(config))
     theirs = open_clip_model.CLIP(**open_clip_config(config, EOS_ID)).eval()
     assert theirs.logit_bias.item() == -10
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
@@ -102,7 +104,7 @@ def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
     torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-4)
     back = Clip(config)
     back.load_state_dict(from_open_clip(theirs.state_dict()))
-    assert torch.equal(back.bias, ours.bias)
+    assert back.bias is not None and torch.equal(back.bias, ours.bias)
 
 
 @pytest.mark.parametrize("bias", [None, -10.0])
