@@ -1,4 +1,4 @@
-"""Cross entropy as a sum over real tokens, and the router's losses."""
+"""Cross entropy as a sum over real tokens, and router losses."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_loss_and_gradients_equal_plain_cross_entropy(chunk_tokens: int) -> None
     torch.testing.assert_close(ours, theirs)
 
 
-def test_correct_guesses_are_counted() -> None:
+def test_correct_predictions_are_counted() -> None:
     weight = torch.eye(5)
     hidden = torch.eye(5)[[0, 1, 2, 3]]
     labels = torch.tensor([0, 1, 4, -100])
@@ -33,7 +33,7 @@ def test_correct_guesses_are_counted() -> None:
     assert cross_entropy_sum(hidden @ weight.T, labels).num_correct == 2
 
 
-def test_nothing_to_predict_gives_zero_loss_and_zero_gradient() -> None:
+def test_no_labels_give_zero_loss_and_zero_gradient() -> None:
     hidden, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     loss = next_token_loss(hidden, torch.full((2, 3), -100), weight)
     loss.total.backward()
@@ -74,7 +74,7 @@ def test_balance_loss_falls_when_routing_evens_out() -> None:
     assert before > 1.5 and after < 1.1
 
 
-def test_a_bias_changes_who_is_counted_and_no_probability() -> None:
+def test_a_routing_bias_changes_the_load_but_no_probability() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0]]).expand(5, 3)
     plain = router_losses([logits], 1)
     biased = router_losses([logits], 1, None, [torch.tensor([-1.0, 0.0, 0.0])])

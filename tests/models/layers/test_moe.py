@@ -1,4 +1,4 @@
-"""Routing, experts and the names that AutoEP relies on."""
+"""Routing, experts, and the names that AutoEP relies on."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_output_is_the_weighted_sum_of_the_chosen_experts(normalize: bool) -> No
     torch.testing.assert_close(block(x), expected)
 
 
-def test_a_bias_steers_the_choice_and_leaves_the_scores() -> None:
+def test_a_routing_bias_changes_the_choice_but_not_the_scores() -> None:
     block, x = make_block(CONFIG.model_copy(update={"balance": "bias"})), torch.randn(1, 6, 8)
     torch.testing.assert_close(block(x), make_block()(x))
     assert block.e_score_correction_bias is not None
@@ -68,7 +68,7 @@ def test_every_token_passes_the_shared_expert() -> None:
     torch.testing.assert_close(block(x), make_block()(x) + shared(x))
 
 
-def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
+def test_no_token_is_dropped_when_all_use_one_expert() -> None:
     block = make_block(CONFIG.model_copy(update={"num_experts_per_token": 1}))
     torch.nn.init.zeros_(block.gate.weight)
     block.gate.weight.data[2, 0] = 5.0
@@ -77,7 +77,7 @@ def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
     assert block.tokens_per_expert.tolist() == [0, 0, 64, 0]
 
 
-def test_load_counts_every_assignment_also_in_half_precision() -> None:
+def test_load_counts_are_exact_in_half_precision() -> None:
     block = make_block().to(torch.bfloat16)
     for _ in range(3):
         block(torch.randn(10, 100, 8, dtype=torch.bfloat16))
@@ -124,7 +124,7 @@ def test_router_logits_are_recorded_in_layer_order() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"balance": "bias", "shared_intermediate_size": 6}])
-def test_autoep_takes_the_block_over_and_gives_it_back(changes: dict[str, object]) -> None:
+def test_autoep_replaces_the_block_and_converts_back(changes: dict[str, object]) -> None:
     moe = CONFIG.model_copy(update=changes)
     model, ids = make_thinker(moe), torch.randint(0, 11, (2, 7))
     for bias in choice_biases(model):

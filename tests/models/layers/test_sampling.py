@@ -1,4 +1,4 @@
-"""Sampling draws from the distribution it is told to."""
+"""Sampling follows the requested distribution."""
 
 from typing import Any
 
@@ -39,10 +39,8 @@ def test_frequencies_follow_the_settings(settings: dict, expected: list[float]) 
     start=st.lists(st.integers(0, 3), max_size=12),
     cycle=st.lists(st.integers(10, 99), min_size=1, max_size=24, unique=True),
 )
-def test_a_loop_is_told_as_soon_as_a_cycle_was_said_often_enough(
-    start: list[int], cycle: list[int]
-) -> None:
-    """Beside a row that counts up, which never loops."""
+def test_a_loop_is_detected_after_enough_repetitions(start: list[int], cycle: list[int]) -> None:
+    """A second sequence counts up and never loops."""
     detector = LoopDetector(2, torch.device("cpu"))
     wanted = max(2 * len(cycle), LoopDetector.MIN_REPEATED)
     said = start + cycle * (1 + -(-wanted // len(cycle)))

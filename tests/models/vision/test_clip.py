@@ -50,7 +50,7 @@ def test_features_are_unit_vectors_and_the_scale_starts_at_the_temperature() -> 
 
 
 @torch.no_grad()
-def test_text_feature_ignores_padding_and_heeds_every_token() -> None:
+def test_text_features_ignore_padding_and_use_every_token() -> None:
     model = build()
     _, ids, lengths = pairs()
     base = model.embed_text(ids, lengths)
@@ -67,7 +67,7 @@ def test_text_feature_ignores_padding_and_heeds_every_token() -> None:
     assert (model.embed_text(swapped, lengths) - base).abs().max() > 1e-4
 
 
-def test_scale_is_capped_but_can_come_back() -> None:
+def test_scale_is_capped_but_can_return() -> None:
     model = build()
     with torch.no_grad():
         model.log_scale.fill_(9.0)
@@ -77,7 +77,7 @@ def test_scale_is_capped_but_can_come_back() -> None:
     assert grad(model.log_scale).item() == pytest.approx(MAX_SCALE, rel=1e-4)
 
 
-def test_it_learns_which_text_belongs_to_which_image() -> None:
+def test_learns_to_match_texts_and_images() -> None:
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     ratio, logs = torch.tensor(0.0), {}
