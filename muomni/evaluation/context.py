@@ -17,7 +17,7 @@ from torch import nn
 from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml, validate
 from muomni.config.run import DataSection, RunConfig
-from muomni.data.shards.data_root import datasets_of
+from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ def _sources(
     split: str, tasks: tuple[Task, ...], trained: DataSection, data: DataSection
 ) -> tuple[Source, Source | None]:
     """The split to evaluate and the training split; raises DataError when they overlap."""
-    source = _open_split(datasets_of(data, tasks), split, data.root)
+    source = _open_split(open_datasets(data, tasks), split, data.root)
     train = _train_source(tasks, (trained, data))
     if split != TRAIN and train is not None:
         check_unseen(source, train)
@@ -154,7 +154,7 @@ def _train_source(tasks: tuple[Task, ...], places: tuple[DataSection, ...]) -> S
     """The training split below the first of `places` that has all tasks."""
     for data in places:
         try:
-            datasets = datasets_of(data, tasks)
+            datasets = open_datasets(data, tasks)
         except DataError as error:
             logger.warning("no training data to fit baselines on at %s (%s)", data.root, error)
             continue
@@ -178,8 +178,8 @@ def check_unseen(source: Source, train: Source) -> None:
         if is_seen.any():
             raise DataError(
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
-                f"{reader.manifest.place} belong to groups that were trained on "
-                f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained with, "
+                f"{reader.manifest.location} belong to groups that were trained on "
+                f"({other.manifest.location}/{TRAIN}); evaluate on the data that the run was trained with, "
                 f"or say --split {TRAIN} to see metrics of trained samples"
             )
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())

@@ -23,7 +23,7 @@ def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
     return Report(
         stage=wanted.stage,
         split=wanted.split,
-        datasets=tuple(manifest.place for manifest in subject.source.manifests),
+        datasets=tuple(manifest.location for manifest in subject.source.manifests),
         num_samples=subject.num_samples,
         num_left_out=num_left_out,
         export=str(subject.export.path),

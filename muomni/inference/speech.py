@@ -37,18 +37,18 @@ def speak_answer(
     talker, codec = assistant.model.talker, assistant.model.codec
     assert talker is not None and codec is not None
     sees_no_states = talker.config.thinker_hidden_size is None
-    spelling = assistant.tokenizer.spell(answer.ids)
-    if not spelling.characters:
+    characters = assistant.tokenizer.characters(answer.ids)
+    if not characters.ids:
         raise DataError("the answer has no text, so there is nothing to speak; ask otherwise")
     speech = speak(
         talker,
         codec,
-        torch.tensor(answer.ids, device=assistant.device)[spelling.places],
-        torch.tensor(spelling.characters, device=assistant.device),
+        torch.tensor(answer.ids, device=assistant.device)[characters.token_positions],
+        torch.tensor(characters.ids, device=assistant.device),
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
         seed=seed,
-        thinker_hidden=None if sees_no_states else answer.hidden[:, spelling.places],
+        thinker_hidden=None if sees_no_states else answer.hidden[:, characters.token_positions],
     )
     if not len(speech.codes):
         raise DataError(

@@ -147,7 +147,7 @@ def test_a_root_may_hold_a_tokenizer_only(root: Path, tmp_path: Path, one_rank: 
     shutil.copy(root / "tokenizer.model", tmp_path)
     content = streamed(root, {"training": {"max_steps": 2}}).model_dump()
     content["data"]["root"] = str(tmp_path)
-    with pytest.raises(DataError, match="holds no finished dataset"):
+    with pytest.raises(DataError, match="has no complete dataset"):
         open_session(RunConfig.model_validate(content))
     content["data"]["stream"]["has_val"] = False
     result = one_rank.run(train, config=RunConfig.model_validate(content), run=tmp_path / "run")[0]

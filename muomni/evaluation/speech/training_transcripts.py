@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muomni.data.shards.data_root import datasets_of
+from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
 from muomni.data.views.speech import transcript
@@ -48,7 +48,7 @@ class TrainingTranscripts:
         words: Counter[str] = Counter()
         reason = f"no transcript of training in {self._subject.data.root} has a word"
         try:
-            speech = Source(datasets_of(self._subject.data, ("speech",)), TRAIN)
+            speech = Source(open_datasets(self._subject.data, ("speech",)), TRAIN)
         except DataError as error:
             reason = str(error)
         else:
@@ -72,7 +72,7 @@ class TrainingTranscripts:
         for number, manifest in enumerate(source.manifests):
             place = manifest.root.resolve()
             if place not in self._counts:
-                kept = source.kept(number)
+                kept = source.included(number)
                 share = rank_share(min(len(kept), MAX_BASELINE_SAMPLES))
                 indices = kept[np.array(share, dtype=np.int64)]
                 texts = Counter(

@@ -6,7 +6,7 @@ import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.views.base import Batch
-from muomni.data.views.characters import pad_spelled
+from muomni.data.views.tts import pad_characters
 from muomni.evaluation.context import Subject
 from muomni.evaluation.metrics.codes import CodeCounts
 from muomni.evaluation.metrics.tally import Tally, ratio, watch
@@ -66,11 +66,11 @@ def _free_run(subject: Subject) -> list[Metric]:
     for audio in audio_clips(subject, subject.source, min(subject.num_samples, MAX_SPOKEN_SAMPLES)):
         original_s = len(audio.waveform) / SAMPLE_RATE_HZ
         ids = tokenizer.encode(audio.text)
-        spelled = pad_spelled([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
+        text = pad_characters([(ids, tokenizer.characters(ids))], tokenizer.pad_id)
         speech = speak(
             subject.model,
             codec,
-            *(spelled[name][0].to(subject.device) for name in ("text_ids", "character_ids")),
+            *(text[name][0].to(subject.device) for name in ("text_ids", "character_ids")),
             max_frames=round((_MAX_STRETCH * original_s + 1) * FRAME_RATE_HZ),
         )
         tally.add("duration", torch.tensor([len(speech.waveform) / SAMPLE_RATE_HZ, original_s]))

@@ -114,7 +114,7 @@ class AudioEncoderStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("bucket", batch.size * MEL_RATE_HZ, window=batch.window)
+        return Batching("bucket", batch.size * MEL_RATE_HZ, shuffle_window=batch.window)
 
     def build(self) -> AudioEncoderTask:
         return AudioEncoderTask(self.model_config(), self.options.spec_augment, self.tokenizer)

@@ -70,7 +70,7 @@ class CodecStage(Stage):
         return WaveformView(self.options.crop_s)
 
     def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+        return Batching("fixed", self.config.batch.size, shuffle_window=self.config.batch.window)
 
     def build(self) -> CodecTask:
         return CodecTask(self.model_config())

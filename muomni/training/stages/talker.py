@@ -78,7 +78,7 @@ class TalkerStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("bucket", batch.size * MEL_RATE_HZ, window=batch.window)
+        return Batching("bucket", batch.size * MEL_RATE_HZ, shuffle_window=batch.window)
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

@@ -95,7 +95,7 @@ class ThinkerStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
+        return Batching("pack", batch.size, num_sequences=batch.rows, shuffle_window=batch.window)
 
     def build(self) -> ThinkerTask:
         task = ThinkerTask(self.model_config())

@@ -168,7 +168,7 @@ class VisionEncoderStage(Stage):
         )
 
     def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+        return Batching("fixed", self.config.batch.size, shuffle_window=self.config.batch.window)
 
     def build(self) -> VisionEncoderTask:
         return VisionEncoderTask(self.model_config())
@@ -221,7 +221,9 @@ class VisionEncoderStage(Stage):
         self, task: VisionEncoderTask, source: Source, folder: Path
     ) -> Iterator[Artifact]:
         view = self.view()
-        pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
+        pairs = [
+            view.example(source.read(i), None) for i in range(min(view.batch_size, len(source)))
+        ]
         batch = view.collate([[pair] for pair in pairs])
         device = self.context.device
         output = task.clip(*(batch[k].to(device) for k in ("images", "token_ids", "token_lengths")))

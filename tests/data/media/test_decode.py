@@ -34,7 +34,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert array.dtype == np.uint8
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_blended_with_white() -> None:
     array = decode_image(_encode(Image.new("RGBA", (8, 8), (255, 0, 0, 0))), 8)
     assert (array == 255).all()
     half = decode_image(_encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), 8)
@@ -44,7 +44,7 @@ def test_transparency_is_laid_on_white() -> None:
     assert (decode_image(_encode(palette, transparency=0), 8) == 255).all()
 
 
-def test_shorter_side_is_resized_and_center_kept() -> None:
+def test_center_square_is_resized() -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
     array = decode_image(_encode(image), 50)
@@ -62,7 +62,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("shape", [(640, 480), (300, 900), (1201, 1203)])
-def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_size(
+def test_large_jpeg_decoded_at_reduced_size_looks_the_same(
     shape: tuple[int, int],
 ) -> None:
     data = jpeg(*shape)
@@ -78,7 +78,7 @@ def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_s
 
 
 @pytest.mark.parametrize("shape", [(200, 150), (151, 200), (40, 40), (30, 50)])
-def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, int]) -> None:
+def test_slightly_larger_jpeg_is_decoded_in_full(shape: tuple[int, int]) -> None:
     """And resized as Pillow does it: the two round a few values to neighboring levels."""
     data = jpeg(*shape)
     assert open_image(data, 128).size == shape
@@ -92,7 +92,7 @@ def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, in
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("is_progressive", [False, True])
 @pytest.mark.parametrize("shape", [(64, 48), (101, 57), (33, 200)])
-def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
+def test_plain_jpeg_has_the_same_pixels_as_pillow(
     shape: tuple[int, int], is_progressive: bool, subsampling: int
 ) -> None:
     image = open_image(jpeg(*shape))
@@ -107,7 +107,7 @@ def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
         np.testing.assert_array_equal(pixels, np.array(open_image(one)))
 
 
-def test_other_images_are_left_to_pillow() -> None:
+def test_other_images_are_decoded_by_pillow() -> None:
     data = jpeg(100, 80)
     image = open_image(data)
     exif = Image.Exif()
@@ -127,7 +127,7 @@ def test_other_images_are_left_to_pillow() -> None:
 
 
 @pytest.mark.parametrize("place", range(100, 3000, 211))
-def test_a_damaged_jpeg_has_the_fate_that_pillow_gives_it(place: int) -> None:
+def test_damaged_jpeg_is_treated_as_by_pillow(place: int) -> None:
     data = bytearray(jpeg(100, 80))
     data[place : place + 3] = b"\xff\x13\x77"
     try:
@@ -189,7 +189,7 @@ def test_broken_audio_clips() -> None:
         decode_audio(buffer.getvalue())
 
 
-def test_sixteen_bits_of_grey_keep_their_levels() -> None:
+def test_16_bit_gray_keeps_its_levels() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     array = decode_image(_encode(Image.fromarray(ramp)), 64)
     assert np.abs(array[0].astype(int) - (ramp >> 8)).max() <= 1
@@ -201,9 +201,9 @@ def test_other_formats_are_not_opened(form: str) -> None:
         open_image(_encode(Image.new("RGB", (8, 8)), form))
 
 
-def test_a_wav_that_was_cut_off_is_broken() -> None:
+def test_truncated_wav_is_refused() -> None:
     data = _tone(16_000, form="WAV")
-    with pytest.raises(DataError, match="holds 15900 of 16000 bytes"):
+    with pytest.raises(DataError, match="has 15900 of 16000 bytes"):
         read_audio(data[:-100])
     # What writes to a pipe cannot know the length.
     place = data.index(b"data") + 4
@@ -211,7 +211,7 @@ def test_a_wav_that_was_cut_off_is_broken() -> None:
     assert len(read_audio(piped)[0]) == 8000
 
 
-def test_a_length_that_no_memory_holds() -> None:
+def test_declared_length_that_exceeds_memory() -> None:
     data = bytearray(_tone(16_000))
     data[21] |= 0x0F
     data[22:26] = b"\xff\xff\xff\xff"

@@ -31,7 +31,7 @@ def _tar(path: Path, members: list[tuple[str, bytes]], form: int) -> Path:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_reads_tars_of_python(tmp_path: Path, form: int) -> None:
+def test_reads_tars_of_python_tarfile(tmp_path: Path, form: int) -> None:
     long = "folder/" + "k" * 80 if form == tarfile.USTAR_FORMAT else "folder/" + "k" * 180
     members = [(f"{long}.txt", b"a"), (f"{long}.0.png", b"b" * 600), ("./second.txt", b"")]
     path = _tar(tmp_path / "x.tar", members, form)
@@ -50,7 +50,7 @@ def test_unicode_pax_names(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=1500), min_size=1, max_size=6), st.data())
-def test_every_truncation_is_noticed(
+def test_every_truncation_is_detected(
     tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("tar") / "x.tar"
@@ -70,7 +70,7 @@ def test_every_truncation_is_noticed(
     assert len(scan_tar(path)) == len(payloads)
 
 
-def test_damaged_header_is_named(tmp_path: Path) -> None:
+def test_damaged_header_is_refused(tmp_path: Path) -> None:
     path = _tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2")], tarfile.USTAR_FORMAT)
     content = bytearray(path.read_bytes())
     content[1024 + 10] ^= 0xFF
@@ -79,7 +79,7 @@ def test_damaged_header_is_named(tmp_path: Path) -> None:
         scan_tar(path)
 
 
-def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
+def test_every_header_byte_is_checked(tmp_path: Path) -> None:
     """Also where fields that nobody reads are full of large bytes, which takes the sum beyond its modulus."""
     header = bytearray(
         _tar(tmp_path / "x.tar", [("a.txt", b"")], tarfile.USTAR_FORMAT).read_bytes()

@@ -38,7 +38,7 @@ def read(view: ConversationView, made: Sample) -> Conversation:
     return view.example({"__key__": made[0], **dict(made[1])}, None)
 
 
-def test_only_answers_and_their_ends_are_predicted(
+def test_only_answers_and_their_eos_are_targets(
     view: ConversationView, tokenizer: Tokenizer
 ) -> None:
     first, second = color_sample("a", "red"), tone_sample("b", "low")
@@ -57,16 +57,16 @@ def test_only_answers_and_their_ends_are_predicted(
     assert float(batch["units"]) == len(predicted)
 
 
-def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer: Tokenizer) -> None:
+def test_positions_point_at_placeholders(view: ConversationView, tokenizer: Tokenizer) -> None:
     samples = [color_sample("a", "red"), tone_sample("b", "low"), color_sample("c", "blue")]
     batch = view.collate(
         [[read(view, samples[0]), read(view, samples[1])], [read(view, samples[2])]]
     )
     flat = batch["input_ids"].flatten()
-    image_places = torch.nonzero(flat == tokenizer.image_id).flatten().tolist()
-    audio_places = torch.nonzero(flat == tokenizer.audio_id).flatten().tolist()
-    assert batch["image_places"].flatten().tolist() == image_places
-    assert batch["audio_places"].flatten().tolist() == audio_places
+    image_positions = torch.nonzero(flat == tokenizer.image_id).flatten().tolist()
+    audio_positions = torch.nonzero(flat == tokenizer.audio_id).flatten().tolist()
+    assert batch["image_positions"].flatten().tolist() == image_positions
+    assert batch["audio_positions"].flatten().tolist() == audio_positions
     assert [tuple(image[:, 0, 0].tolist()) for image in batch["images"]] == [
         COLORS["red"], COLORS["blue"],
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def test_places_are_those_of_the_placeholders(view: ConversationView, tokenizer:
     assert not batch["sees_audio"][1].any()
 
 
-def test_every_slot_is_there_when_nothing_fills_it(view: ConversationView) -> None:
+def test_batch_without_media_has_empty_slots(view: ConversationView) -> None:
     text = sample("t", [("user", [text_part("again")]), ("assistant", [text_part("again")])])
     full = view.collate(
         [[read(view, color_sample("a", "red"))], [read(view, speech_sample("s", "low"))]]
@@ -83,13 +83,13 @@ def test_every_slot_is_there_when_nothing_fills_it(view: ConversationView) -> No
         assert batch.keys() == full.keys()
         assert all(batch[key].dtype == full[key].dtype for key in full)
         assert batch["images"].shape[0] == batch["audios"].shape[0] == batch["speech"].shape[0] == 1
-        nowhere = batch["input_ids"].numel()
-        for key in ("image_places", "audio_places", "speech_places"):
-            assert (batch[key] == nowhere).all()
+        pad_index = batch["input_ids"].numel()
+        for key in ("image_positions", "audio_positions", "speech_positions"):
+            assert (batch[key] == pad_index).all()
         assert not batch["speech_text_mask"].any() and int(batch["speech_lengths"]) == 0
 
 
-def test_speech_slots_hold_text_and_its_places(
+def test_speech_slots_have_characters_and_token_positions(
     view: ConversationView, tokenizer: Tokenizer
 ) -> None:
     made = [speech_sample("a", "low"), speech_sample("b", "middle")]
@@ -98,19 +98,19 @@ def test_speech_slots_hold_text_and_its_places(
     for slot, name in enumerate(("low", "middle")):
         mask = batch["speech_text_mask"][slot]
         ids = batch["speech_text_ids"][slot][mask]
-        spelling = tokenizer.spell(tokenizer.encode(name))
-        assert ids.tolist() == [tokenizer.encode(name)[place] for place in spelling.places]
-        assert batch["speech_character_ids"][slot][mask].tolist() == spelling.characters
-        assert flat[batch["speech_places"][slot][mask]].tolist() == ids.tolist()
+        characters = tokenizer.characters(tokenizer.encode(name))
+        assert ids.tolist() == [tokenizer.encode(name)[i] for i in characters.token_positions]
+        assert batch["speech_character_ids"][slot][mask].tolist() == characters.ids
+        assert flat[batch["speech_positions"][slot][mask]].tolist() == ids.tolist()
     assert batch["speech_lengths"].tolist() == [6400, 6400]
 
 
-def test_planned_rows_hold_all_conversations_of_an_epoch(
+def test_planned_sequences_contain_all_conversations_of_an_epoch(
     tmp_path: Path, tokenizer: Tokenizer, view: ConversationView
 ) -> None:
     source = Source([write_sft_dataset(tmp_path / "sft", num_each=5)], "train")
     lengths = view.lengths(source)
-    plan = Plan(lengths, Batching("pack", CONTEXT, rows=2), 1, seed=0)
+    plan = Plan(lengths, Batching("pack", CONTEXT, num_sequences=2), 1, seed=0)
     dataset = PlannedDataset(source, view, 0)
     num_answers, num_positions = 0, 0
     for step in range(plan.num_steps(1)):
@@ -121,7 +121,7 @@ def test_planned_rows_hold_all_conversations_of_an_epoch(
     assert num_answers == len(source) and num_positions == int(lengths.all().sum())
 
 
-def test_a_sample_with_broken_media_is_left_out_and_named(
+def test_sample_with_broken_media_is_dropped_and_logged(
     tmp_path: Path, view: ConversationView
 ) -> None:
     key, members, _ = color_sample("cat", "red")

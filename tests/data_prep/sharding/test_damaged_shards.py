@@ -141,7 +141,7 @@ def test_edited_manifests(dataset: Path, capsys: Capture, old: str, new: str, me
 def test_the_manifest_of_another_dataset(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
     shard("image-caption", "coco", write_coco(tmp_path / "src", 7), tmp_path / "other")
     (dataset / "manifest.json").write_bytes((tmp_path / "other/manifest.json").read_bytes())
-    assert "the manifest says" in fails(capsys, "verify", "--workers", "1", str(dataset))
+    assert "the manifest declares" in fails(capsys, "verify", "--workers", "1", str(dataset))
 
 
 _FILES = [f"train/c-train-000000.{suffix}" for suffix in ("tar", "tar.idx", "cols.npy", "json")]

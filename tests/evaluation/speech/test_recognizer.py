@@ -87,7 +87,7 @@ def test_constants_and_words_come_from_one_reading(
     transcripts = transcripts_of(root, _train_source(root))
     assert transcripts.constants() == ("", "one two")
     transcripts.words()
-    assert len(read) == len(_train_source(root).all_kept)
+    assert len(read) == len(_train_source(root).all_included)
 
 
 def test_without_speech_to_learn_words_from_the_best_path_is_used_and_told(

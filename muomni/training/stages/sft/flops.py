@@ -60,7 +60,7 @@ def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter
 
     def count(batch: Batch) -> StepFlops:
         nowhere = batch["input_ids"].numel()
-        num_images = int((batch["image_places"][:, 0] < nowhere).sum())
+        num_images = int((batch["image_positions"][:, 0] < nowhere).sum())
         width = -(-batch["audios"].shape[1] // MEL_HOP)
         media = StepFlops(
             num_images * image(KEPT) + sum(map(after_audio, mel_lengths(batch["audio_lengths"]))),

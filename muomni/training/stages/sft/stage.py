@@ -92,7 +92,7 @@ class SftStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
+        return Batching("pack", batch.size, num_sequences=batch.rows, shuffle_window=batch.window)
 
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes, self.options.spec_augment)

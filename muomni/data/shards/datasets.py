@@ -1,4 +1,4 @@
-"""A data root, local or at a URL: the datasets of a run's tasks and the tokenizer beside them."""
+"""Opens the datasets and the tokenizer of a run's data root, local or at a URL."""
 
 import os
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from muomni.io.remote_folder import RemoteFolder, is_url
 TOKENIZER_NAME = "tokenizer.model"
 
 
-def datasets_of(data: DataSection, tasks: Sequence[Task]) -> list[Manifest]:
+def open_datasets(data: DataSection, tasks: Sequence[Task]) -> list[Manifest]:
     """The datasets of each task in `data.root`, sorted by name within a task.
 
-    Raises `DataError` when a task has none.
+    Raises `DataError` if a task has none.
     """
     if not is_url(data.root):
         return [found for task in tasks for found in find_datasets(data.root, task)]
@@ -25,8 +25,8 @@ def datasets_of(data: DataSection, tasks: Sequence[Task]) -> list[Manifest]:
     return [found for task in tasks for found in of_task(manifests, task, data.root)]
 
 
-def tokenizer_of(data: DataSection) -> Tokenizer:
-    """The tokenizer of the root, or the one that `data.tokenizer` names; raises `DataError`."""
+def open_tokenizer(data: DataSection) -> Tokenizer:
+    """The tokenizer at `data.tokenizer`, by default that of the data root; raises `DataError`."""
     if data.tokenizer is not None and not is_url(data.tokenizer):
         return Tokenizer.load(data.tokenizer)
     if data.tokenizer is None and not is_url(data.root):
@@ -37,7 +37,7 @@ def tokenizer_of(data: DataSection) -> Tokenizer:
 
 
 def cache_folder(data: DataSection) -> Path:
-    """Where remote shards are kept: `data.cache_dir`, or `muomni` in the user's cache folder."""
+    """The cache of remote shards: `data.cache_dir`, or `muomni` in the user's cache folder."""
     if data.cache_dir is not None:
         return Path(data.cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
