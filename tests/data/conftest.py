@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the data path share."""
+"""Shared fixtures of the data tests."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.corpora import write_text_dataset, write_tokenizer
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer with all markers."""
+    """A small tokenizer with all special tokens."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     write_tokenizer(path)
     return Tokenizer.load(path)
@@ -18,7 +18,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root of two text datasets, `a` and `b`, with their tokenizer, to be put on a server."""
+    """A data root with two text datasets, `a` and `b`, and their tokenizer, to be served remotely."""
     root = tmp_path_factory.mktemp("corpora")
     for name in ("a", "b"):
         write_text_dataset(root / name, num_train=30, num_val=5)

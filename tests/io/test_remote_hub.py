@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub: its client against a server on this machine that speaks its interface."""
+"""Datasets on the Hugging Face Hub: the real client with a local server that implements its API."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ REPOSITORY = "team/corpora"
 
 
 def answer_as_hub(request: BaseHTTPRequestHandler, state: HttpFolder) -> None:
-    """The dataset repository `REPOSITORY` has the files of the folder, in its one revision `main`."""
+    """Serve the folder as revision `main` of the dataset repository `REPOSITORY`."""
     path = urlsplit(request.path).path
     api, files = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/main/"
     if path in (api, f"{api}/revision/main"):

@@ -1,4 +1,4 @@
-"""Datasets in an object store: moto's S3 server in a process of its own."""
+"""Datasets in an object store, served by moto's S3 server in a subprocess."""
 
 import os
 import socket

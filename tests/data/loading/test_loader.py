@@ -1,4 +1,4 @@
-"""The stream of batches: the same for any number of workers, whole also where samples are broken."""
+"""The loader: same batches for any number of workers, augmentation, and broken samples."""
 
 import itertools
 import logging
@@ -55,7 +55,7 @@ def test_workers_do_not_change_batches_and_resume_is_exact(
 def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
     kind: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """What a view draws at random reaches its batches: another in each epoch, none in evaluation."""
+    """Augmented batches differ between epochs; evaluation batches do not."""
     views: dict[str, View[Any]] = {
         "speech": SpeechView(CtcUnits(tokenizer, None), True),
         "waveform": WaveformView(crop_s=0.2),
@@ -119,8 +119,8 @@ def test_copies_are_complete_while_the_gpu_is_busy() -> None:
     sums = []
     for number in range(20):
         host = {"x": torch.full((1_000_000,), float(number)).pin_memory()}
-        busy = busy @ busy / busy.norm()  # queued work that a copy need not wait for
+        busy = busy @ busy / busy.norm()  # queued work that a copy must not wait for
         copied = copies(host)
         sums.append(copied["x"].sum())
-        del copied  # its memory may be used again only after the sum
+        del copied  # its memory must not be reused before the sum is done
     assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]

@@ -1,4 +1,4 @@
-"""Streams: the same batches for the same seed, every rank as many steps, resuming by counts."""
+"""Streams: reproducible batches, equal numbers of steps on all ranks, and resuming by counts."""
 
 import itertools
 from collections import Counter
@@ -30,12 +30,12 @@ NUM_SHARDS, NUM_SAMPLES = 5, 7
 
 
 class NumberView(View[int]):
-    """Samples are numbers; "bad" ones cannot be decoded; augmentation adds a random part."""
+    """Samples are numbers; "bad" cannot be decoded; augmentation adds a random number."""
 
     augments = True
 
     def lengths(self, source: Source) -> np.ndarray:
-        raise AssertionError("a stream plans nothing, so it asks for no lengths")
+        raise AssertionError("a stream must not need lengths")
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> int:
         if sample["txt"] == b"bad":
@@ -73,7 +73,7 @@ def test_one_rank_sees_each_sample_once_per_epoch(tars: list[StreamShard]) -> No
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(35))
     assert epochs[0] != epochs[1]
-    # Augmentation differs between epochs, too.
+    # Augmentation also differs between epochs.
     assert len({number for batch in both for number in batch}) > 60
 
 
@@ -131,7 +131,7 @@ def test_bad_samples_of_a_stream_are_dropped_and_counted(
         batches(StreamLoader(order, NumberView(), max_bad_samples=2), 4)
 
 
-def test_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:
+def test_shards_are_read_from_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:
     expected = [sample["txt"] for sample in read_shard(tars[1])]
     assert expected == [str(n).encode() for n in range(7, 14)]
     pipe = StreamShard(f"pipe:cat '{tars[1].url}'", NUM_SAMPLES)
@@ -158,12 +158,12 @@ def test_truncated_shard_logs_a_warning(
     tars: list[StreamShard], caplog: pytest.LogCaptureFixture
 ) -> None:
     content = Path(tars[0].url).read_bytes()
-    Path(tars[0].url).write_bytes(content[: 2 * 1024])  # at the edge of a sample
+    Path(tars[0].url).write_bytes(content[: 2 * 1024])  # at a sample boundary
     assert len(list(read_shard(tars[0]))) == 2
     assert "has 2 samples, expected 7" in caplog.text
 
 
-def test_patterns() -> None:
+def test_brace_patterns_are_expanded() -> None:
     shards = stream_shards(["s3://b/x-{000..002}.tar", "pipe:cat y.tar"], 10)
     urls = ["s3://b/x-000.tar", "s3://b/x-001.tar", "s3://b/x-002.tar", "pipe:cat y.tar"]
     assert [shard.url for shard in shards] == urls

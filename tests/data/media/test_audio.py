@@ -1,3 +1,5 @@
+"""Reading audio clips of samples, planned frames, and padding."""
+
 from pathlib import Path
 
 import numpy as np

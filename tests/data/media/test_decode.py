@@ -1,4 +1,4 @@
-"""Images in all modes, audio clips in all rates, and everything that can be broken."""
+"""Decoding of images in all modes, of audio clips with all rates, and of broken files."""
 
 import io
 
@@ -53,7 +53,7 @@ def test_center_square_is_resized() -> None:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A photograph-like image: smooth shades with an edge, and a little noise."""
+    """A photo-like image: smooth gradients, an edge, and a little noise."""
     y, x = np.mgrid[0:height, 0:width]
     shades = [127 + 100 * np.sin(x / width * 7), 255 * y / height, 200.0 * (x + y > width)]
     noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
@@ -66,12 +66,12 @@ def test_large_jpeg_decoded_at_reduced_size_looks_the_same(
     shape: tuple[int, int],
 ) -> None:
     data = jpeg(*shape)
-    assert min(open_image(data, 128).size) < min(shape)  # it was decoded at a part
+    assert min(open_image(data, 128).size) < min(shape)  # it was decoded at reduced size
     assert min(open_image(data, 128).size) >= 128
     whole = ImageOps.fit(open_image(data), (64, 64), method=Image.Resampling.BICUBIC)
     expected = np.asarray(whole, dtype=float).transpose(2, 0, 1)
     difference = np.abs(decode_image(data, 64) - expected)
-    # Sides that are no multiple of eight are rounded up, which moves a far edge by a part of a pixel.
+    # Sides that are not multiples of 8 are rounded up, which shifts far edges by a fraction of a pixel.
     assert difference.mean() < 1.5 and np.quantile(difference, 0.98) < 8
     with pytest.raises(DataError, match="broken image"):
         decode_image(data[: len(data) // 2], 64)
@@ -79,7 +79,7 @@ def test_large_jpeg_decoded_at_reduced_size_looks_the_same(
 
 @pytest.mark.parametrize("shape", [(200, 150), (151, 200), (40, 40), (30, 50)])
 def test_slightly_larger_jpeg_is_decoded_in_full(shape: tuple[int, int]) -> None:
-    """And resized as Pillow does it: the two round a few values to neighboring levels."""
+    """Resizing equals Pillow except for rounding differences of one level."""
     data = jpeg(*shape)
     assert open_image(data, 128).size == shape
     square = Image.fromarray(center_square(np.array(open_image(data))))
@@ -99,7 +99,7 @@ def test_plain_jpeg_has_the_same_pixels_as_pillow(
     data = _encode(image, "JPEG", subsampling=subsampling, progressive=is_progressive)
     for one in (
         data,
-        data + b"bytes behind the end",
+        data + b"bytes after the end",
         _encode(image, "JPEG", icc_profile=b"x" * 200),
     ):
         pixels = plain_jpeg(one, 128)
@@ -119,17 +119,17 @@ def test_other_images_are_decoded_by_pillow() -> None:
         data[:-100], data[:-2],
     ]  # fmt: skip
     assert all(plain_jpeg(other, 128) is None for other in others)
-    assert plain_jpeg(data, 40) is None  # half of its size will do
+    assert plain_jpeg(data, 40) is None  # half of its size is enough
     assert plain_jpeg(data, 41) is not None
-    turned = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
+    rotated = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
     upright = decode_image(_encode(image, "JPEG"), 32)[:, ::-1, ::-1]
-    assert np.abs(turned - upright).max() <= 1
+    assert np.abs(rotated - upright).max() <= 1
 
 
-@pytest.mark.parametrize("place", range(100, 3000, 211))
-def test_damaged_jpeg_is_treated_as_by_pillow(place: int) -> None:
+@pytest.mark.parametrize("offset", range(100, 3000, 211))
+def test_damaged_jpeg_is_treated_as_by_pillow(offset: int) -> None:
     data = bytearray(jpeg(100, 80))
-    data[place : place + 3] = b"\xff\x13\x77"
+    data[offset : offset + 3] = b"\xff\x13\x77"
     try:
         expected = np.array(open_image(bytes(data)))
     except DataError:
@@ -147,7 +147,7 @@ def test_camera_orientation_is_applied() -> None:
     assert open_image(data).size == (20, 40)
 
 
-def test_broken_images() -> None:
+def test_broken_images_are_refused() -> None:
     whole = _encode(Image.effect_noise((64, 64), 50))
     for data in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
         with pytest.raises(DataError, match="broken image") as caught:
@@ -170,11 +170,11 @@ def test_audio_clips_become_mono_at_16_khz(rate: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
-def test_containers(form: str) -> None:
+def test_audio_containers(form: str) -> None:
     assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
 
 
-def test_broken_audio_clips() -> None:
+def test_broken_audio_clips_are_refused() -> None:
     whole = _tone(16_000, duration_s=2.0)
     for data in (b"", b"no sound", whole[: len(whole) // 2], whole[:50]):
         with pytest.raises(DataError, match="broken audio clip") as caught:
@@ -205,13 +205,13 @@ def test_truncated_wav_is_refused() -> None:
     data = _tone(16_000, form="WAV")
     with pytest.raises(DataError, match="has 15900 of 16000 bytes"):
         read_audio(data[:-100])
-    # What writes to a pipe cannot know the length.
-    place = data.index(b"data") + 4
-    piped = data[:place] + b"\xff\xff\xff\xff" + data[place + 4 :]
+    # Programs that write to a pipe cannot declare the length.
+    offset = data.index(b"data") + 4
+    piped = data[:offset] + b"\xff\xff\xff\xff" + data[offset + 4 :]
     assert len(read_audio(piped)[0]) == 8000
 
 
-def test_declared_length_that_exceeds_memory() -> None:
+def test_declared_length_above_memory_is_refused() -> None:
     data = bytearray(_tone(16_000))
     data[21] |= 0x0F
     data[22:26] = b"\xff\xff\xff\xff"

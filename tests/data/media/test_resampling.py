@@ -1,4 +1,4 @@
-"""Resampling gives what torchaudio gives, by whichever of the two ways it goes."""
+"""Resampling equals torchaudio, with either implementation."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_rates_with_many_phases_need_fewer_multiplications(from_hz: int, to_hz: 
 
 
 def test_length_of_long_audio_equals_torchaudio() -> None:
-    """Both round it in single precision, which cannot hold each length."""
+    """Both round in single precision, which cannot represent every length."""
     transform = Resample(16_000, 22_050)
     for num_samples in (160_001, 1_000_003, 12_345_677):
         waveform = torch.zeros(1, num_samples)

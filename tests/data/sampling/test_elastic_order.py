@@ -1,4 +1,4 @@
-"""The whole path from shards to batches gives the same global batches on any ranks and workers."""
+"""From shards to batches: the same global batches for any number of ranks and workers."""
 
 import itertools
 from pathlib import Path
@@ -28,7 +28,7 @@ KINDS = [*BATCHINGS, "mixed"]
 
 
 class NumberView(View[int]):
-    """Samples are their own numbers; a batch lists them, padded with -1."""
+    """Samples are numbers; a batch lists them."""
 
     def lengths(self, source: Source) -> Lengths:
         return Lengths(len(source), lambda ids: source.column("num_chars", ids), "chars")
@@ -62,7 +62,7 @@ def write_shards(root: Path, sizes: tuple[int, ...], first: int) -> Manifest:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """Two corpora in shards of very unequal sizes."""
+    """Two corpora with shards of very different sizes."""
     root = tmp_path_factory.mktemp("data")
     return [
         write_shards(root / "one", (1000, 7, 333), 0),
@@ -84,7 +84,7 @@ def open_plan(manifests: list[Manifest], kind: str) -> tuple[PlannedDataset, Pla
 def global_steps(
     manifests: list[Manifest], kind: str, start: int, world_size: int, num_workers: int = 0
 ) -> list[list[list[int]]]:
-    """The samples of each micro-batch of each step, put together from what all ranks load."""
+    """The samples of each micro-batch of each step, assembled from the batches of all ranks."""
     per_rank = GROUP // world_size
     shares = []
     for rank in range(world_size):

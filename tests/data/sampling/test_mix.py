@@ -1,4 +1,4 @@
-"""Mixed corpora: shares are met at any place, each corpus keeps its own epochs, seeking is exact."""
+"""Mixed corpora: shares in every window, epochs per corpus, random access, and invalid mixes."""
 
 from pathlib import Path
 
@@ -61,12 +61,12 @@ def test_each_corpus_has_its_own_epochs_and_its_share() -> None:
     for number, share in enumerate((0.6, 0.2, 0.2)):
         is_its = (ids >= starts[number]) & (ids < starts[number + 1])
         assert abs(is_its.sum() - 4000 * share) <= 1
-        for window in range(0, 4000, 100):  # and so in every stretch
+        for window in range(0, 4000, 100):  # also in every window
             assert abs(is_its[window : window + 100].sum() - 100 * share) <= 1
         assert epochs[is_its].tolist() == (np.arange(is_its.sum()) // sizes[number]).tolist()
         for epoch in range(int(is_its.sum()) // sizes[number]):
-            drawn = ids[is_its & (epochs == epoch)]
-            assert np.array_equal(np.sort(drawn), np.arange(*starts[number : number + 2]))
+            sampled = ids[is_its & (epochs == epoch)]
+            assert np.array_equal(np.sort(sampled), np.arange(*starts[number : number + 2]))
 
 
 def test_shares_by_weight_by_size_and_by_length() -> None:
@@ -83,7 +83,7 @@ def test_shares_by_weight_by_size_and_by_length() -> None:
     by_length = np.array(shares(weights={"books": 1, "talks": 1, "web": 2}, unit="length"))
     lengths = by_length * means
     assert (lengths / lengths.sum()).round(4).tolist() == [0.25, 0.25, 0.5]
-    assert shares(alpha=1.0, unit="length") == [0.1, 0.3, 0.6]  # as they are, in any unit
+    assert shares(alpha=1.0, unit="length") == [0.1, 0.3, 0.6]  # proportional to size in any unit
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The stream of samples: each once an epoch, well mixed, found at any place without what came before."""
+"""The sample order: each sample once per epoch, well shuffled, with random access."""
 
 import hashlib
 
@@ -79,7 +79,7 @@ def test_order_of_a_billion_samples_is_fast() -> None:
     assert epochs.tolist() == [2] * 40 + [3] * 40
     assert ids.max() > 5 * 10**8 and len(set(ids.tolist())) == 80
     window = order.samples(0, 2048)[0]
-    assert len(np.unique(window // 32)) <= 66  # neighbors on disk are drawn together
+    assert len(np.unique(window // 32)) <= 66  # neighbors on disk are in the same window
 
 
 def test_neighbors_are_separated_and_epochs_differ() -> None:
@@ -97,7 +97,7 @@ def test_neighbors_are_separated_and_epochs_differ() -> None:
 
 
 def test_first_thousand_samples_are_the_same_on_every_machine() -> None:
-    """These values may change only with a line marked [order] in the changelog."""
+    """Changing these values requires a changelog entry marked [order]."""
     digests = []
     for num_samples in (1000, 1_000_003):
         ids = np.concatenate([order_of(num_samples, 7).samples(p, p + 500)[0] for p in (0, 10**7)])

@@ -1,4 +1,4 @@
-"""The plan: each sample once an epoch, equal steps on all ranks, the same steps for any world size."""
+"""The plan: each sample once per epoch, and the same steps for any world size and resume."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ def batching_of(mode: str) -> Batching:
 
 
 def pairs(batch: MicroBatch) -> list[tuple[int, int]]:
-    """The samples of a micro-batch with their epochs."""
+    """The (sample, epoch) pairs of a micro-batch."""
     assert batch.epochs is not None
     sequences = zip(batch.sequences, batch.epochs, strict=True)
     return [pair for ids, epochs in sequences for pair in zip(ids, epochs, strict=True)]
@@ -54,13 +54,13 @@ def test_each_sample_occurs_once_per_epoch_and_every_step_is_full(
 ) -> None:
     steps = steps_of(Plan(lengths, batching, 2, seed=7), num_epochs)
     assert all(len(step) == 2 and all(batch.ids for batch in step) for step in steps)
-    drawn = [[pair for batch in step for pair in pairs(batch)] for step in steps]
-    seen = set(itertools.chain(*drawn))
+    per_step = [[pair for batch in step for pair in pairs(batch)] for step in steps]
+    seen = set(itertools.chain(*per_step))
     every = set(itertools.product(range(len(lengths)), range(num_epochs)))
-    assert len(seen) == sum(map(len, drawn)) and every <= seen
-    # Beyond these epochs goes only what completes the last step.
+    assert len(seen) == sum(map(len, per_step)) and every <= seen
+    # Samples of the next epoch only complete the last step.
     assert all(epoch == num_epochs for _, epoch in seen - every)
-    assert seen - every <= set(drawn[-1]) and every & set(drawn[-1])
+    assert seen - every <= set(per_step[-1]) and every & set(per_step[-1])
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,7 +151,7 @@ def test_order_depends_on_epoch_and_seed() -> None:
 
 
 def test_plan_is_the_same_on_every_machine() -> None:
-    """These values may change only with a line marked [order] in the changelog."""
+    """Changing these values requires a changelog entry marked [order]."""
     lengths = np.arange(3000) * 7919 % 89 + 1
     digests = {}
     for mode in MODES:
@@ -183,17 +183,17 @@ def test_buckets_have_little_padding_and_similar_costs() -> None:
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(1, 12))
 def test_full_steps_group_similar_costs(num: int, first: int, group: int) -> None:
-    places = group_similar_costs(num, first, group, (1, 2))
-    assert sorted(places) == list(range(num))
+    order = group_similar_costs(num, first, group, (1, 2))
+    assert sorted(order) == list(range(num))
     head = min(num, -first % group)
     num_steps = (num - head) // group
     for start in range(head, head + num_steps * group, group):
-        step = places[start : start + group]
+        step = order[start : start + group]
         assert step == list(range(step[0], step[0] + group))
-    seam = sorted(places[:head] + places[head + num_steps * group :])
-    below, above = seam[0] if seam else 0, num - 1 - seam[-1] if seam else 0
-    if seam:
-        assert seam == list(range(seam[0], seam[-1] + 1)) and abs(below - above) <= group
+    shared = sorted(order[:head] + order[head + num_steps * group :])
+    below, above = shared[0] if shared else 0, num - 1 - shared[-1] if shared else 0
+    if shared:
+        assert shared == list(range(shared[0], shared[-1] + 1)) and abs(below - above) <= group
 
 
 def test_cover_contains_each_sample_exactly_once() -> None:
@@ -220,20 +220,20 @@ def test_too_long_and_too_few_samples_are_refused(monkeypatch: pytest.MonkeyPatc
     for mode in MODES:
         with pytest.raises(DataError, match="but one step needs 4"):
             Plan(np.array([1, 2]), Batching(mode, 2), 4, 0)  # type: ignore[arg-type]
-    # Too many samples to look through: told when the window is built.
+    # Above MAX_FULL_SCAN, the error is raised when the window is built.
     monkeypatch.setattr(plan_module, "MAX_FULL_SCAN", 3)
     with pytest.raises(DataError, match="sample 3 has length 900"):
         Plan(too_long, Batching("pack", 512), 1, 0).step(0)
 
 
 def test_lengths_are_read_only_for_the_samples_of_a_window() -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def read(ids: np.ndarray) -> np.ndarray:
-        asked.append(len(ids))
+        requested.append(len(ids))
         return ids % 50 + 1
 
     plan = Plan(Lengths(10**9, read, ""), Batching("bucket", 4000), 64, seed=0)
-    asked.clear()
+    requested.clear()
     counts = plan.count_windows(0, 1000, 1002)
-    assert asked == [2048, 2048] and counts.min() > 0
+    assert requested == [2048, 2048] and counts.min() > 0

@@ -1,4 +1,4 @@
-"""Shards are fetched once, whole and checked; what is in use stays, what is needed last goes first."""
+"""The shard cache: downloads, faults, sharing between processes, and eviction."""
 
 import fcntl
 import hashlib
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from muomni.data.shards.cache import RemoteShard, ShardCache
 from muomni.errors import DataError
 from muomni.io.remote_folder import RemoteFolder
-from tests.io.http_folder import HttpFolder, serve
+from tests.io.http_folder import HttpFolder, Spoil, serve
 
 SIZE = 200_000
 CHUNK = 64 << 10
@@ -60,11 +61,11 @@ def files(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in (cache.folder / "shards").iterdir())
 
 
-def kept(cache: ShardCache, listed: list[RemoteShard]) -> list[int]:
+def cached(cache: ShardCache, listed: list[RemoteShard]) -> list[int]:
     return [i for i, s in enumerate(listed) if f"{s.sha256}.tar" in files(cache)]
 
 
-# -- fetching --------------------------------------------------------------------------------------
+# -- download --------------------------------------------------------------------------------------
 def test_shard_is_downloaded_once_in_ranges(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     cache = cache_of(server)
@@ -90,15 +91,15 @@ def test_server_without_ranges_works(server: HttpFolder) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["refuse", "cut"])
-def test_temporary_faults_are_retried(server: HttpFolder, spoil: str) -> None:
+def test_temporary_faults_are_retried(server: HttpFolder, spoil: Spoil) -> None:
     [shard] = shards(server.folder, 1)
-    server.fail_first(2, spoil)  # type: ignore[arg-type]
+    server.fail_first(2, spoil)
     assert content(cache_of(server), shard) == bytes(SIZE)
 
 
 def test_permanent_fault_is_reported_and_keeps_the_part(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
-    answers = iter([None, None, *["refuse"] * 3])
+    answers: Iterator[Spoil | None] = iter([None, None, *cast(list[Spoil], ["refuse"] * 3)])
     server.fault = lambda path: next(answers)
     cache = cache_of(server)
     with pytest.raises(DataError, match=rf"cannot read {server.url}/train/0\.tar .*503"):
@@ -181,24 +182,24 @@ def test_killed_download_is_continued(server: HttpFolder) -> None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    came = part.stat().st_size
-    assert 0 < came < SIZE
+    downloaded = part.stat().st_size
+    assert 0 < downloaded < SIZE
     server.bytes_per_second = None
-    time.sleep(0.3)  # the server notices that nobody listens
+    time.sleep(0.3)  # lets the server notice the closed connection
     server.bytes_sent.clear()
     assert content(cache, shard) == bytes(SIZE)
-    assert server.bytes_sent["train/0.tar"] == SIZE - came
+    assert server.bytes_sent["train/0.tar"] == SIZE - downloaded
     assert files(cache) == [f"{shard.sha256}.tar"]
 
 
-# -- room ------------------------------------------------------------------------------------------
+# -- eviction --------------------------------------------------------------------------------------
 def test_least_recently_used_shard_is_evicted(server: HttpFolder) -> None:
     listed = shards(server.folder, 4)
     cache = cache_of(server, 3 * SIZE)
     for i in (0, 1, 2, 0, 3):
         content(cache, listed[i])
-        time.sleep(0.01)  # modification times tell them apart
-    assert kept(cache, listed) == [0, 2, 3]
+        time.sleep(0.01)  # different modification times
+    assert cached(cache, listed) == [0, 2, 3]
 
 
 def test_shard_with_the_farthest_next_use_is_evicted(server: HttpFolder) -> None:
@@ -208,7 +209,7 @@ def test_shard_with_the_farthest_next_use_is_evicted(server: HttpFolder) -> None
         content(cache, listed[i])
     cache.expect([listed[i] for i in (3, 0, 2, 1)])
     content(cache, listed[3])
-    assert kept(cache, listed) == [0, 2, 3]
+    assert cached(cache, listed) == [0, 2, 3]
 
 
 def test_expectations_of_other_processes_count(server: HttpFolder) -> None:
@@ -218,12 +219,12 @@ def test_expectations_of_other_processes_count(server: HttpFolder) -> None:
     for i in (0, 1, 2):
         content(reader, listed[i])
         time.sleep(0.01)
-    assert kept(reader, listed) == [0, 2]
-    planner.close()  # as when the process ends
+    assert cached(reader, listed) == [0, 2]
+    planner.close()  # like the end of the process
     for i in (2, 1):
         content(reader, listed[i])
         time.sleep(0.01)
-    assert kept(reader, listed) == [1, 2]
+    assert cached(reader, listed) == [1, 2]
     assert list((reader.folder / "expected").iterdir()) == []
 
 
@@ -234,7 +235,7 @@ def test_open_shards_are_not_evicted_even_above_the_limit(
     cache = cache_of(server, 2 * SIZE)
     held = [cache.open(listed[i]) for i in (0, 1)]
     content(cache, listed[2])
-    assert kept(cache, listed) == [0, 1, 2]
+    assert cached(cache, listed) == [0, 1, 2]
     assert "raise data.cache_gb" in caplog.text
     for descriptor in held:
         os.close(descriptor)
@@ -252,12 +253,12 @@ def test_shard_of_a_running_process_is_not_evicted_until_it_dies(server: HttpFol
         time.sleep(0.01)
     for i in (1, 2, 1, 2):
         content(cache, listed[i])
-    assert 0 in kept(cache, listed)
+    assert 0 in cached(cache, listed)
     process.kill()
     process.join()
     for i in (1, 2):
         content(cache, listed[i])
-    assert kept(cache, listed) == [1, 2]
+    assert cached(cache, listed) == [1, 2]
 
 
 def _is_held(tar: Path) -> bool:
@@ -295,7 +296,7 @@ def test_prefetching_does_not_evict_shards_needed_sooner(server: HttpFolder) -> 
     assert not cache.prefetch(listed[2], 2)
     cache.expect([listed[i] for i in (1, 2, 0)])
     assert cache.prefetch(listed[2], 1)
-    assert kept(cache, listed) == [1, 2]
+    assert cached(cache, listed) == [1, 2]
 
 
 def test_unusable_cache_folder_is_refused(server: HttpFolder) -> None:
@@ -318,7 +319,7 @@ def test_limit_holds_for_any_order(
             sum(f.stat().st_size for f in (folder / "cache/shards").iterdir())
             <= num_included * 1000
         )
-        assert i in kept(cache, listed)
+        assert i in cached(cache, listed)
 
 
 def test_threads_and_pickles_share_the_cache(server: HttpFolder) -> None:

@@ -1,4 +1,4 @@
-"""Masks: their samples are passed over, and a mask that does not fit is refused in a sentence."""
+"""Exclusion masks: included samples, several masks and datasets, and invalid masks."""
 
 import json
 import pickle
@@ -36,11 +36,11 @@ def manifest(tmp_path: Path) -> Manifest:
 def test_included_samples_are_the_complement_in_order(
     num: int, excluded: set[int], first: int
 ) -> None:
-    gone = sorted(i for i in excluded if i < num)
-    kept = IncludedSamples(num, np.array(gone, dtype=np.uint64), first)
+    removed = sorted(i for i in excluded if i < num)
+    included = IncludedSamples(num, np.array(removed, dtype=np.uint64), first)
     expected = [first + i for i in range(num) if i not in excluded]
-    assert len(kept) == len(expected)
-    assert kept[np.arange(len(kept))].tolist() == expected
+    assert len(included) == len(expected)
+    assert included[np.arange(len(included))].tolist() == expected
 
 
 def test_masks_of_a_split_are_combined_and_change_its_digest(manifest: Manifest) -> None:
@@ -53,7 +53,7 @@ def test_masks_of_a_split_are_combined_and_change_its_digest(manifest: Manifest)
     write_mask(manifest.root, "held_out", np.array([1], dtype=np.uint64), split="val")
     both = Source([manifest], "train")
     assert (plain.num_included, once.num_included, both.num_included) == (50, 47, 46)
-    assert len(both) == 50  # ids stay
+    assert len(both) == 50  # ids do not change
     assert len({s.exclusion_digest for s in (plain, once, both)}) == 3
     assert plain.fingerprint == both.fingerprint
     order = SampleOrder(both.all_included, seed=0)

@@ -1,4 +1,4 @@
-"""Manifests: loading, searching, fingerprints, one clear sentence when something is wrong."""
+"""Manifests: loading, discovery, fingerprints, and error messages."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The reader gives back what was written, in any order, and notices what was changed."""
+"""The reader: round trip in any order, lazy files, and damaged shards."""
 
 import os
 import pickle

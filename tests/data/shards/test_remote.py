@@ -1,4 +1,4 @@
-"""A dataset at a URL reads like a local one; what does not fit its manifest is refused."""
+"""Remote datasets: same content as local ones, listings, masks, prefetching, and mismatches."""
 
 import json
 import pickle
@@ -182,7 +182,7 @@ def test_remote_masks_are_synchronized(
     assert open_source().num_included == 38
     (corpora / "text/masks.json").write_text("[]")
     assert open_source().num_included == 40
-    (corpora / "text/masks.json").unlink()  # then only a listing tells
+    (corpora / "text/masks.json").unlink()  # then only a folder listing shows the mask
     assert open_source().num_included == (38 if scheme == "file" else 40)
 
 

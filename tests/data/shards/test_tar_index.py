@@ -1,4 +1,4 @@
-"""Indexes of tars: own ones, ones by other tools, damaged ones."""
+"""Indexes of tars: from this package, from other tools, and damaged."""
 
 import io
 import tarfile
@@ -80,7 +80,7 @@ def test_damaged_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_header_byte_is_checked(tmp_path: Path) -> None:
-    """Also where fields that nobody reads are full of large bytes, which takes the sum beyond its modulus."""
+    """Unread fields are filled with large bytes, so that the sum exceeds its modulus."""
     header = bytearray(
         _tar(tmp_path / "x.tar", [("a.txt", b"")], tarfile.USTAR_FORMAT).read_bytes()
     )[:512]
@@ -89,11 +89,11 @@ def test_every_header_byte_is_checked(tmp_path: Path) -> None:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     assert parse_members(bytes(header), "x") == [("a.txt", 512, 0)]
-    for place in range(512):
-        if place == 155:  # the space behind the end of the checksum itself
+    for offset in range(512):
+        if offset == 155:  # the space after the checksum
             continue
         changed = bytearray(header)
-        changed[place] ^= 0x41
+        changed[offset] ^= 0x41
         with pytest.raises(DataError, match="x: "):
             parse_members(bytes(changed), "x")
 

@@ -1,11 +1,11 @@
-"""The shard writer: equal bytes, atomic files, refused samples, foreign readers."""
+"""The shard writer: reproducible bytes, atomic files, refused samples, and other readers."""
 
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-import webdataset
+from webdataset.compat import WebDataset
 
 from muomni.data.shards.manifest import ShardRecord
 from muomni.data.shards.writer import SampleCost, ShardWriter, load_record, ustar_header
@@ -40,7 +40,7 @@ def test_tar_and_webdataset_read_it(tmp_path: Path) -> None:
     assert listing.stdout.split() == [f"{key}.{ext}" for key, ms in SAMPLES for ext, _ in ms]
     content = subprocess.run(["tar", "xOf", path, "k3.0.png"], capture_output=True, check=True)
     assert content.stdout == SAMPLES[3][1][1][1]
-    read = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    read = list(WebDataset(str(path), shardshuffle=False))
     assert [(s["__key__"], s["json"], s["0.png"]) for s in read] == [
         (key, dict(members)["json"], dict(members)["0.png"]) for key, members in SAMPLES
     ]

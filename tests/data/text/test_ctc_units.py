@@ -1,3 +1,5 @@
+"""CTC units: labels with fewer merges than the tokenizer."""
+
 import pytest
 
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
@@ -44,7 +46,7 @@ def test_fewer_merges_give_longer_labels_and_zero_gives_characters(tokenizer: To
     text = sentences(1)[0]
     lengths = [len(CtcUnits(tokenizer, n).encode(text)) for n in (0, 10, 40, None)]
     assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
-    assert lengths[0] == len(text) + 1  # and the mark of the first word
+    assert lengths[0] == len(text) + 1  # and the word-start mark of the first word
 
 
 def test_text_without_words_has_no_labels(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Token ids beside the shards: batches are the same with and without them, whatever the data holds."""
+"""The token cache: same batches with and without it, separate files, damage, and full disks."""
 
 import errno
 import logging
@@ -39,7 +39,7 @@ class Uncached(TextView):
 
 @pytest.fixture
 def manifests(tmp_path: Path) -> list[Manifest]:
-    """Two corpora with short, long, empty, many-byte and broken texts; a mask excludes two samples."""
+    """Two corpora with short, long, empty, multi-byte, and broken texts; a mask excludes two samples."""
     odd = ["two characters " * 40, "", "Grüße, 世界 🙂" * 9, "ein Wort"]
     members = [("txt", text.encode()) for text in [*sentences(20), *odd]]
     members += [("txt", b"\xff\xfe broken"), ("json", b"{}")]  # not UTF-8; no text at all
@@ -58,7 +58,7 @@ def source(manifests: list[Manifest]) -> Source:
 
 
 def batches_of(view: TextView, source: Source, through: Callable[[Any], Any] = lambda x: x) -> Any:
-    """All kept samples once, in batches of two rows; `through` sees the dataset first."""
+    """Batches of all included samples, two sequences each; `through` transforms the dataset first."""
     ids = source.all_included[np.arange(source.num_included)]
     batching = Batching("pack", view.seq_len, num_sequences=view.num_sequences)
     micro_batches = cover(ids, view.lengths(source)[ids], batching)
@@ -83,7 +83,7 @@ def files_of(source: Source) -> list[Path]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of each sample that is read from a shard."""
+    """The indices of all samples read from shards so far."""
     numbers: list[int] = []
     read = SplitReader.read
 
@@ -95,17 +95,17 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("is_sent", [False, True], ids=["here", "in a worker"])
+@pytest.mark.parametrize("is_pickled", [False, True], ids=["same process", "pickled"])
 def test_cached_batches_equal_uncached_ones_without_reading_shards(
-    is_sent: bool, source: Source, tokenizer: Tokenizer, reads: list[int]
+    is_pickled: bool, source: Source, tokenizer: Tokenizer, reads: list[int]
 ) -> None:
     expected = batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source)
     assert sum(int(batch["num_bad"]) for batch in expected) == 2
-    through = (lambda dataset: pickle.loads(pickle.dumps(dataset))) if is_sent else lambda x: x
+    through = (lambda dataset: pickle.loads(pickle.dumps(dataset))) if is_pickled else lambda x: x
     reads.clear()
     cached = batches_of(TextView(tokenizer, SEQ_LEN, num_sequences=2), source, through)
     assert_equal(cached, expected)
-    # The two bad samples are read again, and by the message that names them.
+    # Only the two bad samples are read, for decoding and for the log message.
     assert set(reads) == {24, 25}
 
 
@@ -216,29 +216,29 @@ def test_ids_take_two_bytes_or_four_with_a_large_vocabulary(source: Source) -> N
 
 def test_one_process_tokenizes_while_others_wait(source: Source, tokenizer: Tokenizer) -> None:
     reader = source.readers[1]
-    has_begun, may_go_on = threading.Event(), threading.Event()
+    has_started, may_continue = threading.Event(), threading.Event()
     num_encoded = 0
 
     def encode(_: dict[str, Any]) -> tuple[list[int], int]:
         nonlocal num_encoded
         num_encoded += 1
-        has_begun.set()
-        assert may_go_on.wait(30)
+        has_started.set()
+        assert may_continue.wait(30)
         return [2, 3], 0
 
-    made: list[bool] = []
+    results: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: made.append(TokenCache(reader, tokenizer).make(reader, encode)))
+        threading.Thread(target=lambda: results.append(TokenCache(reader, tokenizer).ensure(reader, encode)))
         for _ in range(2)
     ]  # fmt: skip
     threads[0].start()
-    assert has_begun.wait(30)
+    assert has_started.wait(30)
     threads[1].start()
     threads[1].join(0.2)
-    may_go_on.set()
+    may_continue.set()
     for thread in threads:
         thread.join()
-    assert made == [True, True] and num_encoded == 30
+    assert results == [True, True] and num_encoded == 30
     assert [path.suffix for path in files_of(source)] == [".ids", ".texts"]
 
 
@@ -247,7 +247,7 @@ def test_only_shards_of_uncached_texts_are_prefetched(
 ) -> None:
     view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
     first = source.readers[0]
-    TokenCache(first, tokenizer).make(first, view._ids_and_bytes)
+    TokenCache(first, tokenizer).ensure(first, view._ids_and_bytes)
     expected: list[list[int]] = []
     monkeypatch.setattr(Source, "expect", lambda _, ids: expected.append(ids.tolist()))
     batch = MicroBatch(sequences=((0, 30), (5, 26)))

@@ -1,4 +1,4 @@
-"""The tokenizer returns any text as it was and never makes a marker from text."""
+"""The tokenizer: round trip, special tokens, training, and wrong files."""
 
 import pickle
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_training_is_deterministic(corpus: Path, tokenizer: Tokenizer) -> None:
     assert Tokenizer.load(corpus / "again.model").digest == tokenizer.digest
 
 
-def test_pickles(tokenizer: Tokenizer) -> None:
+def test_tokenizer_is_picklable(tokenizer: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("the cat") == tokenizer.encode("the cat")
     assert copy.digest == tokenizer.digest
@@ -71,8 +71,8 @@ def test_tokenizer_training_ignores_held_out_text(tmp_path: Path, corpus: Path) 
     train = [(f"a{n}", [("txt", b"plain words only")], _cost()) for n in range(50)]
     val = [(f"b{n}", [("txt", "ŽŽŽŽŽ".encode())], _cost()) for n in range(50)]
     write_dataset(tmp_path / "d", "text", {"train": train, "val": val})
-    made = train_tokenizer([tmp_path], 290, tmp_path / "t.model")
-    assert len(made.encode("Ž")) >= 2
+    trained = train_tokenizer([tmp_path], 290, tmp_path / "t.model")
+    assert len(trained.encode("Ž")) >= 2
 
 
 def _cost():
@@ -99,7 +99,7 @@ def test_largest_vocab_size_from_the_error_works(corpus: Path, tmp_path: Path) -
     assert train_tokenizer([corpus], limit, tmp_path / "t.model").vocab_size == limit
 
 
-def test_wrong_files(tmp_path: Path) -> None:
+def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read tokenizer .*x\.model.*data_prep tokenizer"):
         Tokenizer.load(tmp_path / "x.model")
     (tmp_path / "x.model").write_bytes(b"garbage")

@@ -1,4 +1,4 @@
-"""Rows of conversations: labels on answers only, media at their places, slots that are never missing."""
+"""Batches of conversations: labels, media positions, and empty slots."""
 
 from pathlib import Path
 
@@ -26,16 +26,16 @@ from tests.conversations import (
 )
 from tests.corpora import Sample
 
-CONTEXT = 64
+SEQ_LEN = 64
 
 
 @pytest.fixture(scope="module")
 def view(tokenizer: Tokenizer) -> ConversationView:
-    return ConversationView(tokenizer, omni_config(tokenizer), CONTEXT, rows=2)
+    return ConversationView(tokenizer, omni_config(tokenizer), SEQ_LEN, num_sequences=2)
 
 
-def read(view: ConversationView, made: Sample) -> Conversation:
-    return view.example({"__key__": made[0], **dict(made[1])}, None)
+def read(view: ConversationView, sample: Sample) -> Conversation:
+    return view.example({"__key__": sample[0], **dict(sample[1])}, None)
 
 
 def test_only_answers_and_their_eos_are_targets(
@@ -46,12 +46,12 @@ def test_only_answers_and_their_eos_are_targets(
     predicted = batch["labels"][batch["labels"] != IGNORE].tolist()
     eos = tokenizer.eos_id
     assert predicted == [*tokenizer.encode("red"), eos, *tokenizer.encode("low"), eos]
-    # Each label stands before the token that it names, also across the packed conversations.
-    rows, places = torch.nonzero(batch["labels"] != IGNORE, as_tuple=True)
-    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-        label = int(batch["labels"][row, place])
+    # Each label is the next token, also across packed conversations.
+    rows, positions = torch.nonzero(batch["labels"] != IGNORE, as_tuple=True)
+    for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+        label = int(batch["labels"][row, position])
         if label != eos:
-            assert int(batch["input_ids"][row, place + 1]) == label
+            assert int(batch["input_ids"][row, position + 1]) == label
     assert batch["document_ids"][0].max() == 2 and not batch["document_ids"][1].any()
     assert sorted(set(batch["answer_ids"].flatten().tolist())) == [0, 1, 2]
     assert float(batch["units"]) == len(predicted)
@@ -92,8 +92,8 @@ def test_batch_without_media_has_empty_slots(view: ConversationView) -> None:
 def test_speech_slots_have_characters_and_token_positions(
     view: ConversationView, tokenizer: Tokenizer
 ) -> None:
-    made = [speech_sample("a", "low"), speech_sample("b", "middle")]
-    batch = view.collate([[read(view, made[0])], [read(view, made[1])]])
+    spoken = [speech_sample("a", "low"), speech_sample("b", "middle")]
+    batch = view.collate([[read(view, spoken[0])], [read(view, spoken[1])]])
     flat = batch["input_ids"].flatten()
     for slot, name in enumerate(("low", "middle")):
         mask = batch["speech_text_mask"][slot]
@@ -110,20 +110,18 @@ def test_planned_sequences_contain_all_conversations_of_an_epoch(
 ) -> None:
     source = Source([write_sft_dataset(tmp_path / "sft", num_each=5)], "train")
     lengths = view.lengths(source)
-    plan = Plan(lengths, Batching("pack", CONTEXT, num_sequences=2), 1, seed=0)
+    plan = Plan(lengths, Batching("pack", SEQ_LEN, num_sequences=2), 1, seed=0)
     dataset = PlannedDataset(source, view, 0)
     num_answers, num_positions = 0, 0
     for step in range(plan.num_steps(1)):
         batch = dataset[plan.step(step)[0]]
-        assert batch["input_ids"].shape == (2, CONTEXT) and int(batch["num_bad"]) == 0
+        assert batch["input_ids"].shape == (2, SEQ_LEN) and int(batch["num_bad"]) == 0
         num_answers += int(batch["answer_ids"].max())
         num_positions += int((batch["document_ids"] > 0).sum())
     assert num_answers == len(source) and num_positions == int(lengths.all().sum())
 
 
-def test_sample_with_broken_media_is_dropped_and_logged(
-    tmp_path: Path, view: ConversationView
-) -> None:
+def test_error_names_broken_media(tmp_path: Path, view: ConversationView) -> None:
     key, members, _ = color_sample("cat", "red")
     broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
     with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken image"):

@@ -1,3 +1,5 @@
+"""The speech view: labels, augmentation, planned lengths, and unusable samples."""
+
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +77,8 @@ def test_no_augmented_audio_is_longer_than_planned(view: SpeechView, source: Sou
     planned = view.lengths(source).all()
     for index in range(len(source)):
         for epoch in range(4):
-            made = view.example(source.read(index), generator(0, epoch, index))
-            assert -(-len(made.waveform) // 160) <= planned[index]
+            augmented = view.example(source.read(index), generator(0, epoch, index))
+            assert -(-len(augmented.waveform) // 160) <= planned[index]
     fixed = SpeechView(view.units, perturb_speed=False)
     assert (fixed.lengths(source).all() < planned).all()
 

@@ -1,4 +1,4 @@
-"""Documents in rows: what is predicted, and what is said of documents that do not fit."""
+"""The text view: labels of packed documents, and truncation."""
 
 import logging
 from pathlib import Path
@@ -56,4 +56,4 @@ def test_long_document_is_truncated_with_a_warning(
     )
     document = view.example(source.read(1), None)
     assert len(document.ids) == 33
-    assert document.num_bytes == len(tokenizer.decode(document.ids).encode())
+    assert document.num_bytes == len(tokenizer.decode(list(document.ids)).encode())

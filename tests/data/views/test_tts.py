@@ -1,4 +1,4 @@
-"""Texts with their audio clips, batched by duration."""
+"""The TTS view: characters, audio, batches by duration, and unusable samples."""
 
 from pathlib import Path
 

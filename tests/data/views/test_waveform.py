@@ -1,3 +1,5 @@
+"""The waveform view: crops and batch shapes."""
+
 import numpy as np
 import pytest
 
