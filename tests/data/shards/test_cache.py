@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -99,7 +98,8 @@ def test_temporary_faults_are_retried(server: HttpFolder, spoil: Spoil) -> None:
 
 def test_permanent_fault_is_reported_and_keeps_the_part(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
-    answers: Iterator[Spoil | None] = iter([None, None, *cast(list[Spoil], ["refuse"] * 3)])
+    faults: list[Spoil | None] = [None, None, "refuse", "refuse", "refuse"]
+    answers = iter(faults)
     server.fault = lambda path: next(answers)
     cache = cache_of(server)
     with pytest.raises(DataError, match=rf"cannot read {server.url}/train/0\.tar .*503"):
