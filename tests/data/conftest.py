@@ -1,11 +1,11 @@
-"""Shared fixtures of the data tests."""
+"""The shared fixture of the data tests."""
 
 from pathlib import Path
 
 import pytest
 
 from muomni.data.text.tokenizer import Tokenizer
-from tests.corpora import write_text_dataset, write_tokenizer
+from tests.corpora import write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -14,13 +14,3 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     write_tokenizer(path)
     return Tokenizer.load(path)
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with two text datasets, `a` and `b`, and their tokenizer, to be served remotely."""
-    root = tmp_path_factory.mktemp("corpora")
-    for name in ("a", "b"):
-        write_text_dataset(root / name, num_train=30, num_val=5)
-    write_tokenizer(root / "tokenizer.model")
-    return root

@@ -1,10 +1,9 @@
-"""Datasets at a URL: sidecars are copied when a dataset is opened, tars are cached when they are read.
+"""The files of a dataset at a URL: sidecars are copied when a split is opened, tars are cached when read.
 
 The copies are in `CACHE/datasets/FINGERPRINT`, which serves as the root of the dataset: index and columns
 are local files as usual, and only the tars are remote. Everything is verified against the SHA-256 in the
-manifest. Object stores list their folders. HTTP has no listing, so `datasets.json` in the data root lists
-the datasets (`["text", "asr"]`), and `masks.json` in a dataset lists the masks in its `exclude` folder
-(`["dedup"]`).
+manifest. Object stores list the masks in the `exclude` folder of a dataset. HTTP has no listing, so
+`masks.json` in the dataset lists them (`["dedup"]`).
 """
 
 import json
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from muomni.data.shards.cache import RemoteShard, ShardCache
-from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Origin, ShardRecord, Task
+from muomni.data.shards.manifest import Manifest, ShardRecord
 from muomni.data.shards.prefetch import Prefetcher
 from muomni.data.shards.tar_index import index_path
 from muomni.data.shards.writer import columns_path
@@ -23,49 +22,12 @@ from muomni.io.file_lock import exclusive_lock
 from muomni.io.hashing import sha256_bytes
 from muomni.io.remote_folder import RemoteFolder
 
-LISTING_NAME = "datasets.json"
 MASK_LISTING_NAME = "masks.json"
 MASK_FOLDER = "exclude"
 # Reads access all shards of a split, and an open shard cannot be evicted.
 MAX_OPEN_TARS = 2
 _NUM_AHEAD = 8
 _NUM_THREADS = 16
-
-
-def find_remote_datasets(folder: RemoteFolder, cache: Path, max_bytes: int) -> list[Manifest]:
-    """The datasets in a folder and its direct subfolders, sorted by name.
-
-    Raises `DataError` if there is none or a manifest is malformed.
-    """
-    listing = folder.read_if_present(LISTING_NAME)
-    names = folder.folders() if listing is None else _parse_names(listing, folder, LISTING_NAME)
-    folders = [folder, *(folder.inside(name) for name in names)]
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        contents = list(pool.map(lambda each: each.read_if_present(MANIFEST_NAME), folders))
-    found = []
-    for each, content in zip(folders, contents, strict=True):
-        if content is not None:
-            found.append(_parse(content, Origin(each, cache, max_bytes)))
-        elif listing is not None and each is not folder:
-            raise DataError(
-                f"{each.url} has no {MANIFEST_NAME}, but {folder.url_of(LISTING_NAME)} lists it; "
-                "correct the listing or copy the dataset there"
-            )
-    if not found:
-        raise DataError(
-            f"{folder.url} has no dataset: there is no {MANIFEST_NAME} in it or in a direct subfolder; "
-            f'over HTTP, {LISTING_NAME} must list the subfolders, as in ["text"]'
-        )
-    return sorted(found, key=lambda manifest: (manifest.name, manifest.location))
-
-
-def of_task(manifests: Sequence[Manifest], task: Task, url: str) -> list[Manifest]:
-    """The datasets of one task; raises `DataError` if there is none."""
-    found = [manifest for manifest in manifests if manifest.task == task]
-    if not found:
-        tasks = ", ".join(sorted({manifest.task for manifest in manifests}))
-        raise DataError(f"{url} has no dataset of task {task!r}, only of {tasks}")
-    return found
 
 
 class CachedTars:
@@ -100,7 +62,8 @@ class CachedTars:
         return {**self.__dict__, "_prefetcher": None}
 
 
-def _parse_names(content: bytes, folder: RemoteFolder, listing: str) -> list[str]:
+def parse_listing(content: bytes, folder: RemoteFolder, listing: str) -> list[str]:
+    """Parse a JSON list of names; raises `DataError` with its URL if it is malformed."""
     try:
         names = json.loads(content)
     except ValueError:
@@ -112,14 +75,6 @@ def _parse_names(content: bytes, folder: RemoteFolder, listing: str) -> list[str
             f'{folder.url_of(listing)} must be a JSON list of names without "/", as in ["text", "asr"]'
         )
     return names
-
-
-def _parse(content: bytes, origin: Origin) -> Manifest:
-    url = origin.folder.url_of(MANIFEST_NAME)
-    manifest = Manifest.parse(content, origin.cache_dir, url)
-    # `parse` recomputed the fingerprint, so it is safe as a file name.
-    root = origin.cache_dir / "datasets" / manifest.fingerprint
-    return manifest.model_copy(update={"root": root, "origin": origin})
 
 
 def _check_path(path: str, url: str) -> None:
@@ -163,7 +118,7 @@ def _fetch_masks(root: Path, folder: RemoteFolder) -> None:
         found = folder.files_in(MASK_FOLDER)
         names = [name.removesuffix(".json") for name in found if name.endswith(".json")]
     else:
-        names = _parse_names(listing, folder, MASK_LISTING_NAME)
+        names = parse_listing(listing, folder, MASK_LISTING_NAME)
     contents = {}
     for name in names:
         for file in (f"{name}.npy", f"{name}.json"):  # a mask takes effect with its .json
