@@ -1,7 +1,5 @@
 """The shared fixture of the data tests."""
 
-from pathlib import Path
-
 import pytest
 
 from muomni.data.text.tokenizer import Tokenizer
