@@ -55,7 +55,7 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
     for stage in ("audio_encoder", "thinker"):
         config = resolve(stage, arguments.preset, None, {"data": {"root": arguments.data}})
         session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
-        name = f"sample {stage}, {session.planned.plan.order.round_size} samples"
+        name = f"sample {stage}, {session.planned.plan.order.epoch_size} samples"
         results[name] = metrics(session.planned.plan, session.planned.plan.num_steps(1))
     return results
 
@@ -74,7 +74,7 @@ def of_synthetic_lengths(num_steps: int) -> dict[str, dict[str, float]]:
             plan = Plan(frames, Batching("bucket", budget_s * 100), group, 0)
             results[f"speech {budget_s} s, G={group}"] = metrics(plan, num_steps)
         for rows in (1, 8):
-            plan = Plan(tokens, Batching("pack", 4096, rows=rows), group, 0)
+            plan = Plan(tokens, Batching("pack", 4096, num_sequences=rows), group, 0)
             results[f"text {rows} x 4096 tokens, G={group}"] = metrics(plan, num_steps)
     return results
 
@@ -87,7 +87,7 @@ def metrics(plan: Any, num_steps: int) -> dict[str, float]:
         for batch in plan.step(step):
             lengths = plan.lengths[np.array(batch.ids)]
             if plan.batching.mode == "pack":
-                cost = plan.batching.rows * plan.batching.size
+                cost = plan.batching.num_sequences * plan.batching.size
             else:
                 cost = len(lengths) * int(lengths.max())
             real += int(lengths.sum())

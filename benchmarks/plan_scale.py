@@ -140,7 +140,7 @@ def _in_new_process(mode: str, arguments: argparse.Namespace) -> dict[str, float
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Open the corpus, count the rank's shard, and seek, in this process."""
-    from muomni.data.media.audio import mel_frames
+    from muomni.data.sampling.lengths import mel_frames
     from muomni.data.sampling.order import SampleOrder
     from muomni.data.sampling.plan import Batching, Plan
     from muomni.data.shards.manifest import Manifest
@@ -153,16 +153,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         batching = {
             "fixed": Batching("fixed", 64),
             "bucket": Batching("bucket", 200 * 100),
-            "pack": Batching("pack", 4096, rows=4),
+            "pack": Batching("pack", 4096, num_sequences=4),
         }[arguments.mode]
-        order = SampleOrder(source.all_kept, 0, batching.window)
+        order = SampleOrder(source.all_included, 0, batching.shuffle_window)
         plan = Plan(mel_frames(source), batching, arguments.ranks, 0, source.describe, order)
     num_windows = plan.windows.count
     random = np.random.default_rng(1)
     targets = random.integers(0, num_windows - 1, arguments.seeks)
     with Stopwatch() as counting:
         if arguments.mode == "fixed":
-            numbers = targets * (batching.window // batching.size)
+            numbers = targets * (batching.shuffle_window // batching.size)
         else:
             first, last = (num_windows * (arguments.rank + i) // arguments.ranks for i in range(2))
             share = plan.count_windows(0, first, last)

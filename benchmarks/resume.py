@@ -116,7 +116,7 @@ def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
         for mode, task, samples in corpora
     }
     tokenizer = train_tokenizer([root / "pack"], 1024, root / "tokenizer.model")
-    text_view = TextView(tokenizer, context=1024, rows=4)
+    text_view = TextView(tokenizer, seq_len=1024, num_sequences=4)
     text_view.lengths(Source([manifests["pack"]], "train"))
     return {
         "fixed": Case(
@@ -127,7 +127,7 @@ def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
             SpeechView(CtcUnits(tokenizer, None), False),
             Batching("bucket", 100 * 100),
         ),
-        "pack": Case(manifests["pack"], text_view, Batching("pack", 1024, rows=4)),
+        "pack": Case(manifests["pack"], text_view, Batching("pack", 1024, num_sequences=4)),
     }
 
 

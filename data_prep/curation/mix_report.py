@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.datasets import find_manifests
 from muomni.config.run import MixSection
-from muomni.data.sampling.mix import CYCLE, cycle_quotas, draw_shares
+from muomni.data.sampling.mix import CYCLE, cycle_quotas, sampling_shares
 from muomni.data.shards.exclusion_mask import read_exclusion
 from muomni.data.shards.manifest import Manifest, Task, find_datasets
 from muomni.errors import DataError
@@ -66,7 +66,7 @@ def mix_rows(manifests: list[Manifest], mix: MixSection, num_draws: int | None) 
         length / total.num_samples if length else 1.0
         for length, total in zip(lengths, totals, strict=True)
     ]
-    shares = draw_shares(mix, [manifest.name for manifest in found], kept, means)
+    shares = sampling_shares(mix, [manifest.name for manifest in found], kept, means)
     is_drawn = np.array(shares) > 0
     exact = np.zeros(len(shares))
     exact[is_drawn] = cycle_quotas([share for share in shares if share > 0])

@@ -18,7 +18,7 @@ from muomni.checkpoint.export import Export, find_exports, read_export
 from muomni.config.loading import read_yaml, run_config
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import DataSection
-from muomni.data.shards.data_root import datasets_of
+from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def _sources(
     split: str, tasks: tuple[Task, ...], trained: DataSection, data: DataSection
 ) -> tuple[Source, Source | None]:
     """Open the split to evaluate and the training split; raises DataError if they overlap."""
-    source = _open_split(datasets_of(data, tasks), split, data.root)
+    source = _open_split(open_datasets(data, tasks), split, data.root)
     train = _train_source(tasks, (trained, data))
     if split != TRAIN and train is not None:
         check_unseen(source, train)
@@ -144,7 +144,7 @@ def _train_source(tasks: tuple[Task, ...], candidates: tuple[DataSection, ...]) 
     """The training split of the first candidate that has datasets of all tasks."""
     for data in candidates:
         try:
-            datasets = datasets_of(data, tasks)
+            datasets = open_datasets(data, tasks)
         except DataError as error:
             logger.warning("no training data for baselines at %s (%s)", data.root, error)
             continue
@@ -168,8 +168,8 @@ def check_unseen(source: Source, train: Source) -> None:
         if is_seen.any():
             raise DataError(
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
-                f"{reader.manifest.place} belong to groups that were trained on "
-                f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained on, "
+                f"{reader.manifest.location} belong to groups that were trained on "
+                f"({other.manifest.location}/{TRAIN}); evaluate on the data that the run was trained on, "
                 f"or pass --split {TRAIN} to evaluate training samples"
             )
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())

@@ -30,7 +30,7 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
     return Report(
         stage=request.stage,
         split=request.split,
-        datasets=tuple(manifest.place for manifest in context.source.manifests),
+        datasets=tuple(manifest.location for manifest in context.source.manifests),
         num_samples=context.num_samples,
         num_dropped=num_dropped,
         export=str(context.export.path),

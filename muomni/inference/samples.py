@@ -19,7 +19,7 @@ from muomni.data.shards.source import Source
 from muomni.data.text.turns import read_turns
 from muomni.inference.answer import Prompt, answer_batch
 from muomni.inference.load import Assistant, load_assistant
-from muomni.models.omni import MediaSlots, gather_places
+from muomni.models.omni import MediaSlots, gather_positions
 from muomni.models.speech.ctc import greedy_decode
 from muomni.models.speech.mel import LOG_FLOOR
 from muomni.models.speech.speech_output import Speech, speak
@@ -134,7 +134,7 @@ def _neighbors(
 ) -> Iterator[Artifact]:
     """The three nearest captions of each image, among those of one batch."""
     clip, view, device = _load_model(stage, folder), stage.view(), stage.context.device
-    pairs = [view.example(source.read(i), None) for i in range(min(view.num_rows, len(source)))]
+    pairs = [view.example(source.read(i), None) for i in range(min(view.batch_size, len(source)))]
     batch = view.collate([[pair] for pair in pairs])
     output = clip(*(batch[name].to(device) for name in ("images", "token_ids", "token_lengths")))
     names = [stage.tokenizer.decode(pair.ids) for pair in pairs]
@@ -190,7 +190,7 @@ def _speak_answer(assistant: Assistant, batch: dict[str, Tensor]) -> tuple[Tenso
     if talker.config.thinker_hidden_size is not None:
         slots = MediaSlots.of_batch(batch)
         states = assistant.model(batch["input_ids"], slots, **documents_of(batch))
-        hidden = gather_places(states, batch["speech_places"])[:1, mask]
+        hidden = gather_positions(states, batch["speech_positions"])[:1, mask]
     speech = speak(talker, codec, *text, max_frames=_MAX_ANSWER_FRAMES, thinker_hidden=hidden)
     target, _ = codec.log_mel(batch["speech"][:1], batch["speech_lengths"][:1])
     return target[0], speech

@@ -38,18 +38,18 @@ def speak_answer(
     talker, codec = assistant.model.talker, assistant.model.codec
     assert talker is not None and codec is not None
     is_text_only = talker.config.thinker_hidden_size is None
-    spelling = assistant.tokenizer.spell(answer.ids)
-    if not spelling.characters:
+    characters = assistant.tokenizer.characters(answer.ids)
+    if not characters.ids:
         raise DataError("the answer has no text to speak; rephrase the question")
     speech = speak(
         talker,
         codec,
-        torch.tensor(answer.ids, device=assistant.device)[spelling.places],
-        torch.tensor(spelling.characters, device=assistant.device),
+        torch.tensor(answer.ids, device=assistant.device)[characters.token_positions],
+        torch.tensor(characters.ids, device=assistant.device),
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
         seed=seed,
-        thinker_hidden=None if is_text_only else answer.hidden[:, spelling.places],
+        thinker_hidden=None if is_text_only else answer.hidden[:, characters.token_positions],
     )
     if not len(speech.codes):
         raise DataError(

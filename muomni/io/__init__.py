@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, remote folders. Imported by every other package."""
+"""Atomic writes, file locks, hashing, and remote folders. Imported by every other package."""

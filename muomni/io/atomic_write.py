@@ -1,7 +1,6 @@
-"""Files that appear whole or not at all: written beside their place, synced, then renamed.
+"""Atomic file writes: write a temporary file, sync, and rename.
 
-A reader of a shared file system never sees a partial file under its final name, also after a kill
-or a full disk.
+Readers never see a partial file under its final name, even after a kill or on a full disk.
 """
 
 import os
@@ -14,10 +13,10 @@ from typing import BinaryIO
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its name when the block ends without error.
+    """Open a temporary file beside `path` that is renamed to `path` if the block ends without error.
 
-    The temporary name holds host and process, so two writers of one path never share a file;
-    the last rename wins. On an exception the temporary file is removed.
+    The temporary name contains host and process id, so concurrent writers of one path use different
+    files; the last rename wins. On an exception, the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
@@ -33,6 +32,6 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by temporary file, fsync and rename."""
+    """Write `content` to `path` atomically."""
     with open_atomic(path) as file:
         file.write(content)

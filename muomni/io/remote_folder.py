@@ -1,8 +1,8 @@
 """A folder at a URL (s3://, gs://, http://, hf://, memory://, ...), read through fsspec with retries.
 
-Credentials and endpoints come from fsspec's own sources: the environment variables of each back-end
-and `~/.config/fsspec`. What fails for a moment is tried again with growing pauses; what stays broken
-becomes one `DataError` that names the URL.
+Credentials and endpoints come from fsspec's sources: the environment variables of each back end and
+`~/.config/fsspec`. Reads are retried with exponential backoff; a permanent failure raises a `DataError`
+that names the URL.
 """
 
 import time
@@ -15,22 +15,22 @@ from typing import Any
 from muomni.errors import ConfigError, DataError, MachineError
 
 _MAX_WAIT_S = 30.0
-# What `pip install 'muomni[EXTRA]'` adds for a protocol.
+# The extra of `pip install 'muomni[EXTRA]'` for each protocol.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
 _REFUSALS = (401, 403)
 
 
-def is_url(place: Path | str) -> bool:
-    """Whether a data root is a URL and no local path."""
-    return "://" in str(place)
+def is_url(location: Path | str) -> bool:
+    """Whether a location is a URL rather than a local path."""
+    return "://" in str(location)
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """Files below `url`, addressed by relative names; picklable.
+    """Files below `url`, addressed by relative names. Picklable.
 
-    `storage_options` are the arguments of the fsspec file system. A read is tried `num_attempts`
-    times, after pauses of `first_wait_s` and then twice as long each.
+    `storage_options` are arguments of the fsspec file system. A read is tried up to `num_attempts` times;
+    the first wait is `first_wait_s`, and each further wait is twice as long.
     """
 
     url: str
@@ -43,35 +43,35 @@ class RemoteFolder:
         return f"{self.url.rstrip('/')}/{name}"
 
     def inside(self, name: str) -> "RemoteFolder":
-        """A direct subfolder."""
+        """The direct subfolder `name`."""
         return RemoteFolder(
             self.url_of(name), self.storage_options, self.num_attempts, self.first_wait_s
         )
 
     def read(self, name: str) -> bytes:
-        """The whole file; raises `DataError` when it is missing or cannot be read."""
+        """Read a file; raises `DataError` if it is missing or cannot be read."""
         content = self.read_if_present(name)
         if content is None:
             raise DataError(f"{self.url_of(name)} is missing; copy the dataset there again")
         return content
 
     def read_if_present(self, name: str) -> bytes | None:
-        """The whole file, None when there is none; raises `DataError` when it cannot be read."""
+        """Read a file, or return None if it is missing; raises `DataError` if it cannot be read."""
         path = self._path_of(name)
         return self._attempt(name, lambda: self._files.cat_file(path))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """The bytes from `start` up to `end`, or more where the server knows no ranges; at least one.
+        """Read bytes [start, end), or to the end of the file if the server ignores ranges; at least one.
 
-        Raises `DataError` when they cannot be read.
+        Raises `DataError` if they cannot be read.
         """
 
         def read() -> bytes:
             content = self._files.cat_file(self._path_of(name), start=start, end=end)
-            # A server without ranges sends the file from its beginning.
+            # A server without ranges sends the file from the start.
             content = content[start:] if len(content) > end - start else content
             if not content:
-                raise EOFError(f"it ends before byte {start}")
+                raise EOFError(f"the file ends before byte {start}")
             return content
 
         content = self._attempt(name, read)
@@ -80,16 +80,16 @@ class RemoteFolder:
         return content
 
     def folders(self) -> list[str]:
-        """Names of the direct subfolders, sorted; empty where the back-end lists none."""
+        """Names of the direct subfolders, sorted; empty if the back end has no listing."""
         return self._listed("", "directory")
 
     def files_in(self, name: str) -> list[str]:
-        """Names of the files in a subfolder, sorted; empty without it and where none are listed."""
+        """Names of the files in a subfolder, sorted; empty if it is missing or cannot be listed."""
         return self._listed(name, "file")
 
     def _listed(self, name: str, kind: str) -> list[str]:
         if self._protocols & {"http", "https"}:
-            return []  # an HTML page is no listing to rely on
+            return []  # an HTML page is not a reliable listing
         path = self._path_of(name)
         entries = self._attempt(name, lambda: self._files.ls(path, detail=True, refresh=True)) or []
         paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
@@ -111,7 +111,7 @@ class RemoteFolder:
             ) from error
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"cannot open {self.url} ({error}); check the address and data.storage_options"
+                f"cannot open {self.url} ({error}); check the URL and data.storage_options"
             ) from error
 
     @property
@@ -127,24 +127,24 @@ class RemoteFolder:
         return f"{self._opened[1].rstrip('/')}/{name}" if name else self._opened[1]
 
     def _attempt(self, name: str, call: Callable[[], Any]) -> Any:
-        """The result of `call`, None when the file does not exist."""
+        """The result of `call` with retries, or None if the file does not exist."""
         attempt = 0
         while True:
             try:
                 return call()
             except FileNotFoundError:
                 return None
-            except Exception as error:  # back-ends raise errors of their own libraries
+            except Exception as error:  # back ends raise errors of their libraries
                 attempt += 1
                 if attempt == self.num_attempts or _is_refusal(error):
                     reason = " ".join(f"{type(error).__name__}: {error}".split())
                     raise DataError(
-                        f"cannot read {self.url_of(name)} ({reason}); check address, credentials and network, "
-                        "and start again: what was downloaded is kept"
+                        f"cannot read {self.url_of(name)} ({reason}); check URL, credentials, and network, "
+                        "then rerun: completed downloads are kept"
                     ) from error
             time.sleep(min(self.first_wait_s * 2 ** (attempt - 1), _MAX_WAIT_S))
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server answered that it will not give the file, now or later."""
+    """Whether the server denies access, so that a retry is pointless."""
     return isinstance(error, PermissionError) or getattr(error, "status", 0) in _REFUSALS

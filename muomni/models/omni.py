@@ -37,10 +37,10 @@ class MediaSlots:
     """
 
     images: Tensor  # [I, 3, side, side] uint8, I >= 1
-    image_places: Tensor  # [I, P]
+    image_positions: Tensor  # [I, P]
     audios: Tensor  # [A, N] at 16 kHz, A >= 1
     audio_lengths: Tensor  # [A] in samples
-    audio_places: Tensor  # [A, L], L >= the longest audio clip's positions
+    audio_positions: Tensor  # [A, L], L >= the longest audio clip's positions
 
     @classmethod
     def of_batch(cls, batch: dict[str, Tensor]) -> "MediaSlots":
@@ -159,7 +159,7 @@ class OmniModel(nn.Module):
         """Token embeddings [B, T, D] with `images` [I, P, D] and `audios` [A, L, D] at their positions."""
         text = self.thinker.embed(input_ids)
         rows = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # the last one is nowhere
-        for features, places in ((images, slots.image_places), (audios, slots.audio_places)):
+        for features, places in ((images, slots.image_positions), (audios, slots.audio_positions)):
             rows = rows.index_copy(0, places.flatten(), features.flatten(0, 1).to(rows.dtype))
         return rows[:-1].view_as(text)
 
@@ -260,7 +260,7 @@ def _trains(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
 
 
-def gather_places(states: Tensor, places: Tensor) -> Tensor:
+def gather_positions(states: Tensor, places: Tensor) -> Tensor:
     """States [B, T, D] at flat indices [S, L] -> [S, L, D]; zeros at the pad index."""
     rows = F.pad(states.flatten(0, 1), (0, 0, 0, 1))
     return rows[places]

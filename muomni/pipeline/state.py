@@ -79,14 +79,14 @@ def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
 def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:
     """Whether datasets and tokenizer are still those of an export; raises DataError."""
     from muomni.data.loading.stream import fingerprint, stream_shards
-    from muomni.data.shards.data_root import datasets_of, tokenizer_of
+    from muomni.data.shards.datasets import open_datasets, open_tokenizer
     from muomni.data.shards.source import Source
 
     if (stream := config.data.stream) is not None:
         now = fingerprint(stream_shards(stream.shards, stream.samples_per_shard))
     else:
-        now = Source(datasets_of(config.data, data["tasks"]), "train").fingerprint
-    return now == data["fingerprint"] and tokenizer_of(config.data).digest == tokenizer_digest
+        now = Source(open_datasets(config.data, data["tasks"]), "train").fingerprint
+    return now == data["fingerprint"] and open_tokenizer(config.data).digest == tokenizer_digest
 
 
 def published(folder: RunFolder) -> bytes | None:

@@ -147,7 +147,7 @@ class PlannedFeed(Feed):
     """The exact samples of a plan, on any number of ranks."""
 
     def __init__(self, reading: Reading, digest: str, source: Source, plan: Plan) -> None:
-        super().__init__(reading, digest, source.fingerprint, source.num_kept)
+        super().__init__(reading, digest, source.fingerprint, source.num_included)
         self.source = source
         self.plan = plan
         self._counts = SharedCounts(plan, reading.config.data, reading.num_accumulation)

@@ -21,10 +21,9 @@ from muomni.config.loading import read_yaml
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
-from muomni.data.sampling.count_cache import CountCache
 from muomni.data.sampling.mix import open_order
-from muomni.data.sampling.plan import ORDER_VERSION, Plan
-from muomni.data.shards.data_root import datasets_of, tokenizer_of
+from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan
+from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives
@@ -107,8 +106,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     upstream = stage_type.find_upstream(config, request.upstream)
     stream = config.data.stream
     needs_datasets = stream is None or stream.has_val
-    datasets = datasets_of(config.data, spec.tasks) if needs_datasets else []
-    tokenizer = tokenizer_of(config.data)
+    datasets = open_datasets(config.data, spec.tasks) if needs_datasets else []
+    tokenizer = open_tokenizer(config.data)
     _check_tokenizers(tokenizer, upstream, config.data.root)
     _check_resume(request.resume)
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
@@ -134,10 +133,10 @@ def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
     """The exact order of the samples of sharded datasets."""
     config, group = reading.config, reading.micro_batches_per_step
     lengths, batching = reading.view.lengths(train), stage.batching()
-    order = open_order(train, lengths, config.data, config.seed, batching.window)
+    order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
     order_digest = _digest(
         ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
-        stage.tokenizer.digest, batching, config.seed, order.depends_on,
+        stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
     )  # fmt: skip
     cache = CountCache(train.manifests[0].root / train.split, order_digest)
     plan = Plan(lengths, batching, group, config.seed, train.describe, order, cache)

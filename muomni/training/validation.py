@@ -22,7 +22,7 @@ from muomni.training.step_reduction import RunningSums
 # A batch on the device, and the ids of its samples.
 LocatedBatch = tuple[MicroBatch, Batch]
 
-_EMPTY = MicroBatch(rows=())
+_EMPTY = MicroBatch(sequences=())
 
 
 class SplitBatches:
@@ -43,8 +43,8 @@ class SplitBatches:
         self.stage = stage
         self.device = device
         view = stage.view()
-        num_samples = min(source.num_kept, max_samples or source.num_kept)
-        ids = source.all_kept[np.arange(num_samples)]
+        num_samples = min(source.num_included, max_samples or source.num_included)
+        ids = source.all_included[np.arange(num_samples)]
         batches = cover(ids, view.lengths(source)[ids], stage.batching())[:max_batches]
         ranks = collectives.world_size()
         padded = batches + [_EMPTY] * (-len(batches) % ranks)

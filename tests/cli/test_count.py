@@ -41,10 +41,10 @@ def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
     places = torch.arange(length)[None, CONVERSATION_TOKENS:]
     slots = MediaSlots(
         images=torch.zeros(1, 3, side, side, dtype=torch.uint8),
-        image_places=places[:, : config.num_image_tokens],
+        image_positions=places[:, : config.num_image_tokens],
         audios=torch.randn(1, samples),
         audio_lengths=torch.tensor([samples]),
-        audio_places=places[:, config.num_image_tokens :],
+        audio_positions=places[:, config.num_image_tokens :],
     )
     ids = torch.ones(1, length, dtype=torch.long)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

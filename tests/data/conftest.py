@@ -1,26 +1,14 @@
-"""Fixtures that the tests of the data path share."""
-
-from pathlib import Path
+"""The shared fixture of the data tests."""
 
 import pytest
 
 from muomni.data.text.tokenizer import Tokenizer
-from tests.corpora import write_text_dataset, write_tokenizer
+from tests.corpora import write_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer with all markers."""
+    """A small tokenizer with all special tokens."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     write_tokenizer(path)
     return Tokenizer.load(path)
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root of two text datasets, `a` and `b`, with their tokenizer, to be put on a server."""
-    root = tmp_path_factory.mktemp("corpora")
-    for name in ("a", "b"):
-        write_text_dataset(root / name, num_train=30, num_val=5)
-    write_tokenizer(root / "tokenizer.model")
-    return root

@@ -1,7 +1,7 @@
-"""An HTTP server on this machine that gives out a folder, with ranges and with faults, for tests.
+"""A local HTTP server for a folder, with range requests and injected faults.
 
-It counts requests and bytes by path. A fault is a function that sees each GET before it is answered:
-it returns how to spoil the answer, or None.
+It counts requests and bytes by path. A fault is a function that is called with the path of each GET request
+and returns how to corrupt the response, or None.
 """
 
 import re
@@ -21,7 +21,7 @@ Fault = Callable[[str], Spoil | None]
 
 @dataclass
 class HttpFolder:
-    """What a test sees of the server: its URL, what was asked for, and how it shall behave."""
+    """State of the server: URL, counters, and configured behavior."""
 
     folder: Path
     url: str = ""
@@ -33,7 +33,7 @@ class HttpFolder:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail_first(self, count: int, spoil: Spoil, suffix: str = ".tar") -> None:
-        """Spoil the first `count` answers for files of this suffix."""
+        """Corrupt the first `count` responses for files with this suffix."""
         left = [count]
 
         def fault(path: str) -> Spoil | None:
@@ -50,13 +50,13 @@ Answer = Callable[[BaseHTTPRequestHandler, HttpFolder], None]
 
 
 def answer_with_file(request: BaseHTTPRequestHandler, state: HttpFolder) -> None:
-    """The path of the request is that of the file."""
+    """Respond with the file at the path of the request."""
     send_file(request, state, request.path.lstrip("/"))
 
 
 @contextmanager
 def serve(folder: Path, answer: Answer = answer_with_file) -> Iterator[HttpFolder]:
-    """Serve `folder` from a free port of this machine until the block ends."""
+    """Serve `folder` on a free local port until the block ends."""
     state = HttpFolder(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def serve(folder: Path, answer: Answer = answer_with_file) -> Iterator[HttpFolde
 
 
 def send_file(request: BaseHTTPRequestHandler, state: HttpFolder, path: str) -> None:
-    """Answer with a file of the folder, or the part that was asked for."""
+    """Respond with a file of the folder, or with the requested range of it."""
     with state.lock:
         state.requests[path] += 1
     spoil = state.fault(path)
@@ -119,7 +119,7 @@ def _send(request: BaseHTTPRequestHandler, state: HttpFolder, path: str, content
             time.sleep(piece / state.bytes_per_second)
         try:
             request.wfile.write(content[start : start + piece])
-        except OSError:  # the client was killed or gave up
+        except OSError:  # the client closed the connection
             return
         with state.lock:
             state.bytes_sent[path] += len(content[start : start + piece])

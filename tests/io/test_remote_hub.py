@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub: its client against a server on this machine that speaks its interface."""
+"""Datasets on the Hugging Face Hub: the real client with a local server that implements its API."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from muomni.config.run import DataSection
-from muomni.data.shards.data_root import datasets_of, tokenizer_of
+from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ REPOSITORY = "team/corpora"
 
 
 def answer_as_hub(request: BaseHTTPRequestHandler, state: HttpFolder) -> None:
-    """The dataset repository `REPOSITORY` has the files of the folder, in its one revision `main`."""
+    """Serve the folder as revision `main` of the dataset repository `REPOSITORY`."""
     path = urlsplit(request.path).path
     api, files = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/main/"
     if path in (api, f"{api}/revision/main"):
@@ -80,27 +80,29 @@ def data_at(hub: HttpFolder, repository: str, cache: Path) -> DataSection:
     )
 
 
-def test_a_repository_reads_like_a_folder(hub: HttpFolder, data_root: Path, tmp_path: Path) -> None:
+def test_repository_reads_like_a_local_folder(
+    hub: HttpFolder, data_root: Path, tmp_path: Path
+) -> None:
     data = data_at(hub, REPOSITORY, tmp_path)
-    found = datasets_of(data, ["text"])
+    found = open_datasets(data, ["text"])
     assert [manifest.name for manifest in found] == ["a", "b"]
     local = Source([Manifest.load(data_root / name) for name in ("a", "b")], "train")
     remote = Source(found, "train")
     assert remote.fingerprint == local.fingerprint
     assert all(remote.read(index) == local.read(index) for index in range(60))
-    assert tokenizer_of(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
+    assert open_tokenizer(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
 
 
-def test_a_server_that_fails_for_a_moment_is_asked_again(
+def test_temporary_server_failure_is_retried(
     hub: HttpFolder, data_root: Path, tmp_path: Path
 ) -> None:
     hub.fail_first(2, "cut")
-    [first, _] = datasets_of(data_at(hub, REPOSITORY, tmp_path), ["text"])
+    [first, _] = open_datasets(data_at(hub, REPOSITORY, tmp_path), ["text"])
     local = Source([Manifest.load(data_root / "a")], "train")
     remote = Source([first], "train")
     assert all(remote.read(index) == local.read(index) for index in range(30))
 
 
-def test_a_repository_that_does_not_exist(hub: HttpFolder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no dataset"):
-        datasets_of(data_at(hub, "team/nowhere", tmp_path), ["text"])
+def test_missing_repository_is_refused(hub: HttpFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no dataset"):
+        open_datasets(data_at(hub, "team/nowhere", tmp_path), ["text"])

@@ -1,4 +1,4 @@
-"""Datasets in an object store: moto's S3 server in a process of its own."""
+"""Datasets in an object store, served by moto's S3 server in a subprocess."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from muomni.config.run import DataSection
-from muomni.data.shards.data_root import datasets_of, tokenizer_of
+from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.source import Source
@@ -71,22 +71,22 @@ def data_at(url: str, cache: Path) -> DataSection:
     return DataSection(root=url, cache_dir=str(cache))
 
 
-def test_a_bucket_reads_like_a_folder(store: str, data_root: Path, tmp_path: Path) -> None:
+def test_bucket_reads_like_a_local_folder(store: str, data_root: Path, tmp_path: Path) -> None:
     data = data_at(store, tmp_path)
-    found = datasets_of(data, ["text"])
-    assert [manifest.place for manifest in found] == [f"{store}/a", f"{store}/b"]
+    found = open_datasets(data, ["text"])
+    assert [manifest.location for manifest in found] == [f"{store}/a", f"{store}/b"]
     local = Source([Manifest.load(data_root / name) for name in ("a", "b")], "train")
     remote = Source(found, "train")
     assert remote.fingerprint == local.fingerprint
     assert len(remote) == len(local) == 60
     assert all(remote.read(index) == local.read(index) for index in range(60))
-    assert tokenizer_of(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
+    assert open_tokenizer(data).digest == Tokenizer.load(data_root / "tokenizer.model").digest
 
 
-def test_an_object_that_is_gone_is_named(store: str, tmp_path: Path) -> None:
+def test_error_names_a_missing_object(store: str, tmp_path: Path) -> None:
     import s3fs
 
-    [first, _] = datasets_of(data_at(store, tmp_path), ["text"])
+    [first, _] = open_datasets(data_at(store, tmp_path), ["text"])
     reader = SplitReader(first, "val")
     shard = first.split("val").shards[0]
     s3fs.S3FileSystem().rm(f"{store}/a/{shard.path}")
@@ -94,6 +94,6 @@ def test_an_object_that_is_gone_is_named(store: str, tmp_path: Path) -> None:
         reader.read(0)
 
 
-def test_a_bucket_that_does_not_exist(store: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no dataset"):
-        datasets_of(data_at("s3://nowhere-at-all/x", tmp_path), ["text"])
+def test_missing_bucket_is_refused(store: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no dataset"):
+        open_datasets(data_at("s3://nowhere-at-all/x", tmp_path), ["text"])

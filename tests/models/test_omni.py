@@ -11,7 +11,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.text.turns import Part, Turn
 from muomni.data.views.base import Batch
 from muomni.data.views.conversation import ConversationView, media_slots
-from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places
+from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_positions
 from muomni.models.speech.ctc import BLANK_ID
 from muomni.models.speech.speech_output import speak
 from tests.conversations import (
@@ -282,7 +282,7 @@ def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenize
 
 def test_states_at_positions_and_the_pad_index() -> None:
     states = torch.arange(12.0).view(2, 3, 2)
-    gathered = gather_places(states, torch.tensor([[1, 4], [5, 6]]))
+    gathered = gather_positions(states, torch.tensor([[1, 4], [5, 6]]))
     assert gathered.tolist() == [[[2, 3], [8, 9]], [[10, 11], [0, 0]]]
 
 

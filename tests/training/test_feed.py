@@ -7,8 +7,7 @@ import pytest
 
 from muomni.config.run import DataSection
 from muomni.data.sampling import count_cache
-from muomni.data.sampling.count_cache import CountCache
-from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.sampling.plan import Batching, CountCache, Plan
 from muomni.training.feed import SharedCounts
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -20,7 +19,11 @@ def _count(folder: Path) -> tuple[int, int, str]:
     """Steps of two epochs, windows that this rank counted itself, and a later step."""
     count_cache._LEAST_WINDOWS = 1
     plan = Plan(
-        LENGTHS, Batching("bucket", 300, window=64), 4, 1, cache=CountCache(folder, "d" * 16)
+        LENGTHS,
+        Batching("bucket", 300, shuffle_window=64),
+        4,
+        1,
+        cache=CountCache(folder, "d" * 16),
     )
     counted = []
     count_windows = plan.count_windows
@@ -38,7 +41,7 @@ def _count(folder: Path) -> tuple[int, int, str]:
 
 
 def test_ranks_share_the_counting_and_cache_it(tmp_path: Path, two_ranks: RankPool) -> None:
-    alone = Plan(LENGTHS, Batching("bucket", 300, window=64), 4, 1)
+    alone = Plan(LENGTHS, Batching("bucket", 300, shuffle_window=64), 4, 1)
     num_steps = alone.num_steps(2)
     found = two_ranks.run(_count, folder=tmp_path)
     assert [result[0] for result in found] == [num_steps] * 2

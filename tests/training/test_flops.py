@@ -249,7 +249,7 @@ def test_empty_sequences_and_slots_count_as_hardware_flops_only(omni_root: Path)
     assert empty.model == 0 < empty.hardware
     speaking = next(s for s in map(session.planned.source.read, range(20)) if "say" in s["__key__"])
     example = view.example(speaking, None)
-    view.rows = 3
+    view.num_sequences = 3
     counted = count(view.collate([[example]]))
     assert 0 < counted.model < counted.hardware / 2
 

@@ -1,1 +1,1 @@
-"""Batches from worker processes to the device."""
+"""Loads batches with worker processes and copies them to the device."""

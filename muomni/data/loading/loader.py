@@ -1,32 +1,36 @@
-"""Plan + source + view = a stream of batches for one rank.
+"""Loads the batches of one rank from plan, source, and view.
 
-A map-style dataset gets micro-batches of sample ids from the plan; PyTorch's DataLoader hands them to its
-workers and returns them in order, so the stream is the same for any number of workers and needs no
-worker state. A sample that cannot be decoded is left out of its micro-batch, counted and named: the
-number of batches never changes, so ranks cannot drift apart.
+A map-style dataset decodes micro-batches of sample ids from the plan. PyTorch's DataLoader returns them in
+order, so the stream is the same for any number of workers and needs no worker state. A sample that
+cannot be decoded is dropped from its micro-batch, counted, and logged; the number of batches never
+changes, so ranks stay in step.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from muomni.data.loading.look_ahead import LookAhead
 from muomni.data.sampling.order import generator
 from muomni.data.sampling.plan import MicroBatch
 from muomni.data.shards.source import Source
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import Batch, ExampleReader, View
 from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 AUGMENT_KEY = 4
+_NUM_AHEAD = 256
+_ANNOUNCE_EVERY = 32
 
 
 class PlannedDataset(Dataset[Batch]):
-    """Decodes the samples of a micro-batch and collates them."""
+    """Decodes and collates the samples of a micro-batch."""
 
     def __init__(self, source: Source, view: View, seed: int) -> None:
         self.source = source
@@ -36,30 +40,60 @@ class PlannedDataset(Dataset[Batch]):
 
     def __getitem__(self, batch: MicroBatch) -> Batch:
         num_bad = 0
-        rows = []
-        epochs = batch.epochs or [[None] * len(row) for row in batch.rows]
-        for row, row_epochs in zip(batch.rows, epochs, strict=True):
+        sequences = []
+        epochs = batch.epochs or [[None] * len(sequence) for sequence in batch.sequences]
+        for sequence, sequence_epochs in zip(batch.sequences, epochs, strict=True):
             examples = []
-            for index, epoch in zip(row, row_epochs, strict=True):
+            for index, epoch in zip(sequence, sequence_epochs, strict=True):
                 random = None
-                if epoch is not None and self.view.augments:  # making one takes its time
+                if epoch is not None and self.view.augments:  # a generator is slow to create
                     random = generator(self.seed, epoch, index, AUGMENT_KEY)
                 try:
                     examples.append(self.reader(index, random))
                 except DataError as error:
                     num_bad += 1
-                    logger.warning("left out %s: %s", self.source.describe(index), error)
-            rows.append(examples)
-        tensors = self.view.collate(rows)
+                    logger.warning("dropped %s: %s", self.source.describe(index), error)
+            sequences.append(examples)
+        tensors = self.view.collate(sequences)
         tensors["num_bad"] = torch.tensor(num_bad)
         return tensors
 
 
-class CountedBatches:
-    """Iterates batches and keeps the time that the caller waited for them (`wait_s`).
+class LookAhead:
+    """Iterates micro-batches and announces the samples of the next ones to the reader for prefetching.
 
-    Each batch says in `num_bad` how many of its samples could not be decoded; raises DataError when
-    they add up to more than `max_bad_samples`.
+    Looks 256 micro-batches ahead and announces every 32.
+    """
+
+    def __init__(self, batches: Iterable[MicroBatch], reader: ExampleReader[Any]) -> None:
+        self.batches = batches
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        upcoming: deque[MicroBatch] = deque()
+        batches = iter(self.batches)
+        num_yielded = 0
+        is_end = False
+        while True:
+            while not is_end and len(upcoming) < _NUM_AHEAD:
+                batch = next(batches, None)
+                is_end = batch is None
+                if batch is not None:
+                    upcoming.append(batch)
+            if not upcoming:
+                return
+            if num_yielded % _ANNOUNCE_EVERY == 0:
+                ids = [index for batch in upcoming for index in batch.ids]
+                self.reader.expect(np.array(ids, dtype=np.int64))
+            num_yielded += 1
+            yield upcoming.popleft()
+
+
+class CountedBatches:
+    """Iterates batches and measures the time spent waiting for them (`wait_s`).
+
+    `num_bad` of a batch counts its samples that could not be decoded; raises DataError if their sum
+    exceeds `max_bad_samples`.
     """
 
     def __init__(self, loader: DataLoader[Batch], max_bad_samples: int) -> None:
@@ -88,7 +122,7 @@ class CountedBatches:
 
 
 class Loader(CountedBatches):
-    """The planned batches of one rank, decoded in `num_workers` processes."""
+    """The planned batches of one rank, decoded by `num_workers` processes."""
 
     def __init__(
         self,
@@ -107,27 +141,26 @@ class Loader(CountedBatches):
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             pin_memory=pin_memory,
-            # The global generator belongs to the model: drawing from it here would shift the dropout
-            # of a resumed run.
+            # Sampling from the model's global generator here would change the dropout of a resumed run.
             generator=torch.Generator(),
-            # Workers must not inherit the threads and locks of a process that runs collectives.
+            # Workers must not inherit threads and locks of a process that runs collectives.
             multiprocessing_context="forkserver" if num_workers else None,
         )
         super().__init__(loader, max_bad_samples)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to the device without waiting for it (pinned memory makes the copy asynchronous)."""
+    """Copy a batch to the device; asynchronous if it is in pinned memory."""
     if device.type == "cpu":
         return batch
     return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
 
 
 class DeviceCopies:
-    """Copies batches to a device; on a GPU by a stream of its own.
+    """Copies batches to a device, on a GPU in a separate CUDA stream.
 
-    The host queues a step while the GPU still works on the one before. In the stream of that work a copy
-    would wait for all of it; here it runs beside it.
+    The host queues a step while the GPU still computes the previous one. A copy in the compute stream
+    would wait for that step; in its own stream it overlaps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -135,7 +168,7 @@ class DeviceCopies:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device; what the current stream does from now on sees it whole."""
+        """The batch on the device, ordered before all later work of the current stream."""
         if self._stream is None:
             return to_device(batch, self.device)
         with torch.cuda.stream(self._stream):
@@ -143,5 +176,5 @@ class DeviceCopies:
         compute = torch.cuda.current_stream(self.device)
         compute.wait_stream(self._stream)
         for tensor in copied.values():
-            tensor.record_stream(compute)  # its memory is not given away before that work is done
+            tensor.record_stream(compute)  # keeps the memory until that work is done
         return copied

@@ -1,10 +1,10 @@
-"""Training samples from tars without index, read from front to back: pipes and foreign URLs.
+"""Training samples from tars without an index, read sequentially: pipes and foreign URLs.
 
-The shards of an epoch are permuted by seed and epoch and dealt to ranks and their workers; who comes
-to the end of its shards begins again, so that all ranks make the same number of steps. Order and resuming
-are approximate: samples of a shard stay together, some are seen twice and some not at all in an epoch,
-and the position holds for the same number of ranks and workers and true sample counts. Shards with
-manifest and index have none of these limits (`loader.py`).
+The shards of an epoch are shuffled by (seed, epoch) and distributed over ranks and their workers. A worker
+at the end of its shards starts over, so all ranks run the same number of steps. Order and resuming are
+approximate: samples of a shard stay together, some are repeated or missed in an epoch, and the position
+is valid only for the same number of ranks and workers and correct sample counts. Shards with manifest
+and index have none of these limits (`loader.py`).
 """
 
 import itertools
@@ -27,7 +27,7 @@ from muomni.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-# Enters the digest of a stream: to be raised when the same settings give another order.
+# Part of a stream's digest: increase it if the same settings yield another order.
 STREAM_VERSION = 1
 
 _SHARD_KEY = 5
@@ -38,7 +38,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StreamShard:
-    """A tar by its URL (any of fsspec's, a path, or `pipe:COMMAND`) and how many samples it holds."""
+    """A tar, by URL (of fsspec), path, or `pipe:COMMAND`, and its number of samples."""
 
     url: str
     num_samples: int
@@ -46,32 +46,32 @@ class StreamShard:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads: rank `rank` of `num_ranks`."""
+    """The reading rank: `rank` of `num_ranks`."""
 
     rank: int = 0
     num_ranks: int = 1
 
 
 def stream_shards(patterns: Iterable[str], samples_per_shard: int) -> list[StreamShard]:
-    """The shards that brace patterns name, as in `s3://bucket/x-{000000..000099}.tar`, in order.
+    """Expand brace patterns such as `s3://bucket/x-{000000..000099}.tar` to shards, in order.
 
-    Raises `ConfigError` when there are none or one stands twice.
+    Raises `ConfigError` if there are none or one is repeated.
     """
     urls = [url for pattern in patterns for url in braceexpand(pattern)]
     if not urls or samples_per_shard < 1:
-        raise ConfigError("a stream needs at least one shard and one sample in each")
+        raise ConfigError("data.stream needs at least one shard and at least one sample per shard")
     if repeated := sorted({url for url in urls if urls.count(url) > 1}):
-        raise ConfigError(f"shard {repeated[0]} stands twice in the stream; name each once")
+        raise ConfigError(f"data.stream.shards lists {repeated[0]} twice; list each shard once")
     return [StreamShard(url, samples_per_shard) for url in urls]
 
 
 def fingerprint(shards: Iterable[StreamShard]) -> str:
-    """Changes when other shards, or other numbers of samples, are given; nothing is read."""
+    """A string that changes with the shards or their numbers of samples; reads nothing."""
     return "stream:" + "+".join(f"{shard.url}:{shard.num_samples}" for shard in shards)
 
 
 def check_local(shards: Iterable[StreamShard]) -> None:
-    """Raise `DataError` when a shard that is given by its path does not exist; others are not asked for."""
+    """Raise `DataError` if a shard given by path does not exist; URLs and pipes are not checked."""
     for shard in shards:
         is_path = "://" not in shard.url and not shard.url.startswith(_PIPE)
         if is_path and not Path(shard.url).is_file():
@@ -81,11 +81,11 @@ def check_local(shards: Iterable[StreamShard]) -> None:
 
 
 class StreamOrder:
-    """Which samples make which micro-batch of a rank, by counts alone.
+    """Assigns samples to the micro-batches of a rank, from sample counts alone.
 
-    `batches_per_epoch` is what a rank takes: `batch_size` samples each, and whole steps of
-    `accumulation` micro-batches, all samples divided by the ranks. Batch k of a rank, counted through
-    all epochs, comes from worker k mod `num_workers`.
+    An epoch of a rank has `batches_per_epoch` micro-batches of `batch_size` samples: complete steps of
+    `accumulation` micro-batches, with all samples divided by the ranks. Batch k of a rank, numbered
+    through all epochs, comes from worker k mod `num_workers`.
     """
 
     def __init__(
@@ -112,35 +112,35 @@ class StreamOrder:
         return self.steps_per_epoch * self.accumulation
 
     def shards_of(self, epoch: int, worker: int) -> list[StreamShard]:
-        """What a worker of this rank reads in an epoch, in order; never empty."""
+        """The shards that a worker of this rank reads in an epoch, in order; never empty."""
         order = generator(self.seed, epoch, _SHARD_KEY).permutation(len(self.shards)).tolist()
         number = worker * self.reader.num_ranks + self.reader.rank
         num_readers = self.num_workers * self.reader.num_ranks
-        # With more readers than shards some read the same one.
+        # With more readers than shards, some read the same shard.
         mine = order[number::num_readers] or [order[number % len(order)]]
         return [self.shards[index] for index in mine]
 
     def start(self, epoch: int, worker: int, num_batches: int) -> tuple[int, int]:
-        """Where a worker goes on after `num_batches` of an epoch.
+        """The position of a worker after `num_batches` of an epoch.
 
-        The number of its next shard, counted on through repetitions, and the samples to skip there.
+        Returns the number of its next shard, counted through repetitions, and the samples to skip in it.
         """
         shards = self.shards_of(epoch, worker)
-        left = num_batches * self.batch_size
-        rounds, left = divmod(left, sum(shard.num_samples for shard in shards))
-        number = rounds * len(shards)
+        num_samples = num_batches * self.batch_size
+        passes, rest = divmod(num_samples, sum(shard.num_samples for shard in shards))
+        number = passes * len(shards)
         for shard in shards:
-            if left < shard.num_samples:
+            if rest < shard.num_samples:
                 break
-            left -= shard.num_samples
+            rest -= shard.num_samples
             number += 1
-        return number, left
+        return number, rest
 
 
 class StreamDataset(IterableDataset[Batch]):
-    """Endless micro-batches of one rank from batch `first_batch` on, through all epochs.
+    """Endless micro-batches of one rank, from batch `first_batch` on.
 
-    One sample is one row: nothing is packed or bucketed, for lengths are not known beforehand.
+    Each sample is one sequence: without known lengths, nothing is packed or bucketed.
     """
 
     def __init__(self, order: StreamOrder, view: View[Example], first_batch: int = 0) -> None:
@@ -150,7 +150,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
-        # The loader asks its workers in turn, beginning with worker 0.
+        # The loader asks its workers in turn, starting with worker 0.
         number = self.first_batch + (info.id if info is not None else 0)
         while True:
             epoch, within = divmod(number, self.order.batches_per_epoch)
@@ -160,22 +160,22 @@ class StreamDataset(IterableDataset[Batch]):
                 number += self.order.num_workers
 
     def read(self, number: int) -> tuple[Batch, list[Sample]]:
-        """Batch `number` of this rank, counted through all epochs, and the samples that it is made of."""
+        """Batch `number` of this rank, numbered through all epochs, and its samples."""
         samples = self._take(self._samples(number))
         return self._batch(number // self.order.batches_per_epoch, samples), samples
 
     def _samples(self, number: int) -> Iterator[Sample]:
-        """The samples of an epoch from batch `number` on that the worker of this batch reads; endless."""
+        """Endless samples of the worker that reads batch `number`, from that batch on in its epoch."""
         order = self.order
         epoch = number // order.batches_per_epoch
         worker, first_of_epoch = number % order.num_workers, epoch * order.batches_per_epoch
-        # Batches of this epoch that the worker gave before.
+        # Earlier batches of this epoch by the same worker.
         first = first_of_epoch + (worker - first_of_epoch) % order.num_workers
         num_before = len(range(first, number, order.num_workers))
         shards = order.shards_of(epoch, worker)
         start, skip = order.start(epoch, worker, num_before)
-        for place in itertools.count(start):
-            yield from itertools.islice(read_shard(shards[place % len(shards)]), skip, None)
+        for index in itertools.count(start):
+            yield from itertools.islice(read_shard(shards[index % len(shards)]), skip, None)
             skip = 0
 
     def _take(self, samples: Iterator[Sample]) -> list[Sample]:
@@ -183,25 +183,25 @@ class StreamDataset(IterableDataset[Batch]):
 
     def _batch(self, epoch: int, samples: list[Sample]) -> Batch:
         num_bad = 0
-        rows = []
+        sequences = []
         for sample in samples:
             key = sample["__key__"]
             random = None
             if self.view.augments:
                 random = generator(self.order.seed, epoch, hash64(key), AUGMENT_KEY)
             try:
-                rows.append([self.view.example(sample, random)])
+                sequences.append([self.view.example(sample, random)])
             except DataError as error:
                 num_bad += 1
-                rows.append([])
-                logger.warning("left out sample %s of %s: %s", key, sample["__url__"], error)
-        tensors = self.view.collate(rows)
+                sequences.append([])
+                logger.warning("dropped sample %s of %s: %s", key, sample["__url__"], error)
+        tensors = self.view.collate(sequences)
         tensors["num_bad"] = torch.tensor(num_bad)
         return tensors
 
 
 class StreamLoader(CountedBatches):
-    """The micro-batches of one rank from step `step` on; it never ends."""
+    """Endless micro-batches of one rank, from optimizer step `step` on."""
 
     def __init__(
         self,
@@ -214,7 +214,9 @@ class StreamLoader(CountedBatches):
         max_bad_samples: int = 0,
     ) -> None:
         if order.num_workers != max(num_workers, 1):
-            raise ValueError(f"the order is for {order.num_workers} workers, not {num_workers}")
+            raise ValueError(
+                f"order has {order.num_workers} workers, got num_workers={num_workers}"
+            )
         loader = DataLoader(
             StreamDataset(order, view, step * order.accumulation),
             batch_size=None,
@@ -228,10 +230,10 @@ class StreamLoader(CountedBatches):
 
 
 def read_shard(shard: StreamShard) -> Iterator[Sample]:
-    """The samples of a tar in order: "__key__", "__url__" and extension -> bytes, nothing decoded.
+    """The samples of a tar in order: "__key__", "__url__", and extension -> undecoded bytes.
 
-    Raises `DataError` when it cannot be opened or read; a number of samples other than expected is
-    warned of, for a tar that was cut off may look like a shorter one.
+    Raises `DataError` if it cannot be opened or read. Logs a warning if the number of samples differs
+    from the declared one, since a truncated tar can look like a shorter one.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -249,19 +251,19 @@ def read_shard(shard: StreamShard) -> Iterator[Sample]:
     except (OSError, EOFError, ValueError, ImportError, tarfile.TarError) as error:
         raise DataError(
             f"cannot read {shard.url} after {num_samples} samples ({type(error).__name__}: {error}); check "
-            "the address or command, or leave the shard out"
+            "the URL or command, or remove the shard from data.stream.shards"
         ) from error
     if num_samples != shard.num_samples:
         logger.warning(
-            "%s holds %d samples, not %d as given: is it cut off?",
+            "%s has %d samples, expected %d; it may be truncated",
             shard.url, num_samples, shard.num_samples,
         )  # fmt: skip
     if num_samples == 0:
-        raise DataError(f"{shard.url} holds no sample; leave the shard out")
+        raise DataError(f"{shard.url} has no samples; remove it from data.stream.shards")
 
 
 def _open(url: str) -> Any:
-    """A readable binary stream that is a context manager."""
+    """Open a URL or pipe as a binary stream (a context manager)."""
     if url.startswith(_PIPE):
         from webdataset.gopen import gopen_pipe
 

@@ -1,1 +1,1 @@
-"""Encoded bytes to arrays: images and audio."""
+"""Decodes and resamples images and audio."""

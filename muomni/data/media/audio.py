@@ -1,4 +1,4 @@
-"""Audio clips of samples: the audio member as a waveform, and padded batches of waveforms."""
+"""Decodes the audio clips of samples and pads waveforms to batches."""
 
 import io
 import math
@@ -10,8 +10,6 @@ import torch
 
 from muomni.config.models import MEL_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.media.decode import AUDIO_EXTENSIONS, broken_audio, decode_audio
-from muomni.data.sampling.lengths import Lengths
-from muomni.data.shards.source import Source
 from muomni.errors import DataError
 
 # libsndfile reports at least this many frames for streams of unknown length.
@@ -23,7 +21,7 @@ _MAX_SAMPLES_OFF = 8
 def read_audio(sample: dict[str, Any]) -> np.ndarray:
     """The audio clip of a sample as float32 [num_samples], mono at `SAMPLE_RATE_HZ`.
 
-    Raises DataError that names the sample when it has none or a broken one.
+    Raises DataError with the sample's key if the clip is missing or broken.
     """
     for extension in AUDIO_EXTENSIONS:
         if extension in sample:
@@ -62,28 +60,13 @@ def decode_declared_length(data: bytes) -> np.ndarray:
     return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
 
 
-def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
-    """Mel frames of each audio clip, from the columns of the shards.
-
-    `stretch` is the factor by which augmentation may lengthen an audio clip. Rounded up, so that no
-    audio clip is longer than what is planned for it.
-    """
-
-    def read(ids: np.ndarray) -> np.ndarray:
-        duration_ms = source.column("duration_ms", ids)
-        frames = np.ceil((duration_ms + 0.5) * stretch * MEL_RATE_HZ / 1000)
-        return np.maximum(1, frames.astype(np.int64))
-
-    return Lengths(len(source), read, f"mel frames stretch={stretch}")
-
-
 def pad_waveforms(
     waveforms: list[np.ndarray], num_samples: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms as [B, N] float32 and their lengths [B]; N is `num_samples` or the longest.
+    """Pad waveforms to float32 [B, N]; returns them and their lengths [B].
 
-    Without any waveform the result is one of zero length in `MEL_RATE_HZ`-th of a second of
-    padding: a batch that weighs nothing, but that a model can run on.
+    N is `num_samples`, or the length of the longest waveform. Without waveforms, the result is one mel
+    frame of padding with length 0: a batch without weight that a model can run on.
     """
     lengths = [len(waveform) for waveform in waveforms] or [0]
     width = num_samples or max(*lengths, SAMPLE_RATE_HZ // MEL_RATE_HZ)
@@ -93,6 +76,6 @@ def pad_waveforms(
     return padded, torch.tensor(lengths)
 
 
-def draw_seed(random: np.random.Generator | None) -> int:
-    """A seed for augmentation on the device: part of the sample's own stream, 0 in evaluation."""
+def augmentation_seed(random: np.random.Generator | None) -> int:
+    """Sample a seed for augmentation on the device; 0 without `random` (in evaluation)."""
     return 0 if random is None else int(random.integers(2**62))

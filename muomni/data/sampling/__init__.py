@@ -1,1 +1,1 @@
-"""Which samples form which micro-batch, and in which order."""
+"""The order of samples and how they form micro-batches."""

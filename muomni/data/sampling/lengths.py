@@ -1,22 +1,31 @@
-"""What each sample costs, looked up when a window needs it.
+"""The length of each sample in the unit of a stage's batching, looked up when it is needed.
 
-For 10^9 samples a table of all lengths would not fit; a `Lengths` reads those of given samples from the
-memory-mapped files beside the shards.
+A table of 10^9 lengths would not fit into memory, so `Lengths` reads those of the given samples from
+memory-mapped files beside the shards. Lengths in tokens depend on the tokenizer and the model's sizes:
+`measured_lengths` computes them once per split and caches them beside it.
 """
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-# Beyond so many samples nothing is checked or averaged over all of them.
-WHOLE_LIMIT = 4_000_000
+from muomni.config.models import MEL_RATE_HZ
+from muomni.data.shards.source import Source
+from muomni.errors import DataError
+from muomni.io.atomic_write import open_atomic
+from muomni.io.hashing import sha256_bytes
+
+# Above this number of samples, checks and averages use a subset.
+MAX_FULL_SCAN = 4_000_000
 
 
 class Lengths:
-    """Cost of the samples 0 ... `num_samples` - 1 in the unit of a stage's batching.
+    """Lengths of the samples 0 ... `num_samples` - 1.
 
-    `read` gives the lengths of an array of sample ids. `depends_on` names everything besides the
-    samples that the lengths depend on; it enters the plan's digest in place of the lengths themselves.
+    `read` returns the lengths of an array of sample ids. `depends_on` names everything besides the
+    samples that determines the lengths; the plan's digest includes it instead of the lengths.
     """
 
     def __init__(
@@ -28,7 +37,7 @@ class Lengths:
 
     @classmethod
     def of_array(cls, array: np.ndarray, depends_on: str = "") -> "Lengths":
-        """Lengths that are at hand, in memory or mapped: int [num_samples]."""
+        """Lengths from an array in memory or memory-mapped: int [num_samples]."""
         return cls(len(array), lambda ids: array[ids], depends_on)
 
     def __len__(self) -> int:
@@ -39,7 +48,7 @@ class Lengths:
         return np.asarray(self._read(ids), dtype=np.int64)
 
     def clipped(self, low: int, high: int) -> "Lengths":
-        """The same, at least `low` and at most `high`."""
+        """The same lengths, clipped to [low, high]."""
         return Lengths(
             self.num_samples,
             lambda ids: np.clip(self[ids], low, high),
@@ -47,10 +56,56 @@ class Lengths:
         )
 
     def all(self) -> np.ndarray:
-        """All of them, int64 [num_samples]: only where there are few enough."""
+        """All lengths, int64 [num_samples]; only for datasets that fit into memory."""
         return self[np.arange(self.num_samples)]
 
 
-def spread(num: int) -> np.ndarray:
-    """0 ... num - 1, or `WHOLE_LIMIT` evenly spread ones of them when there are more."""
-    return np.arange(num) if num <= WHOLE_LIMIT else np.arange(WHOLE_LIMIT) * num // WHOLE_LIMIT
+def evenly_spaced(num: int) -> np.ndarray:
+    """0 ... num - 1, or `MAX_FULL_SCAN` evenly spaced numbers of them if there are more."""
+    if num <= MAX_FULL_SCAN:
+        return np.arange(num)
+    return np.arange(MAX_FULL_SCAN) * num // MAX_FULL_SCAN
+
+
+def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
+    """Mel frames of each sample, from the durations in the column files.
+
+    `stretch` is the largest factor by which augmentation lengthens an audio clip. Rounded up, so that
+    no audio clip is longer than planned.
+    """
+
+    def read(ids: np.ndarray) -> np.ndarray:
+        duration_ms = source.column("duration_ms", ids)
+        frames = np.ceil((duration_ms + 0.5) * stretch * MEL_RATE_HZ / 1000)
+        return np.maximum(1, frames.astype(np.int64))
+
+    return Lengths(len(source), read, f"mel frames stretch={stretch}")
+
+
+def measured_lengths(
+    source: Source, measure: Callable[[dict[str, Any]], int], depends_on: str
+) -> Lengths:
+    """`measure` of each sample, cached beside the shards; -1 for samples that raise DataError.
+
+    `depends_on` names everything besides the samples that determines the result; a digest of it names
+    the cache file, so a stale cache is never read. If the folder is read-only, nothing is cached. The
+    file is memory-mapped, so the ranks of a node share its memory.
+    """
+    digest = sha256_bytes(f"{source.fingerprint}|{source.split}|{depends_on}".encode())
+    cache = source.manifests[0].root / source.split / f".lengths-{digest[:16]}.npy"
+    if cache.is_file():
+        lengths = np.load(cache, mmap_mode="r")
+        if len(lengths) == len(source):
+            return Lengths.of_array(lengths, depends_on)
+    lengths = np.array([_length(source, i, measure) for i in range(len(source))], dtype=np.int32)
+    if os.access(cache.parent, os.W_OK):
+        with open_atomic(cache) as file:  # ranks may write it at once, all with the same bytes
+            np.save(file, lengths)
+    return Lengths.of_array(lengths, depends_on)
+
+
+def _length(source: Source, index: int, measure: Callable[[dict[str, Any]], int]) -> int:
+    try:
+        return measure(source.read(index))
+    except DataError:
+        return -1  # the loader counts and reports the sample

@@ -1,8 +1,8 @@
-"""Several corpora in given shares: one endless stream whose every stretch holds the shares.
+"""Mixes several corpora into one endless stream that has the given shares in every window.
 
-Weights become whole quotas of a cycle of 2^16 draws, and each corpus's draws are spread evenly over the cycle.
-So the draws of a corpus before any place have a closed form, each corpus runs through its own epochs
-in its own order, and no window of samples is far from the wanted shares.
+Weights become integer quotas of a cycle of 2^16 samples, and the samples of each corpus are spread evenly
+over the cycle. The number of samples of a corpus before any position thus has a closed form, and each
+corpus runs through its own epochs in its own order.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from muomni.config.loading import did_you_mean
 from muomni.config.run import DataSection, MixSection
-from muomni.data.sampling.lengths import Lengths, spread
+from muomni.data.sampling.lengths import Lengths, evenly_spaced
 from muomni.data.sampling.order import Order, SampleOrder
 from muomni.data.shards.source import Source
 from muomni.errors import ConfigError
@@ -20,33 +20,34 @@ CYCLE = 1 << 16
 
 
 def open_order(
-    source: Source, lengths: Lengths, data: DataSection, seed: int, window: int
+    source: Source, lengths: Lengths, data: DataSection, seed: int, shuffle_window: int
 ) -> Order:
-    """The stream of a source's samples: all its corpora as one, or mixed as `data.mix` says.
+    """The stream of a source's samples: all corpora as one, or mixed according to `data.mix`.
 
-    Raises ConfigError for weights that do not fit the corpora.
+    Raises ConfigError if the weights do not match the corpora.
     """
     if data.mix is None:
-        return SampleOrder(source.all_kept, seed, window, data.block)
+        return SampleOrder(source.all_included, seed, shuffle_window, data.block)
     names = [manifest.name for manifest in source.manifests]
-    kept = [source.kept(number) for number in range(len(names))]
+    included = [source.included(number) for number in range(len(names))]
     means = [1.0] * len(names)
     if data.mix.unit == "length":
         means = [
-            float(lengths[part[spread(len(part))]].mean()) if len(part) else 1.0 for part in kept
+            float(lengths[part[evenly_spaced(len(part))]].mean()) if len(part) else 1.0
+            for part in included
         ]
-    shares = draw_shares(data.mix, names, [len(part) for part in kept], means)
-    drawn = [number for number, share in enumerate(shares) if share > 0]
-    orders = [SampleOrder(kept[i], seed, window, data.block, key=i) for i in drawn]
-    return MixedOrder(orders, cycle_quotas([shares[i] for i in drawn]))
+    shares = sampling_shares(data.mix, names, [len(part) for part in included], means)
+    used = [number for number, share in enumerate(shares) if share > 0]
+    orders = [SampleOrder(included[i], seed, shuffle_window, data.block, key=i) for i in used]
+    return MixedOrder(orders, cycle_quotas([shares[i] for i in used]))
 
 
-def draw_shares(
+def sampling_shares(
     mix: MixSection, names: Sequence[str], num_samples: Sequence[int], mean_lengths: Sequence[float]
 ) -> list[float]:
-    """The share of draws that goes to each corpus; they add up to 1.
+    """The fraction of samples from each corpus; the fractions add up to 1.
 
-    Weights count samples, or lengths: there a corpus of long samples is drawn from less often.
+    Weights count samples or length; by length, a corpus of long samples is sampled less often.
     """
     if mix.weights is not None:
         weights = _given_weights(mix.weights, names)
@@ -56,7 +57,7 @@ def draw_shares(
     for name, weight, num in zip(names, weights, num_samples, strict=True):
         if weight and not num:
             raise ConfigError(
-                f"data.mix gives '{name}' the weight {weight:g}, but masks exclude all its samples"
+                f"data.mix gives '{name}' weight {weight:g}, but masks exclude all its samples"
             )
     if mix.unit == "length":
         weights = [weight / mean for weight, mean in zip(weights, mean_lengths, strict=True)]
@@ -64,54 +65,54 @@ def draw_shares(
 
 
 def cycle_quotas(shares: Sequence[float]) -> list[int]:
-    """Whole draws of a cycle for each corpus: rounded by largest remainder, at least one each."""
+    """Integer samples per cycle for each corpus: largest remainder method, at least one each."""
     exact = np.asarray(shares) * CYCLE
     quotas = np.maximum(1, np.floor(exact).astype(np.int64))
     rest = CYCLE - int(quotas.sum())
     if rest >= 0:
         by_remainder = np.argsort(-(exact - quotas), kind="stable")
         quotas[by_remainder[np.arange(rest) % len(quotas)]] += 1
-    else:  # many tiny corpora got their one draw from the largest
+    else:  # many tiny corpora got one sample each; the largest gives them
         quotas[int(quotas.argmax())] += rest
     return quotas.tolist()
 
 
 class MixedOrder:
-    """Draws from several orders in turn; `quotas` are draws of each in a cycle, at least 1.
+    """Interleaves several orders; `quotas` are samples of each per cycle, at least 1.
 
-    A round is as many draws as the orders have samples together.
+    An epoch has as many samples as all orders together.
     """
 
     def __init__(self, orders: Sequence[SampleOrder], quotas: Sequence[int]) -> None:
         self.orders = orders
         self.quotas = np.array(quotas)
-        self.round_size = sum(order.round_size for order in orders)
+        self.epoch_size = sum(order.epoch_size for order in orders)
         self.cycle = int(self.quotas.sum())
-        # Draw j of a quota q stands at (j + 1/2) / q of the cycle.
+        # Sample j of a quota q is at (j + 1/2) / q of the cycle.
         of_order = np.repeat(np.arange(len(orders)), self.quotas)
         count = np.concatenate([np.arange(quota) for quota in quotas])
-        by_place = np.argsort((count + 0.5) / self.quotas[of_order], kind="stable")
-        self._of_order, self._count = of_order[by_place], count[by_place]
+        by_position = np.argsort((count + 0.5) / self.quotas[of_order], kind="stable")
+        self._of_order, self._count = of_order[by_position], count[by_position]
 
     @property
     def depends_on(self) -> str:
-        """Everything besides samples and seed that the stream depends on."""
+        """Everything besides the samples and the seed that determines the stream."""
         parts = ", ".join(order.depends_on for order in self.orders)
         return f"mix quotas={self.quotas.tolist()} of {parts}"
 
-    def samples(self) -> np.ndarray:
-        return np.concatenate([order.samples() for order in self.orders])
+    def sample_ids(self) -> np.ndarray:
+        return np.concatenate([order.sample_ids() for order in self.orders])
 
-    def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        cycles, places = np.divmod(np.arange(start, stop), self.cycle)
-        of_order = self._of_order[places]
-        positions = cycles * self.quotas[of_order] + self._count[places]
+    def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        cycles, within = np.divmod(np.arange(start, stop), self.cycle)
+        of_order = self._of_order[within]
+        positions = cycles * self.quotas[of_order] + self._count[within]
         ids, epochs = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(of_order).tolist():
             is_its = of_order == number
             first, last = positions[is_its][[0, -1]].tolist()
-            # One after the other: what lies between two draws of the mix is drawn from other orders.
-            ids[is_its], epochs[is_its] = self.orders[number].draws(first, last + 1)
+            # Consecutive positions of this order: the positions between them belong to other orders.
+            ids[is_its], epochs[is_its] = self.orders[number].samples(first, last + 1)
         return ids, epochs
 
 
@@ -119,14 +120,14 @@ def _given_weights(weights: dict[str, float], names: Sequence[str]) -> list[floa
     for name in weights:
         if name not in names:
             raise ConfigError(
-                f"data.mix.weights names '{name}', which is no corpus here"
-                f"{did_you_mean(name, list(names))}; there are {', '.join(names)}"
+                f"data.mix.weights names unknown corpus '{name}'"
+                f"{did_you_mean(name, list(names))}; corpora: {', '.join(names)}"
             )
     for name in names:
         if name not in weights:
-            raise ConfigError(f"data.mix.weights lacks '{name}'; give it a weight, 0 leaves it out")
+            raise ConfigError(f"data.mix.weights lacks '{name}'; set its weight (0 to skip it)")
         if list(names).count(name) > 1:
             raise ConfigError(
-                f"data.mix.weights cannot tell two corpora '{name}' apart; rename one"
+                f"data.mix.weights needs unique names, but two corpora are named '{name}'; rename one"
             )
     return [weights[name] for name in names]

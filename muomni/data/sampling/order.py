@@ -1,9 +1,9 @@
-"""The endless stream of samples that training draws from, as a closed form of the position in it.
+"""The endless stream of training samples, as a closed-form function of the stream position.
 
-A round of the stream holds each sample once, in an order that depends on (seed, round) alone. Blocks of
-consecutive samples, which lie side by side on disk, are permuted by a keyed bijection that is computed
-for one block at a time; the samples of a window of blocks are permuted by one Philox stream. So any
-part of the order costs time and memory for a window, whether there are 10^3 samples or 10^9.
+An epoch holds each sample once, in an order that depends on (seed, epoch) alone. Blocks of samples that
+are adjacent on disk are permuted by a keyed bijection, computed one block at a time; the samples of a
+shuffle window of blocks are permuted by one Philox stream. Random access to the order thus takes time
+and memory for one window, whether there are 10^3 samples or 10^9.
 """
 
 import math
@@ -13,34 +13,34 @@ from typing import Protocol
 
 import numpy as np
 
-from muomni.data.shards.exclusion_mask import KeptSamples
+from muomni.data.shards.exclusion_mask import IncludedSamples
 
 _BLOCKS_KEY, _WINDOW_KEY = 1, 2
-# Small corpora are read from memory: their blocks shrink so that neighbors part.
+# Small corpora fit into memory: smaller blocks shuffle them better.
 _MIN_BLOCKS = 1 << 16
 _ROUNDS = 8
-_KEPT_WINDOWS = 4
+_MAX_CACHED_WINDOWS = 4
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A Philox stream that depends on `key` alone, equal on every machine."""
+    """A Philox generator that depends on `key` alone: the same numbers on every machine."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def shuffled(num: int, *key: int) -> np.ndarray:
     """A permutation of range(num) that depends on `key` alone, int64 [num].
 
-    It sorts raw Philox numbers, whose values no version of numpy may change.
+    Sorts raw Philox numbers, whose values are stable across numpy versions.
     """
     raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(num)
     return np.argsort(raw, kind="stable")
 
 
 class Bijection:
-    """A pseudo-random permutation of range(size) that is computed index by index.
+    """A pseudo-random permutation of range(size), computed index by index.
 
-    A Feistel network over pairs (left, right) of numbers below about sqrt(size); the few results that
-    fall outside of the range are sent through it again until they fall inside ("cycle walking").
+    A Feistel network over pairs (left, right) of numbers below about sqrt(size). Results outside of the
+    range pass through the network again until they are inside (cycle walking).
     """
 
     def __init__(self, size: int, *key: int) -> None:
@@ -50,11 +50,11 @@ class Bijection:
         self._keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
 
     def __call__(self, index: np.ndarray) -> np.ndarray:
-        """Where the permutation sends each index, int64 [n] for int64 [n]."""
+        """The image of each index: int64 [n] -> int64 [n]."""
         return self._walk(index, range(_ROUNDS), 1)
 
     def inverse(self, image: np.ndarray) -> np.ndarray:
-        """Which index the permutation sends to each image."""
+        """The index of each image: int64 [n] -> int64 [n]."""
         return self._walk(image, range(_ROUNDS - 1, -1, -1), -1)
 
     def _walk(self, index: np.ndarray, rounds: range, sign: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class Bijection:
 
 
 def _mixed(values: np.ndarray, key: np.uint64, modulus: int) -> np.ndarray:
-    """A hash of (value, key) below `modulus`: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    """Hash (value, key) to a number below `modulus` (finalizer of SplitMix64, Steele et al., 2014)."""
     x = values.astype(np.uint64) + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -83,57 +83,62 @@ def _mixed(values: np.ndarray, key: np.uint64, modulus: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class EvenWindows:
-    """`size` positions in a row, cut into windows of about `window` that differ by one at most."""
+    """`size` positions split into windows of about `window_size`, equal in size up to one position."""
 
     size: int
-    window: int
+    window_size: int
 
     @property
     def count(self) -> int:
-        return max(1, round(self.size / self.window))
+        return max(1, round(self.size / self.window_size))
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """First position of a window, and the one after its last."""
+        """Start and end position of a window."""
         count = self.count
         return number * self.size // count, (number + 1) * self.size // count
 
-    def holding(self, position: int) -> int:
-        """The number of the window that holds a position."""
+    def containing(self, position: int) -> int:
+        """The number of the window that contains a position."""
         return ((position + 1) * self.count - 1) // self.size
 
 
 class Order(Protocol):
-    """An endless stream of samples: one order, or several mixed (`mix.MixedOrder`)."""
+    """An endless stream of samples: a single order, or several mixed (`mix.MixedOrder`)."""
 
-    round_size: int  # draws of one epoch of the stream
+    epoch_size: int  # samples in one epoch of the stream
 
     @property
     def depends_on(self) -> str:
-        """Everything besides samples and seed that the stream depends on."""
+        """Everything besides the samples and the seed that determines the stream."""
         ...
 
-    def samples(self) -> np.ndarray:
-        """The ids that may be drawn, int64: only where there are few enough."""
+    def sample_ids(self) -> np.ndarray:
+        """All ids in the stream, int64; only for datasets that fit into memory."""
         ...
 
-    def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws [start, stop) of the stream: sample ids and the epoch that each sample is in,
+    def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [start, stop) of the stream: sample ids, and the epoch that each sample is in,
         int64 [stop - start]."""
         ...
 
 
 class SampleOrder:
-    """Each sample once an epoch; `key` tells apart orders of one seed."""
+    """Each sample once per epoch; `key` distinguishes orders with the same seed."""
 
     def __init__(
-        self, kept: KeptSamples, seed: int, window: int = 2048, block: int = 32, key: int = 0
+        self,
+        included: IncludedSamples,
+        seed: int,
+        shuffle_window: int = 2048,
+        block: int = 32,
+        key: int = 0,
     ) -> None:
-        num_samples = len(kept)
-        self.kept = kept
-        self.round_size = num_samples
+        num_samples = len(included)
+        self.included = included
+        self.epoch_size = num_samples
         self.block = max(1, min(block, num_samples // _MIN_BLOCKS))
         self._key = (seed, key)
-        self._windows = EvenWindows(num_samples, window)
+        self._windows = EvenWindows(num_samples, shuffle_window)
         self._num_blocks = -(-num_samples // self.block)
         # The last block lacks this many samples.
         self._num_lacking = self._num_blocks * self.block - num_samples
@@ -141,17 +146,17 @@ class SampleOrder:
 
     @property
     def depends_on(self) -> str:
-        """Everything besides samples and seed that the stream depends on."""
-        return f"key={self._key[1]} window={self._windows.window} block={self.block}"
+        """Everything besides the samples and the seed that determines the stream."""
+        return f"key={self._key[1]} window={self._windows.window_size} block={self.block}"
 
-    def samples(self) -> np.ndarray:
-        return self.kept[np.arange(len(self.kept))]
+    def sample_ids(self) -> np.ndarray:
+        return self.included[np.arange(len(self.included))]
 
-    def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         ids, epochs = [], []
         while start < stop:
-            epoch, first = divmod(start, self.round_size)
-            number = self._windows.holding(first)
+            epoch, first = divmod(start, self.epoch_size)
+            number = self._windows.containing(first)
             begin, end = self._windows.bounds(number)
             last = min(end, first + stop - start)
             ids.append(self._window(epoch, number)[first - begin : last - begin])
@@ -162,9 +167,9 @@ class SampleOrder:
         return np.concatenate(ids), np.concatenate(epochs)
 
     def _window(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of a window, in order."""
+        """The sample ids of a window, in order."""
         if (epoch, number) not in self._built:
-            if len(self._built) == _KEPT_WINDOWS:
+            if len(self._built) == _MAX_CACHED_WINDOWS:
                 self._built.popitem(last=False)
             self._built[epoch, number] = self._build(epoch, number)
         return self._built[epoch, number]
@@ -174,13 +179,12 @@ class SampleOrder:
         start, stop = self._windows.bounds(number)
         positions = np.arange(start, stop)
         if self._num_lacking:
-            # The short last block stands at some place of the permutation; what comes after it would
-            # come later if it were whole.
-            place = int(blocks.inverse(np.array([self._num_blocks - 1]))[0])
-            is_after = positions >= (place + 1) * self.block - self._num_lacking
+            # The permutation puts the short last block anywhere; skip its missing samples.
+            last_block = int(blocks.inverse(np.array([self._num_blocks - 1]))[0])
+            is_after = positions >= (last_block + 1) * self.block - self._num_lacking
             positions += is_after * self._num_lacking
-        places, within = np.divmod(positions, self.block)
-        first, last = int(places[0]), int(places[-1])
-        samples = blocks(np.arange(first, last + 1))[places - first] * self.block + within
+        block_of, within = np.divmod(positions, self.block)
+        first, last = int(block_of[0]), int(block_of[-1])
+        samples = blocks(np.arange(first, last + 1))[block_of - first] * self.block + within
         order = shuffled(stop - start, *self._key, epoch, number, _WINDOW_KEY)
-        return self.kept[samples[order]]
+        return self.included[samples[order]]

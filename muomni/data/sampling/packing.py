@@ -1,50 +1,50 @@
-"""How the samples of a window share rows and micro-batches; only lengths are looked at.
+"""Packs samples into sequences and buckets by length.
 
-Rows are filled by best-fit decreasing, Johnson (1973), "Near-optimal bin packing algorithms": the longest
-document first, each into the row whose free space it fills best. Rows keep at most a handful of
-tokens free on usual text. Micro-batches of audio clips hold neighbors in length, so that little is padded.
+Sequences are packed by best-fit decreasing (Johnson, 1973, "Near-optimal bin packing algorithms"): the
+longest document first, each into the sequence whose free space it fills best. For usual text a sequence
+has a few free tokens at most. A bucket holds audio clips of similar length, which limits padding.
 """
 
 import bisect
 
 import numpy as np
 
-_PLACE_BITS = 32
-_STARTS_STEP = 64
-_PLACE_MASK = (1 << _PLACE_BITS) - 1
+_INDEX_BITS = 32
+_INDEX_MASK = (1 << _INDEX_BITS) - 1
+_STARTS_MULTIPLE = 64
 
 
-def best_fit_rows(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack samples into rows of at most `capacity`; returns the places in `lengths` of each row.
+def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Pack samples into sequences of at most `capacity`; returns the indices into `lengths` of each.
 
-    Each length is at most `capacity`. Ties keep their order.
+    Every length must be at most `capacity`. Ties keep their order.
     """
-    rows: list[list[int]] = []
-    free: list[int] = []  # sorted; free space in the upper bits, row in the lower ones
+    sequences: list[list[int]] = []
+    free: list[int] = []  # sorted; free space in the upper bits, index of the sequence in the lower
     descending = np.argsort(-lengths, kind="stable")
-    for place, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
-        found = bisect.bisect_left(free, length << _PLACE_BITS)
+    for index, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
+        found = bisect.bisect_left(free, length << _INDEX_BITS)
         if found == len(free):
-            row, space = len(rows), capacity - length
-            rows.append([place])
+            number, space = len(sequences), capacity - length
+            sequences.append([index])
         else:
-            slot = free.pop(found)
-            row, space = slot & _PLACE_MASK, (slot >> _PLACE_BITS) - length
-            rows[row].append(place)
+            entry = free.pop(found)
+            number, space = entry & _INDEX_MASK, (entry >> _INDEX_BITS) - length
+            sequences[number].append(index)
         if space:
-            bisect.insort(free, space << _PLACE_BITS | row)
-    return rows
+            bisect.insort(free, space << _INDEX_BITS | number)
+    return sequences
 
 
-def buckets(ascending: list[int], budget: int) -> list[int]:
-    """Cut ascending lengths into runs whose count times longest stays within `budget`.
+def bucket_ends(ascending: list[int], budget: int) -> list[int]:
+    """Split ascending lengths into buckets whose count times longest length is at most `budget`.
 
-    Returns the end of each run. A single length is at most `budget`.
+    Returns the end index of each bucket. Every length must be at most `budget`.
     """
     ends: list[int] = []
     start, num = 0, len(ascending)
     while start < num:
-        # All of a run are at least as long as its first.
+        # Every sample of a bucket is at least as long as its first.
         most = min(num, start + budget // ascending[start])
         start = bisect.bisect_right(
             range(start + 1, most),
@@ -56,15 +56,15 @@ def buckets(ascending: list[int], budget: int) -> list[int]:
 
 
 def document_starts(document_ids: np.ndarray) -> np.ndarray:
-    """Where documents begin in rows [R, T] that are laid end to end: int32 [N].
+    """Start offsets of the documents in flattened sequences [B, T]: int32 [N].
 
-    Padding (0) forms documents, too, so that each position is in one. What comes behind the last document is
-    R * T, once or more: N is a multiple of 64, so kernels and allocators see few sizes.
+    Padding (id 0) counts as documents, so every position belongs to one. The offsets are padded with B * T
+    to a multiple of 64, with at least one pad: kernels and allocators then see few different sizes.
     """
     is_start = np.ones(document_ids.shape, dtype=bool)
     is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     starts = np.flatnonzero(is_start)
-    num = (len(starts) // _STARTS_STEP + 1) * _STARTS_STEP
-    filled = np.full(num, document_ids.size, dtype=np.int32)
-    filled[: len(starts)] = starts
-    return filled
+    num = (len(starts) // _STARTS_MULTIPLE + 1) * _STARTS_MULTIPLE
+    padded = np.full(num, document_ids.size, dtype=np.int32)
+    padded[: len(starts)] = starts
+    return padded

@@ -1,90 +1,128 @@
 """The order of micro-batches: a pure function of (seed, order of samples, lengths, batching).
 
-Nothing here reads a sample. The endless stream of samples (`order`) is cut into windows; inside a window
-samples become *items*: they are packed into rows (`pack`), put into buckets of similar length (`bucket`)
-or stay single (`fixed`). The items of all windows and epochs form one endless stream again: a micro-batch
-is the next few items, an optimizer step the next G micro-batches, of which rank r of W takes r, r+W, ...
-So no sample is left out, no step is short, every rank has the same number of steps, and any W that
-divides G sees the same steps (contract *Plan* in docs/architecture.md).
+No sample is read here. The endless stream of samples (`order`) is split into shuffle windows. Within a
+window, samples become *items*: packed sequences (`pack`), buckets of similar length (`bucket`), or single
+samples (`fixed`). The items of all windows and epochs form an endless stream again: a micro-batch is the
+next few items, an optimizer step the next G micro-batches, and rank r of W takes r, r+W, ... of them.
+So no sample is dropped, no step is short, every rank has the same number of steps, and the steps are the
+same for every W that divides G (contract *Plan* in docs/architecture.md).
 
-Any place of the stream is found from the number of items in each window (`count_windows`), which is
-known for `fixed` and counted once an epoch otherwise; then one window is built.
+Seeking needs the number of items in each window (`count_windows`): known for `fixed`, otherwise counted
+once per epoch. Only the window at the position is then built.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from muomni.data.sampling.count_cache import CountCache
-from muomni.data.sampling.lengths import WHOLE_LIMIT, Lengths
+from muomni.data.sampling.lengths import MAX_FULL_SCAN, Lengths
 from muomni.data.sampling.order import EvenWindows, Order, SampleOrder, shuffled
-from muomni.data.sampling.packing import best_fit_rows, buckets
-from muomni.data.shards.exclusion_mask import KeptSamples
+from muomni.data.sampling.packing import bucket_ends, pack_best_fit
+from muomni.data.shards.exclusion_mask import IncludedSamples
 from muomni.errors import ConfigError, DataError
+from muomni.io.atomic_write import open_atomic
 
-# Enters the digest of a plan: to be raised when the same settings give another order.
+# Part of a plan's digest: increase it if the same settings yield another order.
 ORDER_VERSION = 2
 
 _ITEMS_KEY = 3
-_KEPT_WINDOWS = 8
-_KEPT_EPOCHS = 4
+_MAX_CACHED_WINDOWS = 8
+_MAX_CACHED_EPOCHS = 4
+# Fewer windows are faster to count than to read from a file.
+_MIN_CACHED_COUNTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How a window of samples becomes micro-batches.
+    """How a shuffle window of samples becomes micro-batches.
 
-    `fixed`: `size` samples. `bucket`: samples of similar length whose count times longest length stays
-    within `size`. `pack`: `rows` rows of at most `size` length units, each filled with several samples.
+    `fixed`: `size` samples. `bucket`: samples of similar length whose count times longest length is at
+    most `size`. `pack`: `num_sequences` sequences of at most `size` length units, each packed with samples.
     """
 
     mode: Literal["fixed", "bucket", "pack"]
     size: int
-    rows: int = 1
-    window: int = 2048
+    num_sequences: int = 1
+    shuffle_window: int = 2048
 
     @property
     def num_items(self) -> int:
-        """Items of a micro-batch: samples, rows, or one bucket."""
-        return {"fixed": self.size, "bucket": 1, "pack": self.rows}[self.mode]
+        """Items per micro-batch: samples, sequences, or one bucket."""
+        return {"fixed": self.size, "bucket": 1, "pack": self.num_sequences}[self.mode]
+
+    @property
+    def depends_on(self) -> str:
+        """All fields, for digests; checkpoints store those, so this text must not change."""
+        return (
+            f"Batching(mode={self.mode!r}, size={self.size}, num_sequences={self.num_sequences}, "
+            f"window={self.shuffle_window})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass sees: the sample ids of each row.
+    """The sample ids of each sequence of one forward pass.
 
-    `epochs` says for each sample which epoch of its source it is in; with seed and sample id that
-    seeds augmentation. None (evaluation) means none.
+    `epochs` holds the epoch of each sample, which seeds its augmentation together with seed and sample id;
+    None (in evaluation) means no augmentation.
     """
 
-    rows: tuple[tuple[int, ...], ...]
+    sequences: tuple[tuple[int, ...], ...]
     epochs: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def ids(self) -> list[int]:
-        return [sample for row in self.rows for sample in row]
+        return [sample for sequence in self.sequences for sample in sequence]
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """The samples of a window with their epochs, int64 [n], and the places of each item's samples."""
+    """Sample ids and epochs of a window, int64 [n], and the indices into them of each item."""
 
     ids: np.ndarray
     epochs: np.ndarray
     items: list[list[int]]
 
 
-class Plan:
-    """All steps of all epochs; `micro_batches_per_step` is G.
+class CountCache:
+    """Number of items of each window, cached beside the shards as `.counts-DIGEST-EPOCH.npy`.
 
-    `lengths` holds the cost of each sample in the unit of `batching.size` (ignored for `fixed`);
-    `order` is the stream of samples, by default each once an epoch; `describe` names a sample in
-    messages; `cache` keeps counts of windows. Raises DataError when there is no
-    sample, too few for one step, or one is longer than a row or bucket may be. Large corpora are not
-    looked through for that: there the error comes with the window that holds the sample.
+    Counting the windows of 10^9 samples takes minutes; a resumed run reads the counts instead. `digest`
+    covers everything that determines the counts. If `folder` is read-only, nothing is cached.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self.digest = digest
+
+    def find(self, epoch: int) -> np.ndarray | None:
+        """Counts of an epoch, int32 [num_windows], or None if not cached."""
+        path = self._path(epoch)
+        return np.load(path) if path.is_file() else None
+
+    def save(self, epoch: int, counts: np.ndarray) -> None:
+        """Cache the counts of an epoch, unless there are too few to be worth a file."""
+        if len(counts) >= _MIN_CACHED_COUNTS and os.access(self.folder, os.W_OK):
+            with open_atomic(self._path(epoch)) as file:
+                np.save(file, counts)
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f".counts-{self.digest[:16]}-{epoch}.npy"
+
+
+class Plan:
+    """The micro-batches of all epochs; `micro_batches_per_step` is G.
+
+    `lengths` holds the length of each sample in the unit of `batching.size` (ignored for `fixed`).
+    `order` defaults to each sample once per epoch. `describe` names a sample in error messages.
+
+    Raises DataError if there is no sample, fewer than one step needs, or one longer than a sequence or
+    bucket. Above `MAX_FULL_SCAN` samples, a sample that is too long is found only with its window.
     """
 
     def __init__(
@@ -104,33 +142,33 @@ class Plan:
         self.micro_batches_per_step = micro_batches_per_step
         self.seed = seed
         self.describe = describe
-        self.order = order or SampleOrder(KeptSamples(len(lengths)), seed, batching.window)
-        self.windows = EvenWindows(self.order.round_size, batching.window)
+        window_size = batching.shuffle_window
+        self.order = order or SampleOrder(IncludedSamples(len(lengths)), seed, window_size)
+        self.windows = EvenWindows(self.order.epoch_size, window_size)
         self.cache = cache
-        self._ends: list[int] = [0]  # items in the stream before each epoch that was counted
-        self._starts: OrderedDict[int, np.ndarray] = OrderedDict()  # epoch -> of its windows
+        self._ends: list[int] = [0]  # items in the stream before each counted epoch
+        self._starts: OrderedDict[int, np.ndarray] = OrderedDict()  # epoch -> starts of its windows
         self._built: OrderedDict[tuple[int, int], _Window] = OrderedDict()
-        if batching.mode != "fixed" and self.order.round_size <= WHOLE_LIMIT:
-            ids = self.order.samples()
+        if batching.mode != "fixed" and self.order.epoch_size <= MAX_FULL_SCAN:
+            ids = self.order.sample_ids()
             self._check_longest(ids, self.lengths[ids])
         self._check_enough()
 
-    # -- what is asked of it -----------------------------------------------------------------------
+    # -- steps and micro-batches -------------------------------------------------------------------
     def num_steps(self, num_epochs: int) -> int:
-        """Optimizer steps until all samples of so many epochs were seen; the last step is completed
-        by the beginning of the next epoch."""
+        """Optimizer steps in `num_epochs` epochs; the next epoch completes the last step."""
         return -(-self._num_items(num_epochs) // self._items_per_step)
 
     def step(self, step: int) -> list[MicroBatch]:
-        """The G micro-batches of the optimizer step that follows `step` finished ones."""
+        """The G micro-batches of optimizer step `step` (from 0)."""
         group = self.micro_batches_per_step
         return [self.micro_batch(number) for number in range(step * group, (step + 1) * group)]
 
     def rank_batches(self, start_step: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
-        """Endless micro-batches of one rank, from the step after `start_step` finished ones."""
+        """Endless micro-batches of one rank, from optimizer step `start_step` (from 0)."""
         check_world_size(self.micro_batches_per_step, world_size)
         number = start_step * self.micro_batches_per_step + rank
-        while True:  # G is a multiple of W, so a stride of W never leaves the rank's share
+        while True:  # G is a multiple of W, so stride W stays on this rank's micro-batches
             yield self.micro_batch(number)
             number += world_size
 
@@ -138,28 +176,28 @@ class Plan:
         """Micro-batch `number` of the endless stream."""
         width = self.batching.num_items
         if self.batching.mode == "fixed":
-            ids, epochs = self.order.draws(number * width, (number + 1) * width)
+            ids, epochs = self.order.samples(number * width, (number + 1) * width)
             return MicroBatch(_singles(ids.tolist()), _singles(epochs.tolist()))
-        rows, row_epochs = [], []
+        sequences, sequence_epochs = [], []
         for item in range(number * width, (number + 1) * width):
-            epoch, window, place = self._locate(item)
-            built = self._window(epoch, window)
-            places = built.items[place]
-            rows.append(built.ids[places].tolist())
-            row_epochs.append(built.epochs[places].tolist())
+            epoch, window_number, index = self._locate(item)
+            window = self._window(epoch, window_number)
+            members = window.items[index]
+            sequences.append(window.ids[members].tolist())
+            sequence_epochs.append(window.epochs[members].tolist())
         if self.batching.mode == "bucket":
-            return MicroBatch(_singles(rows[0]), _singles(row_epochs[0]))
-        return MicroBatch(tuple(map(tuple, rows)), tuple(map(tuple, row_epochs)))
+            return MicroBatch(_singles(sequences[0]), _singles(sequence_epochs[0]))
+        return MicroBatch(tuple(map(tuple, sequences)), tuple(map(tuple, sequence_epochs)))
 
-    # -- where windows begin -----------------------------------------------------------------------
+    # -- item counts -------------------------------------------------------------------------------
     def count_windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Items of the windows [start, stop) of an epoch, int32 [stop - start]."""
-        counts = [self._count(self._draws(epoch, number)[2]) for number in range(start, stop)]
+        counts = [self._count(self._samples(epoch, number)[2]) for number in range(start, stop)]
         return np.array(counts, dtype=np.int32)
 
     def uncounted_epoch(self, num_epochs: int | None = None, step: int = 0) -> int | None:
-        """The next epoch that has to be counted before `num_epochs` epochs, or all micro-batches of
-        the first `step` steps, can be placed; None when there is none."""
+        """The next epoch to count before the length of `num_epochs` epochs, or all micro-batches of the
+        first `step` steps, are known; None if there is none."""
         known = len(self._ends) - 1
         if self.batching.mode == "fixed":
             return None
@@ -168,11 +206,11 @@ class Plan:
         return known if self._ends[-1] < step * self._items_per_step else None
 
     def set_counts(self, epoch: int, counts: np.ndarray) -> None:
-        """Take over counts of the windows of an epoch; of a new one, only of the next."""
+        """Set the counts of all windows of an epoch: one that is counted already, or the next."""
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if epoch == len(self._ends) - 1:
             self._ends.append(self._ends[-1] + int(starts[-1]))
-        if len(self._starts) == _KEPT_EPOCHS:
+        if len(self._starts) == _MAX_CACHED_EPOCHS:
             self._starts.popitem(last=False)
         self._starts[epoch] = starts
 
@@ -182,13 +220,13 @@ class Plan:
 
     def _num_items(self, num_epochs: int) -> int:
         if self.batching.mode == "fixed":
-            return num_epochs * self.order.round_size
+            return num_epochs * self.order.epoch_size
         while len(self._ends) <= num_epochs:
             self._window_starts(len(self._ends) - 1)
         return self._ends[num_epochs]
 
     def _window_starts(self, epoch: int) -> np.ndarray:
-        """Items of an epoch before each of its windows, and all of them at the end."""
+        """Items of an epoch before each of its windows, then the total: int64 [num_windows + 1]."""
         if epoch not in self._starts:
             counts = self.cache.find(epoch) if self.cache is not None else None
             if counts is None:
@@ -200,7 +238,7 @@ class Plan:
         return self._starts[epoch]
 
     def _locate(self, item: int) -> tuple[int, int, int]:
-        """Epoch, window and place within it of an item of the stream."""
+        """Epoch, window, and index within the window of an item of the stream."""
         while self._ends[-1] <= item:
             self._window_starts(len(self._ends) - 1)
         epoch = int(np.searchsorted(self._ends, item, side="right")) - 1
@@ -212,51 +250,50 @@ class Plan:
     # -- windows -----------------------------------------------------------------------------------
     def _window(self, epoch: int, number: int) -> _Window:
         if (epoch, number) not in self._built:
-            if len(self._built) == _KEPT_WINDOWS:
+            if len(self._built) == _MAX_CACHED_WINDOWS:
                 self._built.popitem(last=False)
             self._built[epoch, number] = self._build(epoch, number)
         self._built.move_to_end((epoch, number))
         return self._built[epoch, number]
 
     def _build(self, epoch: int, number: int) -> _Window:
-        ids, epochs, lengths = self._draws(epoch, number)
+        ids, epochs, lengths = self._samples(epoch, number)
         random = (self.seed, epoch, number, _ITEMS_KEY)
         if self.batching.mode == "pack":
-            items = best_fit_rows(lengths, self.batching.size)
-            places = shuffled(len(items), *random).tolist()
+            items = pack_best_fit(lengths, self.batching.size)
+            order = shuffled(len(items), *random).tolist()
         else:
-            items = _bucket_places(lengths, self.batching.size)
+            items = _buckets(lengths, self.batching.size)
             first = self._ends[epoch] + int(self._window_starts(epoch)[number])
-            places = like_costs_together(len(items), first, self.micro_batches_per_step, random)
-        return _Window(ids, epochs, [items[place] for place in places])
+            order = group_similar_costs(len(items), first, self.micro_batches_per_step, random)
+        return _Window(ids, epochs, [items[index] for index in order])
 
-    def _draws(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sample ids, their epochs and their lengths of a window."""
-        start, stop = (epoch * self.order.round_size + x for x in self.windows.bounds(number))
-        ids, epochs = self.order.draws(start, stop)
+    def _samples(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sample ids, epochs, and lengths of a window, int64 [n]."""
+        start, stop = (epoch * self.order.epoch_size + x for x in self.windows.bounds(number))
+        ids, epochs = self.order.samples(start, stop)
         lengths = self.lengths[ids]
         self._check_longest(ids, lengths)
         return ids, epochs, lengths
 
     def _count(self, lengths: np.ndarray) -> int:
         if self.batching.mode == "pack":
-            return len(best_fit_rows(lengths, self.batching.size))
-        return len(buckets(np.sort(lengths).tolist(), self.batching.size))
+            return len(pack_best_fit(lengths, self.batching.size))
+        return len(bucket_ends(np.sort(lengths).tolist(), self.batching.size))
 
-    # -- what is refused ---------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------
     def _check_longest(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         worst = int(lengths.argmax())
         if lengths[worst] > self.batching.size:
             raise DataError(
-                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}, more than the "
-                f"{self.batching.size} that batch.size allows here; raise batch.size, or shard the corpus "
-                f"without it"
+                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}, but batch.size allows "
+                f"{self.batching.size}; raise batch.size or remove the sample from the corpus"
             )
 
     def _check_enough(self) -> None:
-        """One step takes no more than one epoch gives; looks at no more windows than it must."""
+        """Check that an epoch has enough items for one step; counts as few windows as possible."""
         if self.batching.mode == "fixed":
-            num_items = self.order.round_size
+            num_items = self.order.epoch_size
         else:
             num_items = window = 0
             while num_items < self._items_per_step and window < self.windows.count:
@@ -264,14 +301,14 @@ class Plan:
                 window += 1
         if num_items < self._items_per_step:
             raise DataError(
-                f"{self.order.round_size} samples give {num_items // self.batching.num_items} micro-batches, "
-                f"fewer than the {self.micro_batches_per_step} of one step; lower batch.size or "
+                f"{self.order.epoch_size} samples make {num_items // self.batching.num_items} micro-batches, "
+                f"but one step needs {self.micro_batches_per_step}; lower batch.size or "
                 f"batch.micro_batches_per_step, or add data"
             )
 
 
 def check_world_size(micro_batches_per_step: int, world_size: int) -> None:
-    """Raise ConfigError, listing the legal sizes, when the ranks cannot share a step evenly."""
+    """Raise ConfigError, listing the valid numbers of ranks, unless they divide a step evenly."""
     if micro_batches_per_step % world_size:
         legal = [n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0]
         raise ConfigError(
@@ -281,44 +318,46 @@ def check_world_size(micro_batches_per_step: int, world_size: int) -> None:
 
 
 def cover(ids: np.ndarray, lengths: np.ndarray, batching: Batching) -> list[MicroBatch]:
-    """Micro-batches that hold each of the samples `ids` exactly once, in a fixed order, for evaluation.
+    """Micro-batches that contain each of the samples `ids` exactly once, in a fixed order, for evaluation.
 
-    `lengths` are those of `ids`.
+    `lengths` are the lengths of `ids`.
     """
     if batching.mode == "bucket":
-        cut = _bucket_places(lengths, batching.size)
-        return [MicroBatch(_singles(ids[places].tolist())) for places in cut]
+        buckets = _buckets(lengths, batching.size)
+        return [MicroBatch(_singles(ids[indices].tolist())) for indices in buckets]
     if batching.mode == "pack":
-        rows = [tuple(ids[row].tolist()) for row in best_fit_rows(lengths, batching.size)]
+        packed = pack_best_fit(lengths, batching.size)
+        sequences = [tuple(ids[indices].tolist()) for indices in packed]
     else:
-        rows = list(_singles(ids.tolist()))
+        sequences = list(_singles(ids.tolist()))
     width = batching.num_items
-    return [MicroBatch(tuple(rows[start : start + width])) for start in range(0, len(rows), width)]
+    starts = range(0, len(sequences), width)
+    return [MicroBatch(tuple(sequences[start : start + width])) for start in starts]
 
 
-def like_costs_together(num: int, first: int, group: int, random: tuple[int, ...]) -> list[int]:
-    """The order of a window's `num` items, which are sorted by cost and stand at `first` in the stream.
+def group_similar_costs(num: int, first: int, group: int, random: tuple[int, ...]) -> list[int]:
+    """An order of the `num` items of a window, which are sorted by cost and start at `first` in the stream.
 
-    Whole steps of `group` items get neighbors in cost, and come in random order. The ends of the window
-    share steps with its neighbors: they get items of middling cost.
+    Each complete step of `group` items gets items of similar cost; the steps are in random order. Steps
+    at the ends of the window, shared with neighboring windows, get items of medium cost.
     """
     head = min(num, -first % group)
     num_steps = (num - head) // group
-    num_seam = num - num_steps * group
-    low = num_steps // 2 * group  # items below those at the seams
-    seam = low + shuffled(num_seam, *random, 0)
+    num_shared = num - num_steps * group
+    low = num_steps // 2 * group  # items below those of the shared steps
+    shared = low + shuffled(num_shared, *random, 0)
     runs = [range(i, i + group) for i in range(0, low, group)]
-    runs += [range(i, i + group) for i in range(low + num_seam, num, group)]
+    runs += [range(i, i + group) for i in range(low + num_shared, num, group)]
     middle = [i for run in shuffled(num_steps, *random, 1) for i in runs[run]]
-    return [*seam[:head].tolist(), *middle, *seam[head:].tolist()]
+    return [*shared[:head].tolist(), *middle, *shared[head:].tolist()]
 
 
-def _bucket_places(lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """The places in `lengths` of each bucket, by ascending length."""
+def _buckets(lengths: np.ndarray, budget: int) -> list[list[int]]:
+    """The indices into `lengths` of each bucket, by ascending length."""
     ascending = np.argsort(lengths, kind="stable")
-    ends = buckets(lengths[ascending].tolist(), budget)
-    places = ascending.tolist()
-    return [places[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    ends = bucket_ends(lengths[ascending].tolist(), budget)
+    indices = ascending.tolist()
+    return [indices[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _singles(values: list[int]) -> tuple[tuple[int, ...], ...]:

@@ -1,1 +1,1 @@
-"""What is on disk: manifests, tar shards with their indexes, local caches of remote ones."""
+"""Datasets on disk and at URLs: manifests, tar shards with indexes, and caches."""

@@ -1,14 +1,14 @@
-"""Shards of remote datasets on a local disk, shared by all processes of a node.
+"""Caches shards of remote datasets on a local disk, shared by all processes of a node.
 
-A shard is named by the SHA-256 that its manifest gives, so shards of equal names never mix. It is
-downloaded once for all processes (a lock each), beside its place, checked, and renamed. Whoever reads
-it holds a shared `flock` on it, which the kernel frees at the latest when the process ends; a shard
-that is locked so is never evicted.
+A shard is named by the SHA-256 in its manifest, so different shards never collide. It is downloaded once
+per node (under a lock) to a `.part` file, verified, and renamed. A reader holds a shared `flock` on the
+tar itself, and a locked tar is never evicted. That lock is not from a library: it ends with the reader's
+descriptor, so a shard is protected exactly as long as it is open, also if the process dies.
 
-    FOLDER/shards/SHA256.tar               complete and checked
-    FOLDER/shards/SHA256.NUM_BYTES.part    unfinished; the next download goes on at its end
-    FOLDER/shards/SHA256.lock              while somebody downloads or evicts it
-    FOLDER/expected/*                      which shards a process will need next, in order
+    FOLDER/shards/SHA256.tar               complete and verified
+    FOLDER/shards/SHA256.NUM_BYTES.part    incomplete; the next download appends to it
+    FOLDER/shards/SHA256.lock              exists during a download or eviction
+    FOLDER/expected/*                      the shards that a process will need next, in order
 """
 
 import errno
@@ -35,7 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class RemoteShard:
-    """A tar below a remote folder as its manifest describes it."""
+    """A tar in a remote folder, as declared in the manifest."""
 
     path: str
     sha256: str
@@ -44,7 +44,7 @@ class RemoteShard:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file of the cache: a complete shard, or a part with the bytes that it will have."""
+    """A file of the cache: a complete shard, or a part with its final size."""
 
     path: Path
     sha256: str
@@ -53,12 +53,12 @@ class _Entry:
 
 
 class ShardCache:
-    """At most `max_bytes` of shards in `folder`, fetched from `remote` when they are opened.
+    """Caches at most `max_bytes` of shards in `folder`, downloaded from `remote` on first use.
 
-    The bound is passed, with a warning, only when all shards are being read. What goes first is the
-    shard whose next use lies farthest ahead by what all processes `expect`, else the one used longest
-    ago. A download asks for `chunk_bytes` at a time and loses at most so much when it is cut off.
-    Picklable; raises `DataError` when the folder cannot be used.
+    Only if all shards are open does the cache exceed `max_bytes`, with a warning. Eviction takes the shard
+    with the farthest next use according to what all processes `expect`, then the least recently used.
+    Downloads request `chunk_bytes` at a time and lose at most one chunk if interrupted. Picklable. Raises
+    `DataError` if the folder cannot be used.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class ShardCache:
                 pass
         except OSError as error:
             raise DataError(
-                f"cannot keep shards in {folder} ({error.strerror}); set data.cache_dir to a folder on a "
+                f"cannot cache shards in {folder} ({error.strerror}); set data.cache_dir to a folder on a "
                 "local disk of the node"
             ) from error
 
     def open(self, shard: RemoteShard) -> int:
-        """A descriptor of the complete tar; nobody evicts it before the descriptor is closed.
+        """Open a complete tar, downloading it if needed; it is not evicted while the descriptor is open.
 
-        Raises `DataError` when it cannot be fetched, or is not what the manifest says.
+        Raises `DataError` if it cannot be downloaded or does not match the manifest.
         """
         self._check(shard)
         descriptor = self._open_complete(shard)
         while descriptor is None:
             with exclusive_lock(self._lock(shard.sha256)):
-                # Another process may have fetched it while this one waited.
+                # Another process may have downloaded it while this one waited.
                 descriptor = self._open_complete(shard)
                 if descriptor is None:
                     self._reserve(shard, -1)
@@ -98,9 +98,9 @@ class ShardCache:
         return descriptor
 
     def prefetch(self, shard: RemoteShard, position: int) -> bool:
-        """Fetch the shard that is needed as number `position`, if there is room; whether it is here.
+        """Download a shard that is needed at `position` if there is space; returns whether it is cached.
 
-        Nothing is evicted that is needed sooner, and nobody is waited for.
+        Does not evict shards that are needed sooner, and does not wait for locks.
         """
         self._check(shard)
         if self._tar(shard).exists():
@@ -115,7 +115,7 @@ class ShardCache:
         return True
 
     def expect(self, shards: Sequence[RemoteShard]) -> None:
-        """Tell all processes of the node which shards this one needs next, soonest first."""
+        """Announce the shards that this process needs next, soonest first, to all processes of the node."""
         with exclusive_lock(self._eviction_lock):
             if self._expectation is None:
                 self._expectation, _ = tempfile.mkstemp(dir=self._expected)
@@ -124,7 +124,7 @@ class ShardCache:
             os.pwrite(self._expectation, "\n".join(s.sha256 for s in shards).encode(), 0)
 
     def close(self) -> None:
-        """Expect nothing more."""
+        """Withdraw the announcement of `expect`."""
         if self._expectation is not None:
             os.close(self._expectation)
             self._expectation = None
@@ -135,7 +135,7 @@ class ShardCache:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_expectation": None}
 
-    # -- places ------------------------------------------------------------------------------------
+    # -- paths -------------------------------------------------------------------------------------
     @property
     def _shards(self) -> Path:
         return self.folder / "shards"
@@ -157,11 +157,11 @@ class ShardCache:
     def _lock(self, sha256: str) -> Path:
         return self._shards / f"{sha256}.lock"
 
-    # -- fetching ----------------------------------------------------------------------------------
+    # -- download ----------------------------------------------------------------------------------
     def _check(self, shard: RemoteShard) -> None:
         url = self.remote.url_of(shard.path)
         if not _SHA256.fullmatch(shard.sha256):  # it becomes a file name
-            raise DataError(f"the manifest gives no SHA-256 of {url}; make the dataset again")
+            raise DataError(f"the manifest has no SHA-256 of {url}; rebuild the dataset")
         if shard.num_bytes > self.max_bytes:
             raise DataError(
                 f"{url} has {shard.num_bytes / 1e9:.3g} GB, more than data.cache_gb="
@@ -178,11 +178,11 @@ class ShardCache:
         if not _is_linked(descriptor, path):  # evicted between the two calls
             os.close(descriptor)
             return None
-        os.utime(descriptor)  # the last use, by which shards are evicted
+        os.utime(descriptor)  # the last use, for eviction
         return descriptor
 
     def _download(self, shard: RemoteShard) -> None:
-        """Make the tar complete; its lock is held."""
+        """Download and verify a tar; the caller holds its lock."""
         part = self._part(shard)
         for _ in range(_NUM_DOWNLOADS):
             try:
@@ -199,12 +199,12 @@ class ShardCache:
                 return
             part.unlink()
         raise DataError(
-            f"{self.remote.url_of(shard.path)} is not the shard that its manifest describes (SHA-256 "
-            f"{digest}, expected {shard.sha256}); copy the dataset there again"
+            f"{self.remote.url_of(shard.path)} does not match its manifest (SHA-256 {digest}, expected "
+            f"{shard.sha256}); copy the dataset there again"
         )
 
     def _complete_part(self, shard: RemoteShard, part: Path) -> str:
-        """Append what is missing from the part; the SHA-256 of the whole."""
+        """Download the missing rest of a part; returns the SHA-256 of the complete file."""
         digest = hashlib.sha256()
         with part.open("a+b") as file:
             file.seek(0)
@@ -219,11 +219,11 @@ class ShardCache:
             os.fsync(file.fileno())
         return digest.hexdigest()
 
-    # -- room --------------------------------------------------------------------------------------
+    # -- eviction ----------------------------------------------------------------------------------
     def _reserve(self, shard: RemoteShard, position: int) -> bool:
-        """Make room and create the part, which counts with its full size from now on.
+        """Reserve space for a shard by evicting others and creating its part, which counts in full.
 
-        A shard that is needed now (position -1) gets its place in any case.
+        Returns False if there is no space. A shard that is needed now (position -1) always gets space.
         """
         with exclusive_lock(self._eviction_lock):
             entries = [entry for entry in self._entries() if entry.sha256 != shard.sha256]
@@ -234,16 +234,16 @@ class ShardCache:
                 if position >= 0:
                     return False
                 logger.warning(
-                    "the shard cache %s grows %.3g GB above data.cache_gb=%g, for all of its shards are in "
-                    "use; raise data.cache_gb", self.folder, excess / 1e9, self.max_bytes / 1e9,
+                    "the shard cache %s exceeds data.cache_gb by %.3g GB (limit %g) because all of its shards "
+                    "are open; raise data.cache_gb", self.folder, excess / 1e9, self.max_bytes / 1e9,
                 )  # fmt: skip
             self._part(shard).touch()
         return True
 
     def _evict(self, entries: list[_Entry], num_bytes: int, position: int) -> int:
-        """Remove at least `num_bytes` of what is not in use nor needed before `position`, if possible.
+        """Remove `num_bytes` or more of shards that are not open and not needed before `position`, if possible.
 
-        Returns how many bytes were freed.
+        Returns the number of bytes freed.
         """
         next_use = self._next_uses()
 
@@ -259,13 +259,13 @@ class ShardCache:
         return freed
 
     def _remove(self, entry: _Entry) -> bool:
-        """Unlink a shard or part that nobody reads or downloads; whether that was so."""
+        """Unlink a shard or part unless it is open or being downloaded; returns whether it was removed."""
         with try_exclusive_lock(self._lock(entry.sha256)) as is_free:
             if not is_free:
                 return False
             try:
                 descriptor = os.open(entry.path, os.O_RDONLY)
-            except FileNotFoundError:  # a part that became complete since it was listed
+            except FileNotFoundError:  # a part that was completed since it was listed
                 return False
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -285,7 +285,7 @@ class ShardCache:
                     continue
                 try:
                     status = file.stat()
-                except FileNotFoundError:  # a part that was just renamed or given up
+                except FileNotFoundError:  # a part that was just renamed or removed
                     continue
                 num_bytes = status.st_size
                 if path.suffix == ".part":
@@ -294,7 +294,7 @@ class ShardCache:
         return found
 
     def _next_uses(self) -> dict[str, int]:
-        """The soonest use of each shard that a living process expects, by position."""
+        """Position of the next use of each shard that a running process expects."""
         soonest: dict[str, int] = {}
         for path in self._expected.iterdir():
             with path.open("rb") as file:
@@ -307,7 +307,7 @@ class ShardCache:
 
     @staticmethod
     def _is_abandoned(descriptor: int) -> bool:
-        """Whether the process that holds this expectation has ended."""
+        """Whether the process that wrote this expectation has ended."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,8 +1,8 @@
-"""What a dataset on disk is: its splits, shards, totals and fingerprint (`manifest.json`).
+"""The manifest of a dataset (`manifest.json`): splits, shards, totals, and fingerprint.
 
-The manifest is written last, so a folder that has one is complete. Beside each shard lie an index
-(offset of each sample), a column file (cost metrics of each sample) and a record. Paths are
-relative to the manifest, so a dataset can be moved. Nothing here imports torch.
+The manifest is written last, so a folder with a manifest is complete. Each shard has three sidecars: an
+index (offset of each sample), a column file (sizes of each sample), and a record. Paths are relative to
+the manifest, so a dataset can be moved. Nothing here imports torch.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SPLIT_NAMES = ("train", "val", "test")
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# One row a sample. Hashes are `hash64`; `duration_ms` is summed over the audio clips of a sample.
+# One row per sample. Hashes are `hash64`; `duration_ms` is the sum over the audio clips of a sample.
 COLUMNS = np.dtype(
     [
         ("key_hash", "<u8"),
@@ -42,13 +42,13 @@ COLUMNS = np.dtype(
 
 
 def hash64(text: str | bytes) -> int:
-    """A stable 64-bit hash: equal on every machine and in every process."""
+    """A 64-bit hash that is the same on every machine and in every process."""
     content = text.encode() if isinstance(text, str) else text
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 class Totals(Section):
-    """Sums over samples; durations in milliseconds."""
+    """Sums over samples."""
 
     num_samples: int = 0
     num_bytes: int = 0
@@ -72,10 +72,10 @@ class Totals(Section):
 
 
 class ShardRecord(Section):
-    """One finished shard: the content of its `.json` file and its entry in the manifest.
+    """A complete shard: the content of its `.json` file and its entry in the manifest.
 
-    `path` is the tar relative to the dataset, `num_bytes` its size; `config_digest` says which
-    plan and options made it, `sources_digest` which state of the source files.
+    `path` is the tar relative to the dataset and `num_bytes` its size. `config_digest` identifies the
+    plan and options that it was written with, `sources_digest` the state of the source files.
     """
 
     path: str
@@ -94,7 +94,7 @@ class ShardRecord(Section):
 
 
 class Split(Section):
-    """An ordered list of shards; sample ids count through them in this order."""
+    """An ordered list of shards; sample ids are numbered through them in this order."""
 
     shards: tuple[ShardRecord, ...]
 
@@ -113,7 +113,7 @@ class Split(Section):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the tars of a remote dataset come from, and where at most `max_bytes` of them are kept."""
+    """The remote folder of a dataset, and the cache that holds at most `max_bytes` of its tars."""
 
     folder: RemoteFolder
     cache_dir: Path
@@ -123,11 +123,11 @@ class Origin:
 class Manifest(Section):
     """A complete dataset: `Manifest.load(folder)`.
 
-    `root` holds the shards. Of a dataset with an `origin` it holds copies of the sidecars alone.
+    `root` contains the shards; for a remote dataset (`origin`), only copies of the sidecars.
 
-    `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
-    fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
-    not be used and sound ones that `filters` left out; `preprocessing` says what was changed in samples.
+    `fingerprint` is a SHA-256 over splits, shard names, sample counts, and shard digests: equal
+    fingerprints mean equal samples in equal order. `dropped` counts unusable and filtered samples by
+    reason; `preprocessing` lists the changes applied to samples.
     """
 
     root: Path = Field(exclude=True)
@@ -151,21 +151,21 @@ class Manifest(Section):
     def _check(self) -> "Manifest":
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(
-                f"schema_version {self.schema_version}, this version reads {SCHEMA_VERSION}"
+                f"schema_version is {self.schema_version}, this version reads {SCHEMA_VERSION}"
             )
         return self
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
-        """Read `folder/manifest.json`; raises `DataError` when it is missing or malformed."""
+        """Read `folder/manifest.json`; raises `DataError` if it is missing or malformed."""
         folder = Path(folder)
         path = folder / MANIFEST_NAME
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise DataError(
-                f"{folder} is no finished dataset: {MANIFEST_NAME} is missing; "
-                "run its `python -m data_prep` command (again), it continues where it stopped"
+                f"{folder} is not a complete dataset: {MANIFEST_NAME} is missing; "
+                "run its `python -m data_prep` command, which continues where it stopped"
             ) from error
         except OSError as error:
             raise DataError(f"cannot read {path}: {error}") from error
@@ -173,9 +173,9 @@ class Manifest(Section):
 
     @classmethod
     def parse(cls, text: bytes, root: Path, source: str) -> "Manifest":
-        """The dataset in `root` that the text of a manifest describes.
+        """Parse the text of the manifest of the dataset in `root`.
 
-        Raises `DataError`, naming the `source` of the text, when it is malformed.
+        Raises `DataError` that names the `source` of the text if it is malformed.
         """
         try:
             content = json.loads(text)
@@ -189,30 +189,30 @@ class Manifest(Section):
         if manifest.fingerprint != expected:
             raise DataError(
                 f"{source} was edited: its fingerprint does not match its shards; "
-                "make the dataset again or restore the file"
+                "restore the file or rebuild the dataset"
             )
         return manifest
 
     @property
-    def place(self) -> str:
-        """What the user calls the dataset: its folder or URL."""
+    def location(self) -> str:
+        """The folder or URL of the dataset, for messages."""
         return str(self.root) if self.origin is None else self.origin.folder.url
 
     def split(self, name: str) -> Split:
-        """The split called `name`; raises `DataError` that lists those there are."""
+        """The split `name`; raises `DataError` that lists the splits if it does not exist."""
         if name not in self.splits:
             raise DataError(
-                f"dataset {self.place} has no split {name!r}; it has {', '.join(self.splits)}"
+                f"dataset {self.location} has no split {name!r}; it has {', '.join(self.splits)}"
             )
         return self.splits[name]
 
     def without_shards(self) -> "Manifest":
-        """The same dataset with empty splits: its name and place, to be sent to other processes."""
+        """A copy with empty splits, which is small enough to send to other processes."""
         return self.model_copy(update={"splits": dict.fromkeys(self.splits, Split(shards=()))})
 
     def to_json(self) -> str:
-        """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
-        # Versions without these refuse the key; a dataset that has neither stays readable to them.
+        """The text of `manifest.json`, with sorted keys, so equal manifests have equal bytes."""
+        # Older versions refuse these keys; omitting them keeps a dataset readable.
         unused = {name for name in ("filters", "preprocessing") if not getattr(self, name)}
         content = self.model_dump(mode="json", exclude=unused)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
@@ -228,14 +228,14 @@ def fingerprint(splits: dict[str, Split]) -> str:
 
 
 def find_datasets(data_dir: Path | str, task: Task) -> list[Manifest]:
-    """Datasets of one task in `data_dir` itself or in its direct subfolders, sorted by name.
+    """Datasets of one task in `data_dir` or its direct subfolders, sorted by name.
 
-    Raises `DataError` that names `data_dir` and the command when there is none.
+    Raises `DataError` if there is none.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(
-            f"data folder {data_dir} does not exist; make one with "
+            f"data folder {data_dir} does not exist; create one with "
             f"`python -m data_prep {task} --out {data_dir}/NAME ...` "
             f"or `python -m data_prep sample --out {data_dir}`"
         )
@@ -244,16 +244,16 @@ def find_datasets(data_dir: Path | str, task: Task) -> list[Manifest]:
     found = [manifest for manifest in map(Manifest.load, complete) if manifest.task == task]
     if not found:
         raise DataError(
-            f"{data_dir} holds no finished dataset of task {task!r}; make one with "
+            f"{data_dir} has no complete dataset of task {task!r}; create one with "
             f"`python -m data_prep {task} --format FORMAT --src SOURCE --out {data_dir}/NAME`"
         )
     return sorted(found, key=lambda manifest: (manifest.name, str(manifest.root)))
 
 
 def _first_problem(error: Exception) -> str:
-    """The first complaint of a validation error, in one line."""
+    """The first problem of a validation error, in one line."""
     if isinstance(error, ValidationError):
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        return f"{place}: {problem['msg']}" if place else str(problem["msg"])
+        field = ".".join(str(part) for part in problem["loc"])
+        return f"{field}: {problem['msg']}" if field else str(problem["msg"])
     return str(error)

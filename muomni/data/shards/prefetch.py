@@ -1,7 +1,6 @@
-"""A thread that fetches the shards that come next into the cache, a bounded number ahead.
+"""A thread that downloads the next shards to the cache, a limited number ahead.
 
-It is a daemon: when the process ends in the middle of a download, the part stays and the next run goes
-on with it.
+It is a daemon: if the process ends during a download, the part remains and the next run continues it.
 """
 
 import logging
@@ -16,33 +15,33 @@ logger = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Fetches the first `num_ahead` of the shards that were last given to `expect`."""
+    """Downloads the first `num_ahead` shards of the last call of `expect`."""
 
     def __init__(self, cache: ShardCache, num_ahead: int) -> None:
         self._cache = cache
         self._num_ahead = num_ahead
-        self._wanted = _Wanted()
-        # The thread must not keep this object alive, for its end is the thread's.
+        self._queue = _Queue()
+        # The thread must not hold a reference to this object, whose deletion ends the thread.
         thread = threading.Thread(
-            target=_fetch, args=(cache, self._wanted), name="shard-prefetch", daemon=True
+            target=_fetch, args=(cache, self._queue), name="shard-prefetch", daemon=True
         )
         thread.start()
 
     def expect(self, shards: Sequence[RemoteShard]) -> None:
-        """The shards that will be read, soonest first; replaces what was expected before."""
+        """Announce the shards to read next, soonest first; replaces the previous announcement."""
         self._cache.expect(shards)
-        self._wanted.put(shards[: self._num_ahead])
+        self._queue.put(shards[: self._num_ahead])
 
     def close(self) -> None:
-        """Fetch nothing more; a download that runs is finished."""
-        self._wanted.close()
+        """Stop after the current download."""
+        self._queue.close()
 
     def __del__(self) -> None:
         self.close()
 
 
-class _Wanted:
-    """The shards that are to be fetched, with their positions; `take` waits for one."""
+class _Queue:
+    """A queue of shards to download, with their positions; `take` waits for one."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -65,11 +64,11 @@ class _Wanted:
             self._condition.notify()
 
 
-def _fetch(cache: ShardCache, wanted: _Wanted) -> None:
-    while (entry := wanted.take()) is not None:
+def _fetch(cache: ShardCache, queue: _Queue) -> None:
+    while (entry := queue.take()) is not None:
         position, shard = entry
         try:
             cache.prefetch(shard, position)
         except (DataError, OSError) as error:
-            # Whoever reads the shard tries again, and its error stops the run.
-            logger.warning("did not fetch %s ahead: %s", cache.remote.url_of(shard.path), error)
+            # Reading the shard retries the download and raises.
+            logger.warning("cannot prefetch %s: %s", cache.remote.url_of(shard.path), error)

@@ -1,9 +1,8 @@
-"""Where the samples of a WebDataset tar begin: header scan, index file, members of one sample.
+"""Indexes WebDataset tars: header scan, index file, and the members of one sample.
 
-Reads USTAR, GNU long names and PAX paths, so that tars made elsewhere can be indexed. The index
-file (`SHARD.tar.idx`) is little-endian uint64 offsets, one for each sample and one for the end
-of the last sample: the layout that Megatron-Energon writes. An index whose last value is the
-size of the tar (Lhotse) is accepted as well.
+Reads USTAR, GNU long names, and PAX paths, so tars from other tools can be indexed. The index file
+(`SHARD.tar.idx`) contains little-endian uint64 offsets, one per sample and the end of the last sample, as
+in Megatron-Energon. An index whose last value is the size of the tar (Lhotse) is accepted too.
 """
 
 import os
@@ -21,16 +20,16 @@ from muomni.io.atomic_write import write_atomic
 BLOCK_BYTES = 512
 INDEX_SUFFIX = ".idx"
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
-# Name, size, checksum, type, magic, and the prefix of the name.
+# Name, size, checksum, type, magic, and name prefix.
 _HEADER = Struct("100s24x12s12x8sB100x6s82x155s12x")
 _REGULAR_TYPES = b"\x0007"
 _GNU_LONG_NAME = ord("L")
 _PAX_HEADER = ord("x")
-# Their payload is the name of the next member.
+# The payload of these types is the name of the next member.
 _NAME_TYPES = (_GNU_LONG_NAME, _PAX_HEADER)
-# Folders and headers for a whole archive hold no data of a sample.
+# Folders and global headers have no sample data.
 _IGNORED_TYPES = b"5g"
-# Names are short; a longer payload is damage, or meant to fill the memory.
+# Names are short; a longer payload is damaged or malicious.
 _MAX_NAME_PAYLOAD = 1 << 20
 _MAX_LENGTH_DIGITS = 20
 _SUM_MODULUS = 65521
@@ -38,7 +37,7 @@ _SUM_MODULUS = 65521
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One regular file of a tar: its name, where its header block(s) and its data begin."""
+    """A regular file of a tar; offsets of its first header block and of its data, in bytes."""
 
     name: str
     header_offset: int
@@ -48,7 +47,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """The adjacent members that share one key; `start` to `end` are bytes of the tar."""
+    """The adjacent members of one key, at bytes [start, end) of the tar."""
 
     key: str
     start: int
@@ -57,7 +56,7 @@ class SampleSpan:
 
 
 def padded(num_bytes: int) -> int:
-    """Bytes that a payload occupies in a tar: rounded up to whole blocks."""
+    """Size of a payload in a tar: `num_bytes` rounded up to full blocks."""
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
@@ -74,7 +73,7 @@ def split_member_name(name: str) -> tuple[str, str]:
 def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
     """List the regular files in tar bytes as (name, data offset in `buffer`, size).
 
-    Raises `DataError`, naming `origin`, when a header is damaged or a payload is cut off.
+    Raises `DataError` that names `origin` if a header is damaged or a payload is truncated.
     """
     found: list[tuple[str, int, int]] = []
     position = 0
@@ -86,7 +85,7 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
         name, num_bytes, kind = _parse_header(header, origin, position)
         data = position + BLOCK_BYTES
         if data + num_bytes > len(buffer):
-            raise DataError(f"{origin}: member {name!r} is cut off; make the shard again")
+            raise DataError(f"{origin}: member {name!r} is truncated; rebuild the shard")
         if kind in _NAME_TYPES:
             payload = buffer[data : data + num_bytes]
             long_name = _long_name(payload, kind, origin) or long_name
@@ -99,9 +98,9 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
 
 
 def scan_tar(path: Path) -> list[TarMember]:
-    """List all regular files of a tar by reading its headers only, each in one `pread`.
+    """List all regular files of a tar; reads only the headers, one `pread` each.
 
-    Raises `DataError` when the file is missing, truncated or has a damaged header.
+    Raises `DataError` if the file is missing, truncated, or has a damaged header.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -124,14 +123,14 @@ def _scan(descriptor: int, path: Path, tar_bytes: int) -> Iterator[TarMember]:
         if len(header) < BLOCK_BYTES:
             raise DataError(
                 f"{path} is truncated at byte {position} (no end-of-archive block); "
-                "make or copy the shard again"
+                "copy or rebuild the shard"
             )
         name, num_bytes, kind = _parse_header(header, str(path), position)
         data = position + BLOCK_BYTES
         position = data + padded(num_bytes)
         if position > tar_bytes:
             raise DataError(
-                f"{path} is truncated inside member {name!r}; make or copy the shard again"
+                f"{path} is truncated inside member {name!r}; copy or rebuild the shard"
             )
         if kind in _NAME_TYPES:
             if num_bytes > _MAX_NAME_PAYLOAD:
@@ -143,18 +142,18 @@ def _scan(descriptor: int, path: Path, tar_bytes: int) -> Iterator[TarMember]:
             yield TarMember(long_name or name, first_header, data, num_bytes)
         elif kind not in _IGNORED_TYPES:
             raise DataError(
-                f"{path}: member {(long_name or name)!r} is a link, a device or of another special kind "
-                f"({chr(kind)!r}), which has no data of its own; write the shard again with plain files"
+                f"{path}: member {(long_name or name)!r} is a link, device, or other special file "
+                f"({chr(kind)!r}) without data; rebuild the shard with regular files"
             )
         long_name = None
         first_header = position
 
 
 def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
-    """Join adjacent members of equal key into samples.
+    """Group adjacent members with the same key into samples.
 
-    Raises `DataError` when a key comes back later in the tar, for then an index of contiguous
-    samples cannot describe it, and when a sample has a member twice.
+    Raises `DataError` if the members of a key are not adjacent, since an index describes contiguous
+    samples, or if a sample has a member twice.
     """
     samples: list[SampleSpan] = []
     seen: set[str] = set()
@@ -177,13 +176,13 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
             if key in seen:
                 raise DataError(
                     f"{path}: members of key {key!r} are not adjacent or the key occurs twice; "
-                    "write the shard again with one sample after the other"
+                    "rebuild the shard with the members of each sample adjacent"
                 )
             seen.add(key)
             group_key, group = key, []
         if any(member.name == other.name for other in group):
             raise DataError(
-                f"{path}: member {member.name!r} occurs twice; write the shard again with unique keys"
+                f"{path}: member {member.name!r} occurs twice; rebuild the shard with unique keys"
             )
         group.append(member)
     close()
@@ -191,13 +190,13 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
 
 
 def index_offsets(samples: list[SampleSpan]) -> np.ndarray:
-    """Offsets of the samples and the end of the last: uint64 [num_samples + 1]."""
+    """Offsets of the samples and the end of the last sample: uint64 [num_samples + 1]."""
     ends = [samples[-1].end] if samples else [0]
     return np.array([sample.start for sample in samples] + ends, dtype="<u8")
 
 
 def index_path(tar_path: Path) -> Path:
-    """The index that lies beside a tar."""
+    """The index file of a tar."""
     return tar_path.with_name(tar_path.name + INDEX_SUFFIX)
 
 
@@ -207,21 +206,25 @@ def write_index(path: Path, offsets: np.ndarray) -> None:
 
 
 def read_index(path: Path) -> np.ndarray:
-    """Map an index file: read-only uint64 [num_samples + 1].
+    """Memory-map an index file: read-only uint64 [num_samples + 1].
 
-    Raises `DataError` when the file is missing or is no multiple of 8 bytes.
+    Raises `DataError` if the file is missing or its size is not a multiple of 8 bytes.
     """
     try:
         num_bytes = path.stat().st_size
     except OSError as error:
-        raise DataError(f"index {path} is missing; `python -m data_prep index` makes it") from error
+        raise DataError(
+            f"index {path} is missing; create it with `python -m data_prep index`"
+        ) from error
     if num_bytes == 0 or num_bytes % 8:
-        raise DataError(f"index {path} has {num_bytes} bytes, which is no whole number of offsets")
+        raise DataError(
+            f"index {path} has {num_bytes} bytes, not a multiple of 8; rebuild the index"
+        )
     return np.memmap(path, dtype="<u8", mode="r")
 
 
 def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, int]:
-    """Name, payload size and type byte of a header block; checks its checksum."""
+    """Name, payload size, and type byte of a header block, after checking its checksum."""
     name_field, size_field, sum_field, kind, magic, prefix_field = _HEADER.unpack(header)
     try:
         stored = _octal(sum_field)
@@ -230,13 +233,13 @@ def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, 
         else:
             num_bytes = _octal(size_field)
         if num_bytes < 0:
-            raise ValueError("a size below zero")
+            raise ValueError("negative size")
         name = _text(name_field)
         if prefix_field[0] and magic == b"ustar\0":
             name = f"{_text(prefix_field)}/{name}"
     except ValueError as error:
         raise DataError(f"{origin}: damaged tar header at byte {position}") from error
-    # In the checksum its own eight bytes count as spaces.
+    # The checksum counts its own eight bytes as spaces.
     if (stored - 8 * 32 + _byte_sum(sum_field) - _byte_sum(header)) % _SUM_MODULUS:
         raise DataError(f"{origin}: damaged tar header at byte {position} (checksum)")
     return name, num_bytes, kind
@@ -245,7 +248,7 @@ def _parse_header(header: bytes, origin: str, position: int) -> tuple[str, int, 
 def _octal(field: bytes) -> int:
     try:
         return int(field.rstrip(b"\0 ") or b"0", 8)
-    except ValueError:  # something stands behind the zero byte that ends the number
+    except ValueError:  # there are bytes after the terminating zero byte
         return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
@@ -256,13 +259,13 @@ def _text(field: bytes) -> str:
 def _byte_sum(block: bytes) -> int:
     """The sum of the bytes of a block modulo `_SUM_MODULUS`, many times faster than `sum`.
 
-    The lower half of Adler-32 is one more than that.
+    The lower half of Adler-32 is this sum plus one.
     """
     return (adler32(block) & 0xFFFF) - 1
 
 
 def _long_name(payload: bytes, kind: int, origin: str) -> str | None:
-    """The name in a GNU long-name payload or in the `path` record of a PAX header."""
+    """The name from a GNU long-name payload or the `path` record of a PAX header."""
     try:
         if kind == _GNU_LONG_NAME:
             return payload.split(b"\0")[0].decode()

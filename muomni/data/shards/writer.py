@@ -1,7 +1,7 @@
-"""Writes one shard: tar, index, columns, and last its record, which says that it is done.
+"""Writes one shard: tar, index, columns, and last the record, which marks it as complete.
 
-Each file is written aside and renamed, so a kill leaves either a finished shard or none. The tar
-is plain USTAR with time 0 and fixed owner, so equal samples give equal bytes on every machine.
+Files are written atomically, so after a kill a shard is either complete or missing. The tar is plain
+USTAR with time 0 and a fixed owner, so equal samples give equal bytes on every machine.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from muomni.io.hashing import sha256_bytes
 
 COLUMNS_SUFFIX = ".cols.npy"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
-# USTAR keeps 100 bytes for a name: key, dot, extension.
+# The name field of USTAR: key, dot, and extension.
 _MAX_NAME_BYTES = 100
 _MAX_MEMBER_BYTES = 2**32 - 1
-# What all headers have in common: mode and owner, time, type, magic and device. In the checksum its own
-# eight bytes count as spaces.
+# Fields that are the same in all headers: mode and owner, time, type, magic, and device. The checksum
+# counts its own eight bytes as spaces.
 _MODE = b"0000644\0" + b"0000000\0" * 2
 _TIME = b"00000000000\0"
 _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
@@ -39,7 +39,7 @@ _CONSTANT_SUM = sum(_MODE) + sum(_TAIL) + sum(_TIME) + 8 * 32
 
 @dataclass(frozen=True, slots=True)
 class SampleCost:
-    """Metrics of a sample that the batch planner needs without reading the sample."""
+    """Sizes of a sample that planning needs without reading it."""
 
     duration_ms: int = 0
     num_chars: int = 0
@@ -54,21 +54,19 @@ def columns_path(tar_path: Path) -> Path:
 
 
 def load_columns(path: Path) -> np.ndarray:
-    """A column file: structured array of `COLUMNS`, mapped read-only.
+    """Memory-map a column file: read-only structured array of `COLUMNS`.
 
-    Raises `DataError` when it is missing, damaged or holds anything else.
+    Raises `DataError` if it is missing, damaged, or has other columns.
     """
     try:
         columns = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; copy or make the dataset again") from error
+        raise DataError(f"{path} is missing; copy or rebuild the dataset") from error
     except Exception as error:
-        # numpy parses the header as Python, so damage may raise nearly anything, MemoryError included.
-        raise DataError(f"{path} is damaged ({error}); copy or make the dataset again") from error
+        # numpy parses the header as Python, so damage can raise almost anything, even MemoryError.
+        raise DataError(f"{path} is damaged ({error}); copy or rebuild the dataset") from error
     if columns.dtype != COLUMNS or columns.ndim != 1:
-        raise DataError(
-            f"{path} has other columns than this version writes; make the dataset again"
-        )
+        raise DataError(f"{path} has other columns than this version writes; rebuild the dataset")
     return columns
 
 
@@ -78,7 +76,7 @@ def record_path(tar_path: Path) -> Path:
 
 
 def ustar_header(name: str, num_bytes: int) -> bytes:
-    """The 512 byte header of a regular file with mode 644, owner 0 and time 0."""
+    """The 512-byte header of a regular file with mode 644, owner 0, and time 0."""
     encoded = name.encode()
     if len(encoded) > _MAX_NAME_BYTES:
         raise DataError(f"member name {name!r} is longer than {_MAX_NAME_BYTES} bytes")
@@ -89,10 +87,9 @@ def ustar_header(name: str, num_bytes: int) -> bytes:
 
 
 class ShardWriter:
-    """Context manager that writes the shard `root/split/NAME.tar` and its sidecars.
+    """Context manager that writes the shard `root/path` of `split` and its sidecars.
 
-    Samples are added in order; leaving the block without an error finishes the shard, after
-    which `record` is set.
+    Add samples in order. Leaving the block without an error completes the shard and sets `record`.
     """
 
     def __init__(self, root: Path, path: str, split: str) -> None:
@@ -114,7 +111,7 @@ class ShardWriter:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "ShardWriter":
-        # A record of an earlier attempt must not vouch for the new tar.
+        # The record of an earlier attempt must not mark the new tar as complete.
         record_path(self.tar_path).unlink(missing_ok=True)
         self._file = self._stack.enter_context(open_atomic(self.tar_path))
         return self
@@ -122,10 +119,9 @@ class ShardWriter:
     def add(
         self, key: str, members: Sequence[tuple[str, bytes]], group: str, cost: SampleCost
     ) -> None:
-        """Append one sample: its members as (extension, bytes), its group and its cost.
+        """Append one sample with its members as (extension, bytes).
 
-        Raises `DataError` for a key outside [A-Za-z0-9_-]{1,90}, a key used before or an empty
-        sample.
+        Raises `DataError` for a key outside of [A-Za-z0-9_-]{1,90}, a repeated key, or no members.
         """
         if not KEY_PATTERN.fullmatch(key):
             raise DataError(f"key {key!r} does not match [A-Za-z0-9_-]{{1,90}}")
@@ -145,7 +141,7 @@ class ShardWriter:
             self._members.add(extension)
             content.update(f"{extension}:{len(data)}:".encode())
             content.update(data)
-        # Written and hashed at once: for small files the calls cost more than the bytes.
+        # One write and hash per sample: for small files, calls cost more than bytes.
         self._write(b"".join(blocks))
         self._rows.append(
             (
@@ -176,7 +172,7 @@ class ShardWriter:
         self.record = self._write_sidecars()
 
     def _write(self, data: bytes) -> None:
-        assert self._file is not None, "ShardWriter is used as a context manager"
+        assert self._file is not None, "use ShardWriter as a context manager"
         self._file.write(data)
         self._sha256.update(data)
         self._position += len(data)
@@ -208,7 +204,7 @@ class ShardWriter:
 
 
 def finish_record(tar_path: Path, record: ShardRecord, columns: np.ndarray) -> ShardRecord:
-    """Write the column file and then the record, completed with the column digest."""
+    """Write the column file, then the record with the digest of the columns; returns the record."""
     buffer = io.BytesIO()
     np.save(buffer, columns)
     write_atomic(columns_path(tar_path), buffer.getvalue())
@@ -219,15 +215,15 @@ def finish_record(tar_path: Path, record: ShardRecord, columns: np.ndarray) -> S
 
 
 def store_record(tar_path: Path, record: ShardRecord) -> None:
-    """Write the record of a shard, atomically."""
+    """Write the record of a shard atomically."""
     text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     write_atomic(record_path(tar_path), text.encode())
 
 
 def load_record(tar_path: Path) -> ShardRecord | None:
-    """The record of a shard, or None when the shard was not finished.
+    """The record of a shard, or None if the shard is incomplete.
 
-    Raises `DataError` when the record exists but cannot be understood.
+    Raises `DataError` if the record is damaged.
     """
     path = record_path(tar_path)
     try:
@@ -235,4 +231,4 @@ def load_record(tar_path: Path) -> ShardRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, ValidationError) as error:
-        raise DataError(f"shard record {path} is damaged; delete it and run again") from error
+        raise DataError(f"shard record {path} is damaged; delete it and rerun") from error

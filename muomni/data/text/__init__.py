@@ -1,1 +1,1 @@
-"""Text to token ids: tokenizer, CTC units, the chat template."""
+"""Converts text and conversations to token ids."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, OmniConfig
-from muomni.data.media.audio import decode_declared_length, draw_seed, resampled_length
+from muomni.data.media.audio import augmentation_seed, decode_declared_length, resampled_length
 from muomni.data.media.image import decode_image
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.text.turns import Part, Turn, find_medium
@@ -219,7 +219,9 @@ class ConversationEncoder:
                     conversation.spoken.append(spoken)
                 else:
                     num_tokens = self.num_audio_tokens(len(waveform))
-                    placed = PlacedAudio(waveform, next(starts), num_tokens, draw_seed(random))
+                    placed = PlacedAudio(
+                        waveform, next(starts), num_tokens, augmentation_seed(random)
+                    )
                     conversation.audios.append(placed)
 
 

@@ -1,9 +1,8 @@
-"""Transcripts as labels for CTC: the spoken words, in pieces as small as one chooses.
+"""CTC labels of transcripts, with pieces of adjustable size.
 
-The pieces of a byte-pair tokenizer come from merges in order, so its first N merges are a smaller
-tokenizer inside it (Sennrich et al., 2016). Little speech needs small pieces, since each must be
-heard often enough; much speech can afford large ones. The ids are the tokenizer's own either
-way, so that it decodes them.
+The first N merges of a byte-pair tokenizer (Sennrich et al., 2016) are themselves a tokenizer with smaller
+pieces. Small speech datasets need small pieces, so that each occurs often enough. Labels are ids of the
+full tokenizer, which decodes them.
 """
 
 import re
@@ -11,20 +10,20 @@ from itertools import pairwise
 
 from muomni.data.text.tokenizer import Tokenizer
 
-_SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
+_SPACE = "\u2581"  # SentencePiece's word-start mark
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NOT_SPOKEN = re.compile(r"[^\w']+|_")
 
 
 def spoken_form(text: str) -> str:
-    """Lower case, and words only: an audio clip has no capitals and no punctuation."""
+    """Lower-case words without punctuation."""
     return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
 
 
 class CtcUnits:
-    """Encodes transcripts with the first `num_merges` merges of a tokenizer; None means all.
+    """Encodes transcripts with the first `num_merges` merges of a tokenizer (None: all).
 
-    0 gives single characters. A character that the tokenizer lacks becomes its UTF-8 bytes.
+    0 merges yield single characters. A character that the tokenizer lacks becomes its UTF-8 bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer, num_merges: int | None) -> None:
@@ -35,7 +34,7 @@ class CtcUnits:
         self._merges = {piece: self._ids[piece] for piece in merges[:num_merges]}
 
     def encode(self, transcript: str) -> list[int]:
-        """Ids of the spoken words of a transcript; empty when there are none."""
+        """Label ids of a transcript; empty if it has no words."""
         text = spoken_form(transcript)
         if self.num_merges is None or not text:
             return self.tokenizer.encode(text)
@@ -48,15 +47,15 @@ class CtcUnits:
         return ids
 
     def _merged(self, text: str) -> list[str]:
-        """Join neighbors, the earliest merge first, until no merge applies."""
+        """Merge adjacent pieces, lowest merge rank first, until no merge applies."""
         pieces = list(text)
         while True:
             ranks = [
-                (self._merges[left + right], place)
-                for place, (left, right) in enumerate(pairwise(pieces))
+                (self._merges[left + right], index)
+                for index, (left, right) in enumerate(pairwise(pieces))
                 if left + right in self._merges
             ]
             if not ranks:
                 return pieces
-            _, place = min(ranks)
-            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+            _, index = min(ranks)
+            pieces[index : index + 2] = [pieces[index] + pieces[index + 1]]

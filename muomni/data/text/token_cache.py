@@ -1,12 +1,12 @@
-"""Token ids of all texts of a split, kept beside the shards: a text is encoded once, not in every epoch.
+"""Token ids of all texts of a split, cached beside the shards, so each text is tokenized once.
 
-Two files per split and tokenizer, without a header, little-endian:
+Two files per split and tokenizer, little-endian and without a header:
 
-    .tokens-DIGEST.ids      the ids of one text after the other: uint16, uint32 above 65,536 pieces
-    .tokens-DIGEST.texts    `TEXT` of each sample: where its ids begin, how many there are, UTF-8 bytes
+    .tokens-DIGEST.ids      concatenated ids of all texts: uint16, or uint32 above 65,536 pieces
+    .tokens-DIGEST.texts    `TEXT` of each sample: start and number of its ids, length in UTF-8 bytes
 
-The digest covers samples and tokenizer, so a stale cache is never read, and both files may be deleted at
-any time. They are mapped, so that all ranks and workers of a node share their memory.
+The digest covers samples and tokenizer, so a stale cache is never read. Both files can be deleted at any
+time. They are memory-mapped, so the ranks and workers of a node share their memory.
 """
 
 import logging
@@ -26,15 +26,15 @@ from muomni.io.hashing import sha256_bytes
 
 logger = logging.getLogger(__name__)
 
-# `num_ids` is 0 for a sample without a usable text: whoever wants it reads the sample and meets the error.
+# `num_ids` is 0 for a sample without a usable text; reading the sample raises the error.
 TEXT = np.dtype([("start", "<i8"), ("num_ids", "<i4"), ("num_bytes", "<i4")])
 
-# The ids of one sample's text and its length in UTF-8 bytes; raises DataError where there is none.
+# Returns the ids of a sample's text and its length in UTF-8 bytes; raises DataError if it has none.
 Encode = Callable[[dict[str, Any]], tuple[list[int], int]]
 
 
 class TokenCache:
-    """The ids of the texts of one dataset's split. Picklable: files are mapped where first read."""
+    """Token ids of the texts of one split of a dataset. Picklable; files are mapped on first use."""
 
     def __init__(self, reader: SplitReader, tokenizer: Tokenizer) -> None:
         depends_on = f"{reader.manifest.fingerprint}|{reader.split}|tokens {tokenizer.digest}"
@@ -48,46 +48,46 @@ class TokenCache:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": None}
 
-    def is_there(self) -> bool:
-        """Whether both files are there and whole."""
+    def is_complete(self) -> bool:
+        """Whether both files exist and are complete."""
         try:
             texts, ids = self._map()
-        except (OSError, ValueError):  # the latter for a size that is no multiple of an item's
+        except (OSError, ValueError):  # ValueError: the size is not a multiple of the item size
             return False
         end = int(texts[-1]["start"]) + int(texts[-1]["num_ids"]) if len(texts) else 0
-        is_whole = len(texts) == self._num_texts and end == len(ids)
-        if not is_whole:
+        is_complete = len(texts) == self._num_texts and end == len(ids)
+        if not is_complete:
             self._maps = None
-        return is_whole
+        return is_complete
 
-    def make(self, reader: SplitReader, encode: Encode) -> bool:
-        """Write the cache unless it is there; returns whether it is now.
+    def ensure(self, reader: SplitReader, encode: Encode) -> bool:
+        """Write the cache unless it is complete; returns whether it is complete now.
 
-        Where processes can lock files one writes and the others wait; elsewhere each writes the same.
+        One process writes while the others wait; without file locks, all write the same bytes.
         """
-        if self.is_there():
+        if self.is_complete():
             return True
         if not os.access(self.folder, os.W_OK):
             return False
         try:
             with exclusive_lock_if_supported(self._path("lock")):
-                if not self.is_there():
+                if not self.is_complete():
                     if self._path("texts").exists():
-                        logger.warning("%s is damaged and made again", self._path("ids"))
+                        logger.warning("rebuilding damaged token cache %s", self._path("ids"))
                     self._write(reader, encode)
         except OSError as error:
-            logger.warning("cannot write token ids to %s: %s", self.folder, error.strerror)
+            logger.warning("cannot write token cache to %s: %s", self.folder, error.strerror)
             return False
         return True
 
     def find(self, index: int) -> tuple[np.ndarray, int] | None:
-        """Ids [n] of a text and its length in UTF-8 bytes; None for a sample without a usable text."""
+        """Ids [n] of a text and its length in UTF-8 bytes; None if the sample has no usable text."""
         texts, ids = self._map()
         start, num_ids, num_bytes = texts[index].item()
         return (ids[start : start + num_ids], num_bytes) if num_ids else None
 
     def num_ids(self, indices: np.ndarray) -> np.ndarray:
-        """How many ids the texts of the samples have, 0 without a usable text: [len(indices)]."""
+        """Number of ids of each sample, 0 without a usable text: int32 [len(indices)]."""
         return self._map()[0]["num_ids"][indices]
 
     def _path(self, suffix: str) -> Path:
@@ -100,7 +100,7 @@ class TokenCache:
 
     def _write(self, reader: SplitReader, encode: Encode) -> None:
         start = 0
-        # Files get their names from the inner one outwards: `texts` says that all is there.
+        # The inner file is renamed first, so `texts` marks the cache as complete.
         with open_atomic(self._path("texts")) as texts, open_atomic(self._path("ids")) as ids:
             for index in range(self._num_texts):
                 try:
@@ -115,5 +115,5 @@ class TokenCache:
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:  # nothing to map
         return np.empty(0, dtype)
-    # As a plain array: slices of a memmap cost several times more.
+    # A plain array: slicing a memmap is several times slower.
     return np.asarray(np.memmap(path, dtype, mode="r"))

@@ -1,9 +1,8 @@
-"""The SentencePiece tokenizer of all stages, with ids for padding, ends, roles and media.
+"""The SentencePiece tokenizer of all stages, with special tokens for roles and media.
 
-Roles and media are *control* symbols: they have ids, but no text encodes to them, so a user who
-types "<|assistant|>" gets ordinary characters. The text is not normalized (identity), so decoding
-returns what was encoded, except for U+2581, SentencePiece's own mark, which becomes a space.
-Nothing here imports torch.
+Roles and media are *control* symbols: no text encodes to them, so "<|assistant|>" typed by a user becomes
+ordinary characters. Text is not normalized, so decoding is the inverse of encoding, except that U+2581
+(SentencePiece's space mark) becomes a space. Nothing here imports torch.
 """
 
 from collections.abc import Sequence
@@ -30,15 +29,15 @@ MARKERS = (
 _SPACE_MARK = "\u2581"
 
 
-class Spelling(NamedTuple):
-    """`characters` are bytes; `characters[i]` belongs to the token at place `places[i]` of the spelled ids."""
+class Characters(NamedTuple):
+    """Character ids (UTF-8 bytes) of tokens; `token_positions[i]` is the index of the token of `ids[i]`."""
 
-    characters: list[int]
-    places: list[int]
+    ids: list[int]
+    token_positions: list[int]
 
 
 class Tokenizer:
-    """Text to ids and back; markers have ids of their own that `encode` never yields."""
+    """Encodes and decodes text; `encode` never returns ids of special tokens."""
 
     def __init__(self, model: bytes, origin: str) -> None:
         try:
@@ -65,13 +64,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        """Read a model file; raises `DataError` when it is missing or was not made for muomni."""
+        """Read a model file; raises `DataError` if it is missing or lacks the special tokens."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
             raise DataError(
                 f"cannot read tokenizer {path} ({error.strerror}); "
-                f"make one with `python -m data_prep tokenizer --data DIR --out {path}`"
+                f"train one with `python -m data_prep tokenizer --data DIR --out {path}`"
             ) from error
         return cls(model, str(path))
 
@@ -80,20 +79,20 @@ class Tokenizer:
         return self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without BOS and EOS."""
+        """Token ids of the text, without BOS and EOS."""
         return self._processor.encode(text, out_type=int)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; padding, ends and markers have no text. Broken UTF-8 becomes U+FFFD."""
+        """Text of the ids; special tokens are skipped, and invalid UTF-8 becomes U+FFFD."""
         return self._processor.decode([int(i) for i in ids if int(i) not in self._without_text])
 
-    def spell(self, ids: Sequence[int]) -> Spelling:
-        """The UTF-8 bytes of the text pieces among the ids, and which id each belongs to."""
-        characters = [self._characters(int(i)) for i in ids]
-        places = [place for place, piece in enumerate(characters) for _ in piece]
-        return Spelling([character for piece in characters for character in piece], places)
+    def characters(self, ids: Sequence[int]) -> Characters:
+        """Characters of the ids; special tokens have none."""
+        pieces = [self._piece_bytes(int(i)) for i in ids]
+        positions = [position for position, piece in enumerate(pieces) for _ in piece]
+        return Characters([byte for piece in pieces for byte in piece], positions)
 
-    def _characters(self, token_id: int) -> bytes:
+    def _piece_bytes(self, token_id: int) -> bytes:
         if token_id == UNK_ID or token_id in self._without_text:
             return b""
         piece = self._processor.id_to_piece(token_id)
@@ -102,7 +101,7 @@ class Tokenizer:
         return piece.replace(_SPACE_MARK, " ").encode()
 
     def pieces(self) -> dict[str, int]:
-        """Ids of the pieces that text is made of, by piece: bytes, merges in their order, characters."""
+        """Id of each text piece: bytes, merges in their order, and characters; no special tokens."""
         return {
             self._processor.id_to_piece(i): i
             for i in range(self.vocab_size)
@@ -110,7 +109,7 @@ class Tokenizer:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write the model file, byte for byte as it was loaded."""
+        """Write the model file, byte for byte as loaded."""
         Path(path).write_bytes(self._model)
 
     def __getstate__(self) -> tuple[bytes, str]:
@@ -123,7 +122,7 @@ class Tokenizer:
         piece = self._processor.piece_to_id(name)
         if piece == UNK_ID or not self._processor.is_control(piece):
             raise DataError(
-                f"tokenizer {self._origin} lacks the marker {name}; "
+                f"tokenizer {self._origin} lacks the special token {name}; "
                 "train one with `python -m data_prep tokenizer`"
             )
         return piece

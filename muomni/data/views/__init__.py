@@ -1,1 +1,1 @@
-"""A sample to an example, examples to a batch: one module per stage."""
+"""Views decode samples into examples and collate them into batches, one view per file."""

@@ -1,7 +1,6 @@
-"""What a stage sees of its corpora: samples become examples, examples become a batch.
+"""The interface of views, which decode samples into examples and collate examples into batches.
 
-A view decodes and collates; it knows no model, no rank and no order. One file a view: `text_view`,
-`speech_view`, `image_text_view`, `waveform_view`, `tts_view`, `conversation_view`.
+A view knows no model, rank, or order. Each view is one file of this package.
 """
 
 from abc import ABC, abstractmethod
@@ -18,10 +17,10 @@ Example = TypeVar("Example")
 
 
 class View(ABC, Generic[Example]):
-    """Turns the bytes of samples into batches of tensors with a fixed set of keys.
+    """Decodes samples into examples and collates examples into batches with a fixed set of keys.
 
-    `unit` names what `units(batch)` counts, for throughput: tokens, audio_s, images. `augments` says
-    that training samples are varied at random.
+    `unit` is the unit of `batch["units"]`, which throughput is measured in: tokens, audio_s, or images.
+    `augments` says whether training samples are augmented at random.
     """
 
     unit: str = "samples"
@@ -29,39 +28,39 @@ class View(ABC, Generic[Example]):
 
     @abstractmethod
     def lengths(self, source: Source) -> Lengths:
-        """Cost of each sample in the unit of the stage's batching."""
+        """Length of each sample in the unit of the stage's batching."""
 
     @abstractmethod
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Example:
-        """Decode one sample; `random` drives augmentation, None in evaluation and without `augments`.
+        """Decode one sample, augmented with `random` (None in evaluation and without `augments`).
 
-        Raises DataError for a sample that cannot be used.
+        Raises DataError for an unusable sample.
         """
 
     def reader(self, source: Source) -> "ExampleReader[Example]":
-        """What a loader reads the examples of `source` with."""
+        """The reader that a loader gets the examples of `source` from."""
         return ExampleReader(self, source)
 
     @abstractmethod
-    def collate(self, rows: list[list[Example]]) -> Batch:
-        """Put the examples of each row into tensors of fixed keys and types; a row may be empty.
+    def collate(self, sequences: list[list[Example]]) -> Batch:
+        """Collate the examples of each sequence into tensors; a sequence may be empty.
 
-        The tensor `units` (float, 0-d) counts the batch in `unit`. All keys are present even when
-        no row holds a usable example, so that no rank ever runs another graph than its peers.
+        The tensor `units` (float, 0-d) is the size of the batch in `unit`. All keys are present even if
+        no example is usable, so that every rank runs the same graph.
         """
 
 
 class ExampleReader(Generic[Example]):
-    """Gives the examples of a source by sample id; picklable, since the workers of a loader get it."""
+    """Reads examples of a source by sample id. Picklable, for the workers of a loader."""
 
     def __init__(self, view: View[Example], source: Source) -> None:
         self.view = view
         self.source = source
 
     def __call__(self, index: int, random: np.random.Generator | None) -> Example:
-        """The view's `example` of one sample; raises DataError for one that cannot be used."""
+        """The example of sample `index`; raises DataError for an unusable sample."""
         return self.view.example(self.source.read(index), random)
 
     def expect(self, indices: np.ndarray) -> None:
-        """Say which samples (ids) are asked for next, in order, so that remote datasets fetch ahead."""
+        """Announce the samples (ids) to read next, in order, so that remote datasets prefetch them."""
         self.source.expect(indices)

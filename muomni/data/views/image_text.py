@@ -1,4 +1,4 @@
-"""Images with captions, for contrastive learning."""
+"""Image-caption pairs for contrastive pretraining."""
 
 import json
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
 from muomni.errors import DataError
 
-# Marks rows that only fill a batch up; the loss knows it as PADDING_GROUP.
+# The group of padding pairs; the loss knows it as PADDING_GROUP.
 NO_GROUP = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image uint8 [3, S, S], one of its captions as ids (BOS first, EOS last), and two numbers
-    that equal images and equal captions share."""
+    """An image uint8 [3, S, S], one of its captions as token ids (with BOS and EOS), and two group ids,
+    equal for equal images and for equal captions."""
 
     pixels: np.ndarray
     ids: list[int]
@@ -33,11 +33,11 @@ class Pair:
 
 
 class ImageTextView(View[Pair]):
-    """Batches of exactly `num_rows` pairs: images [B, 3, S, S] uint8, token_ids [B, L],
-    token_lengths [B], groups [B, 2] (-1 in a row that only fills up).
+    """Batches of exactly `batch_size` pairs: images [B, 3, S, S] uint8, token_ids [B, L],
+    token_lengths [B], groups [B, 2] (-1 in padding pairs).
 
-    Training takes any caption of an image, evaluation the first. A caption longer than
-    `max_tokens` loses its end, but not the EOS.
+    Training samples one caption per image, evaluation takes the first. Captions are truncated to
+    `max_tokens`, keeping the EOS.
     """
 
     unit = "images"
@@ -48,13 +48,13 @@ class ImageTextView(View[Pair]):
         tokenizer: Tokenizer,
         image_size: int,
         max_tokens: int,
-        num_rows: int,
+        batch_size: int,
         augmentation: Augmentation | None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.max_tokens = max_tokens
-        self.num_rows = num_rows
+        self.batch_size = batch_size
         self.augmentation = augmentation
 
     def lengths(self, source: Source) -> Lengths:
@@ -67,29 +67,33 @@ class ImageTextView(View[Pair]):
         return Pair(self.pixels(sample, random), self.token_ids(caption), groups)
 
     def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
-        """The image of a sample as uint8 [3, S, S], varied when `random` is given."""
+        """The image of a sample as uint8 [3, S, S], augmented if `random` is given."""
         pixels = _pixels(sample, self.image_size)
         if random is not None and self.augmentation is not None:
-            return _varied(pixels, self.augmentation, random)
+            return _augmented(pixels, self.augmentation, random)
         return pixels
 
     def token_ids(self, caption: str) -> list[int]:
-        """A caption as the text tower reads it."""
+        """Token ids of a caption, the input of the text encoder."""
         ids = self.tokenizer.encode(caption)[: self.max_tokens - 2]
         return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
 
-    def collate(self, rows: list[list[Pair]]) -> Batch:
-        pairs = [pair for row in rows for pair in row]
+    def collate(self, sequences: list[list[Pair]]) -> Batch:
+        pairs = [pair for sequence in sequences for pair in sequence]
         width = max((len(pair.ids) for pair in pairs), default=1)
-        images = torch.zeros(self.num_rows, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        token_ids = torch.full((self.num_rows, width), self.tokenizer.pad_id)
-        token_lengths = torch.ones(self.num_rows, dtype=torch.long)
-        groups = torch.full((self.num_rows, 2), NO_GROUP)
-        for row, pair in enumerate(pairs):
-            images.numpy()[row] = pair.pixels  # numpy moves the axes in half of torch's time
-            token_ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
-            token_lengths[row] = len(pair.ids)
-            groups[row] = torch.tensor(pair.groups)
+        images = torch.zeros(
+            self.batch_size, 3, self.image_size, self.image_size, dtype=torch.uint8
+        )
+        token_ids = torch.full((self.batch_size, width), self.tokenizer.pad_id)
+        token_lengths = torch.ones(self.batch_size, dtype=torch.long)
+        groups = torch.full((self.batch_size, 2), NO_GROUP)
+        for index, pair in enumerate(pairs):
+            images.numpy()[index] = (
+                pair.pixels
+            )  # numpy copies strided memory twice as fast as torch
+            token_ids[index, : len(pair.ids)] = torch.tensor(pair.ids)
+            token_lengths[index] = len(pair.ids)
+            groups[index] = torch.tensor(pair.groups)
         return {
             "images": images,
             "token_ids": token_ids,
@@ -100,7 +104,7 @@ class ImageTextView(View[Pair]):
 
 
 def captions(sample: dict[str, Any]) -> list[str]:
-    """All captions of a sample; raises DataError when it has none."""
+    """All captions of a sample; raises DataError if it has none."""
     try:
         if "json" in sample:
             found = [str(caption) for caption in json.loads(sample["json"]).get("captions", [])]
@@ -122,10 +126,10 @@ def _pixels(sample: dict[str, Any], size: int) -> np.ndarray:
     raise DataError(f"sample '{sample['__key__']}' has no image ({', '.join(IMAGE_EXTENSIONS)})")
 
 
-def _varied(
+def _augmented(
     pixels: np.ndarray, augmentation: Augmentation, random: np.random.Generator
 ) -> np.ndarray:
-    """Scale and move a square image within its size; what becomes free is white."""
+    """Scale and shift a square image [3, S, S]; uncovered pixels are white."""
     image = Image.fromarray(pixels.transpose(1, 2, 0))
     size = image.width
     if random.random() < augmentation.flip_probability:
@@ -139,7 +143,5 @@ def _varied(
 
 
 def group_of(text: str) -> int:
-    """The number that stands for a key or a caption; captions that differ in case alone are equal."""
-    return (
-        hash64(text.strip().lower()) >> 1
-    )  # int64 has no room for the highest bit, and -1 is taken
+    """The group id of a key or caption; captions that differ only in case are equal."""
+    return hash64(text.strip().lower()) >> 1  # fits int64 and is never -1

@@ -1,4 +1,4 @@
-"""Audio clips with their transcripts, for CTC."""
+"""Audio clips with transcripts, for CTC."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,22 +7,22 @@ import numpy as np
 import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_audio
+from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.media.resampling import resample
-from muomni.data.sampling.lengths import Lengths
+from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.views.base import Batch, View
 from muomni.errors import DataError
 
-# Speeds of Ko et al., "Audio Augmentation for Speech Recognition", 2015, as ratios of small numbers.
+# Speed perturbation of Ko et al., 2015, "Audio Augmentation for Speech Recognition", as ratios.
 SPEEDS = ((9, 10), (1, 1), (11, 10))
 _SLOWEST = SPEEDS[0][1] / SPEEDS[0][0]
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """An audio clip, its labels, and the seed of what is drawn for it on the device."""
+    """An audio clip float32 [num_samples], its labels, and the seed of its augmentation on the device."""
 
     waveform: np.ndarray
     labels: list[int]
@@ -33,8 +33,7 @@ class SpeechView(View[Utterance]):
     """Padded batches: waveform [B, N], lengths [B] in samples, labels [B, L] padded with the
     tokenizer's pad id, label_lengths [B], seeds [B].
 
-    Lengths are mel frames. With `perturb_speed`, an audio clip is played at 0.9, 1 or 1.1 times its
-    speed in training.
+    Lengths are mel frames. `perturb_speed` changes the speed of training audio by 0.9, 1, or 1.1.
     """
 
     unit = "audio_s"
@@ -54,16 +53,16 @@ class SpeechView(View[Utterance]):
         waveform = read_audio(sample)
         if random is not None and self.perturb_speed:
             waveform = change_speed(waveform, *SPEEDS[int(random.integers(len(SPEEDS)))])
-        return Utterance(waveform, labels, draw_seed(random))
+        return Utterance(waveform, labels, augmentation_seed(random))
 
-    def collate(self, rows: list[list[Utterance]]) -> Batch:
-        utterances = [utterance for row in rows for utterance in row]
+    def collate(self, sequences: list[list[Utterance]]) -> Batch:
+        utterances = [utterance for sequence in sequences for utterance in sequence]
         waveform, lengths = pad_waveforms([utterance.waveform for utterance in utterances])
         label_lengths = torch.tensor([len(u.labels) for u in utterances] or [0])
         width = max(1, int(label_lengths.max()))
         labels = torch.full((len(lengths), width), self.units.tokenizer.pad_id)
-        for row, utterance in enumerate(utterances):
-            labels[row, : len(utterance.labels)] = torch.tensor(utterance.labels)
+        for index, utterance in enumerate(utterances):
+            labels[index, : len(utterance.labels)] = torch.tensor(utterance.labels)
         return {
             "waveform": waveform,
             "lengths": lengths,
@@ -75,7 +74,7 @@ class SpeechView(View[Utterance]):
 
 
 def transcript(sample: dict[str, Any]) -> str:
-    """The transcript of a sample; raises DataError when it is missing or not UTF-8."""
+    """The transcript of a sample; raises DataError if it is missing or not UTF-8."""
     if "txt" not in sample:
         raise DataError(f"sample '{sample['__key__']}' has no transcript (.txt)")
     try:
@@ -85,5 +84,5 @@ def transcript(sample: dict[str, Any]) -> str:
 
 
 def change_speed(waveform: np.ndarray, numerator: int, denominator: int) -> np.ndarray:
-    """Play an audio clip at numerator / denominator times its speed; pitch moves with it."""
+    """Change speed and pitch of an audio clip by the factor numerator / denominator."""
     return resample(waveform[:, None], numerator, denominator)[:, 0]

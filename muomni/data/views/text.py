@@ -1,6 +1,6 @@
-"""Text for next-token prediction: documents packed into rows that cannot see each other.
+"""Texts for next-token prediction, packed into sequences without attention across documents.
 
-Token ids come from the token cache where there is one, else from the texts: batches are the same.
+Token ids come from the token cache if there is one, otherwise from the texts; batches are the same.
 """
 
 import logging
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni.data.sampling.lengths import Lengths, spread
-from muomni.data.sampling.measure import measured_lengths
+from muomni.data.sampling.lengths import Lengths, evenly_spaced, measured_lengths
 from muomni.data.sampling.packing import document_starts
 from muomni.data.shards.source import Source
 from muomni.data.text.token_cache import TokenCache
@@ -29,37 +28,38 @@ TRAIN = "train"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document as token ids, BOS first and EOS last, and its length in UTF-8 bytes."""
+    """Token ids of a document, with BOS and EOS, and its length in UTF-8 bytes."""
 
     ids: list[int] | np.ndarray
     num_bytes: int
 
 
 class TextView(View[Document]):
-    """Rows of `context` positions; each document's inputs are its ids but the last, its labels
-    its ids but the first, so that EOS is learned and nothing is predicted across documents.
+    """Packed sequences: input_ids, labels, document_ids [B, T] with B `num_sequences` and T `seq_len`,
+    document_starts [N] (`packing.document_starts`), num_bytes (float, 0-d).
 
-    A document longer than a row is cut to it; of training documents that is told.
+    Inputs of a document are all ids but the last, labels all but the first: EOS is a target, and there is
+    no loss across documents. Longer documents are truncated; a warning is logged for training data.
     """
 
     unit = "tokens"
 
-    def __init__(self, tokenizer: Tokenizer, context: int, rows: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, num_sequences: int) -> None:
         self.tokenizer = tokenizer
-        self.context = context
-        self.rows = rows
+        self.seq_len = seq_len
+        self.num_sequences = num_sequences
 
     def lengths(self, source: Source) -> Lengths:
-        """Positions that each text takes, at most `context`; makes the token caches on the way."""
+        """Positions of each text, at most `seq_len`; writes missing token caches."""
         depends_on = f"text tokenizer={self.tokenizer.digest}"
         caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
         missing = [
             cache.folder
             for cache, reader in zip(caches, source.readers, strict=True)
-            if not cache.make(reader, self._ids_and_bytes)
+            if not cache.ensure(reader, self._ids_and_bytes)
         ]
         if missing:
-            self._tell_of_missing(missing, source.split)
+            self._warn_of_missing(missing, source.split)
             lengths = measured_lengths(source, self._measure, depends_on)
         else:
             lengths = Lengths(
@@ -68,28 +68,30 @@ class TextView(View[Document]):
                 depends_on,
             )
         if source.split == TRAIN:
-            self._tell_of_cuts(lengths[spread(len(lengths))])
-        return lengths.clipped(1, self.context)
+            self._warn_of_truncation(lengths[evenly_spaced(len(lengths))])
+        return lengths.clipped(1, self.seq_len)
 
     def reader(self, source: Source) -> ExampleReader[Document]:
-        """Reads token ids from those caches that are there, the other texts from their shards."""
+        """A reader of token ids from the existing caches, and of the other texts from their shards."""
         caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
-        return _CachedTexts(self, source, [cache if cache.is_there() else None for cache in caches])
+        return _CachedTexts(
+            self, source, [cache if cache.is_complete() else None for cache in caches]
+        )
 
-    def _tell_of_missing(self, folders: list[Path], split: str) -> None:
-        if split == TRAIN:  # once a run: validation comes here again and again
+    def _warn_of_missing(self, folders: list[Path], split: str) -> None:
+        if split == TRAIN:  # validation calls this repeatedly
             logger.warning(
-                "no token ids can be kept in %s: its texts are encoded again in every epoch",
+                "cannot cache token ids in %s; texts are tokenized again in every epoch",
                 ", ".join(map(str, folders)),
             )
 
-    def _tell_of_cuts(self, lengths: np.ndarray) -> None:
-        is_long = lengths > self.context
+    def _warn_of_truncation(self, lengths: np.ndarray) -> None:
+        is_long = lengths > self.seq_len
         if is_long.any():
             logger.warning(
-                "%d of %d training texts are longer than batch.size=%d; the %d tokens after that are "
-                "not trained: shard them with --document paragraph or line, or raise batch.size",
-                is_long.sum(), len(lengths), self.context, (lengths[is_long] - self.context).sum(),
+                "%d of %d training texts are longer than batch.size=%d and lose %d tokens by truncation; "
+                "shard them with --document paragraph or line, or raise batch.size",
+                is_long.sum(), len(lengths), self.seq_len, (lengths[is_long] - self.seq_len).sum(),
             )  # fmt: skip
 
     def _measure(self, sample: dict[str, Any]) -> int:
@@ -101,24 +103,24 @@ class TextView(View[Document]):
         return ids, len(sample["txt"])
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
-        return self.cut(Document(*self._ids_and_bytes(sample)))
+        return self.truncated(Document(*self._ids_and_bytes(sample)))
 
-    def cut(self, document: Document) -> Document:
-        """What fits a row of the document."""
-        if len(document.ids) <= self.context + 1:
+    def truncated(self, document: Document) -> Document:
+        """The document truncated to `seq_len` positions."""
+        if len(document.ids) <= self.seq_len + 1:
             return document
-        ids = document.ids[: self.context + 1]
-        # Bits per byte must not count bytes that are cut off.
+        ids = document.ids[: self.seq_len + 1]
+        # Bits per byte must not count truncated bytes.
         return Document(ids, len(self.tokenizer.decode(list(ids)).encode()))
 
-    def collate(self, rows: list[list[Document]]) -> Batch:
-        shape = (self.rows, self.context)
-        # Filled by numpy, which takes a fraction of torch's time for thousands of short pieces.
+    def collate(self, sequences: list[list[Document]]) -> Batch:
+        shape = (self.num_sequences, self.seq_len)
+        # numpy fills thousands of short slices several times faster than torch.
         input_ids = np.full(shape, self.tokenizer.pad_id)
         labels = np.full(shape, IGNORE)
         document_ids = np.zeros(shape, dtype=np.int64)
         num_bytes = 0
-        for row, documents in enumerate(rows):
+        for row, documents in enumerate(sequences):
             start = 0
             for number, document in enumerate(documents, start=1):
                 end = start + len(document.ids) - 1
@@ -138,22 +140,24 @@ class TextView(View[Document]):
 
 
 class _CachedTexts(ExampleReader[Document]):
-    """Documents from the token cache of each dataset (None: it has none), else from their shards."""
+    """Reads documents from the token cache of each dataset, or from the shards if it is None."""
 
     def __init__(self, view: TextView, source: Source, caches: Sequence[TokenCache | None]) -> None:
         super().__init__(view, source)
-        self._cut = view.cut
+        self._truncated = view.truncated
         self._caches = caches
 
     def __call__(self, index: int, random: np.random.Generator | None) -> Document:
         dataset, within = self.source.locate(index)
         cache = self._caches[dataset]
         found = None if cache is None else cache.find(within)
-        return super().__call__(index, random) if found is None else self._cut(Document(*found))
+        return (
+            super().__call__(index, random) if found is None else self._truncated(Document(*found))
+        )
 
     def expect(self, indices: np.ndarray) -> None:
-        has_none = np.array([cache is None for cache in self._caches])
-        super().expect(indices[has_none[self.source.datasets_of(indices)]])
+        is_uncached = np.array([cache is None for cache in self._caches])
+        super().expect(indices[is_uncached[self.source.datasets_of(indices)]])
 
 
 def _text(sample: dict[str, Any]) -> str:

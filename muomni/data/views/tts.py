@@ -1,34 +1,34 @@
-"""Text, spelled, with the audio clip that speaks it, for the Talker; batched by duration."""
+"""Texts as characters with the audio clips that speak them, for the Talker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import mel_frames, pad_waveforms, read_audio
-from muomni.data.sampling.lengths import Lengths
+from muomni.data.media.audio import pad_waveforms, read_audio
+from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
-from muomni.data.text.tokenizer import Spelling, Tokenizer
+from muomni.data.text.tokenizer import Characters, Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.characters import pad_spelled
 from muomni.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """Token ids of a text, without BOS and EOS, and its audio clip, float32 [num_samples]."""
+    """Token ids (without BOS and EOS) and characters of a text, and its audio clip, float32 [num_samples]."""
 
     ids: list[int]
-    spelling: Spelling
+    characters: Characters
     waveform: np.ndarray
 
 
 class TtsView(View[SpokenText]):
-    """Batches `text_ids`, `character_ids`, `text_mask` [B, Tl], `waveform` [B, N], `lengths` [B] in samples.
+    """Batches of `pad_characters` [B, Tl], `waveform` [B, N], and `lengths` [B] in samples.
 
-    Each character of a text has a place, with the token that it belongs to (see `Talker`).
-    Lengths for the plan are mel frames. A batch without a usable sample has one empty row.
+    Lengths are mel frames. A batch without a usable sample has one empty example.
     """
 
     unit = "audio_s"
@@ -49,15 +49,34 @@ class TtsView(View[SpokenText]):
             raise DataError(f"the text of sample '{key}' is not UTF-8") from None
         if not ids:
             raise DataError(f"the text of sample '{key}' is empty")
-        return SpokenText(ids, self.tokenizer.spell(ids), read_audio(sample))
+        return SpokenText(ids, self.tokenizer.characters(ids), read_audio(sample))
 
-    def collate(self, rows: list[list[SpokenText]]) -> Batch:
-        examples = [example for row in rows for example in row]
-        spelled = [(example.ids, example.spelling) for example in examples]
+    def collate(self, sequences: list[list[SpokenText]]) -> Batch:
+        examples = [example for sequence in sequences for example in sequence]
+        texts = [(example.ids, example.characters) for example in examples]
         waveform, lengths = pad_waveforms([example.waveform for example in examples])
         return {
-            **pad_spelled(spelled, self.tokenizer.pad_id),
+            **pad_characters(texts, self.tokenizer.pad_id),
             "waveform": waveform,
             "lengths": lengths,
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,
         }
+
+
+def pad_characters(texts: Sequence[tuple[list[int], Characters]], pad_id: int) -> Batch:
+    """Token ids and characters of B texts as padded tensors with one position per character.
+
+    `text_ids` [B, Tl] holds the token that each character belongs to, `character_ids` [B, Tl] the
+    character, `text_mask` bool [B, Tl] is False in padding. Without texts, B is 1 and all is padding.
+    """
+    width = max([len(characters.ids) for _, characters in texts], default=0)
+    shape = (max(1, len(texts)), max(1, width))
+    text_ids = torch.full(shape, pad_id)
+    character_ids = torch.zeros(shape, dtype=torch.long)
+    text_mask = torch.zeros(shape, dtype=torch.bool)
+    for index, (ids, characters) in enumerate(texts):
+        target = (index, slice(len(characters.ids)))
+        text_ids[target] = torch.tensor(ids, dtype=torch.long)[characters.token_positions]
+        character_ids[target] = torch.tensor(characters.ids, dtype=torch.long)
+        text_mask[target] = True
+    return {"text_ids": text_ids, "character_ids": character_ids, "text_mask": text_mask}

@@ -1,4 +1,4 @@
-"""Audio clips without text, for models that reconstruct speech: crops of one length."""
+"""Fixed-length crops of audio clips, for models that reconstruct speech."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, MEL_RATE_HZ, SAMPLE_RATE_HZ
-from muomni.data.media.audio import draw_seed, mel_frames, pad_waveforms, read_audio
-from muomni.data.sampling.lengths import Lengths
+from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
+from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
 
@@ -17,17 +17,16 @@ CODE_HOP = MEL_HOP * FRAME_SUBSAMPLING
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A piece of an audio clip, and the seed of what is drawn for it on the device."""
+    """A crop of an audio clip, float32 [num_samples], and the seed of its augmentation on the device."""
 
     waveform: np.ndarray
     seed: int
 
 
 class WaveformView(View[Crop]):
-    """Crops of `crop_s` seconds (rounded to whole code frames): at a random place in training, from
-    the middle in evaluation. A shorter audio clip is taken whole.
+    """Crops of `crop_s` seconds, rounded to full code frames: random in training, centered in evaluation.
 
-    Batches hold waveform [B, N], lengths [B] in samples and seeds [B]; N is the same in all.
+    Batches: waveform [B, N], lengths [B] in samples, seeds [B]; N is constant. Shorter clips are padded.
     """
 
     unit = "audio_s"
@@ -44,11 +43,11 @@ class WaveformView(View[Crop]):
         waveform = read_audio(sample)
         spare = max(0, len(waveform) - self.num_samples)
         start = spare // 2 if random is None else int(random.integers(spare + 1))
-        return Crop(waveform[start : start + self.num_samples], draw_seed(random))
+        return Crop(waveform[start : start + self.num_samples], augmentation_seed(random))
 
-    def collate(self, rows: list[list[Crop]]) -> Batch:
-        # A row whose sample was broken stays, with length zero, so that shapes do not change.
-        crops = [row[0] if row else _EMPTY for row in rows] or [_EMPTY]
+    def collate(self, sequences: list[list[Crop]]) -> Batch:
+        # A broken sample becomes an empty crop, so that shapes do not change.
+        crops = [sequence[0] if sequence else _EMPTY for sequence in sequences] or [_EMPTY]
         waveform, lengths = pad_waveforms([crop.waveform for crop in crops], self.num_samples)
         return {
             "waveform": waveform,

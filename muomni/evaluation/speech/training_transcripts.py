@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muomni.data.shards.data_root import datasets_of
+from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
 from muomni.data.views.speech import transcript
@@ -48,7 +48,7 @@ class TrainingTranscripts:
         words: Counter[str] = Counter()
         reason = f"no training transcript in {self._context.data.root} contains a word"
         try:
-            speech = Source(datasets_of(self._context.data, ("speech",)), TRAIN)
+            speech = Source(open_datasets(self._context.data, ("speech",)), TRAIN)
         except DataError as error:
             reason = str(error)
         else:
@@ -72,7 +72,7 @@ class TrainingTranscripts:
         for number, manifest in enumerate(source.manifests):
             root = manifest.root.resolve()
             if root not in self._counts:
-                kept = source.kept(number)
+                kept = source.included(number)
                 share = shard_indices(min(len(kept), MAX_BASELINE_SAMPLES))
                 indices = kept[np.array(share, dtype=np.int64)]
                 texts = Counter(

@@ -4,7 +4,7 @@ import torch
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.views.base import Batch
-from muomni.data.views.characters import pad_spelled
+from muomni.data.views.tts import pad_characters
 from muomni.evaluation.context import EvaluationContext
 from muomni.evaluation.metrics.baselines import CodeCounts
 from muomni.evaluation.metrics.tally import Tally, ratio, watch
@@ -64,11 +64,11 @@ def _free_run(context: EvaluationContext) -> list[Metric]:
     for audio in audio_clips(context, context.source, min(context.num_samples, MAX_SPOKEN_SAMPLES)):
         original_s = len(audio.waveform) / SAMPLE_RATE_HZ
         ids = tokenizer.encode(audio.text)
-        spelled = pad_spelled([(ids, tokenizer.spell(ids))], tokenizer.pad_id)
+        text = pad_characters([(ids, tokenizer.characters(ids))], tokenizer.pad_id)
         speech = speak(
             context.model,
             codec,
-            *(spelled[name][0].to(context.device) for name in ("text_ids", "character_ids")),
+            *(text[name][0].to(context.device) for name in ("text_ids", "character_ids")),
             max_frames=round((_MAX_STRETCH * original_s + 1) * FRAME_RATE_HZ),
         )
         tally.add("duration", torch.tensor([len(speech.waveform) / SAMPLE_RATE_HZ, original_s]))

@@ -131,7 +131,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
         "device": session.device.type,
         "ranks": session.ranks.world_size,
         "train_samples": session.feed.num_samples,
-        "val_samples": session.val.num_kept if session.val else 0,
+        "val_samples": session.val.num_included if session.val else 0,
         "steps_per_epoch": num_steps,
         "steps": session.num_steps,
         "micro_batches_per_step": session.feed.micro_batches_per_step,

@@ -53,7 +53,7 @@ class CodecStage(Stage):
 
     def batching(self) -> Batching:
         return Batching(
-            "fixed", self.config.batch.batch_size, window=self.config.batch.shuffle_window
+            "fixed", self.config.batch.batch_size, shuffle_window=self.config.batch.shuffle_window
         )
 
     def build(self) -> CodecTask:

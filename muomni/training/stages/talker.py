@@ -61,7 +61,9 @@ class TalkerStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("bucket", batch.max_seconds * MEL_RATE_HZ, window=batch.shuffle_window)
+        return Batching(
+            "bucket", batch.max_seconds * MEL_RATE_HZ, shuffle_window=batch.shuffle_window
+        )
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

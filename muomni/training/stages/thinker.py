@@ -86,7 +86,12 @@ class ThinkerStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("pack", batch.seq_len, rows=batch.batch_size, window=batch.shuffle_window)
+        return Batching(
+            "pack",
+            batch.seq_len,
+            num_sequences=batch.batch_size,
+            shuffle_window=batch.shuffle_window,
+        )
 
     def build(self) -> ThinkerTask:
         task = ThinkerTask(self.model_config())

@@ -149,7 +149,7 @@ class VisionEncoderStage(Stage):
 
     def batching(self) -> Batching:
         return Batching(
-            "fixed", self.config.batch.batch_size, window=self.config.batch.shuffle_window
+            "fixed", self.config.batch.batch_size, shuffle_window=self.config.batch.shuffle_window
         )
 
     def build(self) -> VisionEncoderTask:

@@ -1,4 +1,4 @@
-"""The stream of batches: the same for any number of workers, whole also where samples are broken."""
+"""The loader: same batches for any number of workers, augmentation, and broken samples."""
 
 import itertools
 import logging
@@ -41,7 +41,7 @@ def _assert_equal(batches: list[Batch], others: list[Batch]) -> None:
         assert all(torch.equal(batch[key], other[key]) for key in batch)
 
 
-def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
+def test_workers_do_not_change_batches_and_resume_is_exact(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     dataset = _dataset(
@@ -53,10 +53,10 @@ def test_workers_change_nothing_and_a_resume_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("kind", ["speech", "waveform", "image"])
-def test_epochs_vary_a_sample_and_evaluation_does_not(
+def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
     kind: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """What a view draws at random reaches its batches: another in each epoch, none in evaluation."""
+    """Augmented batches differ between epochs; evaluation batches do not."""
     views: dict[str, View[Any]] = {
         "speech": SpeechView(CtcUnits(tokenizer, None), True),
         "waveform": WaveformView(crop_s=0.2),
@@ -79,9 +79,7 @@ def test_epochs_vary_a_sample_and_evaluation_does_not(
     assert not differ(1, 1) and not differ(None, None)
 
 
-def test_a_sample_that_is_longer_than_a_batch_is_named(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_sample_longer_than_a_batch_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     samples = [speech_sample(f"clip{i}", ["cat"] * i, seed=i) for i in (1, 7, 2)]
     source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
     lengths = _dataset(source, tokenizer).view.lengths(source)
@@ -89,7 +87,7 @@ def test_a_sample_that_is_longer_than_a_batch_is_named(
         Plan(lengths, Batching("bucket", int(lengths.all().max()) - 1), 1, 0, source.describe)
 
 
-def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
+def test_broken_samples_are_dropped_and_counted_up_to_a_limit(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = [speech_sample(f"whole{i}", ["cat"], seed=i) for i in range(2)]
@@ -103,27 +101,27 @@ def test_broken_samples_are_left_out_counted_and_named_until_there_are_too_many(
         seen = list(loader)
     assert loader.num_bad == 2
     assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
-    assert f"left out sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
+    assert f"dropped sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
     assert "broken audio clip" in caplog.text
     with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
         list(Loader(dataset, batches, max_bad_samples=1))
 
 
-def test_a_cpu_gets_the_batch_itself() -> None:
+def test_cpu_batches_are_not_copied() -> None:
     batch = {"x": torch.ones(3)}
     assert DeviceCopies(torch.device("cpu"))(batch)["x"] is batch["x"]
 
 
 @pytest.mark.gpu
-def test_copies_are_whole_while_the_gpu_is_busy() -> None:
+def test_copies_are_complete_while_the_gpu_is_busy() -> None:
     device = torch.device("cuda", 0)
     copies = DeviceCopies(device)
     busy = torch.randn(4096, 4096, device=device)
     sums = []
     for number in range(20):
         host = {"x": torch.full((1_000_000,), float(number)).pin_memory()}
-        busy = busy @ busy / busy.norm()  # queued work that a copy need not wait for
+        busy = busy @ busy / busy.norm()  # queued work that a copy must not wait for
         copied = copies(host)
         sums.append(copied["x"].sum())
-        del copied  # its memory may be used again only after the sum
+        del copied  # its memory must not be reused before the sum is done
     assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]

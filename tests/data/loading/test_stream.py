@@ -1,4 +1,4 @@
-"""Streams: the same batches for the same seed, every rank as many steps, resuming by counts."""
+"""Streams: reproducible batches, equal numbers of steps on all ranks, and resuming by counts."""
 
 import itertools
 from collections import Counter
@@ -30,12 +30,12 @@ NUM_SHARDS, NUM_SAMPLES = 5, 7
 
 
 class NumberView(View[int]):
-    """Samples are numbers; "bad" ones cannot be decoded; augmentation adds a random part."""
+    """Samples are numbers; "bad" cannot be decoded; augmentation adds a random number."""
 
     augments = True
 
     def lengths(self, source: Source) -> np.ndarray:
-        raise AssertionError("a stream plans nothing, so it asks for no lengths")
+        raise AssertionError("a stream must not need lengths")
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> int:
         if sample["txt"] == b"bad":
@@ -43,8 +43,8 @@ class NumberView(View[int]):
         assert random is not None
         return int(sample["txt"]) * 1000 + int(random.integers(1000))
 
-    def collate(self, rows: list[list[int]]) -> Batch:
-        return {"numbers": torch.tensor([number for row in rows for number in row])}
+    def collate(self, sequences: list[list[int]]) -> Batch:
+        return {"numbers": torch.tensor([number for ids in sequences for number in ids])}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def batches(loader: CountedBatches, count: int) -> list[list[int]]:
     return [batch["numbers"].tolist() for batch in itertools.islice(loader, count)]
 
 
-def test_one_rank_sees_each_sample_once_an_epoch(tars: list[StreamShard]) -> None:
+def test_one_rank_sees_each_sample_once_per_epoch(tars: list[StreamShard]) -> None:
     order = StreamOrder(tars, 5, 3, Reader())
     assert order.steps_per_epoch == 7
     both = batches(StreamLoader(order, NumberView()), 14)
@@ -73,13 +73,13 @@ def test_one_rank_sees_each_sample_once_an_epoch(tars: list[StreamShard]) -> Non
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(35))
     assert epochs[0] != epochs[1]
-    # Augmentation differs between epochs, too.
+    # Augmentation also differs between epochs.
     assert len({number for batch in both for number in batch}) > 60
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("step", [0, 1, 3, 8])
-def test_a_resumed_stream_goes_on_with_the_next_batch(
+def test_resumed_stream_continues_with_the_next_batch(
     tars: list[StreamShard], num_workers: int, step: int
 ) -> None:
     order = StreamOrder(tars, 2, 3, Reader(1, 2), max(num_workers, 1), accumulation=2)
@@ -96,7 +96,7 @@ def test_a_resumed_stream_goes_on_with_the_next_batch(
     st.integers(1, 3),
     st.integers(0, 40),
 )
-def test_counts_alone_say_where_a_worker_goes_on(
+def test_position_of_a_worker_follows_from_counts(
     sizes: list[int], num_ranks: int, num_workers: int, batch_size: int, num_batches: int
 ) -> None:
     shards = [StreamShard(f"{i}.tar", size) for i, size in enumerate(sizes)]
@@ -118,7 +118,7 @@ def test_counts_alone_say_where_a_worker_goes_on(
         assert set(seen.values()) == {1}
 
 
-def test_bad_samples_are_counted_as_planned_ones_are(
+def test_bad_samples_of_a_stream_are_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shard = write(tmp_path, 0, [1, "bad", 3, "bad"])
@@ -126,12 +126,12 @@ def test_bad_samples_are_counted_as_planned_ones_are(
     loader = StreamLoader(order, NumberView(), max_bad_samples=2)
     assert [[n // 1000 for n in batch] for batch in batches(loader, 2)] == [[1], [3]]
     assert loader.num_bad == 2
-    assert "left out sample k0_1" in caplog.text
+    assert "dropped sample k0_1" in caplog.text
     with pytest.raises(DataError, match="3 samples could not be decoded"):
         batches(StreamLoader(order, NumberView(), max_bad_samples=2), 4)
 
 
-def test_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:
+def test_shards_are_read_from_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:
     expected = [sample["txt"] for sample in read_shard(tars[1])]
     assert expected == [str(n).encode() for n in range(7, 14)]
     pipe = StreamShard(f"pipe:cat '{tars[1].url}'", NUM_SAMPLES)
@@ -142,32 +142,32 @@ def test_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["/nowhere/x.tar", "pipe:exit 3", "nothing://x.tar"])
-def test_what_cannot_be_read_is_named(url: str) -> None:
+def test_error_names_an_unreadable_shard(url: str) -> None:
     with pytest.raises(DataError, match=url):
         list(read_shard(StreamShard(url, 1)))
 
 
-def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+def test_pickles_are_not_decoded(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "x.tar", "train") as writer:
         writer.add("a", [("pyd", b"cos\nsystem\n(S'false'\ntR.")], "g", SampleCost())
     [sample] = read_shard(StreamShard(str(writer.tar_path), 1))
     assert isinstance(sample["pyd"], bytes)
 
 
-def test_a_shorter_shard_is_warned_of(
+def test_truncated_shard_logs_a_warning(
     tars: list[StreamShard], caplog: pytest.LogCaptureFixture
 ) -> None:
     content = Path(tars[0].url).read_bytes()
-    Path(tars[0].url).write_bytes(content[: 2 * 1024])  # at the edge of a sample
+    Path(tars[0].url).write_bytes(content[: 2 * 1024])  # at a sample boundary
     assert len(list(read_shard(tars[0]))) == 2
-    assert "holds 2 samples, not 7" in caplog.text
+    assert "has 2 samples, expected 7" in caplog.text
 
 
-def test_patterns() -> None:
+def test_brace_patterns_are_expanded() -> None:
     shards = stream_shards(["s3://b/x-{000..002}.tar", "pipe:cat y.tar"], 10)
     urls = ["s3://b/x-000.tar", "s3://b/x-001.tar", "s3://b/x-002.tar", "pipe:cat y.tar"]
     assert [shard.url for shard in shards] == urls
     with pytest.raises(ConfigError, match="at least one shard"):
         stream_shards([], 10)
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match=r"lists a\.tar twice"):
         stream_shards(["a.tar", "{a,b}.tar"], 10)

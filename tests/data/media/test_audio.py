@@ -1,10 +1,13 @@
+"""Reading audio clips of samples, planned frames, and padding."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from muomni.data.media.audio import mel_frames, pad_waveforms, read_audio
+from muomni.data.media.audio import pad_waveforms, read_audio
+from muomni.data.sampling.lengths import mel_frames
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
 from muomni.models.speech.mel import num_mel_frames
@@ -12,7 +15,7 @@ from tests.corpora import write_dataset
 from tests.media_corpora import flac, say, speech_sample
 
 
-def test_a_audio_comes_back_mono_at_16_khz() -> None:
+def test_audio_is_read_as_16_khz_mono() -> None:
     waveform = say(["cat", "door"])
     found = read_audio({"__key__": "a", "flac": flac(waveform)})
     assert found.dtype == np.float32
@@ -21,14 +24,14 @@ def test_a_audio_comes_back_mono_at_16_khz() -> None:
     assert len(read_audio({"__key__": "a", "flac": flac(stereo, 8000)})) == len(waveform)
 
 
-def test_missing_and_broken_audio_clips_are_named() -> None:
+def test_error_names_a_missing_or_broken_audio_clip() -> None:
     with pytest.raises(DataError, match="sample 'k1' has no audio clip"):
         read_audio({"__key__": "k1", "txt": b"x"})
     with pytest.raises(DataError, match=r"k2\.flac"):
         read_audio({"__key__": "k2", "flac": b"not audio"})
 
 
-def test_planned_frames_are_never_fewer_than_the_model_sees(tmp_path: Path) -> None:
+def test_planned_frames_cover_the_frames_of_the_model(tmp_path: Path) -> None:
     samples = []
     for i, num_samples in enumerate((1, 159, 160, 161, 7_999, 16_000)):
         key, members, cost = speech_sample(f"k{i}", ["cat"], 0)
@@ -43,7 +46,7 @@ def test_planned_frames_are_never_fewer_than_the_model_sees(tmp_path: Path) -> N
     assert (mel_frames(source, 2.0).all() >= 2 * (planned - 1)).all()
 
 
-def test_padding_is_silence_and_no_audio_is_a_batch_of_zero_length() -> None:
+def test_padding_is_zero_and_no_audio_gives_length_zero() -> None:
     waveform, lengths = pad_waveforms([np.ones(3, np.float32), np.ones(500, np.float32)])
     assert waveform.shape == (2, 500) and lengths.tolist() == [3, 500]
     assert waveform[0, 3:].abs().sum() == 0

@@ -1,4 +1,4 @@
-"""Images in all modes, audio clips in all rates, and everything that can be broken."""
+"""Decoding of images in all modes, of audio clips with all rates, and of broken files."""
 
 import io
 
@@ -34,7 +34,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert array.dtype == np.uint8
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_blended_with_white() -> None:
     array = decode_image(_encode(Image.new("RGBA", (8, 8), (255, 0, 0, 0))), 8)
     assert (array == 255).all()
     half = decode_image(_encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), 8)
@@ -44,7 +44,7 @@ def test_transparency_is_laid_on_white() -> None:
     assert (decode_image(_encode(palette, transparency=0), 8) == 255).all()
 
 
-def test_shorter_side_is_resized_and_center_kept() -> None:
+def test_center_square_is_resized() -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
     array = decode_image(_encode(image), 50)
@@ -53,7 +53,7 @@ def test_shorter_side_is_resized_and_center_kept() -> None:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A photograph-like image: smooth shades with an edge, and a little noise."""
+    """A photo-like image: smooth gradients, an edge, and a little noise."""
     y, x = np.mgrid[0:height, 0:width]
     shades = [127 + 100 * np.sin(x / width * 7), 255 * y / height, 200.0 * (x + y > width)]
     noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
@@ -62,24 +62,24 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("shape", [(640, 480), (300, 900), (1201, 1203)])
-def test_a_jpeg_that_is_much_too_large_looks_the_same_decoded_at_a_part_of_its_size(
+def test_large_jpeg_decoded_at_reduced_size_looks_the_same(
     shape: tuple[int, int],
 ) -> None:
     data = jpeg(*shape)
-    assert min(open_image(data, 128).size) < min(shape)  # it was decoded at a part
+    assert min(open_image(data, 128).size) < min(shape)  # it was decoded at reduced size
     assert min(open_image(data, 128).size) >= 128
     whole = ImageOps.fit(open_image(data), (64, 64), method=Image.Resampling.BICUBIC)
     expected = np.asarray(whole, dtype=float).transpose(2, 0, 1)
     difference = np.abs(decode_image(data, 64) - expected)
-    # Sides that are no multiple of eight are rounded up, which moves a far edge by a part of a pixel.
+    # Sides that are not multiples of 8 are rounded up, which shifts far edges by a fraction of a pixel.
     assert difference.mean() < 1.5 and np.quantile(difference, 0.98) < 8
     with pytest.raises(DataError, match="broken image"):
         decode_image(data[: len(data) // 2], 64)
 
 
 @pytest.mark.parametrize("shape", [(200, 150), (151, 200), (40, 40), (30, 50)])
-def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, int]) -> None:
-    """And resized as Pillow does it: the two round a few values to neighboring levels."""
+def test_slightly_larger_jpeg_is_decoded_in_full(shape: tuple[int, int]) -> None:
+    """Resizing equals Pillow except for rounding differences of one level."""
     data = jpeg(*shape)
     assert open_image(data, 128).size == shape
     square = Image.fromarray(center_square(np.array(open_image(data))))
@@ -92,14 +92,14 @@ def test_a_jpeg_that_is_hardly_too_large_is_decoded_in_full(shape: tuple[int, in
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("is_progressive", [False, True])
 @pytest.mark.parametrize("shape", [(64, 48), (101, 57), (33, 200)])
-def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
+def test_plain_jpeg_has_the_same_pixels_as_pillow(
     shape: tuple[int, int], is_progressive: bool, subsampling: int
 ) -> None:
     image = open_image(jpeg(*shape))
     data = _encode(image, "JPEG", subsampling=subsampling, progressive=is_progressive)
     for one in (
         data,
-        data + b"bytes behind the end",
+        data + b"bytes after the end",
         _encode(image, "JPEG", icc_profile=b"x" * 200),
     ):
         pixels = plain_jpeg(one, 128)
@@ -107,7 +107,7 @@ def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
         np.testing.assert_array_equal(pixels, np.array(open_image(one)))
 
 
-def test_other_images_are_left_to_pillow() -> None:
+def test_other_images_are_decoded_by_pillow() -> None:
     data = jpeg(100, 80)
     image = open_image(data)
     exif = Image.Exif()
@@ -119,17 +119,17 @@ def test_other_images_are_left_to_pillow() -> None:
         data[:-100], data[:-2],
     ]  # fmt: skip
     assert all(plain_jpeg(other, 128) is None for other in others)
-    assert plain_jpeg(data, 40) is None  # half of its size will do
+    assert plain_jpeg(data, 40) is None  # half of its size is enough
     assert plain_jpeg(data, 41) is not None
-    turned = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
+    rotated = decode_image(_encode(image, "JPEG", exif=exif), 32).astype(int)
     upright = decode_image(_encode(image, "JPEG"), 32)[:, ::-1, ::-1]
-    assert np.abs(turned - upright).max() <= 1
+    assert np.abs(rotated - upright).max() <= 1
 
 
-@pytest.mark.parametrize("place", range(100, 3000, 211))
-def test_a_damaged_jpeg_has_the_fate_that_pillow_gives_it(place: int) -> None:
+@pytest.mark.parametrize("offset", range(100, 3000, 211))
+def test_damaged_jpeg_is_treated_as_by_pillow(offset: int) -> None:
     data = bytearray(jpeg(100, 80))
-    data[place : place + 3] = b"\xff\x13\x77"
+    data[offset : offset + 3] = b"\xff\x13\x77"
     try:
         expected = np.array(open_image(bytes(data)))
     except DataError:
@@ -147,7 +147,7 @@ def test_camera_orientation_is_applied() -> None:
     assert open_image(data).size == (20, 40)
 
 
-def test_broken_images() -> None:
+def test_broken_images_are_refused() -> None:
     whole = _encode(Image.effect_noise((64, 64), 50))
     for data in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
         with pytest.raises(DataError, match="broken image") as caught:
@@ -170,11 +170,11 @@ def test_audio_clips_become_mono_at_16_khz(rate: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
-def test_containers(form: str) -> None:
+def test_audio_containers(form: str) -> None:
     assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
 
 
-def test_broken_audio_clips() -> None:
+def test_broken_audio_clips_are_refused() -> None:
     whole = _tone(16_000, duration_s=2.0)
     for data in (b"", b"no sound", whole[: len(whole) // 2], whole[:50]):
         with pytest.raises(DataError, match="broken audio clip") as caught:
@@ -189,7 +189,7 @@ def test_broken_audio_clips() -> None:
         decode_audio(buffer.getvalue())
 
 
-def test_sixteen_bits_of_grey_keep_their_levels() -> None:
+def test_16_bit_gray_keeps_its_levels() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     array = decode_image(_encode(Image.fromarray(ramp)), 64)
     assert np.abs(array[0].astype(int) - (ramp >> 8)).max() <= 1
@@ -201,17 +201,17 @@ def test_other_formats_are_not_opened(form: str) -> None:
         open_image(_encode(Image.new("RGB", (8, 8)), form))
 
 
-def test_a_wav_that_was_cut_off_is_broken() -> None:
+def test_truncated_wav_is_refused() -> None:
     data = _tone(16_000, form="WAV")
-    with pytest.raises(DataError, match="holds 15900 of 16000 bytes"):
+    with pytest.raises(DataError, match="has 15900 of 16000 bytes"):
         read_audio(data[:-100])
-    # What writes to a pipe cannot know the length.
-    place = data.index(b"data") + 4
-    piped = data[:place] + b"\xff\xff\xff\xff" + data[place + 4 :]
+    # Programs that write to a pipe cannot declare the length.
+    offset = data.index(b"data") + 4
+    piped = data[:offset] + b"\xff\xff\xff\xff" + data[offset + 4 :]
     assert len(read_audio(piped)[0]) == 8000
 
 
-def test_a_length_that_no_memory_holds() -> None:
+def test_declared_length_above_memory_is_refused() -> None:
     data = bytearray(_tone(16_000))
     data[21] |= 0x0F
     data[22:26] = b"\xff\xff\xff\xff"

@@ -1,4 +1,4 @@
-"""Resampling gives what torchaudio gives, by whichever of the two ways it goes."""
+"""Resampling equals torchaudio, with either implementation."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ RATES_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_00
     num_samples=st.integers(1, 5_000),
     num_channels=st.integers(1, 3),
 )
-def test_resampling_is_that_of_torchaudio(
+def test_resampling_equals_torchaudio(
     from_hz: int, to_hz: int, num_samples: int, num_channels: int
 ) -> None:
     random = np.random.default_rng(num_samples)
@@ -33,12 +33,12 @@ def test_resampling_is_that_of_torchaudio(
 @pytest.mark.parametrize(
     ("from_hz", "to_hz"), [(22_050, 16_000), (44_100, 16_000), (16_000, 22_050), (8_000, 11_025)]
 )
-def test_rates_with_many_phases_need_few_of_their_products(from_hz: int, to_hz: int) -> None:
+def test_rates_with_many_phases_need_fewer_multiplications(from_hz: int, to_hz: int) -> None:
     assert PhasedFilter(Resample(from_hz, to_hz)).gain > 5
 
 
-def test_the_length_of_a_long_audio_is_that_of_torchaudio() -> None:
-    """Both round it in single precision, which cannot hold each length."""
+def test_length_of_long_audio_equals_torchaudio() -> None:
+    """Both round in single precision, which cannot represent every length."""
     transform = Resample(16_000, 22_050)
     for num_samples in (160_001, 1_000_003, 12_345_677):
         waveform = torch.zeros(1, num_samples)

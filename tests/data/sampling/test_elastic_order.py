@@ -1,4 +1,4 @@
-"""The whole path from shards to batches gives the same global batches on any ranks and workers."""
+"""From shards to batches: the same global batches for any number of ranks and workers."""
 
 import itertools
 from pathlib import Path
@@ -20,15 +20,15 @@ from muomni.data.views.base import Batch, View
 
 GROUP, NUM_STEPS = 8, 12
 BATCHINGS = {
-    "fixed": Batching("fixed", 16, window=256),
-    "bucket": Batching("bucket", 1500, window=256),
-    "pack": Batching("pack", 500, rows=2, window=256),
+    "fixed": Batching("fixed", 16, shuffle_window=256),
+    "bucket": Batching("bucket", 1500, shuffle_window=256),
+    "pack": Batching("pack", 500, num_sequences=2, shuffle_window=256),
 }
 KINDS = [*BATCHINGS, "mixed"]
 
 
 class NumberView(View[int]):
-    """Samples are their own numbers; a batch lists them, padded with -1."""
+    """Samples are numbers; a batch lists them."""
 
     def lengths(self, source: Source) -> Lengths:
         return Lengths(len(source), lambda ids: source.column("num_chars", ids), "chars")
@@ -36,8 +36,8 @@ class NumberView(View[int]):
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> int:
         return int(sample["txt"])
 
-    def collate(self, rows: list[list[int]]) -> Batch:
-        flat = [number for row in rows for number in row]
+    def collate(self, sequences: list[list[int]]) -> Batch:
+        flat = [number for sequence in sequences for number in sequence]
         return {"numbers": torch.tensor(flat), "units": torch.tensor(float(len(flat)))}
 
 
@@ -62,7 +62,7 @@ def write_shards(root: Path, sizes: tuple[int, ...], first: int) -> Manifest:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """Two corpora in shards of very unequal sizes."""
+    """Two corpora with shards of very different sizes."""
     root = tmp_path_factory.mktemp("data")
     return [
         write_shards(root / "one", (1000, 7, 333), 0),
@@ -76,7 +76,7 @@ def open_plan(manifests: list[Manifest], kind: str) -> tuple[PlannedDataset, Pla
     lengths = view.lengths(source)
     batching = BATCHINGS["bucket" if kind == "mixed" else kind]
     mix = MixSection(weights={"one": 2, "two": 1}) if kind == "mixed" else None
-    order = open_order(source, lengths, DataSection(mix=mix), 3, batching.window)
+    order = open_order(source, lengths, DataSection(mix=mix), 3, batching.shuffle_window)
     plan = Plan(lengths, batching, GROUP, 3, source.describe, order)
     return PlannedDataset(source, view, 3), plan
 
@@ -84,7 +84,7 @@ def open_plan(manifests: list[Manifest], kind: str) -> tuple[PlannedDataset, Pla
 def global_steps(
     manifests: list[Manifest], kind: str, start: int, world_size: int, num_workers: int = 0
 ) -> list[list[list[int]]]:
-    """The samples of each micro-batch of each step, put together from what all ranks load."""
+    """The samples of each micro-batch of each step, assembled from the batches of all ranks."""
     per_rank = GROUP // world_size
     shares = []
     for rank in range(world_size):
@@ -101,7 +101,7 @@ def global_steps(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_ranks_loads_the_same_global_batches_and_resumes_on_another(
+def test_global_batches_are_the_same_for_any_number_of_ranks(
     kind: str, manifests: list[Manifest]
 ) -> None:
     reference = global_steps(manifests, kind, 0, 1)
@@ -109,7 +109,7 @@ def test_any_number_of_ranks_loads_the_same_global_batches_and_resumes_on_anothe
         assert global_steps(manifests, kind, start, world_size) == reference[start:]
 
 
-def test_a_worker_changes_nothing(manifests: list[Manifest]) -> None:
+def test_a_worker_does_not_change_batches(manifests: list[Manifest]) -> None:
     reference = global_steps(manifests, "mixed", 7, 1)
     assert global_steps(manifests, "mixed", 7, 1, num_workers=1) == reference
 
@@ -117,7 +117,7 @@ def test_a_worker_changes_nothing(manifests: list[Manifest]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_ranks_and_workers_together_change_nothing(
+def test_ranks_and_workers_together_do_not_change_batches(
     num_workers: int, world_size: int, manifests: list[Manifest]
 ) -> None:
     for kind in ("pack", "mixed"):
@@ -126,14 +126,14 @@ def test_ranks_and_workers_together_change_nothing(
 
 
 @pytest.mark.parametrize("kind", BATCHINGS)
-def test_every_sample_is_loaded_once_an_epoch(kind: str, manifests: list[Manifest]) -> None:
+def test_every_sample_is_loaded_once_per_epoch(kind: str, manifests: list[Manifest]) -> None:
     dataset, plan = open_plan(manifests, kind)
     numbers = [
         dataset.source.read(sample)["txt"]
         for step in range(plan.num_steps(1))
         for batch in plan.step(step)
-        for row, epochs in zip(batch.rows, batch.epochs or (), strict=True)
-        for sample, epoch in zip(row, epochs, strict=True)
+        for ids, epochs in zip(batch.sequences, batch.epochs or (), strict=True)
+        for sample, epoch in zip(ids, epochs, strict=True)
         if epoch == 0
     ]
     assert sorted(map(int, numbers)) == list(range(3340))

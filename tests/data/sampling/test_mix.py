@@ -1,4 +1,4 @@
-"""Mixed corpora: shares are met at any place, each corpus keeps its own epochs, seeking is exact."""
+"""Mixed corpora: shares in every window, epochs per corpus, random access, and invalid mixes."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from muomni.config.loading import validate
 from muomni.config.run import DataSection, MixSection
 from muomni.data.sampling.lengths import Lengths
-from muomni.data.sampling.mix import CYCLE, MixedOrder, cycle_quotas, draw_shares, open_order
+from muomni.data.sampling.mix import CYCLE, MixedOrder, cycle_quotas, open_order, sampling_shares
 from muomni.data.sampling.order import SampleOrder
-from muomni.data.shards.exclusion_mask import KeptSamples
+from muomni.data.shards.exclusion_mask import IncludedSamples
 from muomni.data.shards.source import Source
 from muomni.errors import ConfigError
 from tests.corpora import write_text_dataset
@@ -23,7 +23,7 @@ NAMES = ["books", "talks", "web"]
 def mixed(sizes: list[int], weights: list[float], seed: int = 0) -> MixedOrder:
     starts = np.cumsum([0, *sizes]).tolist()
     orders = [
-        SampleOrder(KeptSamples(size, first=starts[i]), seed, window=64, key=i)
+        SampleOrder(IncludedSamples(size, first=starts[i]), seed, shuffle_window=64, key=i)
         for i, size in enumerate(sizes)
     ]
     return MixedOrder(orders, cycle_quotas((np.array(weights) / sum(weights)).tolist()))
@@ -31,7 +31,7 @@ def mixed(sizes: list[int], weights: list[float], seed: int = 0) -> MixedOrder:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40))
-def test_quotas_fill_a_cycle_and_leave_nobody_out(weights: list[float]) -> None:
+def test_quotas_fill_a_cycle_and_are_positive(weights: list[float]) -> None:
     shares = np.array(weights) / sum(weights)
     quotas = cycle_quotas(shares.tolist())
     assert sum(quotas) == CYCLE and min(quotas) >= 1
@@ -44,29 +44,29 @@ def test_quotas_fill_a_cycle_and_leave_nobody_out(weights: list[float]) -> None:
     st.integers(0, 10**7),
     st.integers(0, 300),
 )
-def test_any_part_of_the_stream_is_found_at_once(
+def test_random_access_equals_sequential_access(
     corpora: list[tuple[int, float]], start: int, num: int
 ) -> None:
     sizes, weights = [size for size, _ in corpora], [weight for _, weight in corpora]
-    ids, epochs = mixed(sizes, weights).draws(start, start + num)
-    singles = [mixed(sizes, weights).draws(p, p + 1) for p in range(start, start + num, 37)]
+    ids, epochs = mixed(sizes, weights).samples(start, start + num)
+    singles = [mixed(sizes, weights).samples(p, p + 1) for p in range(start, start + num, 37)]
     assert [int(i[0]) for i, _ in singles] == ids[::37].tolist()
     assert [int(e[0]) for _, e in singles] == epochs[::37].tolist()
 
 
-def test_each_corpus_goes_through_its_own_epochs_in_the_wanted_shares() -> None:
+def test_each_corpus_has_its_own_epochs_and_its_share() -> None:
     sizes, weights = [100, 1000, 333], [3.0, 1.0, 1.0]
-    ids, epochs = mixed(sizes, weights).draws(0, 4000)
+    ids, epochs = mixed(sizes, weights).samples(0, 4000)
     starts = np.cumsum([0, *sizes])
     for number, share in enumerate((0.6, 0.2, 0.2)):
         is_its = (ids >= starts[number]) & (ids < starts[number + 1])
         assert abs(is_its.sum() - 4000 * share) <= 1
-        for window in range(0, 4000, 100):  # and so in every stretch
+        for window in range(0, 4000, 100):  # also in every window
             assert abs(is_its[window : window + 100].sum() - 100 * share) <= 1
         assert epochs[is_its].tolist() == (np.arange(is_its.sum()) // sizes[number]).tolist()
         for epoch in range(int(is_its.sum()) // sizes[number]):
-            drawn = ids[is_its & (epochs == epoch)]
-            assert np.array_equal(np.sort(drawn), np.arange(*starts[number : number + 2]))
+            sampled = ids[is_its & (epochs == epoch)]
+            assert np.array_equal(np.sort(sampled), np.arange(*starts[number : number + 2]))
 
 
 def test_shares_by_weight_by_size_and_by_length() -> None:
@@ -74,7 +74,7 @@ def test_shares_by_weight_by_size_and_by_length() -> None:
 
     def shares(**content: object) -> list[float]:
         mix = validate(MixSection, dict(content), "test")
-        return [round(share, 6) for share in draw_shares(mix, NAMES, sizes, means)]
+        return [round(share, 6) for share in sampling_shares(mix, NAMES, sizes, means)]
 
     assert shares(weights={"books": 1, "talks": 1, "web": 2}) == [0.25, 0.25, 0.5]
     assert shares(alpha=1.0) == [0.1, 0.3, 0.6]
@@ -83,7 +83,7 @@ def test_shares_by_weight_by_size_and_by_length() -> None:
     by_length = np.array(shares(weights={"books": 1, "talks": 1, "web": 2}, unit="length"))
     lengths = by_length * means
     assert (lengths / lengths.sum()).round(4).tolist() == [0.25, 0.25, 0.5]
-    assert shares(alpha=1.0, unit="length") == [0.1, 0.3, 0.6]  # as they are, in any unit
+    assert shares(alpha=1.0, unit="length") == [0.1, 0.3, 0.6]  # proportional to size in any unit
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_shares_by_weight_by_size_and_by_length() -> None:
     [
         (
             {"boks": 1.0},
-            r"names 'boks', which is no corpus here \(did you mean 'books'\?\); there are",
+            r"names unknown corpus 'boks' \(did you mean 'books'\?\); corpora: books, talks, web",
         ),
-        ({"books": 1.0, "web": 1.0}, "lacks 'talks'; give it a weight, 0 leaves it out"),
+        ({"books": 1.0, "web": 1.0}, r"lacks 'talks'; set its weight \(0 to skip it\)"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(weights: dict[str, float], message: str) -> None:
+def test_error_names_mismatched_weights(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        draw_shares(MixSection(weights=weights), NAMES, [1, 1, 1], [1.0] * 3)
+        sampling_shares(MixSection(weights=weights), NAMES, [1, 1, 1], [1.0] * 3)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_weights_that_do_not_fit_are_named(weights: dict[str, float], message: s
         ({"alpha": 1, "unit": "tokens"}, "unit"),
     ],
 )
-def test_a_mix_that_means_nothing_is_refused(content: dict[str, object], message: str) -> None:
+def test_invalid_mix_is_refused(content: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(MixSection, content, "test")
 
 
-def test_a_source_is_mixed_as_its_config_says(tmp_path: Path) -> None:
+def test_source_is_mixed_according_to_its_config(tmp_path: Path) -> None:
     names = ["aa", "bb"]
     found = [
         write_text_dataset(tmp_path / name, num_train=n)
@@ -124,11 +124,11 @@ def test_a_source_is_mixed_as_its_config_says(tmp_path: Path) -> None:
     source = Source(found, "train")
     lengths = Lengths(len(source), np.ones_like, "one")
     plain = open_order(source, lengths, DataSection(), 0, 64)
-    assert plain.round_size == 100 and sorted(plain.draws(0, 100)[0].tolist()) == list(range(100))
+    assert plain.epoch_size == 100 and sorted(plain.samples(0, 100)[0].tolist()) == list(range(100))
     even = open_order(source, lengths, DataSection(mix=MixSection(alpha=0.0)), 0, 64)
-    ids, epochs = even.draws(0, 100)
+    ids, epochs = even.samples(0, 100)
     assert (ids < 20).sum() == 50 and epochs[ids < 20].max() == 2
     weights = {"aa": 0.0, "bb": 1.0}
     alone = open_order(source, lengths, DataSection(mix=MixSection(weights=weights)), 0, 64)
-    assert alone.samples().tolist() == list(range(20, 100))
+    assert alone.sample_ids().tolist() == list(range(20, 100))
     assert len({order.depends_on for order in (plain, even, alone)}) == 3

@@ -1,4 +1,4 @@
-"""The stream of samples: each once an epoch, well mixed, found at any place without what came before."""
+"""The sample order: each sample once per epoch, well shuffled, with random access."""
 
 import hashlib
 
@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data.sampling.order import Bijection, EvenWindows, SampleOrder, shuffled
-from muomni.data.shards.exclusion_mask import KeptSamples
+from muomni.data.shards.exclusion_mask import IncludedSamples
 
 
 def order_of(num_samples: int, seed: int = 0, **sizes: int) -> SampleOrder:
-    return SampleOrder(KeptSamples(num_samples), seed, **sizes)
+    return SampleOrder(IncludedSamples(num_samples), seed, **sizes)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**40))
-def test_the_bijection_is_one_and_its_inverse_undoes_it(size: int, key: int) -> None:
+def test_bijection_and_its_inverse(size: int, key: int) -> None:
     bijection = Bijection(size, key)
     image = bijection(np.arange(size))
     assert np.array_equal(np.sort(image), np.arange(size))
@@ -25,7 +25,7 @@ def test_the_bijection_is_one_and_its_inverse_undoes_it(size: int, key: int) -> 
 
 
 @pytest.mark.parametrize("size", [5, 12, 64])
-def test_the_bijection_sends_each_index_everywhere_equally_often(size: int) -> None:
+def test_bijection_is_uniform(size: int) -> None:
     counts = np.zeros((size, size))
     num_keys = 200 * size
     for key in range(num_keys):
@@ -37,12 +37,12 @@ def test_the_bijection_sends_each_index_everywhere_equally_often(size: int) -> N
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 10**12), st.integers(1, 10**6), st.data())
-def test_windows_are_even_and_hold_their_positions(
+def test_windows_are_even_and_contain_their_positions(
     size: int, window: int, data: st.DataObject
 ) -> None:
     windows = EvenWindows(size, window)
     position = data.draw(st.integers(0, size - 1))
-    start, stop = windows.bounds(windows.holding(position))
+    start, stop = windows.bounds(windows.containing(position))
     assert start <= position < stop
     assert stop - start in (size // windows.count, size // windows.count + 1)
     assert windows.bounds(0)[0] == 0 and windows.bounds(windows.count - 1)[1] == size
@@ -50,54 +50,57 @@ def test_windows_are_even_and_hold_their_positions(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 400), st.data())
-def test_each_sample_comes_once_an_epoch_and_any_part_is_found_at_once(
+def test_each_sample_occurs_once_per_epoch_with_random_access(
     num_samples: int, window: int, data: st.DataObject
 ) -> None:
-    order = order_of(num_samples, window=window)
-    ids, epochs = order.draws(0, 3 * num_samples)
+    order = order_of(num_samples, shuffle_window=window)
+    ids, epochs = order.samples(0, 3 * num_samples)
     for epoch in range(3):
         is_its = epochs == epoch
         assert np.array_equal(np.sort(ids[is_its]), np.arange(num_samples))
     start = data.draw(st.integers(0, 3 * num_samples))
     stop = data.draw(st.integers(start, 3 * num_samples))
-    part, part_epochs = order_of(num_samples, window=window).draws(start, stop)
+    part, part_epochs = order_of(num_samples, shuffle_window=window).samples(start, stop)
     assert np.array_equal(part, ids[start:stop])
     assert np.array_equal(part_epochs, epochs[start:stop])
 
 
 @pytest.mark.parametrize("num_samples", [200_003, 2_100_001])
-def test_blocks_with_a_short_last_one_lose_no_sample(num_samples: int) -> None:
+def test_short_last_block_loses_no_sample(num_samples: int) -> None:
     order = order_of(num_samples)
     assert order.block > 1 and num_samples % order.block
-    ids, _ = order.draws(0, num_samples)
+    ids, _ = order.samples(0, num_samples)
     assert np.array_equal(np.sort(ids), np.arange(num_samples))
 
 
-def test_a_thousand_millions_are_as_quick_as_a_thousand() -> None:
+def test_order_of_a_billion_samples_is_fast() -> None:
     order = order_of(10**9)
-    ids, epochs = order.draws(3 * 10**9 - 40, 3 * 10**9 + 40)
+    ids, epochs = order.samples(3 * 10**9 - 40, 3 * 10**9 + 40)
     assert epochs.tolist() == [2] * 40 + [3] * 40
     assert ids.max() > 5 * 10**8 and len(set(ids.tolist())) == 80
-    window = order.draws(0, 2048)[0]
-    assert len(np.unique(window // 32)) <= 66  # neighbors on disk are drawn together
+    window = order.samples(0, 2048)[0]
+    assert len(np.unique(window // 32)) <= 66  # neighbors on disk are in the same window
 
 
-def test_neighbors_part_and_epochs_differ() -> None:
+def test_neighbors_are_separated_and_epochs_differ() -> None:
     for num_samples in (500, 5_000, 300_000):
         order = order_of(num_samples)
-        (first, _), (second, _) = order.draws(0, 500), order.draws(num_samples, num_samples + 500)
+        (first, _), (second, _) = (
+            order.samples(0, 500),
+            order.samples(num_samples, num_samples + 500),
+        )
         assert (np.abs(np.diff(first)) == 1).mean() < 0.05
         assert (first == second).mean() < 0.05
         assert abs(np.corrcoef(np.arange(500), first)[0, 1]) < 0.2
-        other_seed = order_of(num_samples, seed=1).draws(0, 500)[0]
+        other_seed = order_of(num_samples, seed=1).samples(0, 500)[0]
         assert (first == other_seed).mean() < 0.05
 
 
-def test_the_first_thousand_samples_are_the_same_on_every_machine() -> None:
-    """These values may change only with a line marked [order] in the changelog."""
+def test_first_thousand_samples_are_the_same_on_every_machine() -> None:
+    """Changing these values requires a changelog entry marked [order]."""
     digests = []
     for num_samples in (1000, 1_000_003):
-        ids = np.concatenate([order_of(num_samples, 7).draws(p, p + 500)[0] for p in (0, 10**7)])
+        ids = np.concatenate([order_of(num_samples, 7).samples(p, p + 500)[0] for p in (0, 10**7)])
         digests.append(hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:16])
     assert shuffled(6, 1, 2).tolist() == SHUFFLED
     assert digests == GOLDEN

@@ -1,4 +1,4 @@
-"""Shards are fetched once, whole and checked; what is in use stays, what is needed last goes first."""
+"""The shard cache: downloads, faults, sharing between processes, and eviction."""
 
 import fcntl
 import hashlib
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from muomni.data.shards.cache import RemoteShard, ShardCache
 from muomni.errors import DataError
 from muomni.io.remote_folder import RemoteFolder
-from tests.io.http_folder import HttpFolder, serve
+from tests.io.http_folder import HttpFolder, Spoil, serve
 
 SIZE = 200_000
 CHUNK = 64 << 10
@@ -60,12 +60,12 @@ def files(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in (cache.folder / "shards").iterdir())
 
 
-def kept(cache: ShardCache, listed: list[RemoteShard]) -> list[int]:
+def cached(cache: ShardCache, listed: list[RemoteShard]) -> list[int]:
     return [i for i, s in enumerate(listed) if f"{s.sha256}.tar" in files(cache)]
 
 
-# -- fetching --------------------------------------------------------------------------------------
-def test_a_shard_is_fetched_once_and_in_ranges(server: HttpFolder) -> None:
+# -- download --------------------------------------------------------------------------------------
+def test_shard_is_downloaded_once_in_ranges(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     cache = cache_of(server)
     assert content(cache, shard) == content(cache, shard) == bytes(SIZE)
@@ -74,7 +74,7 @@ def test_a_shard_is_fetched_once_and_in_ranges(server: HttpFolder) -> None:
     assert files(cache) == [f"{shard.sha256}.tar"]
 
 
-def test_equal_names_of_other_content_do_not_mix(server: HttpFolder) -> None:
+def test_equal_names_with_different_content_do_not_collide(server: HttpFolder) -> None:
     train = put(server.folder, "train/00000.tar", b"train" * 1000)
     val = put(server.folder, "val/00000.tar", b"val!!" * 1000)
     cache = cache_of(server)
@@ -82,7 +82,7 @@ def test_equal_names_of_other_content_do_not_mix(server: HttpFolder) -> None:
     assert content(cache, val) == b"val!!" * 1000
 
 
-def test_a_server_without_ranges_will_do(server: HttpFolder) -> None:
+def test_server_without_ranges_works(server: HttpFolder) -> None:
     server.has_ranges = False
     [shard] = shards(server.folder, 1)
     assert content(cache_of(server), shard) == bytes(SIZE)
@@ -90,15 +90,16 @@ def test_a_server_without_ranges_will_do(server: HttpFolder) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["refuse", "cut"])
-def test_faults_that_pass_are_waited_out(server: HttpFolder, spoil: str) -> None:
+def test_temporary_faults_are_retried(server: HttpFolder, spoil: Spoil) -> None:
     [shard] = shards(server.folder, 1)
-    server.fail_first(2, spoil)  # type: ignore[arg-type]
+    server.fail_first(2, spoil)
     assert content(cache_of(server), shard) == bytes(SIZE)
 
 
-def test_faults_that_stay_end_in_one_sentence_and_keep_what_came(server: HttpFolder) -> None:
+def test_permanent_fault_is_reported_and_keeps_the_part(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
-    answers = iter([None, None, *["refuse"] * 3])
+    faults: list[Spoil | None] = [None, None, "refuse", "refuse", "refuse"]
+    answers = iter(faults)
     server.fault = lambda path: next(answers)
     cache = cache_of(server)
     with pytest.raises(DataError, match=rf"cannot read {server.url}/train/0\.tar .*503"):
@@ -110,29 +111,29 @@ def test_faults_that_stay_end_in_one_sentence_and_keep_what_came(server: HttpFol
     assert server.bytes_sent["train/0.tar"] == SIZE - 2 * CHUNK
 
 
-def test_one_damaged_answer_is_noticed_and_mended(server: HttpFolder) -> None:
+def test_damaged_response_is_downloaded_again(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     server.fail_first(1, "damage")
     assert content(cache_of(server), shard) == bytes(SIZE)
 
 
-def test_a_damaged_copy_is_refused_and_leaves_nothing(server: HttpFolder) -> None:
+def test_damaged_remote_file_is_refused_and_leaves_no_files(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     server.fault = lambda path: "damage"
     cache = cache_of(server)
-    with pytest.raises(DataError, match=r"train/0\.tar is not the shard that its manifest"):
+    with pytest.raises(DataError, match=r"train/0\.tar does not match its manifest"):
         cache.open(shard)
     assert files(cache) == []
 
 
-def test_a_shorter_copy_is_refused(server: HttpFolder) -> None:
+def test_truncated_remote_file_is_refused(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     (server.folder / "train/0.tar").write_bytes(bytes(1000))
     with pytest.raises(DataError, match=r"train/0\.tar"):
         cache_of(server).open(shard)
 
 
-def test_a_missing_shard_is_named_at_once(server: HttpFolder) -> None:
+def test_missing_shard_is_refused_without_retries(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     (server.folder / "train/0.tar").unlink()
     with pytest.raises(DataError, match=rf"{server.url}/train/0\.tar is missing"):
@@ -140,7 +141,7 @@ def test_a_missing_shard_is_named_at_once(server: HttpFolder) -> None:
     assert server.requests["train/0.tar"] == 1
 
 
-def test_a_digest_that_is_no_digest_does_not_become_a_path(server: HttpFolder) -> None:
+def test_invalid_digest_does_not_become_a_path(server: HttpFolder) -> None:
     with pytest.raises(DataError, match="no SHA-256"):
         cache_of(server).open(RemoteShard("train/0.tar", "../../x", 10))
 
@@ -169,7 +170,7 @@ def test_processes_download_a_shard_once(server: HttpFolder) -> None:
     assert files(cache) == [f"{shard.sha256}.tar"]
 
 
-def test_a_killed_download_goes_on_where_it_stopped(server: HttpFolder) -> None:
+def test_killed_download_is_continued(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     server.bytes_per_second = 100_000
     cache = cache_of(server)
@@ -181,60 +182,60 @@ def test_a_killed_download_goes_on_where_it_stopped(server: HttpFolder) -> None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    came = part.stat().st_size
-    assert 0 < came < SIZE
+    downloaded = part.stat().st_size
+    assert 0 < downloaded < SIZE
     server.bytes_per_second = None
-    time.sleep(0.3)  # the server notices that nobody listens
+    time.sleep(0.3)  # lets the server notice the closed connection
     server.bytes_sent.clear()
     assert content(cache, shard) == bytes(SIZE)
-    assert server.bytes_sent["train/0.tar"] == SIZE - came
+    assert server.bytes_sent["train/0.tar"] == SIZE - downloaded
     assert files(cache) == [f"{shard.sha256}.tar"]
 
 
-# -- room ------------------------------------------------------------------------------------------
-def test_the_shard_used_longest_ago_is_evicted(server: HttpFolder) -> None:
+# -- eviction --------------------------------------------------------------------------------------
+def test_least_recently_used_shard_is_evicted(server: HttpFolder) -> None:
     listed = shards(server.folder, 4)
     cache = cache_of(server, 3 * SIZE)
     for i in (0, 1, 2, 0, 3):
         content(cache, listed[i])
-        time.sleep(0.01)  # modification times tell them apart
-    assert kept(cache, listed) == [0, 2, 3]
+        time.sleep(0.01)  # different modification times
+    assert cached(cache, listed) == [0, 2, 3]
 
 
-def test_the_farthest_next_use_is_evicted(server: HttpFolder) -> None:
+def test_shard_with_the_farthest_next_use_is_evicted(server: HttpFolder) -> None:
     listed = shards(server.folder, 4)
     cache = cache_of(server, 3 * SIZE)
     for i in (0, 1, 2):
         content(cache, listed[i])
     cache.expect([listed[i] for i in (3, 0, 2, 1)])
     content(cache, listed[3])
-    assert kept(cache, listed) == [0, 2, 3]
+    assert cached(cache, listed) == [0, 2, 3]
 
 
-def test_what_another_process_expects_counts(server: HttpFolder) -> None:
+def test_expectations_of_other_processes_count(server: HttpFolder) -> None:
     listed = shards(server.folder, 3)
     reader, planner = cache_of(server, 2 * SIZE), cache_of(server, 2 * SIZE)
     planner.expect([listed[0]])
     for i in (0, 1, 2):
         content(reader, listed[i])
         time.sleep(0.01)
-    assert kept(reader, listed) == [0, 2]
-    planner.close()  # as when the process ends
+    assert cached(reader, listed) == [0, 2]
+    planner.close()  # like the end of the process
     for i in (2, 1):
         content(reader, listed[i])
         time.sleep(0.01)
-    assert kept(reader, listed) == [1, 2]
+    assert cached(reader, listed) == [1, 2]
     assert list((reader.folder / "expected").iterdir()) == []
 
 
-def test_a_shard_in_use_stays_and_the_cap_yields(
+def test_open_shards_are_not_evicted_even_above_the_limit(
     server: HttpFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     listed = shards(server.folder, 3)
     cache = cache_of(server, 2 * SIZE)
     held = [cache.open(listed[i]) for i in (0, 1)]
     content(cache, listed[2])
-    assert kept(cache, listed) == [0, 1, 2]
+    assert cached(cache, listed) == [0, 1, 2]
     assert "raise data.cache_gb" in caplog.text
     for descriptor in held:
         os.close(descriptor)
@@ -242,7 +243,7 @@ def test_a_shard_in_use_stays_and_the_cap_yields(
     assert len(files(cache)) == 2
 
 
-def test_a_shard_of_a_living_process_stays_until_it_dies(server: HttpFolder) -> None:
+def test_shard_of_a_running_process_is_not_evicted_until_it_dies(server: HttpFolder) -> None:
     listed = shards(server.folder, 3)
     cache = cache_of(server, 2 * SIZE)
     process = _SPAWN.Process(target=_open_and_hold, args=(cache, listed[0]))
@@ -252,12 +253,12 @@ def test_a_shard_of_a_living_process_stays_until_it_dies(server: HttpFolder) -> 
         time.sleep(0.01)
     for i in (1, 2, 1, 2):
         content(cache, listed[i])
-    assert 0 in kept(cache, listed)
+    assert 0 in cached(cache, listed)
     process.kill()
     process.join()
     for i in (1, 2):
         content(cache, listed[i])
-    assert kept(cache, listed) == [1, 2]
+    assert cached(cache, listed) == [1, 2]
 
 
 def _is_held(tar: Path) -> bool:
@@ -269,7 +270,7 @@ def _is_held(tar: Path) -> bool:
     return False
 
 
-def test_a_part_counts_with_its_full_size_and_can_be_evicted(server: HttpFolder) -> None:
+def test_part_counts_in_full_and_can_be_evicted(server: HttpFolder) -> None:
     listed = shards(server.folder, 2)
     cache = cache_of(server, int(1.5 * SIZE))
     server.fault = lambda path: "refuse"
@@ -280,13 +281,13 @@ def test_a_part_counts_with_its_full_size_and_can_be_evicted(server: HttpFolder)
     assert files(cache) == [f"{listed[1].sha256}.tar"]
 
 
-def test_a_shard_larger_than_the_cache_is_refused(server: HttpFolder) -> None:
+def test_shard_larger_than_the_cache_is_refused(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     with pytest.raises(DataError, match=r"more than data\.cache_gb"):
         cache_of(server, SIZE - 1).open(shard)
 
 
-def test_prefetching_evicts_nothing_that_is_needed_sooner(server: HttpFolder) -> None:
+def test_prefetching_does_not_evict_shards_needed_sooner(server: HttpFolder) -> None:
     listed = shards(server.folder, 3)
     cache = cache_of(server, 2 * SIZE)
     for i in (0, 1):
@@ -295,10 +296,10 @@ def test_prefetching_evicts_nothing_that_is_needed_sooner(server: HttpFolder) ->
     assert not cache.prefetch(listed[2], 2)
     cache.expect([listed[i] for i in (1, 2, 0)])
     assert cache.prefetch(listed[2], 1)
-    assert kept(cache, listed) == [1, 2]
+    assert cached(cache, listed) == [1, 2]
 
 
-def test_a_folder_that_cannot_be_used_is_named(server: HttpFolder) -> None:
+def test_unusable_cache_folder_is_refused(server: HttpFolder) -> None:
     (server.folder / "file").write_text("")
     with pytest.raises(DataError, match=r"set data\.cache_dir"):
         ShardCache(server.folder / "file", SIZE, RemoteFolder(server.url))
@@ -306,16 +307,19 @@ def test_a_folder_that_cannot_be_used_is_named(server: HttpFolder) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 4))
-def test_the_cap_holds_for_any_order(
-    tmp_path_factory: pytest.TempPathFactory, order: list[int], num_kept: int
+def test_limit_holds_for_any_order(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], num_included: int
 ) -> None:
     folder = tmp_path_factory.mktemp("remote")
     listed = [put(folder, f"{i}.tar", bytes([i]) * 1000) for i in range(5)]
-    cache = ShardCache(folder / "cache", num_kept * 1000, RemoteFolder(f"file://{folder}"))
+    cache = ShardCache(folder / "cache", num_included * 1000, RemoteFolder(f"file://{folder}"))
     for i in order:
         assert content(cache, listed[i]) == bytes([i]) * 1000
-        assert sum(f.stat().st_size for f in (folder / "cache/shards").iterdir()) <= num_kept * 1000
-        assert i in kept(cache, listed)
+        assert (
+            sum(f.stat().st_size for f in (folder / "cache/shards").iterdir())
+            <= num_included * 1000
+        )
+        assert i in cached(cache, listed)
 
 
 def test_threads_and_pickles_share_the_cache(server: HttpFolder) -> None:

@@ -1,7 +1,7 @@
-"""Megatron-Energon prepares and reads our shards as they are, and makes the index that we made.
+"""Megatron-Energon prepares and reads our shards unchanged, and builds the same index.
 
-Runs where the package is importable: `pip install megatron-energon` in an environment of its own (it
-brings many packages), or into a folder that is put on PYTHONPATH.
+Runs if the package is importable: `pip install megatron-energon` in a separate environment (it has many
+dependencies), or into a folder on PYTHONPATH.
 """
 
 import json
@@ -34,7 +34,7 @@ print(json.dumps([pairs(get_loader(train)), pairs(get_loader(get_val_dataset(fol
 
 
 def write(root: Path) -> list[list[list[str]]]:
-    """A dataset of two splits; the samples of each as Energon is to give them."""
+    """Write a dataset with two splits; returns the samples that Energon must yield for each."""
     splits, expected = {}, []
     for split, sizes in SIZES.items():
         records, samples = [], []

@@ -1,4 +1,4 @@
-"""Masks: their samples are passed over, and a mask that does not fit is refused in a sentence."""
+"""Exclusion masks: included samples, several masks and datasets, and invalid masks."""
 
 import json
 import pickle
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data.sampling.order import SampleOrder
-from muomni.data.shards.exclusion_mask import KeptSamples, read_exclusion
+from muomni.data.shards.exclusion_mask import IncludedSamples, read_exclusion
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
@@ -33,15 +33,17 @@ def manifest(tmp_path: Path) -> Manifest:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.sets(st.integers(0, 299)), st.integers(0, 10**6))
-def test_kept_samples_are_all_others_in_order(num: int, excluded: set[int], first: int) -> None:
-    gone = sorted(i for i in excluded if i < num)
-    kept = KeptSamples(num, np.array(gone, dtype=np.uint64), first)
+def test_included_samples_are_the_complement_in_order(
+    num: int, excluded: set[int], first: int
+) -> None:
+    removed = sorted(i for i in excluded if i < num)
+    included = IncludedSamples(num, np.array(removed, dtype=np.uint64), first)
     expected = [first + i for i in range(num) if i not in excluded]
-    assert len(kept) == len(expected)
-    assert kept[np.arange(len(kept))].tolist() == expected
+    assert len(included) == len(expected)
+    assert included[np.arange(len(included))].tolist() == expected
 
 
-def test_all_masks_of_a_split_apply_and_change_its_digest(manifest: Manifest) -> None:
+def test_masks_of_a_split_are_combined_and_change_its_digest(manifest: Manifest) -> None:
     plain = Source([manifest], "train")
     write_mask(
         manifest.root, "dedup", np.array([3, 7, 49], dtype=np.uint64), reason="equal content"
@@ -50,47 +52,47 @@ def test_all_masks_of_a_split_apply_and_change_its_digest(manifest: Manifest) ->
     write_mask(manifest.root, "late", np.array([0, 7], dtype=np.uint64))
     write_mask(manifest.root, "held_out", np.array([1], dtype=np.uint64), split="val")
     both = Source([manifest], "train")
-    assert (plain.num_kept, once.num_kept, both.num_kept) == (50, 47, 46)
-    assert len(both) == 50  # ids stay
+    assert (plain.num_included, once.num_included, both.num_included) == (50, 47, 46)
+    assert len(both) == 50  # ids do not change
     assert len({s.exclusion_digest for s in (plain, once, both)}) == 3
     assert plain.fingerprint == both.fingerprint
-    order = SampleOrder(both.all_kept, seed=0)
-    assert sorted(order.draws(0, 46)[0].tolist()) == sorted({*range(50)} - {0, 3, 7, 49})
-    assert Source([manifest], "val").all_kept[np.arange(9)].tolist() == [0, *range(2, 10)]
+    order = SampleOrder(both.all_included, seed=0)
+    assert sorted(order.samples(0, 46)[0].tolist()) == sorted({*range(50)} - {0, 3, 7, 49})
+    assert Source([manifest], "val").all_included[np.arange(9)].tolist() == [0, *range(2, 10)]
 
 
-def test_masks_of_several_datasets_count_through_them(manifest: Manifest, tmp_path: Path) -> None:
+def test_masks_of_several_datasets(manifest: Manifest, tmp_path: Path) -> None:
     other = write_text_dataset(tmp_path / "more", num_train=20)
     write_mask(manifest.root, "a", np.array([49], dtype=np.uint64))
     write_mask(other.root, "b", np.array([0, 1], dtype=np.uint64))
     source = Source([manifest, other], "train")
     expected = [i for i in range(70) if i not in (49, 50, 51)]
-    assert source.all_kept[np.arange(67)].tolist() == expected
-    assert source.kept(1)[np.arange(18)].tolist() == list(range(52, 70))
+    assert source.all_included[np.arange(67)].tolist() == expected
+    assert source.included(1)[np.arange(18)].tolist() == list(range(52, 70))
     copy = pickle.loads(pickle.dumps(source))
     assert copy.read(69) == source.read(69) and copy.describe(69) == source.describe(69)
 
 
-def test_a_split_without_any_sample_left_is_refused(manifest: Manifest) -> None:
+def test_fully_excluded_split_is_refused(manifest: Manifest) -> None:
     write_mask(manifest.root, "all", np.arange(50, dtype=np.uint64))
-    with pytest.raises(DataError, match=r"holds no sample \(masks exclude 50\)"):
+    with pytest.raises(DataError, match=r"has no samples \(masks exclude 50\)"):
         Source([manifest], "train")
 
 
 @pytest.mark.parametrize(
     ("ids", "more", "message"),
     [
-        (np.array([1, 2]), {}, r"bad\.npy holds int64 \[2\], a mask needs uint64"),
-        (np.array([[1]], dtype=np.uint64), {}, r"holds uint64 \[1, 1\]"),
+        (np.array([1, 2]), {}, r"bad\.npy has int64 \[2\]; mask ids must be uint64"),
+        (np.array([[1]], dtype=np.uint64), {}, r"has uint64 \[1, 1\]"),
         (np.array([2, 1], dtype=np.uint64), {}, "not strictly ascending"),
         (np.array([2, 2], dtype=np.uint64), {}, "not strictly ascending"),
-        (np.array([50], dtype=np.uint64), {}, "excludes sample 50, but its split has 50 samples"),
-        (np.array([1], dtype=np.uint64), {"split": "tran"}, "split 'tran', which .* has not"),
+        (np.array([50], dtype=np.uint64), {}, "excludes sample 50, but the split has 50 samples"),
+        (np.array([1], dtype=np.uint64), {"split": "tran"}, "split 'tran', but .* has train, val"),
         (np.array([1], dtype=np.uint64), {"ids_file": "gone.npy"}, r"cannot read .*gone\.npy"),
-        (np.array([1], dtype=np.uint64), {"num_ids": 2}, "tells of 2 samples, its ids are 1"),
+        (np.array([1], dtype=np.uint64), {"num_ids": 2}, "declares num_ids=2 but contains 1 ids"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_named(
+def test_mismatched_mask_is_refused(
     ids: np.ndarray, more: dict[str, str], message: str, manifest: Manifest
 ) -> None:
     write_mask(manifest.root, "bad", ids)
@@ -101,8 +103,8 @@ def test_a_mask_that_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"split": "train"}'])
-def test_a_broken_description_is_named(content: str, manifest: Manifest) -> None:
+def test_malformed_mask_json_is_refused(content: str, manifest: Manifest) -> None:
     write_mask(manifest.root, "bad", np.array([1], dtype=np.uint64))
     (manifest.root / "exclude" / "bad.json").write_text(content)
-    with pytest.raises(DataError, match=r"bad\.json is no mask"):
+    with pytest.raises(DataError, match=r"bad\.json is not a mask"):
         read_exclusion(manifest, "train")

@@ -1,4 +1,4 @@
-"""Manifests: loading, searching, fingerprints, one clear sentence when something is wrong."""
+"""Manifests: loading, discovery, fingerprints, and error messages."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def _dataset(root: Path, text: bytes = b"hello") -> Manifest:
     return write_dataset(root, "text", {"train": [("a", [("txt", text)], SampleCost(num_chars=5))]})
 
 
-def test_find_datasets_by_task_in_name_order(tmp_path: Path) -> None:
+def test_find_datasets_by_task_sorted_by_name(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         _dataset(tmp_path / name)
     write_dataset(tmp_path / "s", "speech", {"train": [("a", [("txt", b"x")], SampleCost())]})
@@ -26,7 +26,7 @@ def test_find_datasets_by_task_in_name_order(tmp_path: Path) -> None:
     assert [manifest.name for manifest in find_datasets(tmp_path / "b", "text")] == ["b"]
 
 
-def test_find_datasets_names_folder_and_command(tmp_path: Path) -> None:
+def test_find_datasets_error_names_folder_and_command(tmp_path: Path) -> None:
     _dataset(tmp_path / "a")
     with pytest.raises(DataError, match=rf"{tmp_path} .*'tts'.*python -m data_prep tts"):
         find_datasets(tmp_path, "tts")
@@ -50,12 +50,12 @@ def test_totals_add_up(tmp_path: Path) -> None:
     [
         (lambda m: m.pop("task"), "task: Field required"),
         (lambda m: m.update(extra=1), "extra"),
-        (lambda m: m.update(schema_version=99), "schema_version 99"),
+        (lambda m: m.update(schema_version=99), "schema_version is 99"),
         (lambda m: m.update(fingerprint="0"), "was edited"),
         (lambda m: m["splits"]["train"]["shards"][0].update(num_samples=2), "was edited"),
     ],
 )
-def test_malformed_manifest_is_named(tmp_path: Path, change, message: str) -> None:
+def test_malformed_manifest_is_refused(tmp_path: Path, change, message: str) -> None:
     _dataset(tmp_path)
     path = tmp_path / "manifest.json"
     content = json.loads(path.read_text())
@@ -68,7 +68,7 @@ def test_malformed_manifest_is_named(tmp_path: Path, change, message: str) -> No
 
 
 def test_missing_and_unreadable_manifest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no finished dataset"):
+    with pytest.raises(DataError, match="is not a complete dataset"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot read .*manifest\.json"):
@@ -80,8 +80,11 @@ def test_hash_is_stable() -> None:
     assert hash64("muomni") == 878142319173013194
 
 
-def test_the_light_half_imports_no_torch() -> None:
-    modules = ("shards.reader", "shards.writer", "media.decode", "text.tokenizer")
+def test_data_preparation_imports_no_torch() -> None:
+    modules = (
+        "shards.manifest", "shards.reader", "shards.writer", "shards.tar_index", "media.decode",
+        "text.tokenizer", "text.turns",
+    )  # fmt: skip
     imports = "; ".join(f"import muomni.data.{module}" for module in modules)
     code = f"import sys; {imports}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

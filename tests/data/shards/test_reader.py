@@ -1,4 +1,4 @@
-"""The reader gives back what was written, in any order, and notices what was changed."""
+"""The reader: round trip in any order, lazy files, and damaged shards."""
 
 import os
 import pickle
@@ -81,7 +81,7 @@ def test_content_hash_depends_on_content_only(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_pickled_reader_reads(small: Manifest) -> None:
+def test_pickled_reader_reads(small: Manifest) -> None:
     reader = SplitReader(small, "train")
     reader.read(0)
     copy = pickle.loads(pickle.dumps(reader))
@@ -104,13 +104,13 @@ def test_index_outside_the_split(small: Manifest, index: int) -> None:
         SplitReader(small, "train").read(index)
 
 
-def test_unknown_split_is_named(small: Manifest) -> None:
+def test_error_of_an_unknown_split_lists_the_splits(small: Manifest) -> None:
     with pytest.raises(DataError, match="no split 'val'; it has train"):
         SplitReader(small, "val")
 
 
 @pytest.mark.parametrize("keep", [0, 512, 1024, 1500])
-def test_truncated_shard_is_noticed_at_open(small: Manifest, keep: int) -> None:
+def test_truncated_shard_is_refused_at_open(small: Manifest, keep: int) -> None:
     path = small.root / "train/x-train-000000.tar"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=rf"x-train-000000\.tar has {keep} bytes"):
@@ -118,13 +118,13 @@ def test_truncated_shard_is_noticed_at_open(small: Manifest, keep: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.idx", "cols.npy"])
-def test_missing_file_is_named(small: Manifest, suffix: str) -> None:
+def test_error_names_a_missing_file(small: Manifest, suffix: str) -> None:
     (small.root / f"train/x-train-000002.{suffix}").unlink()
     with pytest.raises(DataError, match=rf"x-train-000002\.{suffix} is missing"):
         SplitReader(small, "train")
 
 
-def test_sidecars_of_another_shard_are_noticed(small: Manifest) -> None:
+def test_sidecars_of_another_shard_are_refused(small: Manifest) -> None:
     folder = small.root / "train"
     (folder / "x-train-000000.tar.idx").write_bytes(
         (folder / "x-train-000002.tar.idx").read_bytes()
@@ -133,10 +133,10 @@ def test_sidecars_of_another_shard_are_noticed(small: Manifest) -> None:
         SplitReader(small, "train")
 
 
-def test_columns_of_some_samples_are_read_through_a_bounded_number_of_maps(
+def test_columns_are_read_with_a_limited_number_of_maps(
     small: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("muomni.data.shards.mapped_files._MAX_OPEN", 1)
+    monkeypatch.setattr("muomni.data.shards.reader._MAX_OPEN_FILES", 1)
     reader = SplitReader(small, "train")
     ids = np.array([3, 0, 2, 3, 1])
     for name in ("num_bytes", "key_hash"):
@@ -146,9 +146,12 @@ def test_columns_of_some_samples_are_read_through_a_bounded_number_of_maps(
 
 @pytest.mark.parametrize(
     ("suffix", "message"),
-    [("tar.idx", "points behind the end"), ("cols.npy", "has 70 bytes, too few for 3 entries")],
+    [
+        ("tar.idx", "decreasing or past the end"),
+        ("cols.npy", "has 70 bytes, too few for 3 entries"),
+    ],
 )
-def test_without_a_check_at_open_files_are_checked_by_their_first_reader(
+def test_unchecked_files_are_checked_on_first_use(
     small: Manifest, suffix: str, message: str
 ) -> None:
     path = small.root / f"train/x-train-000000.{suffix}"
@@ -161,9 +164,7 @@ def test_without_a_check_at_open_files_are_checked_by_their_first_reader(
         _ = (reader.read(0), reader.column("num_bytes", np.array([0])))
 
 
-def test_few_tars_are_open_and_closed_ones_are_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_open_tars_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "_MAX_OPEN_FILES", 2)
     shards = [[(f"k{number}", {"txt": b"%d" % number})] for number in range(5)]
     reader = SplitReader(write(tmp_path, shards), "train")
@@ -179,7 +180,7 @@ def test_few_tars_are_open_and_closed_ones_are_opened_again(
     assert num_open() == 0
 
 
-def test_stale_index_is_noticed_when_read(small: Manifest) -> None:
+def test_stale_index_is_refused_on_read(small: Manifest) -> None:
     path = small.root / "train/x-train-000000.tar.idx"
     offsets = np.fromfile(path, dtype="<u8")
     offsets[1] = offsets[2]

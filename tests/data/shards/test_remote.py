@@ -1,4 +1,4 @@
-"""A dataset at a URL reads like a local one; what does not fit its manifest is refused."""
+"""Remote datasets: same content as local ones, listings, masks, prefetching, and mismatches."""
 
 import json
 import pickle
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsspec import registry as fsspec_registry
 
 from muomni.config.run import DataSection
 from muomni.data.loading.loader import Loader, PlannedDataset
 from muomni.data.sampling.plan import MicroBatch
-from muomni.data.shards.data_root import datasets_of, tokenizer_of
+from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.manifest import Manifest, Split, fingerprint
 from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.source import Source
@@ -64,65 +65,67 @@ def assert_equal_to_local(found: Manifest, local: Path) -> None:
 
 
 def test_a_dataset_over_http(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
-    [found] = datasets_of(at(f"{server.url}/text", tmp_path), ["text"])
-    assert found.place == f"{server.url}/text"
+    [found] = open_datasets(at(f"{server.url}/text", tmp_path), ["text"])
+    assert found.location == f"{server.url}/text"
     assert_equal_to_local(found, corpora / "text")
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_names_of_folders_over_http(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"datasets\.json there must name the folders"):
-        datasets_of(at(server.url, tmp_path), ["text"])
+def test_listing_of_datasets_over_http(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"datasets\.json must list the subfolders"):
+        open_datasets(at(server.url, tmp_path), ["text"])
     (corpora / "datasets.json").write_text('["text"]')
-    [found] = datasets_of(at(server.url, tmp_path), ["text"])
-    assert found.place == f"{server.url}/text"
+    [found] = open_datasets(at(server.url, tmp_path), ["text"])
+    assert found.location == f"{server.url}/text"
     with pytest.raises(DataError, match="no dataset of task 'tts', only of text"):
-        datasets_of(at(server.url, tmp_path), ["tts"])
+        open_datasets(at(server.url, tmp_path), ["tts"])
 
 
 @pytest.mark.parametrize("listing", ["{}", "[1]", '["a/b"]', '[".."]', "text"])
-def test_a_listing_that_is_none(
+def test_malformed_listing_is_refused(
     server: HttpFolder, corpora: Path, tmp_path: Path, listing: str
 ) -> None:
     (corpora / "datasets.json").write_text(listing)
     with pytest.raises(DataError, match="must be a JSON list of names"):
-        datasets_of(at(server.url, tmp_path), ["text"])
+        open_datasets(at(server.url, tmp_path), ["text"])
 
 
-def test_a_listed_folder_without_dataset(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
+def test_listed_folder_without_dataset_is_refused(
+    server: HttpFolder, corpora: Path, tmp_path: Path
+) -> None:
     (corpora / "datasets.json").write_text('["text", "speech"]')
     with pytest.raises(DataError, match=r"/speech has no manifest\.json, but .*datasets\.json"):
-        datasets_of(at(server.url, tmp_path), ["text"])
+        open_datasets(at(server.url, tmp_path), ["text"])
 
 
-def test_back_ends_that_list_need_no_names(corpora: Path, tmp_path: Path) -> None:
+def test_back_ends_with_listing_need_no_listing_file(corpora: Path, tmp_path: Path) -> None:
     data = at(f"file://{corpora}", tmp_path)
-    [found] = datasets_of(data, ["text"])
+    [found] = open_datasets(data, ["text"])
     assert_equal_to_local(found, corpora / "text")
-    assert tokenizer_of(data).digest == Tokenizer.load(corpora / "tokenizer.model").digest
+    assert open_tokenizer(data).digest == Tokenizer.load(corpora / "tokenizer.model").digest
 
 
-def test_a_dataset_in_memory(corpora: Path, tmp_path: Path) -> None:
+def test_dataset_in_memory(corpora: Path, tmp_path: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
     memory.put(str(corpora / "text"), "/bucket/text", recursive=True)
-    [found] = datasets_of(at("memory://bucket", tmp_path), ["text"])
+    [found] = open_datasets(at("memory://bucket", tmp_path), ["text"])
     assert_equal_to_local(found, corpora / "text")
 
 
-def test_the_tokenizer_over_http(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
+def test_tokenizer_over_http(server: HttpFolder, corpora: Path, tmp_path: Path) -> None:
     local = Tokenizer.load(corpora / "tokenizer.model")
-    assert tokenizer_of(at(server.url, tmp_path)).digest == local.digest
+    assert open_tokenizer(at(server.url, tmp_path)).digest == local.digest
     elsewhere = at("data/none", tmp_path, tokenizer=f"{server.url}/tokenizer.model")
-    assert tokenizer_of(elsewhere).digest == local.digest
+    assert open_tokenizer(elsewhere).digest == local.digest
     with pytest.raises(DataError, match=r"text/tokenizer\.model is missing"):
-        tokenizer_of(at(f"{server.url}/text", tmp_path))
+        open_tokenizer(at(f"{server.url}/text", tmp_path))
 
 
 def test_sidecars_and_tars_are_copied_once(server: HttpFolder, tmp_path: Path) -> None:
     for _ in range(2):
-        [found] = datasets_of(at(f"{server.url}/text", tmp_path), ["text"])
+        [found] = open_datasets(at(f"{server.url}/text", tmp_path), ["text"])
         reader = SplitReader(found, "train")
         assert reader.read(3) == pickle.loads(pickle.dumps(reader)).read(3)
     asked = {name: n for name, n in server.requests.items() if "/train/" in name}
@@ -135,34 +138,34 @@ def test_sidecars_of_another_dataset_are_refused(
     server: HttpFolder, tmp_path: Path, suffix: str
 ) -> None:
     server.fault = lambda path: "damage" if path.endswith(suffix) else None
-    [found] = datasets_of(at(f"{server.url}/text", tmp_path), ["text"])
-    with pytest.raises(DataError, match=rf"\{suffix} has another SHA-256 than the manifest says"):
+    [found] = open_datasets(at(f"{server.url}/text", tmp_path), ["text"])
+    with pytest.raises(DataError, match=rf"SHA-256 of .*\{suffix} does not match the manifest"):
         SplitReader(found, "train")
     assert not list(tmp_path.rglob(f"*{suffix}"))
 
 
 @pytest.mark.parametrize("path", ["../../x.tar", "/etc/x.tar", "train/manifest.json"])
-def test_a_manifest_cannot_name_files_elsewhere(corpora: Path, tmp_path: Path, path: str) -> None:
+def test_manifest_cannot_refer_to_files_outside(corpora: Path, tmp_path: Path, path: str) -> None:
     manifest = Manifest.load(corpora / "text")
     record = manifest.splits["train"].shards[0].model_copy(update={"path": path})
     splits = {"train": Split(shards=(record,))}
     changed = manifest.model_copy(update={"splits": splits, "fingerprint": fingerprint(splits)})
     (tmp_path / "manifest.json").write_text(changed.to_json())
-    [found] = datasets_of(at(f"file://{tmp_path}", tmp_path / "cache"), ["text"])
+    [found] = open_datasets(at(f"file://{tmp_path}", tmp_path / "cache"), ["text"])
     with pytest.raises(DataError, match="outside of the dataset"):
         SplitReader(found, "train")
 
 
-def test_an_edited_manifest_is_refused(corpora: Path, tmp_path: Path) -> None:
+def test_edited_manifest_is_refused(corpora: Path, tmp_path: Path) -> None:
     content = json.loads((corpora / "text/manifest.json").read_text())
     content["fingerprint"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"manifest\.json was edited"):
-        datasets_of(at(f"file://{tmp_path}", tmp_path / "cache"), ["text"])
+        open_datasets(at(f"file://{tmp_path}", tmp_path / "cache"), ["text"])
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_masks_apply_as_long_as_they_are_there(
+def test_remote_masks_are_synchronized(
     server: HttpFolder, corpora: Path, tmp_path: Path, scheme: str
 ) -> None:
     mask = corpora / "text/exclude"
@@ -173,19 +176,19 @@ def test_masks_apply_as_long_as_they_are_there(
     url = f"{server.url}/text" if scheme == "http" else f"file://{corpora}/text"
 
     def open_source() -> Source:
-        return Source(datasets_of(at(url, tmp_path), ["text"]), "train")
+        return Source(open_datasets(at(url, tmp_path), ["text"]), "train")
 
     local = Source([Manifest.load(corpora / "text")], "train")
     assert open_source().exclusion_digest == local.exclusion_digest != ""
-    assert open_source().num_kept == 38
+    assert open_source().num_included == 38
     (corpora / "text/masks.json").write_text("[]")
-    assert open_source().num_kept == 40
-    (corpora / "text/masks.json").unlink()  # then only a listing tells
-    assert open_source().num_kept == (38 if scheme == "file" else 40)
+    assert open_source().num_included == 40
+    (corpora / "text/masks.json").unlink()  # then only a folder listing shows the mask
+    assert open_source().num_included == (38 if scheme == "file" else 40)
 
 
-def test_coming_shards_are_fetched_ahead(server: HttpFolder, tmp_path: Path) -> None:
-    [found] = datasets_of(at(f"{server.url}/text", tmp_path), ["text"])
+def test_announced_shards_are_prefetched(server: HttpFolder, tmp_path: Path) -> None:
+    [found] = open_datasets(at(f"{server.url}/text", tmp_path), ["text"])
     reader = SplitReader(found, "val")
     reader.expect(np.arange(len(reader)))
     tar = "text/val/text-val-000000.tar"
@@ -198,31 +201,33 @@ def test_coming_shards_are_fetched_ahead(server: HttpFolder, tmp_path: Path) -> 
     assert server.requests[tar] == 1
 
 
-def test_a_loader_gives_the_batches_of_local_data(
+def test_remote_batches_equal_local_batches(
     server: HttpFolder, corpora: Path, tmp_path: Path
 ) -> None:
     view = TextView(Tokenizer.load(corpora / "tokenizer.model"), 64, 2)
-    batches = [MicroBatch(rows=((i, i + 1), (i + 2,))) for i in range(0, 30, 3)]
+    batches = [MicroBatch(sequences=((i, i + 1), (i + 2,))) for i in range(0, 30, 3)]
 
     def batches_of(manifest: Manifest) -> list[dict[str, list[float]]]:
         dataset = PlannedDataset(Source([manifest], "train"), view, 0)
         return [{k: v.tolist() for k, v in b.items()} for b in Loader(dataset, batches)]
 
-    [found] = datasets_of(at(f"{server.url}/text", tmp_path), ["text"])
+    [found] = open_datasets(at(f"{server.url}/text", tmp_path), ["text"])
     assert batches_of(found) == batches_of(Manifest.load(corpora / "text"))
 
 
 @pytest.mark.parametrize(
     ("url", "module", "extra"), [("s3://b/x", "s3fs", "s3"), ("gs://b/x", "gcsfs", "gcs")]
 )
-def test_a_missing_package_is_named_with_its_extra(
+def test_error_of_a_missing_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, url: str, module: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    # fsspec caches the classes of protocols that another test used.
+    monkeypatch.delitem(fsspec_registry._registry, url.partition("://")[0], raising=False)
     with pytest.raises(MachineError, match=rf"pip install 'muomni\[{extra}\]'"):
         RemoteFolder(url, {"skip_instance_cache": True}).read("manifest.json")
 
 
-def test_secrets_stay_out_of_the_config(tmp_path: Path) -> None:
+def test_secrets_in_the_config_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="storage_options must not hold key, secret"):
         at("s3://b/x", tmp_path, storage_options={"key": "a", "secret": "b"})

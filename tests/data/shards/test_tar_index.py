@@ -1,4 +1,4 @@
-"""Indexes of tars: own ones, ones by other tools, damaged ones."""
+"""Indexes of tars: from this package, from other tools, and damaged."""
 
 import io
 import tarfile
@@ -31,7 +31,7 @@ def _tar(path: Path, members: list[tuple[str, bytes]], form: int) -> Path:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_reads_tars_of_python(tmp_path: Path, form: int) -> None:
+def test_reads_tars_of_python_tarfile(tmp_path: Path, form: int) -> None:
     long = "folder/" + "k" * 80 if form == tarfile.USTAR_FORMAT else "folder/" + "k" * 180
     members = [(f"{long}.txt", b"a"), (f"{long}.0.png", b"b" * 600), ("./second.txt", b"")]
     path = _tar(tmp_path / "x.tar", members, form)
@@ -50,7 +50,7 @@ def test_unicode_pax_names(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=1500), min_size=1, max_size=6), st.data())
-def test_every_truncation_is_noticed(
+def test_every_truncation_is_detected(
     tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("tar") / "x.tar"
@@ -70,7 +70,7 @@ def test_every_truncation_is_noticed(
     assert len(scan_tar(path)) == len(payloads)
 
 
-def test_damaged_header_is_named(tmp_path: Path) -> None:
+def test_damaged_header_is_refused(tmp_path: Path) -> None:
     path = _tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2")], tarfile.USTAR_FORMAT)
     content = bytearray(path.read_bytes())
     content[1024 + 10] ^= 0xFF
@@ -79,8 +79,8 @@ def test_damaged_header_is_named(tmp_path: Path) -> None:
         scan_tar(path)
 
 
-def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
-    """Also where fields that nobody reads are full of large bytes, which takes the sum beyond its modulus."""
+def test_every_header_byte_is_checked(tmp_path: Path) -> None:
+    """Unread fields are filled with large bytes, so that the sum exceeds its modulus."""
     header = bytearray(
         _tar(tmp_path / "x.tar", [("a.txt", b"")], tarfile.USTAR_FORMAT).read_bytes()
     )[:512]
@@ -89,11 +89,11 @@ def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     assert parse_members(bytes(header), "x") == [("a.txt", 512, 0)]
-    for place in range(512):
-        if place == 155:  # the space behind the end of the checksum itself
+    for offset in range(512):
+        if offset == 155:  # the space after the checksum
             continue
         changed = bytearray(header)
-        changed[place] ^= 0x41
+        changed[offset] ^= 0x41
         with pytest.raises(DataError, match="x: "):
             parse_members(bytes(changed), "x")
 

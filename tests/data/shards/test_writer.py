@@ -1,11 +1,11 @@
-"""The shard writer: equal bytes, atomic files, refused samples, foreign readers."""
+"""The shard writer: reproducible bytes, atomic files, refused samples, and other readers."""
 
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-import webdataset
+from webdataset.compat import WebDataset
 
 from muomni.data.shards.manifest import ShardRecord
 from muomni.data.shards.writer import SampleCost, ShardWriter, load_record, ustar_header
@@ -40,13 +40,13 @@ def test_tar_and_webdataset_read_it(tmp_path: Path) -> None:
     assert listing.stdout.split() == [f"{key}.{ext}" for key, ms in SAMPLES for ext, _ in ms]
     content = subprocess.run(["tar", "xOf", path, "k3.0.png"], capture_output=True, check=True)
     assert content.stdout == SAMPLES[3][1][1][1]
-    read = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    read = list(WebDataset(str(path), shardshuffle=False))
     assert [(s["__key__"], s["json"], s["0.png"]) for s in read] == [
         (key, dict(members)["json"], dict(members)["0.png"]) for key, members in SAMPLES
     ]
 
 
-def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_shard_leaves_no_files(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError),
         ShardWriter(tmp_path, "train/x-train-000000.tar", "train") as writer,
@@ -56,7 +56,7 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "train").iterdir()) == []
 
 
-def test_rewriting_withdraws_the_old_record_first(tmp_path: Path) -> None:
+def test_rewriting_removes_the_old_record_first(tmp_path: Path) -> None:
     record = _write(tmp_path)
     with ShardWriter(tmp_path, record.path, "train"):
         assert load_record(tmp_path / record.path) is None
@@ -75,13 +75,13 @@ def test_refused_samples(tmp_path: Path) -> None:
             writer.add("a", [("txt", b"2")], "g", SampleCost())
 
 
-def test_header_as_pythons_tarfile_reads_it() -> None:
+def test_python_tarfile_reads_the_header() -> None:
     info = tarfile.TarInfo.frombuf(ustar_header("name.txt", 12345), "utf-8", "strict")
     assert (info.name, info.size, info.mode, info.mtime) == ("name.txt", 12345, 0o644, 0)
     assert info.isreg() and (info.uid, info.gid, info.uname) == (0, 0, "")
 
 
-def test_damaged_record_is_named(tmp_path: Path) -> None:
+def test_error_names_a_damaged_record(tmp_path: Path) -> None:
     record = _write(tmp_path)
     (tmp_path / record.path).with_suffix(".json").write_text("{}")
     with pytest.raises(DataError, match=r"x-train-000000\.json is damaged"):

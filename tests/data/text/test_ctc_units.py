@@ -1,3 +1,5 @@
+"""CTC units: labels with fewer merges than the tokenizer."""
+
 import pytest
 
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
@@ -21,18 +23,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         ("... ?", ""),
     ],
 )
-def test_spoken_form_has_words_only(written: str, spoken: str) -> None:
+def test_spoken_form_has_only_words(written: str, spoken: str) -> None:
     assert spoken_form(written) == spoken
 
 
-def test_all_merges_are_the_tokenizer_itself(tokenizer: Tokenizer) -> None:
+def test_all_merges_equal_the_tokenizer(tokenizer: Tokenizer) -> None:
     by_merging, plain = CtcUnits(tokenizer, 10**6), CtcUnits(tokenizer, None)
     for text in sentences(100, seed=5):
         assert by_merging.encode(text) == plain.encode(text) == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("num_merges", [0, 5, 30, None])
-def test_the_tokenizer_decodes_what_fewer_merges_encode(
+def test_tokenizer_decodes_labels_of_fewer_merges(
     num_merges: int | None, tokenizer: Tokenizer
 ) -> None:
     units = CtcUnits(tokenizer, num_merges)
@@ -40,12 +42,12 @@ def test_the_tokenizer_decodes_what_fewer_merges_encode(
         assert tokenizer.decode(units.encode(text)) == spoken_form(text)
 
 
-def test_fewer_merges_are_longer_and_zero_are_characters(tokenizer: Tokenizer) -> None:
+def test_fewer_merges_give_longer_labels_and_zero_gives_characters(tokenizer: Tokenizer) -> None:
     text = sentences(1)[0]
     lengths = [len(CtcUnits(tokenizer, n).encode(text)) for n in (0, 10, 40, None)]
     assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
-    assert lengths[0] == len(text) + 1  # and the mark of the first word
+    assert lengths[0] == len(text) + 1  # and the word-start mark of the first word
 
 
-def test_no_words_are_no_labels(tokenizer: Tokenizer) -> None:
+def test_text_without_words_has_no_labels(tokenizer: Tokenizer) -> None:
     assert CtcUnits(tokenizer, 3).encode("?!") == [] == CtcUnits(tokenizer, None).encode("")

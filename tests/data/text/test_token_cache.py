@@ -1,4 +1,4 @@
-"""Token ids beside the shards: batches are the same with and without them, whatever the data holds."""
+"""The token cache: same batches with and without it, separate files, damage, and full disks."""
 
 import errno
 import logging
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from muomni.data.loading.loader import PlannedDataset
-from muomni.data.loading.look_ahead import LookAhead
+from muomni.data.loading.loader import LookAhead, PlannedDataset
 from muomni.data.sampling.plan import Batching, MicroBatch, cover
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
@@ -28,7 +27,7 @@ from muomni.data.views.base import Batch, ExampleReader, View
 from muomni.data.views.text import TextView
 from tests.corpora import Sample, sentences, write_dataset, write_text_dataset, write_tokenizer
 
-CONTEXT = 32
+SEQ_LEN = 32
 
 
 class Uncached(TextView):
@@ -40,7 +39,7 @@ class Uncached(TextView):
 
 @pytest.fixture
 def manifests(tmp_path: Path) -> list[Manifest]:
-    """Two corpora with short, long, empty, many-byte and broken texts; a mask excludes two samples."""
+    """Two corpora with short, long, empty, multi-byte, and broken texts; a mask excludes two samples."""
     odd = ["two characters " * 40, "", "Grüße, 世界 🙂" * 9, "ein Wort"]
     members = [("txt", text.encode()) for text in [*sentences(20), *odd]]
     members += [("txt", b"\xff\xfe broken"), ("json", b"{}")]  # not UTF-8; no text at all
@@ -59,9 +58,9 @@ def source(manifests: list[Manifest]) -> Source:
 
 
 def batches_of(view: TextView, source: Source, through: Callable[[Any], Any] = lambda x: x) -> Any:
-    """All kept samples once, in batches of two rows; `through` sees the dataset first."""
-    ids = source.all_kept[np.arange(source.num_kept)]
-    batching = Batching("pack", view.context, rows=view.rows)
+    """Batches of all included samples, two sequences each; `through` transforms the dataset first."""
+    ids = source.all_included[np.arange(source.num_included)]
+    batching = Batching("pack", view.seq_len, num_sequences=view.num_sequences)
     micro_batches = cover(ids, view.lengths(source)[ids], batching)
     dataset = through(PlannedDataset(source, view, seed=0))
     return [dataset[batch] for batch in micro_batches]
@@ -84,7 +83,7 @@ def files_of(source: Source) -> list[Path]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of each sample that is read from a shard."""
+    """The indices of all samples read from shards so far."""
     numbers: list[int] = []
     read = SplitReader.read
 
@@ -96,47 +95,47 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("is_sent", [False, True], ids=["here", "in a worker"])
-def test_batches_are_those_of_the_texts_and_no_shard_is_read(
-    is_sent: bool, source: Source, tokenizer: Tokenizer, reads: list[int]
+@pytest.mark.parametrize("is_pickled", [False, True], ids=["same process", "pickled"])
+def test_cached_batches_equal_uncached_ones_without_reading_shards(
+    is_pickled: bool, source: Source, tokenizer: Tokenizer, reads: list[int]
 ) -> None:
-    expected = batches_of(Uncached(tokenizer, CONTEXT, rows=2), source)
+    expected = batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source)
     assert sum(int(batch["num_bad"]) for batch in expected) == 2
-    through = (lambda dataset: pickle.loads(pickle.dumps(dataset))) if is_sent else lambda x: x
+    through = (lambda dataset: pickle.loads(pickle.dumps(dataset))) if is_pickled else lambda x: x
     reads.clear()
-    cached = batches_of(TextView(tokenizer, CONTEXT, rows=2), source, through)
+    cached = batches_of(TextView(tokenizer, SEQ_LEN, num_sequences=2), source, through)
     assert_equal(cached, expected)
-    # The two bad samples are read again, and by the message that names them.
+    # Only the two bad samples are read, for decoding and for the log message.
     assert set(reads) == {24, 25}
 
 
-def test_lengths_are_those_that_are_measured(
+def test_cached_lengths_equal_measured_lengths(
     source: Source, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = TextView(tokenizer, CONTEXT, rows=2)
+    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
     cached = view.lengths(source)
-    monkeypatch.setattr(TokenCache, "make", lambda *_: False)
+    monkeypatch.setattr(TokenCache, "ensure", lambda *_: False)
     measured = view.lengths(source)
     assert cached.all().tolist() == measured.all().tolist()
     assert cached.depends_on == measured.depends_on
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone_and_that_is_told_once(
+def test_read_only_folder_is_not_cached_and_warns_once(
     source: Source, tokenizer: Tokenizer, manifests: list[Manifest],
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(os, "access", lambda path, mode: "first" not in str(path))
-    view = TextView(tokenizer, CONTEXT, rows=2)
+    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
     val = Source(manifests, "val", check_files=False)
     with caplog.at_level(logging.WARNING):
         cached = batches_of(view, source)
         view.lengths(val)
-    assert caplog.text.count("no token ids can be kept in") == 1
+    assert caplog.text.count("cannot cache token ids in") == 1
     assert {path.parent.parent.name for path in files_of(source)} == {"second"}
-    assert_equal(cached, batches_of(Uncached(tokenizer, CONTEXT, rows=2), source))
+    assert_equal(cached, batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source))
 
 
-def test_a_full_disk_leaves_nothing_behind(
+def test_full_disk_leaves_no_files(
     source: Source, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -164,92 +163,93 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr(token_cache, "open_atomic", FullDisk)
     cache = TokenCache(source.readers[0], tokenizer)
-    assert not cache.make(source.readers[0], encode)
+    assert not cache.ensure(source.readers[0], encode)
     assert "No space left on device" in caplog.text
     assert files_of(source) == []
 
 
-def test_another_tokenizer_or_other_samples_have_files_of_their_own(
+def test_cache_files_are_separate_per_tokenizer_and_dataset(
     source: Source, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    TextView(tokenizer, CONTEXT, rows=2).lengths(source)
+    TextView(tokenizer, SEQ_LEN, num_sequences=2).lengths(source)
     assert len(files_of(source)) == 4
     write_tokenizer(tmp_path / "other.model", vocab_size=320)
-    other = TextView(Tokenizer.load(tmp_path / "other.model"), CONTEXT, rows=2)
-    assert not TokenCache(source.readers[0], other.tokenizer).is_there()
+    other = TextView(Tokenizer.load(tmp_path / "other.model"), SEQ_LEN, num_sequences=2)
+    assert not TokenCache(source.readers[0], other.tokenizer).is_complete()
     assert_equal(
-        batches_of(other, source), batches_of(Uncached(other.tokenizer, CONTEXT, rows=2), source)
+        batches_of(other, source),
+        batches_of(Uncached(other.tokenizer, SEQ_LEN, num_sequences=2), source),
     )
     assert len(files_of(source)) == 8
     changed = Source([write_text_dataset(tmp_path / "second", num_train=31)], "train")
-    assert not TokenCache(changed.readers[0], tokenizer).is_there()
+    assert not TokenCache(changed.readers[0], tokenizer).is_complete()
 
 
 @pytest.mark.parametrize("suffix", ["ids", "texts"])
 @pytest.mark.parametrize("num_lost", [1, 16, None], ids=str)
-def test_a_damaged_cache_is_told_and_made_again(
+def test_damaged_cache_is_rebuilt_with_a_warning(
     suffix: str, num_lost: int | None, source: Source, tokenizer: Tokenizer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    view = TextView(tokenizer, CONTEXT, rows=2)
+    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
     view.lengths(source)
     whole = {path: path.read_bytes() for path in files_of(source)}
     path = next(path for path in whole if path.suffix == f".{suffix}")
     path.write_bytes(whole[path][:-num_lost] if num_lost else b"")
-    expected = batches_of(Uncached(tokenizer, CONTEXT, rows=2), source)
-    assert "is damaged" in caplog.text
+    expected = batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source)
+    assert "rebuilding damaged token cache" in caplog.text
     assert {path: path.read_bytes() for path in files_of(source)} == whole
     assert_equal(batches_of(view, source), expected)
 
 
-def test_ids_take_two_bytes_and_four_where_the_vocabulary_is_larger(source: Source) -> None:
+def test_ids_take_two_bytes_or_four_with_a_large_vocabulary(source: Source) -> None:
     reader = source.readers[1]
     for vocab_size, num_bytes in ((1 << 16, 2), ((1 << 16) + 1, 4)):
         tokenizer: Any = SimpleNamespace(vocab_size=vocab_size, digest=str(vocab_size))
         cache = TokenCache(reader, tokenizer)
-        assert cache.make(reader, lambda _, last=vocab_size - 1: ([2, last, 3], 5))
+        assert cache.ensure(reader, lambda _, last=vocab_size - 1: ([2, last, 3], 5))
         found = cache.find(29)
         assert found is not None and found[0].tolist() == [2, vocab_size - 1, 3] and found[1] == 5
         ids = cache.folder / f"{cache._name}.ids"
         assert ids.stat().st_size == 30 * 3 * num_bytes
 
 
-def test_one_encodes_while_others_wait(source: Source, tokenizer: Tokenizer) -> None:
+def test_one_process_tokenizes_while_others_wait(source: Source, tokenizer: Tokenizer) -> None:
     reader = source.readers[1]
-    has_begun, may_go_on = threading.Event(), threading.Event()
+    has_started, may_continue = threading.Event(), threading.Event()
     num_encoded = 0
 
     def encode(_: dict[str, Any]) -> tuple[list[int], int]:
         nonlocal num_encoded
         num_encoded += 1
-        has_begun.set()
-        assert may_go_on.wait(30)
+        has_started.set()
+        assert may_continue.wait(30)
         return [2, 3], 0
 
-    made: list[bool] = []
+    results: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: made.append(TokenCache(reader, tokenizer).make(reader, encode)))
+        threading.Thread(target=lambda: results.append(TokenCache(reader, tokenizer).ensure(reader, encode)))
         for _ in range(2)
     ]  # fmt: skip
     threads[0].start()
-    assert has_begun.wait(30)
+    assert has_started.wait(30)
     threads[1].start()
     threads[1].join(0.2)
-    may_go_on.set()
+    may_continue.set()
     for thread in threads:
         thread.join()
-    assert made == [True, True] and num_encoded == 30
+    assert results == [True, True] and num_encoded == 30
     assert [path.suffix for path in files_of(source)] == [".ids", ".texts"]
 
 
-def test_remote_shards_are_fetched_ahead_only_where_texts_are_read(
+def test_only_shards_of_uncached_texts_are_prefetched(
     source: Source, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = TextView(tokenizer, CONTEXT, rows=2)
+    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
     first = source.readers[0]
-    TokenCache(first, tokenizer).make(first, view._ids_and_bytes)
+    TokenCache(first, tokenizer).ensure(first, view._ids_and_bytes)
     expected: list[list[int]] = []
     monkeypatch.setattr(Source, "expect", lambda _, ids: expected.append(ids.tolist()))
-    batch = MicroBatch(rows=((0, 30), (5, 26)))
+    batch = MicroBatch(sequences=((0, 30), (5, 26)))
     assert list(LookAhead([batch], view.reader(source))) == [batch]
     assert expected == [[30, 26]]

@@ -1,4 +1,4 @@
-"""The tokenizer returns any text as it was and never makes a marker from text."""
+"""The tokenizer: round trip, special tokens, training, and wrong files."""
 
 import pickle
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_special_ids_are_distinct(tokenizer: Tokenizer) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
-def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.pad_id]) == text
@@ -44,7 +44,7 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*MARKERS, "<|pad|>", "<|eos|>", "</s>", "<s>", "<pad>", "<unk>"])
-def test_typed_markers_are_ordinary_text(tokenizer: Tokenizer, text: str) -> None:
+def test_special_tokens_typed_by_a_user_are_plain_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(f"before {text} after")
     assert min(ids) > 3 + len(MARKERS)
     assert tokenizer.decode(ids) == f"before {text} after"
@@ -61,18 +61,18 @@ def test_training_is_deterministic(corpus: Path, tokenizer: Tokenizer) -> None:
     assert Tokenizer.load(corpus / "again.model").digest == tokenizer.digest
 
 
-def test_pickles(tokenizer: Tokenizer) -> None:
+def test_tokenizer_is_picklable(tokenizer: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("the cat") == tokenizer.encode("the cat")
     assert copy.digest == tokenizer.digest
 
 
-def test_held_out_text_is_not_used(tmp_path: Path, corpus: Path) -> None:
+def test_tokenizer_training_ignores_held_out_text(tmp_path: Path, corpus: Path) -> None:
     train = [(f"a{n}", [("txt", b"plain words only")], _cost()) for n in range(50)]
     val = [(f"b{n}", [("txt", "ŽŽŽŽŽ".encode())], _cost()) for n in range(50)]
     write_dataset(tmp_path / "d", "text", {"train": train, "val": val})
-    made = train_tokenizer([tmp_path], 290, tmp_path / "t.model")
-    assert len(made.encode("Ž")) >= 2
+    trained = train_tokenizer([tmp_path], 290, tmp_path / "t.model")
+    assert len(trained.encode("Ž")) >= 2
 
 
 def _cost():
@@ -81,7 +81,7 @@ def _cost():
     return SampleCost(num_chars=1)
 
 
-def test_impossible_sizes_name_the_limit(corpus: Path, tmp_path: Path) -> None:
+def test_error_of_an_impossible_vocab_size_names_the_limit(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.model"
     with pytest.raises(ConfigError, match=r"90000 is too large .* at most \d+ pieces"):
         train_tokenizer([corpus], 90_000, out)
@@ -92,14 +92,14 @@ def test_impossible_sizes_name_the_limit(corpus: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_largest_size_named_in_the_error_works(corpus: Path, tmp_path: Path) -> None:
+def test_largest_vocab_size_from_the_error_works(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         train_tokenizer([corpus], 90_000, tmp_path / "t.model")
     limit = int(str(error.value).split("at most ")[1].split()[0])
     assert train_tokenizer([corpus], limit, tmp_path / "t.model").vocab_size == limit
 
 
-def test_wrong_files(tmp_path: Path) -> None:
+def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read tokenizer .*x\.model.*data_prep tokenizer"):
         Tokenizer.load(tmp_path / "x.model")
     (tmp_path / "x.model").write_bytes(b"garbage")
@@ -107,7 +107,7 @@ def test_wrong_files(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "x.model")
 
 
-def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
+def test_foreign_model_is_refused(tmp_path: Path) -> None:
     import io
 
     import sentencepiece
@@ -126,15 +126,14 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1))
-def test_spelling_has_the_bytes_of_the_text_and_their_tokens(
+def test_characters_are_the_bytes_of_the_text_with_their_tokens(
     tokenizer: Tokenizer, text: str
 ) -> None:
     ids = tokenizer.encode(text)
-    spelling = tokenizer.spell([tokenizer.bos_id, *ids, tokenizer.eos_id])
-    assert bytes(spelling.characters).decode() == f" {text}"  # a text begins a word
-    assert spelling.places == sorted(spelling.places)
-    for place in set(spelling.places):
-        characters = [
-            b for b, at in zip(spelling.characters, spelling.places, strict=True) if at == place
-        ]
-        assert characters == tokenizer.spell([ids[place - 1]]).characters
+    characters = tokenizer.characters([tokenizer.bos_id, *ids, tokenizer.eos_id])
+    assert bytes(characters.ids).decode() == f" {text}"  # the first word has a space mark
+    assert characters.token_positions == sorted(characters.token_positions)
+    for position in set(characters.token_positions):
+        pairs = zip(characters.ids, characters.token_positions, strict=True)
+        of_token = [character for character, at in pairs if at == position]
+        assert of_token == tokenizer.characters([ids[position - 1]]).ids

@@ -36,7 +36,7 @@ def decoded(view: ImageTextView, ids: list[int]) -> str:
     return view.tokenizer.decode(ids)
 
 
-def test_training_takes_any_caption_and_evaluation_the_first(view: ImageTextView) -> None:
+def test_training_samples_a_caption_and_evaluation_takes_the_first(view: ImageTextView) -> None:
     seen = {
         decoded(view, view.example(sample(), generator(0, epoch, 1)).ids) for epoch in range(20)
     }
@@ -46,12 +46,12 @@ def test_training_takes_any_caption_and_evaluation_the_first(view: ImageTextView
     assert (pair.ids[0], pair.ids[-1]) == (view.tokenizer.bos_id, view.tokenizer.eos_id)
 
 
-def test_a_long_caption_keeps_its_end_of_sequence(view: ImageTextView) -> None:
+def test_truncated_caption_keeps_its_eos(view: ImageTextView) -> None:
     ids = view.token_ids("the old river " * 20)
     assert len(ids) == 24 and ids[-1] == view.tokenizer.eos_id
 
 
-def test_transparency_is_white_and_augmentation_moves_on_white(view: ImageTextView) -> None:
+def test_transparent_and_uncovered_pixels_are_white(view: ImageTextView) -> None:
     plain = view.example(sample(), None).pixels
     assert plain.shape == (3, 32, 32) and plain.dtype == np.uint8
     assert plain[:, 0, 0].tolist() == [255, 255, 255]
@@ -65,12 +65,12 @@ def test_transparency_is_white_and_augmentation_moves_on_white(view: ImageTextVi
     assert min(areas) < 0.6 * whole and max(areas) <= whole + 2 * 32 and len(centers) > 6
 
 
-def test_the_same_stream_gives_the_same_pair(view: ImageTextView) -> None:
+def test_same_generator_gives_the_same_pair(view: ImageTextView) -> None:
     first, again = (view.example(sample(), generator(4, 2, 9)) for _ in range(2))
     assert (first.pixels == again.pixels).all() and first.ids == again.ids
 
 
-def test_mirroring_happens_as_often_as_asked(tokenizer: Tokenizer) -> None:
+def test_flip_probability(tokenizer: Tokenizer) -> None:
     lopsided = sample()
     lopsided["png"] = image("blue", "square", offset=-6)
     fixed = {"min_scale": 1.0, "max_scale": 1.0}
@@ -80,13 +80,13 @@ def test_mirroring_happens_as_often_as_asked(tokenizer: Tokenizer) -> None:
         assert (view.example(lopsided, generator(0, 0, 0)).pixels == expected).all()
 
 
-def test_equal_captions_and_equal_samples_share_groups(view: ImageTextView) -> None:
+def test_equal_captions_share_a_group(view: ImageTextView) -> None:
     one, other = view.example(sample("a"), None), view.example(sample("b"), None)
     assert one.groups[1] == other.groups[1] and one.groups[0] != other.groups[0]
     assert min(*one.groups, *other.groups) >= 0
 
 
-def test_batches_have_one_number_of_rows(view: ImageTextView) -> None:
+def test_batches_have_a_constant_size(view: ImageTextView) -> None:
     pair = view.example(sample(), None)
     batch = view.collate([[pair], [], [pair]])
     assert batch["images"].shape == (4, 3, 32, 32) and batch["units"] == 2
@@ -105,13 +105,13 @@ def test_batches_have_one_number_of_rows(view: ImageTextView) -> None:
         ({"__key__": "k9", "json": b"[1]", "png": b""}, "'k9' has no readable caption"),
     ],
 )
-def test_unusable_samples_are_named(
+def test_error_names_an_unusable_sample(
     broken: dict[str, object], message: str, view: ImageTextView
 ) -> None:
     with pytest.raises(DataError, match=message):
         view.example(broken, None)
 
 
-def test_sample_without_json_has_its_text_as_caption(view: ImageTextView, tmp_path: Path) -> None:
+def test_caption_falls_back_to_the_text_member(view: ImageTextView, tmp_path: Path) -> None:
     pair = view.example({"__key__": "k", "png": image("red", "bar"), "txt": b"the cat"}, None)
     assert decoded(view, pair.ids) == "the cat"

@@ -1,3 +1,5 @@
+"""The speech view: labels, augmentation, planned lengths, and unusable samples."""
+
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +77,13 @@ def test_no_augmented_audio_is_longer_than_planned(view: SpeechView, source: Sou
     planned = view.lengths(source).all()
     for index in range(len(source)):
         for epoch in range(4):
-            made = view.example(source.read(index), generator(0, epoch, index))
-            assert -(-len(made.waveform) // 160) <= planned[index]
+            augmented = view.example(source.read(index), generator(0, epoch, index))
+            assert -(-len(augmented.waveform) // 160) <= planned[index]
     fixed = SpeechView(view.units, perturb_speed=False)
     assert (fixed.lengths(source).all() < planned).all()
 
 
-def test_an_empty_batch_weighs_nothing_and_has_all_keys(view: SpeechView) -> None:
+def test_empty_batch_has_all_keys_and_no_weight(view: SpeechView) -> None:
     full, empty = view.collate([[view.example(sample(), None)]]), view.collate([])
     assert full.keys() == empty.keys()
     assert all(full[key].dtype == empty[key].dtype for key in full)
@@ -98,7 +100,7 @@ def test_an_empty_batch_weighs_nothing_and_has_all_keys(view: SpeechView) -> Non
         (sample(audio=b"junk"), "k1.flac"),
     ],
 )
-def test_unusable_samples_are_named(
+def test_error_names_an_unusable_sample(
     broken: dict[str, object], message: str, view: SpeechView
 ) -> None:
     with pytest.raises(DataError, match=message):

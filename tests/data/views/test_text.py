@@ -1,4 +1,4 @@
-"""Documents in rows: what is predicted, and what is said of documents that do not fit."""
+"""The text view: labels of packed documents, and truncation."""
 
 import logging
 from pathlib import Path
@@ -23,10 +23,10 @@ def source(tmp_path: Path) -> Source:
     return Source([write_dataset(tmp_path / "text", "text", {"train": samples})], "train")
 
 
-def test_documents_of_a_row_predict_themselves_and_their_ends(
+def test_packed_documents_have_separate_labels_with_eos(
     source: Source, tokenizer: Tokenizer
 ) -> None:
-    view = TextView(tokenizer, context=32, rows=2)
+    view = TextView(tokenizer, seq_len=32, num_sequences=2)
     batch = view.collate([[view.example(source.read(i), None) for i in (0, 2)], []])
     first, second = (tokenizer.encode(text) for text in ("the cat", "the old river"))
     end = len(first) + len(second) + 2
@@ -42,18 +42,18 @@ def test_documents_of_a_row_predict_themselves_and_their_ends(
     assert float(batch["num_bytes"]) == len("the catthe old river")
 
 
-def test_a_long_document_is_cut_and_that_is_told(
+def test_long_document_is_truncated_with_a_warning(
     source: Source, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    view = TextView(tokenizer, context=32, rows=1)
+    view = TextView(tokenizer, seq_len=32, num_sequences=1)
     with caplog.at_level(logging.WARNING):
         lengths = view.lengths(source).all()
     assert lengths.max() == 32
     num_tokens = len(tokenizer.encode("two characters " * 40)) + 1
     assert (
-        f"1 of 3 training texts are longer than batch.size=32; the {num_tokens - 32} "
+        f"1 of 3 training texts are longer than batch.size=32 and lose {num_tokens - 32} tokens"
         in caplog.text
     )
     document = view.example(source.read(1), None)
     assert len(document.ids) == 33
-    assert document.num_bytes == len(tokenizer.decode(document.ids).encode())
+    assert document.num_bytes == len(tokenizer.decode(list(document.ids)).encode())

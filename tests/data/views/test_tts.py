@@ -1,4 +1,4 @@
-"""Texts with their audio clips, batched by duration."""
+"""The TTS view: characters, audio, batches by duration, and unusable samples."""
 
 from pathlib import Path
 
@@ -17,20 +17,20 @@ def view(tokenizer: Tokenizer) -> TtsView:
     return TtsView(tokenizer)
 
 
-def test_text_and_audio_stay_together(tmp_path: Path, view: TtsView, tokenizer: Tokenizer) -> None:
+def test_text_matches_audio(tmp_path: Path, view: TtsView, tokenizer: Tokenizer) -> None:
     source = Source([write_tts_dataset(tmp_path / "tts")], "train")
     batch = view.collate([[view.example(source.read(i), None)] for i in (0, 4)])
     for row, text in enumerate(("low", "middle")):
         mask, ids = batch["text_mask"][row], tokenizer.encode(text)
-        spelling = tokenizer.spell(ids)
-        assert batch["character_ids"][row][mask].tolist() == spelling.characters
-        assert batch["text_ids"][row][mask].tolist() == [ids[place] for place in spelling.places]
+        characters = tokenizer.characters(ids)
+        assert batch["character_ids"][row][mask].tolist() == characters.ids
+        assert batch["text_ids"][row][mask].tolist() == [ids[i] for i in characters.token_positions]
     assert batch["lengths"].tolist() == [4800, 8000] and batch["waveform"].shape[1] >= 8000
     assert not batch["waveform"][0, 4800:].any()
     assert float(batch["units"]) == pytest.approx(0.8)
 
 
-def test_micro_batches_stay_within_their_seconds(tmp_path: Path, view: TtsView) -> None:
+def test_micro_batches_respect_their_duration_limit(tmp_path: Path, view: TtsView) -> None:
     source = Source([write_tts_dataset(tmp_path / "tts", num_each=8)], "train")
     lengths = view.lengths(source)
     plan = Plan(lengths, Batching("bucket", 200), 1, seed=0)
@@ -40,7 +40,7 @@ def test_micro_batches_stay_within_their_seconds(tmp_path: Path, view: TtsView) 
         assert batch["waveform"].numel() <= 2.0 * 16_000
 
 
-def test_an_empty_batch_has_an_empty_row(view: TtsView) -> None:
+def test_empty_batch_has_one_empty_example(view: TtsView) -> None:
     batch = view.collate([[]])
     assert batch["text_ids"].shape == (1, 1) and not batch["text_mask"].any()
     assert batch["lengths"].tolist() == [0] and float(batch["units"]) == 0
@@ -56,6 +56,8 @@ def test_an_empty_batch_has_an_empty_row(view: TtsView) -> None:
         ({"wav": b"RIFF", "txt": b"low"}, "x.wav: broken audio clip"),
     ],
 )
-def test_unusable_samples_are_named(view: TtsView, members: dict[str, bytes], message: str) -> None:
+def test_error_names_an_unusable_sample(
+    view: TtsView, members: dict[str, bytes], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         view.example({"__key__": "x", **members}, None)

@@ -1,3 +1,5 @@
+"""The waveform view: crops and batch shapes."""
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def sample(num_samples: int = 32_000) -> dict[str, object]:
     return {"__key__": "k", "flac": flac(RAMP[:num_samples])}
 
 
-def test_crops_are_whole_code_frames_at_random_places() -> None:
+def test_crops_are_full_code_frames_at_random_positions() -> None:
     view = WaveformView(crop_s=0.5)
     assert view.num_samples == 7_680  # 12 code frames of 640
     starts = set()
@@ -25,7 +27,7 @@ def test_crops_are_whole_code_frames_at_random_places() -> None:
     assert (again.waveform == crop.waveform).all() and again.seed == crop.seed
 
 
-def test_evaluation_takes_the_middle_and_a_short_audio_is_whole() -> None:
+def test_evaluation_crops_the_center_and_short_audio_is_not_cropped() -> None:
     view = WaveformView(crop_s=0.5)
     crop = view.example(sample(), None)
     start = (32_000 - view.num_samples) // 2
@@ -33,7 +35,7 @@ def test_evaluation_takes_the_middle_and_a_short_audio_is_whole() -> None:
     assert len(view.example(sample(5_000), generator(0, 0, 0)).waveform) == 5_000
 
 
-def test_batches_have_one_shape_also_with_broken_samples_and_none() -> None:
+def test_batch_shape_is_constant_with_broken_or_no_samples() -> None:
     view = WaveformView(crop_s=0.5)
     crop = view.example(sample(5_000), None)
     batch = view.collate([[crop], [], [crop]])

@@ -34,7 +34,7 @@ def test_report_matches_training(root: Path, capsys: pytest.CaptureFixture[str])
     source = Source([Manifest.load(root / name) for name in ("books", "web")], "train")
     lengths = Lengths(len(source), np.ones_like, "one")
     mix = MixSection(weights={"books": 1, "web": 2})
-    ids, epochs = open_order(source, lengths, DataSection(mix=mix), 0, 64).draws(0, 600)
+    ids, epochs = open_order(source, lengths, DataSection(mix=mix), 0, 64).samples(0, 600)
     assert books["num_draws"] == (ids < 40).sum() == 200 and books["epochs"] == 5.0
     assert web["num_draws"] == (ids >= 40).sum() == 400 and web["epochs"] == 2.0
     assert set(epochs[ids < 40].tolist()) == set(range(5))

@@ -87,7 +87,7 @@ def test_constants_and_words_read_samples_once(root: Path, monkeypatch: pytest.M
     transcripts = transcripts_of(root, _train_source(root))
     assert transcripts.constants() == ("", "one two")
     transcripts.words()
-    assert len(read) == len(_train_source(root).all_kept)
+    assert len(read) == len(_train_source(root).all_included)
 
 
 def test_greedy_decoding_without_word_list_logs_warning(

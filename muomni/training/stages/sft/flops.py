@@ -52,7 +52,7 @@ def count_omni(omni: OmniModel, codec: Codec, on_cpu: bool) -> FlopCounter:
 
     def count(batch: Batch) -> StepFlops:
         pad_index = batch["input_ids"].numel()
-        num_images = int((batch["image_places"][:, 0] < pad_index).sum())
+        num_images = int((batch["image_positions"][:, 0] < pad_index).sum())
         images = {"images": num_images}, {"images": len(batch["images"])}
         audios, lengths = batch["audios"], batch["audio_lengths"]
         padded = torch.full_like(lengths, audios.shape[1])

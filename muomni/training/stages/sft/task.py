@@ -14,7 +14,7 @@ from muomni.config.models import OmniConfig, SpecAugmentConfig
 from muomni.data.views.base import Batch
 from muomni.data.views.text import IGNORE
 from muomni.models.layers.moe import record_router_logits
-from muomni.models.omni import MediaSlots, OmniModel, gather_places
+from muomni.models.omni import MediaSlots, OmniModel, gather_positions
 from muomni.models.speech.talker import TalkerLoss
 from muomni.training.engine.attention import documents_of
 from muomni.training.moe import add_router_term
@@ -76,7 +76,7 @@ class OmniTask(nn.Module):
     def _speech(self, batch: Batch, hidden: Tensor) -> TalkerLoss:
         talker = self.omni.talker
         assert talker is not None
-        states = gather_places(hidden, batch["speech_places"]) if self.sees_thinker else None
+        states = gather_positions(hidden, batch["speech_positions"]) if self.sees_thinker else None
         codes, code_mask = batch["codes"], batch["code_mask"]
         text = [batch[f"speech_{name}"] for name in ("text_ids", "character_ids", "text_mask")]
         output = talker(*text, codes, code_mask, thinker_hidden=states)
@@ -105,7 +105,7 @@ class OmniTask(nn.Module):
         """Loss of the answers that follow an image (an audio clip), and how much a wrong one adds."""
         nowhere = batch["input_ids"].numel()
         logs: Sums = {}
-        for kind, places in (("image", slots.image_places), ("audio", slots.audio_places)):
+        for kind, places in (("image", slots.image_positions), ("audio", slots.audio_positions)):
             labels = batch["labels"].masked_fill(~batch[f"sees_{kind}"], IGNORE)
             right = self.omni.thinker.loss(hidden, labels)
             num_real = int((places[:, 0] < nowhere).sum())
