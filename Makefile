@@ -12,10 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 # Without the marker `gpu` a test means CPU ranks, also where there is a GPU.
 test test-slow parity: export DS_ACCELERATOR := cpu
-# The interpreters that the lock is written for.
-PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 PYTEST = python -m pytest $(PYTEST_ARGS)
-# A file of tests stays in one worker, which keeps warm ranks of its own, forked from one process.
 TEST_WORKERS ?= 2
 
 .PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench clean
@@ -30,7 +27,7 @@ quickstart: install  ## sample data, all stages at nano size, held-out results, 
 	@scripts/quickstart.sh
 
 test: install  ## the default test suite; no GPU needed (PYTEST_ARGS="-k name" to choose)
-	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadfile
+	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup
 
 test-slow: install  ## the tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"
@@ -44,7 +41,7 @@ test-gpu: install  ## the tests that need a CUDA device
 parity: install  ## every stage x ZeRO x precision x ranks x accumulation against plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
 
-lint: install types  ## style, lint and types, as CI sees them
+lint: install types  ## style, lint, types, and spelling, as in CI
 	@ruff check .
 	@ruff format --check .
 
@@ -55,8 +52,10 @@ fmt: install  ## format the code and apply safe fixes
 	@ruff check --fix .
 	@ruff format .
 
-lock:  ## choose new versions for requirements/lock.txt (then run all tests)
-	@python3 scripts/write_lock.py $(PYTHONS)
+lock:  ## upgrade requirements/lock.txt (then run all tests)
+	@command -v uv >/dev/null || { echo "make lock needs uv; install it with: pip install uv" >&2; exit 1; }
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --quiet --no-annotate \
+		--constraint requirements/pinned.txt --custom-compile-command "make lock" --output-file requirements/lock.txt
 
 bench: install  ## the measurements behind the README, into benchmarks/results (after quickstart)
 	@mkdir -p benchmarks/results

@@ -1,1 +1,1 @@
-"""Every metric in the documentation comes from a script here; raw results lie in `results/`."""
+"""Benchmarks behind all measurements in the documentation; raw results are in `results/`."""

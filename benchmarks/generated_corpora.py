@@ -1,7 +1,7 @@
-"""Corpora that the benchmarks make themselves: texts, photograph-like images, speech-like audio clips.
+"""Synthetic corpora for benchmarks: texts, photograph-like images, and speech-like audio clips.
 
-What is costly to make (an image, an audio clip) is made a few times and repeated under other keys; each
-sample still has bytes of its own in the shards.
+A few distinct images and audio clips are generated and repeated under new keys; each sample still has its
+own bytes in the shards.
 """
 
 import io
@@ -20,25 +20,25 @@ Sample = tuple[str, list[tuple[str, bytes]], SampleCost]
 
 _NUM_WORDS = 2000
 _SYLLABLES = re.findall("..", "bacedifoguhajekilomunaperisotuvawexiyozu")
-# Each octave of detail has this share of the contrast of the one below: about that of photographs.
+# Contrast ratio of successive octaves, similar to photographs.
 _DETAIL = 0.75
 
 
 def write_dataset(
     root: Path, task: Task, samples: Iterator[Sample], shard_samples: int
 ) -> Manifest:
-    """A finished dataset of one split, `train`, in shards of `shard_samples`."""
+    """Write a dataset with the split `train`, in shards of `shard_samples`."""
     records = []
-    following = next(samples, None)
-    while following is not None:
+    upcoming = next(samples, None)
+    while upcoming is not None:
         path = f"train/{root.name}-train-{len(records):06d}.tar"
         with ShardWriter(root, path, "train") as writer:
             for _ in range(shard_samples):
-                if following is None:
+                if upcoming is None:
                     break
-                key, members, cost = following
+                key, members, cost = upcoming
                 writer.add(key, members, key, cost)
-                following = next(samples, None)
+                upcoming = next(samples, None)
         assert writer.record is not None
         records.append(writer.record)
     splits = {"train": Split(shards=tuple(records))}
@@ -51,17 +51,17 @@ def write_dataset(
 
 
 def tar_paths(manifest: Manifest) -> list[str]:
-    """The tars of the training split, as other readers are given them."""
+    """The tar files of the training split, for other readers."""
     return [str(manifest.root / shard.path) for shard in manifest.split("train").shards]
 
 
 def sentences(num: int, num_words: int, seed: int = 0) -> list[str]:
-    """Sentences of made-up words, common and rare ones as in a language (Zipf)."""
+    """Sentences of random words with Zipf frequencies."""
     random = np.random.default_rng(seed)
     words = ["".join(random.choice(_SYLLABLES, random.integers(1, 4))) for _ in range(_NUM_WORDS)]
     shares = 1 / np.arange(1, _NUM_WORDS + 1)
-    drawn = random.choice(_NUM_WORDS, (num, num_words), p=shares / shares.sum())
-    return [" ".join(words[number] for number in row) for row in drawn.tolist()]
+    sampled = random.choice(_NUM_WORDS, (num, num_words), p=shares / shares.sum())
+    return [" ".join(words[number] for number in row) for row in sampled.tolist()]
 
 
 def texts(num: int) -> Iterator[Sample]:
@@ -72,15 +72,15 @@ def texts(num: int) -> Iterator[Sample]:
 
 def images(num: int, size: tuple[int, int], quality: int, num_distinct: int) -> Iterator[Sample]:
     """JPEGs of `size` (width, height), each with a caption."""
-    made = [_image(seed, size, quality) for seed in range(min(num, num_distinct))]
+    distinct = [_image(seed, size, quality) for seed in range(min(num, num_distinct))]
     for number, caption in enumerate(sentences(num, 10, seed=1)):
         cost = SampleCost(num_chars=len(caption), num_pixels=size[0] * size[1], num_images=1)
-        members = [("jpg", made[number % len(made)]), ("txt", caption.encode())]
+        members = [("jpg", distinct[number % len(distinct)]), ("txt", caption.encode())]
         yield f"p{number:08d}", members, cost
 
 
 def _image(seed: int, size: tuple[int, int], quality: int) -> bytes:
-    """Noise of all scales, coarse ones strongest, as JPEG."""
+    """JPEG of multi-scale noise with decreasing contrast."""
     random = np.random.default_rng(seed)
     width, height = size
     light = np.zeros((height, width, 3), dtype=np.float32)
@@ -101,23 +101,23 @@ def _image(seed: int, size: tuple[int, int], quality: int) -> bytes:
 
 
 def audio_clips(num: int, rate_hz: int, num_distinct: int) -> Iterator[Sample]:
-    """FLACs of 2 to 16 s, most of them long as in read speech, each with a transcript."""
+    """FLACs of 2 to 16 s with the durations of read speech (mostly long), each with a transcript."""
     random = np.random.default_rng(0)
     durations_s = np.clip(17 - random.gamma(2.0, 2.5, num_distinct), 2, 16)
-    made = [_audio(float(s), rate_hz, random) for s in durations_s[: min(num, num_distinct)]]
+    distinct = [_audio(float(s), rate_hz, random) for s in durations_s[: min(num, num_distinct)]]
     for number, transcript in enumerate(sentences(num, 25, seed=2)):
-        place = number % len(made)
+        index = number % len(distinct)
         cost = SampleCost(
-            duration_ms=round(1000 * float(durations_s[place])),
+            duration_ms=round(1000 * float(durations_s[index])),
             num_chars=len(transcript),
             num_audios=1,
         )
-        members = [("flac", made[place]), ("txt", transcript.encode())]
+        members = [("flac", distinct[index]), ("txt", transcript.encode())]
         yield f"s{number:08d}", members, cost
 
 
 def _audio(duration_s: float, rate_hz: int, random: np.random.Generator) -> bytes:
-    """Harmonics under a slow envelope, with noise: compresses about as far as speech."""
+    """Harmonics with a slow envelope and noise, which compress about as well as speech."""
     time = np.arange(int(duration_s * rate_hz)) / rate_hz
     pitch = 2 * np.pi * np.cumsum(130 + 30 * np.sin(2 * np.pi * 0.7 * time)) / rate_hz
     voice = sum(np.sin(k * pitch) / k for k in range(1, 12))

@@ -1,8 +1,7 @@
-"""Language models and training loops of others, of a Thinker's shape, for `thinker_speed.py`.
+"""Peer language models and training loops with a Thinker's shape, for `thinker_speed.py`.
 
-Hugging Face's models need `transformers`, its Trainer `accelerate`, too. The plain GPT is what a loop
-in the manner of nanoGPT trains: LayerNorm, one matrix for queries, keys and values, GELU, learned positions,
-all logits at once.
+Hugging Face models need `transformers`, and its Trainer also needs `accelerate`. The plain GPT is like
+nanoGPT's: LayerNorm, fused QKV, GELU, learned positions, and unchunked logits.
 """
 
 import threading
@@ -27,7 +26,7 @@ class GptBlock(nn.Module):
         super().__init__()
         size, self.head_dim = config.hidden_size, config.head_dim
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        # Two matrices of this width weigh what the three of SwiGLU do.
+        # Two matrices of this width have as many parameters as the three of SwiGLU.
         inner = 3 * config.intermediate_size // 2
         self.attention_norm, self.mlp_norm = (nn.LayerNorm(size, bias=False) for _ in range(2))
         self.qkv = nn.Linear(size, sum(self.heads) * self.head_dim, bias=False)
@@ -35,7 +34,7 @@ class GptBlock(nn.Module):
         self.up, self.down = nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> the same."""
+        """[B, T, D] -> [B, T, D]."""
         batch, length, _ = x.shape
         parts = self.qkv(self.attention_norm(x)).split([h * self.head_dim for h in self.heads], 2)
         query, key, value = (
@@ -51,7 +50,7 @@ class GptBlock(nn.Module):
 
 
 class PlainGpt(nn.Module):
-    """Token ids and labels in, mean loss out; the head is tied as the Thinker's is."""
+    """Maps token ids and labels to the mean loss; embeddings are tied as in the Thinker."""
 
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
@@ -68,9 +67,9 @@ class PlainGpt(nn.Module):
             self.head.weight = self.tokens.weight
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """[B, T] each, labels already shifted -> mean cross entropy."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.tokens(input_ids) + self.positions(places)
+        """Token ids and shifted labels [B, T] -> mean cross entropy."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.tokens(input_ids) + self.positions(positions)
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
@@ -78,7 +77,7 @@ class PlainGpt(nn.Module):
 
 
 def hugging_face(family: str, config: ThinkerConfig) -> nn.Module:
-    """`LlamaForCausalLM` or `Qwen3ForCausalLM` of the Thinker's shape, with random weights."""
+    """`LlamaForCausalLM` or `Qwen3ForCausalLM` with the Thinker's shape and random weights."""
     import transformers
 
     name = {"llama": "Llama", "qwen3": "Qwen3"}[family]
@@ -105,11 +104,11 @@ def bare_loop(
     num_accumulation: int,
     optim: OptimSection,
 ) -> Callable[[], None]:
-    """What makes a step of each `num_accumulation` of the batches: plain torch, fused AdamW, clipping.
+    """Return a function that trains on all batches in plain torch: fused AdamW, gradient clipping.
 
-    `loss_of` gives the mean loss of a micro-batch.
+    Each step accumulates `num_accumulation` batches; `loss_of` returns the mean loss of one.
     """
-    # Matrices decay and vectors do not, as the Thinker's own groups.
+    # Weight decay on matrices only, as in the Thinker's parameter groups.
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -131,9 +130,9 @@ def bare_loop(
 
 
 class TrainerTurns:
-    """Hugging Face's Trainer with DeepSpeed, which stops after each turn until it is called again.
+    """Hugging Face's Trainer with DeepSpeed, which trains for one turn per call.
 
-    It runs in a thread of its own that never runs beside the caller.
+    It runs in its own thread, which waits between calls.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class TrainerTurns:
         settings: dict[str, Any],
         folder: Path,
     ) -> None:
-        """A turn takes all `batches`; `settings` go to TrainingArguments as they are."""
+        """A turn trains on all `batches`; `settings` are passed to TrainingArguments."""
         from transformers import Trainer, TrainingArguments
 
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
@@ -175,7 +174,7 @@ class TrainerTurns:
         self._trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=rows,  # type: ignore[arg-type]  # any sequence will do
+            train_dataset=rows,  # type: ignore[arg-type]  # any sequence works
             callbacks=[self._pause_after(len(batches) // num_accumulation)],
         )
         self._is_closing = False
@@ -189,7 +188,7 @@ class TrainerTurns:
             raise RuntimeError("Hugging Face's Trainer failed") from self._error
 
     def close(self) -> None:
-        """End the training; a turn goes by until it notices."""
+        """End the training after one more turn."""
         self._is_closing = True
         self._turn.release()
         self._thread.join()
@@ -221,7 +220,7 @@ class TrainerTurns:
 def padded_batches(
     documents: Iterator[list[int]], num_rows: int, num_batches: int, width: int | None, pad_id: int
 ) -> list[LanguageBatch]:
-    """One document a row, filled up to `width`, or to the longest of its batch, as collators do it."""
+    """One document per row, padded to `width` or to the longest of the batch, as collators do."""
     batches = []
     for _ in range(num_batches):
         rows = [torch.tensor(next(documents)) for _ in range(num_rows)]
@@ -233,7 +232,7 @@ def padded_batches(
         }
         for number, ids in enumerate(rows):
             batch["input_ids"][number, : len(ids)] = ids
-            batch["labels"][number, : len(ids)] = ids  # models of Hugging Face shift them
+            batch["labels"][number, : len(ids)] = ids  # Hugging Face models shift the labels
             batch["attention_mask"][number, : len(ids)] = 1
         batches.append(batch)
     return batches

@@ -1,9 +1,9 @@
-"""How fast the loader alone delivers, against what training consumes.
+"""Data loading throughput, compared with the consumption of training.
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py --data data/sample --run runs/quickstart
 
-For each stage: units a second of one process that only reads, decodes and collates, and the share of
-the units a second that one rank consumed in the given run (last logged lines of its metrics.jsonl).
+For each stage: units per second of one process that reads, decodes, and collates, and its ratio to the
+units per second that one rank consumed in the given run (median over its metrics.jsonl).
 """
 
 import argparse
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from muomni.checkpoint.store import newest_complete, verify
 from muomni.config.loading import resolve
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.distributed.discovery import Ranks
 from muomni.errors import DataError, exit_on_error
 from muomni.observe.metrics_log import read_lines
@@ -33,14 +33,16 @@ def main() -> None:
     )
     flags.add_argument("--data", default="data/sample")
     flags.add_argument("--preset", default="nano")
-    flags.add_argument("--run", type=Path, help="a finished run whose consumption is compared with")
-    flags.add_argument("--seconds", type=float, default=5.0, help="time a stage")
-    flags.add_argument("--stages", default=",".join(STAGE_NAMES))
+    flags.add_argument("--run", type=Path, help="finished run to compare with")
+    flags.add_argument(
+        "--seconds", type=float, default=5.0, help="duration of the measurement per stage"
+    )
+    flags.add_argument("--stages", default=",".join(STAGES))
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with exit_on_error("loader"):
         results = {stage: measure(stage, arguments) for stage in arguments.stages.split(",")}
-    print(f"{'stage':16}{'unit':>10}{'delivers/s':>14}{'a rank consumes/s':>20}{'ratio':>8}")
+    print(f"{'stage':16}{'unit':>10}{'delivers/s':>14}{'rank consumes/s':>20}{'ratio':>8}")
     for stage, row in results.items():
         consumed, ratio = row.get("consumed_per_s"), row.get("ratio")
         tail = f"{consumed:>20,.0f}{ratio:>8.1f}" if consumed else f"{'-':>20}{'-':>8}"
@@ -51,15 +53,17 @@ def main() -> None:
 
 
 def num_ranks(run: Path, stage: str) -> int:
-    """Ranks that a stage was trained on, from its newest checkpoint."""
+    """Number of ranks that trained a stage, from its newest checkpoint."""
     checkpoint = newest_complete(RunFolder(run, stage).checkpoints)
     if checkpoint is None:
-        raise DataError(f"{run} has no checkpoint of stage {stage}, so its ranks are not known")
+        raise DataError(
+            f"{run} has no checkpoint of stage {stage}, which records the number of ranks; rerun the stage"
+        )
     return int(verify(checkpoint, with_hashes=False)["topology"]["world_size"])
 
 
 def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Units a second of the loader of one stage, and of the run when it has that stage."""
+    """Units per second of the loader of one stage, and of the run if it has the stage."""
     from muomni.data.loading.loader import Loader, PlannedDataset
     from muomni.training.session import Request, prepare
 
@@ -73,7 +77,7 @@ def measure(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     batches = iter(loader)
     for _ in itertools.islice(batches, 3):
-        continue  # opens files, fills caches
+        continue  # warm up: open files, fill caches
     units, start = 0.0, time.perf_counter()
     while time.perf_counter() - start < arguments.seconds:
         units += float(next(batches)["units"])

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, written beside its metrics."""
+"""Facts about the machine of a benchmark, for its result file."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from muomni.run_folder import provenance
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores in use, threads a rank, accelerator, versions."""
+    """CPU, available cores, threads per rank, GPU, and package versions."""
     import torch
 
     cpu = "unknown"

@@ -1,22 +1,21 @@
-"""Memory that a dry run predicts, against what ranks on CPUs really take.
+"""Memory predicted by a dry run, compared with the memory of CPU ranks.
 
     OMP_NUM_THREADS=1 python benchmarks/memory.py --data data/sample --json benchmarks/results/memory.json
 
-For each case the prediction is what `launch/train.py --dry-run` prints, and ranks of the same settings
-train some steps through the real session, engine and loop. Measured is the growth of the peak of resident
-memory (VmHWM) from a baseline before the model is built; of several ranks the largest. No validation,
-checkpoint or log is in it.
+The prediction is that of `launch/train.py --dry-run`. Ranks with the same settings then train some steps
+through the real session, engine, and loop. `measured` is the growth of peak resident memory (VmHWM) from a
+baseline before the model is built, maximum over ranks, without validation, checkpoints, and logging.
 
-Much code is imported only when an engine is first made and used. So the baseline is taken when a Thinker
-of almost nothing (hidden size 8, one layer, rows of 16 tokens) has trained two steps in the same process
-group and is gone; `loaded` is what that took, and belongs to no prediction: a process needs `start` (before
-it) and `loaded` besides what is predicted. `code` is what `measured` holds of library files that this Thinker
-did not touch (RssFile), such as kernels for convolutions.
+Much code is imported lazily when an engine is first used. The baseline is therefore taken after a minimal
+Thinker (hidden size 8, one layer, sequences of 16 tokens) has trained two steps in the same process group
+and been freed. A process needs `start` (before it) and `loaded` (taken by it) in addition to the prediction.
+`code` is the part of `measured` from library files that the minimal Thinker did not touch (RssFile), such as
+convolution kernels.
 
-Libraries keep freed memory for later and would show what once was, not what is needed. So ranks run with
-MALLOC_MMAP_THRESHOLD_=65536 (tensors above go back to the system at once when they die; fixing it also ends
-its growth), MALLOC_TRIM_THRESHOLD_=65536 and MKL_DISABLE_FAST_MM=1 (no buffers between matrix products).
-With --as-is ranks run without these settings.
+Allocators keep freed memory, which would inflate the measurement. Ranks therefore run with
+MALLOC_MMAP_THRESHOLD_=65536 (larger tensors are returned to the system when freed; a fixed threshold also
+does not grow), MALLOC_TRIM_THRESHOLD_=65536, and MKL_DISABLE_FAST_MM=1 (no buffers between matrix
+multiplications). --as-is disables these settings.
 """
 
 import argparse
@@ -33,7 +32,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from muomni.config.loading import CONFIG_ROOT, merge, parse_override, resolve
+from muomni.config.loading import merge, parse_override, resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import discover, export_environment, free_port
 from muomni.errors import MachineError, exit_on_error
 
@@ -42,12 +42,12 @@ MIB = 2**20
 LEAN_ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MKL_DISABLE_FAST_MM": "1",
 }  # fmt: skip
-NOTHING = (
+MINIMAL = (
     "model.hidden_size=8", "model.num_layers=1", "model.num_heads=1", "model.num_kv_heads=1",
-    "model.head_dim=8", "model.intermediate_size=8", "batch.size=16", "batch.rows=1",
+    "model.head_dim=8", "model.intermediate_size=8", "batch.seq_len=16", "batch.batch_size=1",
 )  # fmt: skip
-# A step of preset small takes a quarter of an hour on one core: its micro-batch, but one a rank.
-FEWER = ("batch.rows=2", "batch.micro_batches_per_step=2")
+# A step of preset small takes 15 minutes on one core; use one micro-batch per rank.
+FEW_MICRO_BATCHES = ("batch.batch_size=2", "batch.micro_batches_per_step=2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Case:
 
 CASES = (
     *(Case("thinker", preset, n) for preset in ("nano", "tiny") for n in (1, 2)),
-    *(Case("thinker", "small", n, steps=2, overrides=FEWER) for n in (1, 2)),
+    *(Case("thinker", "small", n, steps=2, overrides=FEW_MICRO_BATCHES) for n in (1, 2)),
     *(Case("thinker", "tiny", 2, zero) for zero in (0, 2, 3)),
     Case("thinker", "tiny", 2, precision="bf16"),
     Case(
@@ -86,12 +86,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     flags.add_argument("--data", default="data/sample")
+    flags.add_argument("--upstream", default="runs/quickstart", help="run with a codec export")
+    flags.add_argument("--only", default="", help="only cases whose label contains this text")
     flags.add_argument(
-        "--upstream", default="runs/quickstart", help="run with an export of the codec"
-    )
-    flags.add_argument("--only", default="", help="cases whose label holds this text")
-    flags.add_argument(
-        "--as-is", action="store_true", help="leave the settings of glibc and MKL as they are"
+        "--as-is", action="store_true", help="keep the default settings of glibc and MKL"
     )
     flags.add_argument("--json", type=Path)
     flags.add_argument("--case", help=argparse.SUPPRESS)
@@ -109,15 +107,15 @@ def main() -> None:
 
 
 def row(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Predict and measure one case, in processes of their own; metrics in MiB."""
+    """Predict and measure one case in separate processes, in MiB."""
     predicted = predict(case, arguments)
-    found = train(case, arguments)
-    print(f"{case.label}: {predicted:.1f} predicted, {found}", file=sys.stderr, flush=True)
-    return {**asdict(case), "label": case.label, "predicted": predicted, **found}
+    measured = train(case, arguments)
+    print(f"{case.label}: {predicted:.1f} predicted, {measured}", file=sys.stderr, flush=True)
+    return {**asdict(case), "label": case.label, "predicted": predicted, **measured}
 
 
 def predict(case: Case, arguments: argparse.Namespace) -> float:
-    """What the dry run says of the peak of a rank."""
+    """Peak memory of a rank according to the dry run, in MiB."""
     command = [
         sys.executable, str(ROOT / "launch/train.py"), "--stage", case.stage, "--dry-run",
         "--preset", case.preset, "--data", arguments.data, "--upstream", arguments.upstream,
@@ -132,7 +130,7 @@ def predict(case: Case, arguments: argparse.Namespace) -> float:
 
 
 def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
-    """What `measure` found on the rank whose resident memory grew most."""
+    """Run `measure` on all ranks; return the result of the rank with the largest growth."""
     port = free_port()
     command = [
         sys.executable, __file__, "--case", json.dumps(asdict(case)), "--data", arguments.data,
@@ -145,28 +143,30 @@ def train(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
         )
         for rank in range(case.ranks)
     ]  # fmt: skip
-    found = []
+    results = []
     for process in ranks:
         output, errors = process.communicate()
         if process.returncode:
             raise MachineError(f"{case.label} failed:\n{errors[-2000:]}")
-        found.append(json.loads(output.splitlines()[-1]))
-    return max(found, key=lambda metrics: metrics["measured"])
+        results.append(json.loads(output.splitlines()[-1]))
+    return max(results, key=lambda metrics: metrics["measured"])
 
 
-def rank_environment(rank: int, world_size: int, port: int, more: dict[str, str]) -> dict[str, str]:
-    """The environment of one rank of this machine."""
-    ours = {
+def rank_environment(
+    rank: int, world_size: int, port: int, extra: dict[str, str]
+) -> dict[str, str]:
+    """Environment variables of one rank on this machine."""
+    own = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
         "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in LEAN_ALLOCATION}
-    return {**inherited, **ours, **more}
+    return {**inherited, **own, **extra}
 
 
 def measure(case: Case, arguments: argparse.Namespace) -> None:
-    """Body of a rank: train some steps, print how resident memory grew, in MiB."""
+    """Entry point of a rank: train some steps, print the growth of resident memory in MiB."""
     ranks = discover()
     export_environment(ranks, os.environ)
 
@@ -176,25 +176,25 @@ def measure(case: Case, arguments: argparse.Namespace) -> None:
     import_deepspeed()
     from muomni.training.engine.process_group import process_group
 
-    nothing = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, NOTHING)
+    minimal = Case("thinker", "nano", case.ranks, case.zero, case.precision, 2, MINIMAL)
     with tempfile.TemporaryDirectory() as folder:
-        sessions = [open_session(c, arguments, ranks, Path(folder)) for c in (nothing, case)]
+        sessions = [open_session(c, arguments, ranks, Path(folder)) for c in (minimal, case)]
         with process_group(sessions[0].device):
             collectives.barrier()
             start = resident("VmRSS")
-            train_steps(sessions[0], nothing.steps)
+            train_steps(sessions[0], minimal.steps)
             gc.collect()
             baseline, mapped = resident("VmRSS"), resident("RssFile")
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
             train_steps(sessions[1], case.steps)
             measured, code = resident("VmHWM") - baseline, resident("RssFile") - mapped
             collectives.barrier()
-    found = {"measured": measured, "code": code, "start": start, "loaded": baseline - start}
-    print(json.dumps({name: round(value, 1) for name, value in found.items()}), flush=True)
+    result = {"measured": measured, "code": code, "start": start, "loaded": baseline - start}
+    print(json.dumps({name: round(value, 1) for name, value in result.items()}), flush=True)
 
 
 def open_session(case: Case, arguments: argparse.Namespace, ranks: Any, folder: Path) -> Any:
-    """The session of a case, its data open, its model not built."""
+    """Open the session of a case, without building its model."""
     from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
@@ -202,13 +202,13 @@ def open_session(case: Case, arguments: argparse.Namespace, ranks: Any, folder: 
     for text in case.overrides:
         overrides = merge(overrides, parse_override(text))
     config = resolve(case.stage, case.preset, None, overrides)
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{case.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{case.zero}.json")
     upstream = Path(arguments.upstream)
     return prepare(Request(config, folder / "run", upstream, engine_json, "never"), ranks)
 
 
 def train_steps(session: Any, num_steps: int) -> None:
-    """Build model, engine and loop, and take some steps."""
+    """Build model, engine, and loop, and train some steps."""
     from muomni.training.session import open_loop
 
     loop = open_loop(session)
@@ -219,13 +219,13 @@ def train_steps(session: Any, num_steps: int) -> None:
 
 
 def resident(name: str) -> float:
-    """A metric of /proc/self/status in MiB."""
+    """Read a memory value of /proc/self/status, in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """One line a case, in MiB; the error is that of the prediction, against what was measured."""
+    """Print one line per case, in MiB; `error` is prediction / measurement - 1."""
     titles = ("predicted", "measured", "error", "code", "start", "loaded")
     print(f"{'case':28}{'ranks':>6}{'ZeRO':>5}{'':>6}" + "".join(f"{t:>11}" for t in titles))
     for r in rows:

@@ -1,11 +1,11 @@
-"""Tokens a second of a mixture of experts, over those of the dense model with as many active parameters.
+"""Throughput of a mixture of experts relative to a dense model with as many active parameters.
 
     OMP_NUM_THREADS=1 deepspeed --num_gpus 2 benchmarks/moe.py --data data/sample
 
-The whole training loop of stage thinker on the same batches, three times in one process: dense, with the
-plain block (every rank has all experts), and with experts divided over the ranks by AutoEP. They take
-turns, a round of steps each, so that a slow moment of the machine hits all. Reported are the medians over
-rounds, and the median of each round's ratio to the dense one of the same round.
+Runs the full training loop of stage thinker on the same batches in three variants: dense, MoE with all
+experts on every rank, and MoE with AutoEP expert parallelism. The variants alternate in rounds of steps, so
+that noise of the machine affects all of them. Reports medians over rounds, and the median of the per-round
+ratios to dense.
 """
 
 import argparse
@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, resolve
+from muomni.config.loading import resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import discover, export_environment
 
 DENSE = "dense"
@@ -32,11 +33,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     flags.add_argument("--data", default="data/sample")
-    flags.add_argument("--preset", default="tiny", help="the dense one; PRESET-moe is the other")
+    flags.add_argument("--preset", default="tiny", help="dense preset, compared with PRESET-moe")
     flags.add_argument("--zero", type=int, default=2, choices=(1, 2, 3))
     flags.add_argument("--precision", default="auto")
     flags.add_argument("--rounds", type=int, default=20)
-    flags.add_argument("--steps", type=int, default=4, help="steps a round")
+    flags.add_argument("--steps", type=int, default=4, help="steps per round")
     flags.add_argument("--json", type=Path)
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
         "plain": (f"{arguments.preset}-moe", zero),
         "expert_parallel": (f"{arguments.preset}-moe", f"{zero}_moe"),
     }
-    # Logging waits for the device and counts what was seen, so it ends each round.
+    # Logging synchronizes the device and updates the counters, so it ends each round.
     length = {
         "max_steps": (arguments.rounds + 1) * arguments.steps,
         "max_epochs": None,
@@ -66,19 +67,19 @@ def main() -> None:
         sessions = {}
         for name, (preset, engine) in candidates.items():
             config = resolve("thinker", preset, None, changes)
-            engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine}.json")
+            engine_json = read_engine_json(ENGINES / f"{engine}.json")
             run = Path(folder) / name
             sessions[name] = prepare(Request(config, run, run, engine_json, "never"), ranks)
         with process_group(sessions[DENSE].device):
             loops = {name: open_loop(session) for name, session in sessions.items()}
-            ways = {name: steps_of(loop, arguments.steps) for name, loop in loops.items()}
+            variants = {name: steps_of(loop, arguments.steps) for name, loop in loops.items()}
             with training_loops(list(loops.values())):
-                times = take_turns(ways, arguments.rounds, arguments.steps)
+                times = take_turns(variants, arguments.rounds, arguments.steps)
             units = {name: loop.state.units_seen for name, loop in loops.items()}
     if len(set(units.values())) != 1:
-        raise SystemExit(f"the loops did not see the same tokens: {units}")
+        raise SystemExit(f"the variants were trained on different numbers of tokens: {units}")
     if ranks.is_main:
-        # No folders: they are those of one machine.
+        # Without paths, which are specific to one machine.
         names = ("preset", "zero", "precision", "rounds", "steps")
         result = {
             **summary(times, units[DENSE] / length["max_steps"]),
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, Any]:
-    """Medians over rounds: of the rate, and of its share of the dense one in the same round."""
+    """Medians over rounds of the throughput, and of its per-round ratio to dense."""
     return {
         "share_of_dense": {
             name: round(
@@ -112,8 +113,8 @@ def summary(times: dict[str, list[float]], tokens_per_step: float) -> dict[str, 
 
 
 def parameters(preset: str) -> dict[str, int]:
-    """All parameters of the preset's Thinker with 2,048 tokens, and those that one token uses."""
-    from muomni.cli.count import count_preset
+    """Total and active parameters of the preset's Thinker with a vocabulary of 2,048."""
+    from muomni.training.planning.model_counts import count_preset
 
     row = count_preset(preset, 2048)[0]
     return {"total": row.parameters, "active": row.active}

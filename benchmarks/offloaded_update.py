@@ -1,8 +1,8 @@
-"""The update of offloaded weights on the CPU: torch's AdamW, fused and not, beside DeepSpeed's CPUAdam.
+"""Optimizer step of offloaded weights on the CPU: torch AdamW (fused and unfused) and DeepSpeed CPUAdam.
 
     OMP_NUM_THREADS=1 python benchmarks/offloaded_update.py --json benchmarks/results/offloaded_update.json
 
-Best of several updates of one flat fp32 tensor, as ZeRO has it. CPUAdam is compiled at its first use.
+Minimum over several steps on one flat fp32 tensor, as in ZeRO. CPUAdam is compiled at first use.
 """
 
 import argparse
@@ -24,23 +24,23 @@ NUM_UPDATES = 8
 
 
 def update_s(make: Callable[..., torch.optim.Optimizer], num_elements: int) -> float:
-    """Seconds of the fastest update."""
+    """Seconds of the fastest step."""
     weight = torch.nn.Parameter(torch.randn(num_elements))
     weight.grad = torch.randn(num_elements)
     optimizer = make([weight], lr=1e-3)
-    optimizer.step()  # makes the moments
-    taken = []
+    optimizer.step()  # allocates the optimizer state
+    times = []
     for _ in range(NUM_UPDATES):
         start = time.perf_counter()
         optimizer.step()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=50_000_000)
-    parser.add_argument("--json", type=Path, help="write the result here, too")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -1,11 +1,11 @@
-"""How much of what the ranks compute on is data, and how long they wait for the slowest of a step.
+"""Padding efficiency of batching, and load imbalance between ranks.
 
     OMP_NUM_THREADS=1 python benchmarks/padding.py --data data/sample --json result.json
 
-useful: real length over padded length (bucketed: count times longest; packed: rows times capacity).
-wait: the costliest micro-batch of a step over the mean of the step, minus one; cost is the padded length.
-The lengths are those of the sample data, and drawn ones: utterances like LibriSpeech's (most of 10 to
-16 s) and documents of a log-normal distribution with a mean of about 510 tokens, cut at the context.
+useful: real length / padded length (bucketed: count times longest; packed: sequences times capacity).
+wait: largest / mean padded length of the micro-batches of a step, minus one.
+Lengths are those of the sample data and synthetic ones: utterances as in LibriSpeech (mostly 10 to 16 s),
+and documents with a log-normal distribution (mean of about 510 tokens), truncated to the context.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine_facts
 from muomni.errors import exit_on_error
 
-_NUM_DRAWN = 400_000
+_NUM_SAMPLED = 400_000
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
     )
     flags.add_argument("--data", default="data/sample")
     flags.add_argument("--preset", default="nano")
-    flags.add_argument("--steps", type=int, default=60, help="steps that are looked at")
+    flags.add_argument("--steps", type=int, default=60, help="number of steps to analyze")
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with exit_on_error("padding"):
-        results = {**of_sample_data(arguments), **of_drawn_lengths(arguments.steps)}
+        results = {**of_sample_data(arguments), **of_synthetic_lengths(arguments.steps)}
     print(f"{'':46}{'useful':>8}{'mean wait':>11}{'waits > 10 %':>14}")
     for name, row in results.items():
         print(
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Plans of the stages as the preset has them: these corpora fill less than a window."""
+    """Plans of the preset; these corpora are smaller than one shuffle window."""
     from muomni.config.loading import resolve
     from muomni.distributed.discovery import Ranks
     from muomni.training.session import Request, prepare
@@ -60,13 +60,14 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
     return results
 
 
-def of_drawn_lengths(num_steps: int) -> dict[str, dict[str, float]]:
+def of_synthetic_lengths(num_steps: int) -> dict[str, dict[str, float]]:
+    """Plans of synthetic speech and text lengths."""
     from muomni.data.sampling.plan import Batching, Plan
 
     random = np.random.default_rng(0)
-    seconds = np.clip(17 - random.gamma(2.0, 2.5, _NUM_DRAWN), 1.2, 17)
+    seconds = np.clip(17 - random.gamma(2.0, 2.5, _NUM_SAMPLED), 1.2, 17)
     frames = np.ceil(100 * seconds).astype(np.int64)
-    tokens = np.clip(random.lognormal(5.85, 0.9, _NUM_DRAWN), 8, 4096).astype(np.int64)
+    tokens = np.clip(random.lognormal(5.85, 0.9, _NUM_SAMPLED), 8, 4096).astype(np.int64)
     results = {}
     for group in (8, 64, 512):
         for budget_s in (100, 200, 400):

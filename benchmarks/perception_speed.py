@@ -1,19 +1,18 @@
-"""Steps of stages vision_encoder and audio_encoder beside trainers of others, models of the same size.
+"""Training speed of stages vision_encoder and audio_encoder compared with peers of the same model size.
 
     OMP_NUM_THREADS=1 python benchmarks/perception_speed.py --data data/sample --json result.json
 
-Images: open_clip's own `train_one_epoch` over the same towers (its `CLIP`), the same pairs, as many a
-step. Speech: torchaudio's Conformer of as many parameters behind the same subsampling, with CTC, in a bare
-loop over batches of audio clips drawn at random and padded to the longest; muomni's batches are of like
-lengths.
+Images: open_clip's `train_one_epoch` with its `CLIP` of the same shape, on the same pairs and batch size.
+Speech: torchaudio's Conformer with as many parameters, the same subsampling, and CTC, in a bare loop over
+random batches padded to the longest; muomni's batches are bucketed by length.
 
-Neither side reads or decodes: batches are in memory, images as tensors (muomni's as bytes, open_clip's
-as normalized floats), captions padded to the context for open_clip as its tokenizers do it, speech as
-waveforms. muomni is the whole training loop with DeepSpeed, logging included; augmentation of what is
-read (scale, speed) is off, SpecAugment and dropout are on. They take turns, a round of steps each. Above 1
-means that muomni is faster: images, or seconds of audio clips without padding, a second.
+Neither side reads or decodes data: batches are in memory, images as tensors (uint8 for muomni, normalized
+floats for open_clip), captions padded to the context for open_clip as by its tokenizers, speech as
+waveforms. muomni runs its full training loop with DeepSpeed and logging; data augmentation (scale, speed) is
+off, SpecAugment and dropout are on. The two alternate in rounds of steps. A speedup above 1 means that
+muomni is faster, in images or seconds of unpadded audio per second.
 
-Takes about 4 minutes on one core; --stages, --rounds and --steps shorten it.
+Takes about 4 minutes on one core; --stages, --rounds, and --steps shorten it.
 """
 
 import argparse
@@ -34,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, merge, resolve
+from muomni.config.loading import merge, resolve
 from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import Ranks, discover, export_environment
 
 STAGES = ("vision_encoder", "audio_encoder")
@@ -54,13 +54,13 @@ def main() -> None:
     flags.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     flags.add_argument("--zero", type=int, default=0, choices=(0, 1, 2))
     flags.add_argument("--rounds", type=int, default=12)
-    flags.add_argument("--steps", type=int, default=4, help="steps a round")
+    flags.add_argument("--steps", type=int, default=4, help="steps per round")
     flags.add_argument("--json", type=Path)
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
     ranks = discover()
     if ranks.world_size != 1:
-        raise SystemExit("perception_speed.py compares single ranks; start it with python")
+        raise SystemExit("perception_speed.py supports one rank only; start it with python")
     export_environment(ranks, os.environ)
     from muomni.training.engine.process_group import process_group
 
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def open_session(arguments: argparse.Namespace, stage: str, folder: Path, ranks: Ranks) -> Any:
-    """The stage in fp32 with one micro-batch a step."""
+    """Open the stage in fp32, with one micro-batch per step."""
     from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
@@ -98,14 +98,14 @@ def open_session(arguments: argparse.Namespace, stage: str, folder: Path, ranks:
         "training": {"max_steps": num_steps, "max_epochs": None},
     }
     config = resolve(stage, arguments.preset, None, merge(common, CHANGES[stage]))
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     run = folder / "run"
     return prepare(Request(config, run, run, engine_json, "never"), ranks)
 
 
 @dataclass
 class HeldBatches:
-    """What a loop takes for its loader: the same few batches again and again, from memory."""
+    """Replaces the loader of a training loop; cycles through batches in memory."""
 
     batches: list[dict[str, Any]]
     wait_s: float = 0.0
@@ -116,37 +116,37 @@ class HeldBatches:
 
 
 def hold_batches(loop: Any, num_batches: int) -> list[dict[str, Any]]:
-    """Let the loop go round its first `num_batches` micro-batches, and return them."""
+    """Make the loop cycle through its first `num_batches` micro-batches, and return them."""
     batches = list(itertools.islice(loop.loader, num_batches))
     loop.loader = HeldBatches(batches)
     return batches
 
 
 def compare_images(session: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images a second beside open_clip's trainer."""
+    """Images per second, compared with open_clip's trainer."""
     from muomni.training.session import open_loop
 
     loop = open_loop(session)
     batches = hold_batches(loop, arguments.steps)
     num_images = sum(float(batch["units"]) for batch in batches)
     peer = open_clip_epoch(session, batches)
-    return in_turn(loop, "open_clip", peer, num_images, num_images, arguments)
+    return compare(loop, "open_clip", peer, num_images, num_images, arguments)
 
 
 def compare_speech(session: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of audio clips a second beside a Conformer on random batches."""
+    """Seconds of audio per second, compared with a Conformer on random batches."""
     from benchmarks.speech_peer import conformer_loop, random_batches
     from muomni.training.session import open_loop
 
     loop = open_loop(session)
     batches = hold_batches(loop, arguments.steps)
-    theirs = random_batches(session, arguments.steps)
+    peer_batches = random_batches(session, arguments.steps)
     seconds = [
         sum(float(batch["lengths"].sum()) for batch in some) / SAMPLE_RATE_HZ
-        for some in (batches, theirs)
+        for some in (batches, peer_batches)
     ]
-    peer, num_parameters = conformer_loop(session, theirs)
-    result = in_turn(loop, "conformer", peer, seconds[0], seconds[1], arguments)
+    peer, num_parameters = conformer_loop(session, peer_batches)
+    result = compare(loop, "conformer", peer, seconds[0], seconds[1], arguments)
     result["parameters"] = {
         "muomni": sum(p.numel() for p in loop.engine.task.parameters()),
         "conformer": num_parameters,
@@ -157,41 +157,41 @@ def compare_speech(session: Any, arguments: argparse.Namespace) -> dict[str, Any
             / sum(batch["waveform"].numel() for batch in some),
             3,
         )
-        for name, some in (("muomni", batches), ("conformer", theirs))
+        for name, some in (("muomni", batches), ("conformer", peer_batches))
     }
     return result
 
 
-def in_turn(
+def compare(
     loop: Any,
     name: str,
     peer: Callable[[], None],
-    our_units: float,
-    their_units: float,
+    own_units: float,
+    peer_units: float,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Rates of both, given what a round of each counts."""
+    """Measure both in turn, given the units that each processes per round."""
     with training_loops([loop]):
-        ways = {"muomni": steps_of(loop, arguments.steps), name: peer}
-        times = take_turns(ways, arguments.rounds, arguments.steps)
-    more, ours, theirs = our_units / their_units, times["muomni"], times[name]
-    units = {"muomni": our_units, name: their_units}
+        variants = {"muomni": steps_of(loop, arguments.steps), name: peer}
+        times = take_turns(variants, arguments.rounds, arguments.steps)
+    scale, own, peer_times = own_units / peer_units, times["muomni"], times[name]
+    units = {"muomni": own_units, name: peer_units}
     return {
         "speedup": round(
-            more * statistics.median(t / o for t, o in zip(theirs, ours, strict=True)), 3
+            scale * statistics.median(p / o for p, o in zip(peer_times, own, strict=True)), 3
         ),
-        "of_minima": round(more * min(theirs) / min(ours), 3),
+        "of_minima": round(scale * min(peer_times) / min(own), 3),
         "units_per_s": {
-            way: round(1000 * units[way] / arguments.steps / statistics.median(ms), 2)
-            for way, ms in times.items()
+            variant: round(1000 * units[variant] / arguments.steps / statistics.median(ms), 2)
+            for variant, ms in times.items()
         },
-        "median_ms": {way: round(statistics.median(ms), 2) for way, ms in times.items()},
+        "median_ms": {variant: round(statistics.median(ms), 2) for variant, ms in times.items()},
         "rounds_ms": times,
     }
 
 
 def open_clip_epoch(session: Any, batches: list[dict[str, Any]]) -> Callable[[], None]:
-    """One epoch of open_clip's trainer over the batches, with the settings of the stage."""
+    """Return a function that runs one epoch of open_clip's trainer with the settings of the stage."""
     import open_clip
     import torch
     from open_clip_train.train import train_one_epoch
@@ -214,7 +214,7 @@ def open_clip_epoch(session: Any, batches: list[dict[str, Any]]) -> Callable[[],
         [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}],
         lr=optim.lr,
         betas=optim.betas,
-    )  # as open_clip makes it
+    )  # as in open_clip
 
     class InMemory(list):
         num_batches = len(batches)

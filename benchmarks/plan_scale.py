@@ -1,12 +1,12 @@
-"""How quickly and in how much memory one rank of thousands opens a corpus of 10^9 samples and seeks in it.
+"""Time and memory to open a corpus of 10^9 samples and seek in it, on one rank of thousands.
 
     OMP_NUM_THREADS=1 python benchmarks/plan_scale.py --work /tmp/plan_scale --json result.json
 
-Writes a manifest of 100,000 shards of 10,000 audio clips; their sidecars are hard links to a few hundred
-distinct ones, and the tars are sparse files of the right size. Then a fresh process opens source and
-plan as `launch/train.py` does, counts its share of the windows of epoch 0, and seeks to micro-batches at
-random. Counts of other ranks, which come over the network in a run, repeat those of the own share, but
-for the windows that are sought.
+Writes a manifest of 100,000 shards of 10,000 audio clips; the sidecars are hard links to a few hundred
+distinct files, and the tars are sparse files of the correct size. A new process then opens source and plan
+as `launch/train.py` does, counts the micro-batches in its shard of the shuffle windows of epoch 0, and seeks
+to random micro-batches. The counts of other ranks, gathered over the network in a real run, repeat its own
+counts except for the windows to seek to.
 """
 
 import argparse
@@ -34,14 +34,18 @@ def main() -> None:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    flags.add_argument("--work", type=Path, required=True, help="folder to make the corpus in")
+    flags.add_argument("--work", type=Path, required=True, help="folder for the corpus")
     flags.add_argument("--samples", type=int, default=10**9)
-    flags.add_argument("--distinct", type=int, default=256, help="sidecars that are really written")
+    flags.add_argument("--distinct", type=int, default=256, help="number of distinct sidecars")
     flags.add_argument("--ranks", type=int, default=4096)
     flags.add_argument("--rank", type=int, default=1234)
     flags.add_argument("--seeks", type=int, default=200)
-    flags.add_argument("--mode", choices=("fixed", "bucket", "pack"), help="measure this one here")
-    flags.add_argument("--check-files", action="store_true", help="as rank 0 does")
+    flags.add_argument(
+        "--mode",
+        choices=("fixed", "bucket", "pack"),
+        help="measure only this mode, in this process",
+    )
+    flags.add_argument("--check-files", action="store_true", help="check all files, as rank 0 does")
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with exit_on_error("plan_scale"):
@@ -50,7 +54,7 @@ def main() -> None:
             return
         write_corpus(arguments.work / "speech", arguments.samples, arguments.distinct)
         print(f"{'':20}{'fixed':>14}{'bucket':>14}{'pack':>14}")
-        results = {mode: _in_fresh_process(mode, arguments) for mode in ("fixed", "bucket", "pack")}
+        results = {mode: _in_new_process(mode, arguments) for mode in ("fixed", "bucket", "pack")}
     for name in next(iter(results.values())):
         print(f"{name:20}" + "".join(f"{row[name]:>14,.2f}" for row in results.values()))
     if arguments.json:
@@ -62,14 +66,14 @@ def main() -> None:
 
 
 def write_corpus(root: Path, num_samples: int, num_distinct: int) -> None:
-    """A speech dataset of `num_samples` audio clips, without the audio clips."""
+    """Write a speech dataset of `num_samples` audio clips, without audio data."""
     from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split, fingerprint
 
     num_shards = -(-num_samples // _SHARD_SAMPLES)
     if (root / MANIFEST_NAME).is_file():
         if Manifest.load(root).split("train").num_samples == num_samples:
             return
-        raise SystemExit(f"{root} holds another corpus; delete it")
+        raise SystemExit(f"{root} contains another corpus; delete it")
     (root / "train").mkdir(parents=True)
     random = np.random.default_rng(0)
     originals = [
@@ -99,7 +103,7 @@ def _write_original(root: Path, number: int, random: np.random.Generator) -> Any
 
     path = f"train/speech-train-{number:06d}.tar"
     columns = np.zeros(_SHARD_SAMPLES, dtype=COLUMNS)
-    # Utterances of read speech: most of 10 to 16 s, a tail of short ones.
+    # Durations of read speech: mostly 10 to 16 s, with a tail of short ones.
     columns["duration_ms"] = 1000 * np.clip(17 - random.gamma(2.0, 2.5, _SHARD_SAMPLES), 1.2, 17)
     columns["num_bytes"] = columns["duration_ms"] * 16
     columns["num_chars"] = columns["duration_ms"] // 70
@@ -119,23 +123,23 @@ def _write_original(root: Path, number: int, random: np.random.Generator) -> Any
     )  # fmt: skip
 
 
-def _in_fresh_process(mode: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak memory is that of a process: each mode has its own, and so has the check of all files."""
+def _in_new_process(mode: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure each mode, with and without file checks, in its own process, for its peak memory."""
 
-    def run(*more: str) -> dict[str, float]:
-        command = [sys.executable, __file__, "--mode", mode, "--work", str(arguments.work), *more]
+    def run(*extra: str) -> dict[str, float]:
+        command = [sys.executable, __file__, "--mode", mode, "--work", str(arguments.work), *extra]
         for name in ("ranks", "rank", "seeks"):
             command += [f"--{name}", str(getattr(arguments, name))]
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
     checked = run("--check-files")
     row = run()
-    more = {f"rank_0_{name}": checked[name] for name in ("open_s", "open_cpu_s", "peak_mb")}
-    return {**row, **more}
+    rank_0 = {f"rank_0_{name}": checked[name] for name in ("open_s", "open_cpu_s", "peak_mb")}
+    return {**row, **rank_0}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Open, count the rank's share, seek; in this process."""
+    """Open the corpus, count the rank's shard, and seek, in this process."""
     from muomni.data.media.audio import mel_frames
     from muomni.data.sampling.order import SampleOrder
     from muomni.data.sampling.plan import Batching, Plan
@@ -155,15 +159,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         plan = Plan(mel_frames(source), batching, arguments.ranks, 0, source.describe, order)
     num_windows = plan.windows.count
     random = np.random.default_rng(1)
-    sought = random.integers(0, num_windows - 1, arguments.seeks)
+    targets = random.integers(0, num_windows - 1, arguments.seeks)
     with Stopwatch() as counting:
         if arguments.mode == "fixed":
-            numbers = sought * (batching.window // batching.size)
+            numbers = targets * (batching.window // batching.size)
         else:
             first, last = (num_windows * (arguments.rank + i) // arguments.ranks for i in range(2))
             share = plan.count_windows(0, first, last)
     if arguments.mode != "fixed":
-        numbers = _set_counts(plan, share, sought)
+        numbers = _set_counts(plan, share, targets)
     seeks = []
     for number in numbers.tolist():
         with Stopwatch() as seeking:
@@ -183,19 +187,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _set_counts(plan: Any, share: np.ndarray, sought: np.ndarray) -> np.ndarray:
-    """Give the plan true counts of the windows `sought` and the ones after them, likely ones of all
-    others; returns a micro-batch that begins in each of `sought`."""
+def _set_counts(plan: Any, share: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Set exact counts for the windows `targets` and their successors, and typical counts for all others.
+
+    Returns the number of a micro-batch that starts in each target.
+    """
     counts = np.resize(share, plan.windows.count)
-    for window in np.unique(np.concatenate([sought, sought + 1])).tolist():
+    for window in np.unique(np.concatenate([targets, targets + 1])).tolist():
         counts[window] = plan.count_windows(0, window, window + 1)[0]
     plan.set_counts(0, counts)
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    return -(-starts[sought] // plan.batching.num_items)
+    return -(-starts[targets] // plan.batching.num_items)
 
 
 class Stopwatch:
-    """Seconds that passed in its block, and seconds of processor time: a shared machine waits."""
+    """Measures wall-clock and CPU seconds of its block."""
 
     def __enter__(self) -> "Stopwatch":
         self._wall, self._cpu = time.perf_counter(), time.process_time()

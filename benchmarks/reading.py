@@ -1,25 +1,22 @@
-"""How fast samples are read and decoded, against webdataset and litdata on the same data.
+"""Throughput of reading and decoding samples, compared with webdataset and litdata on the same data.
 
     export OMP_NUM_THREADS=1
     python benchmarks/reading.py --parts raw --json benchmarks/results/reading_raw.json
     python benchmarks/reading.py --parts images,audio --json benchmarks/results/reading_decoded.json
 
-raw: samples a second that one process reads from the page cache, not decoded: texts of 100 bytes and
-images of 20 kB with captions. Ours in the order of training (planning included) and in that of the
-files; webdataset as it comes and with its shuffle; litdata over the same members, written by its own
-`optimize`, where litdata is installed.
+raw: samples per second that one process reads from the page cache without decoding: texts of 100 bytes, and
+images of 20 kB with captions. muomni in training order (including planning) and in file order; webdataset
+with and without shuffling; litdata, if installed, on the same members written by its `optimize`.
 
-images: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset
-decodes by Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) the
-image or its tensor and cuts the center, batches are made in the workers; ours is measured against the
-fastest of these.
+images: JPEGs of 500 x 375 to uint8 [64, 3, 224, 224] and token ids, in worker processes. webdataset decodes
+with Pillow (`pilrgb`) or to tensors (`torchrgb8`), torchvision resizes (bicubic, antialiased) the image or
+tensor and crops the center, and the workers form batches; muomni is compared with the fastest of these.
 
-audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a decoder
-over soundfile, since its own needs torchcodec, and torchaudio's resampler. All tokenize by one function.
+audio: FLACs to padded float32 [16, N] at 16 kHz and labels, in worker processes; webdataset with a soundfile
+decoder, since its own needs torchcodec, and torchaudio's resampler. All use the same tokenizer.
 
-Each round runs all ways once, one after the other; the medians over the rounds are shown. A pipeline
-with workers is timed from when its workers deliver. The corpora are made in a temporary folder, so
-the page cache holds them.
+Each round runs all variants once; medians over rounds are reported. Timing of a pipeline starts after its
+workers deliver. The corpora are in a temporary folder, and thus in the page cache.
 """
 
 import argparse
@@ -63,7 +60,7 @@ _RATES_HZ = (16000, 22050)
 
 Sample = dict[str, Any]
 Batch = dict[str, torch.Tensor]
-# A pipeline: gives endless batches.
+# Returns an infinite iterable of batches.
 Pipeline = Callable[[], Iterable[Batch]]
 
 
@@ -74,8 +71,10 @@ def main() -> None:
     flags.add_argument("--parts", default="raw,images,audio")
     flags.add_argument("--texts", type=int, default=100_000)
     flags.add_argument("--images", type=int, default=5_000)
-    flags.add_argument("--audio clips", type=int, default=1_000)
-    flags.add_argument("--batches", type=int, default=24, help="timed batches of a pipeline")
+    flags.add_argument("--audio-clips", type=int, default=1_000)
+    flags.add_argument(
+        "--batches", type=int, default=24, help="number of timed batches per pipeline"
+    )
     flags.add_argument("--workers", default="1,2")
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--json", type=Path)
@@ -87,8 +86,8 @@ def main() -> None:
             results |= parts[name](Path(folder), arguments)
     for name, comparison in results.items():
         print(f"\n{name}, {comparison['unit']}/s")
-        for way, rate in comparison["rates"].items():
-            print(f"  {way:34}{rate:>14,.0f}")
+        for variant, rate in comparison["rates"].items():
+            print(f"  {variant:34}{rate:>14,.0f}")
         for peer, ratio in comparison["ratios"].items():
             print(f"  ours against {peer:21}{ratio:>13.2f}x")
     if arguments.json:
@@ -96,9 +95,9 @@ def main() -> None:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-# -- bytes of samples ----------------------------------------------------------------------------------
+# -- raw samples ---------------------------------------------------------------------------------------
 def raw(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Samples a second of each way to read texts and images."""
+    """Samples per second of each variant, on texts and on images."""
     corpora = {
         "raw texts": write_dataset(
             root / "raw_texts", "text", texts(arguments.texts), arguments.texts // 10
@@ -114,16 +113,16 @@ def raw(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _raw(manifest: Manifest, num_rounds: int) -> dict[str, Any]:
-    ways = raw_ways(manifest)
+    variants = raw_variants(manifest)
     expected = manifest.split("train").totals
-    for name, read in ways.items():
+    for name, read in variants.items():
         read_bytes = [sum(map(len, _members(sample).values())) for sample in read()]
         if (len(read_bytes), sum(read_bytes)) != (expected.num_samples, expected.num_bytes):
-            raise RuntimeError(f"{name} gave {len(read_bytes)} samples, not all of {expected}")
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    cpu_rates: dict[str, list[float]] = {name: [] for name in ways}
+            raise RuntimeError(f"{name} read {len(read_bytes)} samples, expected {expected}")
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    cpu_rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(num_rounds):
-        for name, read in ways.items():
+        for name, read in variants.items():
             cpu, start = time.process_time(), time.perf_counter()
             num = sum(1 for _ in read())
             rates[name].append(num / (time.perf_counter() - start))
@@ -132,13 +131,13 @@ def _raw(manifest: Manifest, num_rounds: int) -> dict[str, Any]:
     return {**result, "of_a_core": comparison("samples", cpu_rates, _raw_peers)["ratios"]}
 
 
-def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
-    """What reads all samples of a dataset once; a text or an image with its caption each."""
+def raw_variants(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
+    """Functions that iterate over all samples of a dataset once."""
     from webdataset.compat import WebDataset
 
     tars = tar_paths(manifest)
     source = Source([manifest], "train")
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "ours, order of training": partial(_in_planned_order, source),
         "ours, order of files": lambda: map(source.read, range(len(source))),
         "webdataset": lambda: WebDataset(tars, shardshuffle=False),
@@ -148,25 +147,25 @@ def raw_ways(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
         litdata = importlib.import_module("litdata")
         folder = str(manifest.root.with_name(manifest.root.name + "_litdata"))
         _optimize(manifest, folder)
-        ways["litdata"] = lambda: litdata.StreamingDataset(folder)
-        ways["litdata, shuffled"] = lambda: litdata.StreamingDataset(folder, shuffle=True)
-    return ways
+        variants["litdata"] = lambda: litdata.StreamingDataset(folder)
+        variants["litdata, shuffled"] = lambda: litdata.StreamingDataset(folder, shuffle=True)
+    return variants
 
 
 def _in_planned_order(source: Source) -> Iterator[Sample]:
-    """One epoch; the last micro-batch would hold samples of the next one."""
+    """One epoch; the last micro-batch is truncated, since it extends into the next epoch."""
     plan = Plan(np.ones(len(source), dtype=np.int64), Batching("fixed", _RAW_BATCH), 1, seed=0)
-    left = len(source)
+    num_left = len(source)
     for batch in plan.rank_batches(0, 0, 1):
-        for index in batch.ids[:left]:
+        for index in batch.ids[:num_left]:
             yield source.read(index)
-        left -= len(batch.ids)
-        if left <= 0:
+        num_left -= len(batch.ids)
+        if num_left <= 0:
             return
 
 
 def _optimize(manifest: Manifest, folder: str) -> None:
-    """The members of all samples as a dataset of litdata."""
+    """Write the members of all samples as a litdata dataset."""
     litdata = importlib.import_module("litdata")
     source = Source([manifest], "train")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -181,7 +180,7 @@ def _members(sample: Sample) -> dict[str, bytes]:
 
 
 def _raw_peers(rates: dict[str, float]) -> dict[str, float]:
-    """Each order of ours against the peer's like order."""
+    """Ratios of muomni to the peers, by sample order."""
     planned, in_order = rates["ours, order of training"], rates["ours, order of files"]
     ratios = {
         "webdataset (shuffled)": planned / rates["webdataset, shuffled"],
@@ -196,7 +195,7 @@ def _raw_peers(rates: dict[str, float]) -> dict[str, float]:
 
 # -- decoded batches -----------------------------------------------------------------------------------
 def decoded_images(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of each pipeline, by number of workers."""
+    """Images per second of each pipeline, by number of workers."""
     manifest = write_dataset(
         root / "images",
         "image-caption",
@@ -208,11 +207,11 @@ def decoded_images(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     results = {}
     for num_workers in map(int, arguments.workers.split(",")):
         pipelines: dict[str, Pipeline] = {
-            "ours": partial(our_batches, manifest, view, _IMAGE_BATCH, num_workers)
+            "ours": partial(own_batches, manifest, view, _IMAGE_BATCH, num_workers)
         }
-        for way in ("pilrgb", "pilrgb+tensor", "torchrgb8"):
-            pipelines[f"webdataset, {way}"] = partial(
-                peer_images, manifest, way, view.token_ids, num_workers
+        for decoder in ("pilrgb", "pilrgb+tensor", "torchrgb8"):
+            pipelines[f"webdataset, {decoder}"] = partial(
+                peer_images, manifest, decoder, view.token_ids, num_workers
             )
         results[f"images, {num_workers} workers"] = measure(
             pipelines, lambda batch: len(batch["images"]), "images", num_workers, arguments
@@ -221,7 +220,7 @@ def decoded_images(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def decoded_audio(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of audio a second of each pipeline, by rate of the files and number of workers."""
+    """Seconds of audio per second of each pipeline, by sample rate and number of workers."""
     results = {}
     for rate_hz in _RATES_HZ:
         manifest = write_dataset(
@@ -235,7 +234,7 @@ def decoded_audio(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         for num_workers in map(int, arguments.workers.split(",")):
             pipelines: dict[str, Pipeline] = {
                 "ours": partial(
-                    our_batches, manifest, SpeechView(units, False), _AUDIO_BATCH, num_workers
+                    own_batches, manifest, SpeechView(units, False), _AUDIO_BATCH, num_workers
                 ),
                 "webdataset, soundfile": partial(peer_audio, manifest, units.encode, num_workers),
             }
@@ -252,13 +251,13 @@ def measure(
     num_workers: int,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Units a second of each pipeline."""
+    """Units per second of each pipeline."""
     rates: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in range(arguments.rounds):
         for name, pipeline in pipelines.items():
             batches = iter(pipeline())
             for _ in itertools.islice(batches, 2 * num_workers):
-                continue  # workers start, files open, buffers of the shuffle fill
+                continue  # warm up: start workers, open files, fill shuffle buffers
             start = time.perf_counter()
             total = sum(count(batch) for batch in itertools.islice(batches, arguments.batches))
             rates[name].append(total / (time.perf_counter() - start))
@@ -266,10 +265,10 @@ def measure(
     return comparison(unit, rates, _best_peer)
 
 
-def our_batches(
+def own_batches(
     manifest: Manifest, view: View[Any], size: int, num_workers: int
 ) -> Iterable[Batch]:
-    """The loader as training makes it."""
+    """The loader, as in training."""
     source = Source([manifest], "train")
     plan = Plan(view.lengths(source), Batching("fixed", size), 1, seed=0)
     return Loader(
@@ -278,10 +277,10 @@ def our_batches(
 
 
 def peer_images(
-    manifest: Manifest, way: str, encode: Callable[[str], list[int]], num_workers: int
+    manifest: Manifest, decoder: str, encode: Callable[[str], list[int]], num_workers: int
 ) -> Iterable[Batch]:
-    """`way` names a decoder of webdataset, and with "+tensor" an image of Pillow is made a tensor before
-    it is resized, as torchvision advises."""
+    """`decoder` is one of webdataset; "+tensor" converts to a tensor before resizing, as torchvision
+    recommends."""
     from torchvision.transforms import v2
 
     resize = [v2.Resize(_SIDE, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(_SIDE)]
@@ -289,11 +288,11 @@ def peer_images(
         "pilrgb": [*resize, v2.PILToTensor()],
         "pilrgb+tensor": [v2.PILToTensor(), *resize],
         "torchrgb8": resize,
-    }[way]
+    }[decoder]
     return _web_loader(
         manifest,
         lambda dataset: (
-            dataset.decode(way.partition("+")[0])
+            dataset.decode(decoder.partition("+")[0])
             .to_tuple("jpg", "txt")
             .map_tuple(v2.Compose(steps), encode)
             .batched(_IMAGE_BATCH, partial=False, collation_fn=_collate_images)
@@ -320,7 +319,7 @@ def peer_audio(
 def _web_loader(
     manifest: Manifest, stages: Callable[[Any], Any], num_workers: int
 ) -> Iterable[Batch]:
-    """As webdataset's documentation has it: shards and samples shuffled, batches made in the workers."""
+    """As in webdataset's documentation: shards and samples are shuffled, workers form batches."""
     from webdataset.compat import WebDataset, WebLoader
 
     shuffled = WebDataset(tar_paths(manifest), shardshuffle=100).shuffle(1000)
@@ -374,7 +373,7 @@ def _audio_s(batch: Batch) -> float:
 
 
 def _best_peer(rates: dict[str, float]) -> dict[str, float]:
-    """Ours against the faster of the peer's ways."""
+    """Ratio of muomni to the fastest peer pipeline."""
     best = max((name for name in rates if name != "ours"), key=rates.__getitem__)
     return {best: rates["ours"] / rates[best]}
 
@@ -384,7 +383,7 @@ def comparison(
     rates: dict[str, list[float]],
     ratios: Callable[[dict[str, float]], dict[str, float]],
 ) -> dict[str, Any]:
-    """Medians of all rounds, and ours by the peers'."""
+    """Medians over rounds, and ratios of muomni to the peers."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "unit": unit,

@@ -1,15 +1,15 @@
-"""How soon a run that resumes in the middle of an epoch has its first batch.
+"""Time to the first batch of a run that resumes mid-epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/resume.py --json benchmarks/results/resume.json
 
-For each kind of batching (fixed: images with captions, bucket: audio clips, pack: texts), number of
-workers and position in the epoch, source, plan and loader are made anew; files are in the page cache.
+Source, plan, and loader are created again for each kind of batching (fixed: images with captions, bucket:
+audio clips, pack: texts), number of workers, and position in the epoch. Files are in the page cache.
 
-seek_s: the plan finds the micro-batch, windows of the epoch counted where that is needed.
-first_s: from when the worker that makes the first batch has started (imports done, dataset received)
-until the batch is there; without workers from when it is asked for. total_s: with the start of the workers.
+seek_s: the plan seeks to the micro-batch, and counts the windows of the epoch if needed.
+first_s: from the start of the worker that produces the first batch (after its imports), or without workers
+from the request, until the batch arrives. total_s: includes the start of the workers.
 
-Each round runs all of them once, one after the other; the medians over the rounds are shown.
+Each round runs all cases once; medians over rounds are reported.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _MICRO_BATCHES_PER_STEP = 8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A corpus, how it is seen, and how it is cut into micro-batches."""
+    """A corpus, its view, and its batching."""
 
     manifest: Manifest
     view: View[Any]
@@ -56,7 +56,7 @@ class Case:
 
 
 class StampedDataset(PlannedDataset):
-    """Says in each batch when this process had received the dataset (`started_s`)."""
+    """Adds to each batch the time at which its process received the dataset (`started_s`)."""
 
     def __init__(self, source: Source, view: View[Any]) -> None:
         super().__init__(source, view, seed=0)
@@ -64,7 +64,7 @@ class StampedDataset(PlannedDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # All processes of a machine share this clock.
+        # The clock is shared by all processes of the machine.
         self.started_s = time.perf_counter()
 
     def __getitem__(self, batch: MicroBatch) -> Batch:
@@ -77,7 +77,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     flags.add_argument("--images", type=int, default=4000)
-    flags.add_argument("--audio clips", type=int, default=2000)
+    flags.add_argument("--audio-clips", type=int, default=2000)
     flags.add_argument("--texts", type=int, default=100_000)
     flags.add_argument("--workers", default="0,2")
     flags.add_argument("--rounds", type=int, default=5)
@@ -94,7 +94,7 @@ def main() -> None:
     slowest = max(row["first_s"] for row in rows)
     print(f"slowest first batch after the workers started: {slowest:.3f} s, target {_TARGET_S} s")
     if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("images", "audio clips", "texts")}
+        settings = {name: getattr(arguments, name) for name in ("images", "audio_clips", "texts")}
         content = {
             "rows": rows,
             "slowest_first_s": slowest,
@@ -105,15 +105,15 @@ def main() -> None:
 
 
 def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
-    """One corpus for each kind of batching; token ids of the texts are made as a first run would."""
-    made: tuple[tuple[str, Task, Iterator[Sample]], ...] = (
+    """One corpus per kind of batching; caches the token ids of the texts, as a first run does."""
+    corpora: tuple[tuple[str, Task, Iterator[Sample]], ...] = (
         ("fixed", "image-caption", images(arguments.images, (500, 375), 92, 100)),
         ("bucket", "speech", audio_clips(arguments.audio_clips, 16000, 64)),
         ("pack", "text", texts(arguments.texts)),
     )
     manifests = {
         mode: write_dataset(root / mode, task, samples, shard_samples=1000)
-        for mode, task, samples in made
+        for mode, task, samples in corpora
     }
     tokenizer = train_tokenizer([root / "pack"], 1024, root / "tokenizer.model")
     text_view = TextView(tokenizer, context=1024, rows=4)
@@ -132,28 +132,28 @@ def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
 
 
 def measure(cases: dict[str, Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median seconds for each kind of batching, number of workers and position."""
+    """Median seconds for each kind of batching, number of workers, and position."""
     rows = [
         (mode, num_workers, position)
         for mode in cases
         for num_workers in map(int, arguments.workers.split(","))
         for position in _POSITIONS
     ]
-    spent: dict[tuple[str, int, float], list[dict[str, float]]] = {row: [] for row in rows}
+    times_of: dict[tuple[str, int, float], list[dict[str, float]]] = {row: [] for row in rows}
     for _ in range(arguments.rounds):
         for row in rows:
             mode, num_workers, position = row
-            spent[row].append(resume(cases[mode], num_workers, position))
+            times_of[row].append(resume(cases[mode], num_workers, position))
     return [
         {
             "batching": mode,
             "workers": num_workers,
             "position": position,
             **{
-                name: round(statistics.median(times[name] for times in spent[row]), 4)
+                name: round(statistics.median(times[name] for times in times_of[row]), 4)
                 for name in ("seek_s", "first_s", "total_s")
             },
-            "all_first_s": [round(times["first_s"], 4) for times in spent[row]],
+            "all_first_s": [round(times["first_s"], 4) for times in times_of[row]],
         }
         for row in rows
         for mode, num_workers, position in [row]
@@ -161,24 +161,24 @@ def measure(cases: dict[str, Case], arguments: argparse.Namespace) -> list[dict[
 
 
 def resume(case: Case, num_workers: int, position: float) -> dict[str, float]:
-    """Open the corpus and take one batch at a position of the first epoch, given as a share of it."""
+    """Open the corpus and load one batch at a relative position in the first epoch."""
     source = Source([case.manifest], "train")
 
-    def fresh_plan() -> Plan:
+    def new_plan() -> Plan:
         return Plan(case.view.lengths(source), case.batching, _MICRO_BATCHES_PER_STEP, seed=0)
 
-    step = int(position * fresh_plan().num_steps(1))
+    step = int(position * new_plan().num_steps(1))
     start = time.perf_counter()
-    next(fresh_plan().rank_batches(step, 0, 1))
+    next(new_plan().rank_batches(step, 0, 1))
     seek_s = time.perf_counter() - start
     loader = Loader(
-        StampedDataset(source, case.view), fresh_plan().rank_batches(step, 0, 1), num_workers
+        StampedDataset(source, case.view), new_plan().rank_batches(step, 0, 1), num_workers
     )
-    asked_s = time.perf_counter()
+    requested_s = time.perf_counter()
     batch = next(iter(loader))
     done_s = time.perf_counter()
-    started_s = float(batch["started_s"]) if num_workers else asked_s
-    return {"seek_s": seek_s, "first_s": done_s - started_s, "total_s": done_s - asked_s}
+    started_s = float(batch["started_s"]) if num_workers else requested_s
+    return {"seek_s": seek_s, "first_s": done_s - started_s, "total_s": done_s - requested_s}
 
 
 if __name__ == "__main__":

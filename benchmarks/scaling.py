@@ -1,14 +1,13 @@
-"""Tokens a second of two ranks on one machine over those of one rank, a core each.
+"""Weak scaling from one rank to two on one machine, with one core per rank.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py --data data/sample --json result.json
 
-Stage thinker, the same micro-batch on each rank, so two ranks make twice the tokens a step. One rank and
-two are launched in turn, --launches times each, and in each launch the whole training loop takes turns with
-a bare loop of DeepSpeed over the same batches in memory (that of step_overhead.py). The ratio is that of
-the fastest rounds of all launches, which is what is left when others disturb the machine; that of the
-medians is beside it.
+Stage thinker with the same micro-batch on each rank, so two ranks process twice the tokens per step. Launches
+of one rank and two alternate, --launches times each. In each launch, the full training loop alternates with
+a bare DeepSpeed loop over the same batches in memory (that of step_overhead.py). `scaling` compares the
+fastest rounds of all launches, which are least affected by other processes; `of_medians` the medians.
 
-A launch takes about 40 s; all of them about 10 minutes with the defaults.
+A launch takes about 40 s, and all launches about 10 minutes with the defaults.
 """
 
 import argparse
@@ -26,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, resolve
+from muomni.config.loading import resolve
+from muomni.config.names import ENGINES
 from muomni.distributed.discovery import Ranks, discover, export_environment
 
-# Rows and positions of a rank's micro-batch, one of them a step.
+# Sequences and positions of a rank's micro-batch, one per step.
 LOADS = {"4x512": (4, 512), "1x128": (1, 128)}
 
 
@@ -41,9 +41,9 @@ def main() -> None:
     flags.add_argument("--preset", default="tiny")
     flags.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
     flags.add_argument("--zero", type=int, default=1, choices=(0, 1, 2, 3))
-    flags.add_argument("--launches", type=int, default=3, help="of one rank, and of two")
-    flags.add_argument("--rounds", type=int, default=8, help="in each launch")
-    flags.add_argument("--steps", type=int, default=10, help="steps a round")
+    flags.add_argument("--launches", type=int, default=3, help="launches per number of ranks")
+    flags.add_argument("--rounds", type=int, default=8, help="rounds per launch")
+    flags.add_argument("--steps", type=int, default=10, help="steps per round")
     flags.add_argument("--json", type=Path)
     flags.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -67,38 +67,38 @@ def main() -> None:
 
 
 def order(num_launches: int) -> list[int]:
-    """1, 2, 2, 1, 1, 2, ...: neither is always the first."""
+    """Return the numbers of ranks to launch: 1, 2, 2, 1, 1, 2, ..."""
     pairs = [(1, 2) if number % 2 == 0 else (2, 1) for number in range(num_launches)]
     return [ranks for pair in pairs for ranks in pair]
 
 
 def launch(arguments: argparse.Namespace, load: str, num_ranks: int) -> dict[str, Any]:
-    """What `num_ranks` ranks measured; each has as many threads as this process would have."""
+    """Return the measurement of `num_ranks` ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
+        result_file = Path(folder) / "result.json"
         command = [
-            "deepspeed", "--num_gpus", str(num_ranks), __file__, "--worker", str(answer),
+            "deepspeed", "--num_gpus", str(num_ranks), __file__, "--worker", str(result_file),
             "--loads", load, "--data", arguments.data, "--preset", arguments.preset,
             "--zero", str(arguments.zero), "--rounds", str(arguments.rounds),
             "--steps", str(arguments.steps),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not answer.is_file():
-            raise SystemExit(f"a launch of {num_ranks} ranks failed:\n{done.stderr[-4000:]}")
-        found = json.loads(answer.read_text(encoding="utf-8"))
-    print(f"{load}, {num_ranks} ranks: {min(found['ms']['muomni']):.1f} ms a step", flush=True)
-    return found
+        if done.returncode or not result_file.is_file():
+            raise SystemExit(f"launching {num_ranks} ranks failed:\n{done.stderr[-4000:]}")
+        result = json.loads(result_file.read_text(encoding="utf-8"))
+    print(f"{load}, {num_ranks} ranks: {min(result['ms']['muomni']):.1f} ms per step", flush=True)
+    return result
 
 
 def scaling(launches: list[dict[str, Any]]) -> dict[str, Any]:
-    """For muomni and the bare loop: the rate of two ranks over that of one."""
+    """Throughput of two ranks relative to one, for muomni and the bare loop."""
     result: dict[str, Any] = {}
-    for way in ("muomni", "bare"):
+    for variant in ("muomni", "bare"):
         times = {
-            ranks: [ms for found in launches if found["ranks"] == ranks for ms in found["ms"][way]]
+            ranks: [ms for run in launches if run["ranks"] == ranks for ms in run["ms"][variant]]
             for ranks in (1, 2)
         }
-        result[way] = {
+        result[variant] = {
             "scaling": round(2 * min(times[1]) / min(times[2]), 3),
             "of_medians": round(2 * statistics.median(times[1]) / statistics.median(times[2]), 3),
             "minimum_ms": {ranks: round(min(values), 2) for ranks, values in times.items()},
@@ -107,7 +107,7 @@ def scaling(launches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure_ranks(arguments: argparse.Namespace) -> None:
-    """On each rank: the training loop and the bare one, in turn."""
+    """Entry point of a rank: measure the training loop and the bare loop in turn."""
     from benchmarks.step_overhead import bare_loop
     from muomni.training.engine.process_group import process_group
     from muomni.training.session import open_loop
@@ -119,15 +119,15 @@ def measure_ranks(arguments: argparse.Namespace) -> None:
         with process_group(session.device):
             loop, bare = open_loop(session), bare_loop(session, arguments.steps)
             with training_loops([loop]):
-                ways = {"bare": bare, "muomni": steps_of(loop, arguments.steps)}
-                times = take_turns(ways, arguments.rounds, arguments.steps)
+                variants = {"bare": bare, "muomni": steps_of(loop, arguments.steps)}
+                times = take_turns(variants, arguments.rounds, arguments.steps)
     if ranks.is_main:
-        found = {"ranks": ranks.world_size, "ms": times}
-        arguments.worker.write_text(json.dumps(found), encoding="utf-8")
+        result = {"ranks": ranks.world_size, "ms": times}
+        arguments.worker.write_text(json.dumps(result), encoding="utf-8")
 
 
 def open_session(arguments: argparse.Namespace, folder: Path, ranks: Ranks) -> Any:
-    """Stage thinker with this load on each rank."""
+    """Open stage thinker with this load per rank."""
     from muomni.training.engine.ds_config import read_engine_json
     from muomni.training.session import Request, prepare
 
@@ -138,11 +138,11 @@ def open_session(arguments: argparse.Namespace, folder: Path, ranks: Ranks) -> A
         {
             "data": {"root": arguments.data},
             "precision": "fp32",
-            "batch": {"size": size, "rows": rows, "micro_batches_per_step": ranks.world_size},
+            "batch": {"seq_len": size, "batch_size": rows, "micro_batches_per_step": ranks.world_size},
             "training": {"max_steps": num_steps, "max_epochs": None},
         },
     )  # fmt: skip
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     run = folder / "run"
     return prepare(Request(config, run, run, engine_json, "never"), ranks)
 

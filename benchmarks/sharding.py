@@ -1,15 +1,14 @@
-"""How fast data_prep writes shards, against `tar` and `sha256sum` of the same files.
+"""Speed of writing shards with data_prep, compared with `tar` and `sha256sum` on the same files.
 
     OMP_NUM_THREADS=1 python benchmarks/sharding.py --num-images 5000 --json benchmarks/results/sharding.json
 
-Makes JPEGs of about 20 kB with captions beside them in a temporary folder. Each round runs all ways once,
-one after the other; the medians over the rounds are shown, in seconds of the processor (what a core
-needs, whatever else runs on the machine) and of the clock. data_prep also makes index, columns, json
-members and content hashes, and with `decode` it decodes every image. With --resize images are
-made smaller: data_prep, which decodes, resizes and writes shards, against the resizer of img2dataset, which
-keeps nothing, where that is installed, else against a plain loop over Pillow. Once with these images at
-half their size, which OpenCV averages in whole pixels, and once with photographs' 640 x 480 to a shorter
-side of 256, a fifth as many.
+Uses JPEGs of about 20 kB with captions in a temporary folder. Each round runs all variants once; medians over
+rounds are reported, in CPU seconds (independent of other processes) and wall-clock seconds. data_prep also
+writes index, columns, JSON members, and content hashes, and decodes every image in one variant. --resize
+also compares resizing: data_prep, which decodes, resizes, and writes shards, with the resizer of img2dataset
+(or a Pillow loop if that is not installed), which writes nothing. Once for these images at half their size,
+which OpenCV computes as an average of full pixels, and once for 640 x 480 photographs (a fifth as many)
+with a shorter side of 256.
 """
 
 import argparse
@@ -46,15 +45,15 @@ _PHOTOGRAPH, _PHOTOGRAPH_RATIO = (640, 480), 5
 
 
 @dataclass(frozen=True)
-class Way:
-    """Something that is done with a folder of `num_images`; `run` gets a folder for what it writes."""
+class Variant:
+    """A way to process a folder of `num_images`; `run` takes an output folder."""
 
     num_images: int
     run: Callable[[Path], None]
 
 
 class _Silent:
-    """Progress that nobody looks at."""
+    """A progress bar without output."""
 
     def update(self, n: int) -> None: ...
 
@@ -65,12 +64,12 @@ def main() -> None:
     )
     flags.add_argument("--num-images", type=int, default=5000)
     flags.add_argument("--rounds", type=int, default=5)
-    flags.add_argument("--resize", action="store_true", help="also make images smaller")
+    flags.add_argument("--resize", action="store_true", help="also compare resizing")
     flags.add_argument("--json", type=Path)
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder), arguments)
-    print(f"{'way':34}{'cpu s':>9}{'clock s':>9}{'images/s of a core':>20}")
+    print(f"{'variant':34}{'cpu s':>9}{'clock s':>9}{'images/s of a core':>20}")
     for name, row in results.items():
         rate = row["num_images"] / row["cpu_s"]
         print(f"{name:34}{row['cpu_s']:>9.3f}{row['clock_s']:>9.3f}{rate:>20,.0f}")
@@ -80,50 +79,50 @@ def main() -> None:
 
 
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of each way over all rounds."""
+    """Median seconds of each variant over all rounds."""
     source = root / "images"
     make_images(source, arguments.num_images, (_SIDE, _SIDE))
-    ways = {
+    sharding = {
         "tar, then sha256sum": lambda out: tar_and_hash(source, out),
         "data_prep, header checked": writer(source, Treatment(check="header")),
         "data_prep, all decoded": writer(source, Treatment()),
     }
-    all_ways = {name: Way(arguments.num_images, run) for name, run in ways.items()}
+    variants = {name: Variant(arguments.num_images, run) for name, run in sharding.items()}
     if arguments.resize:
         photographs = root / "photographs"
         num_photographs = arguments.num_images // _PHOTOGRAPH_RATIO
         make_images(photographs, num_photographs, _PHOTOGRAPH)
-        all_ways |= resizing_ways(source, arguments.num_images, _SIDE // 2)
-        all_ways |= resizing_ways(photographs, num_photographs, _SIDE)
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in all_ways}
+        variants |= resizing_variants(source, arguments.num_images, _SIDE // 2)
+        variants |= resizing_variants(photographs, num_photographs, _SIDE)
+    times_of: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(arguments.rounds):
-        for name, way in all_ways.items():
-            spent[name].append(timed(way.run, root / "out"))
+        for name, variant in variants.items():
+            times_of[name].append(timed(variant.run, root / "out"))
     return {
         name: {
-            "num_images": all_ways[name].num_images,
+            "num_images": variants[name].num_images,
             "cpu_s": statistics.median(cpu for cpu, _ in times),
             "clock_s": statistics.median(clock for _, clock in times),
             "all_cpu_s": [round(cpu, 4) for cpu, _ in times],
         }
-        for name, times in spent.items()
+        for name, times in times_of.items()
     }
 
 
-def resizing_ways(source: Path, num_images: int, shorter: int) -> dict[str, Way]:
-    """Ours and the peer's way to make the images of a folder smaller."""
+def resizing_variants(source: Path, num_images: int, shorter: int) -> dict[str, Variant]:
+    """Resizing the images of a folder with data_prep and with the peer."""
     treatment = Treatment(resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY)
     name, resize = peer_resizer(shorter)
     return {
-        f"data_prep, {source.name} to {shorter}": Way(num_images, writer(source, treatment)),
-        f"{name}, {source.name} to {shorter}": Way(
+        f"data_prep, {source.name} to {shorter}": Variant(num_images, writer(source, treatment)),
+        f"{name}, {source.name} to {shorter}": Variant(
             num_images, lambda out: resize_all(source, resize)
         ),
     }
 
 
 def make_images(folder: Path, num_images: int, size: tuple[int, int]) -> None:
-    """Smooth noise as JPEG (about 20 kB at 256 x 256), each with a caption of one line."""
+    """Write smooth noise as JPEGs (about 20 kB at 256 x 256), each with a one-line caption."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(num_images):
@@ -133,11 +132,11 @@ def make_images(folder: Path, num_images: int, size: tuple[int, int]) -> None:
         (folder / f"{number:08d}.txt").write_text(f"an image with the number {number}")
 
 
-def timed(way: Callable[[Path], None], out: Path) -> tuple[float, float]:
-    """Seconds of the processor, children included, and of the clock; the output is deleted."""
+def timed(run: Callable[[Path], None], out: Path) -> tuple[float, float]:
+    """CPU seconds (including children) and wall-clock seconds; deletes the output."""
     os.sync()
     before, start = _cpu_s(), time.perf_counter()
-    way(out)
+    run(out)
     spent = _cpu_s() - before, time.perf_counter() - start
     subprocess.run(["rm", "-rf", str(out)], check=True)
     return spent
@@ -149,7 +148,7 @@ def _cpu_s() -> float:
 
 
 def tar_and_hash(source: Path, out: Path) -> None:
-    """Pack all files in the order of their names, bring them to disk, hash the result."""
+    """Pack all files sorted by name, sync to disk, and hash the tar."""
     out.mkdir()
     tar = out / "all.tar"
     subprocess.run(["tar", "--sort=name", "-cf", str(tar), "-C", str(source), "."], check=True)
@@ -159,7 +158,7 @@ def tar_and_hash(source: Path, out: Path) -> None:
 
 
 def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
-    """Writes the shards of a plan that is made beforehand, as tar is given its files."""
+    """Return a function that writes the shards of a precomputed plan."""
     plan = planned(source, treatment)
 
     def write(out: Path) -> None:
@@ -183,11 +182,11 @@ def planned(source: Path, treatment: Treatment) -> ShardPlan:
 
 
 def peer_resizer(shorter: int) -> tuple[str, Callable[[bytes], bytes]]:
-    """Name and function of what is compared with; `shorter` is the side that is asked for."""
+    """Name and function of the peer; `shorter` is the target size of the shorter side."""
     package = importlib.util.find_spec("img2dataset")
     if package is None or not package.submodule_search_locations:
         return "plain Pillow loop", partial(_plain_resize, shorter)
-    # The file alone: the package itself asks for much that resizing does not need.
+    # Load only this file: the package has dependencies that resizing does not need.
     path = Path(package.submodule_search_locations[0]) / "resizer.py"
     spec = importlib.util.spec_from_file_location("img2dataset_resizer", path)
     assert spec is not None and spec.loader is not None
@@ -213,7 +212,7 @@ def _plain_resize(shorter: int, data: bytes) -> bytes:
 
 
 def resize_all(source: Path, resize: Callable[[bytes], bytes]) -> None:
-    """Read and resize all images; the peer's result is not even written."""
+    """Read and resize all images without writing them."""
     for path in sorted(source.glob("*.jpg")):
         if not resize(path.read_bytes()):
             raise RuntimeError(f"{path} was not resized")

@@ -1,12 +1,12 @@
-"""Whether the loader's memory grows over many epochs.
+"""Memory growth of the loader over many epochs.
 
     OMP_NUM_THREADS=1 python benchmarks/soak.py --data data/sample --json benchmarks/results/soak.json
 
-For each stage, one loader with worker processes goes through all epochs as training does, and nothing
-is done with the batches. After each epoch: the memory of this process and of each worker that no other
-process shares (USS, from /proc/PID/smaps_rollup), and its open files. Growth is the slope of a straight
-line through the epochs from the fifth on, when caches are full, times their number. A stage is stable
-when no process grows by more than --bound-mb and none has more files open than at the fifth epoch.
+For each stage, one loader with worker processes iterates over all epochs as in training; batches are
+discarded. After each epoch, records the unshared memory (USS, from /proc/PID/smaps_rollup) and open files of
+this process and each worker. Growth is the slope of a linear fit from the fifth epoch on, when caches are
+full, times the number of epochs. A stage is stable if no process grows by more than --bound-mb or has more
+open files than at the fifth epoch.
 """
 
 import argparse
@@ -45,9 +45,11 @@ def main() -> None:
     arguments = flags.parse_args()
     with exit_on_error("soak"):
         if arguments.epochs <= _FIRST_EPOCH + 1:
-            raise ConfigError(f"--epochs must be more than {_FIRST_EPOCH + 1}, to see a slope")
+            raise ConfigError(
+                f"--epochs must be greater than {_FIRST_EPOCH + 1} to fit a slope, got {arguments.epochs}"
+            )
         results = {stage: soak(stage, arguments) for stage in arguments.stages.split(",")}
-    print(f"{'stage':16}{'process':>10}{'MB':>9}{'grows, MB':>11}{'files':>12}")
+    print(f"{'stage':16}{'process':>10}{'MB':>9}{'growth, MB':>11}{'files':>12}")
     for stage, row in results.items():
         for name, process in row["processes"].items():
             files = "{} -> {}".format(*process["open_files"])
@@ -106,7 +108,7 @@ def soak(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pids() -> dict[str, int]:
-    """This process and the workers that it has now."""
+    """Process ids of this process and its current workers."""
     workers = sorted(child.pid for child in multiprocessing.active_children() if child.pid)
     return {"main": os.getpid(), **{f"worker {i}": pid for i, pid in enumerate(workers)}}
 
@@ -118,7 +120,7 @@ def _uss_mb(pid: int) -> float:
 
 
 def growth(values: list[float]) -> float:
-    """What a straight line through the values from the fifth on gains over all of them."""
+    """Growth of a linear fit to the values from the fifth on."""
     late = values[_FIRST_EPOCH - 1 :]
     slope = np.polyfit(np.arange(len(late)), late, 1)[0]
     return float(slope) * (len(late) - 1)

@@ -1,4 +1,4 @@
-"""A torchaudio Conformer trained with CTC, for `perception_speed.py`: random batches, padded to the longest."""
+"""A torchaudio Conformer trained with CTC on random padded batches, for `perception_speed.py`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ from muomni.config.models import MEL_RATE_HZ, SAMPLE_RATE_HZ, AudioEncoderConfig
 
 
 class ConformerCtc(nn.Module):
-    """Log-mel, two strided convolutions, Conformer, CTC head: the parts that muomni's encoder has.
+    """Log-mel, two strided convolutions, Conformer, and CTC head, as in muomni's encoder.
 
-    Its blocks have two feed-forwards of two matrices each; they are as wide as makes them weigh what
-    the one of three matrices does.
+    A block has two feed-forward layers of two matrices each, with as many parameters as muomni's single
+    layer of three matrices.
     """
 
     def __init__(self, config: AudioEncoderConfig) -> None:
@@ -44,22 +44,22 @@ class ConformerCtc(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N] and [B] samples -> log-probabilities [B, T, V] and their lengths."""
+        """Waveforms [B, N] and lengths [B] -> log-probabilities [B, T, V] and frame lengths [B]."""
         features = self.mel(waveform).clamp(min=1e-5).log().transpose(1, 2)
         x = self.subsampling(features[:, None])
         x = self.project(x.transpose(1, 2).flatten(2))
         num_frames = (lengths // self.mel.hop_length // 4 + 1).clamp(max=x.shape[1])
-        # Its mask is as wide as the longest length.
+        # The Conformer builds its mask from the longest length.
         x, num_frames = self.conformer(x[:, : int(num_frames.max())], num_frames)
         return self.head(x).log_softmax(-1), num_frames
 
 
 def random_batches(session: Any, num_batches: int) -> list[dict[str, Tensor]]:
-    """Batches of equally many audio clips, which on average take the stage's budget when padded."""
+    """Batches with a fixed number of audio clips that match the stage's budget on average when padded."""
     view, source = session.stage.view(), session.planned.source
     read, random = view.reader(source), np.random.default_rng(0)
     seconds = view.lengths(source)[np.arange(len(source))] / MEL_RATE_HZ
-    budget_s = session.request.config.batch.size
+    budget_s = session.request.config.batch.max_seconds
     num_rows = next(
         n for n in range(1, len(source)) if (n + 1) * _mean_longest(seconds, n + 1) > budget_s
     )
@@ -68,14 +68,14 @@ def random_batches(session: Any, num_batches: int) -> list[dict[str, Tensor]]:
 
 
 def _mean_longest(seconds: np.ndarray, num_rows: int) -> float:
-    drawn = np.random.default_rng(1).choice(seconds, size=(200, num_rows))
-    return float(drawn.max(axis=1).mean())
+    sampled = np.random.default_rng(1).choice(seconds, size=(200, num_rows))
+    return float(sampled.max(axis=1).mean())
 
 
 def conformer_loop(
     session: Any, batches: list[dict[str, Tensor]]
 ) -> tuple[Callable[[], None], int]:
-    """What makes a step of each batch in plain torch, and the model's number of parameters."""
+    """Return a function that trains one step per batch in plain torch, and the number of parameters."""
     sizes, optim = session.stage.model_config(), session.request.config.optim
     model = ConformerCtc(sizes)
     optimizer = torch.optim.AdamW(

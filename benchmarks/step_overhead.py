@@ -1,11 +1,11 @@
-"""What muomni adds to the step time of a bare DeepSpeed loop over the same model and batches.
+"""Overhead of muomni's training loop over a bare DeepSpeed loop with the same model and batches.
 
     OMP_NUM_THREADS=1 deepspeed --num_gpus 2 benchmarks/step_overhead.py --data data/sample
 
-Both loops run in one process, in turn, a round of steps each, so that a slow moment of the machine hits
-both. The bare loop has its batches in memory; muomni's reads, decodes and packs them, reduces weights
-over ranks, logs to metrics.jsonl and MLflow. Reported is the median over rounds of the ratio; with a dozen
-rounds it moves by several percent from run to run.
+Both loops run in one process and alternate in rounds of steps, so that noise of the machine affects both.
+The bare loop has its batches in memory; muomni reads, decodes, and packs them, reduces loss denominators over
+ranks, and logs to metrics.jsonl and MLflow. Reports the median over rounds of the ratio, which varies by
+several percent between runs of a dozen rounds.
 """
 
 import argparse
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from benchmarks.turns import steps_of, take_turns, training_loops
-from muomni.config.loading import CONFIG_ROOT, parse_override, resolve
+from muomni.config.loading import parse_override, resolve
+from muomni.config.names import ENGINES
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover, export_environment
 
@@ -35,7 +36,7 @@ def main() -> None:
     flags.add_argument("--preset", default="nano")
     flags.add_argument("--zero", type=int, default=1)
     flags.add_argument("--rounds", type=int, default=60)
-    flags.add_argument("--steps", type=int, default=10, help="steps a round")
+    flags.add_argument("--steps", type=int, default=10, help="steps per round")
     flags.add_argument("--json", type=Path)
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
@@ -52,14 +53,14 @@ def main() -> None:
         "thinker", arguments.preset, None,
         {"data": {"root": arguments.data}, "training": changes},
     )  # fmt: skip
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{arguments.zero}.json")
+    engine_json = read_engine_json(ENGINES / f"zero{arguments.zero}.json")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         session = prepare(Request(config, run, run, engine_json, "never"), ranks)
         with process_group(session.device):
             result = compare(open_loop(session), bare_loop(session, arguments.steps), arguments)
     if ranks.is_main:
-        # No folders: they are those of one machine.
+        # Without paths, which are specific to one machine.
         settings = {name: vars(arguments)[name] for name in ("preset", "zero", "rounds", "steps")}
         result |= {"settings": settings, "machine": machine_facts()}
         result["ranks"] = ranks.world_size
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
-    """`num_steps` steps of plain DeepSpeed over batches that are in memory."""
+    """Return a function that runs `num_steps` steps of plain DeepSpeed on batches in memory."""
     import deepspeed
 
     from muomni.training.engine import ds_config
@@ -106,11 +107,11 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
 
 
 def compare(loop: Any, bare: Callable[[], None], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times of both loops, round by round in turn; the first round of each only warms up."""
+    """Time both loops in turn; the first round of each is a warm-up."""
     with training_loops([loop]):
-        ways = {"bare": bare, "muomni": steps_of(loop, arguments.steps)}
-        times = take_turns(ways, arguments.rounds, arguments.steps)
-    ratios = [ours / theirs for ours, theirs in zip(times["muomni"], times["bare"], strict=True)]
+        variants = {"bare": bare, "muomni": steps_of(loop, arguments.steps)}
+        times = take_turns(variants, arguments.rounds, arguments.steps)
+    ratios = [own / bare_ms for own, bare_ms in zip(times["muomni"], times["bare"], strict=True)]
     return {
         "overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),
         "overhead_percent_of_minima": round(

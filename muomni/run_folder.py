@@ -1,12 +1,12 @@
-"""What a run keeps where, and how a stage finds the exports of earlier ones.
+"""Layout of a run folder.
 
-RUN/STAGE/config.yaml      the resolved config
-RUN/STAGE/metrics.jsonl    every logged metric, the truth that MLflow is fed from
+RUN/STAGE/config.yaml      resolved config and provenance
+RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
 RUN/STAGE/profile/         traces and memory snapshots of a few steps
-RUN/STAGE/nonfinite/       micro-batches with gradients that are not finite, and reports on them
-RUN/STAGE/export/          what later stages and inference load
+RUN/STAGE/nonfinite/       micro-batches with non-finite gradients, and reports on them
+RUN/STAGE/export/          weights and config for later stages and inference
 """
 
 import os
@@ -61,7 +61,7 @@ class RunFolder:
         return self.root / "export"
 
     def create(self) -> None:
-        """Make the folder; raises ConfigError when that is not possible."""
+        """Create the folder; raises ConfigError if that fails or it is not writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -74,7 +74,7 @@ class RunFolder:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and git state, for config files and checkpoints."""
+    """Package versions, platform, and git state, for config files and checkpoints."""
     versions = {}
     for name in _PACKAGES:
         try:

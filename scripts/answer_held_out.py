@@ -1,9 +1,9 @@
-"""Put held-out conversations to a trained model by launch/generate.py, beside the expected answers.
+"""Answer held-out conversations with launch/generate.py and print the expected answers.
 
     python scripts/answer_held_out.py --data data/sample --run runs/quickstart
 
-Takes the first conversation of each kind (about an image, spoken, to be read aloud ...) from the test
-split of the sft dataset. Media and spoken answers are written to RUN/examples.
+Uses the first conversation of each kind (about an image, spoken, read aloud, ...) in the test split of the
+sft dataset. Media and spoken answers are written to RUN/examples.
 """
 
 import argparse
@@ -26,18 +26,18 @@ FLAGS = {"image": "--image", "audio": "--audio"}
 
 @dataclass(slots=True)
 class Example:
-    """One question, the files that it needs, and the answer that the dataset has for it."""
+    """One question, its media files, and the expected answer."""
 
-    kind: tuple[str, ...]  # parts of the question and of the answer
+    kind: tuple[str, ...]  # part types of the question and the answer
     expected: str
     arguments: list[str] = field(default_factory=list)
     files: dict[Path, bytes] = field(default_factory=dict)
 
 
 def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None:
-    """Turn a conversation of one question and one answer into an Example; None for others.
+    """Convert a conversation of one question and one answer to an Example; None for others.
 
-    Its images and audio clips belong into `folder`; nothing is written yet.
+    Its media files are paths in `folder`, not written yet.
     """
     turns = json.loads(sample["json"])["turns"]
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
@@ -55,7 +55,7 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
             example.files[file] = content
             example.arguments += [FLAGS[part["type"]], str(file)]
     *first, last = (part["type"] for part in question)
-    if last == "text" and "text" not in first:  # files come before the text by themselves
+    if last == "text" and "text" not in first:  # generate.py puts files before the text
         example.arguments += ["--text", question[-1]["text"]]
     elif last == "text" or "text" in first:
         words = (part.get("text", f"<{part['type']}>") for part in question)
@@ -66,26 +66,26 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
 
 
 def find_examples(data: Path, folder: Path) -> list[Example]:
-    """The first test conversation of each kind; raises DataError when there is no sft dataset."""
-    found: dict[tuple[str, ...], Example] = {}
+    """The first test conversation of each kind; raises DataError if there is no sft dataset."""
+    examples: dict[tuple[str, ...], Example] = {}
     for manifest in find_datasets(data, "sft"):
         reader = SplitReader(manifest, "test")
         for index in range(len(reader)):
             example = read_example(reader.read(index), folder)
             if example is not None:
-                found.setdefault(example.kind, example)
-    return list(found.values())
+                examples.setdefault(example.kind, example)
+    return list(examples.values())
 
 
 def ask(run: Path, example: Example) -> None:
-    """Run launch/generate.py and print question, expected and given answer."""
+    """Run launch/generate.py and print the question, the expected answer, and the answer."""
     command = ["launch/generate.py", "--run", str(run), *example.arguments]
     print(f"\n$ python {shlex.join(command)}", flush=True)
     outcome = subprocess.run(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
     )
     if outcome.returncode != 0:
-        error = MuomniError("launch/generate.py failed; its message stands above")
+        error = MuomniError("launch/generate.py failed; fix the error above, then rerun")
         error.exit_code = outcome.returncode
         raise error
     result = json.loads(outcome.stdout.splitlines()[-1])
@@ -95,8 +95,8 @@ def ask(run: Path, example: Example) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask a trained model held-out questions.")
-    parser.add_argument("--data", type=Path, required=True, help="folder of datasets")
+    parser = argparse.ArgumentParser(description="Answer held-out questions with a trained model.")
+    parser.add_argument("--data", type=Path, required=True, help="data root")
     parser.add_argument("--run", type=Path, required=True, help="run folder with an sft export")
     arguments = parser.parse_args()
     with exit_on_error("answer_held_out"):

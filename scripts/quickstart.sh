@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From the bundled corpora to a fine-tuned omni model and back to speech, by the commands that a
-# real run uses. Every step that is already done is skipped, so a second call is quick. Arguments go to
-# launch/train.py: `scripts/quickstart.sh --max-steps 20` for a look at the machinery only.
+# Train an omni model on the bundled corpora, from sharding to a spoken answer, with the commands of a
+# real run. Finished steps are skipped, so a second call is quick. Arguments go to launch/train.py:
+# `scripts/quickstart.sh --max-steps 20` only exercises the machinery.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,14 +14,14 @@ step() {
 step "Shard the sample corpora and train the tokenizer"
 python -m data_prep sample --out "$data" >/dev/null
 
-step "Train all stages at nano size, each on the exports of the ones before"
-# Two stages on a rank each take less time than one after the other on two ranks, which wait for each other.
-# Dividing the optimizer of a million parameters takes longer than it saves.
+step "Train all stages at nano size, each on the exports of its upstream stages"
+# Two stages in parallel with one rank each finish sooner than in sequence on two ranks, which wait for each
+# other. Sharding the optimizer state of a million parameters costs more time than it saves.
 python launch/pipeline.py --preset nano --data "$data" --run "$run" --side-by-side 2 -- \
     --deepspeed_config configs/deepspeed/zero0.json "$@"
 
-step "Results on held-out data, beside trivial baselines"
-# One process a stage, two at a time: starting ranks would take longer than the evaluation itself.
+step "Results on held-out data, with trivial baselines"
+# One process per stage, two at a time: starting ranks would take longer than the evaluation itself.
 evaluate() {
     local log=$run/$1/evaluate.log
     [ "$run/$1/evaluation.json" -nt "$run/$1/export/export.json" ] && return
@@ -31,7 +31,7 @@ evaluate() {
     return 1
 }
 export -f evaluate
-# The longest first.
+# Longest first.
 printf '%s\n' sft talker codec audio_encoder vision_encoder thinker |
     xargs -P 2 -I '{}' bash -c 'evaluate {}'
 python launch/summary.py --run "$run"
@@ -41,11 +41,11 @@ python scripts/answer_held_out.py --data "$data" --run "$run"
 
 step "Done"
 cat <<TEXT
-Curves, configs, generated texts and audio clips of all stages:
+Curves, configs, generated texts, and audio clips of all stages:
     mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
-Ask it yourself:
+Ask the model a question:
     python launch/generate.py --run $run --text "Say: hello" --speak hello.wav
 Train the last stage again, on these exports:
     deepspeed launch/train.py --stage sft
-(in a shell where . .venv/bin/activate was called; Ctrl-C ends the MLflow page)
+(activate the environment first: . .venv/bin/activate; Ctrl-C stops the MLflow server)
 TEXT

@@ -1,10 +1,9 @@
-"""Shards, verifies and inspects a folder of corpora by the documented commands, and says what came out.
+"""Shard, verify, and inspect a folder of public corpora with the documented commands.
 
     python scripts/shard_corpora.py --corpora CORPORA --out data/corpora
 
-CORPORA (or the variable MUOMNI_CORPORA) holds any of the folders that `PLANS` names, in their public
-layouts. Each becomes one dataset for each task that it serves; a folder that is not there is skipped, which
-is said.
+CORPORA (or the variable MUOMNI_CORPORA) contains the folders of `PLANS` in their public layouts; missing ones
+are reported and skipped. Prints the samples per split, dropped samples, and duration of each dataset.
 """
 
 import argparse
@@ -21,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One dataset: its name, verb, format, source below the corpora, and more options."""
+    """One dataset: its name, data_prep task and format, source in CORPORA, and further options."""
 
     name: str
     task: str
-    form: str
+    format: str
     source: str
     options: tuple[str, ...] = ()
     media: str = ""
@@ -64,18 +63,18 @@ PLANS = (
 
 
 def main() -> None:
-    """Run all plans; leaves with code 1 when a command failed."""
+    """Run all plans; exits with code 1 if a command fails."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    given = os.environ.get("MUOMNI_CORPORA")
-    flags.add_argument("--corpora", required=not given, default=given, type=Path)
+    default = os.environ.get("MUOMNI_CORPORA")
+    flags.add_argument("--corpora", required=not default, default=default, type=Path)
     flags.add_argument("--out", required=True, type=Path)
     flags.add_argument("--workers", default="1")
-    flags.add_argument("--json", type=Path, help="write the metrics to this file")
+    flags.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = flags.parse_args()
     rows = {}
     for plan in PLANS:
         if not (arguments.corpora / plan.source).exists():
-            print(f"{plan.name}: {plan.source} is not there, skipped")
+            print(f"{plan.name}: {plan.source} is missing, skipped")
             continue
         rows[plan.name] = row = run_plan(plan, arguments.corpora, arguments.out, arguments.workers)
         print(f"{plan.name}: {row}", flush=True)
@@ -85,15 +84,15 @@ def main() -> None:
 
 
 def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, object]:
-    """Make, verify and show one dataset; samples by split, drops by reason, seconds."""
+    """Shard, verify, and inspect one dataset; return samples by split, drops by reason, and seconds."""
     folder = out / plan.name
-    command = [plan.task, "--format", plan.form, "--src", str(corpora / plan.source)]
+    command = [plan.task, "--format", plan.format, "--src", str(corpora / plan.source)]
     command += ["--out", str(folder), "--workers", workers, *plan.options]
     if plan.media:
         command += ["--media", str(corpora / plan.media)]
     start = time.perf_counter()
     data_prep(*command)
-    made = time.perf_counter()
+    sharded = time.perf_counter()
     data_prep("verify", "--full", "--decode", "100", "--workers", workers, str(folder))
     verified = time.perf_counter()
     image = [] if plan.task == "text" else ["--png", str(out / f"{plan.name}.png")]
@@ -105,14 +104,14 @@ def run_plan(plan: Plan, corpora: Path, out: Path, workers: str) -> dict[str, ob
     }
     return {
         "samples": samples,
-        "left_out": manifest["dropped"],
-        "make_s": round(made - start, 1),
-        "verify_s": round(verified - made, 1),
+        "dropped": manifest["dropped"],
+        "shard_s": round(sharded - start, 1),
+        "verify_s": round(verified - sharded, 1),
     }
 
 
 def data_prep(*arguments: str) -> str:
-    """Run `python -m data_prep`; what it prints, or its error and the end of this program."""
+    """Run `python -m data_prep` and return its output; on failure, print its error and exit."""
     command = [sys.executable, "-m", "data_prep", *arguments]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if outcome.returncode:

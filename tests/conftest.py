@@ -1,44 +1,34 @@
-"""Fixtures that all tests share."""
+"""Fixtures and hooks that all tests share."""
 
 import ctypes
 import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-# Before anything imports torch: ranks and the test process share few cores.
+# Before torch is imported: ranks and the test process share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.ranks import RankPool
 
-# Four ranks and what they hold are much for one machine: one worker runs all the files that start them.
-_FOUR_RANKS = ("tests/parity/test_matrix.py", "tests/training/engine/test_expert_parallel.py")
-
-# The first one to ask starts the server, for ranks and workers of loaders alike.
+# Serves both ranks and data loader workers.
 multiprocessing.set_forkserver_preload(["tests.rank_imports"])
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests go to workers by file (`--dist loadfile`), files with four ranks go to one worker."""
-    if config.getoption("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByRanks(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "four ranks" if file in _FOUR_RANKS else file
-
-    return ByRanks(config, log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker (`--dist loadgroup`), which reuses its warm ranks."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            group = item.path.relative_to(config.rootpath).as_posix()
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def freed_memory_goes_back() -> Iterator[None]:
-    """To the system, after each file: workers of the suite and their ranks share what a machine has."""
+def return_freed_memory() -> Iterator[None]:
+    """Return freed memory to the system after each file; workers and their ranks share the machine."""
     yield
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -46,7 +36,7 @@ def freed_memory_goes_back() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def one_rank() -> Iterator[RankPool]:
-    """A warm rank alone in its world, for what needs DeepSpeed but no peer."""
+    """One warm rank, for tests that need DeepSpeed but no peer."""
     pool = RankPool(1)
     yield pool
     pool.close()
@@ -64,9 +54,13 @@ def two_ranks() -> Iterator[RankPool]:
 def four_ranks(
     request: pytest.FixtureRequest, one_rank: RankPool, two_ranks: RankPool
 ) -> Iterator[RankPool]:
-    """Four warm ranks for the tests of one file. Pools of fewer end when they start, and start again."""
-    file = request.path.relative_to(request.config.rootpath).as_posix()
-    assert file in _FOUR_RANKS, f"name {file} beside the other files with four ranks"
+    """Four warm ranks for the tests of one file; smaller pools are closed first and restart on demand.
+
+    Four ranks need much memory, so the files that start them share one worker.
+    """
+    marker = request.node.get_closest_marker("xdist_group")
+    is_grouped = marker is not None and marker.args == ("four_ranks",)
+    assert is_grouped, f'{request.path} needs pytestmark = pytest.mark.xdist_group("four_ranks")'
     pool = RankPool(4, instead_of=(one_rank, two_ranks))
     yield pool
     pool.close()

@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "codec": {
         "hidden_size": 16, "latent_size": 8, "num_blocks": 1, "num_codebooks": 2, "codebook_size": 16,
     },
-    "talker": {**STACK, "max_positions": 256, "dropout": 0.0, "frame_dropout": 0.0},
+    "talker": {**STACK, "dropout": 0.0, "frame_dropout": 0.0},
 }  # fmt: skip
 
 

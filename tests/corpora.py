@@ -15,7 +15,7 @@ Sample = tuple[str, list[tuple[str, bytes]], SampleCost]
 _SUBJECTS = (
     "the cat",
     "a young doctor",
-    "my neighbour",
+    "my neighbour",  # codespell:ignore
     "the old river",
     "every student",
     "the band",
@@ -41,7 +41,7 @@ def write_dataset(root: Path, task: Task, splits: dict[str, list[Sample]]) -> Ma
             for key, members, cost in samples:
                 writer.add(key, members, key, cost)
         assert writer.record is not None
-        shards[split] = Split(shards=[writer.record])
+        shards[split] = Split(shards=(writer.record,))
     manifest = Manifest(
         root=root, name=name, task=task, reader="test", split_rule="given",
         fingerprint=fingerprint(shards), splits=shards,

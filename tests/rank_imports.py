@@ -1,4 +1,4 @@
-"""What the server that ranks are forked from imports, once for all of them (see tests/ranks.py)."""
+"""Imports of the fork server, shared by all ranks that are forked from it (see tests/ranks.py)."""
 
 import gc
 import os
@@ -11,6 +11,6 @@ import_module("muomni.distributed.deepspeed_import").import_deepspeed()
 for name in ("mlflow", "muomni.training.session"):
     import_module(name)
 
-# A rank that looked at these objects in a collection would copy the pages that it shares with the others.
+# Garbage collection on a rank would touch these objects and so copy memory pages that all ranks share.
 gc.collect()
 gc.freeze()

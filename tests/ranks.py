@@ -1,9 +1,9 @@
 """A warm pool of gloo ranks that tests send functions to.
 
 Importing DeepSpeed and starting its process group takes 15-20 s, so the ranks are started once per
-pytest session and shared. They are forked from a server that has done the imports (tests/rank_imports.py,
-which tests/conftest.py asks for), and so share its memory. A test writes its body as a top-level function and
-calls it on every rank (fixtures `one_rank` and `two_ranks` of tests/conftest.py):
+pytest session and shared. They are forked from a server that has already imported it
+(tests/rank_imports.py, preloaded by tests/conftest.py), and share its memory. A test defines its body as a
+top-level function and calls it on every rank (fixtures `one_rank` and `two_ranks` of tests/conftest.py):
 
     def sum_of_ranks(offset: int) -> int:
         ...torch.distributed, deepspeed.initialize, anything...
@@ -44,26 +44,26 @@ from muomni.distributed.deepspeed_import import import_deepspeed
 
 START_TIMEOUT_S = 300.0  # includes compiling DeepSpeed's shared-memory op on a fresh machine
 RUN_TIMEOUT_S = 120.0
-STRAGGLER_GRACE_S = 5.0  # after one rank failed, the others may wait for it in a collective
+STRAGGLER_GRACE_S = 5.0  # after one rank has failed, others may wait for it in a collective
 LOG_TAIL_CHARS = 4000
 
 
 class RankError(Exception):
-    """A rank died, hung or sent back something that cannot be pickled."""
+    """A rank died, hung, or returned something that cannot be pickled."""
 
 
 class RankTracebackError(Exception):
-    """Carries the traceback text of a rank as the cause of the re-raised exception."""
+    """Traceback text of a rank, the cause of the reraised exception."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"
 
 
 class RankPool:
-    """`num_ranks` processes with torch.distributed (gloo) and DeepSpeed started, on the CPU.
+    """`num_ranks` CPU processes that have initialized torch.distributed (gloo) and DeepSpeed.
 
-    Ranks start at the first `run` and again after a hang or a death, so that one bad test does not
-    take others with it. Before they start, the pools that they come `instead_of` are closed.
+    Ranks start at the first `run`, and again after a hang or death, so one bad test does not affect
+    others. Before they start, the pools in `instead_of` are closed.
     """
 
     def __init__(self, num_ranks: int, instead_of: tuple["RankPool", ...] = ()) -> None:
@@ -80,9 +80,9 @@ class RankPool:
     ) -> list[Any]:
         """Call `function(**kwargs)` on every rank and return the results, ordered by rank.
 
-        `function`, arguments and results must be picklable; tensors are returned by value. An
-        exception on a rank is raised here, with that rank's traceback as its cause. After
-        `timeout_s` the ranks are killed and RankError shows where each of them stood.
+        `function`, arguments, and results must be picklable; tensors are returned by value. An
+        exception on a rank is reraised here, with that rank's traceback as its cause. After
+        `timeout_s` the ranks are killed and RankError shows the stack of each.
         """
         payload = pickle.dumps((function, kwargs))
         if not self._processes:
@@ -96,7 +96,7 @@ class RankPool:
         return [pickle.loads(reply[1]) for reply in replies]
 
     def close(self) -> None:
-        """End the ranks, by force when they do not end by themselves. Idempotent."""
+        """Stop the ranks, by force if they do not exit. Idempotent."""
         for connection in self._connections:
             connection.close()
         for process in self._processes:
@@ -126,7 +126,7 @@ class RankPool:
                 "DS_ACCELERATOR": "cpu",
                 "OMP_NUM_THREADS": "1",
             }
-            # Not daemonic: a test may start data loader workers on a rank.
+            # Not daemonic, as a test may start data loader workers on a rank.
             process = context.Process(
                 target=_serve, args=(theirs, environment, log), name=f"rank{rank}of{self.num_ranks}"
             )
@@ -150,17 +150,20 @@ class RankPool:
     def _collect(self, timeout_s: float) -> list[tuple[bool, Any, str]]:
         """Wait for a reply of every rank: (succeeded, pickled result or exception, traceback).
 
-        Raises RankError on a death or the timeout. When one rank failed and the others do not
-        follow soon, they are killed and their replies say so.
+        Raises RankError if a rank dies or on timeout. If one rank fails and the others do not reply
+        soon after, they are killed and their replies say so.
         """
         deadline_s = time.monotonic() + timeout_s
         replies: dict[int, tuple[bool, Any, str]] = {}
         has_failed = False
         while len(replies) < self.num_ranks:
-            waiting = {self._connections[r]: r for r in range(self.num_ranks) if r not in replies}
-            ready = wait(list(waiting), timeout=max(0.0, deadline_s - time.monotonic()))
-            for connection in ready:
-                rank = waiting[connection]
+            waiting = [rank for rank in range(self.num_ranks) if rank not in replies]
+            timeout = max(0.0, deadline_s - time.monotonic())
+            ready = wait([self._connections[rank] for rank in waiting], timeout)
+            for rank in waiting:
+                connection = self._connections[rank]
+                if connection not in ready:
+                    continue
                 try:
                     replies[rank] = connection.recv()
                 except EOFError:
@@ -172,10 +175,10 @@ class RankPool:
                 stacks = self._kill()
                 if not has_failed:
                     raise RankError(
-                        f"ranks {sorted(waiting.values())} gave no answer in {timeout_s:.0f} s "
-                        f"and were stopped\n{stacks}"
+                        f"ranks {waiting} did not reply within {timeout_s:.0f} s and were stopped\n"
+                        f"{stacks}"
                     )
-                for rank in waiting.values():
+                for rank in waiting:
                     replies[rank] = (False, None, f"did not return; last output:\n{stacks}")
         return [replies[rank] for rank in range(self.num_ranks)]
 
@@ -189,28 +192,28 @@ class RankPool:
     def _raise(self, failures: list[tuple[bool, Any, str]]) -> NoReturn:
         text = "\n".join(failure[2] for failure in failures)
         if self._processes:
-            with contextlib.suppress(RankError):  # the ranks are stopped then; `failures` says why
+            with contextlib.suppress(RankError):  # the ranks are stopped; `failures` has the reason
                 self._settle()
         pickled = next((failure[1] for failure in failures if failure[1] is not None), None)
         error = RankError("a rank failed") if pickled is None else pickle.loads(pickled)
         raise error from RankTracebackError(text)
 
     def _settle(self) -> None:
-        """Restore what a function may have left behind, and check that the ranks still agree."""
+        """Reset state that a function may have changed, and check that the ranks are in sync."""
         self._send("settle", b"")
         try:
             replies = self._collect(timeout_s=30.0)
         except RankError as error:
-            raise RankError(f"the function left its ranks out of step: {error}") from None
+            raise RankError(f"the function left its ranks out of sync: {error}") from None
         failures = [reply for reply in replies if not reply[0]]
         if failures:
             self._kill()
-            raise RankError("the function left its ranks out of step") from RankTracebackError(
+            raise RankError("the function left its ranks out of sync") from RankTracebackError(
                 "\n".join(failure[2] for failure in failures)
             )
 
     def _kill(self) -> str:
-        """Abort all ranks and return the end of their output, which has their stacks."""
+        """Abort all ranks and return the end of their output, which contains their stacks."""
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGABRT)  # faulthandler writes all stacks
@@ -232,7 +235,7 @@ def _free_port() -> int:
 
 
 def _serve(connection: Connection, environment: dict[str, str], log: Path) -> None:
-    """Body of a rank: start the process group, then answer until the test session goes away."""
+    """Main function of a rank: start the process group, then serve calls until the session ends."""
     os.environ.update(environment)
     output = log.open("w", buffering=1)
     os.dup2(output.fileno(), 1)
@@ -250,7 +253,7 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
             action, path, payload = connection.recv()
         except EOFError:
             sys.stdout.flush()
-            os._exit(0)  # skips destructors of a process group whose peers may be gone
+            os._exit(0)  # skips destructors of a process group whose peers may have exited
         try:
             if action == "call":
                 sys.path[:] = path
@@ -268,7 +271,7 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
 
 
 def _start_process_group() -> Callable[[], None]:
-    """Start gloo through DeepSpeed; return the function that restores the state of this moment."""
+    """Start gloo through DeepSpeed; returns a function that restores the current state."""
     import_deepspeed()
     import deepspeed
     import torch
@@ -288,8 +291,8 @@ def _start_process_group() -> Callable[[], None]:
     known_groups = set(process_groups)
     environment, folder = dict(os.environ), Path.cwd()
     handlers = {number: signal.getsignal(number) for number in (2, 10, 12, 15)}
-    # Expert-parallel groups are remembered by size here; a later engine must build its own.
-    remembered = {
+    # DeepSpeed caches expert-parallel groups by size here; a later engine must build its own.
+    cached = {
         name: copy.copy(value)
         for name, value in vars(groups).items()
         if not name.startswith("__")
@@ -304,9 +307,9 @@ def _start_process_group() -> Callable[[], None]:
         os.chdir(folder)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for name, value in remembered.items():
+        for name, value in cached.items():
             setattr(groups, name, copy.copy(value))
-        # Each engine makes groups of its own, whose threads would go on to watch their connections.
+        # Each engine creates its own groups, whose threads would keep watching their connections.
         for group in [group for group in process_groups if group not in known_groups]:
             torch.distributed.destroy_process_group(group)
         torch.set_default_dtype(torch.float32)
@@ -315,16 +318,15 @@ def _start_process_group() -> Callable[[], None]:
         torch.manual_seed(0)
         random.seed(0)
         gc.collect()
-        # What survives is mostly a million objects of imported modules. Looking at them again in
-        # each collection took a third of the time of all tests that train.
+        # The survivors are mostly a million objects of imported modules. Traversing them in each
+        # collection took a third of the time of all training tests.
         gc.freeze()
         ctypes.CDLL(None).malloc_trim(0)
-        # Wrong unless every rank reached this very collective: a peer that still stood in
-        # another one would have sent something else.
+        # The sum is wrong if a peer is still in a different collective.
         token = torch.ones(1)
         torch.distributed.all_reduce(token)
         if int(token.item()) != torch.distributed.get_world_size():
-            raise RankError(f"the ranks disagree: sum of ones is {token.item()}")
+            raise RankError(f"the ranks are out of sync: the sum of ones is {token.item()}")
 
     return restore
 

@@ -1,6 +1,6 @@
-"""scripts/bootstrap.sh on machines that lack something, and when it is interrupted.
+"""Test scripts/bootstrap.sh and .ci/run on simulated machines.
 
-The machine is played by a folder of small programs that is the whole PATH; nothing is downloaded.
+A machine is a folder of small programs that is the entire PATH; nothing is downloaded.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("bash", "dirname", "cat", "head", "tail", "sha256sum", "awk", "flock", "mkdir", "rm")
 TOOLS += ("touch", "chmod", "env")
-# Plays an interpreter: answers the probes, and makes an environment whose pip can fail.
+# A fake interpreter: it answers the probes and creates an environment whose pip can fail.
 FAKE_PYTHON = """\
 #!/bin/bash
 case "$*" in
@@ -31,7 +31,7 @@ esac
 
 
 class Machine:
-    """A clone with scripts/bootstrap.sh and a PATH of our making."""
+    """A clone with scripts/bootstrap.sh and a fake PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.clone, self.bin = folder / "clone", folder / "bin"
@@ -71,13 +71,13 @@ def machine(tmp_path: Path) -> Machine:
     [
         ({"FAKE_VERSION": "old"}, "no Python 3.10 or newer found; install one"),
         ({"FAKE_VENV": "missing"}, "python3 has no venv module; install it"),
-        ({"FAKE_FREE_KB": "3000000"}, "has 3 GB of free disk space, the installation needs"),
+        ({"FAKE_FREE_KB": "3000000"}, "has 3 GB of free disk space, but the installation needs"),
         ({"CXX": "no-such-compiler"}, "no working C++ compiler (no-such-compiler); install one"),
-        ({"MUOMNI_PYTHON": "python2.7"}, "MUOMNI_PYTHON=python2.7 is no Python 3.10 or newer"),
-        ({"MUOMNI_VENV": "/no/such/folder"}, "MUOMNI_VENV=/no/such/folder is no virtual environ"),
+        ({"MUOMNI_PYTHON": "python2.7"}, "MUOMNI_PYTHON=python2.7 is not Python 3.10 or newer"),
+        ({"MUOMNI_VENV": "/no/such/folder"}, "MUOMNI_VENV=/no/such/folder is not a virtual env"),
     ],
 )
-def test_one_sentence_says_what_is_missing(
+def test_missing_requirement_is_one_sentence(
     machine: Machine, lack: dict[str, str], sentence: str
 ) -> None:
     outcome = machine.bootstrap(**lack)
@@ -87,34 +87,50 @@ def test_one_sentence_says_what_is_missing(
     assert not (machine.clone / ".venv").exists()
 
 
-def test_no_python_at_all(machine: Machine) -> None:
+def test_missing_python(machine: Machine) -> None:
     (machine.bin / "python3").unlink()
     outcome = machine.bootstrap()
     assert (outcome.returncode, len(outcome.stderr.splitlines())) == (1, 1)
     assert "apt-get install python3" in outcome.stderr
 
 
-def test_second_time_does_nothing(machine: Machine) -> None:
+def test_second_call_does_nothing(machine: Machine) -> None:
     assert "done" in machine.bootstrap().stdout
     again = machine.bootstrap(FAKE_PIP="fails", FAKE_VERSION="old")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
-def test_missing_headers_cost_speed_only(machine: Machine) -> None:
+def test_missing_headers_only_cost_speed(machine: Machine) -> None:
     outcome = machine.bootstrap(FAKE_HEADERS="missing", FAKE_OP="fails")
     assert outcome.returncode == 0
     assert "apt-get install python3-dev" in outcome.stdout
 
 
 @pytest.mark.parametrize("trouble", ["FAKE_PIP", "FAKE_OP"])
-def test_failed_installation_is_done_again(machine: Machine, trouble: str) -> None:
+def test_failed_installation_starts_over(machine: Machine, trouble: str) -> None:
     first = machine.bootstrap(**{trouble: "fails"})
     assert first.returncode == 1
     assert first.stderr.splitlines()[-1].startswith("bootstrap: ")
-    half_made = machine.clone / ".venv/bin/half-made"
-    half_made.touch()
+    partial = machine.clone / ".venv/bin/partial"
+    partial.touch()
     assert machine.bootstrap().returncode == 0
-    assert not half_made.exists()
+    assert not partial.exists()
+
+
+def test_uv_installs_if_available(machine: Machine) -> None:
+    machine.add("uv", '#!/bin/bash\necho "uv $*" && [ "$FAKE_UV" != fails ]\n')
+    outcome = machine.bootstrap(FAKE_UV="fails")
+    assert (outcome.returncode, "pip ran" in outcome.stdout) == (1, False)
+    outcome = machine.bootstrap()
+    assert (
+        "uv pip install --python .venv/bin/python --editable .[dev] --constraint" in outcome.stdout
+    )
+    assert outcome.returncode == 0
+
+
+def test_pip_can_be_chosen_over_uv(machine: Machine) -> None:
+    machine.add("uv", "#!/bin/bash\nexit 1\n")
+    assert "pip ran" in machine.bootstrap(MUOMNI_INSTALLER="pip").stdout
 
 
 def test_new_lock_is_installed_into_the_same_environment(machine: Machine) -> None:
@@ -131,28 +147,26 @@ def test_new_lock_is_installed_into_the_same_environment(machine: Machine) -> No
 def test_moved_clone_gets_a_new_environment(machine: Machine) -> None:
     machine.bootstrap()
     machine.clone = machine.clone.rename(machine.clone.with_name("moved"))
-    assert "making .venv" in machine.bootstrap().stdout
+    assert "creating .venv" in machine.bootstrap().stdout
 
 
-def test_somebody_elses_folder_is_left_alone(machine: Machine) -> None:
+def test_foreign_folder_is_not_touched(machine: Machine) -> None:
     precious = machine.clone / ".venv/precious"
     precious.parent.mkdir()
     precious.touch()
     outcome = machine.bootstrap()
     assert outcome.returncode == 1
-    assert "was not made by this script" in outcome.stderr
+    assert "was not created by this script" in outcome.stderr
     assert precious.exists()
 
 
-def test_existing_environment_is_used_as_it_is(machine: Machine) -> None:
+def test_existing_environment_is_used_as_is(machine: Machine) -> None:
     outcome = machine.bootstrap(MUOMNI_VENV=sys.prefix)
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "", "")
     assert not (machine.clone / ".venv").exists()
 
 
-def test_existing_environment_that_lacks_a_package_is_named(
-    machine: Machine, tmp_path: Path
-) -> None:
+def test_existing_environment_without_packages_is_refused(machine: Machine, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     outcome = machine.bootstrap(MUOMNI_VENV=str(bare))
@@ -163,12 +177,13 @@ def test_existing_environment_that_lacks_a_package_is_named(
 
 @pytest.fixture
 def ci_clone(tmp_path: Path) -> Path:
-    """A clone whose `make test` fails, on a machine of our making where apt-get only takes notes."""
+    """A clone whose `make lint test` fails, on a fake machine whose apt-get only logs its arguments."""
     for name in (".ci/run", "Makefile"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
     (tmp_path / "Makefile").write_text(
-        "test:\n\t@echo '1 failed, 2 passed, 3 deselected in 4.56s (0:00:04)'; exit 1\n"
+        "lint:\n\t@echo linted; exit $${FAKE_LINT:-0}\n"
+        "test:\n\t@echo '1 failed, 2 passed, 3 deselected in 4.56s (0:00:04)'; exit $${FAKE_TEST:-0}\n"
     )
     programs = {
         "apt-get": f'echo "$@" >> {tmp_path}/apt-get.log',
@@ -193,10 +208,16 @@ def run_ci(clone: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_ci_ends_with_the_summary_and_its_exit_code(ci_clone: Path) -> None:
-    outcome = run_ci(ci_clone)
-    assert outcome.returncode == 2  # what make returns when a recipe fails
-    assert outcome.stdout.splitlines()[-1].startswith("1 failed, 2 passed")
+@pytest.mark.parametrize(
+    ("failure", "code"), [({}, 0), ({"FAKE_TEST": "1"}, 2), ({"FAKE_LINT": "1"}, 2)]
+)
+def test_ci_fails_with_lint_or_tests_and_ends_with_the_summary(
+    ci_clone: Path, failure: dict[str, str], code: int
+) -> None:
+    outcome = run_ci(ci_clone, **failure)
+    assert outcome.returncode == code  # make exits with 2 if a recipe fails
+    first, *_, last = outcome.stdout.splitlines()
+    assert first == "linted" and last.startswith("1 failed, 2 passed")
     assert not (ci_clone / "apt-get.log").exists()
 
 

@@ -1,4 +1,4 @@
-"""Which ranks say what went wrong, and with which exit code all of them leave."""
+"""Which ranks print an error, and the exit code."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from muomni.errors import DataError, exit_on_error
 
 @pytest.mark.parametrize("is_main", [False, True])
 @pytest.mark.parametrize("is_rank_local", [False, True])
-def test_a_mistake_of_one_rank_is_said_by_that_rank(
+def test_main_rank_or_failing_rank_prints_the_error(
     is_main: bool, is_rank_local: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = DataError("the shard is broken")
@@ -15,5 +15,5 @@ def test_a_mistake_of_one_rank_is_said_by_that_rank(
     with pytest.raises(SystemExit) as stop, exit_on_error("train", is_main):
         raise error
     assert stop.value.code == 3
-    said = capsys.readouterr().err
-    assert said == ("train: the shard is broken\n" if is_main or is_rank_local else "")
+    output = capsys.readouterr().err
+    assert output == ("train: the shard is broken\n" if is_main or is_rank_local else "")

@@ -1,6 +1,6 @@
-"""Who may import whom, read from the syntax trees.
+"""Import rules between packages, checked on syntax trees.
 
-Imports inside functions count too. Each rule is also shown a tree that breaks it.
+Imports inside functions count, too. Each rule is also tested on a tree that violates it.
 """
 
 import ast
@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A room may import itself and rooms on lower floors; rooms of one floor do not see each other.
-FLOORS = {
+# A package may import itself and packages of lower layers, but not others of its own layer.
+LAYERS = {
     "errors": 0,
     "config": 0,
     "io": 0,
@@ -27,15 +27,15 @@ FLOORS = {
     "checkpoint": 3,
     "training": 4,
     "inference": 5,
-    "evaluation": 6,  # measures the answers that inference gives
+    "evaluation": 6,  # scores answers of inference
     "pipeline": 7,
     "cli": 8,
 }
-OPEN_FLOORS = {0}  # whose rooms may see each other
+OPEN_LAYERS = {0}  # whose packages may import each other
 MODELS_MAY_IMPORT = {"torch", "torchaudio", "muomni"} | set(sys.stdlib_module_names)
-MODELS_MAY_IMPORT_OF_US = {"muomni.errors", "muomni.config", "muomni.models"}
+MODELS_MAY_IMPORT_FROM_MUOMNI = {"muomni.errors", "muomni.config", "muomni.models"}
 DATA_PREP_MAY_NOT_IMPORT = ("deepspeed", "muomni.models", "muomni.training", "muomni.checkpoint")
-DEEPSPEED_HOMES = (
+MAY_IMPORT_DEEPSPEED = (
     "muomni/distributed/deepspeed_import.py",
     "muomni/training/engine/",
     "muomni/checkpoint/",
@@ -52,11 +52,11 @@ PRIVATE_DEEPSPEED_NAMES = {
 DS_ATTRIBUTE = re.compile(r"ds_(?:numel|shape|tensor|persist|zero_partition_rank|id|status)")
 SHARED_BY_STAGES = {"frozen_codec"}
 
-Import = tuple[str, str]  # the file below the root, the full name that it imports
+Import = tuple[str, str]  # file relative to the root, full name that it imports
 
 
 def imports_below(root: Path, folder: str) -> Iterator[Import]:
-    """Yield what each Python file below `root/folder` imports; relative imports are resolved."""
+    """Yield all imports of Python files below `root/folder`; relative imports are resolved."""
     for path in sorted((root / folder).rglob("*.py")):
         name = path.relative_to(root).as_posix()
         package = list(path.relative_to(root).parent.parts)
@@ -66,7 +66,7 @@ def imports_below(root: Path, folder: str) -> Iterator[Import]:
             elif isinstance(node, ast.ImportFrom):
                 base = package[: len(package) + 1 - node.level] if node.level else []
                 module = ".".join(base + (node.module.split(".") if node.module else []))
-                # `from muomni import data` imports the room `muomni.data`.
+                # `from muomni import data` imports the package `muomni.data`.
                 yield from ((name, f"{module}.{alias.name}") for alias in node.names)
 
 
@@ -74,44 +74,44 @@ def is_in(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def room_of(file: str) -> str:
+def package_of(file: str) -> str:
     return file.split("/")[1].removesuffix(".py")
 
 
 def upward_imports(root: Path) -> list[Import]:
-    """Imports inside muomni that do not point downwards, and rooms that have no floor."""
+    """Imports inside muomni that do not point to a lower layer, and packages without a layer."""
     wrong = []
     for file, module in imports_below(root, "muomni"):
-        if not is_in(module, "muomni") or room_of(file) == "__init__":
+        if not is_in(module, "muomni") or package_of(file) == "__init__":
             continue
-        source, target = room_of(file), module.split(".")[1]
+        source, target = package_of(file), module.split(".")[1]
         if target == "__version__":
             continue
-        high, low = FLOORS.get(source), FLOORS.get(target)
-        is_open = high == low and high in OPEN_FLOORS
+        high, low = LAYERS.get(source), LAYERS.get(target)
+        is_open = high == low and high in OPEN_LAYERS
         if high is None or low is None or (source != target and low >= high and not is_open):
             wrong.append((file, module))
     return wrong
 
 
 def impure_models(root: Path) -> list[Import]:
-    """Imports of muomni/models beyond mathematics."""
+    """Imports of muomni/models other than tensor libraries."""
     return [
         (file, module)
         for file, module in imports_below(root, "muomni/models")
         if module.split(".")[0] not in MODELS_MAY_IMPORT
         or is_in(module, "torch.distributed")
-        or (is_in(module, "muomni") and not is_in(module, *MODELS_MAY_IMPORT_OF_US))
+        or (is_in(module, "muomni") and not is_in(module, *MODELS_MAY_IMPORT_FROM_MUOMNI))
     ]
 
 
 def stray_deepspeed(root: Path) -> list[Import]:
-    """Imports of deepspeed outside of its homes, launch/ included."""
+    """Imports of deepspeed outside the modules that may, including launch/."""
     return [
         (file, module)
         for folder in ("muomni", "data_prep", "launch")
         for file, module in imports_below(root, folder)
-        if is_in(module, "deepspeed") and not file.startswith(DEEPSPEED_HOMES)
+        if is_in(module, "deepspeed") and not file.startswith(MAY_IMPORT_DEEPSPEED)
     ]
 
 
@@ -132,8 +132,8 @@ def private_deepspeed_names(root: Path) -> list[Import]:
     return found
 
 
-def stages_that_know_each_other(root: Path) -> list[Import]:
-    """A stage is a file, or a folder, of muomni/training/stages."""
+def imports_between_stages(root: Path) -> list[Import]:
+    """A stage is a file or folder of muomni/training/stages."""
     stages = "muomni/training/stages"
     names = {path.stem for path in (root / stages).iterdir()} - {"__init__", "__pycache__"}
     names -= SHARED_BY_STAGES
@@ -156,10 +156,10 @@ def heavy_data_prep(root: Path) -> list[Import]:
 
 RULES: list[tuple[Callable[[Path], list[Import]], str, str]] = [
     (upward_imports, "muomni/models/layers/layers.py", "from muomni.training import loop"),
-    (upward_imports, "muomni/data/sampling/plan.py", "import muomni.models.layers.layers"),
+    (upward_imports, "muomni/data/sampling/plan.py", "import muomni.models.layers.attention"),
     (upward_imports, "muomni/data/sampling/plan.py", "from ... import distributed"),
     (upward_imports, "muomni/checkpoint/store.py", "def f():\n    from muomni import training"),
-    (upward_imports, "muomni/new_room/thing.py", "import muomni.errors"),
+    (upward_imports, "muomni/new_package/module.py", "import muomni.errors"),
     (impure_models, "muomni/models/speech/codec.py", "import torch.distributed as dist"),
     (impure_models, "muomni/models/speech/codec.py", "from torch import distributed"),
     (impure_models, "muomni/models/speech/codec.py", "import soundfile"),
@@ -169,7 +169,7 @@ RULES: list[tuple[Callable[[Path], list[Import]], str, str]] = [
     (private_deepspeed_names, "muomni/training/loop.py", "engine.optimizer.update_lp_params()"),
     (private_deepspeed_names, "muomni/checkpoint/store.py", "getattr(x, '_is_autoep_layer', 0)"),
     (private_deepspeed_names, "muomni/training/session.py", "sum(p.ds_numel for p in parameters)"),
-    (stages_that_know_each_other, "muomni/training/stages/sft/stage.py", "from .. import thinker"),
+    (imports_between_stages, "muomni/training/stages/sft/stage.py", "from .. import thinker"),
     (heavy_data_prep, "data_prep/sharding/sharder.py", "from muomni.models import mel"),
 ]
 
@@ -182,7 +182,7 @@ def test_rule_holds(rule: Callable[[Path], list[Import]]) -> None:
 
 
 @pytest.mark.parametrize(("rule", "file", "line"), RULES)
-def test_rule_sees_a_breach(
+def test_rule_detects_a_violation(
     rule: Callable[[Path], list[Import]], file: str, line: str, tmp_path: Path
 ) -> None:
     (tmp_path / file).parent.mkdir(parents=True)

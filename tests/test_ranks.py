@@ -1,4 +1,4 @@
-"""The rank pool itself, and that DeepSpeed trains on it: a smoke test of the environment."""
+"""Test the rank pool, and that DeepSpeed trains on it: a smoke test of the environment."""
 
 import gc
 import os
@@ -17,11 +17,13 @@ from tests.ranks import RankError, RankPool, RankTracebackError
 
 def describe_rank() -> tuple[int, int, str, str]:
     world = torch.distributed
+    accelerator = deepspeed.accelerator.get_accelerator()
+    assert accelerator is not None
     return (
         world.get_rank(),
         world.get_world_size(),
         os.environ["LOCAL_RANK"],
-        deepspeed.accelerator.get_accelerator().device_name(),
+        accelerator.device_name(),
     )
 
 
@@ -49,7 +51,7 @@ def left_behind() -> tuple[bool, torch.dtype]:
 
 
 def imported_by_the_server() -> tuple[bool, bool]:
-    """Whether this rank began with what nothing here imports, and leaves it out of collections."""
+    """Whether this rank started with modules that this file does not import, excluded from collection."""
     return "mlflow.tracking" in sys.modules, gc.get_freeze_count() > 100_000
 
 
@@ -59,7 +61,7 @@ def hang(rank: int) -> None:
 
 
 def train_linear(zero_stage: int, num_steps: int) -> list[float]:
-    """Losses of a tiny regression under ZeRO `zero_stage`, each the mean over all ranks."""
+    """Train a tiny regression under ZeRO `zero_stage`; returns losses averaged over all ranks."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     config = {
@@ -68,9 +70,7 @@ def train_linear(zero_stage: int, num_steps: int) -> list[float]:
         "zero_optimization": {"stage": zero_stage},
         "gradient_clipping": 1.0,
     }
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=list(model.parameters()), config=config
-    )
+    engine, *_ = deepspeed.initialize(model=model, config=config)
     generator = torch.Generator().manual_seed(2 + torch.distributed.get_rank())
     inputs = torch.randn(4, 6, generator=generator)
     losses = []
@@ -85,15 +85,15 @@ def train_linear(zero_stage: int, num_steps: int) -> list[float]:
     return losses
 
 
-def test_ranks_have_their_places(two_ranks: RankPool) -> None:
+def test_two_ranks_form_one_process_group(two_ranks: RankPool) -> None:
     assert two_ranks.run(describe_rank) == [(0, 2, "0", "cpu"), (1, 2, "1", "cpu")]
 
 
-def test_one_rank_is_its_own_world(one_rank: RankPool) -> None:
+def test_one_rank_has_world_size_one(one_rank: RankPool) -> None:
     assert one_rank.run(describe_rank) == [(0, 1, "0", "cpu")]
 
 
-def test_collectives_cross_the_ranks(two_ranks: RankPool) -> None:
+def test_collectives_reach_all_ranks(two_ranks: RankPool) -> None:
     assert two_ranks.run(all_reduce_rank, offset=10) == [21, 21]
 
 
@@ -105,7 +105,7 @@ def test_exception_keeps_type_and_traceback(two_ranks: RankPool) -> None:
     assert two_ranks.run(left_behind) == [(False, torch.float32)] * 2
 
 
-def test_zero_stages_train_alike(two_ranks: RankPool) -> None:
+def test_zero_stages_train_identically(two_ranks: RankPool) -> None:
     losses = {
         stage: two_ranks.run(train_linear, zero_stage=stage, num_steps=5) for stage in (3, 0, 1, 2)
     }
@@ -115,15 +115,15 @@ def test_zero_stages_train_alike(two_ranks: RankPool) -> None:
     assert losses[0][0][-1] < losses[0][0][0]
 
 
-def test_engine_repeats_on_a_used_rank(one_rank: RankPool) -> None:
+def test_engine_is_reproducible_on_a_reused_rank(one_rank: RankPool) -> None:
     first = one_rank.run(train_linear, zero_stage=2, num_steps=3)
     assert one_rank.run(train_linear, zero_stage=2, num_steps=3) == first
 
 
-def test_a_hang_and_a_lonely_failure_do_not_spoil_the_pool() -> None:
+def test_pool_survives_a_hang_and_a_failure_of_one_rank() -> None:
     pool = RankPool(2)
     try:
-        with pytest.raises(RankError, match=r"ranks \[1\] gave no answer") as caught:
+        with pytest.raises(RankError, match=r"ranks \[1\] did not reply") as caught:
             pool.run(hang, rank=1, timeout_s=2)
         assert "in hang" in str(caught.value)
         with pytest.raises(DataError, match="the shard of rank 1"):
@@ -133,7 +133,7 @@ def test_a_hang_and_a_lonely_failure_do_not_spoil_the_pool() -> None:
         pool.close()
 
 
-def test_ranks_are_forked_with_their_imports_and_give_way_to_others() -> None:
+def test_ranks_are_forked_with_their_imports_and_replaced_by_other_pools() -> None:
     few = RankPool(1)
     other = RankPool(1, instead_of=(few,))
     try:

@@ -24,7 +24,7 @@ from data_prep.corpus import (
     text_problem,
 )
 from data_prep.readers.json_records import Record, read_json_list
-from muomni.data.text.chat_template import MEDIA_KINDS, MediaKind, cut_at_placeholders
+from muomni.data.text.turns import MEDIA_KINDS, MediaKind, split_placeholders
 from muomni.errors import DataError
 
 _ROLES: dict[str, Role] = {
@@ -116,7 +116,7 @@ def _fields(turn: object) -> tuple[Role, str, str]:
 
 def _parts(value: str, files: dict[MediaKind, list[str]]) -> list[Part]:
     try:
-        return [Part(kind, text) for kind, text in cut_at_placeholders(value, files)]
+        return [Part(part.kind, part.value) for part in split_placeholders(value, files)]
     except DataError as error:
         raise BadSampleError(BAD_RECORD, str(error)) from None
 

@@ -1,5 +1,5 @@
-"""`python -m muomni.cli VERB`, for who has not installed the command."""
+"""`python -m muomni.cli VERB`, for launchers that start modules."""
 
-from muomni.cli import main
+from muomni.cli.main import main
 
 main()

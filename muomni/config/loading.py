@@ -4,17 +4,31 @@ Later sources win: the stage's recipe, the preset, the user's file, the command 
 and every wrong type is a `ConfigError` of one sentence that names the key, its source and a suggestion.
 """
 
-import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from muomni.config.run import STAGE_NAMES, RunConfig
-from muomni.errors import ConfigError
+from muomni.config.names import PRESETS, preset_names
+from muomni.config.registry import stage_spec
+from muomni.config.run import RunConfig
+from muomni.errors import ConfigError, did_you_mean
 
-CONFIG_ROOT = Path(__file__).resolve().parent
+# Keys of earlier versions, which are refused with their new names; of several, the stage's own counts.
+RENAMED_KEYS = {
+    "batch.size": ("batch.seq_len", "batch.max_seconds", "batch.batch_size"),
+    "batch.rows": ("batch.batch_size",),
+    "batch.window": ("batch.shuffle_window",),
+    "model.frames_per_letter": ("model.frames_per_character",),
+    "model.talker.frames_per_letter": ("model.talker.frames_per_character",),
+    "model.moe.normalise_top_k": ("model.moe.normalize_top_k",),
+    "model.thinker.moe.normalise_top_k": ("model.thinker.moe.normalize_top_k",),
+}
+
+# What `config.yaml` of a run holds beside its settings.
+RECORDED_KEYS = frozenset({"upstream", "upstream_digests", "provenance"})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -81,17 +95,12 @@ def parse_override(text: str) -> dict[str, Any]:
     return parsed
 
 
-def preset_names() -> list[str]:
-    """Names of the presets in `muomni/config/presets`."""
-    return sorted(path.stem for path in (CONFIG_ROOT / "presets").glob("*.yaml"))
-
-
 def load_preset(preset: str) -> dict[str, Any]:
     """Read one preset: `models` holds the sizes of every stage, `stages` its changes to the recipes."""
     if preset not in preset_names():
         hint = did_you_mean(preset, preset_names())
         raise ConfigError(f"unknown preset '{preset}'{hint}; presets: {', '.join(preset_names())}")
-    return read_yaml(CONFIG_ROOT / "presets" / f"{preset}.yaml")
+    return read_yaml(PRESETS / f"{preset}.yaml")
 
 
 def resolve(
@@ -101,11 +110,9 @@ def resolve(
     overrides: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Build the run config of a stage from recipe, preset, file and overrides, in this order."""
-    if stage not in STAGE_NAMES:
-        hint = did_you_mean(stage, STAGE_NAMES)
-        raise ConfigError(f"unknown stage '{stage}'{hint}; stages: {', '.join(STAGE_NAMES)}")
+    spec = stage_spec(stage)
     sizes = load_preset(preset)
-    content = read_yaml(CONFIG_ROOT / "recipes" / f"{stage}.yaml")
+    content = read_yaml(spec.recipe)
     content = merge(content, sizes.get("stages", {}).get(stage, {}))
     content = merge(content, {"model": sizes["models"].get(stage, {})})
     source = "the command line"
@@ -120,7 +127,14 @@ def resolve(
                 f"{config_file} is for {owned} '{given}', but --{owned} is '{expected}'"
             )
     content = merge(content, overrides or {})
-    return validate(RunConfig, {"stage": stage, "preset": preset, **content}, source)
+    return validate(spec.config, {"stage": stage, "preset": preset, **content}, source)
+
+
+def run_config(content: dict[str, Any], source: str = "the config") -> RunConfig:
+    """Check a complete config, such as the `config.yaml` of a run; raises ConfigError."""
+    spec = stage_spec(content.get("stage", ""))
+    settings = {key: value for key, value in content.items() if key not in RECORDED_KEYS}
+    return validate(spec.config, settings, source)
 
 
 def validate(model: type[Model], content: dict[str, Any], source: str) -> Model:
@@ -136,27 +150,55 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path) or model.__name__
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, path[:-1])
-        return f"unknown key '{key}' in {source}{did_you_mean(path[-1], known)}; keys here: {', '.join(known)}"
+        return _unknown_key(model, path, source)
     if problem["type"] == "missing":
+        # A key of an earlier version in its place is the mistake.
+        for other in error.errors():
+            old = ".".join(map(str, other["loc"]))
+            if other["type"] == "extra_forbidden" and key in RENAMED_KEYS.get(old, ()):
+                return f"key '{old}' in {source} was renamed to '{key}'"
         return f"key '{key}' is missing in {source}; give it a value"
     message = problem["msg"].removeprefix("Value error, ")
-    if not path:
+    if not path or isinstance(problem["input"], dict):  # of a section, not of one key
         return f"{message} (in {source})"
     return f"bad value {problem['input']!r} for '{key}' in {source}: {message}"
+
+
+def _unknown_key(model: type[BaseModel], path: list[str], source: str) -> str:
+    key, all_keys = ".".join(path), list(_keys(model))
+    renamed = [new for new in RENAMED_KEYS.get(key, ()) if new in all_keys]
+    if renamed:
+        return f"key '{key}' in {source} was renamed to '{renamed[0]}'"
+    known = _fields_at(model, path[:-1])
+    hint = did_you_mean(path[-1], known)
+    if not hint:  # the right key, without its section or in another one
+        same = [other for other in all_keys if other.split(".")[-1] == path[-1]]
+        hint = f" (did you mean '{min(same, key=len)}'?)" if same else ""
+    return f"unknown key '{key}' in {source}{hint}; keys here: {', '.join(known)}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where it is optional; None for a plain value."""
+    for option in get_args(annotation) or (annotation,):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All keys of a config as `section.key`."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        section = _section(field.annotation)
+        if section is not None:
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = _section(field.annotation) if field else None
+        if inner is None:
             break
         model = inner
     return sorted(model.model_fields)
-
-
-def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return `" (did you mean 'x'?)"` when a known word is close, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -3,9 +3,9 @@
 Counts are `num_*`, widths `*_size`, rates `*_hz`. Nothing here imports torch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -32,23 +32,25 @@ class MoEConfig(Section):
     num_experts_per_token: Positive
     expert_intermediate_size: Positive
     shared_intermediate_size: Positive | None = Field(
-        None, description="of a feed-forward beside the experts that every token passes"
+        default=None, description="of a feed-forward beside the experts that every token passes"
     )
     normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
-        "loss",
+        default="loss",
         description="what evens out the load: a loss, a bias on the choice without one, nothing",
     )
-    balance_loss_weight: float = Field(0.01, ge=0, description="with balance=loss")
+    balance_loss_weight: float = Field(default=0.01, ge=0, description="with balance=loss")
     balance_over: Literal["micro_batch", "ranks"] = Field(
-        "micro_batch",
+        default="micro_batch",
         description="tokens whose load balance=loss evens out; ranks: of the micro-batches that all ranks "
         "compute at the same time",
     )
     bias_update_rate: float = Field(
-        0.001, gt=0, description="by which a step moves each expert's bias, with balance=bias"
+        default=0.001,
+        gt=0,
+        description="by which a step moves each expert's bias, with balance=bias",
     )
-    z_loss_weight: float = Field(0.001, ge=0)
+    z_loss_weight: float = Field(default=0.001, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
@@ -79,15 +81,20 @@ class TransformerConfig(Section):
         return self
 
 
-class ThinkerConfig(TransformerConfig):
+class ThinkerSizes(TransformerConfig):
     """Decoder LM with exactly Qwen3's architecture (dense, or MoE when `moe` is given)."""
 
-    vocab_size: Positive
     max_positions: Positive = 2048
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
     moe: MoEConfig | None = None
+
+
+class ThinkerConfig(ThinkerSizes):
+    """`ThinkerSizes` for one tokenizer."""
+
+    vocab_size: Positive
 
 
 class MelConfig(Section):
@@ -100,24 +107,29 @@ class MelConfig(Section):
     max_hz: float = 7600.0
 
 
-class AudioEncoderConfig(TransformerConfig):
+class AudioEncoderSizes(TransformerConfig):
     """Log-mel, 4x convolutional subsampling to 25 Hz, bidirectional encoder, subword CTC head."""
 
-    vocab_size: Positive
     mel: MelConfig = MelConfig()
     conv_channels: Positive = 64
     conv_kernel_size: int = Field(
-        0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
+        default=0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
     )
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _check_kernel(self) -> "AudioEncoderConfig":
+    def _check_kernel(self) -> "AudioEncoderSizes":
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd (0: none)")
         return self
+
+
+class AudioEncoderConfig(AudioEncoderSizes):
+    """`AudioEncoderSizes` for one tokenizer."""
+
+    vocab_size: Positive
 
 
 class VisionTowerConfig(TransformerConfig):
@@ -132,24 +144,39 @@ class VisionTowerConfig(TransformerConfig):
         return (self.image_size // self.patch_size) ** 2
 
 
-class TextTowerConfig(TransformerConfig):
+class TextTowerSizes(TransformerConfig):
     """CLIP text transformer: causal, learned positions, pooled at the end-of-sequence token."""
 
-    vocab_size: Positive
     max_positions: Positive = 64
     norm_eps: float = 1e-5
 
 
-class ClipConfig(Section):
+class TextTowerConfig(TextTowerSizes):
+    """`TextTowerSizes` for one tokenizer."""
+
+    vocab_size: Positive
+
+
+class ClipSizes(Section):
     """Both towers and the shared embedding of the contrastive stage."""
 
     vision: VisionTowerConfig
-    text: TextTowerConfig
+    text: TextTowerSizes
     embedding_size: Positive
-    initial_temperature: float = Field(0.07, gt=0)
-    initial_bias: float | None = Field(
-        None, description="of scaled similarities, learned (sigmoid loss only); null: none"
+    initial_temperature: float | None = Field(
+        default=None, gt=0, description="default: 0.07, with options.loss=siglip 0.1"
     )
+    initial_bias: float | None = Field(
+        default=None,
+        description="of scaled similarities, learned; only with options.loss=siglip (default: -10)",
+    )
+
+
+class ClipConfig(ClipSizes):
+    """`ClipSizes` for one tokenizer."""
+
+    text: TextTowerConfig
+    initial_temperature: float = Field(default=0.07, gt=0)
 
 
 class CodecConfig(Section):
@@ -161,30 +188,86 @@ class CodecConfig(Section):
     num_blocks: Positive = 2
     num_codebooks: Positive = 2
     codebook_size: Positive = 128
-    ema_decay: float = Field(0.97, gt=0, lt=1)
+    ema_decay: float = Field(default=0.97, gt=0, lt=1)
     commitment_weight: float = 0.25
     dead_code_usage: float = Field(
-        0.1, description="a code whose EMA use falls below this is given a new vector"
+        default=0.1, description="a code whose EMA use falls below this is given a new vector"
     )
 
 
-class TalkerConfig(TransformerConfig):
-    """Code LM: characters as prefix, then K codes a frame; code k is conditioned on codes < k.
+class TalkerSizes(TransformerConfig):
+    """Code LM: characters as prefix, then K codes per frame; code k is conditioned on codes < k.
 
     `frames_per_character` is the mean rate of speech: 25 frames and about 17 characters, with spaces, a second.
     """
 
-    text_vocab_size: Positive
-    frames_per_character: float = Field(1.5, gt=0)
-    num_codebooks: Positive
-    codebook_size: Positive
-    max_positions: Positive = 1024
+    frames_per_character: float = Field(default=1.5, gt=0)
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    frame_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of frames that are hidden"
+    )
+
+
+class TalkerConfig(TalkerSizes):
+    """`TalkerSizes` for one tokenizer, one codec, and in stage `sft` one Thinker."""
+
+    text_vocab_size: Positive
+    num_codebooks: Positive
+    codebook_size: Positive
     thinker_hidden_size: Positive | None = None
-    num_speakers: int = Field(0, ge=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    frame_dropout: float = Field(0.0, ge=0, lt=1, description="share of frames that are hidden")
+
+
+def _overrides(section: type[Section]) -> type[Section]:
+    """A section with the keys of another one, all optional, for overrides of some of its sizes."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation: Any = field.annotation
+        for option in get_args(annotation) or (annotation,):
+            if isinstance(option, type) and issubclass(option, Section):
+                annotation = _overrides(option)
+        fields[name] = (annotation | None, None)
+    model = create_model(f"{section.__name__}Overrides", __base__=Section, **fields)
+    # Pickle finds a class by its module and name.
+    model.__module__ = __name__
+    globals()[model.__name__] = model
+    return model
+
+
+class OmniSizes(Section):
+    """What stage `sft` adds to its parts, and sizes of parts that differ from the preset's."""
+
+    projector_hidden_size: Positive = 256
+    audio_stack: Positive = Field(
+        default=2, description="encoder frames joined into one Thinker position"
+    )
+    ctc_embeddings: bool = Field(
+        default=True,
+        description="add the tokens that the encoder's CTC head decodes, as embeddings",
+    )
+    thinker: _overrides(ThinkerSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
+    audio_encoder: _overrides(AudioEncoderSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
+    vision_encoder: _overrides(ClipSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
+    codec: _overrides(CodecConfig) | None = None  # pyright: ignore[reportInvalidTypeForm]
+    talker: _overrides(TalkerSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
+
+
+class SpecAugmentConfig(Section):
+    """How much SpecAugment hides; both widths are sampled uniformly from zero up to the maximum."""
+
+    num_channel_masks: int = 2
+    max_channels: int = 15
+    num_time_masks: int = 2
+    max_time_share: float = 0.1
+
+
+class Augmentation(Section):
+    """How training images vary: scaled, shifted on a white canvas, flipped."""
+
+    min_scale: float = Field(default=0.8, gt=0)
+    max_scale: float = Field(default=1.1, gt=0)
+    flip_probability: float = Field(default=0.0, ge=0, le=1)
 
 
 class OmniConfig(Section):
@@ -196,9 +279,11 @@ class OmniConfig(Section):
     talker: TalkerConfig | None = None
     codec: CodecConfig | None = None
     projector_hidden_size: Positive = 256
-    audio_stack: Positive = Field(2, description="encoder frames joined into one Thinker position")
+    audio_stack: Positive = Field(
+        default=2, description="encoder frames joined into one Thinker position"
+    )
     ctc_embeddings: bool = Field(
-        True, description="add the tokens that the encoder's CTC head hears, as embeddings"
+        default=True, description="add the tokens that the encoder's CTC head hears, as embeddings"
     )
 
     @property

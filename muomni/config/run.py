@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from muomni.config.models import Positive, Section
 
-StageName = Literal["thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft"]
-STAGE_NAMES: tuple[str, ...] = StageName.__args__
+# What a dataset is for.
+Task = Literal["text", "image-caption", "speech", "tts", "sft"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # Of which blocks activations are recomputed: of none (false), of all ("full", true), or of every k-th one.
@@ -117,16 +117,33 @@ class DataSection(Section):
 
 
 class BatchSection(Section):
-    """How samples become micro-batches; what one unit of `size` is depends on the stage."""
+    """How samples become micro-batches; subclasses add what the size of a micro-batch is."""
 
-    size: Positive = Field(description="samples, tokens a row, or seconds: see the stage's recipe")
-    rows: Positive = Field(default=1, description="rows of a packed micro-batch")
     micro_batches_per_step: Positive | None = Field(
         default=None, description="over all ranks and accumulation steps; default: one a rank"
     )
-    window: Positive = Field(
-        default=2048, description="samples that are bucketed or packed together"
+    shuffle_window: Positive = Field(
+        default=2048, description="samples that are shuffled, bucketed, or packed together"
     )
+
+
+class PackedBatch(BatchSection):
+    """Micro-batches of sequences into which several samples are packed."""
+
+    seq_len: Positive = Field(description="positions per sequence")
+    batch_size: Positive = Field(default=1, description="sequences per micro-batch")
+
+
+class SampleBatch(BatchSection):
+    """Micro-batches of a fixed number of samples."""
+
+    batch_size: Positive = Field(description="samples per micro-batch")
+
+
+class DurationBatch(BatchSection):
+    """Micro-batches of samples of similar duration."""
+
+    max_seconds: Positive = Field(description="seconds of audio per micro-batch, with padding")
 
 
 class OptimSection(Section):
@@ -254,10 +271,17 @@ class Fp16Section(Section):
     )
 
 
-class RunConfig(Section):
-    """Everything that a run is made of; written to `RUN/STAGE/config.yaml` as resolved."""
+class NoOptions(Section):
+    """For stages without settings of their own."""
 
-    stage: StageName
+
+class RunConfig(Section):
+    """All settings of a run, written to `RUN/STAGE/config.yaml` as resolved.
+
+    Each stage has a subclass (`muomni/config/stages.py`) that types `batch`, `model`, and `options`.
+    """
+
+    stage: str
     preset: str
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
@@ -270,8 +294,8 @@ class RunConfig(Section):
     training: TrainingSection
     profile: ProfileSection = ProfileSection()
     fp16: Fp16Section = Fp16Section()
-    model: dict[str, Any] = Field(default_factory=dict, description="sizes of the stage's model")
-    options: dict[str, Any] = Field(default_factory=dict, description="the stage's own settings")
+    model: Section = Field(description="sizes of the stage's model")
+    options: Section = Field(default=NoOptions(), description="the stage's own settings")
 
     @model_validator(mode="after")
     def _check_tf32(self) -> "RunConfig":

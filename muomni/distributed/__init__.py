@@ -1,1 +1,1 @@
-"""Rank discovery, collectives, and what ranks need before they start."""
+"""Rank discovery, collectives, and setup of DeepSpeed on CPU ranks."""

@@ -1,4 +1,4 @@
-"""The few collectives that training needs, identical for one rank and for many."""
+"""Collectives that also work on a single rank without a process group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,18 @@ _simulated_ranks: int | None = None
 
 
 def is_distributed() -> bool:
+    """Whether a process group with several ranks is initialized."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager
 def simulated(num_ranks: int) -> Iterator[None]:
-    """Let this process count as rank 0 of `num_ranks` that all hold what it holds, for plans.
+    """Simulate rank 0 of `num_ranks` identical ranks in this process, for dry runs.
 
-    Gathered tensors then have their real sizes, and nothing is sent. No process group may be running.
+    Gathered tensors have their real sizes; nothing is communicated. Must not be used in a process group.
     """
     global _simulated_ranks
-    assert not is_distributed(), "ranks that run need no pretence"
+    assert not is_distributed(), "cannot simulate ranks within a process group"
     _simulated_ranks = num_ranks
     try:
         yield
@@ -38,24 +39,24 @@ def rank() -> int:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum `tensor` over all ranks, in place; returns it."""
+    """Sum `tensor` over all ranks in place and return it."""
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
 
 
 def start_sum_over_ranks(tensor: torch.Tensor) -> dist.Work | None:
-    """Begin to sum `tensor` over all ranks, in place; it holds the sum once the work was waited for.
+    """Start to sum `tensor` over all ranks in place.
 
-    None when there is nothing to wait for.
+    `tensor` holds the sum after `wait()` on the returned work. Returns None on a single rank.
     """
     return dist.all_reduce(tensor, async_op=True) if is_distributed() else None
 
 
 def gather_rows(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """Concatenate `[n, ...]` of all ranks in rank order, without gradient; n is the same on each.
+    """Concatenate the tensors [n, ...] of all ranks (of `group`) in rank order, without gradient.
 
-    With `group`, of its ranks.
+    n must be the same on each rank.
     """
     tensor = tensor.detach().contiguous()
     if _simulated_ranks is not None:
@@ -73,7 +74,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Give every rank the object that rank 0 holds."""
+    """Return the object of rank 0 on every rank."""
     if not is_distributed():
         return value
     holder = [value]
@@ -82,7 +83,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Collect a small picklable object of every rank, in rank order, on every rank."""
+    """Return the picklable objects of all ranks, in rank order, on every rank."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()

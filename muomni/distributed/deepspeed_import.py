@@ -1,6 +1,6 @@
-"""Imports DeepSpeed without MLflow, which only its autotuner uses.
+"""Import DeepSpeed without MLflow, which only its autotuner uses.
 
-That would be most of the import: 2 s of a core and 115 MB in each rank. Rank 0 imports MLflow when it logs.
+MLflow would dominate the import with 2 s of CPU time and 115 MB per rank. Rank 0 imports it when it logs.
 """
 
 import sys
@@ -8,7 +8,7 @@ from importlib import import_module
 
 
 def import_deepspeed() -> None:
-    """Import DeepSpeed; to be called before anything else does."""
+    """Import DeepSpeed; must be called before any other import of it."""
     hides = not {"mlflow", "deepspeed"} & sys.modules.keys()
     if hides:
         sys.modules["mlflow"] = None  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
-"""Which rank this process is, whoever started it: deepspeed, torchrun, srun, or nobody.
+"""Find the rank of this process under deepspeed, torchrun, srun, or no launcher.
 
-Plain `srun` sets none of the variables that torch.distributed reads, and DeepSpeed would then ask for
-mpi4py; so they are derived from SLURM_* here, before any process group exists.
+Plain `srun` does not set the variables that torch.distributed reads, and DeepSpeed would then require
+mpi4py. They are derived from SLURM_* here, before the process group is created.
 """
 
 import os
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from muomni.errors import ConfigError
 
-# Slurm numbers what is no srun step (the batch script, an interactive allocation) from here on.
+# Slurm step ids from here on are not srun steps (batch scripts, interactive allocations).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among all: `rank` of `world_size`, `local_rank` on its node."""
+    """The rank of this process and its launcher."""
 
     rank: int = 0
     local_rank: int = 0
@@ -32,9 +32,9 @@ class Ranks:
 
 
 def discover(environ: Mapping[str, str] | None = None) -> Ranks:
-    """Read the rank from RANK/LOCAL_RANK/WORLD_SIZE, else from SLURM_*, else be the only rank.
+    """Read the rank from RANK, LOCAL_RANK, and WORLD_SIZE, or from SLURM_*; the default is one rank.
 
-    Raises ConfigError when the variables contradict each other.
+    Raises ConfigError if the variables are inconsistent.
     """
     env = os.environ if environ is None else environ
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -57,15 +57,15 @@ def discover(environ: Mapping[str, str] | None = None) -> Ranks:
         ranks = Ranks()
     if not 0 <= ranks.rank < ranks.world_size:
         raise ConfigError(
-            f"rank {ranks.rank} of {ranks.world_size} is impossible; check RANK and WORLD_SIZE"
+            f"rank {ranks.rank} is invalid for {ranks.world_size} ranks; check RANK and WORLD_SIZE"
         )
     return ranks
 
 
 def export_environment(ranks: Ranks, environ: dict[str, str] | os._Environ[str]) -> None:
-    """Set what torch.distributed and DeepSpeed read, where the launcher did not.
+    """Set the variables that torch.distributed and DeepSpeed read, unless the launcher has set them.
 
-    Raises ConfigError when Slurm's list of nodes cannot be read and MASTER_ADDR is not set.
+    Raises ConfigError if MASTER_ADDR is unset and Slurm's node list cannot be parsed.
     """
     environ.setdefault("RANK", str(ranks.rank))
     environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
@@ -73,13 +73,13 @@ def export_environment(ranks: Ranks, environ: dict[str, str] | os._Environ[str])
     if ranks.launcher == "srun":
         if "MASTER_ADDR" not in environ:
             environ["MASTER_ADDR"] = _master_address(environ)
-        # One port a job and start: two jobs that share a node must not meet.
+        # One port per job and restart, so that jobs on a shared node do not collide.
         start = _number(environ, "SLURM_JOB_ID", 0) * 31 + _number(
             environ, "SLURM_RESTART_COUNT", 0
         )
         environ.setdefault("MASTER_PORT", str(_FIRST_PORT + start % _NUM_PORTS))
         if _num_nodes(environ) == 1:
-            # DeepSpeed's launcher says so, too: ranks of one node may talk through shared memory.
+            # As DeepSpeed's launcher does; lets ranks of one node communicate through shared memory.
             environ.setdefault("LOCAL_SIZE", str(ranks.world_size))
     elif ranks.launcher == "alone":
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -87,27 +87,26 @@ def export_environment(ranks: Ranks, environ: dict[str, str] | os._Environ[str])
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a Slurm node list: `gpu[03-05,9],login1` gives `gpu03`.
+    """Return the first host of a Slurm node list: `gpu03` for `gpu[03-05,9],login1`.
 
-    Containers often lack `scontrol`, which would expand the list. Raises ConfigError when the list has
-    another form.
+    Does not use `scontrol`, which containers often lack. Raises ConfigError if the list cannot be parsed.
     """
     parts = re.match(r"[^,\[\]]+(?:\[[^\[\]]*\][^,\[\]]*)*(?=,|$)", nodes)
     host = re.sub(r"\[(\w+)[^]]*\]", r"\1", parts.group()) if parts else ""
     if not re.fullmatch(r"[\w.-]+", host):
-        raise ConfigError(f"cannot read the Slurm node list '{nodes}'; export MASTER_ADDR")
+        raise ConfigError(f"cannot parse the Slurm node list '{nodes}'; export MASTER_ADDR")
     return host
 
 
 def _is_srun_task(env: Mapping[str, str]) -> bool:
-    # A batch script has SLURM_PROCID=0, too, but is no rank: nobody would start the others.
+    # A batch script also has SLURM_PROCID=0, but no other ranks run next to it.
     step = env.get("SLURM_STEP_ID", "")
     return "SLURM_PROCID" in env and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
@@ -115,7 +114,7 @@ def _is_srun_task(env: Mapping[str, str]) -> bool:
 def _slurm_local_rank(env: Mapping[str, str]) -> int:
     local_rank = _number(env, "SLURM_LOCALID")
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
-    # With --gpus-per-task or --gpu-bind a task sees its own GPU only, and that is number 0.
+    # With --gpus-per-task or --gpu-bind, a task sees only its own GPU, as number 0.
     return 0 if visible and "," not in visible else local_rank
 
 
@@ -134,4 +133,4 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"environment variable {name}='{text}' must be a whole number") from None
+        raise ConfigError(f"environment variable {name} must be an integer, got '{text}'") from None

@@ -1,7 +1,7 @@
-"""What is evaluated: a stage with its exported weights, and the samples that it has not seen.
+"""Load an exported stage and its held-out samples.
 
-Everything that can be refused is refused here: a missing export or split, a tokenizer that does not
-match, samples of groups that were trained on.
+All checks happen here: a missing export or split, a mismatched tokenizer, samples whose groups were
+trained on.
 """
 
 import logging
@@ -15,48 +15,37 @@ import torch
 from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports, read_export
-from muomni.config.loading import read_yaml, validate
-from muomni.config.run import DataSection, RunConfig
+from muomni.config.loading import read_yaml, run_config
+from muomni.config.registry import load, stage_spec
+from muomni.config.run import DataSection
 from muomni.data.shards.data_root import datasets_of
 from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives
 from muomni.errors import DataError, UpstreamError
+from muomni.evaluation.request import EvaluationRequest
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.stages import load_stage
 from muomni.training.validation import LocatedBatch, SplitBatches
 
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
-# Trivial baselines are fitted on at most so many training samples.
+# Baselines are fitted on at most this many training samples.
 MAX_BASELINE_SAMPLES = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the command line asks for; `data` and `upstream` default to what the run used."""
-
-    stage: str
-    run: Path
-    data: str | None = None
-    upstream: Path | None = None
-    split: str = "test"
-    max_samples: int | None = None
-
-
 @dataclass(slots=True)
-class Subject:
-    """A stage in evaluation mode with the weights of its export, and its data.
+class EvaluationContext:
+    """A stage in eval mode with its exported weights, and the data to evaluate it on.
 
-    `data` names the evaluated datasets. `train` is what trivial baselines are fitted on: the training
-    split of the run, or of the given data where that is gone, or None. `answers` are what this rank's
-    share of an evaluation let the model say, one record each; most stages say nothing.
+    Baselines are fitted on `train`: the training split of the run's data or, if that is gone, of the
+    evaluated data, or None. An evaluation sets `num_bad`, this rank's undecodable samples, and `answers`,
+    this rank's generated answers (stage sft only).
     """
 
-    wanted: Wanted
+    request: EvaluationRequest
     stage: Stage
     task: nn.Module
     export: Export
@@ -70,69 +59,70 @@ class Subject:
 
     @property
     def model(self) -> Any:
-        """The exported model itself."""
+        """The exported model."""
         return self.stage.model(self.task)
 
     @property
     def num_samples(self) -> int:
-        """Samples that are evaluated, over all ranks."""
-        return min(len(self.source), self.wanted.max_samples or len(self.source))
+        """Number of evaluated samples, over all ranks."""
+        return min(len(self.source), self.request.max_samples or len(self.source))
 
     def batches(self) -> Iterator[LocatedBatch]:
-        """This rank's share of the evaluated samples; `num_bad` is known after a pass."""
+        """This rank's shard of the evaluated samples; sets `num_bad` at the end."""
         batches = SplitBatches(
-            self.stage, self.source, self.device, max_samples=self.wanted.max_samples
+            self.stage, self.source, self.device, max_samples=self.request.max_samples
         )
         yield from batches
         self.num_bad = batches.num_bad
 
     def train_batches(self, max_samples: int = MAX_BASELINE_SAMPLES) -> Iterable[LocatedBatch]:
-        """This rank's share of the first training samples, not augmented; none without any."""
+        """This rank's shard of the first training samples, without augmentation."""
         if self.train is None:
             return ()
         return SplitBatches(self.stage, self.train, self.device, max_samples=max_samples)
 
     def train_samples(self) -> Iterator[dict[str, Any]]:
-        """The undecoded training samples of this rank's share; none without a training split."""
+        """This rank's shard of the training samples, undecoded."""
         if self.train is not None:
-            for index in rank_share(min(len(self.train), MAX_BASELINE_SAMPLES)):
+            for index in shard_indices(min(len(self.train), MAX_BASELINE_SAMPLES)):
                 yield self.train.read(index)
 
 
-def rank_share(num_samples: int) -> range:
-    """The indices below `num_samples` that this rank looks at; the ranks' shares are disjoint."""
+def shard_indices(num_samples: int) -> range:
+    """The indices of this rank's shard of `num_samples`; the shards are disjoint."""
     return range(collectives.rank(), num_samples, collectives.world_size())
 
 
-def open_subject(wanted: Wanted, device: torch.device) -> Subject:
-    """Build the stage of a run, load its export strictly, and open the split.
+def open_context(request: EvaluationRequest, device: torch.device) -> EvaluationContext:
+    """Build a stage, load its export strictly, and open the split; no collective is used.
 
-    Raises MuomniError for everything that does not fit. Every rank calls it on its own.
+    Raises:
+        MuomniError: the export, config, data, or an upstream export is missing or does not match.
     """
-    stage_type = load_stage(wanted.stage)
-    folder = RunFolder(wanted.run, wanted.stage)
-    export = read_export(folder.export, wanted.stage)
+    spec = stage_spec(request.stage)
+    folder = RunFolder(request.run, request.stage)
+    export = read_export(folder.export, request.stage)
     content = read_yaml(folder.config_file)
-    # The file also records where the run came from.
-    settings = {key: value for key, value in content.items() if key in RunConfig.model_fields}
-    config = validate(RunConfig, settings, str(folder.config_file))
-    data = config.data.model_copy(update={"root": wanted.data or config.data.root})
-    source, train = _sources(wanted.split, stage_type.tasks, config.data, data)
-    upstream_run = _upstream_run(wanted, stage_type.upstream, content.get("upstream"))
-    upstream = _upstream_exports(export, upstream_run, stage_type.upstream)
+    config = run_config(content, str(folder.config_file))
+    data = config.data.model_copy(update={"root": request.data or config.data.root})
+    source, train = _sources(request.split, spec.tasks, config.data, data)
+    upstream_run = _upstream_run(request, spec.upstream, content.get("upstream"))
+    upstream = _upstream_exports(export, upstream_run, spec.upstream)
     tokenizer = Tokenizer.load(export.tokenizer_file)
-    stage = stage_type(config, StageContext(tokenizer, upstream, device))
+    stage = load(spec.stage)(config, StageContext(tokenizer, upstream, device))
     torch.manual_seed(config.seed)
     task = stage.build()
     stage.load_export(task, export)
     task.to(device).eval()
-    return Subject(wanted, stage, task, export, device, data, source, train, upstream_run)
+    return EvaluationContext(
+        request, stage, task, export, device, data, source, train, upstream_run
+    )
 
 
 def _sources(
     split: str, tasks: tuple[Task, ...], trained: DataSection, data: DataSection
 ) -> tuple[Source, Source | None]:
-    """The split to evaluate and the training split; raises DataError when they overlap."""
+    """Open the split to evaluate and the training split; raises DataError if they overlap."""
     source = _open_split(datasets_of(data, tasks), split, data.root)
     train = _train_source(tasks, (trained, data))
     if split != TRAIN and train is not None:
@@ -144,19 +134,19 @@ def _open_split(datasets: list[Manifest], split: str, root: str) -> Source:
     available = sorted({name for dataset in datasets for name in dataset.splits})
     if split not in available:
         raise DataError(
-            f"no {datasets[0].task} dataset in {root} has a split '{split}'; name one of "
-            f"{', '.join(available)} with --split"
+            f"no {datasets[0].task} dataset in {root} has a split '{split}'; set --split to one of "
+            f"{', '.join(available)}"
         )
     return Source(datasets, split)
 
 
-def _train_source(tasks: tuple[Task, ...], places: tuple[DataSection, ...]) -> Source | None:
-    """The training split below the first of `places` that has all tasks."""
-    for data in places:
+def _train_source(tasks: tuple[Task, ...], candidates: tuple[DataSection, ...]) -> Source | None:
+    """The training split of the first candidate that has datasets of all tasks."""
+    for data in candidates:
         try:
             datasets = datasets_of(data, tasks)
         except DataError as error:
-            logger.warning("no training data to fit baselines on at %s (%s)", data.root, error)
+            logger.warning("no training data for baselines at %s (%s)", data.root, error)
             continue
         if any(TRAIN in dataset.splits for dataset in datasets):
             return Source(datasets, TRAIN)
@@ -164,10 +154,10 @@ def _train_source(tasks: tuple[Task, ...], places: tuple[DataSection, ...]) -> S
 
 
 def check_unseen(source: Source, train: Source) -> None:
-    """Raise DataError when samples of `source` share a group with training samples of their dataset.
+    """Raise DataError if samples of `source` share a group with training samples of their dataset.
 
-    A group is what must not be split (an image, a speaker, a document). Equal contents in
-    different groups are only warned of: corpora repeat themselves.
+    A group must not be split (an image, a speaker, a document). Duplicate contents in different groups
+    only log a warning, since they occur in any corpus.
     """
     trained = {reader.manifest.name: reader for reader in train.readers}
     for reader in source.readers:
@@ -179,32 +169,34 @@ def check_unseen(source: Source, train: Source) -> None:
             raise DataError(
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
                 f"{reader.manifest.place} belong to groups that were trained on "
-                f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained with, "
-                f"or say --split {TRAIN} to see metrics of trained samples"
+                f"({other.manifest.place}/{TRAIN}); evaluate on the data that the run was trained on, "
+                f"or pass --split {TRAIN} to evaluate training samples"
             )
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())
     if num_repeated:
         logger.warning(
-            "%d of %d samples in split '%s' repeat the content of a training sample",
+            "%d of %d samples in split '%s' duplicate the content of a training sample",
             num_repeated, len(source), source.split,
         )  # fmt: skip
 
 
-def _upstream_run(wanted: Wanted, stages: tuple[str, ...], recorded: str | None) -> Path:
-    """The run whose exports the stage was trained from: as given, the same run, or as recorded."""
-    if wanted.upstream is not None:
-        return wanted.upstream
-    has_all = all(RunFolder(wanted.run, stage).export.is_dir() for stage in stages)
-    return wanted.run if has_all or recorded is None else Path(recorded)
+def _upstream_run(
+    request: EvaluationRequest, stages: tuple[str, ...], recorded: str | None
+) -> Path:
+    """The run with the upstream exports: the requested one, the same run, or the recorded one."""
+    if request.upstream is not None:
+        return request.upstream
+    has_all = all(RunFolder(request.run, stage).export.is_dir() for stage in stages)
+    return request.run if has_all or recorded is None else Path(recorded)
 
 
 def _upstream_exports(export: Export, run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
-    """Open what the stage was trained from; raises UpstreamError for another tokenizer."""
+    """Open the upstream exports; raises UpstreamError if a tokenizer differs."""
     upstream = find_exports(run, stages)
     for other in upstream.values():
         if other.tokenizer_digest != export.tokenizer_digest:
             raise UpstreamError(
-                f"export {export.path} and export {other.path} have different tokenizers; train stage "
-                f"{export.stage} again, or name the run that it was trained from with --upstream"
+                f"export {export.path} and export {other.path} have different tokenizers; retrain stage "
+                f"{export.stage}, or set --upstream to the run that it was trained from"
             )
     return upstream

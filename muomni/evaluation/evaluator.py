@@ -1,32 +1,63 @@
-"""One evaluation from request to report."""
+"""Evaluate one stage, from the request to the report."""
 
+import os
+from contextlib import ExitStack
 from itertools import chain
+from pathlib import Path
 
 import torch
 
 from muomni.distributed import collectives
-from muomni.evaluation.context import Wanted, open_subject
-from muomni.evaluation.report import Report
+from muomni.distributed.deepspeed_import import import_deepspeed
+from muomni.distributed.discovery import Ranks, export_environment
+from muomni.evaluation.context import open_context
+from muomni.evaluation.report import REPORT_NAME, Report, write_report
+from muomni.evaluation.request import EvaluationRequest
 from muomni.evaluation.stages import load_evaluator
+from muomni.training.engine.precision import pick_device
 
 
-def run_evaluation(wanted: Wanted, device: torch.device) -> Report:
-    """Evaluate a stage's export over a split, shared by all ranks; all return the same report.
+def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
+    """Evaluate a stage's export on a split; a collective that returns the same report on all ranks.
 
-    Raises MuomniError for what is missing or does not fit.
+    Raises MuomniError if something is missing or does not match.
     """
-    subject = open_subject(wanted, device)
+    context = open_context(request, device)
     with torch.no_grad():
-        metrics = load_evaluator(wanted.stage)(subject)
-    num_left_out = sum(collectives.gather_objects(subject.num_bad))
-    answers = chain.from_iterable(collectives.gather_objects(subject.answers))
+        metrics = load_evaluator(request.stage)(context)
+    num_dropped = sum(collectives.gather_objects(context.num_bad))
+    answers = chain.from_iterable(collectives.gather_objects(context.answers))
     return Report(
-        stage=wanted.stage,
-        split=wanted.split,
-        datasets=tuple(manifest.place for manifest in subject.source.manifests),
-        num_samples=subject.num_samples,
-        num_left_out=num_left_out,
-        export=str(subject.export.path),
+        stage=request.stage,
+        split=request.split,
+        datasets=tuple(manifest.place for manifest in context.source.manifests),
+        num_samples=context.num_samples,
+        num_dropped=num_dropped,
+        export=str(context.export.path),
         metrics=tuple(metrics),
         answers=tuple(sorted(answers, key=lambda answer: (answer["index"], answer["turn"]))),
     )
+
+
+def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None = None) -> Report:
+    """Set up the ranks of this process, evaluate, print the table, and write the report.
+
+    The default report file of a full test split is in the folder of the stage; other evaluations have
+    none. Raises MuomniError as `run_evaluation` does, and ConfigError if the report cannot be written.
+    """
+    device = pick_device(ranks.local_rank)
+    with ExitStack() as stack:
+        if ranks.world_size > 1:
+            import_deepspeed()
+            from muomni.training.engine.process_group import process_group
+
+            export_environment(ranks, os.environ)
+            stack.enter_context(process_group(device))
+        report = run_evaluation(request, device)
+    if ranks.is_main:
+        print(report.table(), flush=True)
+        if report_file is None and request.split == "test" and request.max_samples is None:
+            report_file = request.run / request.stage / REPORT_NAME
+        if report_file is not None:
+            write_report(report_file, report)
+    return report

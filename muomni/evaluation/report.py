@@ -1,7 +1,7 @@
-"""What an evaluation found: metrics beside trivial baselines, as a table, as JSON, as a summary.
+"""Reports of an evaluation: metrics with trivial baselines, as text, JSON, and a markdown summary.
 
-A metric without a baseline is for information (the WER of the original audio clips beside that of
-decoded ones, say). Nothing here imports torch.
+A metric without a baseline is for reference, such as the WER on the original audio. Does not import
+torch.
 """
 
 import json
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.errors import ConfigError, DataError
 from muomni.io.atomic_write import write_atomic
+from muomni.io.table import format_table
 
 REPORT_NAME = "evaluation.json"
 ANSWERS_SUFFIX = ".answers.jsonl"
-_NUM_DIGITS = 4
+_SIGNIFICANT_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric of one stage; `baseline` is what `baseline_name` reaches on the same samples."""
+    """One metric of one stage; `baseline` is the value of `baseline_name` on the same samples."""
 
     name: str
     value: float
@@ -32,7 +33,7 @@ class Metric:
 
     @property
     def is_better(self) -> bool | None:
-        """Whether the value beats the baseline strictly; None without a baseline."""
+        """Whether the value is strictly better than the baseline; None without a baseline."""
         if self.baseline is None:
             return None
         lower, higher = self.value, self.baseline
@@ -43,25 +44,25 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All metrics of one stage over one split of its datasets, and what a model said that answers."""
+    """All metrics of one stage on one split of its datasets, and the generated answers (stage sft)."""
 
     stage: str
     split: str
     datasets: tuple[str, ...]
     num_samples: int
-    num_left_out: int
+    num_dropped: int
     export: str
     metrics: tuple[Metric, ...]
     answers: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; metrics that are not finite become null."""
+        """Return a JSON object; non-finite metrics become null."""
         return {
             "stage": self.stage,
             "split": self.split,
             "datasets": list(self.datasets),
             "num_samples": self.num_samples,
-            "num_left_out": self.num_left_out,
+            "num_dropped": self.num_dropped,
             "export": self.export,
             "metrics": {metric.name: _finite(metric.value) for metric in self.metrics},
             "baselines": {
@@ -76,8 +77,7 @@ class Report:
         }
 
     def table(self) -> str:
-        """The metrics for a terminal, one a line."""
-        header = ("metric", "value", "trivial baseline", "better?")
+        """Format the metrics as a text table, one per line."""
         rows = [
             (
                 metric.name,
@@ -89,22 +89,18 @@ class Report:
             )
             for metric in self.metrics
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (header, *rows)
-        ]
+        header = ("metric", "value", "trivial baseline", "better?")
         title = f"{self.stage} on split '{self.split}' of {', '.join(self.datasets)}: "
         title += f"{self.num_samples:,} samples"
-        if self.num_left_out:
-            title += f" ({self.num_left_out} could not be decoded)"
-        return "\n".join([title, *lines])
+        if self.num_dropped:
+            title += f" ({self.num_dropped} could not be decoded)"
+        return f"{title}\n{format_table(header, rows, align='<<<<')}"
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write a report's JSON and, beside it, its answers if it has any: a JSON object a line.
+    """Write a report as JSON, atomically, and its answers (if any) next to it as JSON lines.
 
-    Both whole or not at all; raises ConfigError when that fails.
+    Raises ConfigError if a file cannot be written.
     """
     try:
         if report.answers:
@@ -114,34 +110,37 @@ def write_report(path: Path, report: Report) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
-            f"cannot write the report to {path} ({reason}); give another --json"
+            f"cannot write the report to {path} ({reason}); choose another --json"
         ) from None
 
 
 def read_reports(run: Path) -> list[dict[str, Any]]:
-    """The reports `RUN/STAGE/evaluation.json`, in order of the stages; raises DataError without any."""
+    """Read `RUN/STAGE/evaluation.json` of all stages, in stage order.
+
+    Raises DataError if there is no report or one is invalid.
+    """
     reports = []
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         path = run / stage / REPORT_NAME
         if path.is_file():
             try:
                 reports.append(json.loads(path.read_text(encoding="utf-8")))
             except ValueError:
                 raise DataError(
-                    f"{path} is no report; run launch/evaluate.py --stage {stage} --run {run} again"
+                    f"{path} is not a valid report; rerun launch/evaluate.py --stage {stage} --run {run}"
                 ) from None
     if not reports:
         raise DataError(
-            f"{run} holds no {REPORT_NAME} of any stage; make one with "
+            f"{run} has no {REPORT_NAME} of any stage; run "
             f"deepspeed launch/evaluate.py --stage STAGE --run {run}"
         )
     return reports
 
 
 def summary(reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
-    """A markdown table of all stages beside their baselines.
+    """Format the metrics of all stages and their baselines as a markdown table.
 
-    Metrics without a baseline are left out unless `with_all`.
+    Metrics without a baseline are included only if `with_all`.
     """
     lines = [
         "| stage | metric | muomni | trivial baseline | beaten |",
@@ -151,13 +150,14 @@ def summary(reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
         for name, value in report["metrics"].items():
             baseline = report["baselines"].get(name)
             if baseline is not None:
-                other = f"{_number(baseline['value'])} ({baseline['name']})"
+                reference = f"{_number(baseline['value'])} ({baseline['name']})"
                 verdict = "yes" if baseline["is_beaten"] else "no"
             elif with_all:
-                other, verdict = "-", "-"
+                reference, verdict = "-", "-"
             else:
                 continue
-            lines.append(f"| {report['stage']} | {name} | {_number(value)} | {other} | {verdict} |")
+            cells = (report["stage"], name, _number(value), reference, verdict)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -169,4 +169,4 @@ def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     num_integer_digits = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:.{max(0, _NUM_DIGITS - num_integer_digits)}f}"
+    return f"{value:.{max(0, _SIGNIFICANT_DIGITS - num_integer_digits)}f}"

@@ -1,4 +1,4 @@
-"""Answers a question of text, images and audio clips with text."""
+"""Generate text answers to questions of text, images, and audio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
-from muomni.data.text.chat_template import (
-    MEDIA_KINDS,
-    Conversation,
-    MediaKind,
-    Part,
-    Turn,
-    cut_at_placeholders,
-)
+from muomni.data.text.chat_template import Conversation
+from muomni.data.text.turns import MEDIA_KINDS, MediaKind, Part, Turn, split_placeholders
 from muomni.data.views.conversation import media_slots
 from muomni.errors import ConfigError, DataError
 from muomni.inference.load import Assistant
@@ -24,7 +18,7 @@ from muomni.models.omni import MediaSlots
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user asks: turns, and the bytes of the media that they name."""
+    """The turns to answer, and the encoded media files by the names used in the turns."""
 
     turns: tuple[Turn, ...]
     media: dict[str, bytes]
@@ -32,9 +26,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The text of an answer, its token ids and the Thinker's states [1, T, D] at them.
+    """The text of an answer, its T token ids, and the Thinker's hidden states [1, T, D] for them.
 
-    `stopped` is False when it was cut: at the limit of tokens, or since it repeated itself.
+    `stopped` is False if the answer was truncated, by the token limit or a repetition.
     """
 
     text: str
@@ -49,11 +43,14 @@ def read_question(
     audios: Sequence[Path] = (),
     system: str | None = None,
 ) -> Question:
-    """One user turn of text, images and audio clips, as the training data has them.
+    """Build one user turn of text, images, and audio clips, preceded by an optional system turn.
 
-    Each `<image>` and `<audio>` in the text stands for the next file of its kind; images, then
-    audio clips, that have none come before the text. Raises ConfigError when there is nothing to ask or
-    placeholders and files do not fit, DataError for a file that cannot be read.
+    Each `<image>` and `<audio>` in the text is replaced by the next file of its kind. Files without
+    placeholders come before the text, images first.
+
+    Raises:
+        ConfigError: the question is empty, or the placeholders do not match the files.
+        DataError: a file cannot be read.
     """
     media: dict[str, bytes] = {}
     files: dict[MediaKind, list[str]] = {"image": [], "audio": []}
@@ -65,7 +62,7 @@ def read_question(
         files["audio"].append(str(path))
     parts = _parts(text or "", files)
     if not parts:
-        raise ConfigError("there is nothing to answer; give --text, --image or --audio")
+        raise ConfigError("the question is empty; set --text, --image, or --audio")
     turns = [Turn("user", tuple(parts))]
     if system is not None:
         turns.insert(0, Turn("system", (Part("text", system),)))
@@ -73,45 +70,45 @@ def read_question(
 
 
 def _parts(text: str, files: dict[MediaKind, list[str]]) -> list[Part]:
-    """Put files where the text has placeholders; kinds that have none come first."""
-    first: list[Part] = []
+    """Put files at their placeholders; kinds without placeholders come first."""
+    leading: list[Part] = []
     for kind in MEDIA_KINDS:
         if f"<{kind}>" not in text:
-            first += [Part(kind, name) for name in files[kind]]
+            leading += [Part(kind, name) for name in files[kind]]
             files[kind] = []
     try:
-        placed = [Part(kind, value) for kind, value in cut_at_placeholders(text, files)]
+        parts = split_placeholders(text, files)
     except DataError as error:
-        raise ConfigError(f"--text does not fit the files: {error}") from None
+        raise ConfigError(f"--text does not match the files: {error}") from None
     for kind in MEDIA_KINDS:
         if files[kind]:
             raise ConfigError(
-                f"--text has fewer <{kind}> than there are files: {files[kind][0]} is left over"
+                f"--text has fewer <{kind}> placeholders than files: {files[kind][0]} has none; add one"
             )
-    return [*first, *placed]
+    return [*leading, *parts]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question as the model reads it, and how long its answer may become."""
+    """An encoded question, and the length limit of its answer in tokens."""
 
     encoded: Conversation
     max_new_tokens: int
 
 
 def encode_question(assistant: Assistant, question: Question, max_new_tokens: int) -> Prompt:
-    """Raises DataError for a broken medium or a question longer than the model's positions."""
+    """Encode a question; raises DataError for broken media or if it exceeds the model's positions."""
     encoded = assistant.encoder.prompt(question.turns, question.media)
     limit = assistant.model.config.thinker.max_positions
     if len(encoded.ids) + max_new_tokens > limit:
         raise DataError(
-            f"the question takes {len(encoded.ids)} positions, and with {max_new_tokens} new tokens more "
-            f"than the model's {limit}; ask with less media or text, or lower --max-new-tokens"
+            f"the question of {len(encoded.ids)} tokens plus {max_new_tokens} new tokens exceeds the "
+            f"model's {limit} positions; shorten the question or lower --max-new-tokens"
         )
     return Prompt(encoded, max_new_tokens)
 
 
-def answer_together(
+def answer_batch(
     assistant: Assistant,
     prompts: Sequence[Prompt],
     *,
@@ -120,21 +117,21 @@ def answer_together(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[Answer]:
-    """Answer several questions in one batch; options as those of `OmniModel.generate`.
+    """Answer questions in one left-padded batch; the options are those of `OmniModel.generate`.
 
-    The batch takes as long as its longest answer, so put together what has like limits.
+    The batch runs until its longest answer ends, so batch prompts with similar limits.
     """
     width = max(len(prompt.encoded.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), assistant.tokenizer.pad_id)
     valid = torch.zeros(ids.shape, dtype=torch.bool)
-    placed = []
+    offsets = []
     for row, prompt in enumerate(prompts):
         start = width - len(prompt.encoded.ids)
         ids[row, start:] = torch.tensor(prompt.encoded.ids)
         valid[row, start:] = True
-        placed.append((row * width + start, prompt.encoded))
-    slots = media_slots(placed, assistant.encoder, ids.numel())
-    made = assistant.model.generate(
+        offsets.append((row * width + start, prompt.encoded))
+    slots = media_slots(offsets, assistant.encoder, ids.numel())
+    generated = assistant.model.generate(
         ids.to(assistant.device),
         MediaSlots.of_batch({name: t.to(assistant.device) for name, t in slots.items()}),
         valid=None if valid.all() else valid.to(assistant.device),
@@ -147,7 +144,7 @@ def answer_together(
     )
     return [
         Answer(assistant.tokenizer.decode(text.ids), text.ids, text.hidden, text.stopped)
-        for text in made
+        for text in generated
     ]
 
 
@@ -161,11 +158,11 @@ def answer(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Answer:
-    """Generate an answer of at most so many tokens; options as those of `OmniModel.generate`.
+    """Answer one question; the options are those of `OmniModel.generate`.
 
-    Raises DataError for a broken medium or a question that is longer than the model's positions.
+    Raises DataError for broken media or if the question exceeds the model's positions.
     """
-    (made,) = answer_together(
+    (generated,) = answer_batch(
         assistant,
         [encode_question(assistant, question, max_new_tokens)],
         min_new_tokens=min_new_tokens,
@@ -173,12 +170,12 @@ def answer(
         temperature=temperature,
         generator=generator,
     )
-    return made
+    return generated
 
 
 def _read(path: Path, kind: str, known: tuple[str, ...]) -> bytes:
     if path.suffix.lower().lstrip(".") not in known:
-        raise DataError(f"{path} is no {kind} file that can be read; give {', '.join(known)}")
+        raise DataError(f"{path} is not a supported {kind} file; use one of {', '.join(known)}")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Opens what stage `sft` published: one folder that answers in text and speech."""
+"""Load the export of stage `sft`, which answers in text and speech."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ STAGE = "sft"
 
 @dataclass(frozen=True, slots=True)
 class Assistant:
-    """A fine-tuned omni model with its tokenizer, ready to answer."""
+    """A fine-tuned omni model in eval mode, with its tokenizer."""
 
     model: OmniModel
     tokenizer: Tokenizer
@@ -28,9 +28,9 @@ class Assistant:
 
 
 def load_assistant(run: Path, device: torch.device) -> Assistant:
-    """Load the export of stage sft in a run folder, or that export folder itself, strictly.
+    """Load the sft export of a run folder, or an export folder, strictly.
 
-    Raises UpstreamError when it is missing, damaged or of another stage.
+    Raises UpstreamError if it is missing, damaged, or of another stage.
     """
     folder = RunFolder(run, STAGE).export
     if not folder.is_dir() and (run / "export.json").is_file():
@@ -40,8 +40,8 @@ def load_assistant(run: Path, device: torch.device) -> Assistant:
     config = export.config(OmniConfig)
     if config.thinker.vocab_size != tokenizer.vocab_size:
         raise UpstreamError(
-            f"the tokenizer in {export.path} has {tokenizer.vocab_size} pieces, but its model "
-            f"{config.thinker.vocab_size}; train stage {STAGE} again"
+            f"the tokenizer in {export.path} has {tokenizer.vocab_size} pieces, but its model has "
+            f"{config.thinker.vocab_size}; retrain stage {STAGE}"
         )
     model = OmniModel(config, with_codec=True)
     export.load_into(model)

@@ -16,8 +16,8 @@ from muomni.checkpoint.export import read_export
 from muomni.config.models import FRAME_RATE_HZ, MEL_RATE_HZ
 from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.shards.source import Source
-from muomni.data.text.chat_template import read_turns
-from muomni.inference.answer import Prompt, answer_together
+from muomni.data.text.turns import read_turns
+from muomni.inference.answer import Prompt, answer_batch
 from muomni.inference.load import Assistant, load_assistant
 from muomni.models.omni import MediaSlots, gather_places
 from muomni.models.speech.ctc import greedy_decode
@@ -162,7 +162,7 @@ def _answers(stage: "SftStage", source: Source, folder: RunFolder) -> Iterator[A
 def _answer(assistant: Assistant, sample: dict[str, Any]) -> str:
     turns = read_turns(sample)
     prompt = Prompt(assistant.encoder.prompt(turns[:-1], sample), _MAX_ANSWER_TOKENS)
-    (answer,) = answer_together(assistant, [prompt], cut_loops=False)
+    (answer,) = answer_batch(assistant, [prompt], cut_loops=False)
     asked = " ".join(p.value if p.kind == "text" else f"<{p.kind}>" for p in turns[-2].parts)
     expected = assistant.tokenizer.decode(assistant.encoder.answer_ids(turns[-1]))
     return f"asked:    {asked}\nexpected: {expected}\nanswered: {answer.text}\n"

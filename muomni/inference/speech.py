@@ -1,4 +1,4 @@
-"""Speaks an answer: Talker codes, codec decoder, vocoder, WAV file."""
+"""Synthesize the speech of an answer: Talker, codec decoder, vocoder, WAV file."""
 
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from muomni.observe.spectrogram import write_waveform
 
 
 def check_can_speak(assistant: Assistant) -> None:
-    """Raise UpstreamError when the export answers in text only."""
+    """Raise UpstreamError if the export has no Talker."""
     if assistant.model.talker is None or assistant.model.codec is None:
         raise UpstreamError(
-            f"the model in {assistant.export.path} has no Talker, so it cannot speak; leave --speak "
-            f"out, or train stage sft with one"
+            f"the model in {assistant.export.path} has no Talker; omit --speak, or train stage sft with one"
         )
 
 
@@ -29,17 +28,19 @@ def speak_answer(
     temperature: float = SPEECH_TEMPERATURE,
     seed: int = 0,
 ) -> Speech:
-    """The answer's text as speech at 16 kHz, at most `max_seconds` of it.
+    """Synthesize an answer at 16 kHz, at most `max_seconds` long.
 
-    Raises UpstreamError without a Talker, DataError when there is nothing to say or nothing was said.
+    Raises:
+        UpstreamError: the model has no Talker.
+        DataError: the answer has no text, or the Talker generates no frame.
     """
     check_can_speak(assistant)
     talker, codec = assistant.model.talker, assistant.model.codec
     assert talker is not None and codec is not None
-    sees_no_states = talker.config.thinker_hidden_size is None
+    is_text_only = talker.config.thinker_hidden_size is None
     spelling = assistant.tokenizer.spell(answer.ids)
     if not spelling.characters:
-        raise DataError("the answer has no text, so there is nothing to speak; ask otherwise")
+        raise DataError("the answer has no text to speak; rephrase the question")
     speech = speak(
         talker,
         codec,
@@ -48,21 +49,20 @@ def speak_answer(
         max_frames=max(1, round(max_seconds * FRAME_RATE_HZ)),
         temperature=temperature,
         seed=seed,
-        thinker_hidden=None if sees_no_states else answer.hidden[:, spelling.places],
+        thinker_hidden=None if is_text_only else answer.hidden[:, spelling.places],
     )
     if not len(speech.codes):
         raise DataError(
-            f"the Talker ended before its first frame for the answer '{answer.text}'; train it longer, "
-            f"or give another --seed"
+            f"the Talker generated no frame for the answer '{answer.text}'; train it longer or change --seed"
         )
     return speech
 
 
 def write_speech(path: Path, speech: Speech) -> None:
-    """Write a 16-bit WAV file at 16 kHz; raises ConfigError when that is not possible."""
+    """Write a 16-bit WAV file at 16 kHz; raises ConfigError if it cannot be written."""
     try:
         write_waveform(path, speech.waveform.cpu().numpy())
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"cannot write speech to {path} ({error}); give another --speak"
+            f"cannot write speech to {path} ({error}); choose another --speak"
         ) from None

@@ -1,39 +1,34 @@
-"""Locks between the processes of a node: `flock` on a file that exists while somebody holds it.
+"""Exclusive locks between the processes of a node. The lock file exists only while the lock is in use.
 
-The kernel frees the lock of a process that dies, so nothing has to be repaired after a kill; the empty
-file that a killed holder leaves is taken over by the next one.
+The kernel releases the lock of a process that dies, and the next holder reuses the file it leaves.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 
-def is_linked(descriptor: int, path: Path) -> bool:
-    """Whether `path` still names the open file."""
-    try:
-        named = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), named)
+_POLL_S = 0.01
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the lock called `path`, waiting for other holders."""
-    while (descriptor := _acquire(path, fcntl.LOCK_EX)) is None:
-        continue
-    try:
-        yield
-    finally:
-        _release(descriptor, path)
+def exclusive_lock(path: Path, blocking: bool = True) -> Iterator[None]:
+    """Hold the lock `path`; raises `filelock.Timeout` if it is held and not `blocking`.
+
+    Raises OSError if the file cannot be created or its file system has no locks.
+    """
+    # Without `fallback_to_soft=False`, a file system without flock gets locks that outlive their owner.
+    with FileLock(path, blocking=blocking, poll_interval=_POLL_S, fallback_to_soft=False):
+        try:
+            yield
+        finally:
+            path.unlink()  # while held: filelock retries if the file it locked has no name
 
 
 @contextmanager
-def lock_if_possible(path: Path) -> Iterator[None]:
-    """`exclusive_lock` where the file system has locks; some of clusters have none, and nobody waits there."""
+def exclusive_lock_if_supported(path: Path) -> Iterator[None]:
+    """`exclusive_lock`, or no lock if it raises OSError: some cluster file systems have no locks."""
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(exclusive_lock(path))
@@ -42,32 +37,12 @@ def lock_if_possible(path: Path) -> Iterator[None]:
 
 @contextmanager
 def try_exclusive_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock called `path` if it is free; yields whether it was."""
-    descriptor = _acquire(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            _release(descriptor, path)
-
-
-def _acquire(path: Path, operation: int) -> int | None:
-    """A locked descriptor; None when the lock is held, or its file was removed meanwhile."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, operation)
-        if is_linked(descriptor, path):
-            return descriptor
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _release(descriptor: int, path: Path) -> None:
-    # Removed while still held: whoever waits notices that its file has no name and opens a new one.
-    os.unlink(path)
-    os.close(descriptor)
+    """Hold the lock `path` if it is free; yields whether it is held."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(path, blocking=False))
+        except Timeout:
+            is_held = False
+        else:
+            is_held = True
+        yield is_held

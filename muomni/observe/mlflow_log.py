@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from muomni.io.file_lock import lock_if_possible
+from muomni.io.file_lock import exclusive_lock_if_supported
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,9 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
     Without it, MLflow fails in the second process at a column that the first has just added.
     """
     _, is_sqlite, file = uri.partition("?")[0].partition("sqlite:///")
-    return lock_if_possible(Path(f"{file}.lock")) if is_sqlite and file else nullcontext()
+    return (
+        exclusive_lock_if_supported(Path(f"{file}.lock")) if is_sqlite and file else nullcontext()
+    )
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

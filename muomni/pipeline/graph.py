@@ -2,19 +2,16 @@
 
 from collections.abc import Collection, Mapping
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 
-Needs = Mapping[str, frozenset[str]]  # of each stage, all stages that it builds on
+Needs = Mapping[str, frozenset[str]]  # per stage, all stages that it builds on
 
 
 def stage_needs() -> Needs:
-    """The needs of all stages, from what their classes load (this imports torch)."""
-    from muomni.training.stages import load_stage
-
+    """The needs of all stages, from the registry."""
     needs: dict[str, frozenset[str]] = {}
-    for stage in STAGE_NAMES:  # their order is one in which they can be trained
-        upstream = load_stage(stage).upstream
-        needs[stage] = frozenset(upstream).union(*(needs[name] for name in upstream))
+    for stage, spec in STAGES.items():  # in an order in which they can be trained
+        needs[stage] = frozenset(spec.upstream).union(*(needs[name] for name in spec.upstream))
     return needs
 
 

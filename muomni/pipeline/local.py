@@ -1,4 +1,4 @@
-"""How launch/pipeline.py starts the ranks of a stage: the deepspeed command, its environment, its output."""
+"""Starts the ranks of a stage on this machine: DeepSpeed's launcher, its environment, its output."""
 
 import os
 import shlex
@@ -14,6 +14,7 @@ from types import FrameType
 
 import psutil
 
+from muomni.config.run import RunConfig
 from muomni.distributed.compiler import add_interpreter_folder
 from muomni.distributed.discovery import free_port
 from muomni.errors import MachineError, PreemptedError
@@ -21,7 +22,6 @@ from muomni.errors import MachineError, PreemptedError
 # What DeepSpeed's launcher makes of a rank that a SIGTERM ended before it could handle it.
 _KILLED_BY_TERM = 256 - signal.SIGTERM
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-TRAIN = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
 
 def num_cores() -> int:
@@ -38,6 +38,14 @@ def num_gpus() -> int:
 def count_ranks() -> int:
     """One rank a GPU; without GPUs two, which share the cores better than one rank's threads do."""
     return num_gpus() or min(2, num_cores())
+
+
+def shareable_ranks(config: RunConfig, num_ranks: int) -> int:
+    """The most ranks, up to `num_ranks`, that can share the micro-batches of a step evenly."""
+    group = config.batch.micro_batches_per_step
+    if group is None:
+        return num_ranks
+    return max(number for number in range(1, num_ranks + 1) if group % number == 0)
 
 
 def rank_environment(num_ranks: int) -> dict[str, str]:
@@ -68,7 +76,9 @@ def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = Non
         gpus = range(first_gpu, first_gpu + num_ranks)
         ranks = ["--include", f"localhost:{','.join(map(str, gpus))}"]
     port = ["--master_port", str(free_port())]
-    return [str(launcher), "--quiet", *ranks, *port, str(TRAIN), *arguments]
+    return [
+        str(launcher), "--quiet", *ranks, *port, "--module", "muomni.cli", "train", *arguments
+    ]  # fmt: skip
 
 
 class RunningRanks:

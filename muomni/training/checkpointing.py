@@ -9,6 +9,7 @@ from torch import nn
 from muomni.checkpoint import store
 from muomni.checkpoint.export import write_export
 from muomni.checkpoint.store import Topology, TrainState
+from muomni.config.registry import stage_spec
 from muomni.distributed import collectives
 from muomni.errors import NonFiniteError
 from muomni.run_folder import RunFolder, provenance
@@ -103,7 +104,7 @@ def export_stage(
         "step": step,
         "ema_decay": config.training.ema_decay,  # null: raw weights
         "config": config.model_dump(mode="json"),
-        "data": {"tasks": stage.tasks, "fingerprint": fingerprint},
+        "data": {"tasks": stage_spec(stage.name).tasks, "fingerprint": fingerprint},
         "upstream": {name: export.digest for name, export in stage.context.upstream.items()},
         **provenance(),
     }

@@ -5,7 +5,6 @@ JSON, a missing dataset or upstream export, a world size that cannot share a ste
 """
 
 import logging
-import os
 import random
 import shutil
 from dataclasses import dataclass, replace
@@ -19,24 +18,25 @@ from muomni.checkpoint import store
 from muomni.checkpoint.export import Export, read_export
 from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.loading import read_yaml
+from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
 from muomni.data.sampling.count_cache import CountCache
 from muomni.data.sampling.mix import open_order
-from muomni.data.sampling.plan import ORDER_VERSION, Plan, check_world_size
+from muomni.data.sampling.plan import ORDER_VERSION, Plan
 from muomni.data.shards.data_root import datasets_of, tokenizer_of
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.distributed import collectives, compiler
+from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
-from muomni.models.layers.compiled import compile_blocks
+from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.mlflow_log import flatten
-from muomni.observe.profiler import check_ranks
-from muomni.observe.recorder import build_recorders, check_recorders
+from muomni.observe.recorder import build_recorders
 from muomni.run_folder import RunFolder, provenance
-from muomni.training.engine import attention, ema, expert_parallel, offload
+from muomni.training import preflight
+from muomni.training.engine import expert_parallel
 from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.precision import (
     describe_precision,
@@ -47,10 +47,8 @@ from muomni.training.engine.precision import (
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
-from muomni.training.optim import muon
-from muomni.training.optim.groups import describe_parameters, groups_digest, parameter_groups
+from muomni.training.optim.groups import describe_parameters, groups_digest
 from muomni.training.stage import Stage, StageContext
-from muomni.training.stages import load_stage
 
 logger = logging.getLogger(__name__)
 
@@ -99,49 +97,30 @@ class Session:
 def prepare(request: Request, ranks: Ranks) -> Session:
     """Check everything that needs no process group; raises MuomniError."""
     config = request.config
-    stage_type = load_stage(config.stage)
+    spec = stage_spec(config.stage)
+    stage_type = load(spec.stage)
     device = pick_device(ranks.local_rank)
     precision = pick_precision(config.precision, device)
-    group = config.batch.micro_batches_per_step or ranks.world_size
-    check_world_size(group, ranks.world_size)
-    check_ranks(config.profile, ranks.world_size)
-    check_recorders(config.training.recorders)
+    here = None if request.is_for_other_gpus else device
+    candidate = preflight.Candidate(config, request.engine_json, ranks.world_size, here, precision)
+    preflight.check(candidate)
     upstream = stage_type.find_upstream(config, request.upstream)
     stream = config.data.stream
     needs_datasets = stream is None or stream.has_val
-    datasets = datasets_of(config.data, stage_type.tasks) if needs_datasets else []
+    datasets = datasets_of(config.data, spec.tasks) if needs_datasets else []
     tokenizer = tokenizer_of(config.data)
     _check_tokenizers(tokenizer, upstream, config.data.root)
     _check_resume(request.resume)
     # Sizes may be asked for before the ranks agree on seeds; models are built later.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
-    sizes = stage.model_config()
-    if config.optim.name == "muon":
-        from muomni.training.engine.ds_config import zero_stage
-
-        has_experts = expert_parallel.is_enabled(request.engine_json)
-        muon.check_support(zero_stage(request.engine_json), has_experts)
-    offload.check_support(request.engine_json)
-    if config.training.ema_decay is not None:
-        ema.check_support(request.engine_json)
-    if config.training.attention == "varlen":
-        here = None if request.is_for_other_gpus else device
-        attention.check_support(here, precision, sizes)
-    if config.training.compile and not request.is_for_other_gpus:
-        compiler.check_support(os.environ, device.type)
-    by_part = isinstance(config.training.activation_checkpointing, dict)
-    if config.optim.lr_scales or config.optim.name == "muon" or by_part:
-        # A pattern or an optimizer that finds nothing is refused before any start.
-        with torch.device("meta"):
-            task = stage.build()
-        parameter_groups(task, config.optim)
-        stage.set_up(task)
-    if expert_parallel.SECTION in request.engine_json:
-        moe = find_moe(sizes)
-        completed = expert_parallel.complete_section(request.engine_json, moe, ranks.world_size)
-        request = replace(request, engine_json=completed)
+    preflight.check(replace(candidate, stage=stage))
+    engine_json = expert_parallel.complete_section(
+        request.engine_json, find_moe(stage.model_config()), ranks.world_size
+    )
+    request = replace(request, engine_json=engine_json)
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val", check_files=ranks.is_main) if has_val else None
+    group = config.batch.micro_batches_per_step or ranks.world_size
     reading = Reading(config, stage.view(), ranks, device, group)
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
@@ -199,7 +178,7 @@ def open_loop(session: Session) -> Loop:
     use_tf32(config.tf32, session.precision, session.device)
     task = session.stage.build()
     session.stage.set_up(task)
-    num_parameters = count_parameters(task)  # before it is divided over ranks
+    num_parameters = count_parameters(task)  # before ZeRO shards it
     parameter_lines = describe_parameters(task, config.optim)
     trained_groups = groups_digest(task, config.optim)
     engine = Engine(

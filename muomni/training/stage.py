@@ -15,21 +15,15 @@ from pydantic import BaseModel
 from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports
-from muomni.config.loading import validate
-from muomni.config.models import Section
+from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.sampling.plan import Batching
-from muomni.data.shards.manifest import Task
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.models.layers.recompute import recompute_activations
+from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
 from muomni.training.outputs import StageOutput, Sums
-
-
-class NoOptions(Section):
-    """For stages without settings of their own."""
 
 
 @dataclass(slots=True)
@@ -44,11 +38,7 @@ class StageContext:
 class Stage(ABC):
     """One kind of training. Subclasses live in `muomni/training/stages/`, one file each."""
 
-    name: ClassVar[str]
-    tasks: ClassVar[tuple[Task, ...]]  # tasks of the datasets it reads
-    upstream: ClassVar[tuple[str, ...]] = ()  # stages whose exports it loads
     terms: tuple[str, ...] = ("loss",)  # a stage may add to them by its config
-    options_type: ClassVar[type[BaseModel]] = NoOptions
     # The validation metric that decides which checkpoint is best, and its direction.
     best_metric: ClassVar[str] = "loss"
     best_is_lower: ClassVar[bool] = True
@@ -57,7 +47,11 @@ class Stage(ABC):
         self.config = config
         self.context = context
         self.tokenizer = context.tokenizer
-        self.options: Any = validate(self.options_type, config.options, "section 'options'")
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return self.config.stage
 
     @classmethod
     def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
@@ -65,7 +59,7 @@ class Stage(ABC):
 
         Raises UpstreamError naming those that are missing.
         """
-        return find_exports(run, cls.upstream)
+        return find_exports(run, stage_spec(config.stage).upstream)
 
     # -- data ------------------------------------------------------------------------------------
     @abstractmethod

@@ -18,7 +18,7 @@ from muomni.observe.peak_flops import find_peak
 from muomni.observe.profiler import Profiler
 from muomni.observe.progress import StepRates
 from muomni.observe.step_clock import StepClock, step_breakdown
-from muomni.observe.utilization import Utilisation
+from muomni.observe.utilization import Utilization
 from muomni.training.engine.engine import Engine
 from muomni.training.flops import StepFlops
 from muomni.training.stage import Stage
@@ -40,7 +40,10 @@ class Throughput:
     ) -> None:
         num_ranks, config = collectives.world_size(), stage.config
         self._device = device
-        self._count_flops = stage.flop_counter(engine.task)
+        with torch.device("meta"):  # the engine may have sharded the weights of its task
+            task = stage.build()
+        stage.set_up(task)
+        self._count_flops = stage.flop_counter(task)
         self._flops = StepFlops()
         self._units = torch.zeros((), device=device)
         self._rates = StepRates(stage.view().unit, step)
@@ -48,7 +51,7 @@ class Throughput:
         engine.time_reductions(self.clock)
         self.profiler = Profiler(config.profile, root, device, collectives.rank(), self.clock)
         peak = find_peak(device, engine.precision, config.training.peak_tflops)
-        self.utilization = Utilisation(num_ranks, *peak)
+        self.utilization = Utilization(num_ranks, *peak)
 
     def start(self, step: int) -> None:
         """Measure rates from now on, after `step` finished steps."""

@@ -1,10 +1,10 @@
-"""Makes the folder `samples/` from the full corpora; run once, its result is committed.
+"""Create the folder `samples/` from the full corpora; run once, the result is committed.
 
     python -m scripts.samples.build --corpora DIR --out samples
 
-Needs Debian's packages unicode-data (kinds of emoji) and flite (voices that ask). Images, texts and the
-WAV files stay as they are; what is chosen is chosen by hash of its id, so the choice can be repeated.
-FLAC files hold the upper 11 of 16 bits (54 dB signal to noise).
+Needs the Debian packages unicode-data (kinds of emoji) and flite (synthetic voices). Images, texts, and WAV
+files are copied unchanged; samples are chosen by the hash of their id, so the choice is reproducible. FLAC
+files keep the upper 11 of 16 bits (54 dB signal-to-noise ratio).
 """
 
 import argparse
@@ -24,10 +24,10 @@ from muomni.data.shards.manifest import hash64
 from scripts.samples.emoji_kinds import emoji_key, read_emoji_kinds
 
 _SPEAKER = "7001"
-# The source is 64 kbit/s speech: its noise lies above the lowest bits, which fill half of a FLAC file.
+# The source is 64 kbit/s speech, so the lowest bits are noise that would fill half of a FLAC file.
 _FLAC_STEP = 32
 _LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.08
-# Most of a conversation with an image is the image; three about each would be most of all training.
+# Image positions dominate a conversation with an image; three of them per image would dominate training.
 _ASK_NAME_SHARE = _ASK_KIND_SHARE = 1 / 3
 _ASK_KIND = ("What kind of thing is it?", "What sort of thing is this?")
 _VOICES = ("slt", "rms", "awb")
@@ -41,7 +41,7 @@ _QUESTIONS = (
     "Can you tell me what it is?",
 )
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
-# Of texts and of audio clips: who can repeat the one has half of what the other takes.
+# For texts and audio clips, as repeating text is half of transcribing speech.
 _REPEAT = ("Repeat: {}", "Write this down: {}", "Copy this: {}")
 _NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
 T = TypeVar("T")
@@ -50,7 +50,7 @@ Conversation = dict[str, object]
 
 @dataclass(frozen=True)
 class Image:
-    """What an image shows: its name and, where Unicode's list has it, the kind of thing."""
+    """What an image shows: its name and, if Unicode's list has it, its kind."""
 
     name: str
     kind: str | None
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def copy_images(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Image]:
-    """Copy all images and English captions; returns what they show by image path."""
+    """Copy all images and English captions; returns Images keyed by path."""
     images: dict[str, Image] = {}
     for subset in ("train2017", "val2017"):
         (target / subset).mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def copy_images(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, 
 
 
 def read_clips(source: Path) -> dict[str, str]:
-    """Id and text of all clips."""
+    """Texts of all clips, keyed by id."""
     lines = (source / "metadata.csv").read_text(encoding="utf-8").splitlines()
     return {name: text for name, _, text in (line.split("|") for line in lines)}
 
@@ -123,10 +123,10 @@ def read_clips(source: Path) -> dict[str, str]:
 def write_librispeech(
     source: Path, out: Path, clips: dict[str, str], shared: set[str]
 ) -> dict[str, str]:
-    """Write all clips as FLAC of 11 bits in LibriSpeech's layout; returns paths by clip id.
+    """Write all clips as 11-bit FLAC in LibriSpeech's layout; returns paths keyed by clip id.
 
-    train-clean-100 holds the clips that the LJSpeech folder has too, train-clean-360 the others, so
-    both together can be read without repeats. The hundreds of a clip's number give its chapter.
+    train-clean-100 contains the clips that are also in the LJSpeech folder, train-clean-360 the others, so
+    both can be read together without repeats. The hundreds of a clip's number give its chapter.
     """
     root = out / "librispeech_allison/LibriSpeech"
     paths = {}
@@ -155,7 +155,7 @@ def write_librispeech(
 
 
 def write_ljspeech(source: Path, target: Path, clips: dict[str, str]) -> set[str]:
-    """Copy part of the chosen clips, with their lines of metadata.csv; returns their ids."""
+    """Copy some of the chosen clips with their lines of metadata.csv; returns their ids."""
     copied = set()
     (target / "wavs").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -175,10 +175,10 @@ def write_ljspeech(source: Path, target: Path, clips: dict[str, str]) -> set[str
 def copy_trimodal(
     corpora: Path, out: Path, clips: dict[str, str], paths: dict[str, str]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Keep the items on emoji: spoken by Allison (pointing to her clips) or by flite.
+    """Keep items about emoji, spoken by Allison (referring to her clips) or by flite.
 
-    Also writes the synthetic audio clips as a table of speech. Returns triples and questions, with
-    paths relative to `out`/trimodal.
+    Also writes a speech table of the synthetic audio clips. Returns triples and questions with paths
+    relative to `out`/trimodal.
     """
     (out / "trimodal").mkdir(parents=True, exist_ok=True)
     by_text = {text.lower(): paths[name] for name, text in clips.items()}
@@ -219,7 +219,7 @@ def copy_trimodal(
 
 
 def speak_questions(target: Path) -> list[dict[str, str]]:
-    """Let flite's voices ask for the kind of thing, into `target`/questions; returns their rows."""
+    """Synthesize questions for the kind of thing with flite, in `target`/questions; returns their rows."""
     rows = []
     for number, text in enumerate(_ASK_KIND):
         for voice in _VOICES:
@@ -235,7 +235,7 @@ def speak_questions(target: Path) -> list[dict[str, str]]:
 def image_conversations(
     images: dict[str, Image], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """A written question about each image; a spoken one, too, for its name or its kind, about some."""
+    """A written question about each image, and for some also a spoken one for its name or kind."""
     by_name = [row for row in questions if row["asks"] == "name"]
     by_kind = [row for row in questions if row["asks"] == "kind"]
     for path, image in sorted(images.items()):
@@ -256,7 +256,7 @@ def image_conversations(
 def speech_conversations(
     clips: dict[str, str], paths: dict[str, str], triples: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """Transcribe an audio clip, asked in each way; speak a text."""
+    """Requests to transcribe each audio clip, in every wording, and to speak each text."""
     audio_clips = [(paths[name], text, name) for name, text in sorted(clips.items())]
     audio_clips += [
         (f"trimodal/{row['audio']}", row["transcript"], row["id"])
@@ -278,7 +278,7 @@ def speech_conversations(
 
 
 def text_conversations(lines: list[str]) -> Iterator[Conversation]:
-    """Repeat a text: what reading aloud and writing down are made of."""
+    """Requests to repeat a text, a subtask of reading aloud and of transcribing."""
     short = sorted({line for line in lines if len(line) <= _MAX_REPEATED_CHARS}, key=hash64)
     for number, text in enumerate(short[:_NUM_REPEATED]):
         prompt = _pick(_REPEAT, text).format(text)
@@ -286,7 +286,7 @@ def text_conversations(lines: list[str]) -> Iterator[Conversation]:
 
 
 def copy_licenses(source: Path, target: Path) -> None:
-    """Copy the license texts of the packages that the samples come from."""
+    """Copy the license texts of the packages that provide the samples."""
     for name in (
         "asterisk-core-sounds-en-g722",
         "fonts-noto-color-emoji",

@@ -1,4 +1,4 @@
-"""What kind of thing an emoji shows, after Unicode's list of them (`emoji-test.txt`, UTS #51)."""
+"""The kind of thing that an emoji shows, from Unicode's `emoji-test.txt` (UTS #51)."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ _OTHER = "other"
 
 
 def read_emoji_kinds(path: Path) -> dict[str, str]:
-    """The kind ("animal", "person", "sky & weather") by code points ("1F469 200D 1F52C").
+    """Map code points ("1F469 200D 1F52C") to kinds ("animal", "person", "sky & weather").
 
-    A kind is what stands before the hyphen of the list's subgroup ("animal-bird"). Emoji that the list
-    itself calls other are left out, and so are the selectors of presentation in the code points.
+    The kind is the part of the list's subgroup before the hyphen ("animal-bird"). Emoji of the subgroup
+    "other" and presentation selectors in the code points are dropped.
 
     Raises:
-        ValueError: the file names no emoji.
+        ValueError: the file contains no emoji.
     """
     kinds: dict[str, str] = {}
     kind = _OTHER
@@ -24,10 +24,10 @@ def read_emoji_kinds(path: Path) -> dict[str, str]:
         if points and kind != _OTHER:
             kinds[emoji_key(points)] = kind
     if not kinds:
-        raise ValueError(f"{path} names no emoji: it is not Unicode's emoji-test.txt.")
+        raise ValueError(f"{path} contains no emoji; use Unicode's emoji-test.txt")
     return kinds
 
 
 def emoji_key(points: list[str]) -> str:
-    """Code points in hexadecimal, as keys of `read_emoji_kinds` write them."""
+    """Normalize hexadecimal code points to a key of `read_emoji_kinds`."""
     return " ".join(point.upper().zfill(4) for point in points if point.upper() != _PRESENTATION)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from muomni.config.loading import parse_override, preset_names, resolve
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from muomni.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def test_command_line_wins_over_file_over_preset_over_recipe(tmp_path: Path) -> 
     config = resolve("thinker", "nano", file, parse_override("optim.lr=1e-3"))
     assert config.optim.lr == 1e-3
     assert config.optim.weight_decay == 0.25
-    assert config.batch.size == 256  # the preset's, not the recipe's 512
+    assert config.batch.seq_len == 256  # the preset's, not the recipe's 512
     assert config.optim.max_grad_norm == 1.0  # the recipe's
 
 
@@ -39,7 +39,7 @@ def test_overrides_read_their_value_as_yaml(text: str, expected: dict[str, Any])
     [
         ("optim.lrr=1", r"unknown key 'optim.lrr'.*did you mean 'lr'.*keys here: "),
         ("optim.lr=fast", r"bad value 'fast' for 'optim.lr'.*number"),
-        ("batch.size=-3", r"bad value -3 for 'batch.size'"),
+        ("batch.seq_len=-3", r"bad value -3 for 'batch.seq_len'"),
         ("precison=fp32", r"unknown key 'precison'.*did you mean 'precision'"),
         ("precision=fp8", r"bad value 'fp8' for 'precision'"),
         ("training.max_epochs=2", r"exactly one of training.max_steps and training.max_epochs"),
@@ -81,7 +81,7 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_resolves_for_every_stage(preset: str) -> None:
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         assert resolve(stage, preset).stage == stage
 
 

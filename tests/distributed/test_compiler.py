@@ -1,4 +1,4 @@
-"""What is missing for compiling DeepSpeed's op is named, and ninja beside Python is found."""
+"""Missing build requirements are named, and ninja in the venv is found."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ def test_interpreter_folder_is_added_once() -> None:
     assert environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
 
 
-def test_each_lack_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_missing_requirement_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     environ = {"PATH": str(tmp_path), "CXX": "g++"}
-    for lack in ("g++", "Python.h", "ninja"):
-        assert lack in (missing_for_compiling(environ) or "")
-        (tmp_path / lack).symlink_to(shutil.which("true") or "")
+    for requirement in ("g++", "Python.h", "ninja"):
+        assert requirement in (missing_for_compiling(environ) or "")
+        (tmp_path / requirement).symlink_to(shutil.which("true") or "")
     assert missing_for_compiling(environ) is None

@@ -1,4 +1,4 @@
-"""Ranks start without MLflow, and can import it afterward."""
+"""DeepSpeed is imported without MLflow, which can be imported later."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ print(bool(mlflow.MlflowClient))
 """
 
 
-def test_mlflow_is_imported_only_when_it_is_asked_for() -> None:
+def test_deepspeed_does_not_import_mlflow() -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Ranks are found whoever started the process, and contradictions are one sentence."""
+"""Rank discovery under each launcher, and errors for inconsistent variables."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import pytest
 from muomni.distributed.discovery import Ranks, discover, export_environment, first_host, free_port
 from muomni.errors import ConfigError
 
-# What srun sets for the second task on the second of two nodes.
+# The variables of the second task on the second of two nodes.
 SRUN = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
@@ -26,20 +26,20 @@ SRUN = {
 
 
 def exported(environ: dict[str, str]) -> dict[str, str]:
-    """The environment after a process with it has exported its ranks."""
+    """The environment after `export_environment`."""
     environ = dict(environ)
     export_environment(discover(environ), environ)
     return environ
 
 
-def test_deepspeed_and_torchrun_come_before_slurm() -> None:
+def test_launcher_variables_take_precedence_over_slurm() -> None:
     launched = {**SRUN, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
     assert discover(launched) == Ranks(1, 1, 2, "environment")
     assert exported({**launched, "MASTER_PORT": "1"})["MASTER_PORT"] == "1"
-    assert "MASTER_ADDR" not in exported(launched)  # the launcher's business
+    assert "MASTER_ADDR" not in exported(launched)  # set by the launcher
 
 
-def test_srun_gives_all_that_torch_reads() -> None:
+def test_srun_sets_all_variables_of_torch() -> None:
     assert discover(SRUN) == Ranks(3, 1, 4, "srun")
     environ = exported(SRUN)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
@@ -48,18 +48,18 @@ def test_srun_gives_all_that_torch_reads() -> None:
     assert "LOCAL_SIZE" not in environ
 
 
-def test_ranks_of_one_node_share_memory_and_loopback() -> None:
+def test_one_node_uses_loopback_and_shared_memory() -> None:
     environ = exported({**SRUN, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "node2"})
     assert environ["MASTER_ADDR"] == "127.0.0.1"
     assert environ["LOCAL_SIZE"] == "4"
 
 
-def test_a_step_on_part_of_the_job_counts_its_own_tasks() -> None:
+def test_world_size_is_that_of_the_step() -> None:
     step = {**SRUN, "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "16"}
     assert discover({**step, "SLURM_STEP_NODELIST": "node2"}).world_size == 4
 
 
-def test_neighboring_jobs_and_restarts_use_other_ports() -> None:
+def test_ports_differ_between_jobs_and_restarts() -> None:
     ports = {
         exported({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})[
             "MASTER_PORT"
@@ -70,13 +70,13 @@ def test_neighboring_jobs_and_restarts_use_other_ports() -> None:
     assert len(ports) == 400
 
 
-def test_what_is_exported_already_stays() -> None:
+def test_existing_variables_are_kept() -> None:
     environ = exported({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7"})
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.1", "7")
 
 
 @pytest.mark.parametrize("step", ["4294967291", "4294967290", ""])
-def test_a_batch_script_or_an_interactive_allocation_is_no_rank(step: str) -> None:
+def test_batch_scripts_and_interactive_allocations_are_single_ranks(step: str) -> None:
     batch = {**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": step}
     assert discover(batch) == Ranks()
     batch.pop("SLURM_STEP_ID")
@@ -84,11 +84,11 @@ def test_a_batch_script_or_an_interactive_allocation_is_no_rank(step: str) -> No
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [("2", 0), ("0,1", 1), ("", 1)])
-def test_a_task_that_sees_one_gpu_uses_it(visible: str, local_rank: int) -> None:
+def test_task_with_one_visible_gpu_uses_it(visible: str, local_rank: int) -> None:
     assert discover({**SRUN, "CUDA_VISIBLE_DEVICES": visible}).local_rank == local_rank
 
 
-def test_alone_is_one_rank_on_a_free_port() -> None:
+def test_no_launcher_is_one_rank_on_a_free_port() -> None:
     environ = exported({})
     assert discover({}) == Ranks()
     with socket.socket() as probe:
@@ -97,15 +97,15 @@ def test_alone_is_one_rank_on_a_free_port() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 is impossible"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' must be a whole number"),
-        ({"SLURM_LOCALID": ""}, "SLURM_LOCALID='' must be a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 is invalid for 2 ranks"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be an integer, got 'one'"),
+        ({"SLURM_LOCALID": ""}, "SLURM_LOCALID must be an integer, got ''"),
     ],
 )
-def test_contradictions_are_one_sentence(changes: dict[str, str], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_inconsistent_variables_are_rejected(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         discover({**SRUN, **changes})
 
 
@@ -121,18 +121,18 @@ def test_contradictions_are_one_sentence(changes: dict[str, str], sentence: str)
         ("n[7-8]-ib,n1", "n7-ib"),
     ],
 )
-def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+def test_first_host_of_node_list(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
 
 
 @pytest.mark.parametrize("nodes", ["[1-2", "", "node[", "a b"])
-def test_an_unreadable_node_list_asks_for_master_addr(nodes: str) -> None:
+def test_invalid_node_list_asks_for_master_addr(nodes: str) -> None:
     with pytest.raises(ConfigError, match="export MASTER_ADDR"):
         first_host(nodes)
 
 
-def test_two_srun_tasks_meet_without_mpi4py() -> None:
-    """DeepSpeed's own start needs nothing beyond what is exported."""
+def test_two_srun_tasks_connect_without_mpi4py() -> None:
+    """The exported variables are sufficient for init_process_group."""
     program = (
         "import os\n"
         "from muomni.distributed.discovery import discover, export_environment\n"

@@ -1,4 +1,4 @@
-"""Data that the tests of evaluation share."""
+"""Runs and datasets shared by the tests of evaluation."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 @pytest.fixture(scope="session")
 def three_way_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a text dataset of splits train, val and test, and a tokenizer."""
+    """A data root with a tokenizer and a text dataset with splits train, val, and test."""
     root = tmp_path_factory.mktemp("three-way")
     write_texts(root / "text", three_splits())
     write_tokenizer(root / "tokenizer.model")
@@ -23,7 +23,7 @@ def three_way_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def thinker_run(three_way_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the export of an untrained thinker."""
+    """A run with the export of an untrained thinker."""
     run = tmp_path_factory.mktemp("run")
     untrained_export(thinker_config(three_way_text), run)
     return run
@@ -31,7 +31,7 @@ def thinker_run(three_way_text: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def perception_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with untrained speech encoder, vision encoder and codec; its data has train and val."""
+    """A run with an untrained audio encoder, vision encoder, and codec; its data has train and val."""
     root = tmp_path_factory.mktemp("perception")
     write_speech_dataset(root / "speech", num_train=8, num_val=5)
     write_speech_dataset(root / "tts", num_train=4, num_val=2, task="tts")
@@ -44,10 +44,12 @@ def perception_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def omni_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with toy conversations; `run` has random exports of all stages below sft, `tuned` an
-    untrained Talker and omni model made from them."""
+    """A data root with toy conversations and two runs: `run` with random exports of all stages before
+    sft, and `tuned` with an untrained Talker and omni model built from them."""
     root = write_root(tmp_path_factory.mktemp("omni"))
     untrained_export(omni_run("talker", root), root / "tuned", root / "run")
-    # Rows of several conversations, so that there are images and audio clips to swap.
-    untrained_export(omni_run("sft", root, {"batch": {"size": 80}}), root / "tuned", root / "run")
+    # Several conversations per sequence, so that there are images and audio clips to swap.
+    untrained_export(
+        omni_run("sft", root, {"batch": {"seq_len": 80}}), root / "tuned", root / "run"
+    )
     return root

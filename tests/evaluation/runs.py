@@ -1,4 +1,4 @@
-"""Runs with exports of untrained models, and datasets with a test split, for tests of evaluation."""
+"""Runs with exports of untrained models, and datasets with a test split."""
 
 from pathlib import Path
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import torch
 
 from muomni.checkpoint.export import find_exports, write_export
+from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.writer import SampleCost
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.evaluation.context import Wanted
 from muomni.evaluation.evaluator import run_evaluation
+from muomni.evaluation.request import EvaluationRequest
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.stages import load_stage
 from tests.corpora import sentences, write_dataset
 
 CPU = torch.device("cpu")
 
 
 def write_texts(root: Path, texts: dict[str, list[str]], key: str | None = None) -> Manifest:
-    """A text dataset of given documents by split; key and group are `key` (or the split) and place."""
+    """Write a text dataset; keys and groups are `key` (default: the split) plus the index."""
     return write_dataset(
         root,
         "text",
@@ -44,10 +44,11 @@ def three_splits() -> dict[str, list[str]]:
 
 
 def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = None) -> Stage:
-    """Export a stage's model as it is built, with the config beside it."""
+    """Export the freshly initialized model of a stage, with its config."""
     tokenizer = Tokenizer.load(Path(config.data.root) / "tokenizer.model")
-    stage_type = load_stage(config.stage)
-    upstream = find_exports(upstream_run or run, stage_type.upstream)
+    spec = stage_spec(config.stage)
+    stage_type = load(spec.stage)
+    upstream = find_exports(upstream_run or run, spec.upstream)
     stage = stage_type(config, StageContext(tokenizer, upstream, CPU))
     torch.manual_seed(0)
     model = stage.model(stage.build())
@@ -61,11 +62,11 @@ def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = N
     return stage
 
 
-def evaluate(**wanted: Any) -> dict[str, Any]:
-    """The report of an evaluation as JSON; a function that warm ranks can run."""
-    return run_evaluation(Wanted(**wanted), CPU).to_json()
+def evaluate(**arguments: Any) -> dict[str, Any]:
+    """Return the report of an evaluation as JSON; picklable, for `RankPool.run`."""
+    return run_evaluation(EvaluationRequest(**arguments), CPU).to_json()
 
 
-def answers(**wanted: Any) -> list[dict[str, Any]]:
-    """What the model answered in an evaluation; a function that warm ranks can run."""
-    return list(run_evaluation(Wanted(**wanted), CPU).answers)
+def answers(**arguments: Any) -> list[dict[str, Any]]:
+    """Return the generated answers of an evaluation; picklable, for `RankPool.run`."""
+    return list(run_evaluation(EvaluationRequest(**arguments), CPU).answers)

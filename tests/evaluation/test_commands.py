@@ -1,4 +1,4 @@
-"""launch/evaluate.py and launch/summary.py as a user starts them."""
+"""The commands launch/evaluate.py and launch/summary.py."""
 
 import json
 import subprocess
@@ -7,24 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from launch.evaluate import main
+from muomni.cli.evaluate import main_of_rank
 from tests.evaluation.runs import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
-    main()
+def run_main(*flags: object) -> None:
+    main_of_rank([*map(str, flags)])
 
 
-def test_the_last_line_is_json_and_the_file_holds_the_same(
+def test_last_line_and_report_file_hold_the_same_json(
     thinker_run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run_main(monkeypatch, "--stage", "thinker", "--run", thinker_run, "--json", tmp_path / "r.json")
+    run_main("--stage", "thinker", "--run", thinker_run, "--json", tmp_path / "r.json")
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert result == evaluate(stage="thinker", run=thinker_run)
@@ -32,14 +30,12 @@ def test_the_last_line_is_json_and_the_file_holds_the_same(
     assert "perplexity" in lines[2] and "(unigram model)" in lines[2]
 
 
-def test_only_a_whole_test_split_becomes_the_runs_report(
-    thinker_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_full_test_split_writes_default_report(thinker_run: Path) -> None:
     path = thinker_run / "thinker" / "evaluation.json"
-    run_main(monkeypatch, "--stage", "thinker", "--run", thinker_run, "--limit", 3)
-    run_main(monkeypatch, "--stage", "thinker", "--run", thinker_run, "--split", "val")
+    run_main("--stage", "thinker", "--run", thinker_run, "--limit", 3)
+    run_main("--stage", "thinker", "--run", thinker_run, "--split", "val")
     assert not path.exists()
-    run_main(monkeypatch, "--stage", "thinker", "--run", thinker_run)
+    run_main("--stage", "thinker", "--run", thinker_run)
     assert json.loads(path.read_text())["num_samples"] == 31
     path.unlink()
 
@@ -48,32 +44,43 @@ def test_only_a_whole_test_split_becomes_the_runs_report(
     ("flags", "code", "message"),
     [
         (["--stage", "tinker"], 2, "unknown stage 'tinker' (did you mean 'thinker'?)"),
-        (["--stage", "thinker", "--limit", "0"], 2, "--limit 0 leaves nothing to evaluate"),
+        (["--stage", "thinker", "--limit", "0"], 2, "--limit must be at least 1, got 0"),
         (["--stage", "codec"], 4, "no export of stage codec at"),
-        (["--stage", "thinker", "--split", "dev"], 3, "has a split 'dev'; name one of"),
+        (["--stage", "thinker", "--split", "dev"], 3, "has a split 'dev'; set --split to one of"),
         (["--stage", "thinker", "--data", "/nowhere"], 3, "/nowhere does not exist"),
     ],
 )
-def test_mistakes_are_one_sentence_with_an_exit_code(
+def test_user_errors_are_one_line_with_exit_code(
     flags: list[str],
     code: int,
     message: str,
     thinker_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run_main(monkeypatch, *flags, "--run", thinker_run)
-    said = capsys.readouterr()
+        run_main(*flags, "--run", thinker_run)
+    output = capsys.readouterr()
     assert stop.value.code == code
-    assert said.err.startswith("evaluate: ") and message in said.err
-    assert (len(said.err.splitlines()), said.out) == (1, "")
+    assert output.err.startswith("evaluate: ") and message in output.err
+    assert (len(output.err.splitlines()), output.out) == (1, "")
 
 
-def test_the_commands_start_from_any_folder(thinker_run: Path, tmp_path: Path) -> None:
+def test_commands_run_from_any_folder(thinker_run: Path, tmp_path: Path) -> None:
     outcome = subprocess.run(
         [sys.executable, ROOT / "launch" / "summary.py", "--run", tmp_path],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert outcome.returncode == 3
-    assert outcome.stderr.startswith("summary: ") and "launch/evaluate.py" in outcome.stderr
+    assert outcome.stderr.startswith("muomni summary: ") and "launch/evaluate.py" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["muomni.evaluation.request", "muomni.evaluation.report", "muomni.inference.generate"],
+)
+def test_requests_and_reports_do_not_import_torch(module: str) -> None:
+    probe = f"import sys, {module}; print('torch' in sys.modules)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True
+    )
+    assert outcome.stdout.strip() == "False", outcome.stderr

@@ -1,4 +1,4 @@
-"""What an evaluation refuses, in one sentence that says what to do."""
+"""Invalid evaluations are rejected with a remedy."""
 
 import logging
 import shutil
@@ -8,35 +8,38 @@ import pytest
 
 from muomni.checkpoint.export import read_export
 from muomni.errors import ConfigError, DataError, UpstreamError
-from muomni.evaluation.context import Wanted, _upstream_exports, _upstream_run, open_subject
+from muomni.evaluation.context import _upstream_exports, _upstream_run, open_context
+from muomni.evaluation.request import EvaluationRequest
 from tests.corpora import sentences, write_tokenizer
 from tests.evaluation.runs import CPU, evaluate, three_splits, untrained_export, write_texts
 from tests.training.runs import thinker_config
 
 
-def test_a_missing_export_names_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_missing_export_names_command(tmp_path: Path) -> None:
     with pytest.raises(UpstreamError, match=r"no export of stage thinker.*--stage thinker"):
         evaluate(stage="thinker", run=tmp_path)
 
 
-def test_a_missing_config_is_named(thinker_run: Path, tmp_path: Path) -> None:
+def test_missing_config_is_named(thinker_run: Path, tmp_path: Path) -> None:
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "thinker" / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"thinker/config\.yaml does not exist"):
         evaluate(stage="thinker", run=tmp_path)
 
 
-def test_a_missing_split_lists_those_there_are(thinker_run: Path) -> None:
-    with pytest.raises(DataError, match=r"has a split 'dev'; name one of test, train, val"):
+def test_missing_split_lists_available_splits(thinker_run: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"has a split 'dev'; set --split to one of test, train, val"
+    ):
         evaluate(stage="thinker", run=thinker_run, split="dev")
 
 
-def test_the_training_split_needs_to_be_named(thinker_run: Path) -> None:
+def test_training_split_must_be_requested(thinker_run: Path) -> None:
     assert evaluate(stage="thinker", run=thinker_run)["split"] == "test"
     assert evaluate(stage="thinker", run=thinker_run, split="train")["num_samples"] == 120
 
 
-def test_weights_of_another_size_are_refused(thinker_run: Path, tmp_path: Path) -> None:
+def test_weights_of_other_size_are_rejected(thinker_run: Path, tmp_path: Path) -> None:
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "thinker" / "config.yaml"
     config.write_text(config.read_text().replace("intermediate_size: 64", "intermediate_size: 48"))
@@ -44,27 +47,25 @@ def test_weights_of_another_size_are_refused(thinker_run: Path, tmp_path: Path) 
         evaluate(stage="thinker", run=tmp_path)
 
 
-def test_a_test_split_whose_groups_were_trained_on_is_refused(
-    thinker_run: Path, tmp_path: Path
-) -> None:
-    """The same corpus, sharded again so that some of what was trained on is now called test."""
+def test_test_split_with_trained_groups_is_rejected(thinker_run: Path, tmp_path: Path) -> None:
+    """The corpus was resharded, so training groups are now in the test split."""
     texts = three_splits()
     write_texts(tmp_path / "text", {"test": texts["test"]}, key="train")
     with pytest.raises(DataError, match=r"31 of 31 samples.*trained on.*--split train"):
         evaluate(stage="thinker", run=thinker_run, data=tmp_path)
 
 
-def test_repeated_contents_are_told_but_not_refused(
+def test_duplicate_contents_log_a_warning(
     thinker_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repeated = [*sentences(120, 1)[:4], "quite another sentence"]
     write_texts(tmp_path / "other", {"test": repeated})
     with caplog.at_level(logging.WARNING):
         assert evaluate(stage="thinker", run=thinker_run, data=tmp_path)["num_samples"] == 5
-    assert "4 of 5 samples in split 'test' repeat the content" in caplog.text
+    assert "4 of 5 samples in split 'test' duplicate the content" in caplog.text
 
 
-def test_without_training_data_there_is_no_baseline(
+def test_no_baseline_without_training_data(
     thinker_run: Path, three_way_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(thinker_run, tmp_path / "run")
@@ -77,34 +78,37 @@ def test_without_training_data_there_is_no_baseline(
         evaluate(stage="thinker", run=tmp_path / "run")
 
 
-def test_upstream_exports_come_from_the_run_or_from_where_it_was_trained(
-    thinker_run: Path, tmp_path: Path
-) -> None:
+def test_upstream_run_is_same_run_or_recorded_run(thinker_run: Path, tmp_path: Path) -> None:
     elsewhere = str(tmp_path)
-    assert _upstream_run(Wanted("sft", thinker_run), ("thinker",), elsewhere) == thinker_run
-    assert _upstream_run(Wanted("sft", tmp_path), ("thinker",), str(thinker_run)) == thinker_run
-    assert _upstream_run(Wanted("sft", tmp_path), ("thinker",), None) == tmp_path
-    given = Wanted("sft", thinker_run, upstream=tmp_path)
-    assert _upstream_run(given, ("thinker",), str(thinker_run)) == tmp_path
+    assert (
+        _upstream_run(EvaluationRequest("sft", thinker_run), ("thinker",), elsewhere) == thinker_run
+    )
+    assert (
+        _upstream_run(EvaluationRequest("sft", tmp_path), ("thinker",), str(thinker_run))
+        == thinker_run
+    )
+    assert _upstream_run(EvaluationRequest("sft", tmp_path), ("thinker",), None) == tmp_path
+    explicit = EvaluationRequest("sft", thinker_run, upstream=tmp_path)
+    assert _upstream_run(explicit, ("thinker",), str(thinker_run)) == tmp_path
 
 
-def test_an_upstream_export_with_another_tokenizer_is_refused(
+def test_upstream_export_with_other_tokenizer_is_rejected(
     thinker_run: Path, three_way_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(three_way_text / "text", tmp_path / "data" / "text")
     write_tokenizer(tmp_path / "data" / "tokenizer.model", vocab_size=340)
     untrained_export(thinker_config(tmp_path / "data"), tmp_path / "run")
     export = read_export(thinker_run / "thinker" / "export", "thinker")
-    with pytest.raises(UpstreamError, match=r"have different tokenizers; train stage thinker"):
+    with pytest.raises(UpstreamError, match=r"have different tokenizers; retrain stage thinker"):
         _upstream_exports(export, tmp_path / "run", ("thinker",))
     with pytest.raises(UpstreamError, match=r"has no export of talker; make it with"):
         _upstream_exports(export, thinker_run, ("thinker", "talker"))
 
 
-def test_the_subject_holds_the_exported_weights(thinker_run: Path) -> None:
-    subject = open_subject(Wanted("thinker", thinker_run), CPU)
+def test_context_has_exported_weights(thinker_run: Path) -> None:
+    context = open_context(EvaluationRequest("thinker", thinker_run), CPU)
     state = read_export(thinker_run / "thinker" / "export", "thinker").state()
-    own = subject.model.state_dict()
+    own = context.model.state_dict()
     assert own.keys() == state.keys()
     assert all(own[name].equal(tensor) for name, tensor in state.items())
-    assert not subject.task.training
+    assert not context.task.training

@@ -1,4 +1,4 @@
-"""Tables and JSON say who is better, also where lower is worse, and write no half file."""
+"""Tables, JSON files, and summaries of an evaluation."""
 
 import json
 import math
@@ -26,13 +26,11 @@ def report(stage: str = "thinker", *metrics: Metric) -> Report:
         (Metric("wer_of_originals", 0.4), None),
     ],
 )
-def test_better_means_strictly_better_in_the_metrics_direction(
-    metric: Metric, expected: bool | None
-) -> None:
+def test_better_is_strict_and_directional(metric: Metric, expected: bool | None) -> None:
     assert metric.is_better is expected
 
 
-def test_the_table_names_value_baseline_and_verdict() -> None:
+def test_table_shows_value_baseline_and_verdict() -> None:
     table = report(
         "thinker",
         Metric("perplexity", 12.345, 500.0, "unigram model"),
@@ -47,7 +45,7 @@ def test_the_table_names_value_baseline_and_verdict() -> None:
     assert third.split()[-1] == "NO"
 
 
-def test_the_json_is_strict_and_whole(tmp_path: Path) -> None:
+def test_json_is_strict_and_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.json"
     write_report(path, report("thinker", Metric("wer", math.nan, 1.0, "empty")))
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
@@ -56,7 +54,7 @@ def test_the_json_is_strict_and_whole(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
 
 
-def test_answers_stand_beside_the_report_one_a_line(tmp_path: Path) -> None:
+def test_answers_are_json_lines_next_to_the_report(tmp_path: Path) -> None:
     answers = ({"key": "a", "answer": "Crème\nbrûlée"}, {"key": "b", "answer": ""})
     write_report(tmp_path / "report.json", replace(report("sft"), answers=answers))
     lines = (tmp_path / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -64,13 +62,13 @@ def test_answers_stand_beside_the_report_one_a_line(tmp_path: Path) -> None:
     assert "Crème" in lines[0]
 
 
-def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_report_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot write the report to .*file/report\.json"):
         write_report(tmp_path / "file" / "report.json", report())
 
 
-def test_the_summary_is_a_markdown_table_in_order_of_the_stages(tmp_path: Path) -> None:
+def test_summary_is_a_markdown_table_in_stage_order(tmp_path: Path) -> None:
     sft = report("sft", Metric("loss", 1.0, 2.0, "unigram model"))
     thinker = report("thinker", Metric("perplexity", 30.0, 20.0, "unigram model"), Metric("x", 1.0))
     for one in (sft, thinker):
@@ -85,10 +83,10 @@ def test_the_summary_is_a_markdown_table_in_order_of_the_stages(tmp_path: Path) 
     assert "| thinker | x | 1.000 | - | - |" in summary(read_reports(tmp_path), with_all=True)
 
 
-def test_a_run_without_reports_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no evaluation\.json.*launch/evaluate\.py"):
+def test_missing_and_invalid_reports_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no evaluation\.json.*launch/evaluate\.py"):
         read_reports(tmp_path)
     (tmp_path / "codec").mkdir()
     (tmp_path / "codec" / "evaluation.json").write_text("{")
-    with pytest.raises(DataError, match=r"codec/evaluation\.json is no report; run"):
+    with pytest.raises(DataError, match=r"codec/evaluation\.json is not a valid report; rerun"):
         read_reports(tmp_path)

@@ -1,4 +1,4 @@
-"""An sft export of a toy model, trained for a moment or not at all, for tests of inference."""
+"""An sft export of a toy model, untrained or briefly trained."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.corpora import write_tokenizer
 
 
 def write_sft_export(run: Path, num_steps: int = 0, **changes: Any) -> OmniModel:
-    """Write RUN/sft/export and return its model; `num_steps` teach it the names of colors."""
+    """Write RUN/sft/export and return its model, trained for `num_steps` to name colors."""
     from muomni.data.views.conversation import ConversationView
 
     run.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Loading an sft export: whole and strict, or a clear refusal."""
+"""Loading an sft export is strict."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.inference.exports import write_sft_export
 CPU = torch.device("cpu")
 
 
-def test_the_assistant_has_the_exported_weights_and_tokenizer(tmp_path: Path) -> None:
+def test_assistant_has_exported_weights(tmp_path: Path) -> None:
     model = write_sft_export(tmp_path)
     assistant = load_assistant(tmp_path, CPU)
     state = assistant.model.state_dict()
@@ -25,12 +25,12 @@ def test_the_assistant_has_the_exported_weights_and_tokenizer(tmp_path: Path) ->
     assert folder.export.path == assistant.export.path
 
 
-def test_a_missing_export_is_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_export_names_command(tmp_path: Path) -> None:
     with pytest.raises(UpstreamError, match=r"no export of stage sft .* --stage sft"):
         load_assistant(tmp_path, CPU)
 
 
-def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+def test_damaged_weights_are_rejected(tmp_path: Path) -> None:
     write_sft_export(tmp_path)
     weights = tmp_path / "sft" / "export" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

@@ -1,4 +1,4 @@
-"""Spoken answers: 40 ms a frame, equal for equal seeds, and errors in place of made-up sound."""
+"""Spoken answers: 40 ms per frame, seeded sampling, and errors."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def text_answer(assistant: Assistant, text: str) -> Answer:
     return Answer(text, ids, torch.zeros(1, len(ids), 32), True)
 
 
-def test_speech_lasts_forty_milliseconds_a_frame(assistant: Assistant, tmp_path: Path) -> None:
+def test_speech_has_forty_milliseconds_per_frame(assistant: Assistant, tmp_path: Path) -> None:
     speech = speak_answer(
         assistant, text_answer(assistant, "the cat"), max_seconds=0.4, temperature=1.0,
         seed=3,
@@ -38,41 +38,41 @@ def test_speech_lasts_forty_milliseconds_a_frame(assistant: Assistant, tmp_path:
 
 def test_equal_seeds_give_equal_speech(assistant: Assistant) -> None:
     def codes(seed: int) -> list[list[int]]:
-        made = text_answer(assistant, "again and again")
-        speech = speak_answer(assistant, made, max_seconds=0.5, temperature=1.0, seed=seed)
+        answer = text_answer(assistant, "again and again")
+        speech = speak_answer(assistant, answer, max_seconds=0.5, temperature=1.0, seed=seed)
         return speech.codes.tolist()
 
     assert codes(3) == codes(3) != codes(5)
 
 
-def test_an_empty_answer_is_an_error(assistant: Assistant) -> None:
-    with pytest.raises(DataError, match="nothing to speak"):
+def test_empty_answer_is_an_error(assistant: Assistant) -> None:
+    with pytest.raises(DataError, match="no text to speak"):
         speak_answer(assistant, text_answer(assistant, ""))
 
 
-def test_a_talker_that_says_nothing_is_an_error(assistant: Assistant) -> None:
+def test_talker_without_frames_is_an_error(assistant: Assistant) -> None:
     talker = assistant.model.talker
     assert talker is not None
-    # The stop class wins from the start, whatever the state is.
+    # The stop class always wins.
     stop = torch.tensor([talker.stop])
     hook = talker.base_head.register_forward_hook(
         lambda _module, _inputs, logits: logits.index_fill(-1, stop, 99.0)
     )
-    with hook, pytest.raises(DataError, match="ended before its first frame"):
+    with hook, pytest.raises(DataError, match="generated no frame"):
         speak_answer(assistant, text_answer(assistant, "the cat"))
 
 
-def test_a_model_without_a_talker_says_so(tmp_path: Path) -> None:
+def test_model_without_talker_is_an_error(tmp_path: Path) -> None:
     write_sft_export(tmp_path, with_talker=False)
     assistant = load_assistant(tmp_path, torch.device("cpu"))
     with pytest.raises(UpstreamError, match="has no Talker"):
         check_can_speak(assistant)
 
 
-def test_a_path_that_cannot_be_written_is_named(assistant: Assistant, tmp_path: Path) -> None:
-    made = text_answer(assistant, "the cat")
+def test_unwritable_path_is_named(assistant: Assistant, tmp_path: Path) -> None:
+    answer = text_answer(assistant, "the cat")
     speech = speak_answer(
-        assistant, made, max_seconds=0.1, temperature=1.0,
+        assistant, answer, max_seconds=0.1, temperature=1.0,
         seed=3,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"cannot write speech to .*none/out.wav"):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.data.text.chat_template import ConversationEncoder, Part, Turn
+from muomni.data.text.chat_template import ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.text.turns import Part, Turn
 from muomni.data.views.base import Batch
 from muomni.data.views.conversation import ConversationView, media_slots
 from muomni.models.omni import MediaSlots, OmniModel, Projector, gather_places

@@ -1,12 +1,12 @@
-"""`python -m tests.parity`: the parity matrix, see `matrix.py`.
+"""`python -m tests.parity`: run the parity matrix (matrix.py).
 
-A module of its own, since spawned ranks import the one that was started, unless it has this name; and
-they must set their environment before anything imports torch.
+A separate module, as spawned ranks import the main module unless it has this name, and they must set
+their environment before torch is imported.
 """
 
 import os
 
-os.environ["DS_ACCELERATOR"] = "cpu"  # the reference runs there, whatever the machine has
+os.environ["DS_ACCELERATOR"] = "cpu"  # the reference runs on the CPU even if there is a GPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.parity.matrix import main

@@ -1,4 +1,4 @@
-"""The cells of the parity matrix, and small choices of them that cover all pairs of settings."""
+"""The cells of the parity matrix, and small subsets that cover all pairs of settings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ ACCUMULATIONS = (1, 4)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """One way to run a stage."""
+    """One configuration of a stage."""
 
     stage: str
     zero: int
@@ -27,12 +27,12 @@ class Cell:
 
     @property
     def group(self) -> int:
-        """Micro-batches of an optimizer step, over all ranks: what decides the reference curve."""
+        """Micro-batches per optimizer step over all ranks, which determine the reference curve."""
         return self.num_ranks * self.num_accumulation
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What its name is made of: stage, ZeRO stage, precision, ranks x accumulation, recomputation."""
+        """Parts of the name: stage, ZeRO stage, precision, ranks x accumulation, recomputation."""
         layout = f"{self.num_ranks}x{self.num_accumulation}"
         recomputed = ("recomputed",) if self.is_checkpointing else ()
         return (self.stage, f"zero{self.zero}", self.precision, layout, *recomputed)
@@ -42,16 +42,16 @@ class Cell:
 
 
 def all_cells() -> list[Cell]:
-    """The whole matrix: every stage under every setting."""
+    """The full matrix: every stage with every setting."""
     factors = (STAGES, ZERO_STAGES, PRECISIONS, NUM_RANKS, ACCUMULATIONS, (False, True))
     return [Cell(*values) for values in product(*factors)]
 
 
 def covering(cells: Sequence[Cell], strength: int = 2) -> list[Cell]:
-    """Few of the cells in which all values of any `strength` settings occur together.
+    """Choose few cells that contain every combination of values of any `strength` settings.
 
-    Greedy: always the cell with the most combinations that none before it has, of equal ones the cell
-    whose values have been chosen least. Combinations that no cell has are not asked for.
+    Greedy: takes the cell with the most uncovered combinations; ties go to the cell whose values were
+    chosen least. Combinations that no cell has are ignored.
     """
     combinations_of = {cell: _combinations(cell, strength) for cell in cells}
     missing = set().union(*combinations_of.values())
@@ -72,9 +72,9 @@ def covering(cells: Sequence[Cell], strength: int = 2) -> list[Cell]:
 
 
 def default_suite() -> list[Cell]:
-    """The cells of `make test`: all pairs of settings, stages included, on one and two ranks, few on four.
+    """The cells of `make test`: all pairs of settings on one and two ranks, and few on four.
 
-    Four ranks on a machine with two cores are slow: there each single setting occurs once.
+    Four ranks are slow on two cores, so there each setting only occurs at least once.
     """
     cells = all_cells()
     few = [cell for cell in cells if cell.num_ranks < 4]

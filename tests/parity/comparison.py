@@ -1,4 +1,4 @@
-"""How near a cell of the matrix is to the reference, and how near it must be."""
+"""The deviation of a parity cell from the reference, and its tolerance."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from tests.parity.golden import read_golden
 from tests.parity.runs import run_cell
 from tests.ranks import RankPool
 
-CELL_TIMEOUT_S = 1800.0  # seconds of an idle machine are minutes of a busy one
+CELL_TIMEOUT_S = 1800.0  # generous: cells run in seconds, unless the machine is busy
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Largest relative deviation from the reference at any step; docs/parity.md gives the reasons."""
+    """Maximum relative deviation from the reference at any step; docs/parity.md explains the values."""
 
     loss: float
     grad_norm: float
@@ -29,7 +29,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How far a cell is from the reference (relative, worst step), or why it gave no curve."""
+    """Maximum relative deviation of a cell from the reference, or the error that it raised."""
 
     cell: Cell
     loss: float = math.inf
@@ -47,7 +47,7 @@ class Result:
 
 
 def deviation(values: list[float], expected: list[float]) -> float:
-    """Largest relative deviation at any step; infinite for another length or what is not finite."""
+    """Maximum relative deviation at any step; infinite for another length or non-finite values."""
     if len(values) != len(expected) or not all(map(math.isfinite, values)):
         return math.inf
     pairs = zip(values, expected, strict=True)
@@ -55,7 +55,11 @@ def deviation(values: list[float], expected: list[float]) -> float:
 
 
 def measure(cell: Cell, pool: RankPool, data: Path, run: Path) -> Result:
-    """Run a cell in warm ranks and compare; what a rank raises is raised."""
+    """Run a cell on warm ranks and compare its curve; reraises what a rank raises."""
     curves = pool.run(run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run)
-    pairs = zip(curves[0], read_golden(cell.stage)[cell.group], strict=True)
-    return Result(cell, *(deviation(values, expected) for values, expected in pairs))
+    curve, golden = curves[0], read_golden(cell.stage)[cell.group]
+    return Result(
+        cell,
+        loss=deviation(curve.losses, golden.losses),
+        grad_norm=deviation(curve.grad_norms, golden.grad_norms),
+    )

@@ -1,4 +1,4 @@
-"""What the parity tests share: data of all stages, and pools by their number of ranks."""
+"""Fixtures of the parity tests: data of all stages, and rank pools by size."""
 
 from pathlib import Path
 
@@ -15,5 +15,5 @@ def parity_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pools(one_rank: RankPool, two_ranks: RankPool, four_ranks: RankPool) -> dict[int, RankPool]:
-    """Warm ranks by their number; a pool starts its ranks when it is first used."""
+    """Warm ranks, keyed by their number; a pool starts its ranks on first use."""
     return {1: one_rank, 2: two_ranks, 4: four_ranks}

@@ -1,6 +1,6 @@
-"""Golden curves: what the reference gives, one JSON file a stage, committed.
+"""Golden curves of the reference: one committed JSON file per stage.
 
-A change of them is a change of numbers: it belongs into CHANGELOG.md with the flag [numerics] or [order].
+Any change of these files belongs in CHANGELOG.md with the flag [numerics] or [order].
 """
 
 import json
@@ -13,26 +13,26 @@ from tests.parity.runs import parity_config
 
 FOLDER = Path(__file__).parent / "golden"
 GROUPS = tuple(sorted({cell.group for cell in all_cells()}))
-# Other processors and versions of torch sum in another order.
+# Other processors and torch versions sum in a different order.
 REL_TOLERANCE = 1e-4
 _DIGITS = 8
 
 
 def live_curve(stage: str, group: int, root: Path) -> Curve:
-    """The reference curve of a stage with `group` micro-batches a step, on data of `write_data`."""
+    """Compute the reference curve with `group` micro-batches per step, on the data of `write_data`."""
     cell = Cell(stage, 0, "fp32", 1, group, is_checkpointing=False)
     return reference_curve(parity_config(cell, root), root / "run")[0]
 
 
 @cache
 def read_golden(stage: str) -> dict[int, Curve]:
-    """The golden curves of a stage by the number of micro-batches a step."""
+    """Read the golden curves of a stage, keyed by micro-batches per step."""
     content = json.loads((FOLDER / f"{stage}.json").read_text(encoding="utf-8"))
     return {int(group): Curve(**curve) for group, curve in content.items()}
 
 
 def write_golden(root: Path) -> None:
-    """Write the files of all stages; `git diff` then shows what changed."""
+    """Write the golden curves of all stages; `git diff` shows what changed."""
     FOLDER.mkdir(exist_ok=True)
     for stage in STAGES:
         curves = {}

@@ -1,11 +1,11 @@
-"""The parity matrix: every stage under every ZeRO stage, precision, number of ranks, accumulation and
-activation checkpointing, against the reference curve (`make parity`).
+"""The parity matrix: every stage with every ZeRO stage, precision, number of ranks, accumulation, and
+activation checkpointing, compared with the reference curve (`make parity`).
 
     python -m tests.parity [--only sft zero3 bf16] [--max-minutes 30]
     python -m tests.parity --write-golden
 
-Results are lines of JSON; a second call runs what is missing or gave no curve, and takes no results of
-other code. Exits with 1 when a cell gives no curve, or one beyond the tolerance of its precision.
+Results are stored as JSON lines; a second call runs cells that are missing or raised an error, and ignores
+results of other code. The exit code is 1 if a cell raises an error or exceeds its tolerance.
 """
 
 import argparse
@@ -41,16 +41,16 @@ DOCS = ROOT / "docs" / "parity.md"
 RESULTS = ROOT / "build" / "parity.jsonl"
 
 
-# -- results that outlast a call -------------------------------------------------------------------
+# -- stored results ----------------------------------------------------------------------------------
 
 
 def code_digest() -> str:
-    """Of everything that results depend on: our code, golden curves, the versions below.
+    """Hash everything that results depend on: code, golden curves, and versions.
 
-    What stands above training cannot be imported by it (tests/test_import_rules.py), and is left out.
+    Packages above training are excluded, as training cannot import them (tests/test_import_rules.py).
     """
     digest = hashlib.sha256(f"{version('torch')} {version('deepspeed')}".encode())
-    above = {ROOT / "muomni" / room for room in ("inference", "evaluation", "cli")}
+    above = {ROOT / "muomni" / name for name in ("inference", "evaluation", "pipeline", "cli")}
     files = [path for path in ROOT.glob("muomni/**/*.py") if above.isdisjoint(path.parents)]
     files += [*ROOT.glob("configs/deepspeed/*.json")]
     files += [*FOLDER.glob("*.json"), Path(__file__).with_name("runs.py")]
@@ -60,7 +60,7 @@ def code_digest() -> str:
 
 
 def read_results(path: Path, digest: str) -> dict[Cell, Result]:
-    """Results of this very code; the last one of each cell counts."""
+    """Read the results of the code with this digest; the last one of each cell counts."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     results = {}
     for content in map(json.loads, lines):
@@ -76,26 +76,24 @@ def append_result(path: Path, digest: str, result: Result) -> None:
         lines.write(json.dumps({"code": digest, **asdict(result)}) + "\n")
 
 
-# -- the run -----------------------------------------------------------------------------------------
+# -- running cells -----------------------------------------------------------------------------------
 
 
 def check_golden(data: Path, stages: Iterable[str]) -> None:
-    """Exit with a sentence when a golden curve is not what the reference gives here."""
+    """Exit with one sentence if a golden curve differs from the live reference."""
     for stage in stages:
         for group in tqdm(GROUPS, desc=f"reference {stage}", leave=False, disable=None):
             live, golden = live_curve(stage, group, data), read_golden(stage)[group]
             worst = deviation(live.losses, golden.losses)
             if worst > REL_TOLERANCE:
                 sys.exit(
-                    f"the golden curve of {stage} with {group} micro-batches a step is {worst:.1e} off "
-                    f"the reference; write it anew with python -m tests.parity --write-golden and say why"
+                    f"the golden curve of {stage} with {group} micro-batches per step deviates from the "
+                    f"reference by {worst:.1e}; run python -m tests.parity --write-golden and explain why"
                 )
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells of the default suite first, which cover most; in both halves the quick ones before others:
-    few ranks, then few micro-batches.
-    """
+    """Sort cells: the default suite first, as it covers most; then by ranks and micro-batches, fast first."""
     first = set(default_suite())
     return sorted(
         cells, key=lambda cell: (cell not in first, cell.num_ranks, cell.num_accumulation)
@@ -103,7 +101,7 @@ def in_order(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def run_all(cells: Iterable[Cell], data: Path, max_minutes: float) -> Iterator[Result]:
-    """Run cells in ranks that stay warm for each world size; a failure becomes a result."""
+    """Run cells on warm ranks, reused per world size; a failure becomes a result."""
     deadline = time.monotonic() + 60 * max_minutes
     pool = RankPool(1)
     try:
@@ -116,22 +114,24 @@ def run_all(cells: Iterable[Cell], data: Path, max_minutes: float) -> Iterator[R
             with tempfile.TemporaryDirectory() as run:
                 try:
                     yield measure(cell, pool, data, Path(run))
-                except Exception as error:  # of any kind: the cell failed, the others still run
+                except Exception as error:  # any kind: other cells still run
                     yield Result(cell, error=f"{type(error).__name__}: {error}"[:500])
     finally:
         pool.close()
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    flags = argparse.ArgumentParser(description="Compare parity cells with the reference curves.")
     flags.add_argument(
         "--only", nargs="+", default=[], metavar="LABEL",
-        help="cells with all of these labels, as in: sft zero3 bf16 4x1 recomputed",
+        help="only cells with all of these labels, for example: sft zero3 bf16 4x1 recomputed",
     )  # fmt: skip
-    flags.add_argument("--max-minutes", type=float, default=math.inf, help="start no cell after")
+    flags.add_argument(
+        "--max-minutes", type=float, default=math.inf, help="start no cell after this time"
+    )
     flags.add_argument("--results", type=Path, default=RESULTS)
     flags.add_argument(
-        "--write-golden", action="store_true", help="write the golden curves anew and stop"
+        "--write-golden", action="store_true", help="rewrite the golden curves and exit"
     )
     arguments = flags.parse_args()
     if arguments.write_golden:
@@ -155,7 +155,7 @@ def main() -> None:
                     bar.write(str(result))
     write_table(DOCS, results.values())
     failed = [result for result in results.values() if not result.is_good]
-    print(f"{len(results)} of {len(all_cells())} cells ran, {len(failed)} failed; {DOCS}")
+    print(f"{len(results)} of {len(all_cells())} cells ran, {len(failed)} failed; see {DOCS}")
     for result in failed:
         print(f"  {result}")
     sys.exit(bool(failed))

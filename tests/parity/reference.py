@@ -1,10 +1,12 @@
-"""The reference that every layout is compared with: plain PyTorch, fp32, one process.
+"""The reference for every layout: plain PyTorch, fp32, one process.
 
-The same plan of samples, the same micro-batches of a step, one backward pass over the loss that is the
-sum over all of them by the weight of all of them, torch's clipping and AdamW. No engine, no ranks, no
-accumulation, no recomputation.
+It uses the same sample plan and micro-batches, one backward pass over the loss of the full step, and
+torch's gradient clipping and AdamW: no engine, ranks, accumulation, or activation checkpointing.
 """
 
+import functools
+import operator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +22,14 @@ from muomni.training.step_reduction import RunningSums
 
 
 class Curve(NamedTuple):
-    """What is logged at each step: the reported loss and the gradient norm before clipping."""
+    """The logged loss and the gradient norm before clipping, for each step."""
 
     losses: list[float]
     grad_norms: list[float]
 
 
 def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, torch.nn.Module]:
-    """Run all steps of `config` on the exports below `upstream`: the curve and the trained task."""
+    """Train for all steps of `config` on the exports in `upstream`; returns the curve and the task."""
     engine_json: dict[str, Any] = {"zero_optimization": {"stage": 0}}
     session = prepare(Request(config, Path(), upstream, engine_json, "never"), discover({}))
     stage = session.stage
@@ -40,11 +42,11 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
     for step in range(session.num_steps):
         batches = [stage.prepare(dataset[micro]) for micro in session.planned.plan.step(step)]
         weights = {
-            term: sum(stage.loss_denominators(batch)[term] for batch in batches)
+            term: _sum(stage.loss_denominators(batch)[term] for batch in batches)
             for term in stage.terms
         }
         outputs = [task(batch) for batch in stage.begin_step(task, batches)]
-        total = sum(
+        total = _sum(
             stage.loss_weights()[term] * output.losses[term] / weights[term].clamp(min=1e-6)
             for output in outputs
             for term in stage.terms
@@ -58,7 +60,7 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
             group["lr"] = base * factor
         optimizer.step()
         optimizer.zero_grad()
-        state = {name: sum(output.state[name] for output in outputs) for name in outputs[0].state}
+        state = {name: _sum(output.state[name] for output in outputs) for name in outputs[0].state}
         stage.after_step(task, state, step + 1)
         sums = RunningSums()
         for output in outputs:
@@ -66,3 +68,7 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
         curve.losses.append(stage.metrics(sums.take())["loss"])
         curve.grad_norms.append(float(norm))
     return curve, task
+
+
+def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(operator.add, tensors)

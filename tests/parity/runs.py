@@ -1,14 +1,14 @@
-"""What the cells of the parity matrix train: toy data, toy sizes, 20 steps; and how a rank runs one."""
+"""Toy runs for the cells of the parity matrix: data, sizes, and 20 training steps."""
 
 import gc
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import CONFIG_ROOT
+from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed.discovery import discover
-from muomni.models.layers.recompute import BlockRunner
+from muomni.models.layers.blocks import BlockRunner
 from muomni.observe.recorder import Kind, RunInfo, Status
 from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.guard import StopFlag
@@ -23,12 +23,12 @@ from tests.training.stages.curves import stage_config
 from tests.training.stages.sft.omni_runs import omni_run
 
 NUM_STEPS = 20
-# Small enough that rounding to 16 bits does not add up to another course within the steps.
+# Small enough that 16-bit rounding errors do not make the curves diverge within these steps.
 LR = 1e-3
-# Adam does not see a gradient that is wrong by a factor, unless this is as large as small gradients are.
+# Adam is invariant to the gradient scale, unless eps is as large as small gradients.
 EPS = 1e-4
-# The shipped sizes, in elements, are for models of 10^8 parameters and more. These are for the toys: so
-# gradients fill several buckets here, too, and ZeRO-3 divides all weights but those of norms.
+# The shipped sizes, in elements, suit models of 10^8 parameters and more. With these, the gradients of toy
+# models fill several buckets, too, and ZeRO-3 partitions all weights except those of norms.
 _TOY_SIZES = {
     "reduce_bucket_size": 5000,
     "allgather_bucket_size": 5000,
@@ -40,7 +40,7 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_s
 
 
 def write_data(root: Path) -> Path:
-    """Datasets of all tasks, a tokenizer, and in `run` the exports that talker and sft load."""
+    """Write datasets of all tasks, a tokenizer, and to `run` the exports that talker and sft load."""
     write_text_dataset(root / "text")
     write_speech_dataset(root / "speech", num_train=64)
     write_image_dataset(root / "images")
@@ -52,7 +52,7 @@ def write_data(root: Path) -> Path:
 
 
 def parity_config(cell: Cell, root: Path) -> RunConfig:
-    """The run of a cell; precision and recomputation are the only settings that its curve may not show."""
+    """The run config of a cell; its curve must not depend on precision or activation checkpointing."""
     changes: dict[str, Any] = {
         "precision": cell.precision,
         "fp16": {"initial_scale_power": 8},
@@ -65,12 +65,12 @@ def parity_config(cell: Cell, root: Path) -> RunConfig:
     if cell.stage == "thinker-moe":
         changes["model"] = {"moe": _EXPERTS}
     if cell.stage == "audio_encoder":
-        # Labels that are characters do not all fit, and a step of one micro-batch may be left without.
+        # Character labels do not all fit, so a step of one micro-batch could have none.
         changes["options"] = {"num_merges": None}
     if cell.stage == "vision_encoder":
-        # At the temperature of real runs, 0.07, rounding decides among the four pairs of a micro-batch.
+        # At the default temperature of 0.07, rounding errors dominate with four pairs per micro-batch.
         changes["model"] = {"initial_temperature": 0.2}
-        # At 1e-3 its gradient grows tenfold within the steps, and every rounding error with it.
+        # At 1e-3 the gradient grows tenfold within these steps, and rounding errors grow with it.
         changes["optim"]["lr"] = 3e-4
     if cell.stage.startswith("thinker"):
         return thinker_config(root, changes)
@@ -80,11 +80,8 @@ def parity_config(cell: Cell, root: Path) -> RunConfig:
 
 
 def engine_json(cell: Cell) -> dict[str, Any]:
-    """The engine JSON that ships for this ZeRO stage, with sizes for toys.
-
-    Experts are divided over as many ranks as can be.
-    """
-    content = read_engine_json(CONFIG_ROOT / "deepspeed" / f"zero{cell.zero}.json")
+    """The shipped engine JSON of the ZeRO stage, with toy sizes and maximum expert parallelism."""
+    content = read_engine_json(ENGINES / f"zero{cell.zero}.json")
     section = content["zero_optimization"]
     section |= {name: size for name, size in _TOY_SIZES.items() if name in section}
     if cell.stage == "thinker-moe":
@@ -110,9 +107,9 @@ class CurveRecorder:
 
 
 def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
-    """The logged curve of a cell, by the real session, engine and loop; call it on all of its ranks.
+    """Run a cell with the real session, engine, and loop; returns the logged curve. Call it on all ranks.
 
-    Validation, checkpoints and exports, which other tests look at, are left out.
+    Validation, checkpoints, and exports are skipped, as other tests cover them.
     """
     config = parity_config(cell, root)
     session = prepare(Request(config, run, root / "run", engine_json(cell), "never"), discover())
@@ -121,7 +118,7 @@ def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
 
     try:
         recomputing = [
-            bool(part.recomputed_positions)
+            bool(part.recomputed_blocks)
             for part in loop.engine.task.modules()
             if isinstance(part, BlockRunner)
         ]

@@ -1,4 +1,4 @@
-"""The table of docs/parity.md: what has run of the matrix and how near to the reference it came."""
+"""The table of docs/parity.md: the deviation of each cell that ran."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- table: begin (make parity) -->", "<!-- table: end -->"
 
 
 def render(results: Iterable[Result], day: date) -> str:
-    """A line a stage and precision, a column a ZeRO stage; each entry sums up all layouts of these."""
+    """Render one row per stage and precision and one column per ZeRO stage, each over all layouts."""
     by_cell = {result.cell: result for result in results}
     num_good = sum(result.is_good for result in by_cell.values())
     versions = provenance()["versions"]
@@ -49,7 +49,7 @@ def _entry(stage: str, zero: int, precision: str, by_cell: dict[Cell, Result]) -
 
 
 def write_table(path: Path, results: Iterable[Result]) -> None:
-    """Replace what stands between the markers of the page."""
+    """Replace the text between the markers of the page."""
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     table = render(results, date.today())

@@ -1,4 +1,4 @@
-"""The choice of cells covers what it says; results and the table tell deviations and gaps."""
+"""Test the choice of cells, the stored results, and the table."""
 
 import math
 from dataclasses import astuple
@@ -21,20 +21,20 @@ def pairs(cells: list[Cell]) -> set[object]:
     return {pair for values in labels for pair in combinations(enumerate(values), 2)}
 
 
-def test_the_matrix_has_every_setting_of_every_stage() -> None:
+def test_matrix_has_every_setting_of_every_stage() -> None:
     assert len(all_cells()) == len(set(all_cells())) == 7 * 4 * 3 * 3 * 2 * 2
     assert str(CELL) == "codec-zero3-bf16-2x4-recomputed" and CELL.group == 8
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_covering_choice_holds_all_pairs_in_few_cells(stage: str) -> None:
+def test_covering_subset_has_all_pairs_in_few_cells(stage: str) -> None:
     cells = [cell for cell in all_cells() if cell.stage == stage]
     chosen = covering(cells)
     assert pairs(chosen) == pairs(cells)
     assert len(chosen) <= 16 < len(cells)
 
 
-def test_the_default_suite_is_small_and_has_all_pairs_on_two_ranks() -> None:
+def test_default_suite_is_small_and_has_all_pairs_on_two_ranks() -> None:
     suite = default_suite()
     assert pairs([cell for cell in suite if cell.num_ranks < 4]) == pairs(
         [cell for cell in all_cells() if cell.num_ranks < 4]
@@ -47,7 +47,7 @@ def test_the_default_suite_is_small_and_has_all_pairs_on_two_ranks() -> None:
     assert set(in_order(all_cells())[: len(suite)]) == set(suite)
 
 
-def test_a_deviation_is_that_of_the_worst_step() -> None:
+def test_deviation_is_the_maximum_over_steps() -> None:
     assert deviation([2.0, 4.1], [2.0, 4.0]) == pytest.approx(0.025)
     assert deviation([2.0], [2.0, 4.0]) == math.inf
     assert deviation([2.0, math.nan], [2.0, 4.0]) == math.inf
@@ -57,7 +57,7 @@ def test_a_deviation_is_that_of_the_worst_step() -> None:
     assert not Result(CELL, error="RankError: gone").is_good
 
 
-def test_results_are_kept_for_the_same_code_only(tmp_path: Path) -> None:
+def test_results_of_other_code_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "build" / "parity.jsonl"
     for result in (Result(CELL, error="RankError: gone"), Result(CELL, 0.01, 0.02)):
         append_result(path, "one", result)
@@ -65,7 +65,7 @@ def test_results_are_kept_for_the_same_code_only(tmp_path: Path) -> None:
     assert read_results(path, "other") == {}
 
 
-def test_the_table_tells_the_worst_layout_failures_and_what_has_not_run(tmp_path: Path) -> None:
+def test_table_shows_the_worst_layout_failures_and_missing_cells(tmp_path: Path) -> None:
     good = [
         Result(Cell("codec", 1, "bf16", num_ranks, num_accumulation, again), 0.001 * num_ranks, 0.0)
         for num_ranks in (1, 2, 4)

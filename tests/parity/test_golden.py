@@ -1,4 +1,4 @@
-"""The golden curves are those of the reference, and the reference learns."""
+"""Test that golden curves match the live reference, and that the reference learns."""
 
 from pathlib import Path
 
@@ -12,18 +12,16 @@ from tests.parity.runs import NUM_STEPS
 
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_golden_curves_are_what_the_reference_gives(
-    stage: str, group: int, parity_data: Path
-) -> None:
-    """`make parity` looks at the other numbers of micro-batches, too."""
+def test_golden_curves_match_the_live_reference(stage: str, group: int, parity_data: Path) -> None:
+    """`make parity` checks the other numbers of micro-batches, too."""
     live, golden = live_curve(stage, group, parity_data), read_golden(stage)[group]
     assert live.losses == pytest.approx(golden.losses, rel=REL_TOLERANCE)
     assert live.grad_norms == pytest.approx(golden.grad_norms, rel=1e-2)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_learns_nothing_would_not_pass(stage: str) -> None:
-    """Curves move by several times the widest tolerance, and differ between numbers of micro-batches."""
+def test_golden_curves_would_reveal_a_run_that_does_not_learn(stage: str) -> None:
+    """The loss falls by several times the widest tolerance, and depends on the micro-batches per step."""
     curves = read_golden(stage)
     assert tuple(curves) == GROUPS
     widest = max(tolerance.loss for tolerance in TOLERANCES.values())

@@ -1,6 +1,6 @@
-"""The loss curve does not depend on ZeRO stage, precision, ranks, accumulation or recomputation.
+"""The loss curve does not depend on ZeRO stage, precision, ranks, accumulation, or recomputation.
 
-These cells cover all pairs of settings; `make parity` runs the whole matrix.
+These cells cover all pairs of settings; `make parity` runs the full matrix.
 """
 
 from pathlib import Path
@@ -11,9 +11,12 @@ from tests.parity.cells import Cell, default_suite
 from tests.parity.comparison import TOLERANCES, measure
 from tests.ranks import RankPool
 
+pytestmark = pytest.mark.xdist_group("four_ranks")
+CELLS = sorted(default_suite(), key=lambda cell: cell.num_ranks)
 
-@pytest.mark.parametrize("cell", sorted(default_suite(), key=lambda c: c.num_ranks), ids=str)
-def test_the_curve_is_that_of_the_reference(
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_curve_matches_the_reference(
     cell: Cell, parity_data: Path, tmp_path: Path, pools: dict[int, RankPool]
 ) -> None:
     result = measure(cell, pools[cell.num_ranks], parity_data, tmp_path)

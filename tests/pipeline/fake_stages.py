@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import pipeline
+from muomni.cli.pipeline import main
 from muomni.config.loading import resolve
 from muomni.config.run import RunConfig
+from muomni.pipeline import runner
 
 # Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
 # dies because it has not come that far.
@@ -20,7 +21,7 @@ def config_of(stage: str, data: Path, **optim: float) -> RunConfig:
     return resolve(stage, "nano", None, {"data": {"root": str(data)}, "optim": optim})
 
 
-class Fake(pipeline.Pipeline):
+class Fake(runner.Pipeline):
     """A pipeline of two stages whose launcher is a small Python program."""
 
     programs: dict[str, str]
@@ -33,14 +34,13 @@ def play(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
     def argv(num_ranks: int, arguments: list[str], first_gpu: int | None) -> list[str]:
         return [sys.executable, "-c", programs[arguments[0]]]
 
-    monkeypatch.setattr(pipeline, "Pipeline", Fake)
-    monkeypatch.setattr(pipeline, "train_argv", argv)
+    monkeypatch.setattr(runner, "Pipeline", Fake)
+    monkeypatch.setattr(runner, "train_argv", argv)
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
+def run_main(*arguments: str) -> int:
     try:
-        pipeline.main()
+        main(list(arguments), "pipeline.py")
     except SystemExit as stop:
         return int(str(stop.code))
     return 0

@@ -1,16 +1,18 @@
-"""Stages side by side: who may, who waits for whom, who gets which ranks. Training itself is played."""
+"""Parallel stages: which may run together, what waits, who gets which ranks. Training is simulated."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import pipeline
-from muomni.config.run import STAGE_NAMES
+from muomni.cli.pipeline import add_options
+from muomni.command_line import CommandParser
+from muomni.config.registry import STAGES
+from muomni.pipeline import runner
 from muomni.pipeline.graph import next_stage, stage_needs, trains_alone
 from muomni.pipeline.local import train_argv
+from muomni.pipeline.runner import Pipeline
 from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
 
 # A stage that is ready when a file is there, and then writes the files of a finished stage.
@@ -34,11 +36,11 @@ export.mkdir(parents=True)
 
 def test_the_graph_is_that_of_the_stages() -> None:
     needs = stage_needs()
-    assert needs["talker"] == {"codec"} and needs["sft"] == set(STAGE_NAMES) - {"sft"}
-    assert [stage for stage in STAGE_NAMES if trains_alone(stage, needs)] == ["sft"]
+    assert needs["talker"] == {"codec"} and needs["sft"] == set(STAGES) - {"sft"}
+    assert [stage for stage in STAGES if trains_alone(stage, needs)] == ["sft"]
 
 
-@given(st.lists(st.sampled_from(STAGE_NAMES), unique=True), st.randoms(use_true_random=False))
+@given(st.lists(st.sampled_from(list(STAGES)), unique=True), st.randoms(use_true_random=False))
 def test_every_order_of_ends_trains_each_stage_once_after_what_it_needs(
     chosen: list[str], random: object
 ) -> None:
@@ -76,7 +78,7 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
     }
     play(monkeypatch, programs)
     given = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
-    assert run_main(monkeypatch, *given, "--ranks", "2", "--side-by-side", "2") == 0
+    assert run_main(*given, "--ranks", "2", "--parallel-stages", "2") == 0
     printed = capfd.readouterr().out
     starts = [line.split()[1] for line in printed.splitlines() if line.startswith("== ")]
     assert starts == ["codec:", "thinker:", "talker:"]
@@ -93,8 +95,8 @@ def test_a_failure_lets_the_others_save_and_starts_nothing_more(
     up = f"open({str(tmp_path / 'up')!r}, 'w').close(); "
     rank = RANK.format(handler=HANDLER + up)
     play(monkeypatch, {"codec": failing, "thinker": launcher_of(rank)})
-    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--side-by-side", "2")
-    assert run_main(monkeypatch, *given, "--stages", "thinker,codec,talker") == 3
+    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--parallel-stages", "2")
+    assert run_main(*given, "--stages", "thinker,codec,talker") == 3
     captured = capfd.readouterr()
     assert "[thinker] up" in captured.out
     assert "thinker: its ranks save and stop" in captured.out
@@ -102,23 +104,24 @@ def test_a_failure_lets_the_others_save_and_starts_nothing_more(
     assert not (tmp_path / "talker").exists()
 
 
-def pipeline_of(data: Path, *arguments: str) -> pipeline.Pipeline:
-    parsed = pipeline.parser().parse_args(["--data", str(data), "--run", "run", *arguments])
-    return pipeline.Pipeline(parsed, [])
+def pipeline_of(data: Path, *arguments: str) -> Pipeline:
+    parser = CommandParser("pipeline", None)
+    add_options(parser)
+    return Pipeline(parser.parse_args(["--data", str(data), "--run", "run", *arguments]), [])
 
 
 def test_ranks_are_shared_evenly_and_the_last_stage_has_them_all(data: Path) -> None:
-    both = pipeline_of(data, "--ranks", "8", "--side-by-side", "2")
-    shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGE_NAMES}
+    both = pipeline_of(data, "--ranks", "8", "--parallel-stages", "2")
+    shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGES}
     assert set(shares.values()) == {4, 8} and shares["sft"] == 8
-    assert pipeline_of(data, "--ranks", "1", "--side-by-side", "3").num_slots == 1
+    assert pipeline_of(data, "--ranks", "1", "--parallel-stages", "3").num_slots == 1
     assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
 
 
 def test_more_gpus_than_a_step_has_micro_batches_stay_free(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "count_ranks", lambda: 7)
+    monkeypatch.setattr(runner, "count_ranks", lambda: 7)
     config = config_of("codec", data)
     assert config.batch.micro_batches_per_step == 2
     assert pipeline_of(data).ranks_of("codec", config) == 2
@@ -129,13 +132,12 @@ def test_stages_side_by_side_take_different_gpus() -> None:
     assert command[2:4] == ["--include", "localhost:4,5"]
 
 
-@pytest.mark.parametrize("option", ["--ranks", "--side-by-side"])
+@pytest.mark.parametrize("option", ["--ranks", "--parallel-stages"])
 def test_none_of_either_is_refused(
     data: Path,
     option: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    assert run_main(monkeypatch, "--data", str(data), "--run", "run", option, "0") == 2
-    assert f"{option} 0 trains nothing; give at least 1" in capfd.readouterr().err
+    assert run_main("--data", str(data), "--run", "run", option, "0") == 2
+    assert f"{option} must be at least 1, got 0" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""launch/pipeline.py: what it skips, starts over, passes on and says. Training itself is played."""
+"""The pipeline: what it skips, restarts, passes on, and reports. Training itself is simulated."""
 
 import hashlib
 import json
@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from launch import pipeline
-from muomni.config.run import STAGE_NAMES, RunConfig
+from muomni.cli.pipeline import chosen_stages
+from muomni.config.arguments import arguments_for
+from muomni.config.registry import STAGES
+from muomni.config.run import RunConfig
 from muomni.data.shards.manifest import Manifest
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, MachineError
 from muomni.pipeline.local import RunningRanks, rank_environment, train_argv
+from muomni.pipeline.state import stage_state
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
 
@@ -58,22 +61,22 @@ def digest_of(run: Path, stage: str) -> str:
 
 
 def state(run: Path, stage: str, config: RunConfig) -> str:
-    return pipeline.look_at(run, stage, config)[0]
+    return stage_state(run, stage, config)[0]
 
 
 def test_a_stage_is_finished_only_while_nothing_that_it_came_from_changes(
     data: Path, tmp_path: Path
 ) -> None:
     config = config_of("codec", data)
-    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    assert state(tmp_path, "codec", config) == "open"
     publish(tmp_path, "codec", data)
     assert Tokenizer.load(data / "tokenizer.model").vocab_size == 330
-    assert state(tmp_path, "codec", config) == pipeline.FINISHED
-    changed = pipeline.look_at(tmp_path, "codec", config_of("codec", data, lr=0.5))
-    assert changed == (pipeline.OPEN, "because of another optim.lr")
+    assert state(tmp_path, "codec", config) == "finished"
+    changed = stage_state(tmp_path, "codec", config_of("codec", data, lr=0.5))
+    assert changed == ("open", "because optim.lr changed")
     weights = tmp_path / "codec" / "export" / "model.safetensors"
     weights.write_bytes(b"damaged")
-    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    assert state(tmp_path, "codec", config) == "open"
 
 
 def test_other_data_or_another_tokenizer_is_left_to_the_training_command(
@@ -84,13 +87,13 @@ def test_other_data_or_another_tokenizer_is_left_to_the_training_command(
     write_tokenizer(root / "tokenizer.model")
     publish(tmp_path, "codec", root)
     config = config_of("codec", root)
-    assert state(tmp_path, "codec", config) == pipeline.FINISHED
+    assert state(tmp_path, "codec", config) == "finished"
     write_tokenizer(root / "tokenizer.model", vocab_size=320)
-    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    assert state(tmp_path, "codec", config) == "open"
     write_tokenizer(root / "tokenizer.model")
-    assert state(tmp_path, "codec", config) == pipeline.FINISHED
+    assert state(tmp_path, "codec", config) == "finished"
     write_text_dataset(root / "more")
-    assert state(tmp_path, "codec", config) == pipeline.OPEN
+    assert state(tmp_path, "codec", config) == "open"
 
 
 def test_a_stage_starts_over_when_its_upstream_was_trained_again(
@@ -99,26 +102,26 @@ def test_a_stage_starts_over_when_its_upstream_was_trained_again(
     config = config_of("talker", data)
     publish(tmp_path, "codec", data)
     publish(tmp_path, "talker", data, upstream=("codec",))
-    assert state(tmp_path, "talker", config) == pipeline.FINISHED
+    assert state(tmp_path, "talker", config) == "finished"
     publish(tmp_path, "codec", data, weights=b"second")
-    assert state(tmp_path, "talker", config) == pipeline.OUTDATED
+    assert state(tmp_path, "talker", config) == "outdated"
     # Begun again with the new codec, then interrupted: it goes on and does not start over twice.
     begun = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
     (tmp_path / "talker" / "config.yaml").write_text(json.dumps(begun))
-    assert state(tmp_path, "talker", config) == pipeline.OPEN
+    assert state(tmp_path, "talker", config) == "open"
 
 
 def test_stages_keep_their_order_and_unknown_ones_are_named() -> None:
-    assert pipeline.chosen_stages(None) == list(STAGE_NAMES)
-    assert pipeline.chosen_stages("sft, codec") == ["codec", "sft"]
+    assert chosen_stages(None) == list(STAGES)
+    assert chosen_stages("sft, codec") == ["codec", "sft"]
     with pytest.raises(ConfigError, match=r"unknown stage 'coder' \(did you mean 'codec'\?\)"):
-        pipeline.chosen_stages("coder")
+        chosen_stages("coder")
 
 
 def test_overrides_go_to_all_stages_or_to_one() -> None:
     extra = ["seed=3", "codec.optim.lr=1", "--precision", "bf16"]
-    assert pipeline.arguments_for("codec", extra) == ["seed=3", "optim.lr=1", "--precision", "bf16"]
-    assert pipeline.arguments_for("sft", extra) == ["seed=3", "--precision", "bf16"]
+    assert arguments_for("codec", extra) == ["seed=3", "optim.lr=1", "--precision", "bf16"]
+    assert arguments_for("sft", extra) == ["seed=3", "--precision", "bf16"]
 
 
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -131,7 +134,7 @@ def test_a_mistake_for_a_late_stage_stops_before_the_first_one(data: Path, tmp_p
     done = call(*given, "--", "sft.optim.lrr=1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pipeline: unknown key 'optim.lrr'" in done.stderr and "did you mean" in done.stderr
+    assert "pipeline: sft: unknown key 'optim.lrr'" in done.stderr and "did you mean" in done.stderr
     assert not (tmp_path / "run").exists()
     assert "unknown option --rnk" in call(*given, "--rnk", "2").stderr
 
@@ -158,7 +161,7 @@ def test_asking_to_start_over_skips_nothing(data: Path, tmp_path: Path) -> None:
     given = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
     assert call(*given, "--dry-run").stdout == "codec: finished\n"
     done = call(*given, "--dry-run", "--", "--resume", "never")
-    assert done.stdout.startswith("codec: open (because --resume asks for it)")
+    assert done.stdout.startswith("codec: open (because of --resume)")
 
 
 def test_the_first_failure_stops_the_rest_and_names_its_log(
@@ -168,10 +171,13 @@ def test_the_first_failure_stops_the_rest_and_names_its_log(
         monkeypatch, {"codec": "print('no'); raise SystemExit(3)", "talker": "raise SystemExit(9)"}
     )
     given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
-    assert run_main(monkeypatch, *given, "--stages", "codec,talker") == 3
+    assert run_main(*given, "--stages", "codec,talker") == 3
     log = tmp_path / "codec" / "train.log"
     captured = capfd.readouterr()
-    assert f"pipeline: stage codec failed with exit code 3; its log is {log}" in captured.err
+    assert (
+        f"pipeline: stage codec failed with exit code 3; fix the error at the end of {log}"
+        in captured.err
+    )
     assert "no\n" in captured.out and log.read_text().endswith("no\n")
     assert not (tmp_path / "talker").exists()
 
@@ -187,7 +193,7 @@ def test_the_end_is_a_table_and_json(
     program += "path.write_text(path.read_text().replace('7', '8', 1))"
     play(monkeypatch, {"codec": program})
     given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
-    assert run_main(monkeypatch, *given, "--stages", "thinker,codec") == 0
+    assert run_main(*given, "--stages", "thinker,codec") == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[-4].split()[-2:] == ["steps", "validation"]
     assert lines[-3].split() == ["thinker", "finished", "before", "0:00", "7", "loss", "1.5"]
@@ -202,9 +208,9 @@ def test_a_stage_that_the_training_command_leaves_alone_is_kept(
     publish(tmp_path, "codec", data)
     play(monkeypatch, {"codec": "print('codec is finished')"})
     given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
-    assert run_main(monkeypatch, *given, "--", "optim.lr=0.5") == 0
+    assert run_main(*given, "--", "optim.lr=0.5") == 0
     printed = capfd.readouterr().out
-    assert "codec: kept as it was, because of another optim.lr; to train it again" in printed
+    assert "codec: kept as it was, because optim.lr changed; to train it again" in printed
     assert json.loads(printed.splitlines()[-1])["stages"]["codec"]["status"] == "kept"
 
 
@@ -268,6 +274,6 @@ def test_slurm_becomes_the_chain_of_jobs(tmp_path: Path) -> None:
     given = ("--data", "d", "--run", str(tmp_path), "--stages", "codec,talker", "--slurm")
     done = call(*given, "--dry-run", "--sbatch", "--partition=gpu", "--", "seed=3")
     commands = done.stdout.splitlines()
-    assert commands[0].startswith("'sbatch' '--parsable' '--job-name=muomni-codec'")
-    assert "'--partition=gpu'" in commands[1] and commands[1].endswith("'seed=3'")
-    assert "'--dependency=afterok:codec'" in commands[1]
+    assert commands[0].startswith("sbatch --parsable --job-name=muomni-codec")
+    assert "--partition=gpu" in commands[1] and commands[1].endswith("seed=3")
+    assert "--dependency=afterok:codec" in commands[1]

@@ -1,4 +1,4 @@
-"""How a stored conversation becomes the command line that asks its question again."""
+"""Conversion of a conversation to arguments of launch/generate.py."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def sample(*turns: tuple[str, list[dict[str, Any]]]) -> dict[str, bytes | str]:
     return {"__key__": "kite", "json": json.dumps(content).encode(), "0.png": b"pixels"}
 
 
-def test_question_with_media_names_files_and_keeps_the_answer_out() -> None:
+def test_question_with_media_excludes_the_answer() -> None:
     image = {"type": "image", "name": "0.png"}
     question = [image, {"type": "text", "text": "What is it?"}]
     conversation = sample(("user", question), ("assistant", [TEXT]))
@@ -25,14 +25,14 @@ def test_question_with_media_names_files_and_keeps_the_answer_out() -> None:
     assert example.expected == "a red kite"
 
 
-def test_a_file_behind_the_text_gets_its_place_there() -> None:
+def test_file_after_text_becomes_placeholder() -> None:
     question = [{"type": "text", "text": "Name this:"}, {"type": "image", "name": "0.png"}]
     example = read_example(sample(("user", question), ("assistant", [TEXT])), Path("out"))
     assert example is not None
     assert example.arguments == ["--image", "out/kite.0.png", "--text", "Name this: <image>"]
 
 
-def test_spoken_answer_asks_for_speech_and_not_for_the_audio() -> None:
+def test_spoken_answer_requests_speech() -> None:
     spoken = [TEXT, {"type": "audio", "name": "0.flac"}]
     question = [{"type": "text", "text": "Say: a red kite"}]
     example = read_example(sample(("user", question), ("assistant", spoken)), Path("out"))
@@ -41,6 +41,6 @@ def test_spoken_answer_asks_for_speech_and_not_for_the_audio() -> None:
     assert example.files == {}
 
 
-def test_longer_conversations_are_passed_over() -> None:
+def test_longer_conversations_are_skipped() -> None:
     turns = [("user", [TEXT]), ("assistant", [TEXT])] * 2
     assert read_example(sample(*turns), Path("out")) is None

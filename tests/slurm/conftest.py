@@ -1,4 +1,4 @@
-"""A cluster that is only played: srun, scontrol and sbatch are small programs that write down their calls."""
+"""A fake cluster: srun, scontrol, and sbatch are small programs that log their calls."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each call is one line in $CALLS; what srun does is in $FAKE_SRUN.
+# Each call is one line in $CALLS; srun runs $FAKE_SRUN.
 SRUN = """\
 #!/bin/bash
 printf 'srun' >>"$CALLS"; printf ' <%s>' "$@" >>"$CALLS"
@@ -38,7 +38,7 @@ SCANCEL = '#!/bin/bash\necho "scancel $*" >>"$CALLS"\n'
 
 
 class FakeCluster:
-    """A folder of programs before the real PATH, and the environment of a job."""
+    """A folder of fake programs at the front of PATH, and the environment of a job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls_file = folder, folder / "calls"
@@ -69,7 +69,7 @@ class FakeCluster:
         }
 
     def start(self, script: str, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-        """Start a script of slurm/ as Slurm or a user would; its output is one stream."""
+        """Start a script of slurm/ as Slurm or a user would, with stderr merged into stdout."""
         return subprocess.Popen(
             ["bash", str(ROOT / "slurm" / script), *arguments],
             env={**self.environ, **environ},
@@ -81,7 +81,7 @@ class FakeCluster:
         )
 
     def run(self, script: str, *arguments: str, **environ: str) -> tuple[int, str]:
-        """Run a script to its end; returns exit code (negative: killed by that signal) and output."""
+        """Run a script; returns its exit code (negative: killed by that signal) and output."""
         process = self.start(script, *arguments, **environ)
         output, _ = process.communicate(timeout=60)
         return process.returncode, output
@@ -95,7 +95,7 @@ class FakeCluster:
 
 
 def is_in_order(text: str, parts: Sequence[str]) -> bool:
-    """Whether all parts stand in the text, one after the other."""
+    """Whether the text contains all parts in this order."""
     position = 0
     for part in parts:
         position = text.find(part, position)

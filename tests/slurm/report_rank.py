@@ -1,4 +1,4 @@
-"""Prints what a rank finds about itself: one JSON line."""
+"""Print the discovered environment of this rank as one JSON line."""
 
 import json
 import os

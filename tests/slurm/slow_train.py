@@ -1,4 +1,4 @@
-"""launch/train.py with steps that take at least SLOW_STEP_S: a signal then comes in the middle of a run."""
+"""Run launch/train.py with steps of at least SLOW_STEP_S seconds, so a signal arrives mid-run."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch import train
+from muomni.cli import train
 from muomni.training.loop import Loop
 
 original = Loop._step
@@ -19,4 +19,4 @@ def slow_step(*arguments: object) -> None:
 
 
 Loop._step = slow_step  # type: ignore[method-assign,assignment]
-train.main()
+train.main_of_rank()

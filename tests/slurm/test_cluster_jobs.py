@@ -1,4 +1,4 @@
-"""The sharding array and the chain of stages on a real Slurm of two nodes."""
+"""The sharding array and the job chain of all stages on a real Slurm cluster of two nodes."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES
 from tests.corpora import sentences
 from tests.slurm.testbed import ROOT, Cluster, Job, open_cluster
 
@@ -53,12 +53,12 @@ def sharding(corpus: Path, out: Path) -> list[str]:
 
 
 def shard_bytes(dataset: Path) -> dict[str, bytes]:
-    """All shards of a dataset with their indexes."""
+    """Contents of all shards and indexes of a dataset, keyed by relative path."""
     files = [path for path in dataset.rglob("*") if path.suffix in (".tar", ".idx", ".npy")]
     return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(files)}
 
 
-def test_array_tasks_write_what_one_process_writes(
+def test_array_tasks_write_the_same_shards_as_one_process(
     cluster: Cluster, corpus: Path, tmp_path: Path
 ) -> None:
     data_prep(*sharding(corpus, tmp_path / "alone"))
@@ -73,13 +73,13 @@ def test_array_tasks_write_what_one_process_writes(
     logs = sorted(tmp_path.glob("*_*.log"))
     assert [f"task {i} of 3" in path.read_text() for i, path in enumerate(logs)] == [True] * 3
 
-    # One task again, after its shards were lost.
+    # Rerun one task after its shards were deleted.
     lost = sorted((tmp_path / "array" / "train").glob("*.tar"))[1]
     lost.with_suffix(".json").unlink()
     lost.unlink()
     again = ["--array=1", "--cpus-per-task=1", log]
     job = cluster.submit(again, "shard_array.sbatch", *sharding(corpus, tmp_path / "array"))
-    assert job.wait(300) == ["FAILED"]  # it would cut the corpus into one part
+    assert job.wait(300) == ["FAILED"]  # one task would shard the corpus into a single part
     assert "MUOMNI_ARRAY_TASKS" in job.log
     job = cluster.submit(
         again, "shard_array.sbatch", *sharding(corpus, tmp_path / "array"), MUOMNI_ARRAY_TASKS="3"
@@ -89,17 +89,17 @@ def test_array_tasks_write_what_one_process_writes(
 
 
 def submit_chain(cluster: Cluster, *arguments: str) -> dict[str, Job]:
-    """Call slurm/pipeline.sh; returns its jobs by name."""
+    """Run slurm/pipeline.sh; returns its jobs, keyed by name."""
     printed = cluster.call(str(ROOT / "slurm" / "pipeline.sh"), *arguments)
     lines = [line.split() for line in printed.splitlines()]
     return {line[0]: Job(cluster, line[1]) for line in lines if len(line) == 2}
 
 
-def step_of(run: Path, stage: str) -> int:
+def exported_step(run: Path, stage: str) -> int:
     return json.loads((run / stage / "export" / "export.json").read_text())["step"]
 
 
-def test_from_a_text_file_to_an_evaluated_thinker(
+def test_chain_from_a_text_file_to_an_evaluated_thinker(
     cluster: Cluster, corpus: Path, tmp_path: Path
 ) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
@@ -112,28 +112,28 @@ def test_from_a_text_file_to_an_evaluated_thinker(
     assert list(jobs) == ["shards0", "tokenizer", "thinker", "evaluate-thinker"]
     last = jobs["evaluate-thinker"]
     assert last.wait(600) == ["COMPLETED"], last.tail()
-    assert step_of(run, "thinker") == 2
+    assert exported_step(run, "thinker") == 2
     assert "2 ranks x 1 micro-batches" in jobs["thinker"].log
     report = json.loads((run / "thinker" / "evaluation.json").read_text())
     assert report["stage"] == "thinker" and report["metrics"]["perplexity"] > 1
 
 
-def test_all_stages_build_on_each_other(cluster: Cluster, sample: Path, tmp_path: Path) -> None:
+def test_stages_use_upstream_exports(cluster: Cluster, sample: Path, tmp_path: Path) -> None:
     arguments = ("--data", str(sample), "--run", str(tmp_path), "--sbatch", "--nodes=2")
     jobs = submit_chain(cluster, *arguments, "--no-evaluate", "--", *SHORT)
-    assert set(jobs) == set(STAGE_NAMES)
+    assert set(jobs) == set(STAGES)
     waits = jobs["sft"].field("Dependency")
-    assert all(f"afterok:{jobs[stage].id}(" in waits for stage in STAGE_NAMES if stage != "sft")
+    assert all(f"afterok:{jobs[stage].id}(" in waits for stage in STAGES if stage != "sft")
     assert jobs["sft"].wait(1800) == ["COMPLETED"], jobs["sft"].tail()
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         assert jobs[stage].states() == ["COMPLETED"]
-        assert step_of(tmp_path, stage) == 2, jobs[stage].tail()
+        assert exported_step(tmp_path, stage) == 2, jobs[stage].tail()
     talker = json.loads((tmp_path / "talker" / "export" / "export.json").read_text())
     codec = json.loads((tmp_path / "codec" / "export" / "export.json").read_text())
     assert talker["upstream"]["codec"] == codec["sha256"]["model.safetensors"]
 
 
-def test_a_failed_stage_cancels_what_needs_it_and_nothing_else(
+def test_failed_stage_cancels_only_its_downstream_stages(
     cluster: Cluster, sample: Path, tmp_path: Path
 ) -> None:
     arguments = ("--data", str(sample), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
@@ -141,6 +141,6 @@ def test_a_failed_stage_cancels_what_needs_it_and_nothing_else(
     assert jobs["codec"].wait(300) == ["FAILED"]
     assert jobs["codec"].field("ExitCode") == "2:0"
     assert jobs["codec"].log.count("bad value -1 for 'optim.lr'") == 1
-    assert jobs["talker"].wait(60) == ["CANCELED"]
+    assert jobs["talker"].wait(60) == ["CANCELLED"]
     assert jobs["thinker"].wait(600) == ["COMPLETED"], jobs["thinker"].tail()
     assert not (tmp_path / "talker" / "config.yaml").exists()

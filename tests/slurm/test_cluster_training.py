@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real Slurm of two nodes: ranks, stops, requeues, and the curve after them."""
+"""slurm/train.sbatch on a real Slurm cluster of two nodes: ranks, stops, requeues, and resumed curves."""
 
 import json
 import re
@@ -20,7 +20,7 @@ NUM_STEPS = 300
 START_TIMEOUT_S, RUN_TIMEOUT_S = 240, 600
 TINY = [
     *(f"model.{name}={value}" for name, value in TINY_THINKER.items()),
-    "batch.size=64", "batch.rows=1", "training.log_every=1", "training.validate_every=100000",
+    "batch.seq_len=64", "batch.batch_size=1", "training.log_every=1", "training.validate_every=100000",
     "training.save_every=100000", "training.validate_batches=2",
 ]  # fmt: skip
 
@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Training:
-    """Thinker runs of two nodes with one rank each, in one folder."""
+    """Thinker runs on two nodes with one rank each, all in one folder."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -67,7 +67,7 @@ class Training:
 def wait_until(condition: Callable[[], bool], job: Job, timeout_s: float = START_TIMEOUT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"it did not happen in {timeout_s} s: {job.tail()}"
+        assert time.monotonic() < deadline, f"timeout after {timeout_s} s: {job.tail()}"
         time.sleep(0.3)
 
 
@@ -77,22 +77,22 @@ def training(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 
 @pytest.fixture(scope="module")
-def straight(training: Training) -> list[tuple[int, float]]:
-    """The curve of a run that nothing interrupts, looked at closely."""
-    job = training.submit("straight")
+def uninterrupted(training: Training) -> list[tuple[int, float]]:
+    """The curve of an uninterrupted run, whose job is checked in detail."""
+    job = training.submit("uninterrupted")
     assert job.wait(RUN_TIMEOUT_S) == ["COMPLETED"], job.tail()
     assert (job.field("ExitCode"), job.field("Restarts")) == ("0:0", "0")
     assert job.field("NumNodes") == "2"
     assert f"thinker from the start: 0/{NUM_STEPS} steps, 2 ranks x 1 micro-batches" in job.log
     assert json.loads(job.log.splitlines()[-1])["step"] == NUM_STEPS
-    curve = training.curve("straight")
+    curve = training.curve("uninterrupted")
     assert [step for step, _ in curve] == list(range(1, NUM_STEPS + 1))
-    assert training.exported_step("straight") == NUM_STEPS
+    assert training.exported_step("uninterrupted") == NUM_STEPS
     return curve
 
 
-def test_a_signal_saves_and_requeues_and_the_curve_goes_on(
-    training: Training, straight: list[tuple[int, float]]
+def test_signal_saves_and_requeues_and_the_curve_continues(
+    training: Training, uninterrupted: list[tuple[int, float]]
 ) -> None:
     job = training.submit("signal")
     training.wait_for_steps("signal", job)
@@ -101,11 +101,11 @@ def test_a_signal_saves_and_requeues_and_the_curve_goes_on(
     assert job.field("Restarts") == "1"
     assert "requeue 1 of at most 20: the run was stopped and its state is saved" in job.log
     assert "thinker resumed from" in job.log
-    assert training.curve("signal") == straight  # bit for bit, each step once
+    assert training.curve("signal") == uninterrupted  # bitwise, and each step once
 
 
-def test_a_signal_to_starting_ranks_is_not_lost(training: Training) -> None:
-    # Longer than the five seconds between two signals, so that the run cannot end before the second one.
+def test_signal_to_starting_ranks_is_not_lost(training: Training) -> None:
+    # Longer than the five seconds between two signals, so the run cannot end before the second.
     job = training.submit("early", slow_step_s=0.1, num_steps=100)
     wait_until(lambda: "train.sbatch: job" in job.log, job)
     training.cluster.call("scancel", "--batch", "--signal=USR1", job.id)
@@ -114,9 +114,9 @@ def test_a_signal_to_starting_ranks_is_not_lost(training: Training) -> None:
     assert [step for step, _ in training.curve("early")] == list(range(1, 101))
 
 
-def test_the_time_limit_is_survived(training: Training) -> None:
-    """At least a minute of steps in jobs of two minutes that are signaled a minute before their end."""
-    options = ("--time=2", "--signal=B:USR1@60")  # the script itself would stop later
+def test_run_survives_the_time_limit(training: Training) -> None:
+    """At least one minute of steps in two-minute jobs that are signaled one minute before their end."""
+    options = ("--time=2", "--signal=B:USR1@60")  # train.sbatch itself would stop later
     job = training.submit("limit", *options, slow_step_s=0.2, num_steps=300)
     assert job.wait(1800) == ["COMPLETED"], job.tail()
     assert int(job.field("Restarts")) >= 1
@@ -126,9 +126,9 @@ def test_the_time_limit_is_survived(training: Training) -> None:
     assert training.exported_step("limit") == 300
 
 
-def test_preemption_is_survived(training: Training) -> None:
+def test_run_survives_preemption(training: Training) -> None:
     if not training.cluster.is_testbed:
-        pytest.skip("preemption is tried on the testbed only: a real cluster need not preempt")
+        pytest.skip("only the testbed is known to preempt")
     job = training.submit("preempted", slow_step_s=0.1, num_steps=100)
     training.wait_for_steps("preempted", job)
     command = "sbatch --parsable --partition=high --nodes=2 --exclusive --output=/dev/null"
@@ -140,16 +140,16 @@ def test_preemption_is_survived(training: Training) -> None:
     assert [step for step, _ in training.curve("preempted")] == list(range(1, 101))
 
 
-def test_a_canceled_job_does_not_come_back(training: Training) -> None:
+def test_canceled_job_is_not_requeued(training: Training) -> None:
     job = training.submit("canceled", slow_step_s=0.1, num_steps=1000)
     training.wait_for_steps("canceled", job)
     training.cluster.call("scancel", job.id)
-    assert job.wait(120) == ["CANCELED"]
+    assert job.wait(120) == ["CANCELLED"]
     time.sleep(10)  # a requeued job would start after 5 s
-    assert job.states() == ["CANCELED"] and job.field("Restarts") == "0"
+    assert job.states() == ["CANCELLED"] and job.field("Restarts") == "0"
 
 
-def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Training) -> None:
+def test_user_error_fails_the_job_with_its_code_and_one_sentence(training: Training) -> None:
     job = training.cluster.submit(
         ["--nodes=2", f"--output={training.folder}/mistake-%j.log"],
         "train.sbatch", "--stage", "thinker", "--data", "/nowhere", "--run", f"{training.folder}/x",
@@ -165,7 +165,7 @@ def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Traini
     [
         (["--gpus-per-node=2", "--cpus-per-task=8"], "0101", ["0,1"] * 4),
         (["--gres=gpu:2", "--ntasks-per-node=2", "--cpus-per-task=4"], "0101", ["0,1"] * 4),
-        # Each task sees its own GPU only.
+        # Each task only sees its own GPU.
         (
             ["--gpus-per-task=1", "--ntasks-per-node=2", "--cpus-per-task=4"],
             "0000",
@@ -173,11 +173,11 @@ def test_a_mistake_fails_the_job_with_its_code_and_one_sentence(training: Traini
         ),
     ],
 )
-def test_one_rank_a_gpu_on_two_nodes(
+def test_one_rank_per_gpu_on_two_nodes(
     cluster: Cluster, tmp_path: Path, options: list[str], local_ranks: str, gpus: list[str]
 ) -> None:
     if not cluster.is_testbed:
-        pytest.skip("GPUs are played by the testbed; a real cluster need not have two a node")
+        pytest.skip("only the testbed has two (fake) GPUs per node")
     job = cluster.submit(
         ["--nodes=2", *options, f"--output={tmp_path}/%j.log"],
         "train.sbatch", "tests/slurm/report_rank.py", OMP_NUM_THREADS="",
@@ -198,5 +198,5 @@ def test_one_rank_a_gpu_on_two_nodes(
 @pytest.mark.parametrize(
     "nodes", ["node[1-2]", "a[003-5,9],b1", "r[2,4]n[01-16]", "x1,x2", "n7-ib"]
 )
-def test_the_first_host_is_slurms_first(cluster: Cluster, nodes: str) -> None:
+def test_first_host_agrees_with_slurm(cluster: Cluster, nodes: str) -> None:
     assert first_host(nodes) == cluster.call("scontrol", "show", "hostnames", nodes).split()[0]

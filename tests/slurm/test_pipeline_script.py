@@ -1,20 +1,19 @@
-"""slurm/pipeline.sh on a played cluster: which jobs it submits, and what waits for what."""
+"""slurm/pipeline.sh on a fake cluster: submitted jobs and their dependencies."""
 
 import re
 
 import pytest
 
-from muomni.config.run import STAGE_NAMES
-from muomni.training.stages import load_stage
+from muomni.config.registry import STAGES
 from tests.slurm.conftest import ROOT, FakeCluster, is_in_order
 
-UPSTREAM = {stage: load_stage(stage).upstream for stage in STAGE_NAMES}
+UPSTREAM = {stage: spec.upstream for stage, spec in STAGES.items()}
 
 
 def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
-    """Name of each submitted job: its command, and the names of the jobs it waits for."""
+    """Command and dependencies (job names) of each submitted job, keyed by name."""
     calls = cluster.calls_of("sbatch")
-    names = [re.search(r"--job-name=muomni-([^>]*)", call).group(1) for call in calls]  # type: ignore[union-attr]
+    names = re.findall(r"--job-name=muomni-([^>]*)", "\n".join(calls))
     jobs = {}
     for name, call in zip(names, calls, strict=True):
         after = re.search(r"--dependency=afterok:([\d:]+)> <--kill-on-invalid-dep=yes", call)
@@ -23,23 +22,23 @@ def submitted(cluster: FakeCluster) -> dict[str, tuple[str, set[str]]]:
     return jobs
 
 
-def test_stages_wait_for_what_they_load_and_nothing_else(cluster: FakeCluster) -> None:
+def test_stages_only_wait_for_their_upstream_stages(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--preset", "tiny")
     assert code == 0, output
     jobs = submitted(cluster)
-    assert {stage: jobs[stage][1] for stage in STAGE_NAMES} == {
+    assert {stage: jobs[stage][1] for stage in STAGES} == {
         stage: set(upstream) for stage, upstream in UPSTREAM.items()
     }
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         call = jobs[stage][0]
         assert f"<{ROOT}/slurm/train.sbatch> <--stage> <{stage}> <--preset> <tiny>" in call
         assert f"<--data> <{cluster.folder}/d> <--run> <{cluster.folder}/r>" in call
         assert (cluster.folder / "r" / stage).is_dir()  # for the log
-        assert jobs[f"evaluate-{stage}"][1] == set(STAGE_NAMES)
+        assert jobs[f"evaluate-{stage}"][1] == set(STAGES)
     assert output.splitlines()[-1] == "evaluate-sft 12"
 
 
-def test_a_part_of_the_stages_waits_only_for_itself(cluster: FakeCluster) -> None:
+def test_selected_stages_only_wait_for_each_other(cluster: FakeCluster) -> None:
     stages = ("--stages", "sft,talker", "--no-evaluate")
     cluster.run("pipeline.sh", "--data", "d", "--run", "r", *stages)
     jobs = submitted(cluster)
@@ -74,13 +73,13 @@ def test_options_and_overrides_reach_their_stage(cluster: FakeCluster) -> None:
     assert "bf16" not in jobs["evaluate-sft"][0]
 
 
-def test_a_dry_run_submits_nothing(cluster: FakeCluster) -> None:
+def test_dry_run_submits_nothing(cluster: FakeCluster) -> None:
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", "--dry-run")
     assert code == 0 and output.count("sbatch") > 6
     assert not cluster.calls and not (cluster.folder / "r").exists()
 
 
-def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
+def test_refused_job_cancels_the_previous_jobs(cluster: FakeCluster) -> None:
     refused = {"FAKE_REFUSED": "muomni-codec"}
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
     assert code == 2
@@ -91,19 +90,18 @@ def test_a_refused_job_cancels_those_before_it(cluster: FakeCluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--run", "r"), "--data is missing"),
-        (("--data", "d"), "--run is missing"),
+        (("--data", "d"), "the following arguments are required: --run"),
         (
             ("--data", "d", "--run", "r", "--stages", "coder"),
-            "unknown stage 'coder'; stages: think",
+            "unknown stage 'coder' (did you mean 'codec'?); stages: think",
         ),
-        (("--data", "d", "--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder: no such stage"),
-        (("--data", "d", "--runn", "r"), "unknown option --runn"),
+        (("--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder (did you mean --sbatch-codec?)"),
+        (("--run", "r", "--datta", "d"), "unknown option --datta (did you mean --data?)"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_user_error_is_one_sentence(
     cluster: FakeCluster, arguments: tuple[str, ...], sentence: str
 ) -> None:
     code, output = cluster.run("pipeline.sh", *arguments)
     assert code == 2 and len(output.splitlines()) == 1
-    assert output.startswith("pipeline.sh: ") and sentence in output
+    assert output.startswith("muomni pipeline: ") and sentence in output

@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a played cluster: what it starts, and when it goes back to the queue."""
+"""slurm/train.sbatch on a fake cluster: what it starts, and when it is requeued."""
 
 import datetime
 import re
@@ -10,7 +10,7 @@ import pytest
 from tests.slurm.conftest import ROOT, FakeCluster
 
 KILLED = -signal.SIGKILL  # what Slurm does to the script of a requeued job
-# Plays ranks that stop at the second USR1: the first one reached a rank that was still starting.
+# Simulates ranks that stop at the second USR1, as if one was still starting at the first.
 STOPS_AT_SECOND_SIGNAL = """
 n=0; trap 'n=$((n + 1))' USR1; touch up
 while [ $n -lt 2 ]; do sleep 0.1; done; exit 85
@@ -25,7 +25,7 @@ def wait_until_up(cluster: FakeCluster) -> None:
 
 
 def signaled(cluster: FakeCluster, program: str, **environ: str) -> tuple[int, str]:
-    """Run train.sbatch with ranks played by `program` and signal it once they are up."""
+    """Run train.sbatch with ranks simulated by `program` and signal it once they are up."""
     process = cluster.start("train.sbatch", FAKE_SRUN=program, **environ)
     wait_until_up(cluster)
     process.send_signal(signal.SIGUSR1)
@@ -33,7 +33,7 @@ def signaled(cluster: FakeCluster, program: str, **environ: str) -> tuple[int, s
     return process.returncode, output
 
 
-def test_one_task_a_gpu_and_arguments_pass_through(cluster: FakeCluster) -> None:
+def test_one_task_per_gpu_and_arguments_pass_through(cluster: FakeCluster) -> None:
     code, output = cluster.run(
         "train.sbatch", "--stage", "sft", "data.root=a b", SLURM_GPUS_ON_NODE="4"
     )
@@ -54,13 +54,15 @@ def test_one_task_a_gpu_and_arguments_pass_through(cluster: FakeCluster) -> None
         ({"MUOMNI_TASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "4"}, 2),
     ],
 )
-def test_ranks_of_a_node(cluster: FakeCluster, environ: dict[str, str], num_tasks: int) -> None:
+def test_number_of_ranks_per_node(
+    cluster: FakeCluster, environ: dict[str, str], num_tasks: int
+) -> None:
     cluster.run("train.sbatch", **environ)
     tasks = f"<--ntasks={2 * num_tasks}> <--ntasks-per-node={num_tasks}>"
     assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls_of("srun")[0]
 
 
-def test_another_program_can_be_run(cluster: FakeCluster) -> None:
+def test_other_programs_can_run(cluster: FakeCluster) -> None:
     cluster.run("train.sbatch", "launch/evaluate.py", "--stage", "codec")
     assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls_of("srun")[0]
 
@@ -74,7 +76,7 @@ def test_another_program_can_be_run(cluster: FakeCluster) -> None:
         ({"SLURM_GPUS_ON_NODE": "16"}, "16 ranks a node need as many cores, the job has 8"),
     ],
 )
-def test_what_is_missing_is_one_sentence(
+def test_missing_requirement_is_one_sentence(
     cluster: FakeCluster, environ: dict[str, str], sentence: str
 ) -> None:
     code, output = cluster.run("train.sbatch", "--stage", "sft", **environ)
@@ -83,20 +85,20 @@ def test_what_is_missing_is_one_sentence(
     assert not cluster.calls
 
 
-def test_a_failure_fails_the_job_with_its_code(cluster: FakeCluster) -> None:
+def test_failure_fails_the_job_with_its_code(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 3")
     assert code == 3 and "failed with exit code 3" in output
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_saved_stop_goes_back_to_the_queue(cluster: FakeCluster) -> None:
+def test_saved_run_is_requeued(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", SLURM_RESTART_COUNT="4")
     assert code == KILLED
     assert cluster.calls[-1] == "scontrol requeue 7"
     assert "requeue 5 of at most 20: the run was stopped and its state is saved" in output
 
 
-def test_requeues_are_bounded(cluster: FakeCluster) -> None:
+def test_requeues_are_limited(cluster: FakeCluster) -> None:
     limit = {"SLURM_RESTART_COUNT": "2", "MUOMNI_MAX_REQUEUES": "2"}
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", **limit)
     assert code == 85
@@ -104,8 +106,8 @@ def test_requeues_are_bounded(cluster: FakeCluster) -> None:
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_canceled_job_stays_canceled(cluster: FakeCluster) -> None:
-    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELED")
+def test_canceled_job_is_not_requeued(cluster: FakeCluster) -> None:
+    code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE="CANCELLED")
     assert code == 85 and "the job was canceled" in output
     assert "scontrol requeue 7" not in cluster.calls
 
@@ -118,7 +120,7 @@ def test_a_canceled_job_stays_canceled(cluster: FakeCluster) -> None:
         ("COMPLETING", "2100-01-01T00:00:00", "if it was canceled, submit the same command"),
     ],
 )
-def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
+def test_script_does_not_requeue_what_slurm_ends_or_requeues(
     state: str, end: str, sentence: str, cluster: FakeCluster
 ) -> None:
     process = cluster.start("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE=state, FAKE_END=end)
@@ -126,14 +128,14 @@ def test_a_job_that_slurm_ends_or_requeues_itself_is_left_to_it(
     while sentence not in (line := process.stdout.readline()):
         assert line, "the script ended"
     time.sleep(0.5)
-    assert process.poll() is None  # else the job would be a finished one
+    assert process.poll() is None  # otherwise Slurm would consider the job completed
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGTERM
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_a_job_that_slurm_ends_at_its_time_limit_goes_back_to_the_queue(
+def test_job_that_slurm_ends_at_its_time_limit_is_requeued(
     cluster: FakeCluster,
 ) -> None:
     end = (datetime.datetime.now() - datetime.timedelta(seconds=5)).isoformat(timespec="seconds")
@@ -142,17 +144,17 @@ def test_a_job_that_slurm_ends_at_its_time_limit_goes_back_to_the_queue(
     assert code == KILLED and cluster.calls[-1] == "scontrol requeue 7"
 
 
-def test_without_an_answer_of_slurm_there_is_no_time_limit(cluster: FakeCluster) -> None:
+def test_no_time_limit_if_scontrol_fails(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="sleep 2", FAKE_SHOW="refused")
     assert code == 0 and "time limit near" not in output
 
 
-def test_a_refused_requeue_fails_the_job(cluster: FakeCluster) -> None:
+def test_failed_requeue_fails_the_job(cluster: FakeCluster) -> None:
     code, output = cluster.run("train.sbatch", FAKE_SRUN="exit 85", FAKE_REQUEUE="refused")
     assert code == 85 and "scontrol requeue 7 failed; submit the same command" in output
 
 
-def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: FakeCluster) -> None:
+def test_signal_is_forwarded_until_the_ranks_stop(cluster: FakeCluster) -> None:
     code, output = signaled(cluster, STOPS_AT_SECOND_SIGNAL)
     assert code == KILLED
     assert re.search(r"signal USR1 at [\d:]+: the ranks save and stop", output)
@@ -163,7 +165,7 @@ def test_the_signal_is_passed_on_until_the_ranks_stop(cluster: FakeCluster) -> N
     ("limit_s", "before_s", "stops"),
     [(12, "6", True), (60, "6", False), (8, "110", True)],
 )
-def test_a_lost_signal_is_not_waited_for(
+def test_time_limit_stops_the_run_without_a_signal(
     cluster: FakeCluster, limit_s: int, before_s: str, stops: bool
 ) -> None:
     end = datetime.datetime.now() + datetime.timedelta(seconds=limit_s)
@@ -175,7 +177,7 @@ def test_a_lost_signal_is_not_waited_for(
     assert ("time limit near at" in output) is stops
 
 
-def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
+def test_run_resumes_from_the_last_checkpoint_if_ranks_do_not_save_in_time(
     cluster: FakeCluster,
 ) -> None:
     code, output = signaled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
@@ -184,7 +186,9 @@ def test_ranks_that_do_not_save_in_time_continue_from_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("is_signaled", [True, False])
-def test_a_rank_killed_by_the_signal_is_no_failure(cluster: FakeCluster, is_signaled: bool) -> None:
+def test_rank_killed_by_the_signal_is_not_a_failure(
+    cluster: FakeCluster, is_signaled: bool
+) -> None:
     if is_signaled:
         code, _ = signaled(cluster, "touch up; sleep 1 & wait; exit 138")
     else:
@@ -193,14 +197,14 @@ def test_a_rank_killed_by_the_signal_is_no_failure(cluster: FakeCluster, is_sign
     assert ("scontrol requeue 7" in cluster.calls) is is_signaled
 
 
-def test_a_run_that_finishes_after_the_signal_is_done(cluster: FakeCluster) -> None:
+def test_run_that_finishes_after_the_signal_is_complete(cluster: FakeCluster) -> None:
     code, _ = signaled(cluster, "trap '' USR1; touch up; sleep 2; exit 0")
     assert code == 0
     assert "scontrol requeue 7" not in cluster.calls
 
 
-def test_term_does_not_end_the_script_before_its_ranks(cluster: FakeCluster) -> None:
-    """Preemption without a signal of one's own: ranks and script get TERM."""
+def test_script_waits_for_its_ranks_after_term(cluster: FakeCluster) -> None:
+    """Preemption without a configured signal: ranks and script receive TERM."""
     program = "touch up; while [ ! -e stop ]; do sleep 0.1; done; exit 85"
     process = cluster.start("train.sbatch", FAKE_SRUN=program)
     wait_until_up(cluster)

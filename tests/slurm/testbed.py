@@ -1,7 +1,7 @@
-"""A Slurm cluster for tests: the one this shell speaks to, or a throw-away one of two nodes.
+"""A Slurm cluster for tests: the configured one, or a temporary one of two nodes.
 
-MUOMNI_SLURM_TESTBED names a folder with the programs `up DIR` and `down DIR` (which start and end such a
-cluster and write DIR/env); without it, ../shared/slurm-testbed beside the repository.
+MUOMNI_SLURM_TESTBED names a folder with the programs `up DIR` and `down DIR`, which start and stop a
+temporary cluster and write DIR/env; the default is ../shared/slurm-testbed next to the repository.
 """
 
 import os
@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = ("COMPLETED", "FAILED", "CANCELED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
 class Cluster:
-    """Submits the scripts of slurm/ and looks at their jobs."""
+    """Submits the scripts of slurm/ and inspects their jobs."""
 
     def __init__(self, environ: dict[str, str], is_testbed: bool) -> None:
         self.environ, self.is_testbed = environ, is_testbed
 
-    def call(self, *command: str, timeout_s: float = 60, **environ: str) -> str:
+    def call(self, *command: str, **environ: str) -> str:
         """Run a Slurm command or a script; returns its standard output."""
         done = subprocess.run(
             command,
@@ -33,13 +33,13 @@ class Cluster:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=60,
         )
-        assert done.returncode == 0, f"{command} left with {done.returncode}: {done.stderr}"
+        assert done.returncode == 0, f"{command} exited with {done.returncode}: {done.stderr}"
         return done.stdout
 
     def submit(self, options: list[str], script: str, *arguments: str, **environ: str) -> "Job":
-        """sbatch a script of slurm/."""
+        """Submit a script of slurm/ with sbatch."""
         path = str(ROOT / "slurm" / script)
         id_ = self.call("sbatch", "--parsable", *options, path, *arguments, **environ).strip()
         return Job(self, id_)
@@ -52,19 +52,19 @@ class Job:
         self.cluster, self.id = cluster, id_
 
     def field(self, name: str) -> str:
-        """A field of `scontrol show job`; of an array, that of the task that is listed first."""
+        """A field of `scontrol show job`; for an array, of the first listed task."""
         text = self.cluster.call("scontrol", "show", "job", self.id)
         found = re.search(rf"\b{name}=(\S*)", text)
         assert found, f"job {self.id} has no {name}: {text}"
         return found.group(1)
 
     def states(self) -> list[str]:
-        """The states of all tasks of an array, or of the one job."""
+        """States of all tasks of an array, or of a single job."""
         text = self.cluster.call("scontrol", "show", "job", self.id)
         return re.findall(r"\bJobState=(\S*)", text)
 
     def wait(self, timeout_s: float) -> list[str]:
-        """Wait for the end of all tasks; returns their states."""
+        """Wait until all tasks have ended; returns their states."""
         deadline = time.monotonic() + timeout_s
         while not all(state in ENDED for state in self.states()):
             if time.monotonic() > deadline:
@@ -84,7 +84,7 @@ class Job:
 
 @contextmanager
 def open_cluster() -> Iterator[Cluster]:
-    """A cluster of at least two nodes for the block; raises RuntimeError when there is none."""
+    """Provide a cluster of at least two nodes; raises RuntimeError if there is none."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -101,12 +101,12 @@ def open_cluster() -> Iterator[Cluster]:
     if not (programs / "up").is_file():
         if shutil.which("sinfo") is None or subprocess.run(["sinfo"]).returncode:
             raise RuntimeError(
-                f"the tests with marker slurm need a cluster: {programs}/up does not exist (set "
-                f"MUOMNI_SLURM_TESTBED), and sinfo reaches none"
+                f"tests with the marker slurm need a cluster, but {programs}/up does not exist (set "
+                f"MUOMNI_SLURM_TESTBED) and sinfo finds none"
             )
         yield Cluster(environ, is_testbed=False)
         return
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # socket paths must be short
     try:
         subprocess.run(
             [programs / "up", folder], check=True, timeout=300, stdout=subprocess.DEVNULL
@@ -114,7 +114,7 @@ def open_cluster() -> Iterator[Cluster]:
         written = dict(re.findall(r"(\w+)=(\S+)", (folder / "env").read_text()))
         environ["SLURM_CONF"] = written["SLURM_CONF"]
         if written["TESTBED_NS"] == "0":
-            environ["MASTER_ADDR"] = "127.0.0.1"  # names of nodes do not resolve
+            environ["MASTER_ADDR"] = "127.0.0.1"  # node names do not resolve
         yield Cluster(environ, is_testbed=True)
     finally:
         subprocess.run([programs / "down", folder], timeout=120, stdout=subprocess.DEVNULL)

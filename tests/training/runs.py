@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import CONFIG_ROOT, merge
+from muomni.config.loading import merge, run_config
+from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.distributed.discovery import discover
 from muomni.observe.metrics_log import read_lines
@@ -26,7 +27,7 @@ def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConf
         "preset": "test",
         "precision": "fp32",
         "data": {"root": str(data)},
-        "batch": {"size": 64, "rows": 1, "micro_batches_per_step": 4, "window": 64},
+        "batch": {"seq_len": 64, "batch_size": 1, "micro_batches_per_step": 4, "shuffle_window": 64},
         "optim": {"lr": 3e-3},
         "training": {
             "max_steps": 20, "log_every": 1, "validate_every": 1000, "save_every": 1000,
@@ -34,7 +35,7 @@ def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConf
         },
         "model": TINY_THINKER,
     }  # fmt: skip
-    return RunConfig.model_validate(merge(content, changes or {}))
+    return run_config(merge(content, changes or {}))
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
     """Train in this rank's process group; returns the result, with the `curve` of logged metrics."""
     engine_json = zero
     if isinstance(engine_json, str):
-        engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{engine_json}.json")
+        engine_json = read_engine_json(ENGINES / f"{engine_json}.json")
     store = run.resolve().parent / "mlflow.db"
     if discover().is_main and not store.exists():
         store.parent.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,8 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
     assert opened(root, {"data": {"num_workers": 3, "prefetch": 7}}).feed.digest == digest
     changes: list[dict[str, Any]] = [
         {"seed": 1},
-        {"batch": {"size": 96}},
-        {"batch": {"window": 32}},
+        {"batch": {"seq_len": 96}},
+        {"batch": {"shuffle_window": 32}},
         {"batch": {"micro_batches_per_step": 8}},
         {"data": {"mix": {"alpha": 0.5}}},
         {"data": {"mix": {"weights": {"books": 1, "web": 3}}}},

@@ -10,12 +10,12 @@ from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.data.views.base import Batch
 from muomni.distributed.discovery import discover
-from muomni.models.layers import layers
-from muomni.models.layers.flops import linear_flops, stack_flops, talker_flops
+from muomni.models.layers import attention as attention_layer
+from muomni.models.layers.flops import forward_flops
 from muomni.models.layers.masks import window_size
-from muomni.models.speech.codec import codec_flops
+from muomni.models.speech.talker import talker_units
 from muomni.training.engine import attention
-from muomni.training.flops import KEPT, PackedRows, StepFlops
+from muomni.training.flops import StepFlops, count_thinker
 from muomni.training.session import Request, Session, prepare
 from tests.models.layers.test_flops import measured
 from tests.models.layers.test_varlen_attention import attend_to_each
@@ -72,7 +72,7 @@ def test_thinker(text_data: Path, moe: dict[str, int] | None, policy: str | int)
 
 
 def test_thinker_whose_documents_attend_in_windows(text_data: Path) -> None:
-    session = open_session(thinker_config(text_data, {"batch": {"size": 512}}))
+    session = open_session(thinker_config(text_data, {"batch": {"seq_len": 512}}))
     ids = first_step(session)[0]["document_ids"]
     assert window_size(ids) is not None
     counted, by_torch, _ = counted_and_measured(session)
@@ -134,19 +134,19 @@ def test_what_attends_by_documents(
     if stage == "thinker":
         config = thinker_config(text_data, changes)
     elif stage == "audio_encoder":
-        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"size": 4}}
+        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"max_seconds": 4}}
         config = stage_config(stage, media_data, changes)
     elif stage == "talker":
         config = omni_run(
-            stage, omni_root, changes | {"batch": {"size": 3, "micro_batches_per_step": 2}}
+            stage, omni_root, changes | {"batch": {"max_seconds": 3, "micro_batches_per_step": 2}}
         )
     else:
         # No gradient of depthwise convolutions, which torch counts as full ones.
-        changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"size": 64}}
+        changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"seq_len": 64}}
         config = omni_run(stage, omni_root, changes)
     by_mask, _, _ = counted_and_measured(open_session(config, omni_root / "run"))
     monkeypatch.setattr(attention, "check_support", lambda *_: None)
-    monkeypatch.setattr(layers, "varlen_attn", attend_to_each)
+    monkeypatch.setattr(attention_layer, "varlen_attn", attend_to_each)
     training = config.training.model_copy(update={"attention": "varlen"})
     config = config.model_copy(update={"training": training})
     counted, by_torch, _ = counted_and_measured(open_session(config, omni_root / "run"))
@@ -191,7 +191,7 @@ def test_sft_by_what_is_trained(omni_root: Path, trained: str, policy: Any) -> N
             len(batch["audios"]) * -(-batch["audios"].shape[1] // 640)
             for batch in first_step(session)
         )
-        depthwise = linear_flops(audio.conv_kernel_size, audio.hidden_size)
+        depthwise = 2 * audio.conv_kernel_size * audio.hidden_size
         surplus = frames * audio.num_layers * depthwise * (audio.hidden_size - 1)
     if trained == "talker":
         # Torch sees that nothing before the projection of the Thinker's states wants a gradient.
@@ -222,17 +222,23 @@ def test_a_padded_batch_needs_what_its_samples_need_alone(
 
 
 def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
-    config: Any = open_session(thinker_config(text_data)).stage.model_config()
+    stage: Any = open_session(thinker_config(text_data)).stage
+    thinker = stage.build().thinker
     ids = torch.tensor([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    counted = PackedRows(config, recomputed=KEPT, on_cpu=False)(ids, num_labels=9)
-    head = linear_flops(config.hidden_size, config.vocab_size)
-    stack = sum(stack_flops(config, length).total for length in (3, 2, 4))
-    assert counted.model == 3 * (stack + 9 * head)
-    assert counted.hardware == 3 * (2 * stack_flops(config, 8).total + 16 * head)
-    by_documents = PackedRows(config, recomputed=KEPT, on_cpu=False, by_documents=True)
-    runs = sum(stack_flops(config, length).total for length in (3, 2, 3, 4, 4))  # padding, too
-    assert by_documents(ids, num_labels=9).hardware == 3 * (runs + 16 * head)
-    assert by_documents(ids, num_labels=9).model == counted.model
+    batch = {"document_ids": ids, "units": torch.tensor(9)}
+
+    def training(lengths: tuple[int, ...], num_predictions: int) -> int:
+        pairs = sum(length**2 for length in lengths)
+        units = {"positions": sum(lengths), "pairs": pairs, "predictions": num_predictions}
+        return 3 * forward_flops(thinker.flops(), units)
+
+    counted = count_thinker(thinker, on_cpu=False)(batch)
+    assert counted.model == training((3, 2, 4), 9)
+    assert counted.hardware == training((8, 8), 16)
+    thinker.stack.attends_by_documents = True
+    by_documents = count_thinker(thinker, on_cpu=False)(batch)
+    assert by_documents.hardware == training((3, 2, 3, 4, 4), 16)  # padding, too
+    assert by_documents.model == counted.model
 
 
 def test_empty_rows_and_slots_are_hardware_only(omni_root: Path) -> None:
@@ -253,8 +259,10 @@ def test_a_spoken_answer_is_heard_by_the_frozen_codec_once(omni_root: Path) -> N
     stage: Any = session.stage
     view = stage.view()
     batch = view.collate([[view.example(session.planned.source.read(0), None)]])
-    talker, codec = stage.model_config(), stage.codec.config
+    task, codec = stage.build(), stage.codec.codec
     num_mel = -(-int(batch["lengths"][0]) // 160)
-    spoken = talker_flops(talker, batch["text_mask"].shape[1], -(-num_mel // 4)).total
-    heard = codec_flops(codec, num_mel, with_decoder=False).total
-    assert stage.flop_counter(stage.build())(batch).model == 3 * spoken + heard
+    num_characters, num_frames = batch["text_mask"].shape[1], -(-num_mel // 4)
+    units = talker_units(torch.tensor([num_characters]), torch.tensor([num_frames]))
+    spoken = forward_flops(task.talker.flops(), units)
+    heard = forward_flops(codec.flops(), {"mel_frames": num_mel, "encoded": num_frames})
+    assert stage.flop_counter(task)(batch).model == 3 * spoken + heard

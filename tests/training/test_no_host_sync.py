@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from muomni.config.run import STAGE_NAMES
+from muomni.config.registry import STAGES, load, stage_spec
 from muomni.data.loading.loader import DeviceCopies
 from muomni.models.layers.losses import router_losses
 from muomni.observe.step_clock import StepClock
@@ -21,7 +21,6 @@ from muomni.training.engine.engine import Engine
 from muomni.training.engine.weights import MasterWeights
 from muomni.training.loop import Loop
 from muomni.training.moe import add_router_term, update_biases
-from muomni.training.stages import load_stage
 from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.throughput import Throughput
 
@@ -62,9 +61,9 @@ def test_the_step_does_not_wait_for_the_device(function: Callable[..., Any]) -> 
     assert waits(function) == []
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_stages_do_not_wait_for_the_device(stage: str) -> None:
-    cls = load_stage(stage)
+    cls = load(stage_spec(stage).stage)
     for name in ("prepare", "loss_denominators", "begin_step", "after_step"):
         assert waits(getattr(cls, name)) == [], f"{cls.__name__}.{name}"
 

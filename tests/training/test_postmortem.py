@@ -13,7 +13,7 @@ from muomni.checkpoint import store
 from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.errors import NonFiniteError
-from muomni.models.layers.layers import TransformerBlock
+from muomni.models.layers.transformer import TransformerBlock
 from muomni.training.engine.deepspeed_quirks import local_elements
 from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask

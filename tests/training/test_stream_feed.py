@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
-from launch.pipeline import has_same_data
 from muomni.checkpoint.export import read_export
+from muomni.config.loading import run_config
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.sampling.plan import Batching
 from muomni.data.shards.writer import SampleCost, ShardWriter
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError, ConfigError, DataError
+from muomni.pipeline.state import has_same_data
 from muomni.training.feed import Feed, stream_batch_size
 from muomni.training.session import Request, Session, prepare
 from tests.corpora import sentences, write_text_dataset, write_tokenizer
@@ -49,7 +49,7 @@ def streamed(root: Path, changes: dict[str, Any] | None = None, **data: Any) -> 
     stream = {"shards": shards, "samples_per_shard": NUM_SAMPLES}
     content = {
         "data": {"stream": stream, **data},
-        "batch": {"size": 64, "rows": 4, "micro_batches_per_step": 4},
+        "batch": {"seq_len": 64, "batch_size": 4, "micro_batches_per_step": 4},
         "training": {"max_steps": 15, "save_every": 7},
     }
     return thinker_config(root, {**content, **(changes or {})})
@@ -102,7 +102,7 @@ def test_reading_a_step_again_gives_the_batches_of_the_loader(
     if not is_streamed:
         content = config.model_dump()
         content["data"]["stream"] = None
-        config = RunConfig.model_validate(content)
+        config = run_config(content)
     feed = open_session(config, Ranks(1, 1, 2)).feed
     for step in (0, 3, 11):
         read = feed.read(step)
@@ -119,7 +119,7 @@ def test_other_streams_have_other_digests(root: Path) -> None:
     assert open_session(streamed(root, num_workers=2)).feed.digest == digest
     other = streamed(root).model_dump()
     other["data"]["stream"]["samples_per_shard"] = 19
-    assert open_session(RunConfig.model_validate(other)).feed.digest != digest
+    assert open_session(run_config(other)).feed.digest != digest
 
 
 def test_a_pipeline_detects_the_stream_of_an_export(root: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_pipeline_detects_the_stream_of_an_export(root: Path) -> None:
     assert not has_same_data(streamed(root), data, "another")
     other = streamed(root).model_dump()
     other["data"]["stream"]["samples_per_shard"] = 19
-    assert not has_same_data(RunConfig.model_validate(other), data, tokenizer)
+    assert not has_same_data(run_config(other), data, tokenizer)
 
 
 def test_a_run_does_not_resume_with_another_stream(
@@ -140,7 +140,7 @@ def test_a_run_does_not_resume_with_another_stream(
     changed = streamed(root, {"training": training}).model_dump()
     changed["data"]["stream"]["shards"] = [str(root / "tars" / "{000000..000006}.tar")]
     with pytest.raises(CheckpointError, match="was written with other data"):
-        one_rank.run(train, config=RunConfig.model_validate(changed), run=tmp_path)
+        one_rank.run(train, config=run_config(changed), run=tmp_path)
 
 
 def test_a_root_may_hold_a_tokenizer_only(root: Path, tmp_path: Path, one_rank: RankPool) -> None:
@@ -148,9 +148,9 @@ def test_a_root_may_hold_a_tokenizer_only(root: Path, tmp_path: Path, one_rank: 
     content = streamed(root, {"training": {"max_steps": 2}}).model_dump()
     content["data"]["root"] = str(tmp_path)
     with pytest.raises(DataError, match="holds no finished dataset"):
-        open_session(RunConfig.model_validate(content))
+        open_session(run_config(content))
     content["data"]["stream"]["has_val"] = False
-    result = one_rank.run(train, config=RunConfig.model_validate(content), run=tmp_path / "run")[0]
+    result = one_rank.run(train, config=run_config(content), run=tmp_path / "run")[0]
     assert result["step"] == 2 and "val/loss" not in result
     assert (tmp_path / "run" / "thinker" / "export").is_dir()
 
@@ -159,7 +159,7 @@ def test_a_missing_shard_is_named_before_the_start(root: Path) -> None:
     config = streamed(root).model_dump()
     config["data"]["stream"]["shards"] = [str(root / "tars" / "{000007..000008}.tar")]
     with pytest.raises(DataError, match=r"000008\.tar of data.stream does not exist"):
-        open_session(RunConfig.model_validate(config))
+        open_session(run_config(config))
 
 
 def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | None:
@@ -212,7 +212,7 @@ def test_speech_trains_from_a_stream(root: Path, tmp_path: Path, one_rank: RankP
 
 def test_mix_and_stream_exclude_each_other() -> None:
     stream = {"shards": ["a.tar"], "samples_per_shard": 5}
-    with pytest.raises(ValidationError, match=r"data\.mix needs sharded datasets"):
+    with pytest.raises(ConfigError, match=r"data\.mix needs sharded datasets"):
         thinker_config(Path(), {"data": {"stream": stream, "mix": {"alpha": 0.5}}})
-    with pytest.raises(ValidationError, match="at least 1 item"):
+    with pytest.raises(ConfigError, match="at least 1 item"):
         thinker_config(Path(), {"data": {"stream": {**stream, "shards": []}}})

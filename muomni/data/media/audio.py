@@ -1,15 +1,23 @@
 """Audio clips of samples: the audio member as a waveform, and padded batches of waveforms."""
 
+import io
+import math
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
 from muomni.config.models import MEL_RATE_HZ, SAMPLE_RATE_HZ
-from muomni.data.media.decode import AUDIO_EXTENSIONS, decode_audio
+from muomni.data.media.decode import AUDIO_EXTENSIONS, broken_audio, decode_audio
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
+
+# libsndfile reports at least this many frames for streams of unknown length.
+_UNKNOWN_FRAMES = 2**62
+# Resampling rounds the length; a larger difference means a wrong header.
+_MAX_SAMPLES_OFF = 8
 
 
 def read_audio(sample: dict[str, Any]) -> np.ndarray:
@@ -26,6 +34,32 @@ def read_audio(sample: dict[str, Any]) -> np.ndarray:
     raise DataError(
         f"sample '{sample['__key__']}' has no audio clip ({', '.join(AUDIO_EXTENSIONS)})"
     )
+
+
+def resampled_length(data: bytes) -> int:
+    """Samples of an audio clip at `SAMPLE_RATE_HZ`, from its header if possible; raises DataError."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            num_frames, rate_hz = file.frames, int(file.samplerate)
+    except (soundfile.SoundFileError, ValueError, OSError) as error:
+        raise broken_audio(error) from None
+    if not 0 < num_frames < _UNKNOWN_FRAMES:
+        return len(decode_audio(data))
+    return math.ceil(num_frames * SAMPLE_RATE_HZ / rate_hz)
+
+
+def decode_declared_length(data: bytes) -> np.ndarray:
+    """Decode an audio clip to exactly `resampled_length(data)` samples, float32 [num_samples].
+
+    Raises DataError if it is broken or its length differs from its header.
+    """
+    waveform, num_samples = decode_audio(data), resampled_length(data)
+    if abs(len(waveform) - num_samples) > _MAX_SAMPLES_OFF:
+        raise DataError(
+            f"broken audio clip (its header declares {num_samples} samples at 16 kHz, it has "
+            f"{len(waveform)})"
+        )
+    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
 
 
 def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:

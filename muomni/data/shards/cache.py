@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muomni.errors import DataError
-from muomni.io.file_lock import exclusive_lock, is_linked, try_exclusive_lock
+from muomni.io.file_lock import exclusive_lock, try_exclusive_lock
 from muomni.io.remote_folder import RemoteFolder
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not is_linked(descriptor, path):  # evicted between the two calls
+        if not _is_linked(descriptor, path):  # evicted between the two calls
             os.close(descriptor)
             return None
         os.utime(descriptor)  # the last use, by which shards are evicted
@@ -313,3 +313,12 @@ class ShardCache:
         except BlockingIOError:
             return False
         return True
+
+
+def _is_linked(descriptor: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), named)

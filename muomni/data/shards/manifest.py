@@ -9,12 +9,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from muomni.config.models import Section
+from muomni.config.run import Task
 from muomni.errors import DataError
 from muomni.io.remote_folder import RemoteFolder
 
@@ -22,8 +23,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SPLIT_NAMES = ("train", "val", "test")
 
-Task = Literal["text", "image-caption", "speech", "tts", "sft"]
-TASKS: tuple[Task, ...] = ("text", "image-caption", "speech", "tts", "sft")
+TASKS: tuple[Task, ...] = get_args(Task)
 
 # One row a sample. Hashes are `hash64`; `duration_ms` is summed over the audio clips of a sample.
 COLUMNS = np.dtype(

@@ -1,58 +1,26 @@
-"""Conversations as token sequences: the template, media placeholders, what is to be learned.
+"""Encodes conversations as token sequences with media placeholders and loss targets.
 
     <bos> [<system> text] <user> content ... <assistant> answer <eos> <user> ... <assistant> ... <eos>
 
 An image in the content is <image_start> + P x <image> + <image_end>, an audio clip <audio_start> +
-N x <audio> + <audio_end>; the model writes features over the P or N positions. Only the text of an
-answer and its EOS are predicted. An audio clip in an answer is the spoken answer: it takes no position.
-Training, evaluation and inference share this file, so they cannot see different prompts.
+N x <audio> + <audio_end>; the model replaces the P or N embeddings with media features. Only the text of
+an answer and its EOS are predicted. An audio clip in an answer is the spoken answer: it takes no position.
+Training, evaluation, and inference share this template, so their prompts are identical.
 """
 
-import io
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
-import soundfile
 
-from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, SAMPLE_RATE_HZ, OmniConfig
-from muomni.data.media.audio import draw_seed
-from muomni.data.media.decode import broken_audio, decode_audio
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, OmniConfig
+from muomni.data.media.audio import decode_declared_length, draw_seed, resampled_length
 from muomni.data.media.image import decode_image
 from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.text.turns import Part, Turn, find_medium
 from muomni.errors import DataError
-
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-MediaKind = Literal["image", "audio"]
-MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "audio")
-PartKind = Literal["text", "image", "audio"]
-_PLACEHOLDER = re.compile("(<image>|<audio>)")
-# libsndfile reports this many frames or more for streams whose length it does not know.
-_UNKNOWN_FRAMES = 2**62
-# Resampling rounds the length; a larger difference means that a header lies.
-_MAX_SAMPLES_OFF = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a turn: text itself, or the name of an image or audio clip in the sample."""
-
-    kind: PartKind
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one side says at once."""
-
-    role: Role
-    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +33,9 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class PlacedAudio:
-    """An audio clip, float32 [num_samples], the `num_tokens` positions from `start` on that it fills,
-    and the seed of what is drawn for it on the device.
+    """An audio clip, float32 [num_samples], at the `num_tokens` positions from `start`.
+
+    `seed` seeds its augmentation on the device.
     """
 
     waveform: np.ndarray
@@ -77,7 +46,7 @@ class PlacedAudio:
 
 @dataclass(frozen=True, slots=True)
 class SpokenAnswer:
-    """The audio clip of an answer whose text stands in `num_tokens` positions from `start` on."""
+    """Audio, float32 [num_samples], of an answer whose text has the `num_tokens` positions from `start`."""
 
     waveform: np.ndarray
     start: int
@@ -86,7 +55,7 @@ class SpokenAnswer:
 
 @dataclass(slots=True)
 class Conversation:
-    """Token ids with media. `answers[i]` is n > 0 where ids[i] belongs to the n-th answer."""
+    """Token ids with media. `answers[i]` is n if ids[i] belongs to the n-th answer (from 1), else 0."""
 
     ids: list[int]
     answers: list[int] = field(default_factory=list)
@@ -96,7 +65,7 @@ class Conversation:
 
 
 class ConversationEncoder:
-    """Applies the template for one tokenizer and one model's sizes."""
+    """Applies the template with one tokenizer and the sizes of one model."""
 
     def __init__(self, tokenizer: Tokenizer, config: OmniConfig) -> None:
         self.tokenizer = tokenizer
@@ -106,7 +75,7 @@ class ConversationEncoder:
 
     @property
     def depends_on(self) -> str:
-        """What the number of positions of a conversation depends on besides its sample."""
+        """Everything besides the sample that determines its number of positions."""
         return (
             f"conversation tokenizer={self.tokenizer.digest} image={self.num_image_tokens} "
             f"audio={self.audio_stack}"
@@ -115,11 +84,11 @@ class ConversationEncoder:
     def num_positions(
         self, turns: Sequence[Turn], media: Mapping[str, bytes], max_positions: int
     ) -> int:
-        """Row positions that `encode` of the same arguments takes; decodes no media.
+        """Positions of `encode` with the same arguments, without decoding media.
 
-        Raises DataError as `encode` does, broken images excepted.
+        Raises DataError as `encode` does, except for broken images.
         """
-        return len(self._kept(turns, media, max_positions)[0]) - 1
+        return len(self._truncated(turns, media, max_positions)[0]) - 1
 
     def encode(
         self,
@@ -128,18 +97,18 @@ class ConversationEncoder:
         max_positions: int,
         random: np.random.Generator | None = None,
     ) -> Conversation:
-        """The conversation up to its last answer that still fits into a row of `max_positions`.
+        """Encode a conversation up to its last answer that fits into `max_positions`.
 
-        `random` draws the seeds of its audio clips; None, in evaluation, gives zeros.
-        Raises DataError when there is no answer, none fits, or a medium is missing or broken.
+        `random` generates the seeds of the audio clips; without it (in evaluation) they are 0.
+        Raises DataError if there is no answer, none fits, or a medium is missing or broken.
         """
-        ids, answers, turns = self._kept(turns, media, max_positions)
+        ids, answers, turns = self._truncated(turns, media, max_positions)
         conversation = Conversation(ids, answers)
         self._place_media(conversation, turns, media, random)
         return conversation
 
     def prompt(self, turns: Sequence[Turn], media: Mapping[str, bytes]) -> Conversation:
-        """The turns and the token after which the model answers; raises DataError as `encode`."""
+        """Encode turns, followed by the <assistant> token; raises DataError as `encode` does."""
         ids, answers = [self.tokenizer.bos_id], [0]
         for turn in turns:
             self._append(turn, media, ids, answers)
@@ -148,27 +117,27 @@ class ConversationEncoder:
         return conversation
 
     # -- template ----------------------------------------------------------------------------------
-    def _kept(
+    def _truncated(
         self, turns: Sequence[Turn], media: Mapping[str, bytes], max_positions: int
     ) -> tuple[list[int], list[int], Sequence[Turn]]:
-        """Ids and answer numbers of the longest fitting prefix of turns that ends with an answer."""
+        """Ids and answer numbers of the longest prefix of turns that ends with an answer and fits."""
         ids, answers = [self.tokenizer.bos_id], [0]
-        # The last id is only predicted, so it takes no position of its own.
-        num_kept_turns = num_kept_ids = num_needed = 0
+        # The last id is only a target, so it takes no position.
+        num_turns = num_ids = num_needed = 0
         for number, turn in enumerate(turns, start=1):
             self._append(turn, media, ids, answers)
             if turn.role == "assistant":
                 num_needed = num_needed or len(ids) - 1
                 if len(ids) - 1 <= max_positions:
-                    num_kept_turns, num_kept_ids = number, len(ids)
+                    num_turns, num_ids = number, len(ids)
         if not num_needed:
-            raise DataError("the conversation has no answer of an assistant")
-        if not num_kept_turns:
+            raise DataError("the conversation has no assistant turn")
+        if not num_turns:
             raise DataError(
-                f"the first answer ends at position {num_needed} of a row of {max_positions}; "
-                f"raise batch.size or leave the conversation out"
+                f"the first answer ends at position {num_needed}, but a sequence has {max_positions} "
+                f"positions; raise batch.size or remove the conversation"
             )
-        return ids[:num_kept_ids], answers[:num_kept_ids], turns[:num_kept_turns]
+        return ids[:num_ids], answers[:num_ids], turns[:num_turns]
 
     def _append(
         self, turn: Turn, media: Mapping[str, bytes], ids: list[int], answers: list[int]
@@ -190,13 +159,13 @@ class ConversationEncoder:
         answers += [0] * (len(ids) - len(answers))
 
     def answer_ids(self, turn: Turn) -> list[int]:
-        """Token ids of an assistant turn's text; raises DataError when it has none."""
+        """Token ids of the text of an assistant turn; raises DataError if it has none."""
         text = " ".join(part.value for part in turn.parts if part.kind == "text")
         if any(part.kind == "image" for part in turn.parts):
-            raise DataError("an answer holds an image; only text and speech can be answered")
+            raise DataError("an answer contains an image; answers are text or speech")
         ids = self.tokenizer.encode(text)
         if not ids:
-            raise DataError("an answer has no text (a spoken one needs its transcript)")
+            raise DataError("an answer has no text (a spoken answer needs its transcript)")
         return ids
 
     def _part_ids(self, part: Part, media: Mapping[str, bytes]) -> list[int]:
@@ -207,13 +176,13 @@ class ConversationEncoder:
         if part.kind == "image":
             inner = [token.image_id] * self.num_image_tokens
             return [token.image_start_id, *inner, token.image_end_id]
-        with named(part):
+        with _error_prefix(part):
             num_samples = resampled_length(data)
         inner = [token.audio_id] * self.num_audio_tokens(num_samples)
         return [token.audio_start_id, *inner, token.audio_end_id]
 
     def num_audio_tokens(self, num_samples: int) -> int:
-        """Thinker positions of an audio clip of `num_samples` samples at 16 kHz."""
+        """Thinker positions of an audio clip with `num_samples` samples at 16 kHz."""
         num_mel = math.ceil(num_samples / MEL_HOP)
         return math.ceil(math.ceil(num_mel / FRAME_SUBSAMPLING) / self.audio_stack)
 
@@ -225,7 +194,7 @@ class ConversationEncoder:
         media: Mapping[str, bytes],
         random: np.random.Generator | None = None,
     ) -> None:
-        """Decode what the placeholders of `turns` stand for, in the order of the ids."""
+        """Decode the media of `turns` and assign them to their placeholders, in order of the ids."""
         ids, token = conversation.ids, self.tokenizer
         starts = iter(
             i + 1 for i, t in enumerate(ids) if t in (token.image_start_id, token.audio_start_id)
@@ -238,12 +207,12 @@ class ConversationEncoder:
                     continue
                 data = find_medium(media, part.value)
                 if part.kind == "image":
-                    with named(part):
+                    with _error_prefix(part):
                         pixels = decode_image(data, self.image_size)
                     conversation.images.append(PlacedImage(pixels, next(starts)))
                     continue
-                with named(part):
-                    waveform = _whole_waveform(data)
+                with _error_prefix(part):
+                    waveform = decode_declared_length(data)
                 if turn.role == "assistant":
                     start = conversation.answers.index(answer)
                     spoken = SpokenAnswer(waveform, start, len(self.answer_ids(turn)))
@@ -254,83 +223,10 @@ class ConversationEncoder:
                     conversation.audios.append(placed)
 
 
-def cut_at_placeholders(
-    text: str, files: Mapping[MediaKind, list[str]]
-) -> list[tuple[PartKind, str]]:
-    """Cut a text at each `<image>` and `<audio>`, which takes the first name out of its list.
-
-    Gives kinds with stripped text or name; raises DataError for a placeholder whose list is empty.
-    """
-    parts: list[tuple[PartKind, str]] = []
-    for piece in _PLACEHOLDER.split(text):
-        if _PLACEHOLDER.fullmatch(piece):
-            kind: MediaKind = "image" if piece == "<image>" else "audio"
-            if not files[kind]:
-                raise DataError(f"a {piece} has no file in {kind!r}")
-            parts.append((kind, files[kind].pop(0)))
-        elif piece.strip():
-            parts.append(("text", piece.strip()))
-    return parts
-
-
 @contextmanager
-def named(part: Part) -> Iterator[None]:
-    """Put the name of a medium before what is said about its bytes."""
+def _error_prefix(part: Part) -> Iterator[None]:
+    """Prefix the message of a DataError with the name of the medium."""
     try:
         yield
     except DataError as error:
         raise DataError(f"{part.value}: {error}") from None
-
-
-def read_turns(sample: Mapping[str, Any]) -> list[Turn]:
-    """The turns in the .json of an sft sample; raises DataError when they are malformed."""
-    if "json" not in sample:
-        raise DataError("the sample has no .json member with its turns")
-    try:
-        turns = json.loads(sample["json"])["turns"]
-        return [Turn(_role(turn["role"]), tuple(map(_part, turn["content"]))) for turn in turns]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"its .json holds no list of turns ({error!r})") from None
-
-
-def _role(name: Any) -> Role:
-    if name not in ROLES:
-        raise DataError(f"a turn has role {name!r}; roles are {', '.join(ROLES)}")
-    return name
-
-
-def _part(content: dict[str, Any]) -> Part:
-    kind = content["type"]
-    if kind not in ("text", "image", "audio"):
-        raise DataError(f"a part has type {kind!r}; types are text, image and audio")
-    return Part(kind, str(content["text" if kind == "text" else "name"]))
-
-
-def find_medium(media: Mapping[str, bytes], name: str) -> bytes:
-    """The bytes of an image or audio clip; raises DataError when the sample lacks it."""
-    if name not in media:
-        raise DataError(f"a turn names {name}, which the sample does not hold")
-    return media[name]
-
-
-def resampled_length(data: bytes) -> int:
-    """Samples of an audio clip at 16 kHz, from its header where that tells; raises DataError."""
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            num_frames, rate_hz = file.frames, int(file.samplerate)
-    except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise broken_audio(error) from None
-    if not 0 < num_frames < _UNKNOWN_FRAMES:
-        return len(decode_audio(data))
-    return math.ceil(num_frames * SAMPLE_RATE_HZ / rate_hz)
-
-
-def _whole_waveform(data: bytes) -> np.ndarray:
-    """Decode an audio clip to exactly `resampled_length` samples, for which its row has room."""
-    waveform, num_samples = decode_audio(data), resampled_length(data)
-    if abs(len(waveform) - num_samples) > _MAX_SAMPLES_OFF:
-        raise DataError(
-            f"broken audio clip (its header promises {num_samples} samples at 16 kHz, it has "
-            f"{len(waveform)})"
-        )
-    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))

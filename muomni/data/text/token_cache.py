@@ -21,7 +21,7 @@ from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
-from muomni.io.file_lock import lock_if_possible
+from muomni.io.file_lock import exclusive_lock_if_supported
 from muomni.io.hashing import sha256_bytes
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class TokenCache:
         if not os.access(self.folder, os.W_OK):
             return False
         try:
-            with lock_if_possible(self._path("lock")):
+            with exclusive_lock_if_supported(self._path("lock")):
                 if not self.is_there():
                     if self._path("texts").exists():
                         logger.warning("%s is damaged and made again", self._path("ids"))

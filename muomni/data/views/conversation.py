@@ -18,8 +18,9 @@ from muomni.data.sampling.lengths import Lengths
 from muomni.data.sampling.measure import measured_lengths
 from muomni.data.sampling.packing import document_starts
 from muomni.data.shards.source import Source
-from muomni.data.text.chat_template import Conversation, ConversationEncoder, read_turns
+from muomni.data.text.chat_template import Conversation, ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
+from muomni.data.text.turns import read_turns
 from muomni.data.views.base import Batch, View
 from muomni.data.views.characters import pad_spelled
 from muomni.data.views.text import IGNORE

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field
 
-from muomni.config.models import Section
+from muomni.config.models import Augmentation
 from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.data.media.image import decode_image
 from muomni.data.sampling.lengths import Lengths
@@ -21,14 +20,6 @@ from muomni.errors import DataError
 
 # Marks rows that only fill a batch up; the loss knows it as PADDING_GROUP.
 NO_GROUP = -1
-
-
-class Augmentation(Section):
-    """How an image is varied in training: scaled, moved on a white canvas, mirrored."""
-
-    min_scale: float = Field(default=0.8, gt=0)
-    max_scale: float = Field(default=1.1, gt=0)
-    flip_probability: float = Field(default=0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Metrics that several evaluators share."""
+"""Metrics shared by several stages."""

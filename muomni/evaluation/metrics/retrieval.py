@@ -1,7 +1,7 @@
-"""Retrieval between images and captions, and naming of images, over a whole split.
+"""Image-text retrieval and zero-shot classification over a full split (Radford et al. 2021).
 
-Ranks embed their shares; each then sees all features, so the metrics are the same for any number of
-ranks. A tie counts against the model: one that embeds everything alike finds nothing.
+Ranks embed their shards and gather all features, so the metrics do not depend on the number of ranks.
+Ties count as errors, so a model with constant embeddings retrieves nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,16 +23,16 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class SplitFeatures:
-    """Unit features of all pairs of a split, on the CPU, and the groups of their captions."""
+    """Unit-norm features of all pairs of a split, on the CPU, and the groups of their captions."""
 
     images: Tensor  # [N, d]
     texts: Tensor  # [N, d]
-    captions: Tensor  # [N] int64; equal captions have equal numbers
+    captions: Tensor  # [N] int64; equal for equal captions
 
 
 @torch.no_grad()
 def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
-    """Embed this rank's batches and collect those of all ranks; every rank must call it."""
+    """Embed this rank's batches and gather the features of all ranks; a collective."""
     size = clip.config.embedding_size
     parts = [(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.long))]
     for _, batch in batches:
@@ -46,10 +46,10 @@ def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
 
 
 def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str, float]:
-    """`text_recall@k` (caption found for an image) and `image_recall@k` (the other way), and the
-    same of a random order as `chance_...`.
+    """Return `text_recall@k` (image to caption), `image_recall@k` (caption to image), and the expected
+    values of a random ranking as `chance_...`.
 
-    Equal captions are equally right. NaN for an empty split.
+    Equal captions are equally correct. NaN for an empty split.
     """
     pairs = {
         "text": (features.images, features.texts),
@@ -58,15 +58,10 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
     metrics: dict[str, float] = {}
     for name, (queries, candidates) in pairs.items():
         ranks, chances = _ranks(queries, candidates, features.captions, features.captions, depths)
-        for place, depth in enumerate(depths):
+        for column, depth in enumerate(depths):
             metrics[f"{name}_recall@{depth}"] = float((ranks < depth).double().mean())
-            metrics[f"chance_{name}_recall@{depth}"] = float(chances[:, place].mean())
+            metrics[f"chance_{name}_recall@{depth}"] = float(chances[:, column].mean())
     return metrics
-
-
-def retrieval_recall(clip: Clip, batches: Iterable[LocatedBatch]) -> dict[str, float]:
-    """`recall` of a model over a split that is dealt out to the ranks in `batches`."""
-    return recall(embed_split(clip, batches))
 
 
 @torch.no_grad()
@@ -77,29 +72,29 @@ def zero_shot_top1(
     view: ImageTextView,
     device: torch.device,
 ) -> float:
-    """The share of images whose own name is nearest among `names`, which must hold all of them."""
+    """Top-1 accuracy of classifying images among `names`, which must include all true names."""
     groups = torch.tensor([group_of(name) for name in names])
     texts = []
     for start in range(0, len(names), _CHUNK):
         ids = [view.token_ids(name) for name in names[start : start + _CHUNK]]
         padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
-        for row, one in enumerate(ids):
-            padded[row, : len(one)] = torch.tensor(one)
-        lengths = torch.tensor([len(one) for one in ids])
+        for row, name_ids in enumerate(ids):
+            padded[row, : len(name_ids)] = torch.tensor(name_ids)
+        lengths = torch.tensor([len(name_ids) for name_ids in ids])
         texts.append(clip.embed_text(padded.to(device), lengths.to(device)).cpu())
     ranks, _ = _ranks(features.images, torch.cat(texts), features.captions, groups, (1,))
     return float((ranks < 1).double().mean())
 
 
 def class_names(sources: Iterable[Source]) -> list[str]:
-    """The distinct first captions of all samples, sorted: the classes of zero-shot naming."""
+    """The distinct first captions of all samples, sorted: the classes of zero-shot classification."""
     names: dict[int, str] = {}
     for source in sources:
         for index in range(len(source)):
             try:
                 first = captions(source.read(index))[0]
             except DataError:
-                continue  # the batches of the split meet it again, and count it
+                continue  # counted by the batches of the split
             names.setdefault(group_of(first), first)
     return sorted(names.values())
 
@@ -111,27 +106,27 @@ def _ranks(
     candidate_groups: Tensor,
     depths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """How many wrong candidates [N] come before the best right one of each query, ties included;
-    and the chance [N, len(depths)] that a random order has a right one among the first k."""
+    """Return the number of wrong candidates [N] ranked above the best correct one, ties included, and
+    the probability [N, len(depths)] that a random ranking has a correct one among the first k."""
     ranks, chances = [], []
     for start in range(0, len(queries), _CHUNK):
         rows = slice(start, start + _CHUNK)
         similarity = queries[rows] @ candidates.T
-        is_right = query_groups[rows, None] == candidate_groups[None, :]
-        best = similarity.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((similarity >= best) & ~is_right).sum(1))
-        chances.append(_chance(is_right.sum(1), len(candidates), depths))
+        is_correct = query_groups[rows, None] == candidate_groups[None, :]
+        best = similarity.masked_fill(~is_correct, -torch.inf).amax(1, keepdim=True)
+        ranks.append(((similarity >= best) & ~is_correct).sum(1))
+        chances.append(_chance(is_correct.sum(1), len(candidates), depths))
     empty = torch.empty(0, dtype=torch.long), torch.empty(0, len(depths), dtype=torch.double)
     return torch.cat([empty[0], *ranks]), torch.cat([empty[1], *chances])
 
 
-def _chance(num_right: Tensor, num_candidates: int, depths: Sequence[int]) -> Tensor:
-    """Probability that `depth` candidates drawn without replacement hold a right one."""
+def _chance(num_correct: Tensor, num_candidates: int, depths: Sequence[int]) -> Tensor:
+    """Probability that `depth` candidates sampled without replacement include a correct one."""
     columns = []
     for depth in depths:
-        missed = torch.ones(len(num_right), dtype=torch.double)
-        for drawn in range(min(depth, num_candidates)):
-            wrong = (num_candidates - num_right - drawn).clamp(min=0)
-            missed = missed * wrong / (num_candidates - drawn)
+        missed = torch.ones(len(num_correct), dtype=torch.double)
+        for num_drawn in range(min(depth, num_candidates)):
+            wrong = (num_candidates - num_correct - num_drawn).clamp(min=0)
+            missed = missed * wrong / (num_candidates - num_drawn)
         columns.append(1 - missed)
     return torch.stack(columns, 1)

@@ -1,7 +1,7 @@
-"""Sums over the samples of all ranks: what every metric is made of.
+"""Sums over the samples of all ranks, from which metrics are computed.
 
-Ranks may see different samples, even none at all; sums are added in rank order when they are asked
-for, so that one rank and several give the same numbers.
+Ranks may have different samples, or none. `reduce` adds the sums in rank order, so the metrics do not
+depend on the number of ranks.
 """
 
 from collections import Counter
@@ -19,18 +19,18 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class Tally:
-    """Named float64 sums of any shape, kept on the CPU."""
+    """Named float64 sums of any shape, on the CPU."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Add to a sum; it starts at zero with the shape of its first value."""
+        """Add to a sum, which starts at zero with the shape of its first value."""
         value = torch.as_tensor(value).detach().double().cpu()
         self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def reduce(self) -> dict[str, Tensor]:
-        """The sums over all ranks; every rank must call it."""
+        """Return the sums over all ranks; a collective."""
         total = Tally()
         for part in collectives.gather_objects(self._sums):
             for name, value in part.items():
@@ -39,7 +39,7 @@ class Tally:
 
 
 def sum_counts(counts: Counter[Item]) -> Counter[Item]:
-    """The counts over all ranks; every rank must call it."""
+    """Return the counts over all ranks; a collective."""
     total: Counter[Item] = Counter()
     for part in collectives.gather_objects(counts):
         total.update(part)
@@ -47,19 +47,21 @@ def sum_counts(counts: Counter[Item]) -> Counter[Item]:
 
 
 def most_common(counts: Counter[Item]) -> Item | None:
-    """The most frequent value, the smallest among equals; None without values."""
+    """Return the most frequent item, ties broken by the smallest; None if there is none."""
     return min(counts, key=lambda value: (-counts[value], str(value)), default=None)
 
 
-def watch(batches: Iterable[LocatedBatch], look: Callable[[Batch], None]) -> Iterator[LocatedBatch]:
-    """Pass batches on and let `look` see each of them first."""
+def watch(
+    batches: Iterable[LocatedBatch], observe: Callable[[Batch], None]
+) -> Iterator[LocatedBatch]:
+    """Yield the batches, calling `observe` on each one first."""
     for micro, batch in batches:
-        look(batch)
+        observe(batch)
         yield micro, batch
 
 
 def ratio(pair: Tensor | None) -> float:
-    """The quotient of a sum [2] of (value, weight), NaN without weight."""
+    """Return value / weight of a sum [2] of both; NaN if the weight is zero."""
     if pair is None or pair[1] == 0:
         return float("nan")
     return float(pair[0] / pair[1])

@@ -1,1 +1,1 @@
-"""Error rates of generated speech, judged by speech recognition."""
+"""Error rates of generated speech, measured by speech recognition."""

@@ -1,8 +1,8 @@
-"""Our own speech recognition, to measure whether made speech can be understood.
+"""Speech recognition to measure the intelligibility of generated speech.
 
-It is the CTC head of the run's audio encoder, so its errors stand beside those that it makes on the
-original audio clips. Words are heard with a list of the training transcripts' words (see
-`word_decoder`), characters without.
+Uses the CTC head of the run's audio encoder, so the error rates of generated speech are comparable with
+those on the original audio. Words are decoded with the word list of the training transcripts (see
+`word_decoder`), characters greedily.
 """
 
 import logging
@@ -15,6 +15,7 @@ from torch import Tensor
 from muomni.checkpoint.export import read_export
 from muomni.config.loading import read_yaml, validate
 from muomni.config.models import AudioEncoderConfig
+from muomni.config.stages import AudioEncoderOptions
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
@@ -22,15 +23,14 @@ from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.ctc import greedy_decode
 from muomni.models.speech.word_decoder import WordDecoder
 from muomni.run_folder import RunFolder
-from muomni.training.stages.audio_encoder import AudioEncoderOptions
 
 logger = logging.getLogger(__name__)
 _STAGE = "audio_encoder"
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What is heard in an audio clip: along the best path, and with the word list where there is one."""
+class Transcription:
+    """The transcript of an audio clip by greedy CTC decoding, and by decoding with the word list."""
 
     greedy: str
     words: str
@@ -39,7 +39,7 @@ class Heard:
 class Recognizer:
     """Transcribes waveforms with an exported audio encoder.
 
-    Without a word decoder, `words` are those of the best path.
+    Without a word decoder, `words` is the greedy transcript.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class Recognizer:
         self.word_decoder = word_decoder
 
     @torch.no_grad()
-    def transcribe(self, waveform: Tensor) -> Heard:
-        """What is heard in a waveform [N] at 16 kHz; in nothing, nothing."""
+    def transcribe(self, waveform: Tensor) -> Transcription:
+        """Transcribe a waveform [N] at 16 kHz; an empty one has an empty transcript."""
         if len(waveform) == 0:
-            return Heard("", "")
+            return Transcription("", "")
         lengths = torch.tensor([len(waveform)], device=waveform.device)
         hidden, frame_lengths = self.encoder(waveform[None], lengths)
         logits = self.encoder.ctc_logits(hidden)
         (ids,) = greedy_decode(logits, frame_lengths)
         greedy = self.tokenizer.decode(ids)
         if self.word_decoder is None:
-            return Heard(greedy, greedy)
+            return Transcription(greedy, greedy)
         (words,) = self.word_decoder.decode(logits, frame_lengths)
-        return Heard(greedy, " ".join(words))
+        return Transcription(greedy, " ".join(words))
 
 
 def find_recognizer(
     runs: tuple[Path, ...], device: torch.device, transcripts: TrainingTranscripts
 ) -> Recognizer | None:
-    """Load the audio encoder of the first of `runs` that exported one; warns when there is none.
+    """Load the audio encoder of the first run that exported one; without any, warn and return None.
 
-    It may hear the words of `transcripts`. Every rank must call it.
+    The words of `transcripts` form its word list. A collective.
     """
     for run in runs:
         folder = RunFolder(run, _STAGE)
@@ -83,19 +83,19 @@ def find_recognizer(
             decoder = None if units is None else transcripts.word_decoder(units)
             return Recognizer(encoder.to(device), tokenizer, decoder)
     logger.warning(
-        "%s has no export of stage %s, so no WER of made speech",
-        " or ".join(map(str, runs)),
+        "skipping WER of generated speech: no export of stage %s in %s",
         _STAGE,
+        " or ".join(map(str, runs)),
     )
     return None
 
 
 def _trained_units(folder: RunFolder, tokenizer: Tokenizer) -> CtcUnits | None:
-    """The units that the encoder was trained to hear, which its export does not tell."""
+    """The CTC units that the encoder was trained on, which only its run config records."""
     if not folder.config_file.is_file():
         logger.warning(
-            "no word list, so word errors are those of the best path: %s is missing, which tells the "
-            "units of the speech encoder",
+            "no word list, using greedy CTC decoding for word errors: %s, which records the CTC units of "
+            "the audio encoder, is missing",
             folder.config_file,
         )
         return None

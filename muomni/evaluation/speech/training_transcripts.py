@@ -1,7 +1,7 @@
-"""What is said in training: the transcripts to beat, and the words that our recognition may hear.
+"""Training transcripts: constant baseline transcripts, and the word list of the recognizer.
 
-Only training splits are read, and of them only the samples that no mask excludes: a mask may hide
-what a held-out split holds too.
+Reads only training splits, without the samples that a mask excludes: those may also be in a held-out
+split.
 """
 
 import logging
@@ -15,40 +15,40 @@ from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits, spoken_form
 from muomni.data.views.speech import transcript
 from muomni.errors import DataError
-from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, Subject, rank_share
+from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, shard_indices
 from muomni.evaluation.metrics.tally import most_common, sum_counts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingTranscripts:
-    """The transcripts of training splits in spoken form, counted once a dataset when asked for.
+    """Counts of the training transcripts in spoken form, computed lazily once per dataset.
 
-    Of each dataset the first `MAX_BASELINE_SAMPLES` count; audio clips are not decoded. The ranks share
-    the reading and get the same counts, so every rank must call every method.
+    Uses the first `MAX_BASELINE_SAMPLES` samples of each dataset and decodes no audio. Ranks read
+    disjoint shards and get the same counts; every method is a collective.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+    def __init__(self, context: EvaluationContext) -> None:
+        self._context = context
         self._counts: dict[Path, Counter[str]] = {}
 
     def constants(self) -> tuple[str, ...]:
-        """The empty transcript and the most frequent one among those that the run was trained on."""
-        train = self._subject.train
+        """The empty transcript and the most frequent transcript of the run's training split."""
+        train = self._context.train
         counts = Counter[str]() if train is None else self._count(train)
         frequent = most_common(counts)
         return ("",) if frequent is None else ("", frequent)
 
     def words(self) -> Counter[str]:
-        """How often each word is said in the speech datasets of the data root that is evaluated.
+        """Word counts of the speech datasets in the evaluated data root.
 
-        Without any it is empty, and a line in the log says what that means.
+        Logs a warning if there are none.
         """
         words: Counter[str] = Counter()
-        reason = f"no transcript of training in {self._subject.data.root} has a word"
+        reason = f"no training transcript in {self._context.data.root} contains a word"
         try:
-            speech = Source(datasets_of(self._subject.data, ("speech",)), TRAIN)
+            speech = Source(datasets_of(self._context.data, ("speech",)), TRAIN)
         except DataError as error:
             reason = str(error)
         else:
@@ -56,35 +56,35 @@ class TrainingTranscripts:
                 for word in text.split():
                     words[word] += count
         if not words:
-            logger.warning("no word list, so word errors are those of the best path: %s", reason)
+            logger.warning("no word list, using greedy CTC decoding for word errors: %s", reason)
         return words
 
     def word_decoder(self, units: CtcUnits) -> WordDecoder | None:
-        """A decoder into those words, spelled with `units`; None when there are none."""
+        """A decoder into these words, spelled with `units`; None if there are none."""
         words = self.words()
-        # In the same order on any number of ranks, so that equals are settled equally.
-        spelled = {word: SpelledWord(units.encode(word), words[word]) for word in sorted(words)}
+        # Sorted, so that ties do not depend on the number of ranks.
+        spelled = {word: Word(units.encode(word), words[word]) for word in sorted(words)}
         return WordDecoder(spelled) if spelled else None
 
     def _count(self, source: Source) -> Counter[str]:
-        """How often each transcript with a word stands in a split, over all ranks."""
+        """Count the non-empty transcripts of a split, over all ranks."""
         total: Counter[str] = Counter()
         for number, manifest in enumerate(source.manifests):
-            place = manifest.root.resolve()
-            if place not in self._counts:
+            root = manifest.root.resolve()
+            if root not in self._counts:
                 kept = source.kept(number)
-                share = rank_share(min(len(kept), MAX_BASELINE_SAMPLES))
+                share = shard_indices(min(len(kept), MAX_BASELINE_SAMPLES))
                 indices = kept[np.array(share, dtype=np.int64)]
                 texts = Counter(
                     text for index in indices.tolist() if (text := _spoken(source, index))
                 )
-                self._counts[place] = sum_counts(texts)
-            total.update(self._counts[place])
+                self._counts[root] = sum_counts(texts)
+            total.update(self._counts[root])
         return total
 
 
 def _spoken(source: Source, index: int) -> str:
-    """The spoken form of a transcript; nothing where a sample has none."""
+    """The spoken form of a transcript; empty if the sample has none."""
     sample = source.read(index)
     try:
         return spoken_form(transcript(sample))

@@ -1,8 +1,8 @@
-"""Metrics of the speech encoder: errors of its transcripts, and how many samples CTC cannot fit."""
+"""Audio encoder: word and character error rates, and samples that CTC cannot align."""
 
 from muomni.data.views.base import Batch
-from muomni.evaluation.context import Subject
-from muomni.evaluation.metrics.transcripts import TranscriptErrors
+from muomni.evaluation.context import EvaluationContext
+from muomni.evaluation.metrics.error_rates import ErrorCounts
 from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 from muomni.training.outputs import StageOutput
@@ -10,25 +10,26 @@ from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoder
 from muomni.training.validation import validate
 
 
-def evaluate(subject: Subject) -> list[Metric]:
-    """WER and CER of the best path and WER with the word list of training, beside the best constant
-    transcript; the share of samples that CTC cannot fit.
+def evaluate(context: EvaluationContext) -> list[Metric]:
+    """WER and CER of greedy CTC decoding, WER with the training word list, infeasible samples.
+
+    The baseline is the best constant transcript.
     """
-    stage, task = subject.stage, subject.task
+    stage, task = context.stage, context.task
     assert isinstance(stage, AudioEncoderStage) and isinstance(task, AudioEncoderTask)
-    transcripts = TrainingTranscripts(subject)
+    transcripts = TrainingTranscripts(context)
     decoder = transcripts.word_decoder(stage.view().units)
-    errors = TranscriptErrors(transcripts.constants())
+    errors = ErrorCounts(transcripts.constants())
 
     def forward(batch: Batch) -> StageOutput:
         logits, frame_lengths = task.listen(batch)
-        heard = [[]] * len(logits) if decoder is None else decoder.decode(logits, frame_lengths)
+        decoded = [[]] * len(logits) if decoder is None else decoder.decode(logits, frame_lengths)
         labels = zip(batch["labels"].cpu(), batch["label_lengths"].cpu(), strict=True)
-        for (ids, length), words in zip(labels, heard, strict=True):
+        for (ids, length), words in zip(labels, decoded, strict=True):
             errors.add(stage.tokenizer.decode(ids[:length].tolist()), words=" ".join(words))
         return task.score(batch, logits, frame_lengths)
 
-    metrics = validate(stage, forward, subject.batches())
+    metrics = validate(stage, forward, context.batches())
     rates = errors.reduce()
     with_list = rates.metric("wer", "wer_with_word_list", rates.rate("wer", "words"))
     return [

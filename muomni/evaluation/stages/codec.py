@@ -1,34 +1,34 @@
-"""Metrics of the codec: how near decoded speech is to the original, and whether it is understood.
+"""Codec: reconstruction error, codebook usage, and intelligibility of decoded speech.
 
-Whole audio clips go through encoder, codes, decoder and vocoder one by one, as in use; training sees
-crops.
+Full audio clips pass through encoder, quantizer, decoder, and vocoder one at a time, as in inference;
+training uses crops.
 """
 
 import torch
 from torch import Tensor
 
-from muomni.evaluation.context import Subject, rank_share
-from muomni.evaluation.metrics.codes import count_codes
+from muomni.evaluation.context import EvaluationContext, shard_indices
+from muomni.evaluation.metrics.baselines import count_codes
 from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.report import Metric
-from muomni.evaluation.speech.spoken import SpeechErrors, audio_clips
+from muomni.evaluation.speech.speech_errors import SpeechErrors, audio_clips
 from muomni.models.speech.codec import Codec, mean_mel_l1
 from muomni.models.speech.quantizer import code_perplexity
 from muomni.models.speech.vocoder import mel_to_waveform
 
-# Audio clips that the mean spectrum is fitted on.
+# The mean spectrum is fitted on this many audio clips.
 _MAX_TRAIN_AUDIO_CLIPS = 2_000
 
 
-def evaluate(subject: Subject) -> list[Metric]:
-    """Mel L1 (natural-log units) beside the mean mel of training, use of codes, WER when decoded."""
-    codec: Codec = subject.model
-    mean_mel = _mean_mel(subject, codec)
-    errors = SpeechErrors(subject)
+def evaluate(context: EvaluationContext) -> list[Metric]:
+    """Mel L1 in natural-log units (baseline: the training mean), codebook usage, WER of decoded speech."""
+    codec: Codec = context.model
+    mean_mel = _mean_mel(context, codec)
+    errors = SpeechErrors(context)
     tally = Tally()
-    subject.num_bad = len(rank_share(subject.num_samples))
-    for audio in audio_clips(subject, subject.source, subject.num_samples):
-        subject.num_bad -= 1
+    context.num_bad = len(shard_indices(context.num_samples))
+    for audio in audio_clips(context, context.source, context.num_samples):
+        context.num_bad -= 1
         target, lengths, codes = _spectrum_and_codes(codec, audio.waveform)
         mel = codec.decode(codes)[:, : target.shape[1]]
         tally.add("mel_l1", _l1(mel, target))
@@ -48,18 +48,18 @@ def evaluate(subject: Subject) -> list[Metric]:
     return [*metrics, *errors.metrics("decoded_speech")]
 
 
-def _mean_mel(subject: Subject, codec: Codec) -> Tensor | None:
-    """The mean log-mel spectrum [num_mels] of training audio clips, over all frames and ranks."""
+def _mean_mel(context: EvaluationContext, codec: Codec) -> Tensor | None:
+    """The mean log-mel spectrum [num_mels] of all training frames; a collective."""
     tally = Tally()
-    if subject.train is not None:
-        for audio in audio_clips(subject, subject.train, _MAX_TRAIN_AUDIO_CLIPS):
+    if context.train is not None:
+        for audio in audio_clips(context, context.train, _MAX_TRAIN_AUDIO_CLIPS):
             log_mel, lengths = _log_mel(codec, audio.waveform)
             tally.add("mel", log_mel[0].double().sum(0))
             tally.add("num_frames", lengths)
     sums = tally.reduce()
     if "mel" not in sums:
         return None
-    return (sums["mel"] / sums["num_frames"]).float().to(subject.device)
+    return (sums["mel"] / sums["num_frames"]).float().to(context.device)
 
 
 def _log_mel(codec: Codec, waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,12 +68,13 @@ def _log_mel(codec: Codec, waveform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spectrum_and_codes(codec: Codec, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-mel [1, T, num_mels], lengths [1], and codes [1, frames, K] of a waveform [N]."""
     lengths = torch.tensor([len(waveform)], device=waveform.device)
     codes, _ = codec.encode(waveform[None], lengths)
     return *_log_mel(codec, waveform), codes
 
 
 def _l1(mel: Tensor, target: Tensor) -> Tensor:
-    """[sum over frames of the mean absolute error, frames] of log-mels [1, T, num_mels]."""
+    """[sum over frames of the mean absolute error, num_frames] of log-mels [1, T, num_mels]."""
     error = (mel - target).abs().mean(-1)
     return torch.stack([error.sum(), torch.tensor(float(error.numel()), device=error.device)])

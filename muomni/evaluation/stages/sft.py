@@ -1,7 +1,7 @@
-"""Metrics of the omni model: the loss of right answers, the answers that it gives, what it looks at.
+"""Omni model: loss of reference answers, scores of generated answers, and sensitivity to the media.
 
-Beside each stands what answers do without any input: the most frequent training answer of the same
-kind of task, a unigram model of the answers' tokens, the most frequent code.
+Baselines do not use the input: the most frequent training answer of the same kind of task, a unigram
+model of answer tokens, and the most frequent code.
 """
 
 from collections import Counter
@@ -9,50 +9,51 @@ from collections import Counter
 import torch
 
 from muomni.data.media.decode import decode_audio
-from muomni.data.text.chat_template import find_medium, read_turns
+from muomni.data.text.turns import find_medium, read_turns
 from muomni.data.views.base import Batch
 from muomni.errors import DataError
-from muomni.evaluation.context import Subject
-from muomni.evaluation.metrics.answers import KINDS, answer_tasks
-from muomni.evaluation.metrics.codes import CodeCounts
-from muomni.evaluation.metrics.free_answers import free_answers
+from muomni.evaluation.context import EvaluationContext
+from muomni.evaluation.metrics.answer_tasks import KINDS, answer_tasks
+from muomni.evaluation.metrics.baselines import CodeCounts, token_counts, unigram_nats
+from muomni.evaluation.metrics.generated_answers import score_generated_answers
 from muomni.evaluation.metrics.tally import Tally, most_common, sum_counts, watch
-from muomni.evaluation.metrics.unigram import token_counts, unigram_nats
 from muomni.evaluation.report import Metric
 from muomni.training.stages.sft.stage import SftStage
 from muomni.training.validation import validate
 
-_BLIND = {"image": "a model that sees nothing", "audio": "a model that hears nothing"}
+_SWAP_BASELINES = {"image": "a model that ignores images", "audio": "a model that ignores audio"}
 
 
-def evaluate(subject: Subject) -> list[Metric]:
-    """Teacher-forced metrics, then those of generated answers."""
-    stage, vocab_size = subject.stage, subject.stage.tokenizer.vocab_size
+def evaluate(context: EvaluationContext) -> list[Metric]:
+    """Teacher-forced metrics, followed by those of generated answers."""
+    stage, vocab_size = context.stage, context.stage.tokenizer.vocab_size
     assert isinstance(stage, SftStage)
     tally, codes = Tally(), CodeCounts(stage.codec.config.codebook_size)
 
-    def look(batch: Batch) -> None:
+    def observe(batch: Batch) -> None:
         tally.add("test", token_counts(batch["labels"], vocab_size))
         codes.add("test", batch)
 
-    found = validate(stage, subject.task, watch(subject.batches(), look))
-    constants = _fit(subject, stage, tally, codes)
+    metrics = validate(stage, context.task, watch(context.batches(), observe))
+    constants = _fit_baselines(context, stage, tally, codes)
     return [
-        *_token_metrics(found, tally),
-        *codes.metrics(found, "speech_"),
-        *_swap_metrics(found),
-        *free_answers(subject, constants),
+        *_token_metrics(metrics, tally),
+        *codes.metrics(metrics, "speech_"),
+        *_swap_metrics(metrics),
+        *score_generated_answers(context, constants),
     ]
 
 
-def _fit(subject: Subject, stage: SftStage, tally: Tally, codes: CodeCounts) -> dict[str, str]:
-    """Count tokens and codes of training answers; the most frequent answer of each kind.
+def _fit_baselines(
+    context: EvaluationContext, stage: SftStage, tally: Tally, codes: CodeCounts
+) -> dict[str, str]:
+    """Count tokens and codes of training answers; return the most frequent answer of each kind.
 
-    Every rank must call it. Images are not decoded.
+    Decodes no images. A collective.
     """
     encoder, tokenizer = stage.view().encoder, stage.tokenizer
     texts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
-    for sample in subject.train_samples():
+    for sample in context.train_samples():
         try:
             for task in answer_tasks(read_turns(sample)):
                 ids = torch.tensor([*encoder.answer_ids(task.answer), tokenizer.eos_id])
@@ -62,17 +63,17 @@ def _fit(subject: Subject, stage: SftStage, tally: Tally, codes: CodeCounts) -> 
                     waveform = torch.from_numpy(decode_audio(find_medium(sample, task.audio)))
                     length = torch.tensor([len(waveform)])
                     coded = stage.codec.encode(
-                        waveform[None].to(subject.device), length.to(subject.device)
+                        waveform[None].to(context.device), length.to(context.device)
                     )
                     codes.add("train", coded)
         except DataError:
-            continue  # training left it out, too
+            continue  # training skips it, too
     frequent = {kind: most_common(sum_counts(texts[kind])) for kind in KINDS}
     return {kind: text for kind, text in frequent.items() if text is not None}
 
 
-def _token_metrics(found: dict[str, float], tally: Tally) -> list[Metric]:
-    """Loss and accuracy of the answers' tokens."""
+def _token_metrics(values: dict[str, float], tally: Tally) -> list[Metric]:
+    """Loss (nats per token) and accuracy of answer tokens."""
     sums = tally.reduce()
     test, train = sums["test"], sums.get("train")
     loss = accuracy = None
@@ -80,21 +81,18 @@ def _token_metrics(found: dict[str, float], tally: Tally) -> list[Metric]:
         loss = unigram_nats(train, test) / float(test.sum())
         accuracy = float(test[train.argmax()] / test.sum())
     return [
-        Metric("answer_loss", found["answer_loss"], loss, "unigram model of answers"),
+        Metric("answer_loss", values["answer_loss"], loss, "unigram model of answers"),
         Metric(
-            "answer_accuracy", found["answer_accuracy"], accuracy, "most frequent token",
+            "answer_accuracy", values["answer_accuracy"], accuracy, "most frequent token",
             is_lower_better=False,
         ),
     ]  # fmt: skip
 
 
-def _swap_metrics(found: dict[str, float]) -> list[Metric]:
-    """How much the loss of answers rises when they are given another sample's image (audio clip).
-
-    Nothing rises in a model that does not use them.
-    """
+def _swap_metrics(values: dict[str, float]) -> list[Metric]:
+    """Increase of the answer loss when the image (audio clip) is replaced by another sample's."""
     return [
-        Metric(f"{kind}_swap_gap", found[f"{kind}_swap_gap"], 0.0, name, is_lower_better=False)
-        for kind, name in _BLIND.items()
-        if f"{kind}_swap_gap" in found
+        Metric(f"{kind}_swap_gap", values[f"{kind}_swap_gap"], 0.0, name, is_lower_better=False)
+        for kind, name in _SWAP_BASELINES.items()
+        if f"{kind}_swap_gap" in values
     ]

@@ -1,26 +1,26 @@
-"""Metrics of the Thinker: how well it predicts unseen text, beside a unigram model of its tokens."""
+"""Thinker: next-token prediction on held-out text, with a unigram model as the baseline."""
 
 import math
 
 from muomni.data.views.base import Batch
-from muomni.evaluation.context import Subject
+from muomni.evaluation.context import EvaluationContext
+from muomni.evaluation.metrics.baselines import token_counts, unigram_nats
 from muomni.evaluation.metrics.tally import Tally, watch
-from muomni.evaluation.metrics.unigram import token_counts, unigram_nats
 from muomni.evaluation.report import Metric
 from muomni.training.validation import validate
 
 
-def evaluate(subject: Subject) -> list[Metric]:
-    """Perplexity, bits per byte and next-token accuracy; the baseline scores the same tokens."""
-    vocab_size = subject.stage.tokenizer.vocab_size
+def evaluate(context: EvaluationContext) -> list[Metric]:
+    """Perplexity, bits per byte, and next-token accuracy; the baseline is scored on the same tokens."""
+    vocab_size = context.stage.tokenizer.vocab_size
     tally = Tally()
 
-    def look(batch: Batch) -> None:
+    def observe(batch: Batch) -> None:
         tally.add("counts", token_counts(batch["labels"], vocab_size))
         tally.add("num_bytes", batch["num_bytes"])
 
-    metrics = validate(subject.stage, subject.task, watch(subject.batches(), look))
-    for _, batch in subject.train_batches():
+    metrics = validate(context.stage, context.task, watch(context.batches(), observe))
+    for _, batch in context.train_batches():
         tally.add("train_counts", token_counts(batch["labels"], vocab_size))
     sums = tally.reduce()
     counts, train_counts = sums["counts"], sums.get("train_counts")

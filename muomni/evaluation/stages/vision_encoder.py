@@ -1,6 +1,6 @@
-"""Metrics of the vision encoder: retrieval among held-out pairs, and naming of images."""
+"""Vision encoder: image-text retrieval and zero-shot classification."""
 
-from muomni.evaluation.context import Subject
+from muomni.evaluation.context import EvaluationContext
 from muomni.evaluation.metrics.retrieval import (
     DEPTHS,
     class_names,
@@ -12,21 +12,21 @@ from muomni.evaluation.report import Metric
 from muomni.training.stages.vision_encoder import VisionEncoderStage
 
 
-def evaluate(subject: Subject) -> list[Metric]:
-    """Recall@k both ways and zero-shot top-1 over the distinct first captions of the split.
+def evaluate(context: EvaluationContext) -> list[Metric]:
+    """Recall@k in both directions, and zero-shot top-1 among the distinct first captions of the split.
 
-    Chance is computed for this split: equal captions are equally right, so it is more than k / N.
+    Equal captions are equally correct, so the chance level of recall@k exceeds k / N.
     """
-    features = embed_split(subject.model, subject.batches())
-    found = recall(features)
+    features = embed_split(context.model, context.batches())
+    recalls = recall(features)
     metrics = [
-        Metric(name, found[name], found[f"chance_{name}"], "chance", is_lower_better=False)
-        for way in ("text", "image")
-        for name in (f"{way}_recall@{depth}" for depth in DEPTHS)
+        Metric(name, recalls[name], recalls[f"chance_{name}"], "chance", is_lower_better=False)
+        for target in ("text", "image")
+        for name in (f"{target}_recall@{depth}" for depth in DEPTHS)
     ]
-    names, stage = class_names([subject.source]), subject.stage
+    names, stage = class_names([context.source]), context.stage
     assert isinstance(stage, VisionEncoderStage)
-    top1 = zero_shot_top1(subject.model, features, names, stage.view(), subject.device)
+    top1 = zero_shot_top1(context.model, features, names, stage.view(), context.device)
     chance = f"chance among {len(names)} captions"
     metrics.append(Metric("zero_shot_top1", top1, 1 / len(names), chance, is_lower_better=False))
     return metrics

@@ -1,1 +1,1 @@
-"""The Thinker, and its conversion from and to published formats."""
+"""The Thinker, its upcycling, and its conversion from and to Qwen3."""

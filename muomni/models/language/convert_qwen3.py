@@ -1,7 +1,7 @@
-"""Names of the Thinker's weights in the checkpoints of transformers' Qwen3 and Qwen3Moe, both ways.
+"""Conversion of Thinker state dicts to and from Qwen3 and Qwen3Moe of transformers.
 
-The weights themselves are equal; only names differ. Mixture-of-experts weights stay stacked, which is
-how `Qwen3MoeForCausalLM.load_state_dict` takes them.
+`to_qwen3` and `from_qwen3` rename the weights, which are equal; `qwen3_config` is the matching
+`config.json`. Expert weights stay stacked, as `Qwen3MoeForCausalLM.load_state_dict` expects.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from muomni.config.models import ThinkerConfig
 from muomni.errors import ConfigError
 
-# Ours -> theirs; the longer name stands first where one contains the other.
+# (ours, theirs); a longer name precedes one that it contains.
 _PARTS = (
     ("embed_tokens.", "model.embed_tokens."),
     ("stack.final_norm.", "model.norm."),
@@ -23,9 +23,9 @@ _PARTS = (
 
 
 def to_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
-    """The Thinker's state dict under transformers' names, the head included when it is tied.
+    """Convert a Thinker's state dict to transformers' names, including a tied head.
 
-    Raises ConfigError for what Qwen3Moe has not: a shared expert, a bias on the choice of experts.
+    Raises ConfigError for shared experts and routing biases, which Qwen3Moe does not have.
     """
     _check_mixture(config)
     renamed = {}
@@ -42,13 +42,13 @@ def _check_mixture(config: ThinkerConfig) -> None:
     moe = config.moe
     if moe is not None and (moe.shared_intermediate_size is not None or moe.balance == "bias"):
         raise ConfigError(
-            "transformers' Qwen3Moe has no shared expert and no bias on the choice of experts; train "
-            "without model.moe.shared_intermediate_size and model.moe.balance=bias to convert a Thinker"
+            "Qwen3Moe has no shared expert and no routing bias; to convert a Thinker, train it without "
+            "model.moe.shared_intermediate_size and model.moe.balance=bias"
         )
 
 
 def from_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Tensor]:
-    """The inverse of `to_qwen3`: transformers' state dict under the Thinker's names."""
+    """Convert a state dict of transformers to the Thinker's names, the inverse of `to_qwen3`."""
     renamed = {}
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_embeddings:
@@ -60,7 +60,7 @@ def from_qwen3(state: dict[str, Tensor], config: ThinkerConfig) -> dict[str, Ten
 
 
 def qwen3_config(config: ThinkerConfig) -> dict[str, Any]:
-    """The `config.json` of transformers for a Thinker: what loads its renamed weights.
+    """The `config.json` of transformers with which the converted weights load.
 
     Raises ConfigError as `to_qwen3` does.
     """

@@ -1,10 +1,9 @@
-"""A mixture of experts that begins as the dense model that it is made from.
+"""Sparse upcycling of a dense Thinker to a mixture of experts (Komatsuzaki et al. 2023, arXiv:2212.05055).
 
-Sparse upcycling (Komatsuzaki et al. 2023, arXiv:2212.05055): every expert is a copy of the layer's dense
-feed-forward and the router begins at random. The scores of the chosen experts are normalized to sum 1,
-so the copies together give what the one gave, whichever are chosen. A shared expert adds to that: its last
-projection begins at zero, the others at random, so it adds nothing at first and learns from the first
-step on. All other weights are those of the dense model.
+Every expert is a copy of the dense feed-forward, and the router is initialized at random. Scores of the
+chosen experts sum to 1, so the initial output is that of the dense model. A shared expert starts with a
+zero last projection: it adds nothing at first, but learns from the first step. All other weights are
+copied.
 """
 
 import torch
@@ -14,45 +13,44 @@ from muomni.config.models import ThinkerConfig
 from muomni.errors import ConfigError
 from muomni.models.layers.moe import MoEBlock
 
-# What may differ: neither changes what the layers compute.
+# Settings that may differ.
 _FREE = {"moe", "intermediate_size", "max_positions"}
 
 
 def check_upcycling(dense: ThinkerConfig, sparse: ThinkerConfig) -> None:
-    """Raise ConfigError, naming the setting, when `sparse` cannot begin as a copy of `dense`."""
+    """Raise ConfigError, naming the setting, if `sparse` cannot be initialized from `dense`."""
     moe = sparse.moe
     if moe is None:
         raise ConfigError(
-            "options.upcycle makes experts of a dense Thinker, but the model has none; take a preset "
-            "with model.moe (tiny-moe)"
+            "options.upcycle needs a model with experts; use a preset with model.moe (tiny-moe)"
         )
     if dense.moe is not None:
         raise ConfigError(
-            "options.upcycle names a Thinker that has experts already; name the run of a dense one"
+            "options.upcycle names a Thinker that already has experts; name the run of a dense one"
         )
     if moe.expert_intermediate_size != dense.intermediate_size:
         raise ConfigError(
-            f"experts of size {moe.expert_intermediate_size} cannot be copies of a feed-forward of size "
-            f"{dense.intermediate_size}; give model.moe.expert_intermediate_size={dense.intermediate_size}"
+            f"experts of size {moe.expert_intermediate_size} cannot copy a feed-forward of size "
+            f"{dense.intermediate_size}; set model.moe.expert_intermediate_size={dense.intermediate_size}"
         )
     if not moe.normalize_top_k:
         raise ConfigError(
-            "options.upcycle needs scores that sum to 1; give model.moe.normalize_top_k=true"
+            "options.upcycle needs scores that sum to 1; set model.moe.normalize_top_k=true"
         )
     for name in sorted(ThinkerConfig.model_fields.keys() - _FREE):
         has, wants = getattr(dense, name), getattr(sparse, name)
         if has != wants:
             raise ConfigError(
-                f"options.upcycle names a Thinker with {name}={has}, but this model has {wants}; give "
-                f"model.{name}={has}, or name another run"
+                f"options.upcycle names a Thinker with {name}={has}, but this model has {wants}; set "
+                f"model.{name}={has} or name another run"
             )
 
 
 @torch.no_grad()
 def upcycle(model: nn.Module, dense: dict[str, Tensor]) -> None:
-    """Make a new model with mixtures of experts compute what `dense`, a dense model's state, computes.
+    """Initialize a new model with experts from `dense`, the state dict of a dense model.
 
-    Raises KeyError when a tensor is missing; `check_upcycling` sees to it that shapes fit.
+    `check_upcycling` checks the shapes. Raises KeyError for a missing tensor.
     """
     state = {name: tensor for name, tensor in dense.items() if ".mlp." not in name}
     for name, block in model.named_modules():

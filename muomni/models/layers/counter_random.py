@@ -1,7 +1,6 @@
-"""Random numbers that are a pure function of integer keys, such as (sample, frame).
+"""Random numbers as a pure function of integer keys, such as (sample, frame).
 
-They are the same on every device, for any batch composition, micro-batch or rank, and cost neither a
-host loop nor a generator whose state would have to be saved.
+They do not depend on device, batch, micro-batch, or rank, and there is no generator state to save.
 """
 
 import torch
@@ -9,10 +8,10 @@ from torch import Tensor
 
 
 def uniform_hash(*keys: Tensor) -> Tensor:
-    """Return fp32 numbers in [0, 1) that depend on broadcastable int64 keys only.
+    """Return fp32 numbers in [0, 1) that depend only on the broadcastable int64 `keys`.
 
-    A counter-based generator (the mixing steps of Steele et al., "Fast Splittable Pseudorandom
-    Number Generators", 2014): the same on every device, in any order, and without a host loop.
+    A counter-based generator with the mixing steps of Steele et al., "Fast Splittable Pseudorandom
+    Number Generators", 2014.
     """
     state = torch.zeros((), dtype=torch.int64, device=keys[0].device)
     for key in keys:
@@ -29,7 +28,7 @@ _FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 64-bit integers; shifts are logical, products wrap around."""
+    """Scramble 64-bit integers; shifts are logical, and products wrap around."""
     x = (x ^ _shift(x, 30)) * _FACTORS[0]
     x = (x ^ _shift(x, 27)) * _FACTORS[1]
     return x ^ _shift(x, 31)

@@ -1,8 +1,8 @@
 """Keys and values of past tokens, so that generation computes each token once.
 
-A cache is a fixed block of slots. All rows of a batch write the same slots, and a validity bit per
-slot marks padding: so left- and right-padded prompts of different lengths decode together, and each
-row counts its own positions. Meant for inference under `torch.no_grad` (slots are written in place).
+A cache is a fixed block of slots. All sequences of a batch write to the same slots, and a bit per slot
+marks padding, so left- and right-padded prompts of different lengths decode together, and each sequence
+counts its own positions. For inference under `torch.no_grad` only: slots are written in place.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class CacheStep:
-    """What one forward call over T new tokens needs to know about the cache."""
+    """Slots, positions, and mask of one forward pass over T new tokens."""
 
     start: int
     end: int
-    positions: Tensor  # [B, T], each row counts only its real tokens
-    mask: Tensor | None  # [B, 1, T, end] bool, or None where no mask or plain causality will do
+    positions: Tensor  # [B, T], counting real tokens only
+    mask: Tensor | None  # [B, 1, T, end] bool, or None if `is_causal` suffices
     is_causal: bool
 
 
 class KVCache:
-    """Keys and values [num_layers, B, num_kv_heads, max_length, head_dim] with a fill mark."""
+    """Keys and values [num_layers, B, num_kv_heads, max_length, head_dim], filled up to `length`."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class KVCache:
         self._has_padding = False
 
     def begin(self, num_new: int, valid: Tensor | None = None) -> CacheStep:
-        """Reserve slots for `num_new` tokens a row; `valid` [B, num_new] is False on padding.
+        """Reserve slots for `num_new` tokens per sequence; `valid` [B, num_new] is False on padding.
 
         Raises ValueError when the cache is full.
         """
         start, end = self.length, self.length + num_new
         if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} positions, {end} are asked for")
+            raise ValueError(f"the cache holds {self.max_length} positions, got {end}")
         if valid is None:
             steps = torch.arange(num_new, device=self.valid.device)
             positions = self.next_position[:, None] + steps
@@ -77,14 +77,14 @@ class KVCache:
                 return None, False
         slots = torch.arange(end, device=self.valid.device)
         query = slots[start:, None]
-        # A slot may always see itself: a row of padding must not become a softmax over nothing.
+        # A slot always sees itself, so that no softmax is over nothing.
         seen = (slots < query) & self.valid[:, None, :end] | (slots == query)
         return seen[:, None], False
 
     def write(
         self, layer: int, step: CacheStep, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store [B, num_kv_heads, T, head_dim] of one layer; returns all keys and values so far."""
+        """Store new keys and values [B, num_kv_heads, T, head_dim] of a layer; return all so far."""
         self.keys[layer, :, :, step.start : step.end] = key
         self.values[layer, :, :, step.start : step.end] = value
         return self.keys[layer, :, :, : step.end], self.values[layer, :, :, : step.end]

@@ -1,8 +1,8 @@
 """Losses of the language models: sums over real tokens, never means.
 
-Whoever trains divides by the weight of the whole accumulation window over all ranks. Cross entropy
-never holds the logits of all tokens at once: it computes them chunk by chunk in fp32 and turns each
-chunk into its gradient on the spot, so that memory does not grow with the vocabulary times the batch.
+The trainer divides by the weight of the accumulation window over all ranks. Cross entropy never holds
+the logits of all tokens at once: it computes them in chunks in fp32 and turns each chunk into its
+gradient immediately, so memory does not grow with vocabulary times batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ CHUNK_TOKENS = 1024
 
 
 class LossSum(NamedTuple):
-    """A loss summed over what `weight` counts (both 0-d fp32), and how often the best guess hit."""
+    """A loss sum, its denominator `weight`, and the number of correct predictions; 0-d fp32."""
 
     total: Tensor
     weight: Tensor
@@ -26,9 +26,9 @@ class LossSum(NamedTuple):
 
 
 class RouterLosses(NamedTuple):
-    """Mean over the MoE layers, times the number of real tokens (`weight`); 0-d fp32.
+    """Losses averaged over the MoE layers, times the number of real tokens (`weight`); 0-d fp32.
 
-    `load` [layers, E] counts how many of the real tokens each expert was chosen for.
+    `load` [layers, E] is the number of real tokens routed to each expert.
     """
 
     balance: Tensor
@@ -42,12 +42,12 @@ def next_token_loss(
 ) -> LossSum:
     """Cross entropy of the output head, summed over the positions whose label is not -100.
 
-    `hidden` [..., D], `labels` [...] (what each position shall predict: already shifted), `weight`
-    [V, D] of the head. Gradients flow to `hidden` and `weight`.
+    `hidden` is [..., D], `labels` [...] are already shifted, `weight` [V, D] is that of the head.
+    Gradients flow to `hidden` and `weight`.
     """
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     if flat.device.type == "cpu":
-        # Free of cost here; on an accelerator the unknown size would stall it.
+        # Free on CPUs; on an accelerator the data-dependent size would synchronize.
         kept = targets != IGNORE
         flat, targets = flat[kept], targets[kept]
     total, num_correct = _ChunkedCrossEntropy.apply(flat, weight, targets, chunk_tokens)
@@ -55,7 +55,7 @@ def next_token_loss(
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
-    """Cross entropy of ready logits [..., V] against labels [...], -100 ignored; fp32 sums."""
+    """Cross entropy of logits [..., V] against labels [...], -100 ignored; fp32 sums."""
     flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
     total = torch.nn.functional.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum")
     num_correct = (flat.detach().argmax(dim=-1) == targets).sum().float()
@@ -63,7 +63,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Head and cross entropy in one, with gradients made in the forward pass."""
+    """Output head and cross entropy, with gradients computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -74,13 +74,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), device=hidden.device)
-        # Logits and the gradient of the head are large: both are worked on in place.
+        # Logits and the gradient of the head are large: update both in place.
         for start in range(0, max(1, hidden.shape[0]), chunk_tokens):
-            rows = slice(start, start + chunk_tokens)
-            target = targets[rows, None]
+            chunk = slice(start, start + chunk_tokens)
+            target = targets[chunk, None]
             is_real = target != IGNORE
             target = target.clamp(min=0)
-            logits = (hidden[rows] @ weight.T).float()
+            logits = (hidden[chunk] @ weight.T).float()
             chosen = logits.gather(1, target)
             largest = logits.amax(dim=1, keepdim=True)
             exponentials = logits.sub_(largest).exp_()
@@ -89,14 +89,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             num_correct += ((largest == chosen) & is_real).sum()
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = softmax - one-hot, zero where nothing is to be predicted.
+            # d loss / d logits = softmax - one-hot, zero at ignored positions.
             grad = exponentials.mul_(is_real / normalizer)
             grad.scatter_add_(1, target, -is_real.float())
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ weight
+                grad_hidden[chunk] = grad @ weight
             if needs_weight:
-                grad_weight = _add_product(grad_weight, grad.T, hidden[rows])
+                grad_weight = _add_product(grad_weight, grad.T, hidden[chunk])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(num_correct)
@@ -115,7 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """`total` + left @ right in fp32, in place."""
+    """Return `total` + left @ right in fp32, in place."""
     if total is None:
         return (left @ right).float()
     if left.dtype == total.dtype:
@@ -130,14 +130,13 @@ def router_losses(
     biases: Sequence[Tensor | None] | None = None,
     sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RouterLosses:
-    """Load balance and size of router logits, both times the number of real tokens.
+    """Balance loss and z-loss of router logits, both times the number of real tokens.
 
-    Balance is E * sum_e f_e P_e with f_e the assignments to expert e a token and P_e its mean
-    probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` when even. z is the
-    mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds one [N, E] tensor
-    a layer, `token_mask` [...] of N elements is False on padding, `biases` the bias [E] on the choice
-    of each layer, if it has one. `sum_counts` adds to the counts that f_e is made of, a vector, those of
-    tokens elsewhere.
+    Balance is E * sum_e f_e P_e, where f_e is the assignments to expert e per token and P_e its mean
+    probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` for an even load. z is
+    the mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds a tensor [N, E]
+    per layer, `token_mask` of N elements is False on padding, `biases` holds the routing bias [E] of
+    each layer or None. `sum_counts` adds the counts of other ranks to the vector of counts behind f_e.
     """
     first = logits[0]
     if token_mask is None:
@@ -166,7 +165,7 @@ def router_losses(
 
 
 def _count_assignments(logits: Tensor, top_k: int, real: Tensor, bias: Tensor | None) -> Tensor:
-    """How many of the real tokens (`real` [N] is 1 there, else 0) choose each expert: [E]."""
+    """Real tokens routed to each expert: [E]; `real` [N] is 1 for real tokens, else 0."""
     _, chosen = route(logits.detach(), top_k, normalize=False, bias=bias)
     counts = torch.zeros(logits.shape[1], device=logits.device)
     return counts.scatter_add_(0, chosen.reshape(-1), real.repeat_interleave(top_k))

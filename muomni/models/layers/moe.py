@@ -1,15 +1,13 @@
-"""Mixture-of-experts feed-forward in plain PyTorch, laid out for DeepSpeed AutoEP to take over.
+"""Mixture-of-experts feed-forward in plain PyTorch, in the layout that DeepSpeed AutoEP replaces.
 
-The block is `gate: Linear(d, E)` and `experts` with `gate_up_proj` [E, 2f, d], `down_proj` [E, d, f]
-(Qwen3-MoE; Fedus et al. 2021, arXiv:2101.03961 for softmax top-k routing). No token is dropped. Beside
-them stand, when the config asks for it, one feed-forward that every token passes (`shared_experts`) and
-a bias that steers the choice of experts without a gradient (`e_score_correction_bias`; Wang et al.
-2024, arXiv:2408.15664). Both names are the ones that AutoEP looks for.
-Called as `block(x [B, T, d]) -> [B, T, d]`, which is all that AutoEP's replacement promises too.
+The block has `gate: Linear(d, E)` and `experts` with `gate_up_proj` [E, 2f, d], `down_proj` [E, d, f]
+(as Qwen3-MoE; softmax top-k routing after Fedus et al. 2021, arXiv:2101.03961). No token is dropped.
+Optional are a feed-forward for every token (`shared_experts`) and a routing bias without a gradient
+(`e_score_correction_bias`; Wang et al. 2024, arXiv:2408.15664), both named as AutoEP expects. The block
+maps [B, T, d] to [B, T, d], as does AutoEP's replacement.
 
-Router logits [B*T, E] leave the block only as the output of its router linear: a forward hook on
-it (`record_router_logits`) sees them under the names of this file and of AutoEP alike, so balance
-losses work on both.
+Router logits [B * T, E] are the output of the router linear. `record_router_logits` reads them with a
+forward hook, in this block and in AutoEP's, so balance losses work on both.
 """
 
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from muomni.config.models import MoEConfig
 
-# Where the router linear lives in our block, and in the layer that AutoEP puts in its place.
+# Path of the router linear in `MoEBlock` and in AutoEP's replacement.
 ROUTER_PATHS = ("gate", "router.gate")
 CHOICE_BIAS = "e_score_correction_bias"
 
@@ -39,22 +37,21 @@ class Experts(nn.Module):
         nn.init.normal_(self.down_proj, std=intermediate_size**-0.5)
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """Tokens sorted by expert [N, d] -> [N, d]; `counts[e]` rows belong to expert e."""
+        """Tokens sorted by expert [N, d] -> [N, d]; `counts[e]` of them belong to expert e."""
         # unbind, not indexing: its gradient is one stack instead of a full-size tensor per expert.
         gate_ups, downs = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
         outputs = []
-        for rows, gate_up, down in zip(x.split(counts), gate_ups, downs, strict=True):
-            gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+        for tokens, gate_up, down in zip(x.split(counts), gate_ups, downs, strict=True):
+            gate, up = F.linear(tokens, gate_up).chunk(2, dim=-1)
             outputs.append(F.linear(F.silu(gate) * up, down))
         return torch.cat(outputs)
 
 
 class MoEBlock(nn.Module):
-    """Softmax top-k routing over `Experts`; the scores are computed in fp32.
+    """Softmax top-k routing over `Experts`, with scores in fp32.
 
-    `tokens_per_expert` [E] counts the assignments since it was last zeroed (AutoEP's layer has a
-    buffer of the same name and meaning). What `shared_experts` [..., d] -> [..., d] gives is added to
-    the output of the routed experts.
+    `tokens_per_expert` [E] counts assignments since it was last zeroed, as in AutoEP's layer. The output
+    of `shared_experts` [..., d] -> [..., d] is added to that of the routed experts.
     """
 
     tokens_per_expert: Tensor
@@ -72,7 +69,7 @@ class MoEBlock(nn.Module):
         self.shared_experts = shared_experts
         bias = torch.zeros(config.num_experts) if config.balance == "bias" else None
         self.register_buffer(CHOICE_BIAS, bias)
-        # Integer, so that casting the model to half precision leaves the counts exact.
+        # Integers stay exact when the model is cast to half precision.
         counts = torch.zeros(config.num_experts, dtype=torch.long)
         self.register_buffer("tokens_per_expert", counts, persistent=False)
 
@@ -86,9 +83,9 @@ class MoEBlock(nn.Module):
         with torch.no_grad():
             self.tokens_per_expert += counts
         order = flat.argsort(stable=True)
-        # index_select, not indexing: on CPUs its gradient adds whole rows, the other's single numbers.
-        rows = tokens.index_select(0, order // self.top_k)
-        outputs = self.experts(rows, counts.tolist())
+        # index_select, not indexing: on CPUs its gradient adds vectors instead of single elements.
+        routed = tokens.index_select(0, order // self.top_k)
+        outputs = self.experts(routed, counts.tolist())
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         outputs = outputs.index_select(0, inverse).view(*chosen.shape, x.shape[-1])
@@ -99,9 +96,9 @@ class MoEBlock(nn.Module):
 def route(
     logits: Tensor, top_k: int, normalize: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Router logits [N, E] -> fp32 scores [N, top_k] and expert numbers [N, top_k].
+    """Router logits [N, E] -> fp32 scores [N, top_k] and expert indices [N, top_k].
 
-    `bias` [E] is added to the scores for the choice alone: the scores returned are without it.
+    `bias` [E] affects the choice of experts only, not the returned scores.
     """
     scores = logits.float().softmax(dim=-1)
     if bias is None:
@@ -115,12 +112,12 @@ def route(
 
 
 def moe_layers(model: nn.Module) -> list[nn.Module]:
-    """All MoE layers in order, `MoEBlock` or what AutoEP put in its place."""
+    """All MoE layers in order: `MoEBlock` or AutoEP's replacement."""
     return [m for m in model.modules() if isinstance(getattr(m, "experts", None), nn.Module)]
 
 
 def find_routers(model: nn.Module) -> list[nn.Module]:
-    """The router linears of all MoE layers in order, before or after AutoEP replaced the blocks."""
+    """The router linears of all MoE layers in order, with or without AutoEP."""
     named = dict(model.named_modules())
     layers = [name for name in named if f"{name}.experts" in named]
     return [
@@ -132,7 +129,7 @@ def find_routers(model: nn.Module) -> list[nn.Module]:
 
 
 def choice_biases(model: nn.Module) -> list[Tensor | None]:
-    """The bias [E] on the choice of each MoE layer in order, before or after AutoEP; None where none is."""
+    """The routing bias [E] of each MoE layer in order, or None, with or without AutoEP."""
     named = dict(model.named_modules())
     layers = [name for name in named if f"{name}.experts" in named]
     return [getattr(named.get(f"{name}.router", named[name]), CHOICE_BIAS, None) for name in layers]
@@ -140,10 +137,10 @@ def choice_biases(model: nn.Module) -> list[Tensor | None]:
 
 @contextmanager
 def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the router logits [N, E] of every forward inside the block, one tensor per MoE layer.
+    """Collect the router logits [N, E] of each MoE layer in every forward pass inside the context.
 
-    The list is in layer order for one forward; clear it between forwards. Leave the block before the
-    backward pass: routers that run again there, to recompute activations, are not recorded then.
+    They are in layer order; clear the list between passes. Exit the context before the backward pass,
+    or routers that are recomputed there are recorded twice.
     """
     recorded: list[Tensor] = []
 
@@ -159,9 +156,9 @@ def record_router_logits(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def from_autoep(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict with all experts in it from AutoEP's layers back to `MoEBlock`.
+    """Rename a state dict that holds all experts from AutoEP's layers back to `MoEBlock`.
 
-    AutoEP keeps gate and up projections apart (`w1`, `w3` [E, f, d]), down is `w2` [E, d, f].
+    AutoEP splits gate and up projections (`w1`, `w3` [E, f, d]); down is `w2` [E, d, f].
     """
     renamed = {}
     for name, tensor in state.items():

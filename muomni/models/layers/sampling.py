@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, for every model that generates."""
+"""Sampling of tokens from logits, and detection of repetition loops."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one token a row: logits [..., V] -> ids [...].
+    """Sample token ids [...] from logits [..., V].
 
-    `temperature=0` takes the likeliest. `top_k=0` keeps all tokens; `top_p` keeps the smallest set
-    of likeliest tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751).
-    Raises ValueError for settings out of range.
+    `temperature=0` is greedy. `top_k=0` keeps all tokens; `top_p` keeps the smallest set of the most
+    probable tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751). Raises
+    ValueError for settings out of range.
     """
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -38,24 +38,24 @@ def sample(
 
 
 class LoopDetector:
-    """Tells rows that say the same tokens over and over, as greedy decoding of small models does.
+    """Detects repetition loops, which greedy decoding of small models falls into.
 
-    A loop is a cycle of at most `MAX_PERIOD` tokens that is said at least three times, and so often
-    that `MIN_REPEATED` tokens repeat others. All on the device, without synchronization.
+    A loop is a cycle of at most `MAX_PERIOD` tokens that occurs at least three times and repeats at
+    least `MIN_REPEATED` tokens. Runs on the device without synchronization.
     """
 
     MAX_PERIOD = 24
     MIN_REPEATED = 8
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
+    def __init__(self, batch_size: int, device: torch.device) -> None:
         self._periods = torch.arange(1, self.MAX_PERIOD + 1, device=device)
         self._wanted = (2 * self._periods).clamp_min(self.MIN_REPEATED)
-        # The latest token first; -1 is none.
-        self._recent = torch.full((num_rows, self.MAX_PERIOD), -1, device=device)
+        # Most recent token first; -1: none.
+        self._recent = torch.full((batch_size, self.MAX_PERIOD), -1, device=device)
         self._repeated = torch.zeros_like(self._recent)
 
     def num_repeated(self, token: Tensor) -> Tensor:
-        """Take the next token [B, 1]; how many tokens at the end repeat a cycle [B], 0: no loop."""
+        """Add the next token [B, 1]; return how many trailing tokens repeat a cycle [B], 0: no loop."""
         matches = self._recent == token
         self._repeated = (self._repeated + 1) * matches
         self._recent = torch.cat([token, self._recent[:, :-1]], 1)

@@ -1,24 +1,20 @@
 """Speech encoder: waveform -> states at 25 Hz, with a CTC head over subwords.
 
-Log-mel, normalized per utterance, two strided convolutions that make one frame of four, then the
-shared transformer, bidirectional with rotary positions. Every layer ignores what lies beyond a
-audio clip's length, so a padded batch gives what single audio clips give.
+Log-mel, normalized per utterance, two strided convolutions that reduce the frame rate by four, then a
+bidirectional transformer with rotary positions. Every layer ignores padding, so a padded batch gives
+the same result as single audio clips.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig
-from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
-from muomni.models.layers.layers import (
-    Documents,
-    StackOptions,
-    TransformerStack,
-    init_weights,
-)
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig, SpecAugmentConfig
+from muomni.models.layers.attention import Documents, StackOptions
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.masks import padded_starts, padding_mask
-from muomni.models.speech.mel import LogMel, length_mask, log_mel_flops, normalize_per_utterance
-from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
+from muomni.models.layers.transformer import TransformerStack, init_weights
+from muomni.models.speech.mel import LogMel, length_mask, normalize_per_utterance
+from muomni.models.speech.specaugment import spec_augment
 
 
 class ConvSubsampling(nn.Module):
@@ -31,12 +27,12 @@ class ConvSubsampling(nn.Module):
         self.out = nn.Linear(channels * -(-num_mels // FRAME_SUBSAMPLING), hidden_size)
 
     def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states and their lengths [B]; states beyond a length are arbitrary."""
+        """Return the states and their lengths [B]; states on padding are arbitrary."""
         x = features[:, None].to(self.first.weight.dtype)
         for conv in (self.first, self.second):
             x = F.gelu(conv(x))
             frame_lengths = (frame_lengths + 1) // 2
-            # The bias made something of the padding, which the next convolution must not see.
+            # The bias makes padding non-zero, which the next convolution must not see.
             x = x * length_mask(frame_lengths, x.shape[2])[:, None, :, None]
         return self.out(x.transpose(1, 2).flatten(2)), frame_lengths
 
@@ -74,13 +70,14 @@ class AudioEncoder(nn.Module):
         """Return states [B, Tf, hidden_size], zero on padding, and frame lengths [B].
 
         `waveform` is [B, N] at 16 kHz, `lengths` [B] in samples, Tf = ceil(ceil(N / 160) / 4).
-        SpecAugment applies when `augmentation` is given, with one of `seeds` [B] a sample.
+        `augmentation` applies SpecAugment, seeded per sample by `seeds` [B]. Raises ValueError if they
+        are missing.
         """
         log_mel, mel_lengths = self.log_mel(waveform, lengths)
         features = normalize_per_utterance(log_mel, mel_lengths)
         if augmentation is not None:
             if seeds is None:
-                raise ValueError("SpecAugment needs one seed a sample")
+                raise ValueError("SpecAugment needs a seed per sample")
             features = spec_augment(features, mel_lengths, seeds, augmentation)
         x, frame_lengths = self.subsampling(features, mel_lengths)
         valid = length_mask(frame_lengths, x.shape[1])
@@ -93,35 +90,38 @@ class AudioEncoder(nn.Module):
         return x * valid[:, :, None], frame_lengths
 
     def ctc_logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
+        """Return CTC logits [B, Tf, vocab_size] of states; id 0 is the blank (see `ctc.py`)."""
         return self.ctc_head(hidden)
+
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per unit of `audio_units`: frames at 100, 50, and 25 Hz, query-key pairs, CTC logits."""
+        half_mels = -(-self.config.mel.num_mels // 2)
+        position, pair = self.stack.flops()
+        second = module_flops(self.subsampling.second, -(-half_mels // 2))
+        return {
+            "mel_frames": self.log_mel.flops(),
+            "half_frames": module_flops(self.subsampling.first, half_mels, is_first=True),
+            "frames": second + module_flops(self.subsampling.out) + position,
+            "pairs": pair,
+            "logits": module_flops(self.ctc_head),
+        }
 
 
 def num_encoder_frames(num_samples: Tensor) -> Tensor:
-    """Return the frame lengths [B] of audio clips of `num_samples` [B] samples, as the model does."""
+    """Return the number of encoder frames [B] of audio clips with `num_samples` [B] samples."""
     mel_lengths = (num_samples + MEL_HOP - 1) // MEL_HOP
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
 
-def audio_encoder_flops(
-    config: AudioEncoderConfig, num_samples: int, with_head: bool = True
-) -> ForwardFlops:
-    """Forward FLOPs of one audio clip (see `flops.py` for the conventions)."""
-    num_mel = -(-num_samples // config.mel.hop)
-    half_time, half_mels = -(-num_mel // 2), -(-config.mel.num_mels // 2)
-    time, mels = -(-half_time // 2), -(-half_mels // 2)
-    channels, size = config.conv_channels, config.hidden_size
-    weights = mels * linear_flops(9 * channels, channels) + linear_flops(channels * mels, size)
-    if with_head:
-        weights += linear_flops(size, config.vocab_size)
-    front = ForwardFlops(
-        weights=time * weights,
-        first=half_time * half_mels * linear_flops(9, channels),
-        fixed=log_mel_flops(config.mel, num_mel),
-    )
-    convs = 0
-    if config.conv_kernel_size:
-        layer = linear_flops(size, 3 * size) + linear_flops(config.conv_kernel_size, size)
-        convs = time * config.num_layers * layer
-    stack = stack_flops(config, time, dropout=config.dropout)
-    return front + ForwardFlops(convs, again=convs) + stack
+def audio_units(num_samples: Tensor) -> dict[str, int]:
+    """Units of `AudioEncoder.flops` in audio clips of `num_samples` [B] samples (on the CPU)."""
+    mel_frames = -(-num_samples // MEL_HOP)
+    half_frames = -(-mel_frames // 2)
+    frames = -(-half_frames // 2)
+    return {
+        "mel_frames": int(mel_frames.sum()),
+        "half_frames": int(half_frames.sum()),
+        "frames": int(frames.sum()),
+        "pairs": int(frames.square().sum()),
+        "logits": int(frames.sum()),
+    }

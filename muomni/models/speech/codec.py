@@ -1,10 +1,9 @@
-"""Speech codec: log-mel at 100 Hz <-> K codes a frame at 25 Hz.
+"""Speech codec: log-mel at 100 Hz <-> K codes per frame at 25 Hz.
 
-A convolutional encoder halves the frame rate twice, a residual quantizer turns each frame into K
-codes, and a mirrored decoder gives the mel spectrogram back (van den Oord et al., 2017; residual
-codebooks after Zeghidour et al., 2021). Every layer zeroes what lies beyond the length, so a padded
-batch gives what single audio clips give. The quantizer's codebooks are buffers; see `quantizer.py`
-for how a trainer updates them.
+A convolutional encoder halves the frame rate twice, a residual quantizer turns each frame into K codes,
+and a mirrored decoder reconstructs the mel spectrogram (van den Oord et al., 2017; residual codebooks
+after Zeghidour et al., 2021). Every layer zeroes padding, so a padded batch gives the same result as
+single audio clips. The quantizer's codebooks are buffers that the trainer updates (see `quantizer.py`).
 """
 
 from typing import NamedTuple
@@ -14,28 +13,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, CodecConfig
-from muomni.models.layers.flops import ForwardFlops
-from muomni.models.layers.recompute import BlockRunner
+from muomni.models.layers.blocks import BlockRunner
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,
     denormalize_fixed,
     length_mask,
-    log_mel_flops,
     normalize_fixed,
 )
 from muomni.models.speech.quantizer import QuantizerStatistics, ResidualQuantizer
 
 KERNEL = 5
 DOWN_KERNEL = 4
-# The square error makes large misses dearer; the absolute error decides the metric.
+# The squared error penalizes large errors; the absolute error is the metric.
 SQUARE_ERROR_WEIGHT = 0.2
 
 
 class CodecOutput(NamedTuple):
-    """One training or validation pass; T mel frames, Tf = ceil(T / 4) code frames.
+    """Output of a training or validation pass over T mel frames, Tf = ceil(T / 4) code frames.
 
-    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    A tuple, because ZeRO-3 finds the tensors for its backward hooks in tuples.
     """
 
     mel: Tensor  # [B, T, num_mels] fp32: the decoder's log-mel, in natural-log units
@@ -48,7 +46,7 @@ class CodecOutput(NamedTuple):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of [B, C, T], in fp32; each frame on its own."""
+    """LayerNorm over the channels of each frame of [B, C, T], in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
@@ -92,18 +90,21 @@ class MelEncoder(BlockRunner):
     def forward(self, mel: Tensor, mel_lengths: Tensor) -> Tensor:
         dtype = self.stem.weight.dtype
         x = self.stem(mel.transpose(1, 2).to(dtype))
-        # What is valid at 25 Hz is valid at 100 Hz in whole groups of 4 frames.
+        # A valid code frame covers a full group of 4 mel frames.
         code_lengths = num_code_frames(mel_lengths)
         for i, down in enumerate(self.down):
             x = down(F.gelu(x) * frame_mask(code_lengths, x.shape[2], 4 >> i, dtype))
         mask = frame_mask(code_lengths, x.shape[2], 1, dtype)
         x = x * mask
-        for place, block in enumerate(self.blocks):
-            x = self.run_block(place, block, x, mask)
+        for index, block in enumerate(self.blocks):
+            x = self.run_block(index, block, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
-    def block_costs(self) -> list[int]:
-        return [1] * len(self.blocks)
+    def flops(self) -> Flops:
+        """FLOPs per code frame."""
+        flops = self.block_flops([1] * len(self.blocks))
+        flops += module_flops(self.stem, 4, is_first=True) + module_flops(self.out)
+        return flops + module_flops(self.down[0], 2) + module_flops(self.down[1])
 
 
 class MelDecoder(BlockRunner):
@@ -118,7 +119,7 @@ class MelDecoder(BlockRunner):
         self.blocks = nn.ModuleList(
             ResidualConv(hidden, dilation=2**i) for i in range(config.num_blocks)
         )
-        # A pointwise convolution that yields two frames a frame has no overlap artifacts.
+        # A pointwise convolution that doubles each frame has no overlap artifacts.
         self.up = nn.ModuleList(nn.Conv1d(hidden, 2 * hidden, 1) for _ in range(2))
         self.smooth = nn.ModuleList(ResidualConv(hidden, dilation=1) for _ in range(2))
         self.norm = ChannelNorm(hidden)
@@ -128,17 +129,19 @@ class MelDecoder(BlockRunner):
         dtype = self.stem.weight.dtype
         mask = frame_mask(code_lengths, latents.shape[1], 1, dtype)
         x = self.stem(latents.transpose(1, 2).to(dtype) * mask) * mask
-        for place, block in enumerate(self.blocks):
-            x = self.run_block(place, block, x, mask)
+        for index, block in enumerate(self.blocks):
+            x = self.run_block(index, block, x, mask)
         for i, (up, smooth) in enumerate(zip(self.up, self.smooth, strict=True)):
             x = double_frames(up(x))
             mask = frame_mask(code_lengths, x.shape[2], 2 << i, dtype)
             x = self.run_block(len(self.blocks) + i, smooth, x, mask)
         return self.out(self.norm(x)).transpose(1, 2)
 
-    def block_costs(self) -> list[int]:
-        # The last ones run at twice and four times the rate of codes.
-        return [1] * len(self.blocks) + [2 << i for i in range(len(self.smooth))]
+    def flops(self) -> Flops:
+        """FLOPs per code frame; the last blocks run at twice and four times its rate."""
+        flops = self.block_flops([1] * len(self.blocks) + [2, 4])
+        flops += module_flops(self.stem) + module_flops(self.out, 4)
+        return flops + module_flops(self.up[0]) + module_flops(self.up[1], 2)
 
 
 class Codec(nn.Module):
@@ -163,8 +166,8 @@ class Codec(nn.Module):
     ) -> CodecOutput:
         """Reconstruct audio clips [B, N] with sample counts `lengths` [B].
 
-        `seeds` [B] int64 is one number a sample that does not depend on its batch; training mode
-        needs it to draw candidates for dead codes.
+        Training mode needs `seeds` [B] int64, independent of the batch, to sample candidates for dead
+        codes.
         """
         target, mel_lengths = self.log_mel(waveform, lengths)
         latents, code_lengths = self._encode_mel(target, mel_lengths)
@@ -191,9 +194,9 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, code_lengths: Tensor | None = None) -> Tensor:
-        """Return log-mel [B, 4 * Tf, num_mels] fp32 of codes [B, Tf, K]; all valid by default.
+        """Decode codes [B, Tf, K] to log-mel [B, 4 * Tf, num_mels] fp32.
 
-        Frames beyond `code_lengths` hold the log floor, silence.
+        Frames beyond `code_lengths` (default: none) hold the log floor, silence.
         """
         if code_lengths is None:
             code_lengths = torch.full(codes.shape[:1], codes.shape[1], device=codes.device)
@@ -203,15 +206,24 @@ class Codec(nn.Module):
         valid = length_mask(code_lengths * FRAME_SUBSAMPLING, mel.shape[1])
         return mel.masked_fill(~valid[:, :, None], LOG_FLOOR)
 
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per mel frame, per encoded code frame, and per decoded code frame."""
+        search = 2 * self.quantizer.codebooks.numel()
+        return {
+            "mel_frames": self.log_mel.flops(),
+            "encoded": self.encoder.flops() + Flops(search),
+            "decoded": self.decoder.flops(),
+        }
+
     def _encode_mel(self, mel: Tensor, mel_lengths: Tensor) -> tuple[Tensor, Tensor]:
         normalized = normalize_fixed(mel, mel_lengths)
-        # Whole groups of four frames, so that every code frame sees four.
+        # Pad to groups of four frames, so that every code frame sees four.
         normalized = F.pad(normalized, (0, 0, 0, -mel.shape[1] % FRAME_SUBSAMPLING))
         return self.encoder(normalized, mel_lengths), num_code_frames(mel_lengths)
 
 
 def num_code_frames(mel_lengths: Tensor) -> Tensor:
-    """Return the number of code frames of audio clips of `mel_lengths` mel frames."""
+    """Return the number of code frames for `mel_lengths` mel frames."""
     return (mel_lengths + FRAME_SUBSAMPLING - 1) // FRAME_SUBSAMPLING
 
 
@@ -232,8 +244,8 @@ def double_frames(x: Tensor) -> Tensor:
 def codec_loss(output: CodecOutput) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
     """Return ({term: sum}, {term: weight}, logs) of the terms reconstruction and commitment.
 
-    Reconstruction: absolute plus a little squared log-mel error, mean over channels, summed over
-    valid mel frames (its weight). Commitment: summed over code frames (its weight) and codebooks.
+    Reconstruction is the absolute plus a small squared log-mel error, averaged over channels and summed
+    over valid mel frames (its weight). Commitment is summed over code frames (its weight) and codebooks.
     Logs are pairs [sum, weight]; `mel_l1` is in natural-log units.
     """
     valid = length_mask(output.mel_lengths, output.mel.shape[1])
@@ -253,34 +265,10 @@ def codec_loss(output: CodecOutput) -> tuple[dict[str, Tensor], dict[str, Tensor
 
 
 def mean_mel_l1(log_mel: Tensor, mel_lengths: Tensor, mean_mel: Tensor) -> Tensor:
-    """Return [sum, weight] of the error of predicting `mean_mel` [num_mels] everywhere.
+    """Return [sum, weight] of the `mel_l1` of predicting `mean_mel` [num_mels] everywhere.
 
-    The baseline that a codec has to beat; sums as `codec_loss` does for `mel_l1`.
+    This is the baseline that a codec has to beat.
     """
     valid = length_mask(mel_lengths, log_mel.shape[1])
     error = (log_mel - mean_mel).abs().mean(-1) * valid
     return torch.stack([error.sum(), mel_lengths.sum().float()])
-
-
-def codec_flops(
-    config: CodecConfig, num_mel_frames: int, with_decoder: bool = True
-) -> ForwardFlops:
-    """Return the forward FLOPs (2 a multiply-add) for one audio clip of `num_mel_frames` frames.
-
-    Counts convolutions, mel filters and code search; `with_decoder=False` is `Codec.encode`.
-    """
-    frames = -(-num_mel_frames // FRAME_SUBSAMPLING)
-    hidden, mels, latent = config.hidden_size, config.mel.num_mels, config.latent_size
-    block = 2 * frames * (KERNEL + 1) * hidden * hidden
-    stem = 2 * frames * 4 * KERNEL * mels * hidden
-    search = 2 * frames * config.num_codebooks * config.codebook_size * latent
-    encoder = 2 * frames * ((2 + 1) * DOWN_KERNEL * hidden * hidden + hidden * latent)
-    total = ForwardFlops(
-        encoder, first=stem, fixed=search + log_mel_flops(config.mel, num_mel_frames)
-    )
-    blocks = config.num_blocks * block
-    if with_decoder:
-        decoder = KERNEL * latent * hidden + (1 + 2) * 2 * hidden * hidden + 4 * hidden * mels
-        total += ForwardFlops(2 * frames * decoder)
-        blocks += (config.num_blocks + 2 + 4) * block
-    return total + ForwardFlops(blocks, again=blocks)

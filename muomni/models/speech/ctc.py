@@ -1,8 +1,8 @@
-"""CTC loss that says which samples it cannot fit, and greedy decoding (Graves et al., 2006).
+"""CTC loss that reports infeasible samples, and greedy decoding (Graves et al., 2006).
 
-CTC needs one frame a label and one more between equal neighbors. A sample with fewer frames has
-infinite loss; here it is left out with zero weight and counted, never hidden. The blank is id 0,
-the tokenizer's pad id, which no transcript holds.
+CTC needs a frame per label and one more between equal neighbors. A sample with fewer frames has infinite
+loss: it gets zero weight and is counted in the logs. The blank is id 0, the tokenizer's pad id, which no
+transcript contains.
 """
 
 import torch
@@ -15,7 +15,7 @@ BLANK_ID = 0
 def usable_samples(
     frame_lengths: Tensor, labels: Tensor, label_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return boolean masks [B]: samples that have labels, and those among them that CTC can fit.
+    """Return boolean masks [B]: samples with labels, and feasible samples with labels.
 
     `labels` is [B, L] padded with `BLANK_ID`; `label_lengths` and `frame_lengths` are [B].
     """
@@ -26,9 +26,9 @@ def usable_samples(
 
 
 def ctc_weight(frame_lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
-    """Return what `ctc_loss` is divided by: label tokens (fp32, 0-d) of the samples that fit."""
-    _, fits = usable_samples(frame_lengths, labels, label_lengths)
-    return (label_lengths * fits).sum().float()
+    """Return the denominator of `ctc_loss`: label tokens (fp32, 0-d) of feasible samples."""
+    _, is_feasible = usable_samples(frame_lengths, labels, label_lengths)
+    return (label_lengths * is_feasible).sum().float()
 
 
 def ctc_loss(
@@ -36,46 +36,50 @@ def ctc_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return (loss sum, weight, logs) of logits [B, T, V] against labels [B, L], in fp32.
 
-    The sum and the weight (label tokens) run over the samples that fit; without any, the sum is
-    zero with zero gradient. Logs are pairs [sum, weight]: `infeasible` is the share of samples with
-    labels that do not fit, `frames_per_label` how much room the others have.
+    The sum and the weight (label tokens) run over feasible samples; without any, the sum is zero with
+    zero gradient. Logs are pairs [sum, weight]: `infeasible` is the fraction of samples with labels
+    that have too few frames, `frames_per_label` is the mean of the others.
     """
-    has_labels, fits = usable_samples(frame_lengths, labels, label_lengths)
-    losses = _sample_losses(logits.float(), frame_lengths, labels, label_lengths, fits)
-    total = torch.where(fits, losses, 0.0).sum()
-    weight = (label_lengths * fits).sum().float()
+    has_labels, is_feasible = usable_samples(frame_lengths, labels, label_lengths)
+    losses = _sample_losses(logits.float(), frame_lengths, labels, label_lengths, is_feasible)
+    total = torch.where(is_feasible, losses, 0.0).sum()
+    weight = (label_lengths * is_feasible).sum().float()
     num_samples = has_labels.sum().float()
     logs = {
-        "infeasible": torch.stack([num_samples - fits.sum(), num_samples]),
-        "frames_per_label": torch.stack([(frame_lengths * fits).sum().float(), weight]),
+        "infeasible": torch.stack([num_samples - is_feasible.sum(), num_samples]),
+        "frames_per_label": torch.stack([(frame_lengths * is_feasible).sum().float(), weight]),
     }
     return total, weight, logs
 
 
 def _sample_losses(
-    logits: Tensor, frame_lengths: Tensor, labels: Tensor, label_lengths: Tensor, fits: Tensor
+    logits: Tensor,
+    frame_lengths: Tensor,
+    labels: Tensor,
+    label_lengths: Tensor,
+    is_feasible: Tensor,
 ) -> Tensor:
-    """Return the loss [B] of each sample, and something finite for those that do not fit."""
-    if logits.numel() == 0:  # torch refuses these, but an empty modality slot may look so
+    """Return the loss [B] of each sample; that of infeasible samples is finite and arbitrary."""
+    if logits.numel() == 0:  # torch refuses these, but empty media slots have them
         return logits.sum((1, 2))
-    # One frame and no label stand in for a sample that does not fit. On GPUs torch copies the
-    # lengths to the host, the one wait in this loss.
+    # One frame without a label replaces an infeasible sample. On GPUs, torch copies the lengths to
+    # the host, the only synchronization in this loss.
     return F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1),
         labels,
-        torch.where(fits, frame_lengths, 1),
-        torch.where(fits, label_lengths, 0),
+        torch.where(is_feasible, frame_lengths, 1),
+        torch.where(is_feasible, label_lengths, 0),
         blank=BLANK_ID,
         reduction="none",
     )
 
 
 def greedy_decode(logits: Tensor, frame_lengths: Tensor) -> list[list[int]]:
-    """Return the label ids of the best path of each sample: repeats merged, blanks removed."""
+    """Greedy CTC decoding: label ids of each sample, repeats merged, blanks removed."""
     best = logits.argmax(-1)
     is_new = torch.ones_like(best, dtype=torch.bool)
     is_new[:, 1:] = best[:, 1:] != best[:, :-1]
     frames = torch.arange(best.shape[1], device=best.device)
     kept = is_new & (best != BLANK_ID) & (frames < frame_lengths[:, None])
-    rows = zip(best.cpu(), kept.cpu(), strict=True)
-    return [ids[keep].tolist() for ids, keep in rows]
+    samples = zip(best.cpu(), kept.cpu(), strict=True)
+    return [ids[keep].tolist() for ids, keep in samples]

@@ -1,12 +1,12 @@
-"""Waveform to log-mel spectrogram, always in fp32, the same for a padded batch and single samples.
+"""Waveform to log-mel spectrogram in fp32, the same for a padded batch and single samples.
 
-Frame t is centered on sample t * hop; samples outside the audio clip count as zero, so an audio clip of
-N samples has ceil(N / hop) frames. Mel filters follow Slaney's scale and unit-area norm (Slaney,
-Auditory Toolbox, 1998): HTK filters below 500 Hz would be narrower than a bin of a 512-point FFT.
-Values are natural logarithms of mel *magnitudes*, floored at `LOG_FLOOR`.
+Frame t is centered on sample t * hop; samples outside the audio clip are zero, so N samples give
+ceil(N / hop) frames. Mel filters follow Slaney's scale and unit-area norm (Slaney, Auditory Toolbox,
+1998): HTK filters below 500 Hz would be narrower than a bin of a 512-point FFT. Values are natural
+logarithms of mel *magnitudes*, floored at `LOG_FLOOR`.
 
-The modules own no parameters or buffers: filters and window are built in fp32 on the device of
-the input and cached, so that casting the model to fp16 or bf16 cannot change them.
+There are no parameters or buffers: filters and window are built in fp32 on the device of the input and
+cached, so that casting the model to fp16 or bf16 cannot change them.
 """
 
 import math
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import SAMPLE_RATE_HZ, MelConfig
+from muomni.models.layers.flops import Flops
 
 MAGNITUDE_FLOOR = 1e-5
 LOG_FLOOR = math.log(MAGNITUDE_FLOOR)
-# Mean and spread of the log-mel of speech on average: close enough to center it, and constant,
-# so that it can be undone.
+# Approximate mean and standard deviation of the log-mel of speech; constant, so invertible.
 SPEECH_LOG_MEAN = -4.5
 SPEECH_LOG_STD = 2.5
 
@@ -31,7 +31,7 @@ def mel_filters(config: MelConfig, device: torch.device) -> Tensor:
     """Return the mel filter bank [num_fft // 2 + 1, num_mels] in fp32 on `device`."""
     from torchaudio.functional import melscale_fbanks
 
-    # A tensor born in inference mode could never serve a later training step.
+    # A tensor created in inference mode could not be used in training.
     with torch.inference_mode(False):
         filters = melscale_fbanks(
             config.num_fft // 2 + 1,
@@ -53,13 +53,13 @@ def hann_window(num_fft: int, device: torch.device) -> Tensor:
 
 
 def length_mask(lengths: Tensor, num_positions: int) -> Tensor:
-    """Return a boolean mask [B, num_positions] that is true before each length [B]."""
+    """Return a boolean mask [B, num_positions] that is True before each length [B]."""
     positions = torch.arange(num_positions, device=lengths.device)
     return positions[None, :] < lengths[:, None]
 
 
 def num_mel_frames(num_samples: Tensor, hop: int) -> Tensor:
-    """Return the number of mel frames of audio clips of `num_samples` samples."""
+    """Return the number of mel frames for `num_samples` samples."""
     return (num_samples + hop - 1) // hop
 
 
@@ -73,14 +73,14 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-mel [B, T, num_mels] in fp32 and its frame lengths [B].
 
-        `waveform` is [B, N], any float dtype, `lengths` [B] counts samples. What lies beyond a
-        length is ignored; frames beyond a frame length hold `LOG_FLOOR` (silence).
+        `waveform` is [B, N] in any float dtype, `lengths` [B] counts samples. Samples beyond a length
+        are ignored; frames beyond a frame length hold `LOG_FLOOR` (silence).
         """
         config = self.config
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
             num_frames = -(-waveform.shape[1] // config.hop)
             signal = waveform.float() * length_mask(lengths, waveform.shape[1])
-            # Half a window of zeros on both sides, and whole hops between them.
+            # Half a window of zeros on both sides of a multiple of the hop.
             tail = num_frames * config.hop - waveform.shape[1]
             margin = config.num_fft // 2
             signal = F.pad(signal, (margin, margin + tail))
@@ -99,33 +99,32 @@ class LogMel(nn.Module):
             valid = length_mask(frame_lengths, num_frames)
             return log_mel.masked_fill(~valid[:, :, None], LOG_FLOOR), frame_lengths
 
+    def flops(self) -> Flops:
+        """FLOPs of the filter bank per frame; the FFT is not counted."""
+        return Flops(2 * (self.config.num_fft // 2 + 1) * self.config.num_mels)
+
 
 def normalize_per_utterance(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
-    """Give each mel channel of each utterance zero mean and unit variance over its valid frames.
+    """Normalize each mel channel of each utterance to zero mean and unit variance.
 
-    Takes and returns [B, T, num_mels] fp32; frames beyond the length become zero. Removes gain and
-    microphone color, which an encoder should not depend on. Cannot be undone.
+    Takes and returns [B, T, num_mels] fp32; frames beyond the length become zero. This removes gain and
+    microphone coloration. Not invertible.
     """
     valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
     num_valid = frame_lengths.clamp(min=1)[:, None, None]
     mean = (log_mel * valid).sum(1, keepdim=True) / num_valid
     centered = (log_mel - mean) * valid
     variance = centered.square().sum(1, keepdim=True) / num_valid
-    # The floor keeps an audio clip of one frame, or of silence, at zero in place of dividing by it.
+    # The floor avoids a division by zero for one frame or silence.
     return centered / (variance.sqrt() + 1e-2)
 
 
 def normalize_fixed(log_mel: Tensor, frame_lengths: Tensor) -> Tensor:
-    """Center and scale [B, T, num_mels] by constants; frames beyond the length become zero."""
+    """Normalize [B, T, num_mels] by constants; frames beyond the length become zero."""
     valid = length_mask(frame_lengths, log_mel.shape[1])[:, :, None]
     return (log_mel - SPEECH_LOG_MEAN) / SPEECH_LOG_STD * valid
 
 
 def denormalize_fixed(normalized: Tensor) -> Tensor:
-    """Undo `normalize_fixed` (padding excepted): back to log-mel."""
+    """Invert `normalize_fixed`, except on padding."""
     return normalized * SPEECH_LOG_STD + SPEECH_LOG_MEAN
-
-
-def log_mel_flops(config: MelConfig, num_frames: int) -> int:
-    """Return the matrix FLOPs of the filter bank for `num_frames` frames (the FFT is left out)."""
-    return 2 * num_frames * (config.num_fft // 2 + 1) * config.num_mels

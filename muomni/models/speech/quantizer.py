@@ -1,10 +1,10 @@
 """Residual vector quantizer whose codebooks learn by moving averages, not by gradients.
 
-Each codebook quantizes what the ones before it left over (van den Oord et al., 2017; Zeghidour et
-al., "SoundStream", 2021). Codebooks are fp32 buffers. The forward pass never changes them: in
-training it returns `QuantizerStatistics`, plain sums that a trainer adds up over micro-batches and
-ranks and then gives to `ResidualQuantizer.update` once an optimizer step. The result is the same
-for any split of the global batch. Nothing here knows of ranks.
+Each codebook quantizes the residual of the previous ones (van den Oord et al., 2017; Zeghidour et al.,
+"SoundStream", 2021). Codebooks are fp32 buffers. The forward pass does not change them: in training it
+returns `QuantizerStatistics`, which the trainer sums over micro-batches and ranks and passes to
+`ResidualQuantizer.update` once per optimizer step. The result does not depend on how the global batch is
+split.
 """
 
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from torch import Tensor, nn
 
 from muomni.models.layers.counter_random import uniform_hash
 
-# A code starts, or starts again, with this share of the average use, so that it has a dozen or two
-# steps to win frames before it counts as dead.
+# Initial use of a new or replaced code, relative to the average use: one or two dozen steps to win
+# frames before it counts as dead.
 FRESH_USE = 0.2
-# How sharply a slot of candidates prefers the latent with the largest draw (see `_candidates`).
+# How strongly a candidate slot prefers the latent with the largest random number (`_candidates`).
 CANDIDATE_SHARPNESS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizerStatistics:
-    """What some batches say about K codebooks of V codes of size d; all fp32, all sums.
+    """Statistics of batches for K codebooks of V codes of size d: sums, in fp32.
 
-    A slot of candidates holds sum(w * latent) and sum(w); the weights differ so much that the
-    quotient is, but for rounding, one latent drawn at random from all batches added up.
+    A candidate slot holds sum(w * latent) and sum(w). The weights differ so much that the quotient is,
+    up to rounding, one latent sampled from all summed batches.
     """
 
     counts: Tensor  # [K, V] frames of each code
-    sums: Tensor  # [K, V, d] sum of their residuals
+    sums: Tensor  # [K, V, d] sums of their residuals
     candidate_sums: Tensor  # [K, V, d]
     candidate_weights: Tensor  # [K, V]
 
@@ -42,27 +42,27 @@ class QuantizerStatistics:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the four sums by name; `QuantizerStatistics(**tensors)` is the way back."""
+        """Return the four sums by name; `QuantizerStatistics(**tensors)` inverts this."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 class QuantizerOutput(NamedTuple):
     """Result of a forward pass over latents [B, T, d].
 
-    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    A tuple, because ZeRO-3 finds the tensors for its backward hooks in tuples.
     """
 
     quantized: Tensor  # [B, T, d] fp32; its gradient passes straight through to the latents
     codes: Tensor  # [B, T, K] int64, zero on padding
-    commitment: Tensor  # fp32 scalar: sum over valid frames and codebooks of the mean square error
-    statistics: QuantizerStatistics | None  # in training only
+    commitment: Tensor  # fp32 scalar: mean squared error, summed over valid frames and codebooks
+    statistics: QuantizerStatistics | None  # in training mode only
 
 
 class ResidualQuantizer(nn.Module):
     """K codebooks of V vectors, each for the residual of the previous ones.
 
-    Codebooks are filled from data, one an update, so that each sees true residuals of the ones
-    before it; one that is not yet filled adds nothing to the output.
+    Each update fills one codebook from data, so that it sees true residuals of the previous ones; an
+    empty codebook adds nothing to the output.
     """
 
     codebooks: Tensor  # [K, V, d]
@@ -90,7 +90,7 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualQuantizer":
-        """Follow the model to its device, but keep the codebooks fp32 when it is cast."""
+        """Move with the model to its device, but keep the codebooks fp32 when it is cast."""
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
@@ -100,13 +100,13 @@ class ResidualQuantizer(nn.Module):
         return self
 
     def forward(self, latents: Tensor, valid: Tensor, seeds: Tensor | None) -> QuantizerOutput:
-        """Quantize latents [B, T, d] where `valid` [B, T] is true.
+        """Quantize latents [B, T, d] where `valid` [B, T] is True.
 
-        `seeds` [B] int64 names each sample, independent of its place in the batch; it decides
-        which latents become candidates. Needed in training mode, ignored otherwise.
+        Training mode requires `seeds` [B] int64, one per sample and independent of the batch; they
+        determine which latents become candidates. Raises ValueError if they are missing.
         """
         if self.training and seeds is None:
-            raise ValueError("the quantizer needs one seed a sample in training mode")
+            raise ValueError("the quantizer needs a seed per sample in training mode")
         latents = latents.float()
         residual = latents
         total = torch.zeros_like(latents)
@@ -114,7 +114,7 @@ class ResidualQuantizer(nn.Module):
         codes, residuals = [], []
         for level in range(self.num_codebooks):
             residuals.append(residual.detach())
-            is_filled = level < self.num_filled  # stays on the device: no wait for the host
+            is_filled = level < self.num_filled  # stays on the device, no synchronization
             code = nearest_codes(residuals[-1], self.codebooks[level]) * valid
             vector = self.codebooks[level][code]
             error = (residual - vector).square().mean(-1)
@@ -131,7 +131,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        """Return the codes [B, T, K] int64 of latents [B, T, d], zero where `valid` is false."""
+        """Return the codes [B, T, K] int64 of latents [B, T, d], zero where `valid` is False."""
         residual, codes = latents.float(), []
         for codebook in self.codebooks:
             codes.append(nearest_codes(residual, codebook) * valid)
@@ -139,7 +139,7 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(codes, -1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the latents [B, T, d] fp32 that codes [B, T, K] stand for."""
+        """Return the latents [B, T, d] fp32 of codes [B, T, K]."""
         levels = torch.arange(self.num_codebooks, device=codes.device)
         return self.codebooks[levels, codes].sum(2)
 
@@ -147,43 +147,43 @@ class ResidualQuantizer(nn.Module):
     def _statistics(
         self, residuals: Tensor, codes: Tensor, valid: Tensor, seeds: Tensor
     ) -> QuantizerStatistics:
-        """Count codes, sum the residuals [K, B, T, d] that chose them, and collect candidates."""
+        """Count codes, sum their residuals [K, B, T, d], and collect candidates."""
         weight = valid.float().expand(self.num_codebooks, *valid.shape)
-        counts, sums = self._sum_by_place(codes.permute(2, 0, 1), weight, residuals)
-        slots, draws = self._candidates(valid, seeds)
-        candidate_weights, candidate_sums = self._sum_by_place(slots, draws, residuals)
+        counts, sums = self._scatter_sum(codes.permute(2, 0, 1), weight, residuals)
+        slots, weight = self._candidates(valid, seeds)
+        candidate_weights, candidate_sums = self._scatter_sum(slots, weight, residuals)
         return QuantizerStatistics(counts, sums, candidate_sums, candidate_weights)
 
-    def _sum_by_place(
-        self, places: Tensor, weights: Tensor, vectors: Tensor
+    def _scatter_sum(
+        self, slots: Tensor, weights: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sum weights and weighted vectors [K, B, T(, d)] into the V places that [K, B, T] name."""
-        place, weight, vector = places.flatten(1), weights.flatten(1), vectors.flatten(1, 2)
-        totals = torch.zeros_like(self.ema_counts).scatter_add_(1, place, weight)
-        index = place[:, :, None].expand_as(vector)
+        """Sum weights and weighted vectors [K, B, T(, d)] into V slots with indices [K, B, T]."""
+        slot, weight, vector = slots.flatten(1), weights.flatten(1), vectors.flatten(1, 2)
+        totals = torch.zeros_like(self.ema_counts).scatter_add_(1, slot, weight)
+        index = slot[:, :, None].expand_as(vector)
         sums = torch.zeros_like(self.ema_sums).scatter_add_(1, index, vector * weight[:, :, None])
         return totals, sums
 
     def _candidates(self, valid: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return for each latent its slot and its weight there, both [K, B, T].
+        """Return the slot of each latent and its weight there, both [K, B, T].
 
-        Only sums travel between ranks, so the choice of one latent a slot is made by a sum: weights
-        are exp(sharpness * uniform draw), of which the largest outweighs the rest.
+        Ranks exchange sums only, so a sum chooses one latent per slot: weights are
+        exp(sharpness * uniform), of which the largest outweighs the rest.
         """
         frame = torch.arange(valid.shape[1], device=valid.device)[None, None, :]
         level = torch.arange(self.num_codebooks, device=valid.device)[:, None, None]
         keys = (seeds[None, :, None], frame, level)
         slot = (uniform_hash(*keys, torch.zeros_like(level)) * self.codebook_size).long()
-        draw = uniform_hash(*keys, torch.ones_like(level))
-        return slot, torch.exp(CANDIDATE_SHARPNESS * (draw - 1)) * valid
+        uniform = uniform_hash(*keys, torch.ones_like(level))
+        return slot, torch.exp(CANDIDATE_SHARPNESS * (uniform - 1)) * valid
 
     @torch.no_grad()
     def update(self, statistics: QuantizerStatistics) -> None:
-        """Move the codebooks by the summed statistics of one whole global batch.
+        """Update the codebooks with the summed statistics of a global batch.
 
-        A code whose moving use falls below `dead_code_usage` times the average use of its codebook
-        is replaced by a candidate. Deterministic: ranks with the same statistics stay equal. A
-        batch without any frame, or with a latent that is not finite, changes nothing.
+        A candidate replaces a code whose average use falls below `dead_code_usage` times that of its
+        codebook. Deterministic: ranks with the same statistics stay equal. A batch without frames, or
+        with a non-finite latent, changes nothing.
         """
         is_finite = statistics.sums.isfinite().all() & statistics.candidate_sums.isfinite().all()
         has_frames = (statistics.counts.sum(1) > 0)[:, None] & is_finite
@@ -192,15 +192,15 @@ class ResidualQuantizer(nn.Module):
         counts = self.ema_counts.lerp(statistics.counts, 1 - self.ema_decay) * is_filled
         sums = self.ema_sums.lerp(statistics.sums, 1 - self.ema_decay) * is_filled[:, :, None]
         is_dead = is_filled & (counts < self.dead_code_usage * counts.mean(1, keepdim=True))
-        # The n-th dead code takes the n-th slot in use; without one it stays as it is.
+        # The n-th dead code takes the n-th slot in use, or stays if there is none.
         in_use = statistics.candidate_weights > 0
         order = (~in_use).to(torch.int8).argsort(dim=1, stable=True)
         vectors = statistics.candidate_sums / statistics.candidate_weights[:, :, None].clamp(
             min=torch.finfo(torch.float32).tiny
         )
         is_dead = (is_dead | is_next) & has_frames
-        place = (is_dead.cumsum(1) - 1).clamp(min=0)
-        source = order.gather(1, place)
+        rank = (is_dead.cumsum(1) - 1).clamp(min=0)
+        source = order.gather(1, rank)
         is_fresh = is_dead & in_use.gather(1, source)
         fresh = vectors.gather(1, source[:, :, None].expand_as(vectors))
         average = torch.where(is_filled, counts, statistics.counts).mean(1, keepdim=True)
@@ -216,26 +216,21 @@ class ResidualQuantizer(nn.Module):
 
 
 def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index [...] of the vector of codebook [V, d] nearest to each latent [..., d]."""
+    """Return the index [...] of the vector in `codebook` [V, d] nearest to each latent [..., d]."""
     with torch.autocast(latents.device.type, enabled=False):
-        # |x - e|^2 without |x|^2, which is the same for all codes.
+        # -|x - e|^2 + |x|^2; the last term is the same for all codes.
         similarity = 2 * latents @ codebook.T - codebook.square().sum(-1)
     return similarity.argmax(-1)
 
 
 def count_codes(codes: Tensor, valid: Tensor, codebook_size: int) -> Tensor:
-    """Return how often each code occurs, [K, V] fp32, in codes [B, T, K] where `valid` is true."""
+    """Return the count of each code, [K, V] fp32, in codes [B, T, K] where `valid` is True."""
     index = codes.permute(2, 0, 1).flatten(1)
     counts = torch.zeros(len(index), codebook_size, device=codes.device)
     return counts.scatter_add_(1, index, valid.float().flatten().expand_as(index).contiguous())
 
 
-def num_codes_used(counts: Tensor) -> Tensor:
-    """Return how many codes of each codebook occur, [K], given their counts [K, V]."""
-    return (counts > 0).sum(1)
-
-
 def code_perplexity(counts: Tensor) -> Tensor:
-    """Return the perplexity [K] of the code distribution of counts [K, V]; at most V."""
+    """Return the perplexity [K] of the code distributions with counts [K, V]; at most V."""
     share = counts.double() / counts.double().sum(1, keepdim=True).clamp(min=1)
     return torch.special.entr(share).sum(1).exp().float()

@@ -1,32 +1,23 @@
-"""SpecAugment: hide bands of channels and stretches of time (Park et al., 2019, without warping).
+"""SpecAugment: mask bands of channels and stretches of time (Park et al., 2019, without warping).
 
-The masks are a function of one seed a sample, so a sample is augmented alike in any batch, on any
-device and after a resume; give each sample another seed in each epoch.
+The masks are a function of a seed per sample, so they do not depend on batch, device, or resume; the
+caller gives each sample a new seed in each epoch.
 """
 
 import torch
 from torch import Tensor
 
-from muomni.config.models import Section
+from muomni.config.models import SpecAugmentConfig
 from muomni.models.layers.counter_random import uniform_hash
-
-
-class SpecAugmentConfig(Section):
-    """How much is hidden; both widths are drawn uniformly from zero up to the maximum."""
-
-    num_channel_masks: int = 2
-    max_channels: int = 15
-    num_time_masks: int = 2
-    max_time_share: float = 0.1
 
 
 def spec_augment(
     features: Tensor, frame_lengths: Tensor, seeds: Tensor, config: SpecAugmentConfig
 ) -> Tensor:
-    """Return normalized features [B, T, M] with masked places set to zero, the mean.
+    """Return normalized features [B, T, M] with masked positions set to zero, the mean.
 
     `frame_lengths` and `seeds` (int64) are [B]; a time mask covers at most `max_time_share` of the
-    valid frames of its sample. For training only: the caller decides when.
+    valid frames of its sample.
     """
     num_channels = features.shape[2]
     channel_limit = torch.full_like(frame_lengths, min(config.max_channels, num_channels))
@@ -46,14 +37,14 @@ def spec_augment(
 def _masks(
     seeds: Tensor, num_masks: int, axis: int, extents: Tensor, limits: Tensor, size: int
 ) -> Tensor:
-    """Return [B, size], true where one of the masks of up to `limits` [B] places lies."""
+    """Return bool [B, size], True inside of `num_masks` masks of at most `limits` [B] positions."""
     index = torch.arange(num_masks, device=seeds.device)[None, :]
-    draws = [
+    samples = [
         uniform_hash(seeds[:, None], index, torch.full_like(index, 2 * axis + part))
         for part in range(2)
     ]
-    widths = (draws[0] * (limits[:, None] + 1)).long()
-    starts = (draws[1] * (extents[:, None] - widths + 1)).long()
-    places = torch.arange(size, device=seeds.device)[None, None, :]
-    inside = (places >= starts[:, :, None]) & (places < (starts + widths)[:, :, None])
+    widths = (samples[0] * (limits[:, None] + 1)).long()
+    starts = (samples[1] * (extents[:, None] - widths + 1)).long()
+    positions = torch.arange(size, device=seeds.device)[None, None, :]
+    inside = (positions >= starts[:, :, None]) & (positions < (starts + widths)[:, :, None])
     return inside.any(1)

@@ -1,6 +1,6 @@
-"""From a text to a waveform: Talker codes, codec decoder, vocoder.
+"""Text to waveform: Talker codes, codec decoder, vocoder.
 
-One code frame is 40 ms everywhere, so T frames give exactly T * 640 samples at 16 kHz.
+A code frame is 40 ms, so T frames give exactly T * 640 samples at 16 kHz.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from muomni.models.speech.vocoder import mel_to_waveform
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Generated speech; `stopped` is False when it was cut at the limit of frames."""
+    """Generated speech; `stopped` is False if it was truncated at the frame limit."""
 
     waveform: Tensor  # [num_frames * 640] fp32 at 16 kHz
     mel: Tensor  # [4 * num_frames, num_mels], natural logarithm
@@ -36,11 +36,11 @@ def speak(
     seed: int = 0,
     thinker_hidden: Tensor | None = None,
 ) -> Speech:
-    """Speak one text: `character_ids` [Tl], and for each character its token and the Thinker's state there.
+    """Speak a text of `character_ids` [Tl] with the token of each character in `text_ids` [Tl].
 
-    `thinker_hidden` [1, Tl, D] when the Talker wants states.
-    Codes are drawn with `seed`; `temperature=0` takes the likeliest ones. A Talker that
-    stops at once gives an empty waveform.
+    `thinker_hidden` [1, Tl, D] holds the Thinker's state at each character, for a Talker with
+    `thinker_hidden_size`. Codes are sampled with `seed`; `temperature=0` is greedy. If the Talker stops
+    immediately, the waveform is empty.
     """
     generated = talker.generate(
         text_ids[None],

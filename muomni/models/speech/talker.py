@@ -1,18 +1,17 @@
-"""The Talker: a language model over speech codes with the text to be spoken as its prefix.
+"""The Talker: a language model over speech codes with the text to speak as its prefix.
 
-A row is [characters of the text] [speaker] [start of audio] [frames ...]. A character is one byte; beside
-it stand the token that it belongs to and, projected, the Thinker's state at that token: sounds follow
-characters, so a word that was never heard can be spoken, and tokens and states add what characters do not tell.
-The state at the start token predicts frame 0, the state at frame t predicts frame t + 1, and after the
-last frame the stop class. A frame's base code comes from the state alone; its residual code k comes
-from a small head that also sees the frame's codes below k (teacher-forced in training, one after
-the other in generation), after the residual prediction of Wang et al. 2023 (VALL-E,
-arXiv:2301.02111).
+A sequence is [characters of the text] [start of audio] [frames ...]. A character is one byte; its embedding
+is the sum of those of the byte, of its token, and of the projected Thinker state at that token. Bytes let
+the Talker speak unseen words; tokens and states add context. The state at the start token predicts frame
+0, the state at frame t predicts frame t + 1, and after the last frame the stop class. The base code
+of a frame is predicted from the state alone, residual code k by a small head that also sees the codes
+below k (teacher-forced in training, sequential in generation), after the residual prediction of Wang et
+al. 2023 (VALL-E, arXiv:2301.02111).
 
 Positions are in frames, for characters too: character i has position `i * frames_per_character`, about
-where it will be spoken, so that the rotary distance between a frame and its character is small from the
-first to the last (after the progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462,
-with a mean rate in place of the known length). Only real characters and frames count, so padding never matters.
+where it is spoken, so that the rotary distance between a frame and its character stays small (after the
+progress-monitoring positions of Peng et al. 2025, VoiceStar, arXiv:2505.19462, with a mean rate instead
+of the known length). Only real characters and frames count, so padding has no effect.
 """
 
 from typing import NamedTuple
@@ -21,31 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.models import TalkerConfig
+from muomni.models.layers.attention import Documents, RMSNorm, StackOptions
+from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
-from muomni.models.layers.layers import (
-    Documents,
-    RMSNorm,
-    StackOptions,
-    SwiGLU,
-    TransformerStack,
-    init_weights,
-)
 from muomni.models.layers.losses import IGNORE, cross_entropy_sum
 from muomni.models.layers.masks import causal_padding_mask, padded_starts, valid_positions
 from muomni.models.layers.sampling import sample
+from muomni.models.layers.transformer import SwiGLU, TransformerStack, init_weights
 
 NUM_CHARACTERS = 256
 
 
 class TalkerOutput(NamedTuple):
-    """Logits of one teacher-forced pass over Tf frames; V codes a codebook, class V is stop."""
+    """Logits of a teacher-forced pass over Tf frames; V codes per codebook, class V is stop."""
 
     base: Tensor  # [B, Tf + 1, V + 1]: position t predicts frame t, or stop
     residual: list[Tensor]  # codebooks 1..K-1, each [B, Tf, V]
 
 
 class TalkerLoss(NamedTuple):
-    """Cross entropy summed over `weight` predictions: K codes a frame and one stop an audio clip.
+    """Cross entropy summed over `weight` predictions: K codes per frame and a stop per audio clip.
 
     `logs[name]` is a detached pair [sum, weight].
     """
@@ -56,7 +50,7 @@ class TalkerLoss(NamedTuple):
 
 
 class GeneratedCodes(NamedTuple):
-    """`codes` [B, T, K] are real up to `lengths` [B]; `stopped` [B] tells who reached the stop."""
+    """`codes` [B, T, K], valid up to `lengths` [B]; `stopped` [B] is True after a stop class."""
 
     codes: Tensor
     lengths: Tensor
@@ -72,7 +66,7 @@ class _Prefix(NamedTuple):
 
 
 class ResidualHead(nn.Module):
-    """Logits of one residual codebook from state plus embeddings of the codes below it."""
+    """Logits of a residual codebook from the state plus embeddings of the previous codes."""
 
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()
@@ -95,13 +89,11 @@ class Talker(nn.Module):
         size, num_codes = config.hidden_size, config.codebook_size
         self.embed_text = nn.Embedding(config.text_vocab_size, size)
         self.embed_characters = nn.Embedding(NUM_CHARACTERS, size)
-        # One table for all codebooks: code c of codebook k is row k * num_codes + c.
+        # One table for all codebooks: code c of codebook k has index k * num_codes + c.
         self.embed_codes = nn.Embedding(config.num_codebooks * num_codes, size)
         self.embed_start = nn.Embedding(1, size)
         if config.thinker_hidden_size is not None:
             self.thinker_proj = nn.Linear(config.thinker_hidden_size, size, bias=False)
-        if config.num_speakers:
-            self.embed_speaker = nn.Embedding(config.num_speakers, size)
         options = StackOptions(
             rope_theta=config.rope_theta, norm_eps=config.norm_eps, dropout=config.dropout
         )
@@ -115,7 +107,7 @@ class Talker(nn.Module):
 
     @property
     def stop(self) -> int:
-        """The class of the base codebook that ends the speech."""
+        """The class of the base codebook that ends speech."""
         return self.config.codebook_size
 
     def forward(
@@ -126,16 +118,15 @@ class Talker(nn.Module):
         codes: Tensor,
         code_mask: Tensor,
         thinker_hidden: Tensor | None = None,
-        speaker: Tensor | None = None,
     ) -> TalkerOutput:
         """Teacher-forced logits of all frames.
 
-        `character_ids` [B, Tl] (bytes), `text_ids` [B, Tl] with the token of each character, `text_mask`
-        [B, Tl]; `codes` [B, Tf, K] and `code_mask` [B, Tf], padded at the end; `thinker_hidden`
-        [B, Tl, thinker_hidden_size]; `speaker` [B]. What is padded may hold any valid id. Raises
-        ValueError when Thinker states or speaker do not fit the config.
+        `character_ids` [B, Tl] are bytes, `text_ids` [B, Tl] the token of each, `text_mask` [B, Tl] is
+        False on padding; `codes` [B, Tf, K] and `code_mask` [B, Tf] are padded at the end;
+        `thinker_hidden` is [B, Tl, thinker_hidden_size]. Padding may hold any valid id. Raises
+        ValueError for `thinker_hidden` without a configured size.
         """
-        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden)
         if self.stack.attends_by_documents:
             prefix = _with_padding_first(prefix)
         code_embeds = self._code_embeddings(codes)
@@ -157,9 +148,9 @@ class Talker(nn.Module):
         return TalkerOutput(self.base_head(states), residual)
 
     def loss(self, output: TalkerOutput, codes: Tensor, code_mask: Tensor) -> TalkerLoss:
-        """Sum of all code and stop cross entropies; rows without frames count nothing.
+        """Sum of the cross entropies of all codes and stops; sequences without frames do not count.
 
-        `codes` [B, Tf, K], `code_mask` [B, Tf] as given to `forward`; the shift is in there.
+        `codes` [B, Tf, K] and `code_mask` [B, Tf] are those of `forward`, unshifted.
         """
         mask = code_mask.to(torch.bool)
         targets = codes.masked_fill(~mask[..., None], IGNORE)
@@ -169,7 +160,7 @@ class Talker(nn.Module):
         guesses, lengths = output.base.detach().argmax(dim=-1), mask.sum(dim=1)
         is_hit = (guesses[:, :-1] == targets[..., 0]).sum()
         logs["accuracy_0"] = torch.stack([is_hit.float(), mask.sum().float()])
-        # Share of audio clips that would be ended where they end.
+        # Fraction of audio clips whose end is predicted at the right frame.
         is_stop = (guesses.gather(1, lengths[:, None])[:, 0] == self.stop) & (lengths > 0)
         logs["stop_accuracy"] = torch.stack([is_stop.sum().float(), (lengths > 0).sum().float()])
         for k, logits in enumerate(output.residual, start=1):
@@ -179,7 +170,7 @@ class Talker(nn.Module):
         return TalkerLoss(total, weight, {name: pair.detach() for name, pair in logs.items()})
 
     def _base_targets(self, base_codes: Tensor, mask: Tensor) -> Tensor:
-        """Base codes [B, Tf], then stop once after the last frame of each row: [B, Tf + 1]."""
+        """Base codes [B, Tf] followed by a stop after the last frame: [B, Tf + 1]."""
         lengths = mask.sum(dim=1)
         targets = nn.functional.pad(base_codes, (0, 1), value=IGNORE)
         stops = torch.where(lengths > 0, self.stop, IGNORE)
@@ -197,44 +188,56 @@ class Talker(nn.Module):
         top_k: int = 0,
         generator: torch.Generator | None = None,
         thinker_hidden: Tensor | None = None,
-        speaker: Tensor | None = None,
     ) -> GeneratedCodes:
-        """Speak `character_ids` [B, Tl]: codes until the stop class, at most `max_frames` frames.
+        """Generate codes for `character_ids` [B, Tl] until the stop class, at most `max_frames` frames.
 
         `temperature=0` is greedy; other arguments as in `forward` and `sampling.sample`.
         """
         if text_mask is None:
             text_mask = torch.ones_like(text_ids, dtype=torch.bool)
-        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden, speaker)
-        num_rows, length, _ = prefix.embeds.shape
+        prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden)
+        batch_size, length, _ = prefix.embeds.shape
         device = text_ids.device
-        cache = self.new_cache(num_rows, length + max_frames)
+        cache = self.new_cache(batch_size, length + max_frames)
         state = self.stack(
             prefix.embeds, positions=prefix.positions, cache=cache, valid=prefix.valid
         )[:, -1:]
-        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        stopped = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         frames: list[Tensor] = []
         for step in range(max_frames + 1):
             base = sample(self.base_head(state), temperature, top_k, generator=generator)
             stopped = stopped | (base[:, 0] == self.stop)
-            # The last look only tells a finished row from a cut one.
+            # The last iteration only tells a stopped sequence from a truncated one.
             if step == max_frames or bool(stopped.all()):
                 break
             lengths = lengths + (~stopped).long()
-            # Rows that have stopped go on with code 0 until all have; `lengths` cuts that off.
+            # Stopped sequences continue with code 0 until all have stopped; `lengths` excludes it.
             base = base.masked_fill(stopped[:, None], 0)
             frame, embedding = self._complete_frame(state, base, temperature, top_k, generator)
             frames.append(frame)
-            position = torch.full((num_rows, 1), step + 1.0, device=device)
+            position = torch.full((batch_size, 1), step + 1.0, device=device)
             state = self.stack(embedding, positions=position, cache=cache)
-        shape = (num_rows, 0, self.config.num_codebooks)
+        shape = (batch_size, 0, self.config.num_codebooks)
         codes = torch.cat(frames, dim=1) if frames else text_ids.new_zeros(shape)
         return GeneratedCodes(codes, lengths, stopped)
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty KV cache for `max_length` positions a row (prefix and frames)."""
+        """An empty KV cache for `max_length` positions (prefix and frames)."""
         return self.stack.new_cache(batch_size, max_length)
+
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per unit of `talker_units`."""
+        position, pair = self.stack.flops()
+        base, character = module_flops(self.base_head), position
+        if self.config.thinker_hidden_size is not None:
+            character += module_flops(self.thinker_proj)
+        return {
+            "sequences": position + base,
+            "characters": character,
+            "frames": position + base + module_flops(self.residual_heads),
+            "pairs": pair,
+        }
 
     def _complete_frame(
         self,
@@ -244,7 +247,7 @@ class Talker(nn.Module):
         top_k: int,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
-        """Residual codes of one frame: codes [B, 1, K] and their summed embedding [B, 1, D]."""
+        """Complete a frame with residual codes: codes [B, 1, K], summed embedding [B, 1, D]."""
         codes = [base]
         embedding = self._embed_codebook(base, 0)
         for k, head in enumerate(self.residual_heads, start=1):
@@ -254,10 +257,10 @@ class Talker(nn.Module):
         return torch.stack(codes, dim=-1), embedding
 
     def _drop_frames(self, frames: Tensor) -> Tensor:
-        """In training, hide whole frames [B, Tf, D] from what follows.
+        """In training, drop random frames [B, Tf, D] from the input.
 
-        What comes next can mostly be told from the last frame; without it, characters must be read, and
-        speech that goes by characters does not run away on its own mistakes.
+        The last frame mostly predicts the next one; without it, the model must attend to characters,
+        which makes generation robust to its own errors.
         """
         rate = self.config.frame_dropout
         if not self.training or not rate:
@@ -279,34 +282,35 @@ class Talker(nn.Module):
         character_ids: Tensor,
         text_mask: Tensor,
         thinker_hidden: Tensor | None,
-        speaker: Tensor | None,
     ) -> _Prefix:
         text = self.embed_text(text_ids) + self.embed_characters(character_ids)
         if thinker_hidden is not None:
             if self.config.thinker_hidden_size is None:
-                raise ValueError("this Talker has no thinker_hidden_size, but got thinker_hidden")
+                raise ValueError("this Talker has no thinker_hidden_size; pass no thinker_hidden")
             text = text + self.thinker_proj(_unit_states(thinker_hidden).to(text.dtype))
-        if (speaker is None) == bool(self.config.num_speakers):
-            raise ValueError(
-                f"speaker must be given exactly when num_speakers={self.config.num_speakers} is not 0"
-            )
-        num_rows = text_ids.shape[0]
-        start = self.embed_start(text_ids.new_zeros(num_rows, 1))
-        parts = [text, start]
-        if speaker is not None:
-            parts.insert(1, self.embed_speaker(speaker[:, None]))
-        num_more = len(parts) - 1
+        start = self.embed_start(text_ids.new_zeros(len(text_ids), 1))
         text_mask = text_mask.to(torch.bool)
         at_characters = valid_positions(text_mask) * self.config.frames_per_character
         return _Prefix(
-            torch.cat(parts, dim=1),
-            nn.functional.pad(text_mask, (0, num_more), value=True),
-            nn.functional.pad(at_characters, (0, num_more)),  # speaker and start: before frame 0
+            torch.cat([text, start], dim=1),
+            nn.functional.pad(text_mask, (0, 1), value=True),
+            nn.functional.pad(at_characters, (0, 1)),  # the start token, before frame 0
         )
 
 
+def talker_units(num_characters: Tensor, num_frames: Tensor) -> dict[str, int]:
+    """Units of `Talker.flops` in sequences of these lengths [B] (on the CPU)."""
+    lengths = num_characters + 1 + num_frames
+    return {
+        "sequences": len(lengths),
+        "characters": int(num_characters.sum()),
+        "frames": int(num_frames.sum()),
+        "pairs": int(lengths.square().sum()),
+    }
+
+
 def _with_padding_first(prefix: _Prefix) -> _Prefix:
-    """The same characters in the same order behind all padding, so that frames follow without a gap."""
+    """Move padding before the characters, so that frames follow without a gap."""
     order = prefix.valid.to(torch.int8).argsort(dim=1, stable=True)
     return _Prefix(
         prefix.embeds.take_along_dim(order[..., None], dim=1),
@@ -316,15 +320,15 @@ def _with_padding_first(prefix: _Prefix) -> _Prefix:
 
 
 def _unit_states(states: Tensor) -> Tensor:
-    """States [..., D] at length 1, fp32: as long as a text embedding at its start.
+    """Normalize states [..., D] to length 1, that of a text embedding at initialization; fp32.
 
-    The Thinker's own norm leaves them at about sqrt(D), so that the first updates of a projection
-    would drown the text.
+    The Thinker's final norm leaves them at about sqrt(D), so the first updates of a projection would
+    drown out the text.
     """
     return nn.functional.normalize(states.float(), dim=-1)
 
 
 def num_predictions(code_mask: Tensor, num_codebooks: int) -> Tensor:
-    """What `Talker.loss` counts, known beforehand: K a frame and one stop a row that has frames."""
+    """The weight of `Talker.loss`: K predictions per frame and a stop per non-empty sequence."""
     lengths = code_mask.to(torch.bool).sum(dim=1)
     return (lengths * num_codebooks + (lengths > 0)).sum().float()

@@ -1,9 +1,8 @@
 """Log-mel spectrogram to waveform without training: mel inversion, then fast Griffin-Lim.
 
-The mel filters are undone by non-negative least squares (multiplicative updates of Lee and Seung,
-2001), which beats a clamped pseudo-inverse on the mel spectrogram of the result. Phases come from
-Griffin-Lim with momentum (Perraudin et al., 2013), in torchaudio. A spectrogram of T frames gives
-exactly T * hop samples, so speech keeps its duration.
+Non-negative least squares (multiplicative updates of Lee and Seung, 2001) inverts the mel filters, which
+gives a better mel spectrogram than a clamped pseudo-inverse. Phases come from torchaudio's Griffin-Lim
+with momentum (Perraudin et al., 2013). T frames give exactly T * hop samples.
 """
 
 import torch
@@ -20,7 +19,7 @@ MOMENTUM = 0.99
 
 
 def mel_to_magnitude(log_mel: Tensor, config: MelConfig) -> Tensor:
-    """Return STFT magnitudes [T, num_fft // 2 + 1] whose mel spectrogram is `log_mel` [T, M]."""
+    """Return STFT magnitudes [T, num_fft // 2 + 1] with the mel spectrogram `log_mel` [T, M]."""
     filters = mel_filters(config, log_mel.device)  # pyright: ignore[reportArgumentType]
     target = log_mel.float().exp() @ filters.T
     gram = filters @ filters.T
@@ -32,32 +31,32 @@ def mel_to_magnitude(log_mel: Tensor, config: MelConfig) -> Tensor:
 
 @torch.no_grad()
 def mel_to_waveform(log_mel: Tensor, config: MelConfig, seed: int = 0) -> Tensor:
-    """Return 16 kHz speech [T * hop], fp32, for a natural-log mel spectrogram [T, num_mels].
+    """Return 16 kHz speech [T * hop] fp32 for a natural-log mel spectrogram [T, num_mels].
 
-    The same input gives the same waveform; `seed` draws the first phases. Raises NonFiniteError for
-    a spectrogram with NaN or infinite values, ValueError for one of another shape.
+    Deterministic; `seed` sets the initial phases. Raises NonFiniteError for NaN or infinite values,
+    ValueError for another shape.
     """
     from torchaudio.functional import griffinlim
 
     if log_mel.ndim != 2 or log_mel.shape[1] != config.num_mels:
         shape = tuple(log_mel.shape)
-        raise ValueError(f"the vocoder takes a mel [frames, {config.num_mels}], not {shape}")
+        raise ValueError(f"the vocoder expects [frames, {config.num_mels}], got {shape}")
     num_bad = int((~torch.isfinite(log_mel)).sum())
     if num_bad:
         raise NonFiniteError(
-            f"the mel spectrogram for the vocoder has {num_bad} non-finite values of "
-            f"{log_mel.numel()}; the model that made it is broken, use an earlier checkpoint of it"
+            f"the mel spectrogram for the vocoder has {num_bad} non-finite values out of "
+            f"{log_mel.numel()}; use an earlier checkpoint of the model that generated it"
         )
     num_frames = len(log_mel)
     if num_frames == 0:
         return log_mel.new_zeros(0, dtype=torch.float32)
     magnitude = mel_to_magnitude(log_mel, config).T
-    # Silence after the end: the last window needs it, and the phase search a minimum length.
+    # Trailing silence for the last window, and for the minimum length of Griffin-Lim.
     num_extra = 2 * config.num_fft // config.hop
     magnitude = F.pad(magnitude, (0, num_extra), value=MAGNITUDE_FLOOR)
     device = log_mel.device
     is_cuda = device.type == "cuda"
-    # torchaudio draws from the global generator of the device; only that one is borrowed.
+    # torchaudio samples from the global generator of the device; fork and seed only that one.
     with (
         torch.random.fork_rng(devices=[device] if is_cuda else []),
         torch.autocast(device.type, enabled=False),

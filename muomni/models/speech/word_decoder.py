@@ -1,12 +1,12 @@
-"""CTC decoding that says only the words of a list: prefix beam search over a trie of their spellings.
+"""CTC decoding to words of a list: prefix beam search over a trie of their token sequences.
 
-A hypothesis is a sequence of finished words and a place in the trie; its probability is summed over
-the paths that lead there (Graves, "Supervised Sequence Labeling with Recurrent Neural Networks",
-2012; Hannun et al., 2014, arXiv:1408.2873). A word is weighted with its unigram probability, and
-before it ends with that of the likeliest word that it can become, so that the beam need not be wide.
+A hypothesis is a sequence of finished words and a node of the trie; its probability is summed over the
+paths that lead there (Graves, "Supervised Sequence Labeling with Recurrent Neural Networks", 2012; Hannun
+et al., 2014, arXiv:1408.2873). A finished word is weighted by its unigram probability, an unfinished one
+by that of the most probable word that it can become, so that a narrow beam suffices.
 
-Probabilities are plain products, scaled to a best of 1 after each frame: no logarithm in the loop. It
-runs on the CPU.
+Probabilities are products, scaled to a maximum of 1 after each frame: no logarithm in the loop. It runs on
+the CPU.
 """
 
 import math
@@ -21,13 +21,13 @@ from torch import Tensor
 from muomni.models.speech.ctc import BLANK_ID
 
 _ROOT = 0
-_BLANK = 0  # the blank's column; the others are the tokens that words are spelled with
-# No output of the head is less likely: a frame must not leave a search without hypotheses.
+_BLANK = 0  # column of the blank; the others are the tokens of the words
+# Floor of the head's outputs, so that no frame leaves the search without hypotheses.
 _LEAST_PROBABILITY = 1e-100
 
 
-class SpelledWord(NamedTuple):
-    """The token ids of a word, none of them the blank, and how often it is said."""
+class Word(NamedTuple):
+    """The token ids of a word, without the blank, and its count in the training transcripts."""
 
     ids: Sequence[int]
     count: int
@@ -35,14 +35,14 @@ class SpelledWord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WordSearch:
-    """How much to trust the word list, and how widely to search.
+    """Weight of the unigram language model and width of the beam.
 
-    A word weighs `lm_weight * ln p + word_score` nats, where p is its share of all words counted,
-    with one added to each. In each frame the `tokens_per_frame` likeliest tokens are tried and the
-    `beam_size` best hypotheses kept, if they are within `beam_range` nats of the best.
+    A word weighs `lm_weight * ln p + word_score` nats, where p is its unigram probability with add-one
+    smoothing. Each frame extends hypotheses by the `tokens_per_frame` most probable tokens and keeps
+    the best `beam_size` within `beam_range` nats of the best.
 
     The defaults were chosen on the validation split of the sample corpus, where WER hardly changes
-    between LM weights 0.75 and 1.25 and in a wider beam (docs/evaluation.md has the metrics).
+    between LM weights 0.75 and 1.25 or with a wider beam (docs/evaluation.md).
     """
 
     lm_weight: float = 1.0
@@ -53,10 +53,10 @@ class WordSearch:
 
 
 class _Trie:
-    """The spellings as columns, node by node; `columns` lead to a node, `steps` lead on.
+    """A trie of words; `columns` holds the token column that leads to each node.
 
-    `weights` and `best` are in nats: of the word that ends at a node, and of the best one that can
-    still end at or below it. `steps` are (column, next node, factor by which `best` changes).
+    `weights` and `best` are in nats: of the word that ends at a node, and of the best word that ends at
+    or below it. `steps` are (column, next node, factor by which `best` changes).
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Trie:
         self.best = [-math.inf]
 
     def insert(self, word: str, columns: Sequence[int], weight: float) -> None:
-        """Add a word; of words that are spelled alike the one of greater weight stays."""
+        """Add a word; among words with equal tokens, keep the one of greatest weight."""
         node = _ROOT
         for column in columns:
             if column not in self.children[node]:
@@ -83,8 +83,8 @@ class _Trie:
             self.words[node], self.weights[node] = word, weight
 
     def freeze(self) -> None:
-        """Compute `steps` and `endings`, the factor of a word that ends, when all words are in."""
-        self.best[_ROOT] = 0.0  # between words nothing is weighed in advance
+        """After the last insert: compute `steps` and `endings`, the factors of finished words."""
+        self.best[_ROOT] = 0.0  # no look-ahead between words
         self.steps = [
             [
                 (column, child, math.exp(self.best[child] - self.best[node]))
@@ -100,11 +100,11 @@ class _Trie:
 class WordDecoder:
     """Decodes the outputs of a CTC head into words of a list.
 
-    Of words that are spelled alike the most frequent is said. Raises ValueError for an empty list and
-    for a spelling that is empty or holds the blank.
+    Among words with equal tokens, the most frequent one is chosen. Raises ValueError for an empty list
+    and for a word that is empty or contains the blank.
     """
 
-    def __init__(self, words: Mapping[str, SpelledWord], search: WordSearch | None = None) -> None:
+    def __init__(self, words: Mapping[str, Word], search: WordSearch | None = None) -> None:
         if not words:
             raise ValueError("a word list needs at least one word")
         self.search = search or WordSearch()
@@ -115,30 +115,32 @@ class WordDecoder:
         total = sum(word.count + 1 for word in words.values())
         for text, word in words.items():
             if not word.ids or BLANK_ID in word.ids:
-                raise ValueError(f"'{text}' is spelled {list(word.ids)}: empty or with the blank")
+                raise ValueError(
+                    f"word '{text}' has tokens {list(word.ids)}; it needs at least one, and no blank"
+                )
             log_p = math.log((word.count + 1) / total)
             weight = self.search.lm_weight * log_p + self.search.word_score
             self._trie.insert(text, [columns[i] for i in word.ids], weight)
         self._trie.freeze()
 
     def decode(self, logits: Tensor, frame_lengths: Tensor) -> list[list[str]]:
-        """The words heard in each sample of logits [B, T, V], of which `frame_lengths` [B] count.
+        """Decode logits [B, T, V] with `frame_lengths` [B] to the words of each sample.
 
-        They have the largest product of path probability and weights that the beam finds.
+        They maximize the product of path probability and word weights, as far as the beam finds it.
         """
         probabilities = logits.double().softmax(-1)[..., self._tokens.to(logits.device)]
-        rows = zip(probabilities.cpu(), frame_lengths.tolist(), strict=True)
-        return [self._decode_one(row[:length]) for row, length in rows]
+        samples = zip(probabilities.cpu(), frame_lengths.tolist(), strict=True)
+        return [self._decode_one(sample[:length]) for sample, length in samples]
 
     def _decode_one(self, probabilities: Tensor) -> list[str]:
         """The words of one sample: probabilities [T, columns]."""
         beam = _Beam(self._trie, self.search)
-        for frame in self._likely(probabilities).tolist():
+        for frame in self._prune(probabilities).tolist():
             beam.advance(frame)
         return beam.best_words()
 
-    def _likely(self, probabilities: Tensor) -> Tensor:
-        """Zero for all but the blank and the likeliest tokens of each frame."""
+    def _prune(self, probabilities: Tensor) -> Tensor:
+        """Zero all but the blank and the most probable tokens of each frame."""
         probabilities = probabilities.clamp(min=_LEAST_PROBABILITY)
         blank, tokens = probabilities.split([1, probabilities.shape[1] - 1], dim=1)
         if tokens.shape[1] > self.search.tokens_per_frame:
@@ -148,11 +150,11 @@ class WordDecoder:
 
 
 class _Beam:
-    """The hypotheses after some frames of one audio clip.
+    """The hypotheses after some frames of an audio clip.
 
-    A hypothesis is `history * number of nodes + node`; history 0 is no word yet, and another one
-    stands for the hypothesis whose last word it finished. Kept are its probabilities by the end of
-    the paths: (hypothesis, with a blank, with its last token).
+    A hypothesis is encoded as `history * num_nodes + node`. History 0 has no words; any other one is the
+    index of the hypothesis that it continues in `_finished`. `_kept` holds (hypothesis, probability of
+    paths that end with a blank, probability of paths that end with its last token).
     """
 
     def __init__(self, trie: _Trie, search: WordSearch) -> None:
@@ -165,10 +167,10 @@ class _Beam:
         self._histories: dict[int, int] = {}  # by finished hypothesis
 
     def advance(self, frame: list[float]) -> None:
-        """Hear one more frame: a probability for each column."""
+        """Process a frame, which holds a probability per column."""
         num_nodes, columns, words = self._num_nodes, self._trie.columns, self._trie.words
         endings = self._trie.endings
-        ways: dict[int, list[tuple[int, int, float]]] = {}
+        extensions: dict[int, list[tuple[int, int, float]]] = {}
         blank_ends: dict[int, float] = {}
         token_ends: dict[int, float] = {}
         for hypothesis, after_blank, after_token in self._kept:
@@ -182,10 +184,10 @@ class _Beam:
             if words[node] is not None:
                 starts.append((self._history(hypothesis) * num_nodes, _ROOT, endings[node]))
             for history, start, factor in starts:
-                if start not in ways:
-                    ways[start] = self._ways(start, frame)
-                for column, child, p in ways[start]:
-                    # A path goes on to an equal token only over a blank.
+                if start not in extensions:
+                    extensions[start] = self._extensions(start, frame)
+                for column, child, p in extensions[start]:
+                    # A path reaches an equal token only through a blank.
                     source = after_blank if column == last else total
                     key = history + child
                     token_ends[key] = token_ends.get(key, 0.0) + source * p * factor
@@ -194,7 +196,7 @@ class _Beam:
     def best_words(self) -> list[str]:
         """The words of the best hypothesis whose last word is finished.
 
-        If there is none left, the finished words of the best one.
+        Without any, the finished words of the best hypothesis.
         """
         num_nodes, endings = self._num_nodes, self._trie.endings
         scored = []
@@ -204,24 +206,24 @@ class _Beam:
             factor = endings[node] if is_finished and node != _ROOT else 1.0
             scored.append((is_finished, (after_blank + after_token) * factor, hypothesis))
         _, _, hypothesis = max(scored)
-        said = []
+        words = []
         while hypothesis:
             history, node = divmod(hypothesis, num_nodes)
             word = self._trie.words[node]
             if word is not None:
-                said.append(word)
+                words.append(word)
             hypothesis = self._finished[history]
-        return said[::-1]
+        return words[::-1]
 
     def _history(self, hypothesis: int) -> int:
-        """The history of hypotheses that follow when the last word of this one is finished."""
+        """The history of hypotheses that start after the last word of this one."""
         if hypothesis not in self._histories:
             self._histories[hypothesis] = len(self._finished)
             self._finished.append(hypothesis)
         return self._histories[hypothesis]
 
-    def _ways(self, node: int, frame: list[float]) -> list[tuple[int, int, float]]:
-        """(column, next node, probability with the change of weight) of what may follow a node."""
+    def _extensions(self, node: int, frame: list[float]) -> list[tuple[int, int, float]]:
+        """Extensions of a node: (column, next node, probability times change of weight)."""
         return [
             (column, child, frame[column] * factor)
             for column, child, factor in self._trie.steps[node]

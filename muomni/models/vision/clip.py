@@ -1,7 +1,7 @@
 """Image and text towers with a shared embedding (CLIP: Radford et al., 2021).
 
-The forward pass returns unit features and the scale and bias of their similarities; `contrastive.py`
-makes the loss of them. Reference in tests: open_clip.
+The forward pass returns unit features and the scale and bias of their similarities for the losses in
+`contrastive.py`. Reference in tests: open_clip.
 """
 
 import math
@@ -12,21 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import ClipConfig, TextTowerConfig
-from muomni.models.layers.flops import ForwardFlops, linear_flops, stack_flops
-from muomni.models.layers.layers import TransformerStack, init_weights
-from muomni.models.vision.vision_encoder import (
-    VisionEncoder,
-    clip_stack_options,
-    vision_encoder_flops,
-)
+from muomni.models.layers.flops import Flops, module_flops
+from muomni.models.layers.transformer import TransformerStack, init_weights
+from muomni.models.vision.vision_encoder import VisionEncoder, clip_stack_options
 
 MAX_SCALE = 100.0
 
 
 class ClipOutput(NamedTuple):
-    """Unit features of B pairs, fp32, and what turns their similarities into logits.
+    """Unit features of B pairs, fp32, with scale and bias of their similarities.
 
-    A tuple, since ZeRO-3 puts its backward hooks on tensors that a module returns in one.
+    A tuple, because ZeRO-3 finds the tensors for its backward hooks in tuples.
     """
 
     image: Tensor  # [B, embedding_size]
@@ -36,7 +32,7 @@ class ClipOutput(NamedTuple):
 
 
 class TextEncoder(nn.Module):
-    """Causal transformer over subwords, pooled at the last real token (end of sequence)."""
+    """Causal transformer over subwords, pooled at the end-of-sequence token."""
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
@@ -52,8 +48,8 @@ class TextEncoder(nn.Module):
     def forward(self, token_ids: Tensor, token_lengths: Tensor) -> Tensor:
         """Return the state [B, D] at the last of the `token_lengths` [B] tokens.
 
-        `token_ids` [B, L] end with the end-of-sequence token and are padded behind it; what the
-        padding holds does not matter. Raises ValueError for L above the config's positions.
+        `token_ids` [B, L] end with the end-of-sequence token, then padding of any value. Raises
+        ValueError if L exceeds `max_positions`.
         """
         length = token_ids.shape[1]
         if length > self.config.max_positions:
@@ -61,12 +57,12 @@ class TextEncoder(nn.Module):
                 f"a text of {length} tokens exceeds max_positions={self.config.max_positions}"
             )
         x = self.stack(self.token_embedding(token_ids) + self.position_embedding[:length])
-        rows = torch.arange(len(x), device=x.device)
-        return x[rows, (token_lengths - 1).clamp(min=0)]
+        batch = torch.arange(len(x), device=x.device)
+        return x[batch, (token_lengths - 1).clamp(min=0)]
 
 
 class Clip(nn.Module):
-    """Both towers, their projections, the learned temperature and, for the sigmoid loss, a bias."""
+    """Both towers, their projections, a learned temperature, and a bias for the sigmoid loss."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -78,15 +74,15 @@ class Clip(nn.Module):
         self.text_projection = nn.Linear(text_size, config.embedding_size, bias=False)
         nn.init.normal_(self.vision_projection.weight, std=vision_size**-0.5)
         nn.init.normal_(self.text_projection.weight, std=text_size**-0.5)
-        # One element and not a scalar: sharding optimizers cut parameters along a dimension.
+        # One element instead of a scalar: sharding needs a dimension.
         self.log_scale = nn.Parameter(torch.tensor([-math.log(config.initial_temperature)]))
         initial_bias = config.initial_bias
         self.bias = None if initial_bias is None else nn.Parameter(torch.tensor([initial_bias]))
 
     def forward(self, pixels: Tensor, token_ids: Tensor, token_lengths: Tensor) -> ClipOutput:
-        """Embed B pairs: pixels as `VisionEncoder` takes them, tokens as `TextEncoder` does.
+        """Embed B pairs: pixels as in `VisionEncoder.forward`, tokens as in `TextEncoder.forward`.
 
-        Scale and bias are part of the output because a sharded parameter exists only in here.
+        Scale and bias are outputs because a sharded parameter is gathered only in `forward`.
         """
         return ClipOutput(
             self.embed_image(pixels),
@@ -108,21 +104,18 @@ class Clip(nn.Module):
     def scale(self) -> Tensor:
         """Return exp(log_scale), at most MAX_SCALE, fp32.
 
-        The limit changes the value and not the gradient: one that came to lie above it by the
-        momentum of the optimizer still comes back when the loss wants it to.
+        The limit does not change the gradient, so a scale that momentum pushed above it can return.
         """
         log_scale = self.log_scale[0].float()
         excess = (log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
         return (log_scale - excess).exp()
 
-
-def clip_text_flops(config: ClipConfig, num_tokens: int) -> ForwardFlops:
-    """Forward FLOPs of one text of `num_tokens`, its projection included (see `flops.py`)."""
-    projection = linear_flops(config.text.hidden_size, config.embedding_size)
-    return stack_flops(config.text, num_tokens, is_gated=False) + ForwardFlops(projection)
-
-
-def clip_image_flops(config: ClipConfig) -> ForwardFlops:
-    """Forward FLOPs of one image, its projection included (see `flops.py`)."""
-    projection = linear_flops(config.vision.hidden_size, config.embedding_size)
-    return vision_encoder_flops(config.vision) + ForwardFlops(projection)
+    def flops(self) -> dict[str, Flops]:
+        """FLOPs per image, and of the text tower per text, token, and query-key pair."""
+        token, pair = self.text.stack.flops()
+        return {
+            "images": self.vision.flops() + module_flops(self.vision_projection),
+            "texts": module_flops(self.text_projection),
+            "tokens": token,
+            "pairs": pair,
+        }

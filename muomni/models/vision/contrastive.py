@@ -1,18 +1,18 @@
-"""Losses over all pairs of a global batch that is split over ranks and micro-batches, exactly.
+"""Contrastive losses over all pairs of a global batch, exact for any split over ranks and micro-batches.
 
 Symmetric InfoNCE over N pairs is sum_i [LSE_j s(x_i, y_j) + LSE_j s(x_j, y_i)] / 2 - s(x_i, y_i), with
-s(x, y) = scale * x.y (van den Oord et al., 2018; Radford et al., 2021). It is no sum over
-micro-batches. But once the log-sum-exps of all rows and columns are known, the softmax weight of
-each pair is a constant, and a surrogate linear in the similarities of the local pairs has the same
-gradient. The sigmoid loss is sum_ij -log sigmoid(z_ij (s(x_i, y_j) + bias)), z_ij = 1 for i = j and -1
-elsewhere (SigLIP: Zhai et al., 2023), a sum over pairs that needs no log-sum-exps.
+s(x, y) = scale * x.y (van den Oord et al., 2018; Radford et al., 2021). It is not a sum over
+micro-batches. But given the log-sum-exps of all rows and columns, the softmax weight of each pair is
+a constant, and a surrogate that is linear in the similarities of the local pairs has the same gradient.
+The sigmoid loss is sum_ij -log sigmoid(z_ij (s(x_i, y_j) + bias)), z_ij = 1 for i = j and -1 elsewhere
+(SigLIP: Zhai et al., 2023), a sum over pairs without log-sum-exps.
 
-For either, a step has two passes (feature caching: Gao et al., 2021): features of all micro-batches
-without gradient, gathered; then per micro-batch `contrastive_surrogate` or `sigmoid_surrogate`,
-backward. Memory is O(n * N) for n local pairs; gradients never pass through a collective.
+Both take two passes per step (feature caching: Gao et al., 2021): gather the features of all micro-batches
+without gradient; then compute `contrastive_surrogate` or `sigmoid_surrogate` and backpropagate per
+micro-batch. Memory is O(n * N) for n local pairs; no gradient passes through a collective.
 
-Pairs that share a group (the same image, the same caption) are not negatives of each other. Group
--1 marks padding rows, which neither count nor serve as negatives.
+Pairs that share a group (the same image or caption) are not negatives of each other. Group -1 marks
+padding, which has no weight and provides no negatives.
 """
 
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ PADDING_GROUP = -1
 
 @dataclass(frozen=True, slots=True)
 class GatheredFeatures:
-    """Unit features of all N pairs of a global batch, in one order on all ranks, no gradient."""
+    """Unit features of all N pairs of a global batch, in the same order on all ranks, detached."""
 
     x: Tensor  # [N, d]
     y: Tensor  # [N, d]
-    # [N] or [N, G] int64, -1 in every place of a padding row; two pairs with one equal number in the
-    # same of the G columns are not contrasted. None means that all pairs are distinct.
+    # [N] or [N, G] int64, all -1 for padding. Pairs with an equal group in a column are not contrasted;
+    # None: all pairs are distinct.
     groups: Tensor | None = None
 
     def weight(self) -> Tensor:
-        """Return the number of pairs that count: what the loss sum is divided by."""
+        """Return the number of real pairs, the denominator of the loss."""
         if self.groups is None:
             return torch.tensor(float(len(self.x)), device=self.x.device)
         return (~_is_padding(self.groups)).sum().float()
@@ -46,8 +46,8 @@ def gathered_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-sum-exps [n] of rows and columns offset .. offset + num_local.
 
-    Row i runs over all y for x_i, column i over all x for y_i. The ranks share this work and gather
-    the results, or each calls it for all N rows, in chunks.
+    Row i covers all y for x_i, column i all x for y_i. Ranks can split this work and gather the
+    results.
     """
     with torch.no_grad():
         local = slice(offset, offset + num_local)
@@ -70,17 +70,16 @@ def contrastive_surrogate(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return (loss sum, weight, logs) of the local pairs x, y [n, d], which carry gradient.
 
-    `row_lse`, `column_lse` [N] are those of the whole global batch, `offset` is the place of the
-    first local pair in it, `scale` is the multiplier of the similarities (not its logarithm).
-    Summed over all ranks and micro-batches, the value is the full loss and the gradients with
-    respect to features and scale are its gradients. Logs are pairs [sum, weight]: accuracy of the
-    best match among all N, each way.
+    `row_lse`, `column_lse` [N] are those of the global batch, `offset` is the index of the first local
+    pair in it, `scale` multiplies the similarities. Summed over all ranks and micro-batches, value and
+    gradients are those of the full loss. Logs are pairs [sum, weight]: top-1 accuracy among all N, both
+    ways.
     """
     num_local = len(x)
     masked = _masked_pairs(gathered.groups, offset, num_local)
     counts = _counts(gathered.groups, offset, num_local, x.device)
     rows = _similarity(x, gathered.y.detach(), scale)
-    # The gradient of the scale comes from the rows alone: all N x N pairs appear there once.
+    # The gradient of the scale comes from the rows, which contain all N x N pairs once.
     columns = _similarity(y, gathered.x.detach(), scale.detach())
     if masked is not None:
         rows, columns = (t.masked_fill(masked, -torch.inf) for t in (rows, columns))
@@ -112,15 +111,14 @@ def sigmoid_surrogate(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return (loss sum, weight, logs) of the local pairs x, y [n, d], which carry gradient.
 
-    The sum is over the local x and all N y of the global batch. Arguments, weight and logs are those of
-    `contrastive_surrogate`, and so is what sums over ranks and micro-batches are equal to, `bias` (0-d)
-    and its gradient included.
+    The sum is over the local x and all N y. Arguments, weight, logs, and sums over ranks and
+    micro-batches are as in `contrastive_surrogate`, including the gradient of `bias` (0-d).
     """
     num_local = len(x)
     masked = _masked_pairs(gathered.groups, offset, num_local)
     counts = _counts(gathered.groups, offset, num_local, x.device)
     own = torch.arange(num_local, device=x.device)
-    # Rows hold all N x N pairs once; columns only bring the gradient of y.
+    # Rows contain all N x N pairs once; columns only add the gradient of y.
     rows = _similarity(x, gathered.y.detach(), scale) + bias
     columns = _similarity(y, gathered.x.detach(), scale.detach()) + bias.detach()
     value, gradient_of_y = (
@@ -136,7 +134,7 @@ def sigmoid_surrogate(
 
 
 def _sigmoid_sum(logits: Tensor, target: Tensor, masked: Tensor | None) -> Tensor:
-    """Return the sum of -log sigmoid of the logits [n, N] at `target` [n] and of the negated others."""
+    """Return the sum of -log sigmoid of logits [n, N] at `target` [n] and of all others negated."""
     signs = torch.full_like(logits, -1.0).scatter_(1, target[:, None], 1.0)
     terms = -F.logsigmoid(signs * logits)
     return (terms if masked is None else terms.masked_fill(masked, 0.0)).sum()
@@ -150,7 +148,7 @@ def _similarity(local: Tensor, others: Tensor, scale: Tensor) -> Tensor:
 
 
 def _masked_pairs(groups: Tensor | None, offset: int, num_local: int) -> Tensor | None:
-    """Return a boolean mask [n, N] of the pairs that are no negatives (and not the positive)."""
+    """Return a boolean mask [n, N] of pairs that are neither negative nor the positive."""
     if groups is None:
         return None
     local = slice(offset, offset + num_local)
@@ -168,25 +166,25 @@ def _is_padding(groups: Tensor) -> Tensor:
 
 
 def _counts(groups: Tensor | None, offset: int, num_local: int, device: torch.device) -> Tensor:
-    """Return 1 for each local pair that counts and 0 for padding, [n] fp32."""
+    """Return 1 for each real local pair and 0 for padding, [n] fp32."""
     if groups is None:
         return torch.ones(num_local, device=device)
     return (~_is_padding(groups[offset : offset + num_local])).float()
 
 
 def _pair_weights(logits: Tensor, local_lse: Tensor, other_lse: Tensor) -> Tensor:
-    """Return dL/dlogit [n, N], the positive's -1 excepted: mean of both softmax shares."""
+    """Return dL/dlogit [n, N] without the positive's -1: the mean of both softmax weights."""
     forward = torch.exp(logits - local_lse[:, None])
     backward = torch.exp(logits - other_lse[None, :])
-    # A padding row has no finite logit and a log-sum-exp of -inf: its shares are zero.
+    # Padding has no finite logit and a log-sum-exp of -inf: its weights are zero.
     hidden = logits == -torch.inf
     return (forward.masked_fill(hidden, 0.0) + backward.masked_fill(hidden, 0.0)) / 2
 
 
 def _accuracies(rows: Tensor, columns: Tensor, target: Tensor, counts: Tensor) -> dict[str, Tensor]:
-    """Return for both ways [sum, weight] of the rows whose largest logit is the target's."""
-    ways = {"accuracy_x_to_y": rows, "accuracy_y_to_x": columns}
+    """Return [sum, weight] of the top-1 accuracy in both directions."""
+    logits_by_name = {"accuracy_x_to_y": rows, "accuracy_y_to_x": columns}
     return {
         name: torch.stack([((logits.detach().argmax(1) == target) * counts).sum(), counts.sum()])
-        for name, logits in ways.items()
+        for name, logits in logits_by_name.items()
     }

@@ -1,7 +1,8 @@
-"""Weights of `Clip` under the names of open_clip's CLIP, both ways.
+"""Conversion of `Clip` state dicts to and from open_clip's CLIP.
 
-open_clip keeps query, key and value as one matrix, and the output projections transposed. It needs
-num_heads * head_dim == hidden_size and as many key heads as query heads.
+`to_open_clip` and `from_open_clip` convert the weights; `open_clip_config` holds the matching arguments of
+`open_clip.model.CLIP`. open_clip fuses query, key, and value into one matrix and transposes the output
+projections. It requires num_heads * head_dim == hidden_size and num_kv_heads == num_heads.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from muomni.config.models import ClipConfig, TransformerConfig
 from muomni.errors import ConfigError
 
-# Ours -> theirs; the first that fits the beginning of a name is taken.
+# (ours, theirs); the first matching prefix applies.
 _PREFIXES = (
     ("vision.patch_embedding.", "visual.conv1."),
     ("vision.class_embedding", "visual.class_embedding"),
@@ -42,7 +43,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of `Clip` as open_clip's CLIP loads it."""
+    """Convert a state dict of `Clip` to open_clip's CLIP."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if ".attention.k_proj." in name or ".attention.v_proj." in name:
@@ -58,7 +59,10 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of open_clip's CLIP as `Clip` loads it."""
+    """Convert a state dict of open_clip's CLIP to `Clip`, the inverse of `to_open_clip`.
+
+    Raises KeyError for an unknown name.
+    """
     prefixes = tuple((theirs, ours) for ours, theirs in _PREFIXES)
     parts = tuple((theirs, ours) for ours, theirs in _BLOCK_PARTS)
     renamed: dict[str, Tensor] = {}
@@ -76,19 +80,18 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def open_clip_config(config: ClipConfig, eos_id: int) -> dict[str, Any]:
     """Return the keyword arguments of `open_clip.model.CLIP` for this model.
 
-    `eos_id` is the token at which the text tower is pooled. Raises ConfigError for sizes that
-    open_clip cannot express.
+    The text tower pools at token `eos_id`. Raises ConfigError for sizes that open_clip does not support.
     """
     for name, tower in (("vision", config.vision), ("text", config.text)):
         if tower.num_heads * tower.head_dim != tower.hidden_size:
             raise ConfigError(
-                f"open_clip needs {name}.num_heads * {name}.head_dim = {name}.hidden_size, but "
-                f"{tower.num_heads} * {tower.head_dim} is not {tower.hidden_size}"
+                f"open_clip requires {name}.num_heads * {name}.head_dim = {name}.hidden_size, got "
+                f"{tower.num_heads} * {tower.head_dim} and {tower.hidden_size}"
             )
         if tower.num_heads != tower.num_kv_heads:
             raise ConfigError(
-                f"open_clip needs {name}.num_kv_heads = {name}.num_heads = {tower.num_heads}, "
-                f"not {tower.num_kv_heads}"
+                f"open_clip requires {name}.num_kv_heads = {name}.num_heads = {tower.num_heads}, "
+                f"got {tower.num_kv_heads}"
             )
     vision, text = config.vision, config.text
     scalars = {} if config.initial_bias is None else {"init_logit_bias": config.initial_bias}
@@ -124,7 +127,7 @@ def _tower_config(tower: TransformerConfig, norm_eps: float) -> dict[str, Any]:
 def _rename(
     name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tuple[str, str], ...]
 ) -> str:
-    """Replace the prefix of a name and, inside a block, the part; KeyError for a foreign name."""
+    """Replace the prefix of a name and its parts in a block; raises KeyError for an unknown name."""
     for old, new in prefixes:
         if name.startswith(old):
             name = new + name[len(old) :]

@@ -22,7 +22,7 @@ from muomni.config.models import (
 )
 from muomni.data.views.base import Batch
 from muomni.errors import ConfigError
-from muomni.models.layers.layers import TransformerStack
+from muomni.models.layers.transformer import TransformerStack
 
 _OPTION = "training.attention=varlen"
 _LEAST_CAPABILITY = (8, 0)

@@ -27,7 +27,7 @@ ENGINE_SECTIONS = (
 
 OWNED_BY_RUN_CONFIG = {
     "train_batch_size": "batch.micro_batches_per_step",
-    "train_micro_batch_size_per_gpu": "batch.size",
+    "train_micro_batch_size_per_gpu": "batch.batch_size",
     "gradient_accumulation_steps": "batch.micro_batches_per_step",
     "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "optim",

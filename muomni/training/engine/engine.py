@@ -21,7 +21,7 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import ConfigError
-from muomni.models.layers.compiled import not_compiled
+from muomni.models.layers.blocks import not_compiled
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine import deepspeed_quirks as quirks
 from muomni.training.engine import ds_config, expert_parallel, weights

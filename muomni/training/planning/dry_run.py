@@ -10,10 +10,10 @@ import torch
 import yaml
 from torch import nn
 
-from muomni.config.loading import CONFIG_ROOT
+from muomni.config.names import ENGINES
 from muomni.data.views.base import Batch
 from muomni.errors import ConfigError
-from muomni.models.layers.recompute import describe_recomputation
+from muomni.models.layers.blocks import describe_recomputation
 from muomni.training.engine import expert_parallel
 from muomni.training.engine.ds_config import read_engine_json, zero_settings, zero_stage
 from muomni.training.engine.offload import offload_of
@@ -106,8 +106,9 @@ def check_memory(session: Session, seen: Preview, device: Device) -> None:
         on_host = f", and {host:,.0f} MiB of host memory beside that" if host else ""
         raise ConfigError(
             f"a rank needs {needed:,.0f} MiB, most of it for {most}{on_host}; its {device.kind} has "
-            f"{device.memory_text}: lower batch.size or batch.rows, set training.activation_checkpointing, or "
-            "choose another --deepspeed_config (--dry-run shows what each one needs)"
+            f"{device.memory_text}: lower the micro-batch size (batch.*), set "
+            "training.activation_checkpointing, or choose another --deepspeed_config "
+            "(--dry-run shows what each one needs)"
         )
 
 
@@ -185,10 +186,7 @@ def predict_memory(
         names |= {(stage, False): f"zero{stage}" for stage in (1, 2, 3)}
         if device.kind == "cuda":
             names |= {(stage, True): f"zero{stage}_offload" for stage in (2, 3)}
-    engines = {
-        key: read_engine_json(CONFIG_ROOT / "deepspeed" / f"{name}.json")
-        for key, name in names.items()
-    }
+    engines = {key: read_engine_json(ENGINES / f"{name}.json") for key, name in names.items()}
     engines[_layout(own_json)] = own_json
     sizes = model_sizes(session, task)
     return [

@@ -2,37 +2,21 @@
 
 import jiwer
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from muomni.config.loading import validate
-from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, Section
+from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, SpecAugmentConfig
+from muomni.config.stages import AudioEncoderRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch
 from muomni.data.views.speech import SpeechView
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.audio_encoder import AudioEncoder, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, ctc_weight, greedy_decode
-from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.training.flops import FlopCounter, count_audio_encoder
 from muomni.training.outputs import StageOutput, Sums
 from muomni.training.stage import Stage
-
-
-class AudioEncoderOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    num_merges: int | None = Field(
-        None, ge=0, description="merges of the tokenizer that labels use; 0: characters, null: all"
-    )
-    perturb_speed: bool = Field(
-        True, description="play audio clips at 0.9, 1 or 1.1 times the speed"
-    )
-    spec_augment: SpecAugmentConfig | None = Field(
-        SpecAugmentConfig(), description="bands and stretches to hide in training; null: none"
-    )
 
 
 class AudioEncoderTask(nn.Module):
@@ -94,32 +78,31 @@ def error_sums(references: list[str], hypotheses: list[str], device: torch.devic
 class AudioEncoderStage(Stage):
     """Trains the speech encoder on audio clips and transcripts."""
 
-    name = "audio_encoder"
-    tasks = ("speech",)
-    options_type = AudioEncoderOptions
+    config: AudioEncoderRun
     best_metric = "cer"
 
     def model_config(self) -> AudioEncoderConfig:
-        sizes = {**self.config.model, "vocab_size": self.tokenizer.vocab_size}
+        sizes = {**self.config.model.model_dump(), "vocab_size": self.tokenizer.vocab_size}
         return validate(AudioEncoderConfig, sizes, "section 'model'")
 
     def view(self) -> SpeechView:
-        units = CtcUnits(self.tokenizer, self.options.num_merges)
-        return SpeechView(units, self.options.perturb_speed)
+        units = CtcUnits(self.tokenizer, self.config.options.num_merges)
+        return SpeechView(units, self.config.options.perturb_speed)
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("bucket", batch.size * MEL_RATE_HZ, window=batch.window)
+        return Batching("bucket", batch.max_seconds * MEL_RATE_HZ, window=batch.shuffle_window)
 
     def build(self) -> AudioEncoderTask:
-        return AudioEncoderTask(self.model_config(), self.options.spec_augment, self.tokenizer)
+        return AudioEncoderTask(
+            self.model_config(), self.config.options.spec_augment, self.tokenizer
+        )
 
     def model(self, task: AudioEncoderTask) -> AudioEncoder:
         return task.encoder
 
     def flop_counter(self, task: AudioEncoderTask) -> FlopCounter:
-        by_documents = task.encoder.stack.attends_by_documents
-        return count_audio_encoder(self.model_config(), recomputed_share(task), by_documents)
+        return count_audio_encoder(task.encoder)
 
     def loss_denominators(self, batch: Batch) -> Sums:
         frame_lengths = num_encoder_frames(batch["lengths"])

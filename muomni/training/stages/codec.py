@@ -1,29 +1,21 @@
 """Stage `codec`: speech to discrete codes and back."""
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from muomni.config.loading import validate
-from muomni.config.models import CodecConfig, Section
+from muomni.config.models import CodecConfig
 from muomni.config.run import RunConfig
+from muomni.config.stages import CodecRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.waveform import WaveformView
 from muomni.distributed import collectives
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.codec import Codec, codec_loss, num_code_frames
 from muomni.models.speech.mel import num_mel_frames
 from muomni.models.speech.quantizer import QuantizerStatistics, code_perplexity
 from muomni.training.flops import FlopCounter, count_codec
 from muomni.training.outputs import StageOutput, Sums
 from muomni.training.stage import Stage, StageContext
-
-
-class CodecOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    crop_s: float = Field(2.0, gt=0, description="seconds of each audio clip that a step sees")
 
 
 class CodecTask(nn.Module):
@@ -45,10 +37,8 @@ class CodecTask(nn.Module):
 class CodecStage(Stage):
     """Trains mel encoder and decoder by gradient, and the codebooks by moving averages."""
 
-    name = "codec"
-    tasks = ("speech", "tts")
+    config: CodecRun
     terms = ("reconstruction", "commitment")
-    options_type = CodecOptions
     best_metric = "mel_l1"
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
@@ -56,13 +46,15 @@ class CodecStage(Stage):
         self._code_counts: torch.Tensor | None = None
 
     def model_config(self) -> CodecConfig:
-        return validate(CodecConfig, self.config.model, "section 'model'")
+        return self.config.model
 
     def view(self) -> WaveformView:
-        return WaveformView(self.options.crop_s)
+        return WaveformView(self.config.options.crop_s)
 
     def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+        return Batching(
+            "fixed", self.config.batch.batch_size, window=self.config.batch.shuffle_window
+        )
 
     def build(self) -> CodecTask:
         return CodecTask(self.model_config())
@@ -70,8 +62,8 @@ class CodecStage(Stage):
     def model(self, task: CodecTask) -> Codec:
         return task.codec
 
-    def flop_counter(self, task: nn.Module) -> FlopCounter:
-        return count_codec(self.model_config(), recomputed_share(task))
+    def flop_counter(self, task: CodecTask) -> FlopCounter:
+        return count_codec(task.codec)
 
     def loss_weights(self) -> dict[str, float]:
         return {"reconstruction": 1.0, "commitment": self.model_config().commitment_weight}

@@ -10,11 +10,10 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import MEL_RATE_HZ, TalkerConfig
 from muomni.config.run import RunConfig
+from muomni.config.stages import TalkerRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.tts import TtsView
-from muomni.errors import ConfigError
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.speech.talker import Talker, num_predictions
 from muomni.training.flops import FlopCounter, count_talker
 from muomni.training.outputs import StageOutput, Sums
@@ -42,23 +41,15 @@ class TalkerTask(nn.Module):
 class TalkerStage(Stage):
     """Trains the code language model."""
 
-    name = "talker"
-    tasks = ("tts",)
-    upstream = ("codec",)
+    config: TalkerRun
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         super().__init__(config, context)
         self.codec = FrozenCodec(context.upstream["codec"], context.device)
-        sizes = self.model_config()
-        if sizes.num_speakers or sizes.thinker_hidden_size:
-            raise ConfigError(
-                "stage talker trains one voice on text alone; leave model.num_speakers and "
-                "model.thinker_hidden_size out (stage sft adds the Thinker's states)"
-            )
 
     def model_config(self) -> TalkerConfig:
         sizes = {
-            **self.config.model,
+            **self.config.model.model_dump(),
             "text_vocab_size": self.tokenizer.vocab_size,
             "num_codebooks": self.codec.config.num_codebooks,
             "codebook_size": self.codec.config.codebook_size,
@@ -70,7 +61,7 @@ class TalkerStage(Stage):
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("bucket", batch.size * MEL_RATE_HZ, window=batch.window)
+        return Batching("bucket", batch.max_seconds * MEL_RATE_HZ, window=batch.shuffle_window)
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())
@@ -79,10 +70,7 @@ class TalkerStage(Stage):
         return task.talker
 
     def flop_counter(self, task: TalkerTask) -> FlopCounter:
-        by_documents = task.talker.stack.attends_by_documents
-        return count_talker(
-            self.model_config(), self.codec.config, recomputed_share(task), by_documents
-        )
+        return count_talker(task.talker, self.codec.codec)
 
     def frozen_models(self) -> list[nn.Module]:
         return [self.codec.codec]

@@ -8,20 +8,19 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports
 from muomni.config.loading import validate
-from muomni.config.models import Section, ThinkerConfig
+from muomni.config.models import ThinkerConfig
 from muomni.config.run import RunConfig
+from muomni.config.stages import ThinkerRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.text import IGNORE, TextView
 from muomni.models.language.thinker import Thinker
 from muomni.models.language.upcycling import check_upcycling, upcycle
 from muomni.models.layers.moe import record_router_logits
-from muomni.models.layers.recompute import recomputed_share
 from muomni.training import moe
 from muomni.training.engine.attention import documents_of
 from muomni.training.flops import FlopCounter, count_thinker
@@ -56,20 +55,10 @@ class ThinkerTask(nn.Module):
         return output
 
 
-class ThinkerOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    upcycle: str | None = Field(
-        None, description="run folder whose dense Thinker all experts begin as copies of"
-    )
-
-
 class ThinkerStage(Stage):
     """Trains the decoder LM."""
 
-    name = "thinker"
-    tasks = ("text",)
-    options_type = ThinkerOptions
+    config: ThinkerRun
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         super().__init__(config, context)
@@ -84,19 +73,20 @@ class ThinkerStage(Stage):
 
     @classmethod
     def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
-        options = validate(ThinkerOptions, config.options, "section 'options'")
-        return {} if options.upcycle is None else find_exports(Path(options.upcycle), (cls.name,))
+        assert isinstance(config, ThinkerRun)
+        upcycle = config.options.upcycle
+        return {} if upcycle is None else find_exports(Path(upcycle), (config.stage,))
 
     def model_config(self) -> ThinkerConfig:
-        sizes = {**self.config.model, "vocab_size": self.tokenizer.vocab_size}
+        sizes = {**self.config.model.model_dump(), "vocab_size": self.tokenizer.vocab_size}
         return validate(ThinkerConfig, sizes, "section 'model'")
 
     def view(self) -> TextView:
-        return TextView(self.tokenizer, self.config.batch.size, self.config.batch.rows)
+        return TextView(self.tokenizer, self.config.batch.seq_len, self.config.batch.batch_size)
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
+        return Batching("pack", batch.seq_len, rows=batch.batch_size, window=batch.shuffle_window)
 
     def build(self) -> ThinkerTask:
         task = ThinkerTask(self.model_config())
@@ -108,11 +98,7 @@ class ThinkerStage(Stage):
         return task.thinker
 
     def flop_counter(self, task: ThinkerTask) -> FlopCounter:
-        on_cpu = self.context.device.type == "cpu"
-        by_documents = task.thinker.stack.attends_by_documents
-        return count_thinker(
-            self.model_config(), recomputed_share(task), on_cpu=on_cpu, by_documents=by_documents
-        )
+        return count_thinker(task.thinker, on_cpu=self.context.device.type == "cpu")
 
     def loss_denominators(self, batch: Batch) -> Sums:
         counts = {"loss": (batch["labels"] != IGNORE).sum().float()}

@@ -9,20 +9,18 @@ this costs and when to choose which loss.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from muomni.config.loading import validate
-from muomni.config.models import ClipConfig, Section
+from muomni.config.models import ClipConfig
+from muomni.config.stages import VisionEncoderRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
-from muomni.data.views.image_text import NO_GROUP, Augmentation, ImageTextView
+from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.distributed import collectives
 from muomni.errors import ConfigError
-from muomni.models.layers.recompute import recomputed_share
 from muomni.models.vision.clip import Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
@@ -38,18 +36,6 @@ _FEATURES_ONLY = "features_only"
 # Where the sigmoid loss begins (Zhai et al., 2023): nearly all pairs are negatives, which the bias says
 # from the start.
 _SIGLIP_START = {"initial_temperature": 0.1, "initial_bias": -10.0}
-
-
-class VisionEncoderOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    loss: Literal["clip", "siglip"] = Field(
-        default="clip",
-        description="clip: softmax over all pairs of a step (InfoNCE); siglip: a sigmoid of each pair",
-    )
-    augmentation: Augmentation | None = Field(
-        default=Augmentation(), description="how images are varied in training; null: not at all"
-    )
 
 
 class VisionEncoderTask(nn.Module):
@@ -133,24 +119,20 @@ def _drawn_again(device: torch.device) -> Iterator[None]:
 class VisionEncoderStage(Stage):
     """Trains the vision tower with a text tower as its teacher; both are exported."""
 
-    name = "vision_encoder"
-    tasks = ("image-caption",)
-    options_type = VisionEncoderOptions
+    config: VisionEncoderRun
     best_metric = "accuracy"
     best_is_lower = False
 
     def model_config(self) -> ClipConfig:
-        sizes = dict(self.config.model)
-        text = sizes.get("text")
-        if isinstance(text, dict):
-            sizes["text"] = {**text, "vocab_size": self.tokenizer.vocab_size}
-        is_sigmoid = self.options.loss == "siglip"
+        sizes = self.config.model.model_dump(exclude_none=True)
+        sizes["text"]["vocab_size"] = self.tokenizer.vocab_size
+        is_sigmoid = self.config.options.loss == "siglip"
         config = validate(
             ClipConfig, {**(_SIGLIP_START if is_sigmoid else {}), **sizes}, "section 'model'"
         )
         if is_sigmoid == (config.initial_bias is None):
             raise ConfigError(
-                f"options.loss={self.options.loss} and model.initial_bias={config.initial_bias} do not "
+                f"options.loss={self.config.options.loss} and model.initial_bias={config.initial_bias} do not "
                 f"fit: siglip needs a bias, and clip takes none; leave model.initial_bias out"
             )
         return config
@@ -161,12 +143,14 @@ class VisionEncoderStage(Stage):
             self.tokenizer,
             config.vision.image_size,
             config.text.max_positions,
-            self.config.batch.size,
-            self.options.augmentation,
+            self.config.batch.batch_size,
+            self.config.options.augmentation,
         )
 
     def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.size, window=self.config.batch.window)
+        return Batching(
+            "fixed", self.config.batch.batch_size, window=self.config.batch.shuffle_window
+        )
 
     def build(self) -> VisionEncoderTask:
         return VisionEncoderTask(self.model_config())
@@ -177,9 +161,7 @@ class VisionEncoderStage(Stage):
     def flop_counter(self, task: VisionEncoderTask) -> FlopCounter:
         num_ranks = collectives.world_size()
         group = self.config.batch.micro_batches_per_step or num_ranks
-        clip = self.model(task)
-        recomputed = recomputed_share(clip.vision), recomputed_share(clip.text)
-        return count_clip(self.model_config(), recomputed, group, num_ranks)
+        return count_clip(task.clip, group, num_ranks)
 
     def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
@@ -200,7 +182,7 @@ class VisionEncoderStage(Stage):
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])
             pool = _pool(images, texts, groups, is_shared=True)
-            if self.options.loss == "clip":
+            if self.config.options.loss == "clip":
                 pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=True)
         starts = torch.tensor([0, *sizes]).cumsum(0)
         return [

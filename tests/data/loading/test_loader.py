@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from muomni.config.models import Augmentation
 from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset
 from muomni.data.sampling.plan import Batching, MicroBatch, Plan
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
-from muomni.data.views.image_text import Augmentation, ImageTextView
+from muomni.data.views.image_text import ImageTextView
 from muomni.data.views.speech import SpeechView
 from muomni.data.views.waveform import WaveformView
 from muomni.errors import DataError

@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from muomni.config.models import Augmentation
 from muomni.data.sampling.order import generator
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.image_text import NO_GROUP, Augmentation, ImageTextView
+from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.errors import DataError
 from tests.corpora import write_tokenizer
 from tests.media_corpora import image

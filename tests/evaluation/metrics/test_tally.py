@@ -1,4 +1,4 @@
-"""Sums over ranks, also when some ranks saw nothing."""
+"""Sums over ranks, including ranks without samples."""
 
 from collections import Counter
 
@@ -19,20 +19,20 @@ def _tally_of_uneven_ranks() -> tuple[dict[str, list[float]], object]:
     return sums, most_common(sum_counts(Counter(words)))
 
 
-def test_ranks_may_have_seen_different_things(two_ranks: RankPool) -> None:
+def test_ranks_may_have_different_sums(two_ranks: RankPool) -> None:
     for sums, frequent in two_ranks.run(_tally_of_uneven_ranks):
         assert sums == {"both": [3.0, 20.0], "only_one": 5.0}
-        assert frequent == "a"  # as often as b, and smaller
+        assert frequent == "a"  # tied with b, and smaller
 
 
-def test_ratios_of_nothing_are_not_a_number() -> None:
+def test_ratio_without_weight_is_nan() -> None:
     assert ratio(torch.tensor([3.0, 4.0])) == 0.75
     assert ratio(torch.tensor([0.0, 0.0])) != ratio(torch.tensor([0.0, 0.0]))
     assert ratio(None) != ratio(None)
     assert most_common(Counter()) is None
 
 
-def test_what_is_added_later_does_not_change_what_was_added() -> None:
+def test_added_tensors_are_copied() -> None:
     tally, counts = Tally(), torch.zeros(2)
     tally.add("counts", counts)
     counts += 1

@@ -1,4 +1,4 @@
-"""Recognition with the words of training: which words those are, how they are spelled, what is heard."""
+"""Recognition with the training word list: its words, their spelling, and the transcripts."""
 
 import json
 import shutil
@@ -16,11 +16,13 @@ from muomni.data.shards.manifest import find_datasets
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.evaluation.context import Wanted, open_subject
-from muomni.evaluation.metrics.transcripts import TranscriptErrors
+from muomni.data.views.speech import SpeechView
+from muomni.evaluation.context import open_context
+from muomni.evaluation.metrics.error_rates import ErrorCounts
+from muomni.evaluation.request import EvaluationRequest
 from muomni.evaluation.speech.recognizer import Recognizer, find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
-from muomni.models.speech.word_decoder import SpelledWord, WordDecoder
+from muomni.models.speech.word_decoder import Word, WordDecoder
 from tests.corpora import Sample, write_dataset
 from tests.evaluation.runs import CPU, evaluate
 from tests.media_corpora import say, speech_sample
@@ -28,14 +30,14 @@ from tests.ranks import RankPool
 
 
 def spoken(key: str, text: str) -> Sample:
-    """An audio clip with a transcript that need not fit it."""
+    """An audio clip with a transcript that need not match it."""
     key, members, cost = speech_sample(key, ["cat"], seed=0)
     return key, [members[0], ("txt", text.encode())], cost
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two speech datasets and one of another task; a mask excludes a sample of the first."""
+    """Two speech datasets and a TTS dataset; a mask excludes one sample of the first."""
     root = tmp_path_factory.mktemp("corpora")
     train = [spoken("a0", "One, two!"), spoken("a1", "one two"), spoken("a2", "masked")]
     silent = ("a3", spoken("a3", "")[1][:1], spoken("a3", "")[2])  # has no transcript
@@ -58,8 +60,8 @@ def transcripts_of(root: Path, train: Source | None = None) -> TrainingTranscrip
     return TrainingTranscripts(SimpleNamespace(data=DataSection(root=str(root)), train=train))  # type: ignore[arg-type]
 
 
-def test_only_words_said_in_the_training_of_speech_datasets_are_listed(root: Path) -> None:
-    """Neither held-out nor excluded samples, nor datasets of another task, nor broken samples."""
+def test_word_list_holds_training_words_of_speech_datasets(root: Path) -> None:
+    """Held-out, excluded, and broken samples and other tasks do not contribute."""
     assert transcripts_of(root).words() == Counter(one=2, two=2, three=1)
 
 
@@ -72,15 +74,13 @@ def _train_source(root: Path) -> Source:
     return Source(find_datasets(root, "speech"), "train")
 
 
-def test_every_rank_gets_the_same_list(root: Path, two_ranks: RankPool) -> None:
+def test_word_list_is_the_same_on_all_ranks(root: Path, two_ranks: RankPool) -> None:
     alone = _words_of(root)
     assert alone == ([("one", 2), ("three", 1), ("two", 2)], ("", "one two"))
     assert two_ranks.run(_words_of, root=root) == [alone, alone]
 
 
-def test_constants_and_words_come_from_one_reading(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_constants_and_words_read_samples_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original: Callable[[Source, int], dict[str, object]] = Source.read
     monkeypatch.setattr(Source, "read", lambda *args: read.append(args[1]) or original(*args))
@@ -90,18 +90,18 @@ def test_constants_and_words_come_from_one_reading(
     assert len(read) == len(_train_source(root).all_kept)
 
 
-def test_without_speech_to_learn_words_from_the_best_path_is_used_and_told(
+def test_greedy_decoding_without_word_list_logs_warning(
     perception_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path / "other", "tts", {"train": [spoken("c", "made")]})
     recognizer = find_recognizer((perception_run,), CPU, transcripts_of(tmp_path))
     assert recognizer is not None and recognizer.word_decoder is None
-    assert "so word errors are those of the best path: " in caplog.text
-    heard = recognizer.transcribe(torch.from_numpy(say(["cat", "door"])))
-    assert heard.words == heard.greedy != ""
+    assert "using greedy CTC decoding for word errors: " in caplog.text
+    transcription = recognizer.transcribe(torch.from_numpy(say(["cat", "door"])))
+    assert transcription.words == transcription.greedy != ""
 
 
-def test_words_are_spelled_as_the_encoder_was_trained_to_hear_them(
+def test_words_are_spelled_in_the_units_of_the_encoder(
     perception_run: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(perception_run / "audio_encoder", tmp_path / "audio_encoder")
@@ -118,17 +118,19 @@ def test_words_are_spelled_as_the_encoder_was_trained_to_hear_them(
     config.unlink()
     recognizer = find_recognizer((tmp_path,), CPU, transcripts_of(root))
     assert recognizer is not None and recognizer.word_decoder is None
-    assert "config.yaml is missing, which tells the units" in caplog.text
+    assert (
+        "config.yaml, which records the CTC units of the audio encoder, is missing" in caplog.text
+    )
 
 
-class _Hears:
-    """An encoder that hears given tokens, each in a frame after a blank, nearly certainly."""
+class _FakeEncoder:
+    """Outputs the given tokens with high confidence, one frame each, with a blank before each."""
 
     def __init__(self, ids: list[int], vocab_size: int) -> None:
         frames = torch.tensor([i for token in ids for i in (0, token)])
         self.logits = 8.0 * torch.nn.functional.one_hot(frames, vocab_size).float()[None]
 
-    def eval(self) -> "_Hears":
+    def eval(self) -> "_FakeEncoder":
         return self
 
     def __call__(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -139,36 +141,38 @@ class _Hears:
 
 
 @pytest.mark.parametrize("num_merges", [0, 20, None])
-def test_a_misheard_word_becomes_one_of_the_list_and_characters_stay(
+def test_word_list_corrects_words_but_not_greedy_transcript(
     num_merges: int | None, perception_run: Path
 ) -> None:
     tokenizer = Tokenizer.load(perception_run.parent / "tokenizer.model")
     units = CtcUnits(tokenizer, num_merges)
-    words = {w: SpelledWord(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
-    encoder = _Hears(units.encode("the odor cat é"), tokenizer.vocab_size)
+    words = {w: Word(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
+    encoder = _FakeEncoder(units.encode("the odor cat é"), tokenizer.vocab_size)
     recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
-    heard = recognizer.transcribe(torch.zeros(160))
-    assert heard.greedy == "the odor cat é"
-    assert heard.words.split()[0] == "the" and heard.words.split()[-2:] == ["cat", "é"]
-    assert set(heard.words.split()) <= words.keys()
+    transcription = recognizer.transcribe(torch.zeros(160))
+    assert transcription.greedy == "the odor cat é"
+    decoded = transcription.words.split()
+    assert decoded[0] == "the" and decoded[-2:] == ["cat", "é"]
+    assert set(decoded) <= words.keys()
     assert recognizer.transcribe(torch.zeros(0)).words == ""
 
 
-def test_stage_audio_encoder_reports_word_errors_with_the_list(perception_run: Path) -> None:
-    """The same as decoding the audio clips one by one, held against the baseline of `wer`."""
-    wanted = {"stage": "audio_encoder", "run": perception_run, "split": "val"}
-    subject = open_subject(Wanted(**wanted), CPU)
-    encoder, view = subject.model, subject.stage.view()
-    decoder = TrainingTranscripts(subject).word_decoder(view.units)
+def test_audio_encoder_reports_wer_with_word_list(perception_run: Path) -> None:
+    """Equals decoding the audio clips one by one, with the same baseline as `wer`."""
+    request = {"stage": "audio_encoder", "run": perception_run, "split": "val"}
+    context = open_context(EvaluationRequest(**request), CPU)
+    encoder, view = context.model, context.stage.view()
+    assert isinstance(view, SpeechView)
+    decoder = TrainingTranscripts(context).word_decoder(view.units)
     assert decoder is not None
-    errors = TranscriptErrors(())
-    for index in range(len(subject.source)):
-        batch = view.collate([[view.example(subject.source.read(index), None)]])
+    errors = ErrorCounts(())
+    for index in range(len(context.source)):
+        batch = view.collate([[view.example(context.source.read(index), None)]])
         with torch.no_grad():
             hidden, lengths = encoder(batch["waveform"], batch["lengths"])
         (words,) = decoder.decode(encoder.ctc_logits(hidden), lengths)
-        errors.add(subject.source.read(index)["txt"].decode(), words=" ".join(words))
-    result = evaluate(**wanted)
+        errors.add(context.source.read(index)["txt"].decode(), words=" ".join(words))
+    result = evaluate(**request)
     expected = errors.reduce().rate("wer", "words")
     assert result["metrics"]["wer_with_word_list"] == pytest.approx(expected)
     baselines = result["baselines"]

@@ -1,4 +1,4 @@
-"""Metrics of the Thinker, alone and on two ranks."""
+"""Metrics of the Thinker, on one rank and two."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.evaluation.runs import evaluate
 from tests.ranks import RankPool
 
 
-def test_the_baseline_is_the_unigram_model_of_the_train_split_over_the_same_tokens(
+def test_baseline_is_unigram_model_of_training_tokens(
     three_way_text: Path, thinker_run: Path
 ) -> None:
     result = evaluate(stage="thinker", run=thinker_run)
@@ -38,26 +38,26 @@ def test_the_baseline_is_the_unigram_model_of_the_train_split_over_the_same_toke
     assert result["num_samples"] == 31
     assert baselines["perplexity"]["value"] == pytest.approx(math.exp(nats / len(tokens["test"])))
     assert baselines["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / num_bytes)
-    # The metrics stand for the same tokens and bytes.
+    # The metrics cover the same tokens and bytes.
     nats_of_model = math.log(result["metrics"]["perplexity"]) * len(tokens["test"])
     bits = result["metrics"]["bits_per_byte"]
     assert bits == pytest.approx(nats_of_model / math.log(2) / num_bytes, rel=1e-5)
 
 
 @pytest.mark.parametrize("max_samples", [None, 1, 7])
-def test_two_ranks_give_the_metrics_of_one(
+def test_metrics_do_not_depend_on_number_of_ranks(
     max_samples: int | None, thinker_run: Path, two_ranks: RankPool
 ) -> None:
-    wanted = {"stage": "thinker", "run": thinker_run, "max_samples": max_samples}
-    alone = evaluate(**wanted)
-    for result in two_ranks.run(evaluate, **wanted):
+    request = {"stage": "thinker", "run": thinker_run, "max_samples": max_samples}
+    alone = evaluate(**request)
+    for result in two_ranks.run(evaluate, **request):
         assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
         for name, baseline in alone["baselines"].items():
             assert result["baselines"][name]["value"] == pytest.approx(baseline["value"], rel=1e-9)
     assert alone["num_samples"] == (max_samples or 31)
 
 
-def test_an_evaluation_leaves_no_gradient_and_no_randomness(thinker_run: Path) -> None:
+def test_evaluation_is_deterministic_and_restores_grad_mode(thinker_run: Path) -> None:
     torch.manual_seed(1)
     first = evaluate(stage="thinker", run=thinker_run)
     torch.manual_seed(2)

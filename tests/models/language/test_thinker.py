@@ -8,8 +8,8 @@ from muomni.config.models import MoEConfig, ThinkerConfig
 from muomni.errors import ConfigError
 from muomni.models.language.convert_qwen3 import from_qwen3, qwen3_config, to_qwen3
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers.layers import init_weights
 from muomni.models.layers.masks import document_mask, document_positions, window_size
+from muomni.models.layers.transformer import init_weights
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=24)
 

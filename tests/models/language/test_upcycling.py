@@ -74,5 +74,7 @@ def test_what_cannot_be_copied_is_refused(
 
 
 def test_a_dense_model_has_nothing_to_upcycle() -> None:
-    with pytest.raises(ConfigError, match=r"the model has none; take a preset with model\.moe"):
+    with pytest.raises(
+        ConfigError, match=r"needs a model with experts; use a preset with model\.moe"
+    ):
         check_upcycling(DENSE, DENSE)

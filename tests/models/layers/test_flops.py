@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from muomni.config.models import MoEConfig, TalkerConfig, ThinkerConfig
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers.flops import count_parameters, talker_flops, thinker_flops
-from muomni.models.speech.talker import Talker
+from muomni.models.layers.flops import count_parameters, forward_flops
+from muomni.models.speech.talker import Talker, talker_units
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=20)
 SHARED = MOE.model_copy(update={"shared_intermediate_size": 12})
@@ -43,7 +43,8 @@ def make_thinker(moe: MoEConfig | None, tied: bool = True) -> Thinker:
 def test_thinker(moe: MoEConfig | None) -> None:
     model = make_thinker(moe)
     ids = torch.randint(0, 61, (3, 10))
-    assert measured(lambda: model.logits(model(ids))) == 3 * thinker_flops(model.config, 10).total
+    units = {"positions": 30, "pairs": 300, "predictions": 30}
+    assert measured(lambda: model.logits(model(ids))) == forward_flops(model.flops(), units)
 
 
 def test_training_costs_three_forward_passes() -> None:
@@ -53,8 +54,9 @@ def test_training_costs_three_forward_passes() -> None:
     def step() -> None:
         model.logits(model(inputs_embeds=hidden)).sum().backward()
 
-    counted = thinker_flops(model.config, 10)
-    assert measured(step) == counted.training() == 3 * counted.total
+    costs = model.flops()
+    counted = costs["positions"] * 10 + costs["pairs"] * 100 + costs["predictions"] * 10
+    assert measured(step) == counted.model() == counted.hardware() == 3 * counted.forward
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 3])
@@ -70,7 +72,6 @@ def test_talker(num_codebooks: int) -> None:
         num_codebooks=num_codebooks,
         codebook_size=11,
         thinker_hidden_size=16,
-        num_speakers=2,
     )
     talker = Talker(config)
 
@@ -82,10 +83,10 @@ def test_talker(num_codebooks: int) -> None:
             torch.zeros(2, 7, num_codebooks, dtype=torch.long),
             torch.ones(2, 7),
             thinker_hidden=torch.zeros(2, 5, 16),
-            speaker=torch.zeros(2, dtype=torch.long),
         )
 
-    assert measured(run) == 2 * talker_flops(config, 5, 7).total
+    units = talker_units(torch.tensor([5, 5]), torch.tensor([7, 7]))
+    assert measured(run) == forward_flops(talker.flops(), units)
 
 
 def test_active_parameters_of_a_mixture_are_those_of_the_chosen_experts() -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from muomni.config.models import AudioEncoderConfig, ThinkerConfig
 from muomni.data.sampling.packing import document_starts
 from muomni.models.language.thinker import Thinker
-from muomni.models.layers import layers
-from muomni.models.layers.layers import init_weights
+from muomni.models.layers import attention
 from muomni.models.layers.masks import padded_starts
+from muomni.models.layers.transformer import init_weights
 from muomni.models.speech.audio_encoder import AudioEncoder
 from muomni.models.speech.talker import Talker
 from tests.models.speech.test_talker import make_talker
@@ -105,7 +105,7 @@ def test_states_and_gradients_are_those_of_the_mask(
         calls.append(args[0].shape)
         return attend_to_each(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layers, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_attn", stand_in)
     thinker = make_thinker(num_kv_heads).double()
     expected = states_and_gradients(thinker, by_documents=False, device="cpu")
     assert not calls
@@ -120,7 +120,7 @@ def test_without_starts_it_is_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> Tensor:
         raise AssertionError("no document was told")
 
-    monkeypatch.setattr(layers, "varlen_attn", refuse)
+    monkeypatch.setattr(attention, "varlen_attn", refuse)
     thinker = make_thinker(4)
     thinker.stack.attends_by_documents = True
     tokens = torch.zeros_like(DOCUMENT_IDS)
@@ -201,7 +201,7 @@ def check_padded(model: Any, output: Callable[[], Tensor], monkeypatch: pytest.M
         num_calls += 1
         return attend_to_each(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layers, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_attn", stand_in)
     found = []
     for by_documents in (False, True):
         model.stack.attends_by_documents = by_documents

@@ -5,11 +5,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from muomni.config.models import AudioEncoderConfig
-from muomni.models.speech.audio_encoder import AudioEncoder, audio_encoder_flops, num_encoder_frames
+from muomni.config.models import AudioEncoderConfig, SpecAugmentConfig
+from muomni.models.layers.flops import forward_flops
+from muomni.models.speech.audio_encoder import AudioEncoder, audio_units, num_encoder_frames
 from muomni.models.speech.ctc import ctc_loss, greedy_decode
 from muomni.models.speech.mel import length_mask
-from muomni.models.speech.specaugment import SpecAugmentConfig
 
 CONFIG = AudioEncoderConfig(
     hidden_size=48,
@@ -170,4 +170,4 @@ def test_flops_agree_with_torch(num_samples: int, config: AudioEncoderConfig) ->
         torch.no_grad(),
     ):
         model.ctc_logits(model(waveform, lengths)[0])
-    assert counter.get_total_flops() == audio_encoder_flops(config, num_samples).total
+    assert counter.get_total_flops() == forward_flops(model.flops(), audio_units(lengths))

@@ -8,7 +8,6 @@ from muomni.models.speech.mel import (
     LOG_FLOOR,
     LogMel,
     denormalize_fixed,
-    log_mel_flops,
     mel_filters,
     normalize_fixed,
     normalize_per_utterance,
@@ -99,4 +98,4 @@ def test_fixed_normalization_can_be_undone() -> None:
 
 
 def test_flops_count_the_filter_bank() -> None:
-    assert log_mel_flops(CONFIG, 10) == 2 * 10 * 257 * 80
+    assert LogMel(CONFIG).flops().forward == 2 * 257 * 80

@@ -6,7 +6,6 @@ from muomni.models.speech.quantizer import (
     ResidualQuantizer,
     code_perplexity,
     count_codes,
-    num_codes_used,
 )
 
 
@@ -52,7 +51,7 @@ def test_all_codes_come_into_use() -> None:
     x = latents(7, batch=40)
     codes = quantizer.encode(x, everything(x))
     counts = count_codes(codes, everything(x), 16)
-    assert num_codes_used(counts).min() >= 15
+    assert (counts > 0).sum(1).min() >= 15
     assert code_perplexity(counts).min() > 8
 
 

@@ -1,6 +1,7 @@
 import torch
 
-from muomni.models.speech.specaugment import SpecAugmentConfig, spec_augment
+from muomni.config.models import SpecAugmentConfig
+from muomni.models.speech.specaugment import spec_augment
 
 CONFIG = SpecAugmentConfig()
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from muomni.config.models import TalkerConfig
-from muomni.models.layers.layers import init_weights
+from muomni.models.layers.transformer import init_weights
 from muomni.models.speech.talker import Talker, TalkerOutput, num_predictions
 
 NUM_CODES = 11
@@ -248,20 +248,13 @@ def test_sampling_repeats_with_the_same_generator_state() -> None:
     assert torch.equal(*drawn)
 
 
-def test_thinker_states_and_speaker_matter() -> None:
-    talker, batch = make_talker(thinker_hidden_size=16, num_speakers=3), make_batch()
+def test_thinker_states_matter() -> None:
+    talker, batch = make_talker(thinker_hidden_size=16), make_batch()
     hidden = torch.randn(3, 5, 16)
-    first, second = torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1])
-    output = talker(**batch, thinker_hidden=hidden, speaker=first).base
-    assert not torch.allclose(output, talker(**batch, thinker_hidden=hidden, speaker=second).base)
-    assert not torch.allclose(output, talker(**batch, thinker_hidden=-hidden, speaker=first).base)
+    output = talker(**batch, thinker_hidden=hidden).base
+    assert not torch.allclose(output, talker(**batch, thinker_hidden=-hidden).base)
 
 
-def test_conditions_that_do_not_fit_the_config_are_refused() -> None:
-    talker, batch = make_talker(), make_batch()
+def test_thinker_states_without_their_size_are_refused() -> None:
     with pytest.raises(ValueError, match="thinker_hidden_size"):
-        talker(**batch, thinker_hidden=torch.zeros(3, 5, 16))
-    with pytest.raises(ValueError, match="num_speakers=0"):
-        talker(**batch, speaker=torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="num_speakers=2"):
-        make_talker(num_speakers=2)(**batch)
+        make_talker()(**make_batch(), thinker_hidden=torch.zeros(3, 5, 16))

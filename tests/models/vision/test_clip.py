@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from muomni.config.models import ClipConfig, TextTowerConfig, VisionTowerConfig
-from muomni.models.vision.clip import MAX_SCALE, Clip, clip_image_flops, clip_text_flops
+from muomni.models.layers.flops import forward_flops
+from muomni.models.vision.clip import MAX_SCALE, Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
@@ -122,5 +123,5 @@ def test_flops_agree_with_torch() -> None:
         torch.no_grad(),
     ):
         model(pixels, ids, lengths)
-    counted = clip_image_flops(CONFIG) + clip_text_flops(CONFIG, 6)
-    assert counter.get_total_flops() == counted.total
+    units = {"images": 1, "texts": 1, "tokens": 6, "pairs": 36}
+    assert counter.get_total_flops() == forward_flops(model.flops(), units)

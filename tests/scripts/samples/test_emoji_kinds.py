@@ -1,4 +1,4 @@
-"""Kinds of emoji, as Unicode's list groups them."""
+"""Kinds of emoji from Unicode's emoji-test.txt."""
 
 from pathlib import Path
 
@@ -24,18 +24,18 @@ _LIST = """\
 """
 
 
-def test_kinds_are_subgroups_up_to_the_hyphen(tmp_path: Path) -> None:
+def test_kind_is_the_subgroup_up_to_the_hyphen(tmp_path: Path) -> None:
     path = tmp_path / "emoji-test.txt"
     path.write_text(_LIST, encoding="utf-8")
     assert read_emoji_kinds(path) == {"1F414": "animal", "1F33A": "plant", "0023 20E3": "keycap"}
 
 
-def test_code_points_match_however_they_are_written() -> None:
+def test_code_points_are_normalized() -> None:
     assert emoji_key(["23", "fe0f", "20e3"]) == emoji_key(["0023", "20E3"]) == "0023 20E3"
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_other_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "emoji-test.txt"
     path.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="names no emoji"):
+    with pytest.raises(ValueError, match="contains no emoji"):
         read_emoji_kinds(path)

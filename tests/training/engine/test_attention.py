@@ -10,7 +10,7 @@ from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
-from muomni.models.layers import layers
+from muomni.models.layers import attention as attention_layer
 from muomni.models.layers.masks import window_size
 from muomni.training.engine import attention
 from muomni.training.planning.step_trace import trace_step
@@ -63,7 +63,7 @@ def test_varlen_losses_equal_those_with_a_mask(
     expected = first_losses(config({}), omni_root / "run")
     # A CPU stands in for the device.
     monkeypatch.setattr(attention, "check_support", lambda *_: None)
-    monkeypatch.setattr(layers, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention_layer, "varlen_attn", stand_in)
     found = first_losses(config(VARLEN), omni_root / "run")
     assert calls
     assert found.keys() == expected.keys()
@@ -79,7 +79,7 @@ def test_a_step_with_the_real_kernel_can_be_traced_without_a_mask(
     peaks = {}
     for way in ("mask", "varlen"):
         # A document of more than a quarter of a row; otherwise a CPU would use windows for the mask.
-        changes = {"training": {"attention": way}, "batch": {"size": 128, "rows": 4}}
+        changes = {"training": {"attention": way}, "batch": {"seq_len": 128, "batch_size": 4}}
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
         dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from muomni.config.loading import CONFIG_ROOT
+from muomni.config.names import ENGINES
 from muomni.errors import ConfigError
 from muomni.training.engine.ds_config import complete, read_engine_json
 from tests.training.runs import thinker_config
 
 
-@pytest.mark.parametrize("path", sorted((CONFIG_ROOT / "deepspeed").glob("*.json")), ids=str)
+@pytest.mark.parametrize("path", sorted(ENGINES.glob("*.json")), ids=str)
 def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
     full = complete(read_engine_json(path), thinker_config(Path("data")), "bf16", 3, 4)
     assert full["train_batch_size"] == 12

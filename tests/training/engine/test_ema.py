@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from muomni.config.loading import run_config
 from muomni.config.run import RunConfig
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
@@ -28,7 +29,7 @@ def ema_config(text_data: Path) -> RunConfig:
 def _changed(config: RunConfig, precision: str = "fp32", **training: Any) -> RunConfig:
     content = config.model_dump()
     content["training"] = {**content["training"], **training}
-    return RunConfig.model_validate({**content, "precision": precision})
+    return run_config({**content, "precision": precision})
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from muomni.checkpoint.export import read_export
+from muomni.config.loading import run_config
 from muomni.config.models import MoEConfig, ThinkerConfig
 from muomni.config.run import RunConfig
 from muomni.distributed.discovery import Ranks
@@ -22,6 +23,8 @@ from muomni.training.engine.expert_parallel import complete_section
 from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
+
+pytestmark = pytest.mark.xdist_group("four_ranks")
 
 SIZES = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 MOE = MoEConfig.model_validate(SIZES)
@@ -39,7 +42,7 @@ def moe_config(
     content["model"] = {**content["model"], "moe": moe}
     for section, values in (changes or {}).items():
         content[section] = {**content[section], **values} if isinstance(values, dict) else values
-    return RunConfig.model_validate(content)
+    return run_config(content)
 
 
 def engine(zero: int, num_expert_ranks: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muomni.config.loading import CONFIG_ROOT
+from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.distributed.discovery import Ranks, discover, export_environment
 from muomni.errors import ConfigError
@@ -246,7 +246,7 @@ def test_offloaded_state_of_a_gpu_is_on_the_host(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     config = thinker_config(text_data, {"precision": "bf16", "training": {"ema_decay": 0.9}})
-    engine_json = read_engine_json(CONFIG_ROOT / "deepspeed" / f"{name}.json")
+    engine_json = read_engine_json(ENGINES / f"{name}.json")
     session = prepare(Request(config, tmp_path, tmp_path, engine_json, "never"), discover({}))
     with process_group(session.device):
         loop = open_loop(session)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from muomni.config.loading import run_config
 from muomni.config.run import OptimSection, RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
@@ -117,7 +118,7 @@ def test_muon_in_16_bits_follows(
     one_rank: RankPool,
 ) -> None:
     half = {"precision": precision, "fp16": {"initial_scale_power": 8}}
-    config = RunConfig.model_validate({**muon_config.model_dump(), **half})
+    config = run_config({**muon_config.model_dump(), **half})
     result = one_rank.run(train, config=config, run=tmp_path, zero="zero0")[0]
     assert result["losses"] == pytest.approx(reference, abs=tolerance)
 

@@ -9,11 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.train import parser, train
+from muomni.cli.train import train
+from muomni.config.arguments import parse_train, resolve_train
 from muomni.distributed import compiler
 from muomni.distributed.discovery import discover
 from muomni.errors import ConfigError
-from muomni.models.layers.flops import thinker_flops
+from muomni.models.language.thinker import Thinker
 from muomni.training.engine.offload import Offload
 from muomni.training.planning.dry_run import Device, fits_device, read_step
 from muomni.training.planning.memory_plan import MemoryPlan
@@ -28,10 +29,11 @@ def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> di
     """The result of `launch/train.py` with a small Thinker in this process."""
     sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
     given = [
-        "--stage", "thinker", "--data", str(data), *sizes, "batch.size=64",
+        "--stage", "thinker", "--data", str(data), *sizes, "batch.seq_len=64",
         "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
     ]  # fmt: skip
-    return train(parser().parse_intermixed_args(given), discover(environ or {}))
+    arguments = parse_train(given)
+    return train(arguments, resolve_train(arguments), discover(environ or {}))
 
 
 def dry_run(data: Path, *flags: str) -> dict[str, Any]:
@@ -121,12 +123,11 @@ def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.Mo
 
 
 def test_gpus_are_for_plans_only(text_data: Path) -> None:
-    arguments = parser().parse_args(["--stage", "thinker", "--gpus", "2", "--data", str(text_data)])
-    with pytest.raises(ConfigError, match="give --dry-run, too"):
-        train(arguments, discover({}))
-    with pytest.raises(ConfigError, match="--gpus is 0"):
+    with pytest.raises(ConfigError, match="add --dry-run, or leave them out"):
+        launch(text_data, "--gpus", "2")
+    with pytest.raises(ConfigError, match="--gpus must be at least 1, got 0"):
         dry_run(text_data, "--gpus", "0")
-    with pytest.raises(ConfigError, match="--gpu-gib is -8"):
+    with pytest.raises(ConfigError, match="--gpu-gib must be above 0, got -8"):
         dry_run(text_data, "--gpus", "2", "--gpu-gib=-8")
     with pytest.raises(ConfigError, match="3 ranks cannot share"):
         dry_run(text_data, "--gpus", "3")
@@ -178,15 +179,18 @@ def trace(data: Path, changes: dict[str, Any]) -> tuple[StepTrace, Any, list[dic
 
 def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
     """The head runs where something is to be predicted, attention over whole rows."""
-    found, sizes, batches = trace(text_data, {"batch": {"micro_batches_per_step": 1, "rows": 3}})
+    found, sizes, batches = trace(
+        text_data, {"batch": {"micro_batches_per_step": 1, "batch_size": 3}}
+    )
     num_predicted = int((batches[0]["labels"] >= 0).sum())
-    rows, head = thinker_flops(sizes, 64, 0) * 3, thinker_flops(sizes, 0, num_predicted)
-    assert found.flops == (rows + head).training()
+    costs = Thinker(sizes).flops()
+    stack = costs["positions"] * (3 * 64) + costs["pairs"] * (3 * 64**2)
+    assert found.flops == (stack + costs["predictions"] * num_predicted).model()
 
 
 def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:
     def largest(num_rows: int) -> tuple[int, Any]:
-        changes = {"batch": {"micro_batches_per_step": 1, "rows": num_rows}}
+        changes = {"batch": {"micro_batches_per_step": 1, "batch_size": num_rows}}
         found, sizes, _ = trace(text_data, changes)
         return max(stretch.live.get(LOGITS, 0) for stretch in found.stretches), sizes
 

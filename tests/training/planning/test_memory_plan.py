@@ -205,10 +205,10 @@ BUCKETS = {
 }  # fmt: skip
 # Weights and gradients matter most, or activations; fp32 copies or not; gradients wait or not.
 RUNS: list[dict[str, Any]] = [
-    {"precision": "fp32", "batch": {"rows": 1, "micro_batches_per_step": 4}},
+    {"precision": "fp32", "batch": {"batch_size": 1, "micro_batches_per_step": 4}},
     {
         "precision": "bf16",
-        "batch": {"rows": 8, "micro_batches_per_step": 2},
+        "batch": {"batch_size": 8, "micro_batches_per_step": 2},
         "training": {"ema_decay": 0.9},
     },
 ]

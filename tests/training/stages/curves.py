@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import merge
+from muomni.config.loading import merge, run_config
 from muomni.config.run import RunConfig
 
 _STACK = {
@@ -12,12 +12,12 @@ _STACK = {
 }  # fmt: skip
 _STAGES: dict[str, dict[str, Any]] = {
     "audio_encoder": {
-        "batch": {"size": 2},
+        "batch": {"max_seconds": 2},
         "model": {**_STACK, "conv_channels": 8, "conv_kernel_size": 5},
         "options": {"num_merges": 0},
     },
     "vision_encoder": {
-        "batch": {"size": 4},
+        "batch": {"batch_size": 4},
         "model": {
             "embedding_size": 16,
             "vision": {**_STACK, "image_size": 32},
@@ -25,7 +25,7 @@ _STAGES: dict[str, dict[str, Any]] = {
         },
     },
     "codec": {
-        "batch": {"size": 3},
+        "batch": {"batch_size": 3},
         "model": {"hidden_size": 24, "latent_size": 8, "codebook_size": 8, "num_blocks": 1},
         "options": {"crop_s": 0.48},
     },
@@ -45,4 +45,4 @@ def stage_config(stage: str, data: Path, changes: dict[str, Any] | None = None) 
             "max_steps": 8, "log_every": 1, "validate_every": 1000, "save_every": 1000,
         },
     }  # fmt: skip
-    return RunConfig.model_validate(merge(merge(content, _STAGES[stage]), changes or {}))
+    return run_config(merge(merge(content, _STAGES[stage]), changes or {}))

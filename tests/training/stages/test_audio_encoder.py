@@ -96,7 +96,7 @@ def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> N
 def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Path) -> None:
     """It leaves the phase in which CTC only says blank; then the words come out right."""
     changes = {
-        "batch": {"size": 4, "micro_batches_per_step": 2},
+        "batch": {"max_seconds": 4, "micro_batches_per_step": 2},
         "optim": {"lr": 1e-2},
         "training": {"max_steps": 160},
         "model": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 128},

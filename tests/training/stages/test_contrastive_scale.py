@@ -56,7 +56,7 @@ def test_small_micro_batches_learn_like_one_large_batch(
     curves = []
     for size, num_accumulation in ((8, 4), (32, 1)):
         changes = {
-            "batch": {"size": size, "micro_batches_per_step": 2 * num_accumulation},
+            "batch": {"batch_size": size, "micro_batches_per_step": 2 * num_accumulation},
             "model": {"initial_temperature": 0.2},
             "optim": {"eps": 1e-4},
             "options": {"loss": loss},
@@ -129,7 +129,7 @@ class _Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) -> None:
-    changes = {"batch": {"size": 7}, "options": {"loss": loss}}
+    changes = {"batch": {"batch_size": 7}, "options": {"loss": loss}}
     session = open_session(stage_config("vision_encoder", media_data, changes))
     task = session.stage.build()
     with _Shapes() as shapes:

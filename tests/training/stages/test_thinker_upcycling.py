@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from muomni.checkpoint.export import read_export, write_export
+from muomni.config.loading import run_config
 from muomni.config.models import ThinkerConfig
 from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
@@ -42,7 +43,7 @@ def upcycling(data: Path, dense_run: Path, changes: dict[str, Any] | None = None
     config = thinker_config(data, {"training": content}).model_dump()
     config["model"] = {**config["model"], "moe": {**MOE, **(changes or {})}}
     config["options"] = {"upcycle": str(dense_run)}
-    return RunConfig.model_validate(config)
+    return run_config(config)
 
 
 def open_session(config: RunConfig, run: Path) -> Session:

@@ -1,111 +1,73 @@
-"""FLOPs of batches of conversations, by what of the omni model is trained.
+"""FLOPs of batches of conversations, depending on which parts of the omni model are trained.
 
-Gradients flow from the answers through the Thinker to whatever is trained before it, and from the
-spoken answers through the Talker to the Thinker where it sees its states. A frozen tower runs forward only.
+Gradients flow from the answers through the Thinker to the trained parts before it, and from spoken answers
+through the Talker to the Thinker where the Talker sees its states. A frozen encoder only runs forward.
 """
 
-from fractions import Fraction
+import torch
+from torch import Tensor
 
-from torch import nn
-
-from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, CodecConfig
 from muomni.data.views.base import Batch
-from muomni.models.layers.flops import ForwardFlops
-from muomni.models.layers.recompute import recomputed_share
-from muomni.models.omni import (
-    OmniModel,
-    audio_projector_flops,
-    image_projector_flops,
-    spelling_flops,
-)
-from muomni.models.vision.vision_encoder import vision_encoder_flops
+from muomni.models.omni import OmniModel
+from muomni.models.speech.audio_encoder import num_encoder_frames
+from muomni.models.speech.codec import Codec
 from muomni.training.flops import (
-    KEPT,
-    AudioClips,
     FlopCounter,
-    PackedRows,
-    Speech,
+    PartFlops,
     StepFlops,
-    Training,
-    mel_lengths,
-    trained_share,
+    audio_work,
+    count_speech,
+    is_trained,
+    text_work,
 )
 
 
-def count_omni(omni: OmniModel, codec: CodecConfig, on_cpu: bool) -> FlopCounter:
-    """Counts batches of `ConversationView` for a model as it is frozen and recomputed now."""
-    plan = _Plan(omni)
-    config = omni.config
-    assert config.talker is not None and omni.talker is not None
-    again_vision, again_audio, again_thinker, again_talker = (
-        recomputed_share(part)
-        for part in (omni.vision_encoder, omni.audio_encoder, omni.thinker, omni.talker)
-    )
+def count_omni(omni: OmniModel, codec: Codec, on_cpu: bool) -> FlopCounter:
+    """Counts batches of `ConversationView` for a model with its parts frozen as they are now."""
+    config, talker, words = omni.config, omni.talker, omni.thinker.embed_tokens.weight
+    assert config.talker is not None and talker is not None
     by_documents = omni.thinker.stack.attends_by_documents
-    rows = PackedRows(config.thinker, again_thinker, on_cpu, plan.stack, plan.head, by_documents)
-    audio_clips = AudioClips(
-        config.audio_encoder, again_audio, plan.audio, config.ctc_embeddings, by_documents
-    )
-    speech = Speech(config.talker, codec, again_talker, plan.talker, by_documents)
+    trains_vision, trains_audio = is_trained(omni.vision_encoder), is_trained(omni.audio_encoder)
+    has_images = trains_vision or is_trained(omni.image_projector)
+    has_audio = trains_audio or is_trained(omni.audio_projector)
+    has_stack = has_images or has_audio or words.requires_grad or is_trained(omni.thinker.stack)
+    has_head = has_stack or omni.thinker.head_weight.requires_grad
+    has_speech = is_trained(talker) or (config.talker.thinker_hidden_size is not None and has_stack)
 
-    def image(recomputed: Fraction) -> int:
-        tower = plan.vision.hardware(vision_encoder_flops(config.vision_encoder), recomputed)
-        return tower + plan.image_projector.model(image_projector_flops(config))
+    text, audio, joined = omni.thinker.flops(), omni.audio_encoder.flops(), omni.flops()
+    head = PartFlops({"predictions": text.pop("predictions")}, has_head)
+    stack = PartFlops(text, has_stack)
+    image = PartFlops({"images": omni.vision_encoder.flops()}, trains_vision)
+    image_projector = PartFlops({"images": joined.pop("images")}, has_images)
+    audio_projector = PartFlops({"audio_positions": joined.pop("audio_positions")}, has_audio)
+    ctc_embeddings = PartFlops(joined)
+    if not config.ctc_embeddings:
+        del audio["logits"]
+    encoder = PartFlops(audio, trains_audio)
+    speech = count_speech(talker, codec, by_documents, has_speech)
 
-    def after_audio(num_mel: int) -> int:
-        num_frames = -(-num_mel // FRAME_SUBSAMPLING)
-        projector = plan.audio_projector.model(audio_projector_flops(config, num_frames))
-        spelling = plan.looked_up(spelling_flops(config, num_frames))
-        return projector + plan.spelling.model(spelling)
+    def audio_positions(num_samples: Tensor) -> dict[str, int]:
+        number = int((-(-num_encoder_frames(num_samples) // config.audio_stack)).sum())
+        return {"audio_positions": number, "ctc_positions": number}
 
     def count(batch: Batch) -> StepFlops:
-        nowhere = batch["input_ids"].numel()
-        num_images = int((batch["image_places"][:, 0] < nowhere).sum())
-        width = -(-batch["audios"].shape[1] // MEL_HOP)
-        media = StepFlops(
-            num_images * image(KEPT) + sum(map(after_audio, mel_lengths(batch["audio_lengths"]))),
-            len(batch["images"]) * image(again_vision) + len(batch["audios"]) * after_audio(width),
+        pad_index = batch["input_ids"].numel()
+        num_images = int((batch["image_places"][:, 0] < pad_index).sum())
+        images = {"images": num_images}, {"images": len(batch["images"])}
+        audios, lengths = batch["audios"], batch["audio_lengths"]
+        padded = torch.full_like(lengths, audios.shape[1])
+        positions = audio_positions(lengths), audio_positions(padded)
+        tokens = text_work(batch, on_cpu, by_documents)
+        parts = (
+            image(*images),
+            image_projector(*images),
+            encoder(*audio_work(audios, lengths, by_documents)),
+            audio_projector(*positions),
+            ctc_embeddings(*positions),
+            stack(*tokens),
+            head(*tokens),
+            speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"]),
         )
-        heard = audio_clips(batch["audios"], batch["audio_lengths"])
-        text = rows(batch["document_ids"], int(batch["units"]))
-        spoken = speech(batch["speech_text_mask"], batch["speech"], batch["speech_lengths"])
-        return media + heard + text + spoken
+        return sum(parts, StepFlops())
 
     return count
-
-
-class _Plan:
-    """How each part of an omni model is trained: which weights get gradients, and which states."""
-
-    def __init__(self, omni: OmniModel) -> None:
-        config, thinker, talker = omni.config, omni.thinker, omni.talker
-        assert config.talker is not None and talker is not None
-        self.vision = Training(trained_share(omni.vision_encoder))
-        audio_parts = [omni.audio_encoder.subsampling, omni.audio_encoder.stack]
-        if config.ctc_embeddings:
-            audio_parts.append(omni.audio_encoder.ctc_head)
-        self.audio = Training(trained_share(nn.ModuleList(audio_parts)))
-        self.trains_audio = self.audio.share > 0
-        trains_vision, trains_audio = self.vision.share > 0, self.trains_audio
-        self.image_projector = Training(trained_share(omni.image_projector), trains_vision)
-        self.audio_projector = Training(trained_share(omni.audio_projector), trains_audio)
-        trains_words = thinker.embed_tokens.weight.requires_grad
-        self.spelling = Training(float(trains_words), trains_audio)
-        before = (
-            trains_words
-            or trains_vision
-            or trains_audio
-            or self.image_projector.share > 0
-            or self.audio_projector.share > 0
-        )
-        self.stack = Training(trained_share(thinker.stack), before)
-        reaches_head = before or self.stack.share > 0
-        self.head = Training(float(thinker.head_weight.requires_grad), reaches_head)
-        sees = config.talker.thinker_hidden_size is not None and reaches_head
-        words = (talker.embed_text, talker.embed_characters, talker.embed_codes, talker.embed_start)
-        before_talker = sees or any(table.weight.requires_grad for table in words)
-        self.talker = Training(trained_share(talker), before_talker)
-
-    def looked_up(self, spelling: ForwardFlops) -> ForwardFlops:
-        """Posteriors of a frozen encoder are data: they want no gradient."""
-        return spelling if self.trains_audio else ForwardFlops(first=spelling.total)

@@ -15,7 +15,7 @@ from muomni.config.models import (
     TalkerConfig,
     ThinkerConfig,
 )
-from muomni.config.run import RunConfig
+from muomni.config.stages import SftRun
 from muomni.errors import ConfigError, UpstreamError
 from muomni.models.omni import OmniModel
 from muomni.models.speech.talker import Talker
@@ -30,14 +30,16 @@ CONFIG_TYPES = {
 }
 
 
-def check_sizes(config: RunConfig, upstream: dict[str, Export]) -> None:
+def check_sizes(config: SftRun, upstream: dict[str, Export]) -> None:
     """Compare each export with the preset's sizes, which `model.STAGE.FIELD` of this run may change.
 
     Raises UpstreamError that names stage, field and both values, or a Talker of another codec.
     """
     preset = load_preset(config.preset)["models"]
     for stage, export in upstream.items():
-        expected = merge(preset.get(stage, {}), config.model.get(stage, {}))
+        changed = getattr(config.model, stage)
+        changes = {} if changed is None else changed.model_dump(exclude_none=True)
+        expected = merge(preset.get(stage, {}), changes)
         found = export.config(CONFIG_TYPES[stage]).model_dump()
         for field, wanted, has in _differences(expected, found):
             raise UpstreamError(
@@ -68,11 +70,11 @@ def _differences(
 
 
 def omni_config(
-    config: RunConfig, upstream: dict[str, Export], talker_sees_thinker: bool
+    config: SftRun, upstream: dict[str, Export], talker_sees_thinker: bool
 ) -> OmniConfig:
     """Sizes of the joined model: parts from their exports, the rest from section `model`."""
     parts = {stage: export.config(CONFIG_TYPES[stage]) for stage, export in upstream.items()}
-    own = {key: value for key, value in config.model.items() if key not in parts}
+    own = config.model.model_dump(exclude=set(parts))
     talker, thinker, vision = parts["talker"], parts["thinker"], parts["vision_encoder"]
     assert isinstance(thinker, ThinkerConfig) and isinstance(vision, ClipConfig)
     if talker_sees_thinker:

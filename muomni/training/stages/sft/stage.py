@@ -8,18 +8,16 @@ sees the Thinker's states through a projection that starts at zero.
 import math
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from muomni.checkpoint.export import Export
-from muomni.config.models import OmniConfig, Section
-from muomni.config.run import RunConfig
+from muomni.config.models import OmniConfig
+from muomni.config.stages import SftRun
 from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.conversation import ConversationView
 from muomni.data.views.text import IGNORE
 from muomni.models.omni import OmniModel
-from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.models.speech.talker import num_predictions
 from muomni.training import moe
 from muomni.training.flops import FlopCounter
@@ -35,59 +33,37 @@ _CODEC_PREFIX = "codec."
 _OPTIONAL = ("image_", "audio_", "speech_", "exact_")
 
 
-class SftOptions(Section):
-    """Settings of the stage besides the model's sizes."""
-
-    freeze: tuple[str, ...] = Field(
-        ("vision_encoder.*", "audio_encoder.*"),
-        description="patterns of parameter names that are not trained",
-    )
-    answer_weight: float = Field(1.0, ge=0, description="of the loss of the answers' text")
-    speech_weight: float = Field(
-        0.1,
-        ge=0,
-        description="of the loss of spoken answers' codes; much of it disturbs the Thinker",
-    )
-    talker_sees_thinker: bool = Field(True, description="give the Thinker's states to the Talker")
-    spec_augment: SpecAugmentConfig | None = Field(
-        SpecAugmentConfig(), description="bands and stretches of audio clips to hide; null: none"
-    )
-
-
 class SftStage(Stage):
     """Fine-tunes the joined model on conversations."""
 
-    name = "sft"
-    tasks = ("sft",)
-    upstream = ("thinker", "audio_encoder", "vision_encoder", "codec", "talker")
+    config: SftRun
     terms = ("answer", "speech")
-    options_type = SftOptions
 
-    def __init__(self, config: RunConfig, context: StageContext) -> None:
+    def __init__(self, config: SftRun, context: StageContext) -> None:
         super().__init__(config, context)
         check_sizes(config, context.upstream)
-        self.sizes = omni_config(config, context.upstream, self.options.talker_sees_thinker)
+        self.sizes = omni_config(config, context.upstream, self.config.options.talker_sees_thinker)
         self.codec = FrozenCodec(context.upstream["codec"], context.device)
         self.has_experts = self.sizes.thinker.moe is not None
         if self.has_experts:
             self.terms = (*self.terms, moe.TERM)
         with torch.device("meta"):  # a pattern that names nothing is refused before any start
-            freeze(OmniModel(self.sizes), self.options.freeze)
+            freeze(OmniModel(self.sizes), self.config.options.freeze)
 
     def model_config(self) -> OmniConfig:
         return self.sizes
 
     def view(self) -> ConversationView:
         batch = self.config.batch
-        return ConversationView(self.tokenizer, self.sizes, batch.size, batch.rows)
+        return ConversationView(self.tokenizer, self.sizes, batch.seq_len, batch.batch_size)
 
     def batching(self) -> Batching:
         batch = self.config.batch
-        return Batching("pack", batch.size, rows=batch.rows, window=batch.window)
+        return Batching("pack", batch.seq_len, rows=batch.batch_size, window=batch.shuffle_window)
 
     def build(self) -> OmniTask:
-        task = OmniTask(self.sizes, self.options.spec_augment)
-        freeze(task.omni, self.options.freeze)
+        task = OmniTask(self.sizes, self.config.options.spec_augment)
+        freeze(task.omni, self.config.options.freeze)
         if torch.get_default_device().type != "meta":  # a dry run asks for sizes only
             load_parts(task.omni, self.context.upstream)
         return task
@@ -97,7 +73,7 @@ class SftStage(Stage):
 
     def flop_counter(self, task: OmniTask) -> FlopCounter:
         on_cpu = self.context.device.type == "cpu"
-        return count_omni(task.omni, self.codec.config, on_cpu=on_cpu)
+        return count_omni(task.omni, self.codec.codec, on_cpu=on_cpu)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
         state = self.codec.codec.state_dict()
@@ -117,7 +93,10 @@ class SftStage(Stage):
 
     # -- one step ----------------------------------------------------------------------------------
     def loss_weights(self) -> dict[str, float]:
-        weights = {"answer": self.options.answer_weight, "speech": self.options.speech_weight}
+        weights = {
+            "answer": self.config.options.answer_weight,
+            "speech": self.config.options.speech_weight,
+        }
         return {**dict.fromkeys(self.terms, 1.0), **weights}
 
     def prepare(self, batch: Batch) -> Batch:

@@ -10,12 +10,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from muomni.config.models import OmniConfig
+from muomni.config.models import OmniConfig, SpecAugmentConfig
 from muomni.data.views.base import Batch
 from muomni.data.views.text import IGNORE
 from muomni.models.layers.moe import record_router_logits
 from muomni.models.omni import MediaSlots, OmniModel, gather_places
-from muomni.models.speech.specaugment import SpecAugmentConfig
 from muomni.models.speech.talker import TalkerLoss
 from muomni.training.engine.attention import documents_of
 from muomni.training.moe import add_router_term

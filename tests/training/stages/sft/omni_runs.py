@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from muomni.config.loading import merge
+from muomni.config.loading import merge, run_config
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from tests.conversations import SIZES, write_sft_dataset, write_tts_dataset, write_upstream
@@ -22,9 +22,9 @@ def write_root(root: Path) -> Path:
 def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> RunConfig:
     """8 steps of 4 micro-batches in fp32, logged at each step; an sft row holds one conversation."""
     own: dict[str, Any] = {
-        "talker": {"batch": {"size": 1}, "model": SIZES["talker"]},
+        "talker": {"batch": {"max_seconds": 1}, "model": SIZES["talker"]},
         "sft": {
-            "batch": {"size": 22},
+            "batch": {"seq_len": 22},
             "model": {"projector_hidden_size": 32, **SIZES},
             "options": {"freeze": []},
         },
@@ -40,4 +40,4 @@ def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> R
             "max_steps": 8, "log_every": 1, "validate_every": 1000, "save_every": 1000,
         },
     }  # fmt: skip
-    return RunConfig.model_validate(merge(merge(content, own), changes or {}))
+    return run_config(merge(merge(content, own), changes or {}))

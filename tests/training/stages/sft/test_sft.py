@@ -220,7 +220,7 @@ def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -
     """After a short training held-out answers are right, and a wrong image makes them unlikely."""
     changes = {
         "training": {"max_steps": 160},
-        "batch": {"size": 120, "rows": 1, "micro_batches_per_step": 1},
+        "batch": {"seq_len": 120, "batch_size": 1, "micro_batches_per_step": 1},
         "optim": {"lr": 5e-3},
     }
     _, task = reference_curve(omni_run("sft", root, changes), root / "run")
@@ -322,7 +322,7 @@ def test_parts_are_loaded_strictly(root: Path, tokenizer: Tokenizer) -> None:
     other = OmniModel(omni_config(tokenizer, thinker={
         **session.stage.sizes.thinker.model_dump(), "num_layers": 3,
     }))  # fmt: skip
-    with pytest.raises(UpstreamError, match="does not fit"):
+    with pytest.raises(UpstreamError, match="does not match"):
         load_parts(other, session.stage.context.upstream)
 
 

@@ -1,0 +1,11 @@
+"""`muomni data VERB ...`: the commands of `python -m data_prep`."""
+
+SUMMARY = "Prepare corpora: shard, verify, inspect."
+EXAMPLES = ()
+
+
+def main(argv: list[str]) -> None:
+    """Hand all options to data_prep."""
+    from data_prep.cli.main import main as data_prep_main
+
+    data_prep_main(argv)

@@ -1,0 +1,268 @@
+"""`muomni doctor`: is this machine, this data, and this config fit to train? One line per check.
+
+The exit code is 0 when all is well, otherwise that of the first failed check.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from muomni.config.names import preset_names
+from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.errors import DataError, MachineError, MuomniError
+
+SUMMARY = "Check whether this machine, its packages, data, and exports are fit to train."
+EXAMPLES = ("muomni doctor", "muomni doctor --data data/mine --run runs/mine")
+MIN_PYTHON = (3, 10)
+MIN_FREE_BYTES = 5 * 10**9  # some checkpoints of a small model
+MIN_SHARED_BYTES = 10**9  # decoded batches of worker processes
+PACKAGES = (
+    "torchaudio", "torchvision", "webdataset", "sentencepiece", "mlflow", "soundfile", "pydantic",
+    "safetensors", "PIL", "simplejpeg", "jiwer", "psutil", "yaml",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A name and a function that returns what it found or raises MuomniError."""
+
+    name: str
+    look: Callable[[], str]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what to check besides the machine."""
+    parser.add_argument("--data", type=Path, help="also check the datasets in this folder")
+    parser.add_argument("--run", type=Path, help="also check this run folder and its exports")
+    parser.add_argument(
+        "--preset",
+        default="nano",
+        help=f"also resolve its configs: {', '.join(preset_names())} (default: nano)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print one line per check and exit with the code of the first that fails."""
+    add_interpreter_folder(os.environ)
+    first_code = 0
+    for check in checks(arguments):
+        try:
+            print(f"ok      {check.name}: {check.look()}", flush=True)
+        except MuomniError as error:
+            print(f"failed  {check.name}: {error}", flush=True)
+            first_code = first_code or error.exit_code
+    raise SystemExit(first_code)
+
+
+def checks(arguments: argparse.Namespace) -> Iterator[Check]:
+    """All checks, in the order in which one builds on the other."""
+    yield Check("python", check_python)
+    yield Check("torch", check_torch)
+    yield Check("deepspeed", check_deepspeed)
+    yield Check("packages", check_packages)
+    yield Check("devices", check_devices)
+    yield Check("compiler", check_compiler)
+    yield Check("shared-memory op", check_shared_memory_op)
+    yield Check("host name", check_host_name)
+    yield Check("shared memory", check_shared_memory)
+    yield Check("disk", lambda: check_disk(arguments.run or Path("runs")))
+    yield Check(f"preset {arguments.preset}", lambda: check_preset(arguments.preset))
+    if arguments.data is not None:
+        yield from data_checks(arguments.data)
+    if arguments.run is not None:
+        yield from run_checks(arguments.run, arguments.data)
+
+
+def check_python() -> str:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < MIN_PYTHON:
+        raise MachineError(f"this is Python {found}; install 3.10 or newer and run make install")
+    return f"{found}, {sys.prefix}"
+
+
+def check_torch() -> str:
+    import_or_fail("torch")
+    import torch
+
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+    return f"{torch.__version__}, built for {built_for}"
+
+
+def check_deepspeed() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no GPU
+    found = metadata.version("deepspeed") if import_or_fail("deepspeed") else ""
+    if not (Path(sys.executable).parent / "deepspeed").is_file():
+        raise MachineError(
+            f"its command is not beside {sys.executable}; install the package there with make install"
+        )
+    return found
+
+
+def check_packages() -> str:
+    for name in PACKAGES:
+        import_or_fail(name)
+    return f"{len(PACKAGES)} others can be imported"
+
+
+def import_or_fail(name: str) -> bool:
+    """Import a package; raises MachineError that says what is wrong with it."""
+    try:
+        __import__(name)
+    except Exception as error:  # a broken binary package raises anything
+        reason = " ".join(str(error).split())[:200]
+        raise MachineError(f"{name} cannot be imported ({reason}); run make install") from None
+    return True
+
+
+def check_devices() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi") and torch.version.cuda is None:
+            raise MachineError("there are GPUs, but torch is built for CPUs only; run make install")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return f"no GPU; ranks run on {cores} CPU cores"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        names.append(f"{properties.name} {properties.total_memory / 1e9:.0f} GB")
+    torch.zeros(1, device="cuda").add_(1).item()  # a driver that is too old fails here
+    bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+    return f"{', '.join(names)}; {bf16}"
+
+
+def check_compiler() -> str:
+    missing = missing_for_compiling(os.environ)
+    if missing is not None:
+        raise MachineError(f"DeepSpeed's ops cannot be compiled here; install {missing}")
+    return shutil.which(os.environ.get("CXX", "c++")) or ""
+
+
+def check_shared_memory_op() -> str:
+    """On CPUs DeepSpeed compiles it when ranks first start, which takes more than a minute."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "not needed with GPUs"
+    default = Path.home() / ".cache" / "torch_extensions"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
+    built = sorted(root.glob("**/deepspeed_shm_comm.so"))
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}_"
+    own = [path for path in built if python in str(path) or "TORCH_EXTENSIONS_DIR" in os.environ]
+    return str(own[0]) if own else "not built yet; the first start on several ranks builds it once"
+
+
+def check_host_name() -> str:
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        raise MachineError(
+            f"'{name}' has no address, and ranks find each other by it; add it to /etc/hosts"
+        ) from None
+    return f"{name} is {address}"
+
+
+def check_shared_memory() -> str:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        raise MachineError("/dev/shm is missing; mount it, or set data.num_workers=0")
+    size = shutil.disk_usage(folder).total
+    if size < MIN_SHARED_BYTES:
+        raise MachineError(
+            f"/dev/shm has {size / 1e6:.0f} MB, too little for worker processes; start the container "
+            f"with --shm-size=8g, or set data.num_workers=0"
+        )
+    return f"/dev/shm has {size / 1e9:.1f} GB"
+
+
+def check_disk(run: Path) -> str:
+    existing = next(path for path in (run.resolve(), *run.resolve().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise MachineError(f"{existing} is not writable; choose another --run")
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise MachineError(
+            f"{existing} has {free / 1e9:.1f} GB free, checkpoints want {MIN_FREE_BYTES / 1e9:.0f} GB; "
+            f"make room, or choose another --run"
+        )
+    return f"{free / 1e9:.0f} GB free at {existing}"
+
+
+def check_preset(preset: str) -> str:
+    from muomni.config.loading import resolve
+    from muomni.config.registry import STAGES
+
+    for stage in STAGES:
+        resolve(stage, preset)
+    return f"configs of {len(STAGES)} stages resolve"
+
+
+def data_checks(data: Path) -> Iterator[Check]:
+    """One check per dataset below `data`, and one of the tokenizer."""
+    from muomni.data.text.tokenizer import Tokenizer
+
+    folders = [folder for folder in (data, *sorted(data.glob("*"))) if folder.is_dir()]
+    datasets = [folder for folder in folders if (folder / "manifest.json").is_file()]
+    if not datasets:
+
+        def nothing() -> str:
+            raise DataError(
+                f"{data} holds no dataset; make one with python -m data_prep, or name another --data"
+            )
+
+        yield Check("data", nothing)
+        return
+    for folder in datasets:
+        yield Check(f"data {folder}", lambda folder=folder: check_dataset(folder))
+    yield Check(
+        "tokenizer",
+        lambda: f"{Tokenizer.load(data / 'tokenizer.model').vocab_size} pieces",
+    )
+
+
+def check_dataset(folder: Path) -> str:
+    """Sizes and counts of all shards against the manifest; raises DataError."""
+    from data_prep.inspection.verify import verify
+    from muomni.data.shards.manifest import Manifest
+
+    manifest = Manifest.load(folder)
+    report = verify(manifest, full=False, decode_percent=0.0, num_workers=1)
+    if report.problems:
+        raise DataError(f"{len(report.problems)} problems, the first: {report.problems[0]}")
+    splits = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
+    return f"{manifest.task}, {splits}"
+
+
+def run_checks(run: Path, data: Path | None) -> Iterator[Check]:
+    """One check per export in `run`: complete, and with the tokenizer of `data`."""
+    from muomni.config.registry import STAGES
+
+    for stage in STAGES:
+        if (run / stage / "export").is_dir():
+            yield Check(f"export {stage}", lambda stage=stage: check_export(run, stage, data))
+
+
+def check_export(run: Path, stage: str, data: Path | None) -> str:
+    """Hashes of an export, and its tokenizer against that of the data; raises MuomniError."""
+    from muomni.checkpoint.export import read_export
+    from muomni.data.text.tokenizer import Tokenizer
+
+    export = read_export(run / stage / "export", stage)
+    if data is not None and (data / "tokenizer.model").is_file():
+        tokenizer = Tokenizer.load(data / "tokenizer.model")
+        if tokenizer.digest != export.tokenizer_digest:
+            raise DataError(
+                f"it was trained with another tokenizer than {data / 'tokenizer.model'}; use "
+                f"data.tokenizer={export.tokenizer_file}, or train {stage} again on this data"
+            )
+    return f"step {export.content['step']}, preset {export.content['preset']}"

@@ -1,0 +1,70 @@
+"""`muomni evaluate`: held-out metrics of one stage; runs under deepspeed, torchrun, srun, and plain python."""
+
+import argparse
+import json
+from pathlib import Path
+
+from muomni.command_line import CommandParser, add_logging_options, configure_logging
+from muomni.config.names import recipe_names
+from muomni.distributed.discovery import Ranks, discover
+from muomni.errors import exit_on_error
+
+SUMMARY = """\
+Evaluate one stage on held-out data.
+
+Prints each metric next to a trivial baseline fitted on the training split. The last line of standard output is
+one JSON object with the same metrics. The metrics do not depend on the number of ranks."""
+EXAMPLES = (
+    "muomni evaluate --stage sft --run runs/first",
+    "deepspeed --num_gpus 2 launch/evaluate.py --stage thinker --run runs/first --split val",
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what to evaluate and where the report goes."""
+    parser.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
+    parser.add_argument("--run", type=Path, required=True, help="run folder with the export")
+    parser.add_argument("--data", help="data root or URL (default: the training data of the run)")
+    parser.add_argument("--split", default="test", help="split to evaluate (default: test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N samples only")
+    parser.add_argument(
+        "--upstream", type=Path, help="run that the stage was trained from (default: as recorded)"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="report file (default: RUN/STAGE/evaluation.json for complete test splits)",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_logging_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate as the rank that this process is; raises MuomniError."""
+    run_rank(arguments, discover())
+
+
+def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> None:
+    """The command of launch/evaluate.py."""
+    ranks = discover()
+    # Every rank raises the same error; one message is enough.
+    with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
+        parser = CommandParser(prog, SUMMARY, EXAMPLES)
+        add_options(parser)
+        run_rank(parser.parse_args(argv), ranks)
+
+
+def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Evaluate and print the report's JSON as the last line."""
+    configure_logging(arguments, ranks.is_main)
+    from muomni.evaluation.request import EvaluationRequest
+
+    request = EvaluationRequest(
+        arguments.stage, arguments.run, arguments.data, arguments.upstream, arguments.split,
+        arguments.limit,
+    )  # fmt: skip
+    from muomni.evaluation.evaluator import evaluate
+
+    report = evaluate(request, ranks, arguments.json)
+    if ranks.is_main:
+        print(json.dumps(report.to_json()), flush=True)

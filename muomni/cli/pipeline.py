@@ -1,0 +1,140 @@
+"""`muomni pipeline`: all stages of a run, each on the exports of the stages before it."""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from muomni.command_line import CommandParser, add_logging_options, configure_logging
+from muomni.config.names import preset_names, recipe_names
+from muomni.errors import ConfigError, exit_on_error
+
+SUMMARY = """\
+Train all stages in the order of their dependencies.
+
+A finished stage is skipped, an interrupted one resumes, and one whose upstream stage was trained again starts
+over. The first failure stops the rest. Arguments after "--" go to the training command of every stage;
+STAGE.key=value goes to one stage. The last line of standard output is one JSON object."""
+EXAMPLES = (
+    "muomni pipeline --preset nano --data data/sample --run runs/first",
+    "muomni pipeline --preset small --data DIR --run DIR --slurm --sbatch '--partition=gpu --gpus-per-node=8'",
+)
+RENAMED_OPTIONS = {"--side-by-side": "--parallel-stages"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options before "--"."""
+    what = parser.add_argument_group("what to train")
+    what.add_argument(
+        "--preset", default="nano", help=f"model sizes: {', '.join(preset_names())} (default: nano)"
+    )
+    what.add_argument(
+        "--stages", metavar="A,B", help=f"only these of {', '.join(recipe_names())} (default: all)"
+    )
+    where = parser.add_argument_group("input and output")
+    where.add_argument(
+        "--data", default="data/sample", help="folder of datasets (default: data/sample)"
+    )
+    where.add_argument("--run", type=Path, required=True, help="run folder of all stages")
+    how = parser.add_argument_group("execution")
+    how.add_argument(
+        "--ranks", type=int, metavar="N",
+        help="processes per stage (default: one per GPU; on a CPU 2, on one core 1)",
+    )  # fmt: skip
+    how.add_argument(
+        "--parallel-stages", type=int, default=1, metavar="N",
+        help="train up to N independent stages at a time, each on 1/N of the ranks (default: 1)",
+    )  # fmt: skip
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and print the commands, run nothing",
+    )
+    slurm = parser.add_argument_group("Slurm")
+    slurm.add_argument("--slurm", action="store_true", help="submit one job per stage")
+    slurm.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="sbatch options of all training jobs"
+    )
+    for stage in recipe_names():
+        slurm.add_argument(
+            f"--sbatch-{stage}", default="", metavar="OPTIONS", help=argparse.SUPPRESS
+        )
+    slurm.add_argument(
+        "--shards", action="append", default=[], metavar="ARGUMENTS",
+        help="shard a corpus first: arguments of muomni data; repeatable",
+    )  # fmt: skip
+    slurm.add_argument(
+        "--vocab-size", type=int, metavar="N", help="then train a tokenizer on all datasets"
+    )
+    slurm.add_argument(
+        "--array", default="0-3", metavar="TASKS",
+        help="tasks of each sharding array, such as 0-15%%8 (default: 0-3)",
+    )  # fmt: skip
+    slurm.add_argument(
+        "--sbatch-shards", default="", metavar="OPTIONS", help="sbatch options of sharding jobs"
+    )
+    slurm.add_argument("--no-evaluate", action="store_true", help="submit no evaluation jobs")
+    add_logging_options(parser)
+
+
+def main(argv: list[str], prog: str = "muomni pipeline") -> None:
+    """Parse the options before "--" and run; the rest goes to the training commands."""
+    argv = _with_joined_values(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    with exit_on_error(prog.removesuffix(".py")):
+        parser = CommandParser(prog, SUMMARY, EXAMPLES, RENAMED_OPTIONS)
+        add_options(parser)
+        run(parser.parse_args(argv[:end]), argv[end + 1 :])
+
+
+def _with_joined_values(argv: list[str]) -> list[str]:
+    """Write `--sbatch VALUE` as `--sbatch=VALUE`: argparse takes a value such as `--nodes=4` for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1].startswith(("--sbatch", "--shards")) and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def run(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Check all stages, then train or submit them."""
+    from muomni.pipeline.runner import Pipeline, results_table
+
+    configure_logging(arguments)
+    stages = chosen_stages(arguments.stages)
+    pipeline = Pipeline(arguments, extra)
+    # All configs are checked first: a mistake in the last stage must not wait for the others.
+    configs = pipeline.configs(stages)
+    if arguments.slurm:
+        from muomni.pipeline.slurm import submit
+
+        submit(arguments, stages, extra)
+        return
+    pipeline.check(configs)
+    if arguments.dry_run:
+        pipeline.describe(configs)
+        return
+    start = time.monotonic()
+    results = pipeline.run(configs)
+    print("\n" + results_table(results), flush=True)
+    content = {
+        "run": str(arguments.run),
+        "duration_s": round(time.monotonic() - start, 1),
+        "stages": {stage: asdict(result) for stage, result in results.items()},
+    }
+    print(json.dumps(content), flush=True)
+
+
+def chosen_stages(text: str | None) -> list[str]:
+    """The stages to run, in an order in which they can be trained; raises ConfigError."""
+    from muomni.config.registry import STAGES, stage_spec
+
+    if text is None:
+        return list(STAGES)
+    names = {stage_spec(name.strip()).name for name in text.split(",")}
+    if not names:
+        raise ConfigError("--stages names no stage")
+    return [stage for stage in STAGES if stage in names]

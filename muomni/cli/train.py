@@ -1,0 +1,175 @@
+"""`muomni train`: one stage, on this machine or as one rank of a job.
+
+Called by a user, it checks the config and starts the ranks with DeepSpeed's launcher. Under a launcher
+(`deepspeed`, `torchrun`, `srun`) or with one rank it trains in this process, as launch/train.py always does.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muomni.command_line import CommandParser, configure_logging
+from muomni.config.arguments import EXAMPLES, add_train_options, resolve_train
+from muomni.distributed.discovery import Ranks, discover, export_environment
+from muomni.errors import ConfigError, exit_on_error
+
+if TYPE_CHECKING:
+    from muomni.config.run import RunConfig
+    from muomni.training.session import Request
+
+SUMMARY = "Train one stage, or resume it."
+SAMPLE_RUN = Path("runs/quickstart")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training command, and the number of ranks to start."""
+    add_train_options(parser)
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="processes to start (default: one per GPU; on a CPU 2, on one core 1)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check the config, then start the ranks, or train in this process where it is one of them."""
+    ranks = discover()
+    config = resolve_train(arguments)
+    if ranks.launcher != "alone" or arguments.dry_run:
+        run_rank(arguments, config, ranks)
+        return
+    from muomni.pipeline.local import count_ranks, rank_environment, shareable_ranks, train_argv
+
+    if arguments.ranks is not None and arguments.ranks < 1:
+        raise ConfigError(f"--ranks must be at least 1, got {arguments.ranks}")
+    num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
+    if num_ranks == 1:
+        run_rank(arguments, config, ranks)
+        return
+    command = train_argv(num_ranks, _without_ranks(sys.argv[2:]))
+    code = subprocess.run(command, env=rank_environment(num_ranks), check=False).returncode
+    raise SystemExit(code)
+
+
+def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
+    """Train in this process; the command of launch/train.py."""
+    ranks = discover()
+    # Every rank finds the same mistake; one sentence is enough.
+    with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
+        parser = CommandParser(prog, SUMMARY, EXAMPLES)
+        add_train_options(parser)
+        arguments = parser.parse_intermixed_args(argv)
+        # Before torch is imported: a wrong key is refused at once.
+        run_rank(arguments, resolve_train(arguments), ranks)
+
+
+def run_rank(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> None:
+    """Train as one rank and print the result as the last line of standard output."""
+    configure_logging(arguments, ranks.is_main)
+    # Each rank reads samples of its own, so each reports the bad ones.
+    for reader in ("loading.loader", "loading.stream"):
+        logging.getLogger(f"muomni.data.{reader}").setLevel(logging.WARNING)
+    result = train(arguments, config, ranks)
+    if ranks.is_main:
+        print(json.dumps(result), flush=True)
+
+
+def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> dict[str, Any]:
+    """Check, start the process group, and train; returns the result."""
+    is_planned = arguments.gpus is not None
+    if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
+        raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or leave them out")
+    if arguments.gpu_gib is not None and arguments.gpu_gib <= 0:
+        raise ConfigError(f"--gpu-gib must be above 0, got {arguments.gpu_gib:g}")
+    if is_planned:
+        if arguments.gpus < 1:
+            raise ConfigError(f"--gpus must be at least 1, got {arguments.gpus}")
+        ranks = replace(ranks, world_size=arguments.gpus)
+    request = build_request(arguments, config)
+    from muomni.training import session as sessions
+
+    session = sessions.prepare(request, ranks)
+    if arguments.dry_run:
+        from muomni.training.planning import dry_run
+
+        device = dry_run.find_device(session, is_planned, arguments.gpu_gib)
+        seen = dry_run.preview(session, device)
+        metrics = dry_run.describe(session, device, seen)
+        if arguments.check_memory:
+            dry_run.check_memory(session, seen, device)
+        return metrics
+    finished = sessions.finished_result(session)
+    if finished is not None:
+        return finished
+    if arguments.check_memory:
+        from muomni.training.planning import dry_run
+
+        # What the first rank has to compute: all ranks must come to the same result.
+        first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
+        device = dry_run.find_device(first)
+        dry_run.check_memory(first, dry_run.preview(first, device), device)
+    from muomni.training.engine.process_group import process_group
+
+    export_environment(ranks, os.environ)
+    with process_group(session.device):
+        loop = sessions.open_loop(session)
+        with _frozen_garbage():
+            result = loop.run()
+    if ranks.is_main and session.val is not None:
+        from muomni.inference.samples import record_samples
+
+        folder, info = loop.parts.folder, loop.run_info()
+        record_samples(session.stage, session.val, folder, loop.recorders, info)
+    return result
+
+
+def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":
+    """All that the command line asks for; raises ConfigError."""
+    from muomni.distributed.deepspeed_import import import_deepspeed
+
+    import_deepspeed()
+    from muomni.training.engine.ds_config import read_engine_json
+    from muomni.training.session import Request
+
+    return Request(
+        config,
+        arguments.run or Path("runs/default"),
+        arguments.upstream or arguments.run or SAMPLE_RUN,
+        read_engine_json(arguments.deepspeed_config),
+        arguments.resume,
+        is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
+    )
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """Exempt what exists now from garbage collection: about a million objects that stay until the end.
+
+    Otherwise Python scans them every hundred steps or so, for a third of a second in which other ranks wait.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+
+
+def _without_ranks(argv: list[str]) -> list[str]:
+    """The options without --ranks, for the ranks themselves."""
+    kept, skip = [], False
+    for argument in argv:
+        if skip or argument.startswith("--ranks="):
+            skip = False
+        elif argument == "--ranks":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept

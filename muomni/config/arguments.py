@@ -1,0 +1,110 @@
+"""The options of a training command, and the run config that they give."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from muomni.command_line import CommandParser, add_logging_options
+from muomni.config.names import ENGINES, preset_names, recipe_names
+from muomni.config.run import RunConfig
+
+DEFAULT_ENGINE = ENGINES / "zero1.json"
+EXAMPLES = (
+    "muomni train --stage thinker --preset nano --data data/sample --run runs/first",
+    "muomni train --stage sft --preset small --data DIR --run DIR --precision bf16 optim.lr=3e-4",
+)
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `muomni train`; docs/configuration.md lists the keys for key=value."""
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
+    what.add_argument(
+        "--preset", default="nano", help=f"model sizes: {', '.join(preset_names())} (default: nano)"
+    )
+    what.add_argument("--config", type=Path, help="YAML file whose keys override the recipe")
+    what.add_argument("--max-steps", type=int, help="optimizer steps of the complete run")
+    what.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=3e-4")
+    where = parser.add_argument_group("input and output")
+    where.add_argument(
+        "--data", help="a dataset or folder of datasets, path or URL (default: data/sample)"
+    )
+    where.add_argument("--run", type=Path, help="run folder (default: runs/default)")
+    where.add_argument(
+        "--upstream",
+        type=Path,
+        help="run folder with the exports that this stage loads (default: --run, or runs/quickstart)",
+    )
+    where.add_argument(
+        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=Path,
+        default=DEFAULT_ENGINE,
+        help="DeepSpeed JSON, see configs/deepspeed (default: zero1.json)",
+    )
+    engine.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="auto: bf16 or fp16 on GPUs, fp32 on CPUs (default: the recipe's, auto)",
+    )
+    plan = parser.add_argument_group("checks before a run")
+    plan.add_argument(
+        "--dry-run", action="store_true", help="check and print everything, train nothing"
+    )
+    plan.add_argument(
+        "--gpus", type=int, metavar="N", help="with --dry-run: plan for N GPUs, here or elsewhere"
+    )
+    plan.add_argument(
+        "--gpu-gib", type=float, metavar="GIB", help="with --dry-run: memory of each GPU"
+    )
+    plan.add_argument(
+        "--check-memory",
+        action="store_true",
+        help="refuse a run whose predicted memory per rank exceeds the available memory",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_logging_options(parser)
+
+
+def parse_train(
+    arguments: list[str] | None = None, prog: str = "muomni train"
+) -> argparse.Namespace:
+    """Parse the options of a training command; raises ConfigError."""
+    parser = CommandParser(prog, "Train one stage, or resume it.", EXAMPLES)
+    add_train_options(parser)
+    return parser.parse_intermixed_args(arguments)
+
+
+def resolve_train(arguments: argparse.Namespace) -> RunConfig:
+    """The run config that recipe, preset, file, options, and overrides give; raises ConfigError."""
+    from muomni.config.loading import merge, parse_override, resolve
+
+    overrides: dict[str, Any] = {}
+    for text in arguments.overrides:
+        overrides = merge(overrides, parse_override(text))
+    if arguments.data:
+        overrides = merge(overrides, {"data": {"root": arguments.data}})
+    if arguments.precision:
+        overrides = merge(overrides, {"precision": arguments.precision})
+    if arguments.max_steps is not None:
+        length = {"max_steps": arguments.max_steps, "max_epochs": None}
+        overrides = merge(overrides, {"training": length})
+    return resolve(arguments.stage, arguments.preset, arguments.config, overrides)
+
+
+def arguments_for(stage: str, extra: list[str]) -> list[str]:
+    """Arguments of a pipeline that go to a stage; STAGE.key=value goes to that stage only."""
+    from muomni.config.registry import STAGES
+
+    chosen = []
+    for argument in extra:
+        prefix, dot, rest = argument.partition(".")
+        if not dot or prefix not in STAGES:
+            chosen.append(argument)
+        elif prefix == stage:
+            chosen.append(rest)
+    return chosen

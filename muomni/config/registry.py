@@ -1,0 +1,110 @@
+"""The table of stages: one row has all that commands, pipeline, Slurm, and docs know about a stage.
+
+A new stage is a row here with its config class, a recipe, a view, a stage, and an evaluator
+(CONTRIBUTING.md). Modules are named as `module:attribute` and imported when used, so that this table
+needs no torch.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from muomni.config.names import RECIPES
+from muomni.config.run import RunConfig, Task
+from muomni.config.stages import (
+    AudioEncoderRun,
+    CodecRun,
+    SftRun,
+    TalkerRun,
+    ThinkerRun,
+    VisionEncoderRun,
+)
+from muomni.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A row of the table.
+
+    `tasks` are the tasks of the datasets that the stage reads, `upstream` the stages whose exports it
+    loads. `stage`, `view`, and `evaluate` name a class, a class, and a function as `module:attribute`.
+    """
+
+    name: str
+    summary: str
+    config: type[RunConfig]
+    tasks: tuple[Task, ...]
+    upstream: tuple[str, ...]
+    stage: str
+    view: str
+    evaluate: str
+    recipe: Path
+
+
+def _row(
+    name: str,
+    summary: str,
+    config: type[RunConfig],
+    tasks: tuple[Task, ...],
+    stage: str,
+    view: str,
+    upstream: tuple[str, ...] = (),
+) -> StageSpec:
+    return StageSpec(
+        name=name,
+        summary=summary,
+        config=config,
+        tasks=tasks,
+        upstream=upstream,
+        stage=f"muomni.training.stages.{stage}",
+        view=f"muomni.data.views.{view}",
+        evaluate=f"muomni.evaluation.stages.{name}:evaluate",
+        recipe=RECIPES / f"{name}.yaml",
+    )
+
+
+_ROWS = (
+    _row(
+        "thinker", "decoder language model", ThinkerRun, ("text",),
+        "thinker:ThinkerStage", "text:TextView",
+    ),
+    _row(
+        "audio_encoder", "speech encoder, trained with CTC", AudioEncoderRun, ("speech",),
+        "audio_encoder:AudioEncoderStage", "speech:SpeechView",
+    ),
+    _row(
+        "vision_encoder", "contrastive image-text pretraining", VisionEncoderRun, ("image-caption",),
+        "vision_encoder:VisionEncoderStage", "image_text:ImageTextView",
+    ),
+    _row(
+        "codec", "speech codec with residual vector quantization", CodecRun, ("speech", "tts"),
+        "codec:CodecStage", "waveform:WaveformView",
+    ),
+    _row(
+        "talker", "language model over codec codes", TalkerRun, ("tts",),
+        "talker:TalkerStage", "tts:TtsView", upstream=("codec",),
+    ),
+    _row(
+        "sft", "joins all parts and fine-tunes them on conversations", SftRun, ("sft",),
+        "sft.stage:SftStage", "conversation:ConversationView",
+        upstream=("thinker", "audio_encoder", "vision_encoder", "codec", "talker"),
+    ),
+)  # fmt: skip
+
+# By name, in an order in which they can be trained.
+STAGES: dict[str, StageSpec] = {row.name: row for row in _ROWS}
+
+
+def stage_spec(name: str) -> StageSpec:
+    """The row of a stage; raises ConfigError for an unknown name."""
+    if name not in STAGES:
+        hint = did_you_mean(name, tuple(STAGES))
+        raise ConfigError(f"unknown stage '{name}'{hint}; stages: {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def load(reference: str) -> Any:
+    """Import what `module:attribute` names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)

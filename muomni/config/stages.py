@@ -1,0 +1,131 @@
+"""The run config of each stage: how its batches are sized, its model sizes, and its own options.
+
+Nothing here imports torch, so a wrong key is refused before torch is imported.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from muomni.config.models import (
+    AudioEncoderSizes,
+    Augmentation,
+    ClipSizes,
+    CodecConfig,
+    OmniSizes,
+    Section,
+    SpecAugmentConfig,
+    TalkerSizes,
+    ThinkerSizes,
+)
+from muomni.config.run import DurationBatch, NoOptions, PackedBatch, RunConfig, SampleBatch
+
+
+class ThinkerOptions(Section):
+    """Options of stage `thinker`."""
+
+    upcycle: str | None = Field(
+        default=None,
+        description="run folder of a dense Thinker; every expert starts as a copy of its MLP",
+    )
+
+
+class ThinkerRun(RunConfig):
+    """Config of stage `thinker`."""
+
+    batch: PackedBatch
+    model: ThinkerSizes
+    options: ThinkerOptions = ThinkerOptions()
+
+
+class AudioEncoderOptions(Section):
+    """Options of stage `audio_encoder`."""
+
+    num_merges: int | None = Field(
+        default=None, ge=0, description="tokenizer merges used for labels; 0: characters, null: all"
+    )
+    perturb_speed: bool = Field(
+        default=True, description="speed perturbation: factors 0.9, 1.0, and 1.1"
+    )
+    spec_augment: SpecAugmentConfig | None = Field(
+        default=SpecAugmentConfig(), description="SpecAugment masks in training; null: none"
+    )
+
+
+class AudioEncoderRun(RunConfig):
+    """Config of stage `audio_encoder`."""
+
+    batch: DurationBatch
+    model: AudioEncoderSizes
+    options: AudioEncoderOptions = AudioEncoderOptions()
+
+
+class VisionEncoderOptions(Section):
+    """Options of stage `vision_encoder`."""
+
+    loss: Literal["clip", "siglip"] = Field(
+        default="clip",
+        description="clip: softmax over all pairs of a step (InfoNCE); siglip: a sigmoid per pair",
+    )
+    augmentation: Augmentation | None = Field(
+        default=Augmentation(), description="image augmentation in training; null: none"
+    )
+
+
+class VisionEncoderRun(RunConfig):
+    """Config of stage `vision_encoder`."""
+
+    batch: SampleBatch
+    model: ClipSizes
+    options: VisionEncoderOptions = VisionEncoderOptions()
+
+
+class CodecOptions(Section):
+    """Options of stage `codec`."""
+
+    crop_s: float = Field(default=2.0, gt=0, description="seconds per training crop")
+
+
+class CodecRun(RunConfig):
+    """Config of stage `codec`."""
+
+    batch: SampleBatch
+    model: CodecConfig = CodecConfig()
+    options: CodecOptions = CodecOptions()
+
+
+class TalkerRun(RunConfig):
+    """Config of stage `talker`."""
+
+    batch: DurationBatch
+    model: TalkerSizes
+    options: NoOptions = NoOptions()
+
+
+class SftOptions(Section):
+    """Options of stage `sft`."""
+
+    freeze: tuple[str, ...] = Field(
+        default=("vision_encoder.*", "audio_encoder.*"),
+        description="patterns of parameter names that are not trained",
+    )
+    answer_weight: float = Field(
+        default=1.0, ge=0, description="weight of the text loss of answers"
+    )
+    speech_weight: float = Field(
+        default=0.1,
+        ge=0,
+        description="weight of the code loss of spoken answers; a large one disturbs the Thinker",
+    )
+    talker_sees_thinker: bool = Field(default=True, description="feed Thinker states to the Talker")
+    spec_augment: SpecAugmentConfig | None = Field(
+        default=SpecAugmentConfig(), description="SpecAugment masks in training; null: none"
+    )
+
+
+class SftRun(RunConfig):
+    """Config of stage `sft`."""
+
+    batch: PackedBatch
+    model: OmniSizes = OmniSizes()
+    options: SftOptions = SftOptions()

@@ -1,0 +1,194 @@
+"""Parameters and forward FLOPs of each stage's model, without allocating it.
+
+Models are built on torch's meta device, and their `flops` methods say what they cost (2 FLOPs per
+multiply-add; attention over the full sequence).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from muomni.config.loading import load_preset, resolve, validate
+from muomni.config.models import (
+    FRAME_RATE_HZ,
+    MEL_RATE_HZ,
+    SAMPLE_RATE_HZ,
+    AudioEncoderConfig,
+    ClipConfig,
+    CodecConfig,
+    OmniConfig,
+    TalkerConfig,
+    ThinkerConfig,
+)
+from muomni.config.registry import STAGES
+from muomni.io.table import format_table
+from muomni.models.language.thinker import Thinker
+from muomni.models.layers.flops import count_parameters, forward_flops
+from muomni.models.omni import OmniModel
+from muomni.models.speech.audio_encoder import AudioEncoder, audio_units
+from muomni.models.speech.codec import Codec
+from muomni.models.speech.talker import Talker, talker_units
+from muomni.models.vision.clip import Clip
+
+# Sizes of the units in the last column of the table.
+AUDIO_S = 5
+CAPTION_TOKENS = 16
+SPEECH_CHARACTERS = 80
+CONVERSATION_TOKENS = 64
+UNITS = {
+    "thinker": "a token, in rows of the recipe's length",
+    "audio_encoder": f"a second of speech, in audio clips of {AUDIO_S} s",
+    "vision_encoder": f"an image and a caption of {CAPTION_TOKENS} tokens",
+    "codec": f"a second of speech, in audio clips of {AUDIO_S} s",
+    "talker": f"a second of speech, {SPEECH_CHARACTERS} characters said in {AUDIO_S} s",
+    "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, an image, {AUDIO_S} s of speech",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stage's model. `active` parameters are those that one token uses."""
+
+    stage: str
+    parameters: int
+    active: int
+    embedding: int
+    forward_flops: int
+    unit: str
+
+
+def count_preset(preset: str, vocab_size: int) -> list[Row]:
+    """One row a stage of the preset, for a tokenizer of `vocab_size` pieces."""
+    configs = model_configs(preset, vocab_size)
+    rows = []
+    for stage in STAGES:
+        with torch.device("meta"):
+            model = _BUILDERS[stage](configs[stage])
+        count = count_parameters(model)
+        seq_len = getattr(resolve(stage, preset).batch, "seq_len", 0)
+        flops = _FLOPS[stage](model, seq_len)
+        rows.append(Row(stage, count.total, count.active, count.embedding, flops, UNITS[stage]))
+    return rows
+
+
+def model_configs(preset: str, vocab_size: int) -> dict[str, Any]:
+    """The sizes of every stage's model, completed as the stages complete them."""
+    sizes = load_preset(preset)["models"]
+    clip = {**sizes["vision_encoder"]}
+    clip["text"] = {**clip["text"], "vocab_size": vocab_size}
+    codec = validate(CodecConfig, sizes["codec"], f"preset {preset}")
+    talker = {
+        **sizes["talker"],
+        "text_vocab_size": vocab_size,
+        "num_codebooks": codec.num_codebooks,
+        "codebook_size": codec.codebook_size,
+    }
+    content: dict[str, Any] = {
+        "thinker": {**sizes["thinker"], "vocab_size": vocab_size},
+        "audio_encoder": {**sizes["audio_encoder"], "vocab_size": vocab_size},
+        "vision_encoder": clip,
+        "codec": sizes["codec"],
+        "talker": talker,
+    }
+    content["sft"] = {
+        **sizes["sft"],
+        **content,
+        "vision_encoder": clip["vision"],
+        "talker": {**talker, "thinker_hidden_size": sizes["thinker"]["hidden_size"]},
+    }
+    return {
+        stage: validate(_CONFIG_TYPES[stage], content[stage], f"preset {preset}")
+        for stage in STAGES
+    }
+
+
+def table(preset: str, vocab_size: int, rows: list[Row]) -> str:
+    """The rows as aligned text."""
+    headers = ["stage", "parameters", "active", "embedding", "forward MFLOP", "for"]
+    cells = [
+        [
+            row.stage, f"{row.parameters:,}", f"{row.active:,}", f"{row.embedding:,}",
+            f"{row.forward_flops / 1e6:,.1f}", row.unit,
+        ]
+        for row in rows
+    ]  # fmt: skip
+    title = f"preset {preset}, {vocab_size:,} tokens"
+    return f"{title}\n{format_table(headers, cells)}"
+
+
+def _thinker_flops(model: Thinker, seq_len: int) -> int:
+    units = {"positions": seq_len, "pairs": seq_len**2, "predictions": seq_len}
+    return forward_flops(model.flops(), units) // seq_len
+
+
+def _audio_encoder_flops(model: AudioEncoder, _batch_size: int) -> int:
+    return forward_flops(model.flops(), audio_units(_CLIP_SAMPLES)) // AUDIO_S
+
+
+def _clip_flops(model: Clip, _batch_size: int) -> int:
+    units = {"images": 1, "texts": 1, "tokens": CAPTION_TOKENS, "pairs": CAPTION_TOKENS**2}
+    return forward_flops(model.flops(), units)
+
+
+def _codec_flops(model: Codec, _batch_size: int) -> int:
+    units = {"mel_frames": MEL_RATE_HZ, "encoded": FRAME_RATE_HZ, "decoded": FRAME_RATE_HZ}
+    return forward_flops(model.flops(), units)
+
+
+def _talker_flops(model: Talker, _batch_size: int) -> int:
+    num_characters, num_frames = (
+        torch.tensor([number]) for number in (SPEECH_CHARACTERS, AUDIO_S * FRAME_RATE_HZ)
+    )
+    return forward_flops(model.flops(), talker_units(num_characters, num_frames)) // AUDIO_S
+
+
+def _omni_flops(model: OmniModel, _batch_size: int) -> int:
+    """Reading one conversation, without a spoken answer."""
+    num_audio = -(-AUDIO_S * FRAME_RATE_HZ // model.config.audio_stack)
+    audio, joined = audio_units(_CLIP_SAMPLES), {"images": 1, "audio_positions": num_audio}
+    if model.config.ctc_embeddings:
+        joined["ctc_positions"] = num_audio
+    else:
+        del audio["logits"]
+    num_positions = CONVERSATION_TOKENS + model.config.num_image_tokens + num_audio
+    text = {
+        "positions": num_positions,
+        "pairs": num_positions**2,
+        "predictions": CONVERSATION_TOKENS,
+    }
+    return (
+        model.vision_encoder.flops().forward
+        + forward_flops(model.audio_encoder.flops(), audio)
+        + forward_flops(model.flops(), joined)
+        + forward_flops(model.thinker.flops(), text)
+    )
+
+
+_CLIP_SAMPLES = torch.tensor([AUDIO_S * SAMPLE_RATE_HZ])
+_CONFIG_TYPES: dict[str, Any] = {
+    "thinker": ThinkerConfig,
+    "audio_encoder": AudioEncoderConfig,
+    "vision_encoder": ClipConfig,
+    "codec": CodecConfig,
+    "talker": TalkerConfig,
+    "sft": OmniConfig,
+}
+_BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
+    "thinker": Thinker,
+    "audio_encoder": AudioEncoder,
+    "vision_encoder": Clip,
+    "codec": Codec,
+    "talker": Talker,
+    "sft": OmniModel,
+}
+_FLOPS: dict[str, Callable[[Any, int], int]] = {
+    "thinker": _thinker_flops,
+    "audio_encoder": _audio_encoder_flops,
+    "vision_encoder": _clip_flops,
+    "codec": _codec_flops,
+    "talker": _talker_flops,
+    "sft": _omni_flops,
+}
