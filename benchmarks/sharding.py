@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
 from data_prep.corpus import ReaderOptions
-from data_prep.media.treatment import Treatment
-from data_prep.readers import READERS
+from data_prep.media.preprocessing import Preprocessing
+from data_prep.readers import find_reader
 from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan, build_plan
 from data_prep.sharding.sharder import write_shards
 
@@ -84,8 +84,8 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     make_images(source, arguments.num_images, (_SIDE, _SIDE))
     sharding = {
         "tar, then sha256sum": lambda out: tar_and_hash(source, out),
-        "data_prep, header checked": writer(source, Treatment(check="header")),
-        "data_prep, all decoded": writer(source, Treatment()),
+        "data_prep, header checked": writer(source, Preprocessing(check="header")),
+        "data_prep, all decoded": writer(source, Preprocessing()),
     }
     variants = {name: Variant(arguments.num_images, run) for name, run in sharding.items()}
     if arguments.resize:
@@ -111,10 +111,14 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def resizing_variants(source: Path, num_images: int, shorter: int) -> dict[str, Variant]:
     """Resizing the images of a folder with data_prep and with the peer."""
-    treatment = Treatment(resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY)
+    preprocessing = Preprocessing(
+        resize_shorter=shorter, image_format="jpeg", quality=_RESIZED_QUALITY
+    )
     name, resize = peer_resizer(shorter)
     return {
-        f"data_prep, {source.name} to {shorter}": Variant(num_images, writer(source, treatment)),
+        f"data_prep, {source.name} to {shorter}": Variant(
+            num_images, writer(source, preprocessing)
+        ),
         f"{name}, {source.name} to {shorter}": Variant(
             num_images, lambda out: resize_all(source, resize)
         ),
@@ -157,9 +161,9 @@ def tar_and_hash(source: Path, out: Path) -> None:
     subprocess.run(["sha256sum", str(tar)], check=True, stdout=subprocess.DEVNULL)
 
 
-def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
+def writer(source: Path, preprocessing: Preprocessing) -> Callable[[Path], None]:
     """Return a function that writes the shards of a precomputed plan."""
-    plan = planned(source, treatment)
+    plan = planned(source, preprocessing)
 
     def write(out: Path) -> None:
         write_shards(plan, out, 1, (0, 1), _Silent())
@@ -167,7 +171,7 @@ def writer(source: Path, treatment: Treatment) -> Callable[[Path], None]:
     return write
 
 
-def planned(source: Path, treatment: Treatment) -> ShardPlan:
+def planned(source: Path, preprocessing: Preprocessing) -> ShardPlan:
     options = ShardingOptions(
         name="bench",
         task="image-caption",
@@ -176,9 +180,9 @@ def planned(source: Path, treatment: Treatment) -> ShardPlan:
         source=source,
         val_fraction=0.0,
         test_fraction=0.0,
-        treatment=treatment,
+        preprocessing=preprocessing,
     )
-    return build_plan(READERS["image-caption"]["folder"](source, ReaderOptions()), options)
+    return build_plan(find_reader("image-caption", "folder")(source, ReaderOptions()), options)
 
 
 def peer_resizer(shorter: int) -> tuple[str, Callable[[bytes], bytes]]:

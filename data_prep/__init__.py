@@ -1,4 +1,5 @@
-"""Raw corpora to WebDataset shards: readers, sharder, tokenizer training, checks and reports.
+"""Convert raw corpora to WebDataset shards: readers, sharding, tokenizer training, and reports.
 
-Uses the light half of `muomni.data` (format, decoders, tokenizer), never models or DeepSpeed.
+Depends on the torch-free part of `muomni.data` (shard format, decoders, tokenizer), not on models or
+DeepSpeed.
 """

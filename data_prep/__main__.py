@@ -1,4 +1,4 @@
-"""`python -m data_prep`."""
+"""Run the command line: `python -m data_prep`."""
 
 from data_prep.cli.main import main
 

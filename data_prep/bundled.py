@@ -1,13 +1,13 @@
-"""The corpora in `samples/` as one data root: datasets and a tokenizer, in one command.
+"""Convert the corpora in `samples/` to a data root with datasets and a tokenizer.
 
-One split rule serves all, and images and audio clips have the same group in each, so what a
-later stage tests on was never in the training data of an earlier one.
+All datasets share the split rule, and an image or audio clip has the same group in each of them, so test
+data of a later stage never occurs in the training data of an earlier one.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.corpus import ReaderOptions
+from data_prep.options import ReaderOptions
 from data_prep.sharding.prepare import OpenProgress, prepare, remove_dataset
 from data_prep.sharding.shard_plan import ShardingOptions
 from data_prep.train_tokenizer import train_tokenizer
@@ -17,13 +17,13 @@ from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-# Small corpora: a fifth for the test, so that error rates there mean something.
+# A fifth for the test, since error rates on smaller sets would be too noisy.
 _VAL_FRACTION, _TEST_FRACTION = 0.08, 0.20
 
 
 @dataclass(frozen=True, slots=True)
 class BundledCorpus:
-    """One corpus of the samples folder and how it becomes a dataset."""
+    """A corpus of the samples folder, and the options of its dataset."""
 
     folder: str
     task: Task
@@ -82,10 +82,7 @@ CORPORA = (
         "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
         # The other subset repeats the clips of the LJSpeech folder.
         ReaderOptions(
-            group_by="transcript",
-            language="en",
-            speaker="allison",
-            subsets=("train-clean-360",),
+            group_by="transcript", language="en", speaker="allison", subsets=("train-clean-360",)
         ),
     ),
     BundledCorpus(
@@ -105,10 +102,13 @@ def make_sample(
 ) -> tuple[list[Manifest], Tokenizer]:
     """Shard all bundled corpora into `out` and train their tokenizer.
 
-    Raises `DataError` when the samples folder is not there (an installation without the checkout).
+    Raises `DataError` without the samples folder, which installed wheels lack.
     """
     if not (SAMPLES / "README.md").is_file():
-        raise DataError(f"the bundled corpora {SAMPLES} are missing; run from a clone of muomni")
+        raise DataError(
+            f"the bundled corpora are not in {SAMPLES}, since an installed muomni does not include them; "
+            "clone the muomni repository and run this command there"
+        )
     manifests = []
     for corpus in CORPORA:
         options = ShardingOptions(
@@ -134,7 +134,7 @@ def make_sample(
 
 
 def remove_sample(out: Path) -> None:
-    """Delete the datasets that `make_sample` makes in `out`, and nothing else."""
+    """Delete the datasets that `make_sample` creates in `out`, and nothing else."""
     for corpus in CORPORA:
         remove_dataset(out / corpus.folder)
 
@@ -143,7 +143,7 @@ def _card(manifests: list[Manifest], tokenizer: Tokenizer) -> str:
     lines = [
         "# Sample data",
         "",
-        "Made by `python -m data_prep sample` from the corpora in `samples/`, whose README names",
+        "Created by `python -m data_prep sample` from the corpora in `samples/`; the README there lists",
         f"origins and licenses. Tokenizer: {tokenizer.vocab_size} pieces.",
         "",
     ]

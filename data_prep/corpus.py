@@ -1,21 +1,20 @@
-"""What a reader yields: one `Item` a sample, cheap to list, not yet decoded or checked.
+"""The `Item` that a reader yields for each sample: cheap to list, not yet decoded or checked.
 
-A reader lists items and names problems that it sees in the annotations; the sharder opens the
-media. Groups decide the split, so everything that must not leak shares one group.
+Readers list items and report problems in the annotations; the sharder opens the media. Groups determine
+the split, so items that must not leak across splits share a group.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from data_prep.options import ReaderOptions
 from muomni.data.shards.manifest import hash64
+from muomni.data.text.turns import Turn
 from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 _DECLARING = {
     "train": "train",
@@ -27,8 +26,7 @@ _DECLARING = {
     "test": "test",
 }
 
-# Reasons for which a sample is bad; they are keys of `dropped` in manifest and records, as are the
-# reasons of filters.
+# Reason codes of bad samples. Like those of filters, they are keys of `dropped` in manifest and records.
 EMPTY_TEXT = "empty-text"
 BAD_UTF8 = "bad-utf8"
 MISSING_MEDIA = "missing-media"
@@ -39,20 +37,20 @@ MISSING_TRANSCRIPT = "missing-transcript"
 BAD_RECORD = "bad-record"
 NO_SPEECH = "no-speech"
 
-# Segments become FLAC of mostly 16 kHz and 16 bits; only the size of shards is guessed from it.
+# Estimate for FLAC, mostly 16-bit at 16 kHz; affects only the size of shards.
 _CLIP_BYTES_PER_S = 24_000
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a sample cannot be used: a reason code and a sentence."""
+    """Why a sample cannot be used: a reason code and a message."""
 
     reason: str
     message: str
 
 
 class BadSampleError(Exception):
-    """Raised while a sample is made; the sharder leaves it out and lists it with its reason."""
+    """Raised while encoding a sample; the sharder skips and lists the sample."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -60,24 +58,8 @@ class BadSampleError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One piece of a turn: text, or the path of an image or audio clip."""
-
-    kind: Literal["text", "image", "audio"]
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation; an audio part of an assistant turn is a spoken answer."""
-
-    role: Role
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Bytes `start` to `end` of a text file: a document that is read when it is written."""
+    """Bytes `start` to `end` of a text file: a document that is read when its shard is written."""
 
     path: str
     start: int
@@ -90,7 +72,7 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A part of an audio clip, in seconds; `channel` picks one of several channels."""
+    """A segment of an audio file, in seconds; `channel` selects one of several channels."""
 
     path: str
     start_s: float
@@ -99,7 +81,7 @@ class Clip:
 
     @property
     def num_bytes(self) -> int:
-        """About the size of its FLAC."""
+        """Estimated size as FLAC."""
         return int(self.duration_s * _CLIP_BYTES_PER_S)
 
     def __str__(self) -> str:
@@ -108,10 +90,10 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value in a Parquet file: row `row` of a row group, in the leaf column `column`.
+    """A value in a Parquet file: row `row` of a row group in the leaf column `column`.
 
-    `file` is the path that stands beside the bytes; it is read where the cell is empty. `num_bytes`
-    is the mean size of the values in the row group.
+    `file` is the path stored beside the bytes, which is read if the cell is empty. `num_bytes` is the
+    mean size of the values in the row group.
     """
 
     path: str
@@ -125,7 +107,7 @@ class Cell:
         return f"{self.path} row group {self.row_group} row {self.row} column {self.column}"
 
 
-# A path is a whole file, copied as it is.
+# A path stands for a file that is copied unchanged.
 Media = str | Clip | Cell
 
 
@@ -133,9 +115,16 @@ Media = str | Clip | Cell
 class Item:
     """A sample as its corpus describes it.
 
-    `source` says where it stands, for messages; `declared_split` is the split that the corpus itself
-    gives; `texts` are the captions or the transcript; `media` the image or audio clip. Items of one
-    `block` stay together in the shards, since they are read together (rows of a Parquet row group).
+    Args:
+        key: unique name in the dataset.
+        group: determines the split.
+        source: position in the corpus, for messages.
+        declared_split: split that the corpus assigns.
+        texts: captions or transcript.
+        media: the image or audio clip.
+        span: the document, if it is read later.
+        block: items of a block stay together in the shards because they are read together (rows of a
+            Parquet row group).
     """
 
     key: str
@@ -152,66 +141,21 @@ class Item:
 
     @property
     def inputs(self) -> tuple[Media | TextSpan, ...]:
-        """All that the sample is read from: files and parts of files."""
+        """All files and parts of files that the sample is read from."""
         in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
         return (*self.media, *in_turns, *(() if self.span is None else (self.span,)))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The paths of all files that the sample is read from."""
+        """Paths of all files that the sample is read from."""
         return tuple(each if isinstance(each, str) else each.path for each in self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderOptions:
-    """Choices of the command line that readers look at."""
-
-    media_root: Path | None = None
-    document: str = "line"
-    group_by: str = ""
-    columns: dict[str, str] = field(default_factory=dict)
-    annotations: str = ""
-    subsets: tuple[str, ...] = ()
-    keep_case: bool = False
-    text_form: str = ""
-    language: str = ""
-    speaker: str = ""
-
-    def as_text(self) -> dict[str, str]:
-        """The options that were set, for the manifest; paths stay out, since data may move."""
-        texts = {
-            "document": self.document if self.document != "line" else "",
-            "group_by": self.group_by,
-            "columns": ",".join(f"{k}={v}" for k, v in sorted(self.columns.items())),
-            "annotations": self.annotations,
-            "subsets": ",".join(self.subsets),
-            "keep_case": "yes" if self.keep_case else "",
-            "text_form": self.text_form,
-            "language": self.language,
-            "speaker": self.speaker,
-        }
-        return {name: text for name, text in texts.items() if text}
-
-    @classmethod
-    def from_text(cls, texts: dict[str, str], media_root: Path | None) -> "ReaderOptions":
-        """What `as_text` gave, read again, with the folder that it leaves out."""
-        columns = filter(None, texts.get("columns", "").split(","))
-        plain = ("annotations", "group_by", "text_form", "language", "speaker")
-        return cls(
-            media_root=media_root,
-            document=texts.get("document", "line"),
-            columns=dict(pair.split("=", 1) for pair in columns),
-            subsets=tuple(filter(None, texts.get("subsets", "").split(","))),
-            keep_case="keep_case" in texts,
-            **{name: texts.get(name, "") for name in plain},
-        )
 
 
 Reader = Callable[[Path, ReaderOptions], Iterator[Item]]
 
 
 def clean_key(text: str) -> str:
-    """A key of [A-Za-z0-9_-]{1,90} for an id; a changed or long one gets a hash, to stay unique."""
+    """A key of [A-Za-z0-9_-]{1,90} for an id; if the id must be changed, a hash keeps the key unique."""
     cleaned = re.sub(r"[^A-Za-z0-9_-]", "-", text)
     if cleaned == text and 0 < len(text) <= MAX_KEY_LENGTH:
         return text
@@ -219,27 +163,27 @@ def clean_key(text: str) -> str:
 
 
 def image_group(path: str) -> str:
-    """The group of an image: its file name without folder, so it is the same in every corpus."""
-    return f"image:{Path(path).stem}"
+    """Group of an image: its file name without the folder, hence the same in every corpus.
+
+    Splits follow from the hash of the group, so another prefix would move samples between splits.
+    """
+    return f"picture:{Path(path).stem}"
 
 
 def transcript_group(text: str) -> str:
-    """The group of a spoken text: words only, so that equal prompts stay together.
-
-    Case, punctuation and spacing do not count; apostrophes do.
-    """
+    """Group of a spoken text: its words in lower case, without punctuation except apostrophes."""
     words = re.sub(r"[^\w']+", " ", text.lower()).split()
     return f"speech:{' '.join(words)}"
 
 
 def declared_split(name: str) -> str | None:
-    """The split that the first word of a subset's, folder's or file's name declares, else None."""
+    """The split that the first word of a subset, folder, or file name declares, if any."""
     words = re.match(r"[a-z]+", name.lower())
     return _DECLARING.get(words[0]) if words else None
 
 
 def text_problem(text: str, what: str) -> Problem | None:
-    """The problem with a text: bytes that are no UTF-8 (read by surrogateescape), or no content."""
+    """The problem of a text that was not UTF-8 (read with surrogateescape) or is empty, if any."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -250,14 +194,14 @@ def text_problem(text: str, what: str) -> Problem | None:
 
 
 def require_file(path: Path, what: str) -> Path:
-    """The path when it is a file; raises `DataError` that names it otherwise."""
+    """Return the path; raises `DataError` if it is not a file."""
     if not path.is_file():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path
 
 
 def require_folder(path: Path, what: str) -> Path:
-    """The path when it is a folder; raises `DataError` that names it otherwise."""
+    """Return the path; raises `DataError` if it is not a folder."""
     if not path.is_dir():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path

@@ -1,14 +1,23 @@
-"""Finds the datasets that a command line names, and parts them by shard."""
+"""Find datasets, and process their shards in parallel."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split
+from muomni.errors import MachineError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def find_manifests(folders: list[Path]) -> list[Manifest]:
-    """The datasets in the given folders or directly below them.
+    """Load the datasets in the given folders or in their direct subfolders.
 
-    Raises `DataError` for a folder without any.
+    Raises `DataError` for a folder without a dataset.
     """
     found = []
     for folder in folders:
@@ -21,12 +30,25 @@ def find_manifests(folders: list[Path]) -> list[Manifest]:
 
 
 def by_shard(manifest: Manifest) -> list[Manifest]:
-    """A manifest a shard, that lists this shard only: to read shards in several processes.
-
-    A process then gets and checks no more than its own shard, however many there are.
-    """
+    """One manifest per shard, so that a worker process receives and checks only its own shard."""
     return [
         manifest.model_copy(update={"splits": {name: Split(shards=(shard,))}})
         for name, split in manifest.splits.items()
         for shard in split.shards
     ]
+
+
+def map_shards(function: Callable[[T], R], shards: Sequence[T], num_workers: int) -> list[R]:
+    """Apply a picklable function to each shard in worker processes; results keep their order.
+
+    Raises `MachineError` if a worker process is killed.
+    """
+    if num_workers <= 1 or len(shards) <= 1:
+        return [function(shard) for shard in shards]
+    with ProcessPoolExecutor(min(num_workers, len(shards)), get_context("spawn")) as pool:
+        try:
+            return list(pool.map(function, shards))
+        except BrokenProcessPool as error:
+            raise MachineError(
+                "a worker process was killed (out of memory?); run again with fewer --workers"
+            ) from error

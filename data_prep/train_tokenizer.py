@@ -1,52 +1,40 @@
-"""Trains the SentencePiece tokenizer on the text of datasets' train splits.
+"""Train the SentencePiece tokenizer on the train splits of datasets.
 
-BPE with byte fallback, so any text has an encoding; identity normalization, so it comes back as it
-was. Training is deterministic: one thread, texts in dataset order.
+BPE with byte fallback can encode any text, and identity normalization makes it reversible. Training is
+deterministic: a single thread reads the texts in dataset order.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
 
+from data_prep.members import sample_texts
 from muomni.data.shards.manifest import MANIFEST_NAME, Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import MARKERS, Tokenizer
 from muomni.errors import ConfigError, DataError
 from muomni.io.atomic_write import write_atomic
 
-# Longer texts are cut: BPE needs words, not whole books, and the trainer counts bytes a line.
+# Longer texts are split: BPE learns from words, and the trainer limits the bytes per line.
 _MAX_CHARS = 4096
 
 
 def train_texts(manifests: list[Manifest]) -> Iterator[str]:
-    """All texts of the train splits: documents, captions, transcripts, turns."""
+    """All texts of the train splits: documents, captions, transcripts, and turns."""
     for manifest in manifests:
         reader = SplitReader(manifest, "train")
         for index in range(len(reader)):
             yield from sample_texts(reader.read(index), manifest.task)
 
 
-def sample_texts(sample: dict[str, bytes | str], task: str) -> list[str]:
-    """The texts of one sample as `SplitReader.read` gives it."""
-    body = json.loads(sample["json"]) if "json" in sample else {}
-    if task == "sft":
-        parts = [part for turn in body["turns"] for part in turn["content"]]
-        return [part["text"] for part in parts if part["type"] == "text"]
-    if task == "image-caption" and "captions" in body:
-        return list(body["captions"])
-    text = sample.get("txt", b"")
-    return [text.decode() if isinstance(text, bytes) else text]
-
-
 def train_tokenizer(folders: list[Path], vocab_size: int, out: Path) -> Tokenizer:
-    """Train on the datasets in `folders` (each one itself, or its subfolders) and write `out`.
+    """Train on the datasets in `folders` or in their direct subfolders, and write `out`.
 
-    Raises `DataError` when there is no dataset or text, `ConfigError` when `vocab_size` does not
-    fit the text (naming the limit).
+    Raises `DataError` if there is no dataset or no text, and `ConfigError` if the text is too small for
+    `vocab_size` or `vocab_size` too small for its characters.
     """
     manifests = _datasets(folders)
     pieces = (
@@ -66,7 +54,7 @@ def train_tokenizer(folders: list[Path], vocab_size: int, out: Path) -> Tokenize
             split_digits=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            # Keeps rare characters as bytes; what is left out costs no vocabulary.
+            # Rare characters are encoded as bytes and take no vocabulary.
             character_coverage=0.9995,
             pad_id=0,
             unk_id=1,
@@ -97,7 +85,7 @@ def _datasets(folders: list[Path]) -> list[Manifest]:
         complete = [Manifest.load(path) for path in inside if (path / MANIFEST_NAME).is_file()]
         if not complete:
             raise DataError(
-                f"{folder} holds no finished dataset; make one with `python -m data_prep text` "
+                f"{folder} contains no finished dataset; create one with `python -m data_prep text` "
                 "(or image-caption, speech, tts, sft) or `index`"
             )
         found += complete
@@ -109,13 +97,13 @@ def _explain(message: str, vocab_size: int, folders: list[Path]) -> ConfigError 
     if match := re.search(r"too high \(\d+\).*value <= (\d+)", message):
         return ConfigError(
             f"--vocab-size {vocab_size} is too large for the text of {names}: "
-            f"at most {match[1]} pieces can be learned from it"
+            f"it yields at most {match[1]} pieces"
         )
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return ConfigError(
-            f"--vocab-size {vocab_size} is too small: bytes, markers and characters of {names} "
-            f"alone need {match[1]}"
+            f"--vocab-size {vocab_size} is too small: bytes, markers, and the characters of {names} "
+            f"need {match[1]}"
         )
     if "sentences_.empty" in message:
-        return DataError(f"the train splits of {names} hold no text to train a tokenizer on")
-    return DataError(f"SentencePiece could not train on {names}: {message}")
+        return DataError(f"the train splits of {names} contain no text to train a tokenizer on")
+    return DataError(f"SentencePiece failed to train on {names}: {message}")

@@ -1,1 +1,1 @@
-"""The command lines of `python -m data_prep`."""
+"""Command line of data preparation."""

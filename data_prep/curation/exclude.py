@@ -1,6 +1,6 @@
-"""Writes exclude masks: lists of samples that training leaves out, without a shard being written anew.
+"""Write exclusion masks: lists of samples that training skips, without rewriting shards.
 
-`muomni/data/shards/exclusion_mask.py` defines the format; the key `reason` is added here.
+`muomni/data/shards/exclusion_mask.py` defines the format; this module adds the key `reason`.
 """
 
 import io
@@ -21,7 +21,7 @@ from muomni.io.atomic_write import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask that was written: its file, split, ids uint64 [num_ids] and reason."""
+    """A written mask: file, split, ids uint64 [num_ids], and reason."""
 
     path: Path
     split: str
@@ -30,37 +30,37 @@ class Mask:
 
 
 def write_mask(manifest: Manifest, name: str, split: str, ids: np.ndarray, reason: str) -> Mask:
-    """Write the mask `name`, replacing an earlier one of that name.
+    """Write the mask `name`, replacing an earlier one.
 
-    Raises `ConfigError` for a name that is no file name, `DataError` for ids outside of the split.
+    Raises `ConfigError` for an invalid name, and `DataError` for ids outside of the split.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ConfigError(f"--name {name!r} may hold characters, digits, _ and - (1 to 64)")
+        raise ConfigError(f"--name {name!r} must consist of 1 to 64 letters, digits, _, or -")
     ids = np.unique(np.asarray(ids, dtype="<u8"))
     num_samples = manifest.split(split).num_samples
     if len(ids) and int(ids[-1]) >= num_samples:
         raise DataError(
-            f"sample {int(ids[-1])} lies outside of split {split} of {manifest.root}, which has "
+            f"sample {int(ids[-1])} is outside of split {split} of {manifest.root}, which has "
             f"{num_samples} samples"
         )
     buffer = io.BytesIO()
     np.save(buffer, ids)
     folder = manifest.root / FOLDER
     content = {"split": split, "ids_file": f"{name}.npy", "reason": reason, "num_ids": len(ids)}
-    # The ids first: a mask that can be seen is complete.
+    # The ids come first, so that a visible mask is complete.
     write_atomic(folder / f"{name}.npy", buffer.getvalue())
     write_atomic(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
     return Mask(folder / f"{name}.json", split, ids, reason)
 
 
 def remove_mask(root: Path, name: str) -> None:
-    """Delete the mask `name` where there is one."""
+    """Delete the mask `name` if it exists."""
     for suffix in (".json", ".npy"):
         (root / FOLDER / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def mask_problems(manifest: Manifest) -> list[str]:
-    """What is wrong with the masks of a dataset, as sentences."""
+    """Messages about the invalid masks of a dataset."""
     problems = []
     for path in mask_files(manifest.root):
         try:
@@ -71,20 +71,20 @@ def mask_problems(manifest: Manifest) -> list[str]:
 
 
 def refuse_masks(root: Path) -> None:
-    """Raise `DataError` when shards with masks are to be made again: other ids would be meant."""
+    """Raise `DataError` if there are masks: rewriting shards would change the ids of samples."""
     first = next(iter(mask_files(root)), None)
     if first is not None:
         raise DataError(
-            f"shards of {root} have to be made again, which moves samples under the mask {first}; "
-            f"delete {root / FOLDER} first, and make its masks again afterward"
+            f"shards of {root} must be rewritten, which changes the sample ids in the mask {first}; "
+            f"delete {root / FOLDER} first, and create its masks again afterward"
         )
 
 
 def exclude_listed(manifest: Manifest, path: Path, name: str, reason: str) -> list[Mask]:
-    """Write a mask a split of the samples that a JSON-lines file names.
+    """Write a mask per split with the samples that a JSON-lines file lists.
 
-    A line has `key`, or `id` with `split` (train unless given). Masks of several splits are called
-    NAME-SPLIT. Raises `DataError` for a line that names no sample, or a key that is not there.
+    A line has `key`, or `id` and optionally `split` (default: train). If several splits occur, the masks are
+    called NAME-SPLIT. Raises `DataError` for an invalid line or an unknown sample.
     """
     ids_by_key = _ids_by_key(manifest)
     found: dict[str, list[int]] = {}
@@ -105,7 +105,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error.reason}") from error
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -114,37 +114,34 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         except ValueError:
             entry = None
         if not isinstance(entry, dict):
-            raise DataError(f'{path} line {number} is no JSON object with "key" or "id"')
+            raise DataError(f'{path} line {number} is not a JSON object with "key" or "id"')
         yield number, entry
 
 
 def _ids_by_key(manifest: Manifest) -> dict[int, tuple[str, int]]:
     """Split and id of each sample by the hash of its key."""
-    places: dict[int, tuple[str, int]] = {}
+    ids: dict[int, tuple[str, int]] = {}
     for name, split in manifest.splits.items():
         start = 0
         for shard in split.shards:
             hashes = load_columns(columns_path(manifest.root / shard.path))["key_hash"]
-            places.update((int(key), (name, start + row)) for row, key in enumerate(hashes))
+            ids.update((int(key), (name, start + row)) for row, key in enumerate(hashes))
             start += len(hashes)
-    return places
+    return ids
 
 
 def _locate(
-    manifest: Manifest,
-    ids_by_key: dict[int, tuple[str, int]],
-    entry: dict[str, object],
-    where: str,
+    manifest: Manifest, ids_by_key: dict[int, tuple[str, int]], entry: dict[str, object], where: str
 ) -> tuple[str, int]:
     key, id_ = entry.get("key"), entry.get("id")
     if isinstance(key, str):
-        place = ids_by_key.get(hash64(key))
-        if place is None:
+        found = ids_by_key.get(hash64(key))
+        if found is None:
             raise DataError(f"{where}: {manifest.root} has no sample {key!r}")
-        return place
+        return found
     if isinstance(id_, int) and not isinstance(id_, bool):
         split = str(entry.get("split", "train"))
         if not 0 <= id_ < manifest.split(split).num_samples:
             raise DataError(f"{where}: split {split} of {manifest.root} has no sample {id_}")
         return split, id_
-    raise DataError(f'{where} has neither "key" nor a whole number as "id"')
+    raise DataError(f'{where} has neither "key" nor an integer "id"')

@@ -1,6 +1,6 @@
-"""What a mix of corpora comes to, before anything is trained: shares, epochs, hours, characters.
+"""Preview a mix of corpora before training: shares, epochs, hours, and characters.
 
-Works from the totals of the manifests; characters stand for tokens, which depend on the tokenizer.
+The totals of the manifests suffice. Characters stand in for tokens, which depend on the tokenizer.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from muomni.data.sampling.mix import CYCLE, cycle_quotas, draw_shares
 from muomni.data.shards.exclusion_mask import read_exclusion
 from muomni.data.shards.manifest import Manifest, Task, find_datasets
 from muomni.errors import DataError
+from muomni.io.table import format_table
 
 _SPLIT = "train"
-_MS_AN_HOUR = 3_600_000
+_MS_PER_HOUR = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class MixRow:
-    """One corpus of a mix. `hours` and `num_chars` are of what is drawn, by the corpus's means."""
+    """One corpus of a mix; `hours` and `num_chars` are expected values for the drawn samples."""
 
     name: str
     num_samples: int
@@ -32,24 +33,26 @@ class MixRow:
     num_chars: int
 
 
-def datasets_of(folder: Path, task: Task | None) -> list[Manifest]:
-    """The datasets of a task in a folder; without one, all there are, which must share a task.
+def select_datasets(folder: Path, task: Task | None) -> list[Manifest]:
+    """The datasets of a task in a folder; without a task, all of them.
 
-    Raises DataError.
+    Raises `DataError` if no task is given and the datasets differ in theirs.
     """
     if task is not None:
         return find_datasets(folder, task)
     found = find_manifests([folder])
     tasks = sorted({manifest.task for manifest in found})
     if len(tasks) > 1:
-        raise DataError(f"{folder} holds datasets of {', '.join(tasks)}; say --task")
+        raise DataError(
+            f"{folder} contains datasets for {', '.join(tasks)}; choose one with --task"
+        )
     return found
 
 
 def mix_rows(manifests: list[Manifest], mix: MixSection, num_draws: int | None) -> list[MixRow]:
-    """A row for each corpus with training samples; `num_draws` is by default the sum of all samples.
+    """One row per corpus with training samples; `num_draws` defaults to the number of all samples.
 
-    Raises ConfigError for weights that do not fit the corpora.
+    Raises `ConfigError` if the weights do not match the corpora.
     """
     found = [manifest for manifest in manifests if _SPLIT in manifest.splits]
     totals = [manifest.split(_SPLIT).totals for manifest in found]
@@ -57,7 +60,7 @@ def mix_rows(manifests: list[Manifest], mix: MixSection, num_draws: int | None) 
         total.num_samples - len(read_exclusion(manifest, _SPLIT).ids)
         for manifest, total in zip(found, totals, strict=True)
     ]
-    # Sound is measured in time, everything else in text.
+    # Length is duration for corpora with audio, else characters.
     lengths = [total.duration_ms or total.num_chars for total in totals]
     means = [
         length / total.num_samples if length else 1.0
@@ -75,7 +78,7 @@ def mix_rows(manifests: list[Manifest], mix: MixSection, num_draws: int | None) 
             share=float(quota / CYCLE),
             num_draws=drawn,
             epochs=drawn / num if num else 0.0,
-            hours=drawn * total.duration_ms / max(1, total.num_samples) / _MS_AN_HOUR,
+            hours=drawn * total.duration_ms / max(1, total.num_samples) / _MS_PER_HOUR,
             num_chars=round(drawn * total.num_chars / max(1, total.num_samples)),
         )
         for manifest, num, total, quota, drawn in zip(
@@ -85,13 +88,18 @@ def mix_rows(manifests: list[Manifest], mix: MixSection, num_draws: int | None) 
 
 
 def mix_table(rows: list[MixRow]) -> str:
-    """The rows as text."""
-    width = max(6, *(len(row.name) for row in rows))
-    head = f"{'corpus':{width}}{'samples':>15}{'share':>9}{'drawn':>15}{'epochs':>10}"
-    lines = [f"{head}{'hours':>12}{'characters':>18}"]
-    lines += [
-        f"{row.name:{width}}{row.num_samples:>15,}{row.share:>9.4f}{row.num_draws:>15,}"
-        f"{row.epochs:>10.2f}{row.hours:>12,.1f}{row.num_chars:>18,}"
+    """The rows as an aligned table."""
+    headers = ("corpus", "samples", "share", "drawn", "epochs", "hours", "characters")
+    cells = [
+        (
+            row.name,
+            f"{row.num_samples:,}",
+            f"{row.share:.4f}",
+            f"{row.num_draws:,}",
+            f"{row.epochs:.2f}",
+            f"{row.hours:,.1f}",
+            f"{row.num_chars:,}",
+        )
         for row in rows
     ]
-    return "\n".join(lines)
+    return format_table(headers, cells, align="<>>>>>>")

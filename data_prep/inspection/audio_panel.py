@@ -1,6 +1,6 @@
-"""An audio clip as an image: its waveform above its log-mel spectrogram, over one time axis.
+"""Draw an audio clip: its waveform above its log-mel spectrogram, on a common time axis.
 
-At the rate of the file, so what a wrong rate, an empty upper half or clipping does can be seen.
+At the original sample rate, so that a wrong rate, an empty upper half, or clipping is visible.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ _MAX_TICKS = 8
 
 
 def audio_panel(data: bytes) -> Image.Image:
-    """The panel of an audio clip, `WIDTH` x `HEIGHT` pixels.
+    """Draw an audio clip, `WIDTH` x `HEIGHT` pixels.
 
-    Raises `DataError` for a broken one.
+    Raises `DataError` if it is broken.
     """
     samples, sample_rate_hz = read_audio(data)
     mono = samples.mean(axis=1)
@@ -37,11 +37,11 @@ def audio_panel(data: bytes) -> Image.Image:
 
 
 def _waveform(mono: np.ndarray) -> np.ndarray:
-    """uint8 [wave height, width, 3]: from the least to the largest sample of each column."""
+    """uint8 [wave height, width, 3]: the range from minimum to maximum of each column's samples."""
     edges = np.linspace(0, len(mono), WIDTH + 1).astype(int)
     starts = np.minimum(edges[:-1], len(mono) - 1)
     high, low = np.maximum.reduceat(mono, starts), np.minimum.reduceat(mono, starts)
-    # Each column reaches to the first sample of the next, so that the line has no gaps.
+    # Columns include the first sample of the next, so that the line has no gaps.
     high[:-1] = np.maximum(high[:-1], mono[starts[1:]])
     low[:-1] = np.minimum(low[:-1], mono[starts[1:]])
     rows = np.linspace(1, -1, _WAVE_HEIGHT)[:, None]
@@ -54,7 +54,7 @@ def _waveform(mono: np.ndarray) -> np.ndarray:
 
 
 def _log_mel_db(mono: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Decibels below the loudest value, [mels, width]; high notes come first."""
+    """Decibels relative to the maximum, [mels, width], from high to low frequencies."""
     size = max(16, round(_WINDOW_S * sample_rate_hz))
     padded = np.pad(mono, (size // 2, size))
     starts = np.linspace(0, len(mono), WIDTH, endpoint=False).astype(int)
@@ -66,11 +66,11 @@ def _log_mel_db(mono: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 
 
 def _mel_bands(size: int, sample_rate_hz: int) -> np.ndarray:
-    """Triangles evenly spaced in mel, [size // 2 + 1, mels]."""
+    """Triangular filters, evenly spaced in mel, [size // 2 + 1, mels]."""
     top = 2595 * np.log10(1 + sample_rate_hz / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, _NUM_MELS + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(size, 1 / sample_rate_hz)[:, None]
-    # At least a bin wide on each side, so that no low band is empty.
+    # At least one bin wide on each side, so that low bands are not empty.
     width = np.maximum(np.diff(edges), sample_rate_hz / size)
     rising = (bins - edges[:-2]) / width[:-1]
     falling = (edges[2:] - bins) / width[1:]

@@ -1,4 +1,4 @@
-"""Shows samples of a split: a table of text, and a sheet of images and audio clips with captions."""
+"""Preview samples of a split: a text table, and a contact sheet of images and audio clips."""
 
 import json
 import re
@@ -7,27 +7,28 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_prep.inspection.audio_panel import HEIGHT, WIDTH, audio_panel
-from data_prep.inspection.measurements import media_of
-from data_prep.train_tokenizer import sample_texts
+from data_prep.members import media_of, sample_texts
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.errors import DataError
+from muomni.io.table import format_table
 
 _NUM_COLUMNS = 4
 _TILE = WIDTH // _NUM_COLUMNS
 _GAP, _LINE_HEIGHT = 4, 13
-# The key, then the text.
+# The key, followed by the text.
 _NUM_CAPTION_LINES = 3
 _TEXT_WIDTH = 80
-# Behind images, so that transparent and white ones have an edge.
+# Behind images, so that transparent and white ones have visible edges.
 _GROUND = (236, 236, 236)
 
 
 def describe(manifest: Manifest, split: str, num_samples: int) -> str:
-    """The first samples of a split as a table: id, key, members, length or size, text."""
+    """A table of the first samples of a split: id, key, members, duration, pixels, and text."""
     reader = SplitReader(manifest, split)
-    rows = [("id", "key", "members", "seconds", "pixels", "text")]
+    headers = ("id", "key", "members", "seconds", "pixels", "text")
+    rows = []
     for index in range(min(num_samples, len(reader))):
         sample, row = reader.read(index), reader.columns[index]
         members = " ".join(sorted(name for name in sample if name != "__key__"))
@@ -35,18 +36,11 @@ def describe(manifest: Manifest, split: str, num_samples: int) -> str:
         pixels = f"{row['num_pixels']:,}" if row["num_images"] else "-"
         text = _shortened(_text(sample, manifest.task), _TEXT_WIDTH)
         rows.append((str(index), str(sample["__key__"]), members, seconds, pixels, text))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    is_number = (True, False, False, True, True)
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, is_number, strict=False)
-        aligned = [c.rjust(width) if right else c.ljust(width) for c, width, right in cells]
-        lines.append("  ".join([*aligned, row[-1]]))
-    return "\n".join(lines)
+    return format_table(headers, rows, align="><<>><")
 
 
 def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> bool:
-    """Write the sheet as an image file; False when the samples have no media."""
+    """Write the contact sheet as an image file; returns False if the samples have no media."""
     image = sheet(manifest, split, num_samples)
     if image is None:
         return False
@@ -56,9 +50,9 @@ def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> 
 
 
 def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
-    """Images in a grid, then audio clips below each other, with captions; None without media.
+    """Draw images in a grid and audio clips below it, with captions; None without media.
 
-    What does not decode is shown as the reason why.
+    Media that do not decode are replaced by the error message.
     """
     reader = SplitReader(manifest, split)
     tiles: list[Image.Image] = []
@@ -117,7 +111,7 @@ def _panel(data: bytes, caption: str) -> Image.Image:
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, num_lines: int) -> str:
-    """As much of a text as fits into lines of `width` pixels; words are cut only where they must be."""
+    """The part of a text that fits into lines of `width` pixels; words are split only if necessary."""
     lines = [""]
     for word in re.findall(r"\s*\S+", text):
         if lines[-1] and draw.textlength(lines[-1] + word) > width and len(lines) < num_lines:
@@ -139,7 +133,7 @@ def _text(sample: dict[str, bytes | str], task: str) -> str:
         else:
             text = " | ".join(sample_texts(sample, task))
     except (ValueError, KeyError, TypeError) as error:
-        return f"(no text that can be understood: {error})"
+        return f"(unreadable text: {error})"
     return " ".join(text.split())
 
 

@@ -1,10 +1,9 @@
-"""Checks a dataset on disk, each level including the one before.
+"""Verify datasets on disk; each level includes the previous one.
 
-quick: sizes and counts of all files against the manifest. full: digests of tar, index and columns,
-a walk over all tar headers, keys unique over all shards. decode: a share of the samples is decoded.
+quick: sizes and counts of all files against the manifest. full: SHA-256 of tars, indices, and columns, a
+scan of all tar headers, and unique keys across shards. decode: a fraction of the samples is decoded.
 """
 
-import hashlib
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.curation.exclude import mask_problems
-from data_prep.datasets import by_shard
-from data_prep.inspection.measurements import metrics
-from data_prep.sharding.shard_pool import map_shards
+from data_prep.datasets import by_shard, map_shards
+from data_prep.members import measure
 from muomni.data.shards.manifest import Manifest, ShardRecord, Totals, hash64
 from muomni.data.shards.reader import SplitReader, check_shard
 from muomni.data.shards.tar_index import (
@@ -28,15 +26,15 @@ from muomni.data.shards.tar_index import (
 )
 from muomni.data.shards.writer import SampleCost, columns_path, load_columns, load_record
 from muomni.errors import ConfigError, DataError
+from muomni.io.hashing import sha256_file
 
-_CHUNK_BYTES = 1 << 20
-# The metrics that decoding gives and the columns hold.
+# Costs that decoding yields and columns store.
 _COST_NAMES = tuple(field.name for field in fields(SampleCost))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was checked and every problem that was found, as sentences."""
+    """What was checked, and a message for each problem."""
 
     num_shards: int
     num_samples: int
@@ -45,12 +43,12 @@ class Report:
 
 
 def verify(manifest: Manifest, full: bool, decode_percent: float, num_workers: int) -> Report:
-    """Check all shards in parallel and collect their problems; nothing is repaired.
+    """Check all shards in parallel; nothing is repaired.
 
     Raises `ConfigError` for a percentage outside of 0 to 100.
     """
     if not 0 <= decode_percent <= 100:
-        raise ConfigError(f"--decode {decode_percent:g} lies outside 0 to 100 percent")
+        raise ConfigError(f"--decode must be between 0 and 100 percent, got {decode_percent:g}")
     shards = by_shard(manifest)
     results = map_shards(partial(_check, full, decode_percent), shards, num_workers)
     problems = [problem for found, _ in results for problem in found]
@@ -66,7 +64,7 @@ def verify(manifest: Manifest, full: bool, decode_percent: float, num_workers: i
 
 
 def _check(full: bool, decode_percent: float, manifest: Manifest) -> tuple[list[str], int]:
-    """Problems of a dataset of one shard, and how many of its samples were decoded."""
+    """Problems of a single-shard dataset, and the number of decoded samples."""
     ((split, content),) = manifest.splits.items()
     (shard,) = content.shards
     path = manifest.root / shard.path
@@ -88,7 +86,7 @@ def _check(full: bool, decode_percent: float, manifest: Manifest) -> tuple[list[
 
 
 def _check_sidecars(path: Path, shard: ShardRecord) -> list[str]:
-    """Record and the end of the index; reads one block of the tar."""
+    """Check the record and the end of the index; reads one block of the tar."""
     record = load_record(path)
     if record is None:
         return [f"the record of {path} is missing"]
@@ -97,9 +95,9 @@ def _check_sidecars(path: Path, shard: ShardRecord) -> list[str]:
     end = int(read_index(index_path(path))[-1])
     with path.open("rb") as file:
         file.seek(end)
-        # An empty block ends a tar; an index may also count it in and end with the file.
+        # An empty block ends a tar; an index may also include it and end with the file.
         if file.read(BLOCK_BYTES).strip(b"\0"):
-            return [f"{index_path(path)} ends at byte {end}, where {path} still goes on"]
+            return [f"{index_path(path)} ends at byte {end}, but {path} continues"]
     return []
 
 
@@ -110,30 +108,30 @@ def _check_bytes(path: Path, shard: ShardRecord) -> list[str]:
         columns_path(path): shard.columns_sha256,
     }
     return [
-        f"{file} has another SHA-256 than the manifest says; copy or make it again"
+        f"the SHA-256 of {file} differs from the manifest; copy or create it again"
         for file, expected in files.items()
-        if _sha256(file) != expected
+        if sha256_file(file) != expected
     ]
 
 
 def _check_headers(path: Path, shard: ShardRecord) -> list[str]:
-    """A walk over all headers: samples must lie where the index, and be those that the columns say."""
+    """Scan all headers: offsets must match the index, and keys the columns."""
     problems = []
     samples = group_samples(scan_tar(path), path)
     starts = index_offsets(samples)[:-1]
     if not np.array_equal(starts, read_index(index_path(path))[:-1]):
-        problems.append(f"{index_path(path)} does not fit {path}; make it again")
+        problems.append(f"{index_path(path)} does not match {path}; create it again")
     columns = load_columns(columns_path(path))
     keys = np.array([hash64(sample.key) for sample in samples], dtype=np.uint64)
     if not np.array_equal(columns["key_hash"], keys):
-        problems.append(f"{columns_path(path)} holds other keys than {path}")
+        problems.append(f"{columns_path(path)} and {path} have different keys")
     if Totals.of_columns(columns) != shard.totals:
-        problems.append(f"{columns_path(path)} adds up to other totals than the manifest says")
+        problems.append(f"the totals of {columns_path(path)} differ from the manifest")
     return problems
 
 
 def _decode(manifest: Manifest, split: str, percent: float) -> tuple[list[str], int]:
-    """Decode a random but repeatable share of a shard's samples and compare their cost."""
+    """Decode a random but reproducible fraction of a shard's samples, and compare their costs."""
     reader = SplitReader(manifest, split)
     (shard,) = manifest.split(split).shards
     problems = []
@@ -147,13 +145,13 @@ def _decode(manifest: Manifest, split: str, percent: float) -> tuple[list[str], 
             problems.append(str(error))
             continue
         try:
-            cost = metrics(sample, manifest.task)
+            cost = measure(sample, manifest.task)
         except DataError as error:
             problems.append(f"{where}: {error}")
             continue
         row = reader.columns[index]
         problems += [
-            f"{where}: {name} is {getattr(cost, name)}, the columns say {row[name]}"
+            f"{where}: {name} is {getattr(cost, name)}, but the columns have {row[name]}"
             for name in _COST_NAMES
             if getattr(cost, name) != row[name]
         ]
@@ -161,7 +159,7 @@ def _decode(manifest: Manifest, split: str, percent: float) -> tuple[list[str], 
 
 
 def _unlisted_tars(manifest: Manifest) -> list[str]:
-    """Shards with samples that the manifest does not name: other tools would read them too."""
+    """Non-empty shards that the manifest does not list: other tools would read them too."""
     listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
     problems = []
     for path in sorted(manifest.root.rglob("*.tar")):
@@ -174,13 +172,13 @@ def _unlisted_tars(manifest: Manifest) -> list[str]:
             record = None
         if record is None or record.num_samples:
             problems.append(
-                f"{path} is not in the manifest; delete it, or run the command that made it again"
+                f"{path} is not in the manifest; delete it, or rerun the command that created it"
             )
     return problems
 
 
 def _repeated_keys(manifest: Manifest) -> list[str]:
-    """Keys that stand in more than one shard."""
+    """Keys that occur in several shards."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     hashes = [
         load_columns(columns_path(manifest.root / shard.path))["key_hash"] for shard in shards
@@ -189,7 +187,7 @@ def _repeated_keys(manifest: Manifest) -> list[str]:
     suspects = unique[counts > 1]
     seen: dict[str, str] = {}
     problems = []
-    # Only shards with a suspect are read again, for the keys themselves.
+    # Read the keys only of shards with a repeated hash.
     for shard, own in zip(shards, hashes, strict=True):
         if not np.isin(own, suspects).any():
             continue
@@ -197,13 +195,5 @@ def _repeated_keys(manifest: Manifest) -> list[str]:
         for key in dict.fromkeys(split_member_name(member.name)[0] for member in members):
             first = seen.setdefault(key, shard.path)
             if first != shard.path:
-                problems.append(f"key {key!r} stands in {first} and in {shard.path}")
+                problems.append(f"key {key!r} occurs in {first} and {shard.path}")
     return problems
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Bytes of an image or audio clip: a file, a cell of a Parquet file, a part of an audio clip.
+"""Read the bytes of an image or audio clip from a file, a Parquet cell, or a segment of an audio file.
 
-Files and cells are taken as they are. A part of an audio clip is decoded and written again without
-loss: FLAC, or WAV for samples that FLAC cannot hold.
+Files and cells are copied unchanged. Segments are decoded and encoded losslessly as FLAC, or as WAV if
+FLAC cannot represent the samples.
 """
 
 import io
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     import pyarrow
 
 _SAME_FORMAT = {"jpeg": "jpg", "opus": "ogg", "oga": "ogg"}
-# Neighboring rows are asked for one after the other; two groups serve a border between them.
+# Neighboring rows are read in sequence; two row groups cover the border between them.
 _NUM_KEPT_ROW_GROUPS = 2
 # Annotations round the ends of segments.
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
-# Subtype in an audio clip: format and subtype of its parts, and the samples that carry them over.
+# Subtype of an audio file: format and subtype of its segments, and the sample type that preserves them.
 _SampleType = Literal["int16", "int32", "float32", "float64"]
 _EXACT: dict[str, tuple[str, str, _SampleType]] = {
     "PCM_S8": ("FLAC", "PCM_S8", "int16"),
@@ -45,9 +45,9 @@ _EXACT: dict[str, tuple[str, str, _SampleType]] = {
     "DOUBLE": ("WAV", "DOUBLE", "float64"),
 }
 _SIXTEEN_BITS: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "int16")
-# Lossy decoders give floats that may leave [-1, 1]; soundfile clips them when it writes 16 bits.
+# Lossy decoders return floats that may exceed [-1, 1]; soundfile clips them when it writes 16 bits.
 _LOSSY: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "float32")
-# A frame of MP3 needs bits of the frames before it: right after a seek up to 0.5 s come out wrong.
+# An MP3 frame needs bits of preceding frames: up to 0.5 s after a seek are decoded incorrectly.
 _LEAD_IN_S = 2
 _LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
@@ -55,15 +55,15 @@ _LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYE
 def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, bytes]:
     """Extension and bytes of an image or audio clip.
 
-    Raises `BadSampleError` when it is missing, when a part lies outside of its audio clip, and with
-    the reason `broken` when its format is none of `known`.
+    Raises `BadSampleError` if it is missing or a segment exceeds its file, and with the reason `broken` if
+    its format is not in `known`.
     """
     if isinstance(media, Clip):
-        return _cut(media, known)
+        return _cut_segment(media, known)
     if isinstance(media, Cell):
         data = read_cell(media)
         if data is not None:
-            return _checked(media, _format_of(data), known, broken), data
+            return _checked(media, detect_format(data), known, broken), data
         if not media.file:
             raise BadSampleError(MISSING_MEDIA, f"{media} is empty")
         media = media.file
@@ -74,12 +74,12 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
 def _checked(media: Media, extension: str, known: tuple[str, ...], broken: str) -> str:
     extension = _SAME_FORMAT.get(extension, extension)
     if extension not in known:
-        raise BadSampleError(broken, f"{media} is none of {', '.join(known)}")
+        raise BadSampleError(broken, f"{media} is not one of {', '.join(known)}")
     return extension
 
 
 def _read_file(path: str) -> bytes:
-    """All bytes of a regular file: a pipe would never end, nor would some devices."""
+    """All bytes of a regular file; reading a pipe or some devices would never end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def _read_file(path: str) -> bytes:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise BadSampleError(MISSING_MEDIA, f"{path} is no regular file")
+            raise BadSampleError(MISSING_MEDIA, f"{path} is not a regular file")
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read()
     except OSError as error:
@@ -97,27 +97,21 @@ def _read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _format_of(data: bytes) -> str:
-    """The extension that the first bytes tell; empty for an unknown format."""
+def detect_format(data: bytes) -> str:
+    """The extension that the first bytes imply; empty for unknown formats."""
     if data[:4] == b"RIFF":
         return {b"WAVE": "wav", b"WEBP": "webp"}.get(data[8:12], "")
-    # An MPEG frame starts with eleven set bits.
+    # MPEG frames start with eleven set bits.
     if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
         return "mp3"
-    starts = {
-        b"\x89PNG": "png",
-        b"\xff\xd8": "jpg",
-        b"fLaC": "flac",
-        b"OggS": "ogg",
-        b"ID3": "mp3",
-    }
+    starts = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3"}
     return next((name for start, name in starts.items() if data.startswith(start)), "")
 
 
 def read_cell(cell: Cell) -> bytes | None:
-    """The bytes of a binary or text cell, None for an empty one.
+    """The bytes of a binary or text cell, or None if it is empty.
 
-    Raises `BadSampleError` when the file or the row is not there any more.
+    Raises `BadSampleError` if the file or row no longer exists.
     """
     import pyarrow
 
@@ -136,10 +130,10 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
         return file.read_row_group(row_group, columns=[column]).flatten().column(0)
 
 
-def _cut(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
-    """A part of an audio clip; one that is the whole of a file in a known format stays as it is."""
+def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
+    """Cut a segment; one that covers a whole file in a known format is copied."""
     if clip.start_s < 0 or clip.duration_s <= 0:
-        raise BadSampleError(BAD_RECORD, f"{clip} is no part of an audio clip")
+        raise BadSampleError(BAD_RECORD, f"{clip} is not a valid segment")
     extension = Path(clip.path).suffix.lower().lstrip(".")
     extension = _SAME_FORMAT.get(extension, extension)
     try:
@@ -148,18 +142,18 @@ def _cut(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
                 raise BadSampleError(BAD_RECORD, f"{clip.path} has no channel {clip.channel}")
             rest_s = file.frames / file.samplerate - clip.start_s
             if clip.duration_s > rest_s + _MAX_BEYOND_END_S:
-                raise BadSampleError(BROKEN_AUDIO, f"{clip} lies beyond the end of the audio clip")
+                raise BadSampleError(BROKEN_AUDIO, f"{clip} exceeds the end of the audio file")
             is_all = clip.start_s == 0 and clip.duration_s > rest_s - _MAX_ROUNDING_S
             if is_all and extension in known and (clip.channel is None or file.channels == 1):
                 return extension, _read_file(clip.path)
-            return _encode_part(clip, file)
+            return _encode_segment(clip, file)
     except (soundfile.SoundFileError, ValueError) as error:
         raise BadSampleError(BROKEN_AUDIO, f"{clip}: {str(error).strip()}") from error
     except OSError as error:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {clip.path}: {error.strerror}") from error
 
 
-def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
+def _encode_segment(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
     start = round(clip.start_s * file.samplerate)
     num_samples = round((clip.start_s + clip.duration_s) * file.samplerate) - start
     if file.subtype in _LOSSY_SUBTYPES:
@@ -169,20 +163,22 @@ def _encode_part(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
         kind, subtype, dtype = _EXACT.get(file.subtype, _SIXTEEN_BITS)
         lead_in = 0
     if num_samples * file.channels > MAX_VALUES:
-        raise BadSampleError(BAD_RECORD, f"{clip} is longer than any audio clip may be")
+        raise BadSampleError(BAD_RECORD, f"{clip} exceeds the maximum length of an audio clip")
     file.seek(start - lead_in)
     samples: np.ndarray = file.read(lead_in + num_samples, dtype=dtype, always_2d=True)[lead_in:]
     if len(samples) < num_samples - _MAX_BEYOND_END_S * file.samplerate:
-        raise BadSampleError(BROKEN_AUDIO, f"{clip} holds {len(samples)} of {num_samples} samples")
+        raise BadSampleError(BROKEN_AUDIO, f"{clip} has {len(samples)} of {num_samples} samples")
     if clip.channel is not None:
         samples = samples[:, clip.channel]
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, file.samplerate, subtype, format=kind)
-    return kind.lower(), _without_time(buffer.getvalue()) if kind == "WAV" else buffer.getvalue()
+    return kind.lower(), _clear_time_stamp(
+        buffer.getvalue()
+    ) if kind == "WAV" else buffer.getvalue()
 
 
-def _without_time(data: bytes) -> bytes:
-    """A WAV whose PEAK chunk has no time of writing: equal parts must give equal bytes."""
-    # The chunk stands before the samples: name, size and version of 4 bytes each, then the time.
-    place = data.find(b"PEAK", 0, data.find(b"data"))
-    return data if place < 0 else data[: place + 12] + bytes(4) + data[place + 16 :]
+def _clear_time_stamp(data: bytes) -> bytes:
+    """Clear the time stamp in the PEAK chunk of a WAV, so that equal segments have equal bytes."""
+    # The chunk precedes the samples: name, size, and version of 4 bytes each, then the time stamp.
+    start = data.find(b"PEAK", 0, data.find(b"data"))
+    return data if start < 0 else data[: start + 12] + bytes(4) + data[start + 16 :]

@@ -1,70 +1,60 @@
-"""Readers of corpus layouts, by task and format."""
+"""Readers of corpus layouts, by task and format; a reader is imported when it is used."""
 
-from data_prep.corpus import Reader
-from data_prep.readers.arctic import read_arctic
-from data_prep.readers.cc3m import read_cc3m
-from data_prep.readers.coco import read_coco
-from data_prep.readers.commonvoice import read_commonvoice
-from data_prep.readers.flickr30k import read_flickr30k
-from data_prep.readers.gigaspeech import read_gigaspeech
-from data_prep.readers.image_folder import read_image_folder, read_img2dataset
-from data_prep.readers.lhotse import read_lhotse
-from data_prep.readers.librispeech import read_librispeech
-from data_prep.readers.libritts import read_libritts
-from data_prep.readers.ljspeech import read_ljspeech
-from data_prep.readers.llava import read_llava
-from data_prep.readers.messages import read_messages
-from data_prep.readers.nemo import read_nemo
-from data_prep.readers.openai import read_openai
-from data_prep.readers.parquet import read_image_parquet, read_speech_parquet, read_text_parquet
-from data_prep.readers.plain_text import read_plain_text
-from data_prep.readers.sharegpt import read_sharegpt
-from data_prep.readers.table import read_image_table, read_speech_table, read_text_table
-from data_prep.readers.vctk import read_vctk
-from muomni.data.shards.manifest import Task
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-# Audio clips with their text serve both tasks, whatever they were made for.
-_AUDIO_CLIPS: dict[str, Reader] = {
-    "arctic": read_arctic,
-    "commonvoice": read_commonvoice,
-    "csv": read_speech_table,
-    "gigaspeech": read_gigaspeech,
-    "jsonl": read_speech_table,
-    "lhotse": read_lhotse,
-    "librispeech": read_librispeech,
-    "libritts": read_libritts,
-    "ljspeech": read_ljspeech,
-    "nemo": read_nemo,
-    "parquet": read_speech_parquet,
-    "tsv": read_speech_table,
-    "vctk": read_vctk,
+if TYPE_CHECKING:
+    from data_prep.corpus import Reader
+
+# Tasks with audio and text share their readers.
+_SPEECH = {
+    "arctic": "arctic:read_arctic",
+    "commonvoice": "commonvoice:read_commonvoice",
+    "csv": "table:read_speech_table",
+    "gigaspeech": "gigaspeech:read_gigaspeech",
+    "jsonl": "table:read_speech_table",
+    "lhotse": "lhotse:read_lhotse",
+    "librispeech": "librispeech:read_librispeech",
+    "libritts": "libritts:read_libritts",
+    "ljspeech": "ljspeech:read_ljspeech",
+    "nemo": "nemo:read_nemo",
+    "parquet": "parquet:read_speech_parquet",
+    "tsv": "table:read_speech_table",
+    "vctk": "vctk:read_vctk",
 }
 
-READERS: dict[Task, dict[str, Reader]] = {
-    "image-caption": {
-        "cc3m": read_cc3m,
-        "coco": read_coco,
-        "csv": read_image_table,
-        "flickr30k": read_flickr30k,
-        "folder": read_image_folder,
-        "img2dataset": read_img2dataset,
-        "jsonl": read_image_table,
-        "parquet": read_image_parquet,
-        "tsv": read_image_table,
-    },
-    "speech": _AUDIO_CLIPS,
-    "tts": _AUDIO_CLIPS,
+# Task: format: module in this package and function.
+READERS: dict[str, dict[str, str]] = {
     "text": {
-        "csv": read_text_table,
-        "jsonl": read_text_table,
-        "parquet": read_text_parquet,
-        "tsv": read_text_table,
-        "txt": read_plain_text,
+        "csv": "table:read_text_table",
+        "jsonl": "table:read_text_table",
+        "parquet": "parquet:read_text_parquet",
+        "tsv": "table:read_text_table",
+        "txt": "plain_text:read_plain_text",
     },
+    "image-caption": {
+        "cc3m": "cc3m:read_cc3m",
+        "coco": "coco:read_coco",
+        "csv": "table:read_image_table",
+        "flickr30k": "flickr30k:read_flickr30k",
+        "folder": "image_folder:read_image_folder",
+        "img2dataset": "image_folder:read_img2dataset",
+        "jsonl": "table:read_image_table",
+        "parquet": "parquet:read_image_parquet",
+        "tsv": "table:read_image_table",
+    },
+    "speech": _SPEECH,
+    "tts": _SPEECH,
     "sft": {
-        "jsonl": read_messages,
-        "llava": read_llava,
-        "openai": read_openai,
-        "sharegpt": read_sharegpt,
+        "jsonl": "messages:read_messages",
+        "llava": "placeholders:read_llava",
+        "openai": "messages:read_openai",
+        "sharegpt": "placeholders:read_sharegpt",
     },
 }
+
+
+def find_reader(task: str, corpus_format: str) -> "Reader":
+    """Import the reader of a task's format."""
+    module, _, function = READERS[task][corpus_format].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), function)

@@ -1,4 +1,4 @@
-"""CMU ARCTIC: `cmu_us_SPEAKER_arctic/etc/txt.done.data` of lines `( NAME "text" )`, and `wav/NAME.wav`.
+"""CMU ARCTIC: `cmu_us_SPEAKER_arctic/etc/txt.done.data` with lines `( NAME "text" )`, and `wav/NAME.wav`.
 
 Group: the words of the text, since all speakers read the same prompts.
 """
@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_RECORD, Item, Problem, ReaderOptions
+from data_prep.corpus import BAD_RECORD, Item, Problem
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
@@ -16,13 +17,13 @@ _LINE = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
 
 
 def read_arctic(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the prompts of one speaker's folder, or of all speakers in SRC.
+    """List the prompts of a speaker's folder, or of all speakers in SRC.
 
-    Raises `DataError` when there is no prompt file.
+    Raises `DataError` if there is no prompt file.
     """
     files = sorted([*src.glob("etc/txt.done.data"), *src.glob("*/etc/txt.done.data")])
     if not files:
-        raise DataError(f"{src} holds no etc/txt.done.data of CMU ARCTIC; check --src")
+        raise DataError(f"{src} contains no etc/txt.done.data of CMU ARCTIC; check --src")
     for path in files:
         folder = path.parent.parent
         speaker = folder.resolve().name.removeprefix("cmu_us_").removesuffix("_arctic")

@@ -1,18 +1,18 @@
-"""Conceptual Captions, and any TSV of captions and images without or with a header.
+"""Conceptual Captions, or any TSV of captions and images, with or without a header.
 
-CC3M has lines `caption<TAB>url`, CC12M `url<TAB>caption`; which column is which shows in the first row.
-Images are local: the column of image files (`train/00001.jpg`), else the last part of the URL, below
-`--media` or the table's folder. Group: the URL, else the image's file name.
+CC3M has lines `caption<TAB>url` and CC12M `url<TAB>caption`; the first row shows the order. Images are
+local files: the image column (`train/00001.jpg`) or the last component of the URL, below `--media` or
+the table's folder. Group: the URL, else the image's file name.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_prep.corpus import Item, Problem, ReaderOptions, declared_split, require_file
+from data_prep.corpus import Item, Problem, declared_split, require_file
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, image_item
-from data_prep.readers.table import read_delimited
-from data_prep.readers.text_files import open_text
+from data_prep.readers.text_files import open_text, read_delimited
 from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
@@ -24,7 +24,7 @@ _HEADERS = {
 
 
 def read_cc3m(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the lines of a TSV; raises `DataError` when its columns cannot be told."""
+    """List the rows of a TSV; raises `DataError` if its columns are not recognized."""
     require_file(src, "caption table")
     names, has_header = _columns(src)
     root = options.media_root or src.parent
@@ -54,7 +54,7 @@ def _columns(src: Path) -> tuple[list[str], bool]:
     names = [name or f"column {number}" for number, name in enumerate(names)]
     if names.count("caption") != 1 or not {"image", "url"} & set(names):
         raise DataError(
-            f"the first row of {src} is not a caption and an image file or URL, with tabs between; "
+            f"the first row of {src} is not a caption and an image file or URL, separated by a tab; "
             "use --format tsv with --columns for other tables"
         )
     return names, any(by_header)

@@ -1,6 +1,6 @@
 """COCO captions: `annotations/captions_SUBSET.json` beside the image folder `SUBSET/`.
 
-All captions of an image make one sample. Group: the image's file name.
+All captions of an image form one sample. Group: the image's file name.
 """
 
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from data_prep.corpus import (
     EMPTY_TEXT,
     Item,
     Problem,
-    ReaderOptions,
     clean_key,
     declared_split,
     image_group,
     require_folder,
     text_problem,
 )
-from data_prep.readers.json_records import read_json
+from data_prep.options import ReaderOptions
+from data_prep.readers.text_files import read_json
 from muomni.errors import DataError
 
 _PREFIX = "captions_"
 
 
 def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the images of all `captions_*.json` under SRC/annotations with an image folder.
+    """List the images of all `captions_*.json` in SRC/annotations that have an image folder.
 
-    `options.annotations` is a file pattern in that folder. Raises `DataError` when there is none
-    or when a file is no COCO annotation.
+    `options.annotations` is a file pattern in that folder. Raises `DataError` if no file matches or one is
+    not a COCO annotation file.
     """
     folder = require_folder(src / "annotations", "COCO annotation folder")
     pattern = options.annotations or f"{_PREFIX}*.json"
@@ -41,15 +41,15 @@ def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
     ]
     if not pairs:
         raise DataError(
-            f"no annotation file {folder}/{pattern} with an image folder of its name beside "
-            "'annotations'; check --src and --annotations"
+            f"no annotation file {folder}/{pattern} has a matching image folder beside 'annotations'; "
+            "check --src and --annotations"
         )
     for path, images in pairs:
         yield from _read_subset(path, images)
 
 
 def _image_folder(src: Path, annotation: Path) -> Path | None:
-    """`SRC/train2017` for captions_train2017.json and for captions_train2017_fr.json."""
+    """`SRC/train2017` for captions_train2017.json and captions_train2017_fr.json."""
     name = annotation.stem.removeprefix(_PREFIX)
     while name:
         if (src / name).is_dir():
@@ -112,5 +112,5 @@ def _load(path: Path) -> dict:
     content = read_json(path, "COCO annotation")
     for name in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{path} is no COCO annotation file: it has no list {name!r}")
+            raise DataError(f"{path} is not a COCO annotation file: it has no list {name!r}")
     return content

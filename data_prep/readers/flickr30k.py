@@ -1,16 +1,17 @@
-"""Flickr30k: five captions an image, in one of its two tables beside a folder of images.
+"""Flickr30k: five captions per image, in one of two tables beside the image folder.
 
-`results_20130124.token` has lines `IMAGE.jpg#N<TAB>caption`, `results.csv` has the columns
-`image_name| comment_number| comment`. All captions of an image make one sample. Group: the
-image's file name.
+`results_20130124.token` has lines `IMAGE.jpg#N<TAB>caption`; `results.csv` has the columns
+`image_name| comment_number| comment`. All captions of an image form one sample. Group: the image's file
+name.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_RECORD, Item, Problem, ReaderOptions
+from data_prep.corpus import BAD_RECORD, Item, Problem
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, image_item
-from data_prep.readers.table import read_delimited
+from data_prep.readers.text_files import read_delimited
 from muomni.errors import DataError
 
 _TABLES = ("results_20130124.token", "results.csv")
@@ -18,10 +19,10 @@ _FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "Images")
 
 
 def read_flickr30k(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the images of a table, or of the one in SRC or a folder in SRC.
+    """List the images of a table, or of the table in SRC or its subfolders.
 
-    Images are looked for in `media_root`, else beside the table. Raises `DataError` when the table
-    or the folder of images is missing.
+    Images are in `media_root` or beside the table. Raises `DataError` if the table or the image folder is
+    missing.
     """
     table = src if src.is_file() else _find_table(src)
     root = options.media_root or _image_folder(table.parent)
@@ -30,7 +31,7 @@ def read_flickr30k(src: Path, options: ReaderOptions) -> Iterator[Item]:
         if image:
             captions.setdefault(image, []).append(caption)
             continue
-        problem = Problem(BAD_RECORD, f"the line is no image, number and caption: {caption!r}")
+        problem = Problem(BAD_RECORD, f"the line is not image, number, and caption: {caption!r}")
         source = f"{table.name} line {number}"
         yield image_item(Row(f"{table.stem}-{number:08d}", source, {}, problem), root)
     for image, texts in captions.items():
@@ -44,22 +45,22 @@ def _find_table(src: Path) -> Path:
         if found:
             return found[0]
     raise DataError(
-        f"{src} holds neither {_TABLES[0]} nor {_TABLES[1]}; name the folder or the table with --src"
+        f"{src} contains neither {_TABLES[0]} nor {_TABLES[1]}; --src must be the folder or the table"
     )
 
 
 def _image_folder(beside: Path) -> Path:
-    """The folder of images beside a table, or the table's own folder when images lie in it."""
+    """The image folder beside a table, or the table's own folder if it contains images."""
     named = [beside / name for name in _FOLDERS if (beside / name).is_dir()]
     if named:
         return named[0]
     if next(beside.glob("*.jpg"), None) is None:
-        raise DataError(f"no image folder {_FOLDERS[0]} in {beside}; name it with --media")
+        raise DataError(f"no image folder {_FOLDERS[0]} in {beside}; give it with --media")
     return beside
 
 
 def _lines(table: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, image and caption; without image the line is bad, and its text comes instead."""
+    """Line number, image, and caption; a bad line has no image and its text as caption."""
     is_csv = table.suffix == ".csv"
     names = ["image", "number", "caption"] if is_csv else ["image", "caption"]
     header = None if is_csv else names

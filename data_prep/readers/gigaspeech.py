@@ -1,17 +1,19 @@
-"""GigaSpeech: `GigaSpeech.json` with the segments of long audio clips in `audio/`.
+"""GigaSpeech: `GigaSpeech.json` with the segments of long audio files in `audio/`.
 
-Each segment is cut from its audio clip. The tags `<COMMA>`, `<PERIOD>`, `<QUESTIONMARK>` and
-`<EXCLAMATIONPOINT>` become signs, the upper case lower unless `keep_case` is set; segments of silence,
-music, noise or other sounds are left out. `--subsets XS DEV TEST` takes only these. Group: the audio clip.
+Segments are cut from the audio files. The tags `<COMMA>`, `<PERIOD>`, `<QUESTIONMARK>`, and
+`<EXCLAMATIONPOINT>` become punctuation, and upper case becomes lower case unless `keep_case` is set.
+Segments of silence, music, noise, or other sounds are skipped. `--subsets XS DEV TEST` selects subsets.
+Group: the audio file.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_RECORD, NO_SPEECH, Clip, Item, Problem, ReaderOptions
-from data_prep.readers.json_records import Record, read_json
+from data_prep.corpus import BAD_RECORD, NO_SPEECH, Clip, Item, Problem
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
+from data_prep.readers.text_files import Record, read_json
 from muomni.errors import DataError
 
 _SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
@@ -20,25 +22,25 @@ _DECLARED = {"DEV": "val", "TEST": "test"}
 
 
 def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the segments of SRC/GigaSpeech.json, or of SRC itself when it is the file.
+    """List the segments of SRC/GigaSpeech.json, or of SRC if it is a file.
 
-    Raises `DataError` when it is missing or holds no list of audio clips.
+    Raises `DataError` if it is missing or has no list of audio files.
     """
     path = src if src.is_file() else src / "GigaSpeech.json"
     content = read_json(path, "GigaSpeech description")
     audios = content.get("audios") if isinstance(content, dict) else None
     if not isinstance(audios, list):
-        raise DataError(f"{path} is no GigaSpeech description: it has no list 'audios'")
+        raise DataError(f"{path} is not a GigaSpeech description: it has no list 'audios'")
     root = options.media_root or path.parent
     for number, audio in enumerate(audios):
         segments = audio.get("segments") if isinstance(audio, dict) else None
         if not isinstance(segments, list):
-            problem = Problem(BAD_RECORD, "the audio clip has no list 'segments'")
+            problem = Problem(BAD_RECORD, "the audio file has no list 'segments'")
             name = f"{path.stem}-audio-{number:08d}"
             yield speech_item(Row(name, f"{path.name} audio {number}", {}, problem), root, options)
             continue
-        for place, segment in enumerate(segments):
-            source = f"{path.name} {audio.get('aid')} segment {place}"
+        for index, segment in enumerate(segments):
+            source = f"{path.name} {audio.get('aid')} segment {index}"
             row = _row(audio, segment, source, root, options.keep_case)
             if not options.subsets or _subsets(row.values["subsets"]) & set(options.subsets):
                 yield speech_item(row, root, options)
@@ -46,7 +48,7 @@ def read_gigaspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 def _row(audio: Record, segment: object, source: str, root: Path, keep_case: bool) -> Row:
     if not isinstance(segment, dict):
-        return Row(source, source, {"subsets": None}, Problem(BAD_RECORD, "it is no object"))
+        return Row(source, source, {"subsets": None}, Problem(BAD_RECORD, "it is not an object"))
     subsets = segment.get("subsets")
     split = next((s for name, s in _DECLARED.items() if name in _subsets(subsets)), "train")
     begin, end = segment.get("begin_time"), segment.get("end_time")
@@ -54,7 +56,7 @@ def _row(audio: Record, segment: object, source: str, root: Path, keep_case: boo
     speaker = str(segment.get("speaker") or "")
     values: dict[str, object] = {
         "id": segment.get("sid"),
-        "text": _written(text if keep_case else text.lower()),
+        "text": _punctuate(text if keep_case else text.lower()),
         "speaker": "" if speaker == "N/A" else speaker,
         "language": "en",
         "split": split,
@@ -73,10 +75,10 @@ def _row(audio: Record, segment: object, source: str, root: Path, keep_case: boo
 
 
 def _subsets(names: object) -> set[str]:
-    """`["{XL}", "{DEV}"]` as XL and DEV."""
+    """Subset names without braces: `["{XL}", "{DEV}"]` becomes XL and DEV."""
     return {str(name).strip("{}") for name in names} if isinstance(names, list) else set()
 
 
-def _written(text: str) -> str:
-    """The text with signs for tags, each joined to the word before it."""
+def _punctuate(text: str) -> str:
+    """The text with tags replaced by punctuation, attached to the preceding word."""
     return re.sub(r"\s*(<[A-Za-z]+>)", lambda match: _SIGNS.get(match[1].upper(), match[0]), text)

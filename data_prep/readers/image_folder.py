@@ -1,7 +1,7 @@
-"""Folders of images with their texts beside them: `a/b/cat.jpg` and `a/b/cat.txt` or `.caption`.
+"""Folders of images beside their texts: `a/b/cat.jpg` and `a/b/cat.txt` or `.caption`.
 
-`folder` takes any depth; each line of a text is a caption. `img2dataset` is that tool's output format
-`files`: folders of KEY.jpg, KEY.txt and KEY.json, the last with the URL.
+`folder` reads any depth; each line of a text is a caption. `img2dataset` reads that tool's output format
+`files`: folders of KEY.jpg, KEY.txt, and KEY.json, which contains the URL.
 """
 
 import json
@@ -9,14 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import (
-    CAPTION_WITHOUT_IMAGE,
-    Item,
-    Problem,
-    ReaderOptions,
-    declared_split,
-    require_folder,
-)
+from data_prep.corpus import CAPTION_WITHOUT_IMAGE, Item, Problem, declared_split, require_folder
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.text_files import read_text
 from muomni.data.media.decode import IMAGE_EXTENSIONS
@@ -27,11 +21,11 @@ _IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List all images below SRC; the first folder of a path may declare a split, like `train`.
+    """List all images below SRC; the first folder of a path may declare a split, such as `train`.
 
-    Raises `DataError` when there is no image.
+    Raises `DataError` if there is no image.
     """
-    nothing = f"{src} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check --src"
+    nothing = f"{src} contains no image ({', '.join(IMAGE_EXTENSIONS)}); check --src"
     for row in _rows(src, nothing):
         folder, slash, _ = row.name.partition("/")
         row.values["caption"] = row.text("caption").splitlines()
@@ -40,13 +34,11 @@ def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the downloaded images; raises `DataError` for the tool's other output formats."""
-    nothing = (
-        f"{src} holds no KEY.jpg as img2dataset writes with --output_format files; check --src"
-    )
+    """List the downloaded images; raises `DataError` for other output formats of the tool."""
+    nothing = f"{src} contains no KEY.jpg of img2dataset (--output_format files); check --src"
     if src.is_dir() and next(src.glob("*.tar"), None) is not None:
         nothing = (
-            f"{src} holds img2dataset's webdataset output, which needs no conversion; run "
+            f"{src} contains img2dataset's webdataset output, which needs no conversion; run "
             f"'python -m data_prep index {src} --task image-caption'"
         )
     for row in _rows(src, nothing):
@@ -54,16 +46,16 @@ def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
         url = str(facts.get("url") or "")
         row.metadata["url"] = url
         row.values["id"] = Path(row.name).name
-        # Keys count the images of one run, so they are no names of images.
+        # Keys are numbers within a download, so they do not identify images.
         row.values["group"] = f"url:{url}" if url else f"{src.name}:{row.name}"
         row.values["caption"] = row.text("caption") or facts.get("caption")
         yield image_item(row, src)
 
 
 def _rows(src: Path, nothing: str) -> Iterator[Row]:
-    """A row for each image and each lonely text, named by its path without extension.
+    """A row for each image and each text without image, named by its path without extension.
 
-    Raises `DataError` with the sentence `nothing` when there is no image.
+    Raises `DataError` with the message `nothing` if there is no image.
     """
     require_folder(src, "image folder")
     num_images = 0
@@ -80,15 +72,15 @@ def _rows(src: Path, nothing: str) -> Iterator[Row]:
             values: dict[str, object] = {"image": str(relative / file), "caption": caption}
             yield Row((relative / stem).as_posix(), str(relative / file), values)
         for stem in sorted(texts.keys() - {Path(file).stem for file in images}):
-            place = str(relative / texts[stem])
-            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{place} has no image beside it")
-            yield Row((relative / stem).as_posix(), place, {"image": stem}, problem)
+            source = str(relative / texts[stem])
+            problem = Problem(CAPTION_WITHOUT_IMAGE, f"{source} has no image beside it")
+            yield Row((relative / stem).as_posix(), source, {"image": stem}, problem)
     if not num_images:
         raise DataError(nothing)
 
 
 def _facts(path: Path) -> dict[str, object]:
-    """What img2dataset notes of an image; nothing where its file is missing or broken."""
+    """The metadata of img2dataset about an image; empty if the file is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
 """LibriSpeech: `SUBSET/SPEAKER/CHAPTER/S-C-NNNN.flac` and `S-C.trans.txt` with upper-case text.
 
-The upper case carries no information, so transcripts are lower-cased unless `keep_case` is set.
-Key: subset and utterance. Group: the chapter; `group_by` = speaker or transcript (for corpora that
-repeat their prompts).
+Transcripts are converted to lower case unless `keep_case` is set. Key: subset and utterance. Group: the
+chapter; or with `group_by` the speaker, or the transcript (for corpora that repeat their prompts).
 """
 
 from collections.abc import Iterator
@@ -12,36 +11,36 @@ from data_prep.corpus import (
     MISSING_TRANSCRIPT,
     Item,
     Problem,
-    ReaderOptions,
     clean_key,
     declared_split,
     require_folder,
     text_problem,
     transcript_group,
 )
+from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
 
 
 def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the utterances of all transcript files under SRC, or of `options.subsets` only.
+    """List the utterances of all transcript files under SRC, or of `options.subsets`.
 
-    Raises `DataError` when there is no transcript file or a named subset is missing.
+    Raises `DataError` if there is no transcript file or a subset is missing.
     """
     root, folders = subset_folders(src, "LibriSpeech", options)
     files = sorted(path for folder in folders for path in folder.rglob("*.trans.txt"))
     if not files:
         raise DataError(
-            f"{root} holds no transcript file (SUBSET/SPEAKER/CHAPTER/*.trans.txt); check --src"
+            f"{root} contains no transcript (SUBSET/SPEAKER/CHAPTER/*.trans.txt); check --src"
         )
     for path in files:
         yield from _read_chapter(path, root, options)
 
 
 def subset_folders(src: Path, corpus: str, options: ReaderOptions) -> tuple[Path, list[Path]]:
-    """The folder of the subsets, which may lie in SRC/CORPUS, and those of them to read.
+    """The folder of the subsets (SRC or SRC/CORPUS), and the subset folders to read.
 
-    Raises `DataError` when one is missing.
+    Raises `DataError` if one is missing.
     """
     root = require_folder(src, f"{corpus} folder")
     if (root / corpus).is_dir():
@@ -53,9 +52,9 @@ def subset_folders(src: Path, corpus: str, options: ReaderOptions) -> tuple[Path
 
 def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[Item]:
     relative = path.relative_to(root)
-    # SUBSET/SPEAKER/CHAPTER/FILE; SRC may also be one subset.
+    # SUBSET/SPEAKER/CHAPTER/FILE; SRC may also be a subset.
     subset = relative.parts[0] if len(relative.parts) > 3 else ""
-    # Subsets may number the same speakers and chapters on their own.
+    # Different subsets may reuse the numbers of speakers and chapters.
     prefix = f"{subset}-" if subset else ""
     chapter = path.name.removesuffix(".trans.txt")
     speaker = chapter.partition("-")[0]
@@ -90,7 +89,7 @@ def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[It
 
 
 def utterance_group(chapter: str, speaker: str, transcript: str, group_by: str) -> str:
-    """The group of an utterance; LibriTTS has the same chapters, and so the same groups."""
+    """The group of an utterance; LibriTTS has the same chapters and hence the same groups."""
     if group_by == "transcript":
         return transcript_group(transcript.encode(errors="replace").decode())
     if group_by == "speaker":

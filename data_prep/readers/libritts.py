@@ -1,13 +1,14 @@
-"""LibriTTS: `SUBSET/SPEAKER/CHAPTER/S_C_P_U.wav` with `.normalized.txt` and `.original.txt` beside it.
+"""LibriTTS: `SUBSET/SPEAKER/CHAPTER/S_C_P_U.wav` beside `.normalized.txt` and `.original.txt`.
 
-The normalized text is taken unless `--text original` asks for the other. Key: subset and utterance.
-Group: the chapter, by the same name as in LibriSpeech; or speaker or transcript.
+The normalized text is used unless `--text original` is given. Key: subset and utterance. Group: the
+chapter, named as in LibriSpeech; or the speaker or transcript.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, declared_split
+from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, declared_split
+from data_prep.options import ReaderOptions
 from data_prep.readers.librispeech import subset_folders, utterance_group
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import read_text
@@ -15,9 +16,9 @@ from muomni.errors import DataError
 
 
 def read_libritts(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the utterances below SRC, or of `options.subsets` only.
+    """List the utterances below SRC, or of `options.subsets`.
 
-    Raises `DataError` when there is none or a named subset is missing.
+    Raises `DataError` if there is none or a subset is missing.
     """
     root, folders = subset_folders(src, "LibriTTS", options)
     ending = f".{options.text_form or 'normalized'}.txt"
@@ -30,7 +31,7 @@ def read_libritts(src: Path, options: ReaderOptions) -> Iterator[Item]:
             row = _row(chapter.relative_to(root), name, texts.get(name), options.group_by)
             yield speech_item(row, root, options)
     if is_empty:
-        raise DataError(f"{root} holds no SUBSET/SPEAKER/CHAPTER/*.wav of LibriTTS; check --src")
+        raise DataError(f"{root} contains no SUBSET/SPEAKER/CHAPTER/*.wav of LibriTTS; check --src")
 
 
 def _chapters(folder: Path) -> set[Path]:

@@ -1,7 +1,7 @@
-"""LJSpeech: `metadata.csv` of lines `ID|text|normalized text` without header, `wavs/ID.wav`.
+"""LJSpeech: `metadata.csv` with lines `ID|text|normalized text` and no header, and `wavs/ID.wav`.
 
-The normalized text (third column, or the second where it is empty) is the text of the sample.
-Group: its words, so that a prompt that was recorded twice never stands on both sides of a split.
+The text of a sample is the third column, or the second if the third is empty. Group: its words, so that
+a prompt recorded twice stays in one split.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from data_prep.corpus import (
     BAD_RECORD,
     Item,
     Problem,
-    ReaderOptions,
     clean_key,
     require_file,
     text_problem,
     transcript_group,
 )
+from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import read_text
 
 
 def read_ljspeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the lines of SRC/metadata.csv; raises `DataError` when that file is missing."""
+    """List the lines of SRC/metadata.csv; raises `DataError` if it is missing."""
     path = require_file(src / "metadata.csv", "LJSpeech table")
     text = read_text(path)
     for number, line in enumerate(text.split("\n"), start=1):

@@ -1,22 +1,22 @@
 """NeMo manifests: JSON lines {"audio_filepath", "text", "duration"}, and "offset" for segments.
 
-A line with an offset is the part [offset, offset + duration) of its audio clip, and is cut out; without
-one it is the whole file. Paths are relative to the manifest or to `--media`. Also read where present:
-"speaker", "lang".
+A line with an offset is the segment [offset, offset + duration) of its audio file; a line without is the
+whole file. Paths are relative to the manifest or to `--media`. Optional fields: "speaker" and "lang".
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_RECORD, Clip, Item, Problem, ReaderOptions, declared_split
-from data_prep.readers.json_records import Record, read_json_lines
+from data_prep.corpus import BAD_RECORD, Clip, Item, Problem, declared_split
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
+from data_prep.readers.text_files import Record, read_json_lines
 
 
 def read_nemo(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the lines of a manifest; its name may declare a split, like `train_manifest.json`.
+    """List the lines of a manifest, whose name may declare a split, such as `train_manifest.json`.
 
-    Raises `DataError` when it is missing.
+    Raises `DataError` if it is missing.
     """
     root = options.media_root or src.parent
     for number, record in read_json_lines(src, "NeMo manifest"):

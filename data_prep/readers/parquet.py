@@ -1,9 +1,9 @@
-"""Parquet files, as Hugging Face datasets have them: a file, or all *.parquet below a folder.
+"""Parquet files, as in Hugging Face datasets: one file, or all *.parquet below a folder.
 
-Columns as in `rows.py`. `image` and `audio` are a path, bytes, or {"bytes", "path"}; the bytes are read
-when their sample is written, a row group at a time, and rows of one row group stay together in the
-shards, so each is read about once a split. The split is the column `split`, else what the name of the
-file or of its folder declares (`train-00000-of-00012.parquet`, `validation/0000.parquet`).
+`rows.py` defines the columns. `image` and `audio` are a path, bytes, or {"bytes", "path"}. Bytes are read
+by row group when a sample is written; rows of a row group stay together in the shards, so each group is
+read about once per split. The split is the column `split`, else declared by the name of the file or its
+folder (`train-00000-of-00012.parquet`, `validation/0000.parquet`).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.corpus import Cell, Item, ReaderOptions, declared_split
+from data_prep.corpus import Cell, Item, declared_split
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import (
     IMAGE_COLUMNS,
     MORE_COLUMNS,
@@ -22,7 +23,7 @@ from data_prep.readers.rows import (
     speech_item,
     text_item,
 )
-from data_prep.readers.table import require_columns
+from data_prep.readers.text_files import require_columns
 from muomni.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _ROWS_AT_A_TIME = 1024
 
 
 def read_image_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with an image and its caption or list of captions."""
+    """Rows with an image and one or several captions."""
     root = _media_root(src, options)
     return (image_item(row, root) for row in _rows(src, options, IMAGE_COLUMNS))
 
@@ -45,7 +46,7 @@ def read_speech_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def read_text_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """Rows with a text each; the texts are not kept but read again when they are written."""
+    """Rows with a text, which is read again when it is written."""
     return (text_item(row) for row in _rows(src, options, TEXT_COLUMNS))
 
 
@@ -54,12 +55,12 @@ def _media_root(src: Path, options: ReaderOptions) -> Path:
 
 
 def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of all files; raises `DataError` for no file, a broken one or a missing column."""
+    """The rows of all files; raises `DataError` if there are none, or a file is broken or lacks a column."""
     if not src.exists():
         raise DataError(f"Parquet source {src} does not exist; check --src")
     paths = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
     if not paths:
-        raise DataError(f"{src} holds no *.parquet file; check --src")
+        raise DataError(f"{src} contains no *.parquet file; check --src")
     import pyarrow.parquet
 
     root = src if src.is_dir() else src.parent
@@ -80,13 +81,13 @@ def _broken_files(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}; fetch it again") from error
+        raise DataError(f"cannot read {path}: {error}; download it again") from error
 
 
 def _file_rows(
     file: "ParquetFile", path: Path, relative: Path, names: dict[str, str], root: Path
 ) -> Iterator[Row]:
-    """The rows of one file; `names` gives the standard names of the columns to read."""
+    """The rows of one file; `names` maps the columns to read to standard names."""
     split = declared_split(relative.name) or declared_split(relative.parent.name)
     stem = str(relative.with_suffix(""))
     media = next((column for column, name in names.items() if name in ("image", "audio")), "")
@@ -116,9 +117,9 @@ def _file_rows(
 
 
 def _leaves(field: "pyarrow.Field", path: Path) -> tuple[str, str]:
-    """Of a media column: the leaf with the bytes, to read later, and the one with paths, to read now.
+    """Leaf columns of a media column: the one with bytes, read later, and the one with paths, read now.
 
-    Raises `DataError` for a column that is neither path nor bytes nor {"bytes", "path"}.
+    Raises `DataError` unless the column is a path, bytes, or {"bytes", "path"}.
     """
     import pyarrow.types as types
 
@@ -131,20 +132,20 @@ def _leaves(field: "pyarrow.Field", path: Path) -> tuple[str, str]:
     if "bytes" in inner:
         return f"{name}.bytes", f"{name}.path" if "path" in inner else ""
     raise DataError(
-        f"column {name!r} of {path} is {kind}, not a path, bytes or a struct of bytes and path; "
-        "name another one with --columns"
+        f"column {name!r} of {path} is {kind}, not a path, bytes, or a struct of bytes and path; "
+        "select another one with --columns"
     )
 
 
 def _media_cell(cell: Cell, value: object, root: Path) -> Cell:
-    """The cell, with the path that stands beside its bytes."""
+    """The cell, with the path stored beside its bytes."""
     beside = value.get("path") if isinstance(value, dict) else None
     name = str(root / str(beside)) if beside else ""
     return Cell(cell.path, cell.row_group, cell.row, cell.column, name, cell.num_bytes)
 
 
 def _mean_bytes(file: "ParquetFile", group: int, leaf: str) -> int:
-    """Bytes of a value of a leaf column in a row group, without compression."""
+    """Mean uncompressed size of the values of a leaf column in a row group."""
     row_group = file.metadata.row_group(group)
     chunks = (row_group.column(index) for index in range(row_group.num_columns))
     size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == leaf)

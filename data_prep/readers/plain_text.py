@@ -1,14 +1,15 @@
-"""Plain text files: a document is a line, a paragraph (blank line between) or a whole file.
+"""Plain text files: each line, paragraph (separated by blank lines), or file is a document.
 
-Only byte ranges are kept, so a corpus larger than memory can be listed. Group: the words of the
-document, so repeated lines stay together.
+Only byte ranges are kept, so a corpus may exceed memory. Group: the words of the document, so repeated
+lines stay together.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_UTF8, Item, Problem, ReaderOptions, TextSpan, clean_key
-from data_prep.readers.text_files import BOM, refuse_other_encodings
+from data_prep.corpus import BAD_UTF8, Item, Problem, TextSpan, clean_key
+from data_prep.options import ReaderOptions
+from data_prep.readers.text_files import BOM, require_utf8
 from muomni.data.shards.manifest import hash64
 from muomni.errors import DataError
 
@@ -16,15 +17,15 @@ DOCUMENTS = ("line", "paragraph", "file")
 
 
 def read_plain_text(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the documents of a text file, or of all *.txt below a folder.
+    """List the documents of a text file, or of all *.txt files below a folder.
 
-    Empty lines are separators, not documents. Raises `DataError` when there is no file.
+    Raises `DataError` if there is no file.
     """
     if not src.exists():
         raise DataError(f"text source {src} does not exist; check --src")
     files = [src] if src.is_file() else sorted(src.rglob("*.txt"))
     if not files:
-        raise DataError(f"{src} holds no *.txt file; check --src")
+        raise DataError(f"{src} contains no *.txt file; check --src")
     root = src.parent if src.is_file() else src
     for path in files:
         name = str(path.relative_to(root).with_suffix(""))
@@ -33,10 +34,10 @@ def read_plain_text(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def _documents(path: Path, document: str) -> Iterator[tuple[int, bytes]]:
-    """Byte offset and bytes of each document; documents without content are skipped."""
-    refuse_other_encodings(path)
+    """Byte offset and content of each non-empty document."""
+    require_utf8(path)
     with path.open("rb") as file:
-        # A byte order mark is no part of the first document.
+        # A byte order mark is not part of the first document.
         if file.read(len(BOM)) != BOM:
             file.seek(0)
         start = position = file.tell()

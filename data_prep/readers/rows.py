@@ -1,7 +1,7 @@
-"""A row of a table under the standard column names, and the item that it means.
+"""A table row under standard column names, and its conversion to an item.
 
-Columns: `image` and `caption`; `audio` and `text`; `text`; and, where present, `id`, `group`,
-`split`, `speaker`, `language`. Readers of tables and of most speech corpora make such rows.
+The columns are `image` and `caption`; `audio` and `text`; or `text`. Optional columns are `id`, `group`,
+`split`, `speaker`, and `language`. Readers of tables and of most speech corpora create such rows.
 """
 
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ from data_prep.corpus import (
     Item,
     Media,
     Problem,
-    ReaderOptions,
     clean_key,
     declared_split,
     image_group,
     text_problem,
     transcript_group,
 )
+from data_prep.options import ReaderOptions
 from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 
 IMAGE_COLUMNS = ("image", "caption")
@@ -32,10 +32,10 @@ MORE_COLUMNS = ("id", "group", "split", "speaker", "language")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Values by standard column name. `name` is the key of a row without id, `source` its place.
+    """Values by standard column name, with the position `source` in the corpus.
 
-    `image` and `audio` are a path (relative to the media folder), a `Clip` or a `Cell`; `span` is
-    where a long text stands, to be read again; `metadata` goes into the sample as it is.
+    `name` is the key of a row without id. `image` and `audio` are a path (relative to the media folder), a
+    `Clip`, or a `Cell`. `span` locates a text that is read later. `metadata` is stored with the sample.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Row:
     block: str = ""
 
     def text(self, column: str) -> str:
-        """A value as text, empty where there is none."""
+        """A value as text; empty if missing."""
         return str(self.values.get(column) or "")
 
     def media(self, column: str, root: Path) -> Media | None:
-        """An image or audio clip, its path completed by `root`; None where the row names none."""
+        """An image or audio clip, with paths relative to `root`; None if missing."""
         value = self.values.get(column)
         if isinstance(value, Clip | Cell):
             return value
@@ -59,7 +59,7 @@ class Row:
 
 
 def image_item(row: Row, root: Path) -> Item:
-    """The image of a row with its caption or list of captions; group: the image's file name."""
+    """The image of a row with one or several captions. Group: the image's file name."""
     value = row.values.get("caption")
     captions = [str(text) for text in value] if isinstance(value, list) else [row.text("caption")]
     texts = tuple(" ".join(text.split()) for text in captions if text.strip())
@@ -75,9 +75,8 @@ def image_item(row: Row, root: Path) -> Item:
 def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
     """The audio clip of a row with its transcript.
 
-    Group: column `group`, else as the command line asks: `speaker`, `transcript`, or `chapter`, which
-    is the audio clip. By default a part of an audio clip stays with its other parts, a whole one with
-    those of the same words.
+    Group: column `group`, else as selected by `--group`: `speaker`, `transcript`, or `chapter`, which is the
+    audio file. By default, segments are grouped by audio file, and whole files by their words.
     """
     text = row.text("text")
     problem = text_problem(text, "the transcript")
@@ -93,13 +92,14 @@ def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
     if not group and options.group_by == "speaker":
         group = f"speaker:{row.text('speaker')}"
     if not group and isinstance(media, Clip) and options.group_by != "transcript":
-        group = f"audio clip:{Path(media.path).stem}"
+        # Splits follow from the hash of the group, so another prefix would move samples.
+        group = f"recording:{Path(media.path).stem}"
     group = group or transcript_group(text.encode(errors="replace").decode())
     return _item(row, group, (text,), _one(media), problem or _no_media(media), metadata)
 
 
 def text_item(row: Row) -> Item:
-    """The text of a row; group: column `group`, else the words of the text."""
+    """The text of a row. Group: column `group`, else the words of the text."""
     text = row.text("text")
     words = " ".join(text.lower().split()).encode(errors="surrogatepass")
     group = row.text("group") or f"text:{hash64(words):016x}"
@@ -112,7 +112,7 @@ def _one(media: Media | None) -> tuple[Media, ...]:
 
 
 def _no_media(media: Media | None) -> Problem | None:
-    return Problem(BAD_RECORD, "the row names no media file") if media is None else None
+    return Problem(BAD_RECORD, "the row has no media file") if media is None else None
 
 
 def _item(
@@ -127,7 +127,7 @@ def _item(
     split = declared_split(named)
     problem = row.problem or problem
     if problem is None and named and split is None:
-        problem = Problem(BAD_RECORD, f"split {named!r} is none of {', '.join(SPLIT_NAMES)}")
+        problem = Problem(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
     return Item(
         key=clean_key(row.text("id") or row.name),
         group=group.encode(errors="replace").decode(),

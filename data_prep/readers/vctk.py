@@ -1,14 +1,16 @@
-"""VCTK: `txt/pNNN/pNNN_MMM.txt` with audio clips of all speakers.
+"""VCTK: `txt/pNNN/pNNN_MMM.txt` with audio files of all speakers.
 
-Version 0.92 has `wav48_silence_trimmed/pNNN/pNNN_MMM_mic1.flac` (the first microphone is taken), earlier
-ones `wav48/pNNN/pNNN_MMM.wav`. Age, gender and accent come from `speaker-info.txt` where it is. Group: the
-words of the text, since the speakers read the same prompts; or the speaker with `--group speaker`.
+Version 0.92 has `wav48_silence_trimmed/pNNN/pNNN_MMM_mic1.flac` (only the first microphone is used),
+earlier versions have `wav48/pNNN/pNNN_MMM.wav`. Age, gender, and accent come from `speaker-info.txt` if
+present. Group: the words of the text, since speakers read the same prompts; or with `--group speaker`
+the speaker.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, ReaderOptions, require_folder
+from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, require_folder
+from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import read_text
 from muomni.errors import DataError
@@ -18,7 +20,7 @@ _FACTS = ("age", "gender", "accent")
 
 
 def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
-    """List the audio clips and texts of all speakers; raises `DataError` when a folder is missing."""
+    """List the audio files and texts of all speakers; raises `DataError` if a folder is missing."""
     require_folder(src, "VCTK folder")
     texts = require_folder(src / "txt", "VCTK text folder")
     folder = next((src / name for name in _LAYOUTS if (src / name).is_dir()), None)
@@ -47,7 +49,7 @@ def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def _speaker_facts(path: Path) -> dict[str, dict[str, str]]:
-    """Facts by speaker; the header is ID AGE GENDER ACCENTS REGION, with or without `p` in the IDs."""
+    """Metadata by speaker; the columns are ID AGE GENDER ACCENTS REGION, and IDs may lack the `p`."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]

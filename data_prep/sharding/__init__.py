@@ -1,1 +1,1 @@
-"""Samples to shards: plan, worker processes, resuming, finalizing."""
+"""Write shards: planning, worker processes, resuming, and finalizing."""

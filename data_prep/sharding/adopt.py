@@ -1,18 +1,17 @@
-"""Takes over WebDataset tars that others made: writes index, columns, records and a manifest.
+"""Adopt existing WebDataset tars: write their indices, columns, and records, and a manifest.
 
-The tars stay as and where they are. A sample that lacks what the task needs, or does not decode, stays
-in its tar, since an index cannot leave a hole; it is counted, and too many of them are an error.
+The tars stay unchanged and in place. An index cannot have gaps, so samples that lack a member or do not
+decode stay in the dataset; they are counted, and too many of them are an error.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.inspection.measurements import metrics
+from data_prep.members import measure
 from data_prep.sharding.finalize import store_manifest
 from data_prep.sharding.sharder import Progress
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
@@ -39,6 +38,7 @@ from muomni.data.shards.tar_index import (
 )
 from muomni.data.shards.writer import SampleCost, finish_record, load_record
 from muomni.errors import DataError
+from muomni.io.hashing import sha256_bytes, sha256_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +51,24 @@ class _BadSample:
 def adopt(
     root: Path, task: Task, name: str, license: str, max_bad_fraction: float, progress: Progress
 ) -> Manifest:
-    """Index all tars in `root` and below; the folder of a tar decides its split, else train.
+    """Index all tars in and below `root`; the folder of a tar determines its split (default: train).
 
-    Raises `DataError` for a folder without tars, a damaged tar, a dataset that has a manifest, or
-    too many bad samples.
+    Raises `DataError` if there are no tars, a tar is damaged, the dataset has a manifest, or too many
+    samples are bad.
     """
     if (root / MANIFEST_NAME).exists():
         raise DataError(f"{root} already has a {MANIFEST_NAME}; delete it to index the tars again")
     paths = sorted(path for path in root.rglob("*.tar") if not path.name.startswith("."))
     if not paths:
-        raise DataError(f"{root} holds no *.tar shard; name the folder that does, or one above it")
+        raise DataError(
+            f"{root} contains no *.tar shard; give the folder that does or one above it"
+        )
     bad: list[_BadSample] = []
     shards: dict[str, list[ShardRecord]] = {split: [] for split in SPLIT_NAMES}
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path} is no regular file; move it out of {root}")
-        _refuse_foreign_json(path)
+            raise DataError(f"{path} is not a regular file; move it out of {root}")
+        _check_record_name(path)
         split = next(
             (part for part in path.relative_to(root).parts if part in SPLIT_NAMES), "train"
         )
@@ -76,10 +78,10 @@ def adopt(
     splits = {split: Split(shards=tuple(records)) for split, records in shards.items() if records}
     num_samples = sum(split.num_samples for split in splits.values())
     if num_samples == 0:
-        raise DataError(f"the tars in {root} hold no sample")
+        raise DataError(f"the tars in {root} contain no sample")
     if len(bad) > max_bad_fraction * num_samples:
         raise DataError(
-            f"{len(bad)} of {num_samples} samples do not serve task {task!r} "
+            f"{len(bad)} of {num_samples} samples cannot be used for task {task!r} "
             f"({len(bad) / num_samples:.2%}), more than --max-bad-fraction {max_bad_fraction:g}; "
             f"the first is {bad[0].key!r} in {bad[0].path}: {bad[0].message}"
         )
@@ -98,8 +100,8 @@ def adopt(
     return manifest
 
 
-def _refuse_foreign_json(path: Path) -> None:
-    """A record may not overwrite a `.json` that another tool put beside its tar."""
+def _check_record_name(path: Path) -> None:
+    """Raise `DataError` if the record would overwrite a `.json` file of another tool."""
     record = path.with_suffix(".json")
     if not record.exists():
         return
@@ -107,7 +109,7 @@ def _refuse_foreign_json(path: Path) -> None:
         load_record(path)
     except DataError as error:
         raise DataError(
-            f"{record} was written by another tool and stands where the record of {path.name} goes; "
+            f"{record} was written by another tool, but the record of {path.name} needs that name; "
             "move it away and run again"
         ) from error
 
@@ -115,19 +117,19 @@ def _refuse_foreign_json(path: Path) -> None:
 def _index_shard(
     path: Path, root: Path, task: Task, split: str, bad: list[_BadSample], progress: Progress
 ) -> ShardRecord:
-    """Write index, columns and record of one tar."""
+    """Write the index, columns, and record of one tar."""
     samples = group_samples(scan_tar(path), path)
     rows = []
     extensions: set[str] = set()
     with path.open("rb") as file:
         for sample in samples:
-            _refuse_names(sample, path, task)
+            _check_names(sample, path, task)
             content: dict[str, bytes | str] = {"__key__": sample.key}
             for member in sample.members:
                 file.seek(member.data_offset)
                 content[split_member_name(member.name)[1]] = file.read(member.num_bytes)
             try:
-                cost = metrics(content, task)
+                cost = measure(content, task)
             except DataError as error:
                 bad.append(_BadSample(sample.key, path, str(error)))
                 cost = SampleCost()
@@ -142,8 +144,8 @@ def _index_shard(
         split=split,
         num_samples=len(samples),
         num_bytes=path.stat().st_size,
-        sha256=_digest(path),
-        index_sha256=hashlib.sha256(offsets.tobytes()).hexdigest(),
+        sha256=sha256_file(path),
+        index_sha256=sha256_bytes(offsets.tobytes()),
         columns_sha256="",
         members=tuple(sorted(extensions)),
         totals=Totals.of_columns(columns),
@@ -152,15 +154,15 @@ def _index_shard(
     return finish_record(path, record, columns)
 
 
-def _refuse_names(sample: SampleSpan, path: Path, task: Task) -> None:
-    """Raise `DataError` for names that lead out of a folder, and for keys that hold dots.
+def _check_names(sample: SampleSpan, path: Path, task: Task) -> None:
+    """Raise `DataError` for paths outside of the folder, and for keys that contain dots.
 
-    Such keys make one sample of several: img.v1.001.jpg and img.v1.002.jpg are both of sample `img`.
+    Dots merge several samples into one: img.v1.001.jpg and img.v1.002.jpg both have the key `img`.
     """
     if sample.key.startswith("/") or ".." in sample.key.split("/"):
         raise DataError(
-            f"{path}: member {sample.members[0].name!r} leads out of the folder that it would be "
-            "unpacked to; write the shard again with plain names"
+            f"{path}: member {sample.members[0].name!r} would be extracted outside of the target "
+            "folder; rewrite the shard with relative names"
         )
     extensions = [split_member_name(member.name)[1] for member in sample.members]
     kinds = Counter(extension.rpartition(".")[2].lower() for extension in extensions)
@@ -169,8 +171,8 @@ def _refuse_names(sample: SampleSpan, path: Path, task: Task) -> None:
         if kinds[kind] > 1:
             names = [member.name for member in sample.members if member.name.endswith(kind)]
             raise DataError(
-                f"{path}: {names[0]!r} and {names[1]!r} count as one sample, whose key ends at the "
-                "first dot; write the shard again with keys without dots"
+                f"{path}: {names[0]!r} and {names[1]!r} form one sample, since keys end at the first "
+                "dot; rewrite the shard with keys without dots"
             )
 
 
@@ -191,16 +193,3 @@ def _row(sample: SampleSpan, content: dict[str, bytes | str], cost: SampleCost) 
         cost.num_images,
         cost.num_audios,
     )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            yield chunk

@@ -1,8 +1,8 @@
-"""From an item to the members of a sample: reads its files, checks them, counts their cost.
+"""Encode an item as a sample: read its files, check and convert them, and compute its cost.
 
-Files are copied as they are unless the treatment asks for more; parts of audio clips are cut without
-loss. Raises `BadSampleError` for a sample that cannot be used, and for a sound one that a filter leaves
-out. Filters look at images and audio clips as they came, and at texts as they go in.
+Files are copied unless preprocessing changes them; segments are cut losslessly. Raises `BadSampleError`
+for bad and for filtered samples. Filters see images and audio clips before preprocessing, and texts
+after it.
 """
 
 import json
@@ -17,18 +17,19 @@ from data_prep.corpus import (
     BadSampleError,
     Cell,
     Item,
-    Part,
     Problem,
     TextSpan,
 )
-from data_prep.filters import Filters, unwanted_image, unwanted_speech, unwanted_text
+from data_prep.filters import filter_image, filter_speech, filter_text
 from data_prep.media.checks import checked_audio, checked_image, decoded_audio
 from data_prep.media.convert import read_cell
-from data_prep.media.treatment import Treatment, treat_text
+from data_prep.media.preprocessing import normalize_text
+from data_prep.options import Filters, Preprocessing
 from muomni.data.shards.manifest import Task
 from muomni.data.shards.writer import SampleCost
+from muomni.data.text.turns import Part, Turn, turns_as_json
 
-# Made once: `json.dumps` with these options would make one for each sample.
+# Created once: `json.dumps` with these options would create an encoder per sample.
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 _MAX_METRIC = 2**32 - 1
 _MAX_MEDIA = 2**16 - 1
@@ -36,34 +37,34 @@ _MAX_MEDIA = 2**16 - 1
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """Members as (extension, bytes) in their order in the tar, and the cost of the sample."""
+    """Members as (extension, bytes) in tar order, and the cost of the sample."""
 
     members: tuple[tuple[str, bytes], ...]
     cost: SampleCost
 
 
-def encode(item: Item, task: Task, filters: Filters, treatment: Treatment) -> EncodedSample:
-    """Make the sample of an item; raises `BadSampleError` with reason and message.
+def encode(item: Item, task: Task, filters: Filters, preprocessing: Preprocessing) -> EncodedSample:
+    """Encode an item; raises `BadSampleError` with reason and message.
 
-    A sample is filtered only after it proved sound, so filters do not hide how many are bad.
+    Only valid samples are filtered, so filters do not hide bad ones.
     """
-    _leave_out(item.problem)
-    sample = _ENCODERS[task](item, filters, treatment)
+    _raise_if(item.problem)
+    sample = _ENCODERS[task](item, filters, preprocessing)
     _check_metrics(sample)
     return sample
 
 
 def _check_metrics(sample: EncodedSample) -> None:
-    """The columns of a shard hold metrics of 32 bits, and of 16 bits where they count media."""
+    """Columns store costs in 32 bits, and numbers of media in 16 bits."""
     cost = sample.cost
     num_bytes = sum(len(data) for _, data in sample.members)
     largest = max(num_bytes, cost.duration_ms, cost.num_chars, cost.num_pixels)
     if largest > _MAX_METRIC or max(cost.num_images, cost.num_audios) > _MAX_MEDIA:
-        raise BadSampleError(BAD_RECORD, f"a sample of {num_bytes} bytes and {cost} is absurd")
+        raise BadSampleError(BAD_RECORD, f"a sample of {num_bytes} bytes and {cost} is too large")
 
 
-def _leave_out(problem: Problem | None) -> None:
-    """Raise the problem of a sample where it has one."""
+def _raise_if(problem: Problem | None) -> None:
+    """Raise `BadSampleError` if there is a problem."""
     if problem:
         raise BadSampleError(problem.reason, problem.message)
 
@@ -72,16 +73,16 @@ def _json(content: dict[str, object]) -> bytes:
     return _JSON.encode(content).encode()
 
 
-def _encode_text(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
+def _encode_text(item: Item, filters: Filters, preprocessing: Preprocessing) -> EncodedSample:
     data = item.texts[0].encode() if item.span is None else _read_span(item.span)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise BadSampleError(BAD_UTF8, f"{item.source} is not valid UTF-8") from error
-    original, text = text, treat_text(treatment, text)
+    original, text = text, normalize_text(preprocessing, text)
     if not text.strip():
         raise BadSampleError(EMPTY_TEXT, f"{item.source} is empty")
-    _leave_out(unwanted_text(filters, text))
+    _raise_if(filter_text(filters, text))
     metadata = dict(item.metadata)
     members = [("txt", data)]
     if text != original:
@@ -103,11 +104,13 @@ def _read_span(span: TextSpan | Cell) -> bytes:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {span.path}: {error.strerror}") from error
 
 
-def _encode_image_caption(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
-    image = checked_image(item.media[0], treatment)
-    _leave_out(unwanted_image(filters, *image.original_size))
-    texts = tuple(treat_text(treatment, caption) for caption in item.texts)
-    captions = _wanted_captions(tuple(filter(str.strip, texts)), filters)
+def _encode_image_caption(
+    item: Item, filters: Filters, preprocessing: Preprocessing
+) -> EncodedSample:
+    image = checked_image(item.media[0], preprocessing)
+    _raise_if(filter_image(filters, *image.original_size))
+    texts = tuple(normalize_text(preprocessing, caption) for caption in item.texts)
+    captions = _filter_captions(tuple(filter(str.strip, texts)), filters)
     content: dict[str, object] = {**_present(item.metadata), "captions": captions}
     if texts != item.texts:
         content["original_captions"] = item.texts
@@ -120,28 +123,28 @@ def _encode_image_caption(item: Item, filters: Filters, treatment: Treatment) ->
     return EncodedSample(members, cost)
 
 
-def _wanted_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
-    """The captions that pass; the problem of the first one is raised where none does."""
+def _filter_captions(captions: tuple[str, ...], filters: Filters) -> list[str]:
+    """The captions that pass the filters; without any, the problem of the first one is raised."""
     if not captions:
         raise BadSampleError(EMPTY_TEXT, "the caption is empty after normalization")
-    problems = [unwanted_text(filters, caption) for caption in captions]
+    problems = [filter_text(filters, caption) for caption in captions]
     if all(problems):
-        _leave_out(problems[0])
+        _raise_if(problems[0])
     return [text for text, problem in zip(captions, problems, strict=True) if problem is None]
 
 
-def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
-    original, text = item.texts[0], treat_text(treatment, item.texts[0])
+def _encode_speech(item: Item, filters: Filters, preprocessing: Preprocessing) -> EncodedSample:
+    original, text = item.texts[0], normalize_text(preprocessing, item.texts[0])
     if filters.needs_levels:
-        audio, samples = decoded_audio(item.media[0], treatment)
+        audio, samples = decoded_audio(item.media[0], preprocessing)
     else:
-        audio, samples = checked_audio(item.media[0], treatment), None
+        audio, samples = checked_audio(item.media[0], preprocessing), None
     facts = audio.facts
     duration_s = facts.duration_ms / 1000
     if not text.strip():
         raise BadSampleError(EMPTY_TEXT, "the transcript is empty after normalization")
-    _leave_out(unwanted_text(filters, text))
-    _leave_out(unwanted_speech(filters, samples, audio.original_rate_hz, duration_s, len(text)))
+    _raise_if(filter_text(filters, text))
+    _raise_if(filter_speech(filters, samples, audio.original_rate_hz, duration_s, len(text)))
     content: dict[str, object] = {
         **_present(item.metadata),
         "text": text,
@@ -152,41 +155,39 @@ def _encode_speech(item: Item, filters: Filters, treatment: Treatment) -> Encode
         content.setdefault("original_text", original)
     if audio.original_rate_hz != facts.sample_rate_hz:
         content["original_sample_rate_hz"] = audio.original_rate_hz
-    members = (
-        (audio.extension, audio.data),
-        ("json", _json(content)),
-        ("txt", text.encode()),
-    )
+    members = ((audio.extension, audio.data), ("json", _json(content)), ("txt", text.encode()))
     cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
     return EncodedSample(members, cost)
 
 
-def _encode_conversation(item: Item, filters: Filters, treatment: Treatment) -> EncodedSample:
+def _encode_conversation(
+    item: Item, filters: Filters, preprocessing: Preprocessing
+) -> EncodedSample:
     _check_turns(item)
-    unwanted: Problem | None = None
+    filtered: Problem | None = None
     media: list[tuple[str, bytes]] = []
-    turns: list[dict[str, object]] = []
+    turns: list[Turn] = []
     num_chars = num_pixels = num_images = duration_ms = 0
     for turn in item.turns:
-        content: list[dict[str, str]] = []
+        stored: list[Part] = []
         for part in turn.parts:
             if part.kind == "text":
-                content.append({"type": "text", "text": part.value})
+                stored.append(part)
                 num_chars += len(part.value)
                 continue
             if part.kind == "image":
-                medium = checked_image(part.value, treatment)
-                unwanted = unwanted or unwanted_image(filters, *medium.original_size)
+                medium = checked_image(part.value, preprocessing)
+                filtered = filtered or filter_image(filters, *medium.original_size)
                 num_pixels += medium.num_pixels
                 num_images += 1
             else:
-                medium = checked_audio(part.value, treatment)
+                medium = checked_audio(part.value, preprocessing)
                 duration_ms += medium.facts.duration_ms
             name = f"{len(media)}.{medium.extension}"
             media.append((name, medium.data))
-            content.append({"type": part.kind, "name": name})
-        turns.append({"role": turn.role, "content": content})
-    _leave_out(unwanted)
+            stored.append(Part(part.kind, name))
+        turns.append(Turn(turn.role, tuple(stored)))
+    _raise_if(filtered)
     cost = SampleCost(
         duration_ms=duration_ms,
         num_chars=num_chars,
@@ -194,7 +195,7 @@ def _encode_conversation(item: Item, filters: Filters, treatment: Treatment) -> 
         num_images=num_images,
         num_audios=len(media) - num_images,
     )
-    body: dict[str, object] = {**_present(item.metadata), "turns": turns}
+    body: dict[str, object] = {**_present(item.metadata), "turns": turns_as_json(turns)}
     return EncodedSample((("json", _json(body)), *media), cost)
 
 
@@ -212,17 +213,17 @@ def _check_answer(parts: tuple[Part, ...]) -> None:
     kinds = [part.kind for part in parts]
     if "text" not in kinds:
         raise BadSampleError(
-            EMPTY_TEXT, "an answer has no text (a spoken one needs its transcript)"
+            EMPTY_TEXT, "an answer has no text (a spoken answer needs its transcript)"
         )
     if "image" in kinds:
-        raise BadSampleError(BAD_RECORD, "an answer holds an image; only text and speech can be")
+        raise BadSampleError(BAD_RECORD, "an answer has an image; answers are text and speech only")
 
 
 def _present(metadata: dict[str, str]) -> dict[str, object]:
     return {name: text for name, text in metadata.items() if text}
 
 
-_ENCODERS: dict[Task, Callable[[Item, Filters, Treatment], EncodedSample]] = {
+_ENCODERS: dict[Task, Callable[[Item, Filters, Preprocessing], EncodedSample]] = {
     "text": _encode_text,
     "image-caption": _encode_image_caption,
     "speech": _encode_speech,

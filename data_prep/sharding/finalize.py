@@ -1,8 +1,8 @@
-"""From finished shards to a dataset: the dataset card and, written last, the manifest."""
+"""Turn finished shards into a dataset: write the dataset card and, last, the manifest."""
 
 from pathlib import Path
 
-from data_prep.filters import bad_and_filtered
+from data_prep.filters import split_dropped
 from data_prep.sharding.listings import QUARANTINE
 from data_prep.sharding.plan_file import complete_plan
 from data_prep.sharding.sharder import too_many_bad
@@ -20,16 +20,15 @@ from muomni.io.atomic_write import write_atomic
 
 
 def finalize(root: Path) -> Manifest:
-    """Join all records into card and manifest.
+    """Combine all records into card and manifest.
 
-    Raises `DataError` when shards are missing, when too many samples are bad, or when no training
-    sample is left.
+    Raises `DataError` if shards are missing, too many samples are bad, or the train split is empty.
     """
     plan = complete_plan(root)
     records = [load_record(root / shard.path) for shard in plan.all_shards]
     finished = [record for record in records if record is not None]
     dropped = _sum_dropped(finished)
-    bad, filtered = bad_and_filtered(dropped)
+    bad, filtered = split_dropped(dropped)
     num_bad, num_items = sum(bad.values()), sum(record.num_planned for record in finished)
     if num_bad > plan.max_bad_fraction * num_items:
         raise too_many_bad(root, num_bad, num_items, plan.max_bad_fraction)
@@ -39,11 +38,11 @@ def finalize(root: Path) -> Manifest:
     }
     splits = {name: split for name, split in splits.items() if split.shards}
     if "train" not in splits:
-        remedy = f"mend what {QUARANTINE}/ lists ({_counts(bad)}), " if bad else ""
+        remedy = f"fix what {QUARANTINE}/ lists ({_counts(bad)}), " if bad else ""
         remedy += f"loosen the filters ({_counts(filtered)}), " if filtered else ""
         raise DataError(
-            f"no sample of {root} is left in split train; {remedy}lower --val-fraction and "
-            "--test-fraction or give more data"
+            f"the train split of {root} is empty; {remedy}lower --val-fraction and --test-fraction, "
+            "or add data"
         )
     manifest = Manifest(
         root=root,
@@ -59,7 +58,7 @@ def finalize(root: Path) -> Manifest:
         splits=splits,
         dropped=dropped,
         filters=plan.filters,
-        treatment=plan.treatment,
+        preprocessing=plan.preprocessing,
     )
     _remove_leftovers(root)
     store_manifest(manifest)
@@ -67,13 +66,13 @@ def finalize(root: Path) -> Manifest:
 
 
 def store_manifest(manifest: Manifest) -> None:
-    """Write the dataset card, then the manifest, which makes the dataset complete."""
+    """Write the dataset card, then the manifest, which marks the dataset as complete."""
     write_atomic(manifest.root / "README.md", dataset_card(manifest).encode())
     write_atomic(manifest.root / MANIFEST_NAME, manifest.to_json().encode())
 
 
 def dataset_card(manifest: Manifest) -> str:
-    """A page on what the dataset holds and where it comes from."""
+    """A Markdown page about the content and origin of the dataset."""
     rows = [
         "| split | samples | shards | hours of audio | images | characters | bytes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -85,44 +84,44 @@ def dataset_card(manifest: Manifest) -> str:
             f"| {totals.duration_ms / 3.6e6:.3f} | {totals.num_images:,} "
             f"| {totals.num_chars:,} | {totals.num_bytes:,} |"
         )
-    bad, filtered = bad_and_filtered(manifest.dropped)
+    bad, filtered = split_dropped(manifest.dropped)
     options = ", ".join(f"{key}={value}" for key, value in manifest.reader_options.items())
     facts = [
         f"- Task: {manifest.task}",
         f"- Reader: {manifest.reader}" + (f" ({options})" if options else ""),
         f"- Source: {', '.join(manifest.sources) or 'not recorded'}",
-        f"- Licence: {manifest.license or 'not recorded'}",
+        f"- License: {manifest.license or 'not recorded'}",
         f"- Splits: {manifest.split_rule}",
-        f"- Left out: {_counts(bad)}",
+        f"- Bad: {_counts(bad)}",
         *_filter_facts(manifest.filters, filtered),
-        *_treatment_facts(manifest.treatment),
+        *_preprocessing_facts(manifest.preprocessing),
         f"- Fingerprint: `{manifest.fingerprint}`",
     ]
     title = f"# {manifest.name}"
-    note = "Plain WebDataset tar shards, made by `python -m data_prep`; `manifest.json` lists them."
+    note = "WebDataset tar shards, written by `python -m data_prep`; `manifest.json` lists them."
     return "\n".join([title, "", note, "", *facts, "", *rows]) + "\n"
 
 
 def _filter_facts(filters: dict[str, str], filtered: dict[str, int]) -> list[str]:
-    """Bounds and counts for the card; nothing for a dataset without filters."""
+    """Lines about the filters, if there are any."""
     if not filters:
         return []
     bounds = ", ".join(f"{name}={value}" for name, value in filters.items())
     return [f"- Filters: {bounds}", f"- Filtered: {_counts(filtered)}"]
 
 
-def _treatment_facts(treatment: dict[str, str]) -> list[str]:
-    """What was changed or not checked, for the card; nothing for files as they came."""
-    chosen = ", ".join(f"{name}={value}" for name, value in treatment.items())
-    return [f"- Treatment: {chosen}"] if chosen else []
+def _preprocessing_facts(preprocessing: dict[str, str]) -> list[str]:
+    """Lines about the preprocessing, if there is any."""
+    chosen = ", ".join(f"{name}={value}" for name, value in preprocessing.items())
+    return [f"- Preprocessing: {chosen}"] if chosen else []
 
 
 def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing"
+    return ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none"
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete temporary shard files of killed runs; with all records there, none is in use."""
+    """Delete temporary shard files of killed runs; no run is active once all records exist."""
     for split in SPLIT_NAMES:
         for path in (root / split).glob(".*.tmp-*"):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Lists of samples that were left out, JSON lines, a file a shard: `quarantine/` and `filtered/`."""
+"""JSON-lines listings of skipped samples, one file per shard, in `quarantine/` and `filtered/`."""
 
 import json
 from collections.abc import Iterator
@@ -8,55 +8,55 @@ from pathlib import Path
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
-# Bad samples, and sound ones that a filter left out.
+# Bad samples, and valid samples that a filter dropped.
 QUARANTINE = "quarantine"
 FILTERED = "filtered"
 
-# Keys: key, source, reason, message.
-LeftOut = dict[str, str]
+# Keys: key, source, reason, and message.
+SkippedSample = dict[str, str]
 
 
 def listing_path(folder: Path, shard_path: str) -> Path:
-    """The list of a shard in one of the two folders."""
+    """Path of a shard's listing in one of the two folders."""
     return folder / Path(shard_path).with_suffix(".jsonl").name
 
 
-def store_listing(folder: Path, shard_path: str, left_out: list[LeftOut]) -> None:
-    """List what a shard leaves out; an empty list leaves no file, not even of an earlier run."""
+def store_listing(folder: Path, shard_path: str, skipped: list[SkippedSample]) -> None:
+    """Write the listing of a shard; an empty one is deleted, including that of an earlier run."""
     path = listing_path(folder, shard_path)
-    if left_out:
-        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in left_out)
+    if skipped:
+        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in skipped)
         write_atomic(path, lines.encode())
     else:
         with suppress(FileNotFoundError):
             path.unlink()
 
 
-def load_listing(folder: Path, shard_path: str) -> list[LeftOut]:
-    """What a shard leaves out; raises `DataError` for a list that is damaged."""
+def load_listing(folder: Path, shard_path: str) -> list[SkippedSample]:
+    """The listing of a shard; raises `DataError` if it is damaged."""
     path = listing_path(folder, shard_path)
     return list(_lines(path)) if path.exists() else []
 
 
-def all_listed(folder: Path) -> Iterator[LeftOut]:
-    """The samples of all lists in a folder."""
+def all_listed(folder: Path) -> Iterator[SkippedSample]:
+    """All samples listed in a folder."""
     for path in sorted(folder.glob("*.jsonl")):
         yield from _lines(path)
 
 
 def printable(text: str) -> str:
-    """A text that UTF-8 can hold: bytes that were none are written as escapes."""
+    """The text with invalid UTF-8 escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def _lines(path: Path) -> Iterator[LeftOut]:
+def _lines(path: Path) -> Iterator[SkippedSample]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             if not {"key", "source", "reason", "message"} <= entry.keys():
-                raise ValueError("a line lacks key, source, reason or message")
+                raise ValueError("a line lacks key, source, reason, or message")
             yield entry
     except (ValueError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged ({error}); restore it, or make the dataset again"
+            f"{path} is damaged ({error}); restore it, or create the dataset again"
         ) from error

@@ -1,7 +1,7 @@
-"""The plan file (`shard_plan.json`): which shards a dataset has, and the request that they answer.
+"""The plan file (`shard_plan.json`): the shards of a dataset and the request they fulfill.
 
-It is written before the first shard, so that any task, or the verbs `finalize` and `retry-bad`, can
-tell which shards must exist and how to list the corpus again.
+It is written before the first shard, so that every task and the verbs `finalize` and `retry-bad` know
+which shards must exist and how to list the corpus again.
 """
 
 import json
@@ -9,9 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from data_prep.corpus import ReaderOptions
-from data_prep.filters import Filters
-from data_prep.media.treatment import Treatment
+from data_prep.options import Filters, Preprocessing, ReaderOptions
 from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan
 from muomni.config.models import Section
 from muomni.data.shards.manifest import MANIFEST_NAME, Task
@@ -23,7 +21,7 @@ PLAN_NAME = "shard_plan.json"
 
 
 class PlannedPath(Section):
-    """A shard that the plan asks for."""
+    """A planned shard."""
 
     path: str
     split: str
@@ -31,9 +29,9 @@ class PlannedPath(Section):
 
 
 class RetryRound(Section):
-    """Samples that left the lists of bad ones: `keys` as they were listed, and their new shards.
+    """A retry of bad samples: their keys as listed, and their new shards.
 
-    Those that were bad again are listed with the new shards, so each sample belongs to one shard.
+    Samples that fail again are listed with the new shards, so each sample belongs to one shard.
     """
 
     keys: tuple[str, ...]
@@ -41,7 +39,7 @@ class RetryRound(Section):
 
 
 class Request(Section):
-    """Where the corpus lay, and the options that order and part it."""
+    """Location of the corpus, and the options that order and split it."""
 
     source: str
     media_root: str = ""
@@ -53,7 +51,7 @@ class Request(Section):
 
 
 class PlanFile(Section):
-    """What `finalize` and `retry-bad` have to know of a plan."""
+    """The parts of a plan that `finalize` and `retry-bad` need."""
 
     name: str
     task: Task
@@ -64,7 +62,7 @@ class PlanFile(Section):
     source: str = ""
     max_bad_fraction: float
     filters: dict[str, str] = Field(default_factory=dict)
-    treatment: dict[str, str] = Field(default_factory=dict)
+    preprocessing: dict[str, str] = Field(default_factory=dict)
     config_digest: str
     shards: tuple[PlannedPath, ...]
     request: Request | None = None
@@ -72,17 +70,17 @@ class PlanFile(Section):
 
     @property
     def all_shards(self) -> tuple[PlannedPath, ...]:
-        """The planned shards, then those of retries."""
+        """The planned shards, followed by those of retries."""
         return self.shards + tuple(shard for each in self.retries for shard in each.shards)
 
     @property
     def retried_keys(self) -> frozenset[str]:
-        """Keys of the planned shards that now belong to the shard of a retry."""
+        """Keys that have moved from the planned shards to those of a retry."""
         return frozenset(key for each in self.retries for key in each.keys)
 
 
 def plan_file(plan: ShardPlan) -> PlanFile:
-    """The summary of a plan that is kept beside the shards."""
+    """The summary of a plan that is stored beside the shards."""
     options = plan.options
     return PlanFile(
         name=options.name,
@@ -94,7 +92,7 @@ def plan_file(plan: ShardPlan) -> PlanFile:
         source=options.source.name,
         max_bad_fraction=options.max_bad_fraction,
         filters=options.filters.as_text(),
-        treatment=options.treatment.as_text(),
+        preprocessing=options.preprocessing.as_text(),
         config_digest=plan.digest,
         shards=tuple(
             PlannedPath(path=shard.path, split=shard.split, num_planned=len(shard.items))
@@ -115,14 +113,14 @@ def plan_file(plan: ShardPlan) -> PlanFile:
 def original_options(
     root: Path, plan: PlanFile, source: Path | None, media_root: Path | None
 ) -> tuple[ShardingOptions, ReaderOptions]:
-    """The options that a dataset was made with; `source` and `media_root` where the corpus moved.
+    """Recover the options of a dataset; `source` and `media_root` override the location of the corpus.
 
-    Raises `DataError` for a plan file of an earlier version, which does not hold them.
+    Raises `DataError` for a plan file of an earlier version, which does not contain them.
     """
     if plan.request is None:
         raise DataError(
-            f"{root / PLAN_NAME} is of an earlier version and does not say where the corpus lies; run "
-            "the command that made the dataset again, which also makes mended shards again"
+            f"{root / PLAN_NAME} was written by an earlier version and does not record the corpus; rerun "
+            "the command that created the dataset, which also rewrites shards with repaired files"
         )
     request = plan.request
     media_root = media_root or (Path(request.media_root) if request.media_root else None)
@@ -141,13 +139,13 @@ def original_options(
         max_bad_fraction=plan.max_bad_fraction,
         license=plan.license,
         filters=Filters.from_text(plan.filters),
-        treatment=Treatment.from_text(plan.treatment),
+        preprocessing=Preprocessing.from_text(plan.preprocessing),
     )
     return options, ReaderOptions.from_text(plan.reader_options, media_root)
 
 
 def load_plan_file(root: Path) -> PlanFile | None:
-    """The plan file of a dataset folder, None when there is none."""
+    """Load the plan file of a dataset folder, or None if there is none."""
     path = root / PLAN_NAME
     try:
         return PlanFile(**json.loads(path.read_text(encoding="utf-8")))
@@ -158,18 +156,19 @@ def load_plan_file(root: Path) -> PlanFile | None:
 
 
 def store_plan_file(root: Path, plan: PlanFile) -> PlanFile:
-    """Write the plan file, keeping earlier retries, and give what was written.
+    """Write the plan file, keep earlier retries, and return what was written.
 
-    Raises `DataError` when the folder holds another plan's shards.
+    Raises `DataError` if the folder contains shards of another plan.
     """
     existing = load_plan_file(root)
     if existing is None and (root / MANIFEST_NAME).exists():
-        raise DataError(f"{root} already holds a dataset; choose another --out or add --overwrite")
+        raise DataError(
+            f"{root} already contains a dataset; choose another --out or use --overwrite"
+        )
     if existing is not None and existing.config_digest != plan.config_digest:
         raise DataError(
-            f"{root} holds shards of {existing.name!r} made from another source state or with "
-            "other options; choose another --out or add --overwrite (`retry-bad` adds samples that "
-            "were mended since)"
+            f"{root} contains shards of {existing.name!r}, made from other files or with other options; "
+            "choose another --out or use --overwrite (`retry-bad` adds samples that were fixed since)"
         )
     if existing is not None:
         plan = plan.model_copy(update={"retries": existing.retries})
@@ -178,35 +177,35 @@ def store_plan_file(root: Path, plan: PlanFile) -> PlanFile:
 
 
 def write_plan_file(root: Path, plan: PlanFile) -> None:
-    """Write the plan file as it is, atomically."""
-    # Earlier versions refuse keys that they do not know; what is not used stays readable to them.
-    unused = {name for name in ("filters", "treatment", "retries") if not getattr(plan, name)}
+    """Write the plan file atomically."""
+    # Earlier versions reject unknown keys, so unused ones are omitted.
+    unused = {name for name in ("filters", "preprocessing", "retries") if not getattr(plan, name)}
     content = plan.model_dump(mode="json", exclude=unused)
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_atomic(root / PLAN_NAME, text.encode())
 
 
 def complete_plan(root: Path) -> PlanFile:
-    """The plan file of a dataset whose shards are all finished; raises `DataError` otherwise."""
+    """Load the plan file of a dataset; raises `DataError` unless all its shards are finished."""
     plan = load_plan_file(root)
     if plan is None:
-        raise DataError(f"{root} holds no {PLAN_NAME}; run its `python -m data_prep` command first")
+        raise DataError(f"{root} has no {PLAN_NAME}; run its `python -m data_prep` command first")
     missing = missing_shards(root, plan)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(plan.all_shards)} shards of {root} are not finished, the first is "
-            f"{missing[0]}; run the command that makes the dataset (its array tasks) again"
+            f"{missing[0]}; rerun the command (or the array tasks) that creates the dataset"
         )
     return plan
 
 
 def missing_shards(root: Path, plan: PlanFile) -> list[str]:
-    """Paths of planned shards that have no record of this plan yet."""
+    """Paths of planned shards without a record of this plan."""
     shards = plan.all_shards
     return [shard.path for shard in shards if not has_record(root, plan, shard.path)]
 
 
 def has_record(root: Path, plan: PlanFile, path: str) -> bool:
-    """Whether a shard was finished from this plan."""
+    """Whether a shard of this plan is finished."""
     record = load_record(root / path)
     return record is not None and record.config_digest == plan.config_digest

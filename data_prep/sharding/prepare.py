@@ -1,12 +1,12 @@
-"""One corpus to one dataset: list, plan, write shards, finish. What every task verb runs."""
+"""Convert a corpus to a dataset: list, plan, write shards, and finalize."""
 
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from data_prep.corpus import ReaderOptions
-from data_prep.readers import READERS
+from data_prep.options import ReaderOptions
+from data_prep.readers import find_reader
 from data_prep.sharding.finalize import finalize
 from data_prep.sharding.listings import FILTERED, QUARANTINE
 from data_prep.sharding.plan_file import (
@@ -33,16 +33,16 @@ def prepare(
     task: tuple[int, int],
     open_progress: OpenProgress,
 ) -> Manifest | None:
-    """Make the dataset `out`, or the part that belongs to array task (index, number of tasks).
+    """Create the dataset `out`, or the part of one array task (index, number of tasks).
 
-    Returns the manifest when all shards are there, None when other tasks have not finished.
+    Returns the manifest, or None while other tasks are unfinished.
     """
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; name a folder")
-    read = READERS[options.task][options.reader]
+        raise DataError(f"--out {out} is a file; give a folder")
+    read = find_reader(options.task, options.reader)
     plan = build_plan(read(options.source, reader_options), options)
     summary = store_plan_file(out, plan_file(plan))
-    # What a retry put into shards of its own is left out here, also when shards are made again.
+    # Samples that a retry moved to shards of its own.
     plan = plan.without(summary.retried_keys)
     index, num_tasks = task
     num_own = sum(len(shard.items) for shard in plan.shards[index::num_tasks])
@@ -54,15 +54,15 @@ def prepare(
 
 
 def remove_dataset(out: Path) -> None:
-    """Delete a dataset that was made here, and nothing else in its folder.
+    """Delete a dataset that data_prep created, and nothing else in its folder.
 
-    Raises `DataError` when the folder holds neither a plan nor a manifest, for then it is not ours.
+    Raises `DataError` if the folder is not empty and has no plan file.
     """
     if not out.exists():
         return
     if load_plan_file(out) is None:
         if any(out.iterdir()):
-            raise DataError(f"--overwrite: {out} was not made by data_prep; delete it yourself")
+            raise DataError(f"--overwrite: {out} was not created by data_prep; delete it yourself")
         return
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     for name in (*SPLIT_NAMES, QUARANTINE, FILTERED, EXCLUDE):

@@ -1,9 +1,9 @@
-"""Runs the samples in `quarantine/` again and adds those that are good now as new shards.
+"""Encode quarantined samples again, and add the valid ones as new shards.
 
-Finished shards keep their bytes and samples their ids: new shards follow the others of their split. A
-sample that is tried again moves from the list of its shard to the new shard, or to the list of that
-when it is bad once more. The plan file names new shards first, all that follows is derived from it, so
-a retry that was killed is completed by the next one.
+Finished shards keep their bytes and samples their ids, since new shards follow the others of their
+split. A retried sample moves from the listing of its shard to the new shard or, if it fails again, to
+the listing of that. The plan file records new shards first and everything else is derived from it, so
+the next retry completes one that was killed.
 """
 
 from collections import Counter
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.corpus import Item
-from data_prep.readers import READERS
+from data_prep.readers import find_reader
 from data_prep.sharding.finalize import finalize
 from data_prep.sharding.listings import (
     FILTERED,
     QUARANTINE,
-    LeftOut,
+    SkippedSample,
     load_listing,
     printable,
     store_listing,
@@ -30,8 +30,8 @@ from data_prep.sharding.plan_file import (
     original_options,
     write_plan_file,
 )
-from data_prep.sharding.shard_plan import PlannedShard, cut_into_shards, in_order
-from data_prep.sharding.sharder import Progress, write_retried
+from data_prep.sharding.shard_plan import PlannedShard, order_items, split_into_shards
+from data_prep.sharding.sharder import Progress, write_retry_shards
 from muomni.data.shards.manifest import Manifest, hash64
 from muomni.data.shards.tar_index import index_path
 from muomni.data.shards.writer import (
@@ -46,7 +46,7 @@ from muomni.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class RetryOutcome:
-    """What a retry came to; `gone` are the keys that the corpus does not list any more."""
+    """Result of a retry; `gone` are the keys that the corpus no longer lists."""
 
     manifest: Manifest
     num_tried: int
@@ -57,26 +57,26 @@ class RetryOutcome:
 def retry_bad(
     root: Path, source: Path | None, media_root: Path | None, num_workers: int, progress: Progress
 ) -> RetryOutcome:
-    """Try all quarantined samples of a dataset again; without a good one nothing changes.
+    """Retry all quarantined samples of a dataset; nothing changes if none of them is valid.
 
-    `source` and `media_root` say where the corpus lies now, when it was moved. Raises `DataError` for
-    a dataset that is not finished or was not made here, and as the reader does.
+    `source` and `media_root` override the location of the corpus. Raises `DataError` if the dataset is
+    unfinished or was adopted, and as the reader does.
     """
     plan = complete_plan(root)
-    # Completes a retry that was killed after its new shards were named.
-    _settle(root, plan)
+    # Complete a retry that was killed after its new shards were recorded.
+    _update_listings(root, plan)
     listed = [
         entry for shard in plan.all_shards for entry in load_listing(root / QUARANTINE, shard.path)
     ]
     if not listed:
         return RetryOutcome(finalize(root), 0, 0, ())
     options, reader_options = original_options(root, plan, source, media_root)
-    items = READERS[plan.task][plan.reader](options.source, reader_options)
+    items = find_reader(plan.task, plan.reader)(options.source, reader_options)
     found, declared = _find(listed, items, _used_keys(root, plan))
     gone = tuple(entry["key"] for entry in listed if entry["key"] not in found)
     infix = f"retry{len(plan.retries) + 1}-"
-    shards = cut_into_shards(in_order(found.values(), options.seed), declared, options, infix)
-    records = write_retried(shards, options, plan.config_digest, root, num_workers, progress)
+    shards = split_into_shards(order_items(found.values(), options.seed), declared, options, infix)
+    records = write_retry_shards(shards, options, plan.config_digest, root, num_workers, progress)
     num_good = sum(record.num_samples for record in records)
     if num_good == 0:
         _remove(root, shards)
@@ -90,27 +90,27 @@ def retry_bad(
     )
     plan = plan.model_copy(update={"retries": (*plan.retries, added)})
     write_plan_file(root, plan)
-    _settle(root, plan)
+    _update_listings(root, plan)
     return RetryOutcome(finalize(root), len(found), num_good, gone)
 
 
 def _find(
-    listed: list[LeftOut], items: Iterable[Item], used: set[int]
+    listed: list[SkippedSample], items: Iterable[Item], used: set[int]
 ) -> tuple[dict[str, Item], set[str]]:
     """The items of listed samples by listed key, and the splits that the corpus declares.
 
-    A row without a usable id was listed under a key of its own: it is found by its place, unless the
-    id that it has now is that of another sample. Raises `DataError` for two items of one key.
+    A row without a valid id is listed under a generated key. It is found by its position, unless its new id
+    is that of another sample. Raises `DataError` for duplicate keys.
     """
     keys = {entry["key"] for entry in listed}
-    places = {entry["source"]: entry["key"] for entry in listed}
+    positions = {entry["source"]: entry["key"] for entry in listed}
     by_key: dict[str, Item] = {}
-    by_place: dict[str, Item] = {}
+    by_position: dict[str, Item] = {}
     declared: set[str] = set()
     for item in items:
         if item.declared_split:
             declared.add(item.declared_split)
-        place = printable(item.source)
+        position = printable(item.source)
         if item.key in keys:
             first = by_key.setdefault(item.key, item)
             if first is not item:
@@ -118,9 +118,9 @@ def _find(
                     f"key {item.key!r} occurs twice: {first.source} and {item.source}; rename or "
                     "remove one"
                 )
-        elif place in places and hash64(item.key) not in used:
-            by_place[places[place]] = item
-    return {**by_place, **by_key}, declared
+        elif position in positions and hash64(item.key) not in used:
+            by_position[positions[position]] = item
+    return {**by_position, **by_key}, declared
 
 
 def _used_keys(root: Path, plan: PlanFile) -> set[int]:
@@ -129,23 +129,23 @@ def _used_keys(root: Path, plan: PlanFile) -> set[int]:
     return {int(number) for path in paths for number in load_columns(path)["key_hash"]}
 
 
-def _settle(root: Path, plan: PlanFile) -> None:
-    """Take samples off the lists that they left, and count again in the records of those shards."""
+def _update_listings(root: Path, plan: PlanFile) -> None:
+    """Remove retried samples from the listings of their shards, and update the records."""
     rounds = [frozenset(each.keys) for each in plan.retries]
     for shard in plan.shards:
-        _settle_shard(root, shard.path, frozenset().union(*rounds))
+        _update_listing(root, shard.path, frozenset().union(*rounds))
     for number, each in enumerate(plan.retries, start=1):
         for shard in each.shards:
-            _settle_shard(root, shard.path, frozenset().union(*rounds[number:]))
+            _update_listing(root, shard.path, frozenset().union(*rounds[number:]))
 
 
-def _settle_shard(root: Path, path: str, left: frozenset[str]) -> None:
+def _update_listing(root: Path, path: str, left: frozenset[str]) -> None:
     bad = load_listing(root / QUARANTINE, path)
     staying = [entry for entry in bad if entry["key"] not in left]
     if len(staying) < len(bad):
         store_listing(root / QUARANTINE, path, staying)
     record = load_record(root / path)
-    assert record is not None, "only shards with a record are settled"
+    assert record is not None, "only finished shards have listings"
     reasons = [entry["reason"] for entry in staying + load_listing(root / FILTERED, path)]
     dropped = dict(sorted(Counter(reasons).items()))
     if dropped != record.dropped:
@@ -155,7 +155,7 @@ def _settle_shard(root: Path, path: str, left: frozenset[str]) -> None:
 
 
 def _remove(root: Path, shards: tuple[PlannedShard, ...]) -> None:
-    """Delete the files of a retry that brought nothing."""
+    """Delete the files of a retry without valid samples."""
     for shard in shards:
         tar = root / shard.path
         for path in (record_path(tar), tar, index_path(tar), columns_path(tar)):

@@ -1,7 +1,7 @@
-"""Which sample goes into which shard: a pure function of the items and the options.
+"""Assign samples to shards: a pure function of the items and the options.
 
-Items are split by their group, put into one seeded order and cut into slices. No coordinator is
-needed, for every process that lists the same corpus gets the same plan.
+Items are assigned to splits by group, shuffled by seed, and cut into shards. Every process that lists the
+same corpus gets the same plan, so no coordinator is needed.
 """
 
 import hashlib
@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data_prep.corpus import Item, Media, TextSpan
-from data_prep.filters import Filters
-from data_prep.media.treatment import Treatment
+from data_prep.options import Filters, Preprocessing
 from muomni.data.shards.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
 from muomni.data.shards.tar_index import BLOCK_BYTES, padded
 from muomni.errors import ConfigError, DataError
 
-# Two members of about one block each accompany the media: json and txt.
+# The media are accompanied by two members of about one block each: json and txt.
 _SIDE_MEMBER_BYTES = 4 * BLOCK_BYTES
 _NUM_SIZED_ITEMS = 256
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -27,7 +26,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 @dataclass(frozen=True, slots=True)
 class ShardingOptions:
-    """What makes a dataset, apart from its items; recorded in the manifest by digest."""
+    """Everything that defines a dataset besides its items; the manifest records its digest."""
 
     name: str
     task: Task
@@ -43,25 +42,25 @@ class ShardingOptions:
     max_bad_fraction: float = 0.01
     license: str = ""
     filters: Filters = field(default_factory=Filters)
-    treatment: Treatment = field(default_factory=Treatment)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
             raise ConfigError(
-                f"--name {self.name!r} may hold characters, digits, _ and - (1 to 64)"
+                f"--name {self.name!r} must consist of 1 to 64 letters, digits, _, or -"
             )
         for option, value in (("val", self.val_fraction), ("test", self.test_fraction)):
             if not 0 <= value < 1:
-                raise ConfigError(f"--{option}-fraction {value} lies outside [0, 1)")
+                raise ConfigError(f"--{option}-fraction must be in [0, 1), got {value}")
         if self.val_fraction + self.test_fraction >= 1:
             raise ConfigError("--val-fraction and --test-fraction leave nothing to train on")
         if not 0 <= self.max_bad_fraction <= 1:
-            raise ConfigError(f"--max-bad-fraction {self.max_bad_fraction} lies outside [0, 1]")
+            raise ConfigError(f"--max-bad-fraction must be in [0, 1], got {self.max_bad_fraction}")
         parse_shard_size(self.shard_size)
 
     @property
     def split_rule(self) -> str:
-        """How a sample's split follows from its group, for the manifest."""
+        """How the split of a sample follows from its group, for the manifest."""
         by_hash = (
             "u = hash64(group) / 2^64; "
             f"test where u < {self.test_fraction}, val where u < "
@@ -72,7 +71,7 @@ class ShardingOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """One shard to be: path relative to the dataset, split, items in their order."""
+    """A planned shard: path relative to the dataset, split, and ordered items."""
 
     path: str
     split: str
@@ -92,7 +91,7 @@ class ShardPlan:
         return sum(len(shard.items) for shard in self.shards)
 
     def without(self, keys: frozenset[str]) -> "ShardPlan":
-        """The same shards and digest, less the items of these keys."""
+        """The same shards and digest without the items of these keys."""
         if not keys:
             return self
         shards = tuple(
@@ -103,7 +102,7 @@ class ShardPlan:
 
 
 def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a group by its hash: independent of seed, corpus and all other samples."""
+    """The split of a group by its hash, independent of the seed, the corpus, and other samples."""
     position = hash64(group) / 2**64
     if position < test_fraction:
         return "test"
@@ -111,21 +110,21 @@ def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
 
 
 def parse_shard_size(text: str) -> tuple[int, bool]:
-    """A shard size as (number, is it bytes): "5000" are samples, "256MB" bytes.
+    """Parse a shard size as (number, is_bytes): "5000" is samples, "256MB" is bytes.
 
     Raises `ConfigError` for anything else.
     """
     match = re.fullmatch(r"([1-9][0-9]*)\s*([KMG]I?B)?", text.strip().upper())
     if not match:
-        raise ConfigError(f"--shard-size {text!r} is neither a number of samples nor like 256MB")
+        raise ConfigError(f"--shard-size {text!r} is not a number of samples or a size like 256MB")
     number, unit = int(match[1]), match[2]
     return (number * _UNITS[unit], True) if unit else (number, False)
 
 
 def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
-    """Check keys, assign splits, order by seed, cut into shards.
+    """Check keys, assign splits, shuffle by seed, and cut into shards.
 
-    Raises `DataError` for an empty corpus or a key that occurs twice (naming both sources).
+    Raises `DataError` for an empty corpus or a duplicate key (naming both sources).
     """
     by_key: dict[str, Item] = {}
     for item in items:
@@ -136,24 +135,24 @@ def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
                 "rename or remove one"
             )
     if not by_key:
-        raise DataError(f"{options.source} holds no sample for {options.task}; check --src")
-    ordered = in_order(by_key.values(), options.seed)
+        raise DataError(f"{options.source} contains no sample for {options.task}; check --src")
+    ordered = order_items(by_key.values(), options.seed)
     digest = _digest(ordered, options)
     declared = {item.declared_split for item in ordered if item.declared_split}
-    return ShardPlan(options, cut_into_shards(ordered, declared, options), digest)
+    return ShardPlan(options, split_into_shards(ordered, declared, options), digest)
 
 
-def in_order(items: Iterable[Item], seed: int) -> list[Item]:
-    """Items in the order in which they stand in the shards."""
+def order_items(items: Iterable[Item], seed: int) -> list[Item]:
+    """Items in shard order."""
     return sorted(items, key=lambda item: _order(item, seed))
 
 
-def cut_into_shards(
+def split_into_shards(
     ordered: list[Item], declared: set[str], options: ShardingOptions, infix: str = ""
 ) -> tuple[PlannedShard, ...]:
-    """Shards `split/NAME-split-infixNNNNNN.tar` of each split, in their order.
+    """Shards `split/NAME-split-infixNNNNNN.tar` of each split.
 
-    `declared` are the splits that the corpus itself knows.
+    `declared` are the splits that the corpus declares.
     """
     splits: dict[str, list[Item]] = {name: [] for name in SPLIT_NAMES}
     for item in ordered:
@@ -168,14 +167,14 @@ def cut_into_shards(
 
 
 def _order(item: Item, seed: int) -> tuple[int, str, int, str]:
-    """Blocks in a seeded order, and the items of a block; an item without one is its own block."""
+    """Sort key: blocks in seeded order, then the items of a block; an item without block is its own block."""
     in_block = hash64(f"{seed}:{item.key}")
-    place = hash64(f"{seed}:{item.block}") if item.block else in_block
-    return place, item.block, in_block, item.key
+    position = hash64(f"{seed}:{item.block}") if item.block else in_block
+    return position, item.block, in_block, item.key
 
 
 def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
-    """The split of an item; with `source`, a split that the source lacks is taken from train."""
+    """The split of an item; with `source`, splits that the corpus lacks are taken from train."""
     if options.split_from == "source" and item.declared_split:
         if item.declared_split != "train":
             return item.declared_split
@@ -186,7 +185,7 @@ def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
 
 
 def _samples_per_shard(ordered: list[Item], options: ShardingOptions) -> int:
-    """Samples of a shard; for a size in bytes from the mean of the first items' files."""
+    """Samples per shard; for a size in bytes, by the mean size of the first items."""
     number, is_bytes = parse_shard_size(options.shard_size)
     if not is_bytes:
         return number
@@ -195,7 +194,7 @@ def _samples_per_shard(ordered: list[Item], options: ShardingOptions) -> int:
 
 
 def _tar_bytes(item: Item) -> int:
-    """About how many bytes of tar an item becomes; a missing file counts nothing."""
+    """Estimated bytes in the tar; missing files count as zero."""
     if item.span is not None:
         return BLOCK_BYTES + padded(item.span.num_bytes)
     sizes = [_num_bytes(source) for source in item.inputs]
@@ -210,15 +209,16 @@ def _num_bytes(source: Media | TextSpan) -> int:
 
 
 def _digest(ordered: list[Item], options: ShardingOptions) -> str:
-    """SHA-256 over options and items; paths count relative to the source, so data may move."""
+    """SHA-256 over options and items; paths are relative to the source, so data may be moved."""
     settings = asdict(options)
-    for name in ("source", "media_root", "max_bad_fraction", "filters", "treatment"):
+    for name in ("source", "media_root", "max_bad_fraction", "filters", "preprocessing"):
         del settings[name]
-    # Without these the digest is that of earlier versions, so their datasets can be continued.
+    # The digest stays that of earlier versions: their spelling, and no keys for unused options.
+    settings["licence"] = settings.pop("license")
     if filters := options.filters.as_text():
         settings["filters"] = filters
-    if treatment := options.treatment.as_text():
-        settings["treatment"] = treatment
+    if preprocessing := options.preprocessing.as_text():
+        settings["preprocessing"] = preprocessing
     settings["schema_version"] = SCHEMA_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     base = options.source if options.source.is_dir() else options.source.parent

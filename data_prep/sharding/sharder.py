@@ -1,7 +1,7 @@
-"""Writes the shards of a plan: in this process, in a pool, or as one task of a job array.
+"""Write the shards of a plan: in this process, in a pool, or as a task of a job array.
 
-Shard s belongs to task s mod N. A finished shard (its record has the same digests) is skipped, so
-a rerun after a kill, with any number of workers or tasks, ends with the same bytes.
+Task t of N writes the shards s with s mod N = t. Finished shards (whose records have the same digests)
+are skipped, so a rerun after a kill gives the same bytes for any number of workers and tasks.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from typing import Protocol
 
 from data_prep.corpus import BadSampleError, Item
 from data_prep.curation.exclude import refuse_masks
-from data_prep.filters import FILTER_REASONS, Filters, bad_and_filtered
-from data_prep.media.treatment import Treatment
+from data_prep.filters import split_dropped
+from data_prep.options import FILTER_REASONS, Filters, Preprocessing
 from data_prep.sharding.encode import encode
 from data_prep.sharding.listings import FILTERED, QUARANTINE, all_listed, printable, store_listing
 from data_prep.sharding.shard_plan import PlannedShard, ShardingOptions, ShardPlan
@@ -47,15 +47,17 @@ class _Job:
     shard: PlannedShard
     task: Task
     filters: Filters
-    treatment: Treatment
+    preprocessing: Preprocessing
     digest: str
     sources_digest: str
 
     @classmethod
     def of(cls, root: Path, shard: PlannedShard, options: ShardingOptions, digest: str) -> "_Job":
-        """The job of a shard as it has to be written now."""
+        """The job for the current state of a shard's source files."""
         sources = digest_of_sources(shard.items)
-        return cls(root, shard, options.task, options.filters, options.treatment, digest, sources)
+        return cls(
+            root, shard, options.task, options.filters, options.preprocessing, digest, sources
+        )
 
 
 def write_shards(
@@ -63,8 +65,8 @@ def write_shards(
 ) -> None:
     """Write the unfinished shards of array task `task` = (index, number of tasks).
 
-    Raises `DataError` as soon as more samples are bad than the plan allows in all, and
-    `MachineError` when a worker is killed.
+    Raises `DataError` as soon as there are more bad samples than the plan allows in total, and
+    `MachineError` if a worker is killed.
     """
     index, num_tasks = task
     jobs = []
@@ -80,7 +82,7 @@ def write_shards(
     if not jobs:
         return
     refuse_masks(root)
-    # Shards change from here on, so an earlier manifest no longer describes the folder.
+    # The shards change from here on, so an earlier manifest is invalid.
     (root / MANIFEST_NAME).unlink(missing_ok=True)
     limit = plan.options.max_bad_fraction * plan.num_items
     for record in _run(jobs, min(num_workers, len(jobs)), progress):
@@ -89,7 +91,7 @@ def write_shards(
             raise too_many_bad(root, num_bad, plan.num_items, plan.options.max_bad_fraction)
 
 
-def write_retried(
+def write_retry_shards(
     shards: tuple[PlannedShard, ...],
     options: ShardingOptions,
     digest: str,
@@ -97,42 +99,41 @@ def write_retried(
     num_workers: int,
     progress: Progress,
 ) -> list[ShardRecord]:
-    """Write shards beside those of a finished dataset, and give their records."""
+    """Write additional shards of a finished dataset, and return their records."""
     jobs = [_Job.of(root, shard, options, digest) for shard in shards]
     return list(_run(jobs, min(num_workers, len(jobs)), progress))
 
 
 def _num_bad(record: ShardRecord) -> int:
-    bad, _ = bad_and_filtered(record.dropped)
+    bad, _ = split_dropped(record.dropped)
     return sum(bad.values())
 
 
 def digest_of_sources(items: tuple[Item, ...]) -> str:
-    """Path, size and time of all source files: tells whether one was repaired since."""
+    """Digest of path, size, and time of all source files; it changes when one is repaired."""
     digest = hashlib.sha256()
     for path in dict.fromkeys(path for item in items for path in item.files):
         try:
             stat = os.stat(path)
             digest.update(f"{os.path.basename(path)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
         except (OSError, ValueError):
-            # A missing file (or a name that none can have) is part of the state: its sample goes to
-            # quarantine until it is there.
+            # Missing files and invalid names are part of the state: the sample is quarantined until it exists.
             digest.update(f"{os.path.basename(path)}:missing\n".encode())
     return digest.hexdigest()
 
 
 def too_many_bad(root: Path, num_bad: int, num_items: int, max_fraction: float) -> DataError:
-    """The error for a corpus with too many bad samples; names the first one."""
+    """The error for too many bad samples, which names the first one."""
     first = next(all_listed(root / QUARANTINE))
     return DataError(
         f"{num_bad} of {num_items} samples are bad ({num_bad / num_items:.2%}), more than "
         f"--max-bad-fraction {max_fraction:g}; the first is {first['key']} ({first['source']}): "
-        f"{first['message']}; all are listed in {root / QUARANTINE}: mend them, or accept more"
+        f"{first['message']}; all are listed in {root / QUARANTINE}: fix them, or raise the limit"
     )
 
 
 def _is_current(root: Path, record: ShardRecord, digest: str, sources_digest: str) -> bool:
-    """Whether the shard was finished from the same plan and the same state of its sources."""
+    """Whether the shard was finished from the same plan and source files."""
     path = root / record.path
     return (
         record.config_digest == digest
@@ -152,7 +153,7 @@ def _run(jobs: list[_Job], num_workers: int, progress: Progress) -> Iterator[Sha
     shown = 0
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (counter,))
     try:
-        # Few jobs wait at a time: items are pickled when submitted.
+        # Bound the queue: items are pickled when submitted.
         waiting = iter(jobs)
         running: set[Future[ShardRecord]] = set()
         while True:
@@ -170,17 +171,17 @@ def _run(jobs: list[_Job], num_workers: int, progress: Progress) -> Iterator[Sha
     except BrokenProcessPool as error:
         raise MachineError(
             "a worker process was killed (out of memory?); run the command again with fewer "
-            "--workers, it continues where it stopped"
+            "--workers to continue"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(counter: Synchronized) -> None:
-    """Share the progress counter, and end this process when its parent is killed."""
+    """Share the progress counter, and exit when the parent process is killed."""
     global _counter
     _counter = counter
-    # Ctrl-C reaches the whole process group; the parent alone answers it.
+    # Ctrl-C reaches the whole process group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -193,7 +194,7 @@ def _start_worker(counter: Synchronized) -> None:
 
 
 class _SharedProgress:
-    """Counts in memory that the parent process reads, a batch of samples at a time."""
+    """Counts samples in memory shared with the parent process."""
 
     def update(self, n: int) -> None:
         assert _counter is not None
@@ -202,9 +203,9 @@ class _SharedProgress:
 
 
 def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
-    """Write one shard, the lists of what it leaves out, and its record."""
+    """Write one shard, the listings of its skipped samples, and its record."""
     report = _SharedProgress() if progress is None else progress
-    left_out: list[dict[str, str]] = []
+    skipped: list[dict[str, str]] = []
     dropped: dict[str, int] = {}
     with ShardWriter(job.root, job.shard.path, job.shard.split) as writer:
         writer.config_digest = job.digest
@@ -213,12 +214,12 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
         shown, next_report = 0, monotonic()
         for number, item in enumerate(job.shard.items, start=1):
             try:
-                sample = encode(item, job.task, job.filters, job.treatment)
+                sample = encode(item, job.task, job.filters, job.preprocessing)
                 writer.add(item.key, sample.members, item.group, sample.cost)
             except BadSampleError as error:
                 reason = error.problem.reason
                 dropped[reason] = dropped.get(reason, 0) + 1
-                left_out.append(
+                skipped.append(
                     {
                         "key": item.key,
                         "source": printable(item.source),
@@ -231,8 +232,8 @@ def _write_shard(job: _Job, progress: Progress | None) -> ShardRecord:
                 shown, next_report = number, monotonic() + _POLL_S
         report.update(len(job.shard.items) - shown)
         writer.dropped = dropped
-        filtered = [each for each in left_out if each["reason"] in FILTER_REASONS]
-        bad = [each for each in left_out if each["reason"] not in FILTER_REASONS]
+        filtered = [each for each in skipped if each["reason"] in FILTER_REASONS]
+        bad = [each for each in skipped if each["reason"] not in FILTER_REASONS]
         store_listing(job.root / QUARANTINE, job.shard.path, bad)
         store_listing(job.root / FILTERED, job.shard.path, filtered)
     assert writer.record is not None

@@ -1,9 +1,9 @@
-"""Create the folder `samples/` from the full corpora; run once, the result is committed.
+"""Create the folder `samples/` from the full corpora. Its output is committed.
 
     python -m scripts.samples.build --corpora DIR --out samples
 
-Needs the Debian packages unicode-data (kinds of emoji) and flite (synthetic voices). Images, texts, and WAV
-files are copied unchanged; samples are chosen by the hash of their id, so the choice is reproducible. FLAC
+Requires the Debian packages unicode-data (categories of emoji) and flite (synthetic voices). Images, texts,
+and WAV files are unchanged. Subsets are selected by the hash of their ids, so they are reproducible. FLAC
 files keep the upper 11 of 16 bits (54 dB signal-to-noise ratio).
 """
 
@@ -21,13 +21,14 @@ import soundfile
 
 from data_prep.corpus import transcript_group
 from muomni.data.shards.manifest import hash64
-from scripts.samples.emoji_kinds import emoji_key, read_emoji_kinds
 
 _SPEAKER = "7001"
-# The source is 64 kbit/s speech, so the lowest bits are noise that would fill half of a FLAC file.
+_EMOJI_PRESENTATION = "FE0F"
+_OTHER_EMOJI = "other"
+# The source is 64 kbit/s speech, so its lowest bits are noise, which would fill half of a FLAC file.
 _FLAC_STEP = 32
 _LJSPEECH_CLIP_S, _LJSPEECH_SHARE = 3.5, 0.08
-# Image positions dominate a conversation with an image; three of them per image would dominate training.
+# Images dominate conversations, and three conversations about each would dominate training.
 _ASK_NAME_SHARE = _ASK_KIND_SHARE = 1 / 3
 _ASK_KIND = ("What kind of thing is it?", "What sort of thing is this?")
 _VOICES = ("slt", "rms", "awb")
@@ -41,7 +42,7 @@ _QUESTIONS = (
     "Can you tell me what it is?",
 )
 _SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
-# For texts and audio clips, as repeating text is half of transcribing speech.
+# For texts and audio clips: repeating one is half of converting it to the other.
 _REPEAT = ("Repeat: {}", "Write this down: {}", "Copy this: {}")
 _NUM_REPEATED, _MAX_REPEATED_CHARS = 3000, 40
 T = TypeVar("T")
@@ -50,22 +51,22 @@ Conversation = dict[str, object]
 
 @dataclass(frozen=True)
 class Image:
-    """What an image shows: its name and, if Unicode's list has it, its kind."""
+    """What an image shows: its name and, if Unicode lists it, its category."""
 
     name: str
     kind: str | None
 
 
 def main() -> None:
-    """Build all parts of the samples folder."""
-    parser = argparse.ArgumentParser(description="Make samples/ from the full corpora.")
-    parser.add_argument("--corpora", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
+    """Create all parts of the samples folder."""
+    parser = argparse.ArgumentParser(description="Create samples/ from the full corpora.")
+    parser.add_argument("--corpora", required=True, type=Path, help="folder of the full corpora")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument(
         "--unicode-data",
         default="/usr/share",
         type=Path,
-        help="where the package unicode-data is unpacked (default: %(default)s)",
+        help="folder where the package unicode-data is installed (default: %(default)s)",
     )
     arguments = parser.parse_args()
     corpora, out = arguments.corpora, arguments.out
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def copy_images(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, Image]:
-    """Copy all images and English captions; returns Images keyed by path."""
+    """Copy all images and English captions; returns what each image path shows."""
     images: dict[str, Image] = {}
     for subset in ("train2017", "val2017"):
         (target / subset).mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def copy_images(source: Path, target: Path, kinds: dict[str, str]) -> dict[str, 
 
 
 def read_clips(source: Path) -> dict[str, str]:
-    """Texts of all clips, keyed by id."""
+    """Ids and texts of all clips."""
     lines = (source / "metadata.csv").read_text(encoding="utf-8").splitlines()
     return {name: text for name, _, text in (line.split("|") for line in lines)}
 
@@ -123,10 +124,10 @@ def read_clips(source: Path) -> dict[str, str]:
 def write_librispeech(
     source: Path, out: Path, clips: dict[str, str], shared: set[str]
 ) -> dict[str, str]:
-    """Write all clips as 11-bit FLAC in LibriSpeech's layout; returns paths keyed by clip id.
+    """Write all clips as 11-bit FLAC in the layout of LibriSpeech; returns paths by clip id.
 
-    train-clean-100 contains the clips that are also in the LJSpeech folder, train-clean-360 the others, so
-    both can be read together without repeats. The hundreds of a clip's number give its chapter.
+    train-clean-100 has the clips that are also in the LJSpeech folder, train-clean-360 the others, so both can
+    be read without duplicates. The hundreds of a clip's number determine its chapter.
     """
     root = out / "librispeech_allison/LibriSpeech"
     paths = {}
@@ -155,7 +156,7 @@ def write_librispeech(
 
 
 def write_ljspeech(source: Path, target: Path, clips: dict[str, str]) -> set[str]:
-    """Copy some of the chosen clips with their lines of metadata.csv; returns their ids."""
+    """Copy a subset of the short clips with their lines of metadata.csv; returns their ids."""
     copied = set()
     (target / "wavs").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -175,9 +176,9 @@ def write_ljspeech(source: Path, target: Path, clips: dict[str, str]) -> set[str
 def copy_trimodal(
     corpora: Path, out: Path, clips: dict[str, str], paths: dict[str, str]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Keep items about emoji, spoken by Allison (referring to her clips) or by flite.
+    """Copy the items about emoji, spoken by Allison (as references to her clips) or by flite.
 
-    Also writes a speech table of the synthetic audio clips. Returns triples and questions with paths
+    Also writes the synthetic audio clips as a table of speech. Returns triples and questions, with paths
     relative to `out`/trimodal.
     """
     (out / "trimodal").mkdir(parents=True, exist_ok=True)
@@ -219,7 +220,7 @@ def copy_trimodal(
 
 
 def speak_questions(target: Path) -> list[dict[str, str]]:
-    """Synthesize questions for the kind of thing with flite, in `target`/questions; returns their rows."""
+    """Synthesize questions about the category into `target`/questions; returns their rows."""
     rows = []
     for number, text in enumerate(_ASK_KIND):
         for voice in _VOICES:
@@ -235,7 +236,7 @@ def speak_questions(target: Path) -> list[dict[str, str]]:
 def image_conversations(
     images: dict[str, Image], questions: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """A written question about each image, and for some also a spoken one for its name or kind."""
+    """A written question about each image, and for some a spoken question about its name or category."""
     by_name = [row for row in questions if row["asks"] == "name"]
     by_kind = [row for row in questions if row["asks"] == "kind"]
     for path, image in sorted(images.items()):
@@ -256,7 +257,7 @@ def image_conversations(
 def speech_conversations(
     clips: dict[str, str], paths: dict[str, str], triples: list[dict[str, str]]
 ) -> Iterator[Conversation]:
-    """Requests to transcribe each audio clip, in every wording, and to speak each text."""
+    """Transcribe each audio clip, with several prompts; speak each text."""
     audio_clips = [(paths[name], text, name) for name, text in sorted(clips.items())]
     audio_clips += [
         (f"trimodal/{row['audio']}", row["transcript"], row["id"])
@@ -278,15 +279,44 @@ def speech_conversations(
 
 
 def text_conversations(lines: list[str]) -> Iterator[Conversation]:
-    """Requests to repeat a text, a subtask of reading aloud and of transcribing."""
+    """Repeat a text, a part of both reading aloud and transcribing."""
     short = sorted({line for line in lines if len(line) <= _MAX_REPEATED_CHARS}, key=hash64)
     for number, text in enumerate(short[:_NUM_REPEATED]):
         prompt = _pick(_REPEAT, text).format(text)
         yield _conversation(f"repeat-{number:04d}", prompt, text, group=transcript_group(text))
 
 
+def read_emoji_kinds(path: Path) -> dict[str, str]:
+    """Category ("animal", "person", "sky & weather") by code points ("1F469 200D 1F52C").
+
+    Reads emoji-test.txt of UTS #51. The category is the part of the subgroup before the hyphen
+    ("animal-bird"). Emoji that the list calls "other" are skipped, and keys omit presentation selectors.
+
+    Raises:
+        ValueError: the file lists no emoji.
+    """
+    kinds: dict[str, str] = {}
+    kind = _OTHER_EMOJI
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# subgroup:"):
+            kind = line.partition(":")[2].strip().partition("-")[0]
+        points = line.partition("#")[0].partition(";")[0].split()
+        if points and kind != _OTHER_EMOJI:
+            kinds[emoji_key(points)] = kind
+    if not kinds:
+        raise ValueError(f"{path} lists no emoji, so it is not emoji-test.txt of Unicode")
+    return kinds
+
+
+def emoji_key(points: list[str]) -> str:
+    """Hexadecimal code points in the form of the keys of `read_emoji_kinds`."""
+    return " ".join(
+        point.upper().zfill(4) for point in points if point.upper() != _EMOJI_PRESENTATION
+    )
+
+
 def copy_licenses(source: Path, target: Path) -> None:
-    """Copy the license texts of the packages that provide the samples."""
+    """Copy the licenses of the packages that the samples come from."""
     for name in (
         "asterisk-core-sounds-en-g722",
         "fonts-noto-color-emoji",

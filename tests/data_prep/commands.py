@@ -1,4 +1,4 @@
-"""What tests do with the command line: shard a corpus, and take the one line that a command fails with."""
+"""Test helpers for the command line: shard a corpus, and capture the error line of a failing command."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def fails(capsys: Capture, *arguments: str, code: int = 3) -> str:
-    """The one line that a command fails with."""
+    """The single error line of a failing command."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
@@ -33,6 +33,6 @@ def shard(task: str, form: str, src: Path, out: Path, *options: str) -> Manifest
 
 
 def quarantined(out: Path) -> dict[str, str]:
-    """Reason by key."""
+    """Reason codes by key."""
     lines = [line for path in sorted((out / "quarantine").glob("*")) for line in path.open()]
     return {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}

@@ -1,4 +1,4 @@
-"""A tiny corpus in the layout of each registered format; every writer returns what --src names."""
+"""A tiny corpus in the layout of each registered format; every writer returns the value of --src."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ TEXTS = [f"Sentence number {n}." for n in range(NUM_SAMPLES)]
 
 
 def write_file(path: Path, content: bytes | str) -> Path:
-    """Write a file and the folders above it."""
+    """Write a file and its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -79,7 +79,7 @@ def _speech_rows(root: Path) -> list[dict]:
 
 
 def write_flickr30k(root: Path) -> Path:
-    """The token file, two captions an image."""
+    """The token file, with two captions per image."""
     names = _images(root / "flickr30k-images")
     lines = [
         f"{name}#{n}\t{text} ({n})"
@@ -91,7 +91,7 @@ def write_flickr30k(root: Path) -> Path:
 
 
 def write_flickr30k_csv(root: Path) -> Path:
-    """The table of the Kaggle archive, in a folder of its own beside the image folder."""
+    """The table of the Kaggle archive, in its own folder beside the images."""
     names = _images(root / "flickr30k_images/flickr30k_images")
     lines = ["image_name| comment_number| comment"]
     lines += [f"{name}| 0| {text}" for name, text in zip(names, TEXTS, strict=True)]
@@ -132,7 +132,7 @@ def write_image_parquet(root: Path) -> Path:
 
 
 def write_commonvoice(root: Path) -> Path:
-    """The folder of one language: two clips a split."""
+    """The folder of one language with two clips per split."""
     names = _audio_clips(root / "en/clips", "mp3")
     header = "client_id\tpath\tsentence\tup_votes\tage\tgender\taccents\tlocale\n"
     for number, split in enumerate(("train", "dev", "test")):
@@ -145,7 +145,7 @@ def write_commonvoice(root: Path) -> Path:
 
 
 def write_nemo(root: Path) -> Path:
-    """Segments of one audio clip of 3 s, then whole files."""
+    """Segments of a 3 s audio file, followed by whole files."""
     write_file(root / "long.wav", audio(1, duration_s=3.0))
     records = [
         {"audio_filepath": "long.wav", "text": text, "offset": n * 0.5, "duration": 0.5}

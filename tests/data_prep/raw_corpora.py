@@ -1,4 +1,4 @@
-"""Tiny raw corpora in public layouts, written for tests."""
+"""Tiny raw corpora in public layouts."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def read_annotations(root: Path) -> tuple[list[dict], list[dict]]:
 
 
 def write_ljspeech(root: Path, texts: list[str]) -> Path:
-    """LJSpeech with one tone a text."""
+    """LJSpeech with one tone per text."""
     (root / "wavs").mkdir(parents=True)
     lines = []
     for number, text in enumerate(texts):
@@ -70,7 +70,7 @@ def write_ljspeech(root: Path, texts: list[str]) -> Path:
 
 
 def write_librispeech(root: Path, subset: str = "train-clean-100", chapters: int = 3) -> Path:
-    """LibriSpeech with two utterances a chapter."""
+    """LibriSpeech with two utterances per chapter."""
     for chapter in range(chapters):
         folder = root / subset / "19" / f"{100 + chapter}"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Filters: what stands on which side of each bound."""
+"""Filters: which side of each bound is kept."""
 
 from dataclasses import asdict
 
@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 
 from data_prep.corpus import Problem
 from data_prep.filters import (
-    RULES,
-    Filters,
-    bad_and_filtered,
     clipped_fraction,
+    filter_image,
+    filter_speech,
+    filter_text,
     script_share,
     silence_fraction,
-    unwanted_image,
-    unwanted_speech,
-    unwanted_text,
+    split_dropped,
 )
+from data_prep.options import RULES, Filters
 from muomni.errors import ConfigError
 
 _RATE_HZ = 8_000
@@ -31,13 +30,13 @@ def reason(problem: Problem | None) -> str:
 
 def noise(num_frames: int, num_silent: int = 0) -> np.ndarray:
     """Frames of +0.1 and -0.1, the first `num_silent` of them zero; [num_samples, 1]."""
-    samples = np.tile(np.float32([0.1, -0.1]), num_frames * _FRAME // 2)
+    samples = np.tile(np.array([0.1, -0.1], np.float32), num_frames * _FRAME // 2)
     samples[: num_silent * _FRAME] = 0
     return samples[:, None]
 
 
 def speech(filters: Filters, duration_s: float, num_chars: int, samples: np.ndarray) -> str:
-    return reason(unwanted_speech(filters, samples, _RATE_HZ, duration_s, num_chars))
+    return reason(filter_speech(filters, samples, _RATE_HZ, duration_s, num_chars))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +68,12 @@ def test_silence() -> None:
 
 
 @pytest.mark.parametrize(("level_dbfs", "share"), [(-50.1, 1.0), (-49.9, 0.0)])
-def test_silence_lies_below_50_dbfs(level_dbfs: float, share: float) -> None:
+def test_silence_threshold(level_dbfs: float, share: float) -> None:
     samples = noise(5) / 0.1 * 10 ** (level_dbfs / 20)
     assert silence_fraction(samples, _RATE_HZ) == share
 
 
-def test_frames_of_silence_are_cut_from_the_mean_of_channels() -> None:
+def test_silence_uses_mean_of_channels() -> None:
     one = noise(4)
     assert silence_fraction(np.concatenate([one, -one], axis=1), _RATE_HZ) == 1.0
     assert silence_fraction(np.concatenate([one, one], axis=1), _RATE_HZ) == 0.0
@@ -86,7 +85,7 @@ def test_frames_of_silence_are_cut_from_the_mean_of_channels() -> None:
 def test_clipping() -> None:
     steps = np.array([32767, -32768, 32766, -32767], np.int16) / np.float32(32768)
     assert clipped_fraction(steps[:, None]) == 0.75
-    assert clipped_fraction(np.float32([[1.2], [0.0]])) == 0.5
+    assert clipped_fraction(np.array([[1.2], [0.0]], np.float32)) == 0.5
     samples = noise(1)
     samples[:40] = 1.0
     assert speech(Filters(max_clipped_fraction=0.25), 1.0, 10, samples) == ""
@@ -108,7 +107,7 @@ def test_clipping() -> None:
     ],
 )
 def test_images(filters: Filters, size: tuple[int, int], expected: str) -> None:
-    assert reason(unwanted_image(filters, *size)) == expected
+    assert reason(filter_image(filters, *size)) == expected
 
 
 @pytest.mark.parametrize(
@@ -132,21 +131,19 @@ def test_images(filters: Filters, size: tuple[int, int], expected: str) -> None:
     ],
 )
 def test_texts(filters: Filters, text: str, expected: str) -> None:
-    assert reason(unwanted_text(filters, text)) == expected
+    assert reason(filter_text(filters, text)) == expected
 
 
-def test_a_message_names_value_and_flag() -> None:
-    short = unwanted_speech(Filters(min_duration_s=1), noise(1), _RATE_HZ, 0.3, 5)
+def test_message_contains_value_and_flag() -> None:
+    short = filter_speech(Filters(min_duration_s=1), noise(1), _RATE_HZ, 0.3, 5)
     assert short == Problem("too-short", "0.3 seconds, less than --min-duration 1")
-    other = unwanted_text(Filters(script="latin"), "ab вгде")
+    other = filter_text(Filters(script="latin"), "ab вгде")
     assert other is not None
-    assert other.message.endswith(
-        "of its characters in the script, less than 0.5 of --script latin"
-    )
+    assert other.message.endswith("of its letters in the script, less than 0.5 of --script latin")
 
 
 @given(st.floats(0.001, 100), st.floats(0, 100), st.floats(0, 10))
-def test_a_looser_bound_keeps_more(duration_s: float, bound: float, slack: float) -> None:
+def test_looser_bound_keeps_more(duration_s: float, bound: float, slack: float) -> None:
     samples = noise(1)
     if not speech(Filters(max_duration_s=bound), duration_s, 5, samples):
         assert not speech(Filters(max_duration_s=bound + slack), duration_s, 5, samples)
@@ -158,14 +155,16 @@ def test_a_looser_bound_keeps_more(duration_s: float, bound: float, slack: float
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.floats(1, 20), st.integers(0, 5000))
-def test_a_turned_image_is_the_same(width: int, height: int, aspect: float, side: int) -> None:
+def test_image_filters_ignore_orientation(
+    width: int, height: int, aspect: float, side: int
+) -> None:
     filters = Filters(max_aspect=aspect, min_side_pixels=side)
-    turned = unwanted_image(filters, height, width)
-    assert unwanted_image(filters, width, height) == turned
+    turned = filter_image(filters, height, width)
+    assert filter_image(filters, width, height) == turned
 
 
 @given(st.text(), st.text())
-def test_shares_of_scripts(first: str, second: str) -> None:
+def test_script_share(first: str, second: str) -> None:
     shares = [script_share(first, script) for script in ("latin", "cyrillic", "han", "arabic")]
     assert 0 <= sum(shares) <= 1 + 1e-9
     joined = script_share(first + second, "latin")
@@ -179,7 +178,7 @@ def test_shares_of_scripts(first: str, second: str) -> None:
     st.floats(0, 1),
     st.integers(1, 48_000),
 )
-def test_fractions_of_levels(values: list[float], gain: float, sample_rate_hz: int) -> None:
+def test_level_fractions(values: list[float], gain: float, sample_rate_hz: int) -> None:
     samples = np.array(values, dtype=np.float32)[:, None]
     quieter = samples * np.float32(gain)
     assert 0 <= silence_fraction(samples, sample_rate_hz) <= 1
@@ -194,27 +193,27 @@ def test_each_filter_has_one_rule_and_reason() -> None:
     assert Filters().as_text() == {}
 
 
-def test_counts_are_parted() -> None:
-    bad, filtered = bad_and_filtered({"bad-utf8": 2, "too-long": 3})
+def test_split_dropped() -> None:
+    bad, filtered = split_dropped({"bad-utf8": 2, "too-long": 3})
     assert (bad, filtered) == ({"bad-utf8": 2}, {"too-long": 3})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_duration_s": -1.0}, "--min-duration -1.0 must be a number, 0 or more"),
-        ({"max_duration_s": float("nan")}, "--max-duration nan must be"),
-        ({"max_duration_s": float("inf")}, "--max-duration inf must be"),
-        ({"max_silence_fraction": 1.5}, "--max-silence-fraction 1.5 must be a number, from 0 to 1"),
-        ({"max_aspect": 0.5}, "--max-aspect 0.5 must be a number, 1 or more"),
+        ({"min_duration_s": -1.0}, "--min-duration must be at least 0, got -1.0"),
+        ({"max_duration_s": float("nan")}, "--max-duration must be at least 0, got nan"),
+        ({"max_duration_s": float("inf")}, "--max-duration must be at least 0, got inf"),
+        ({"max_silence_fraction": 1.5}, "--max-silence-fraction must be between 0 and 1, got 1.5"),
+        ({"max_aspect": 0.5}, "--max-aspect must be at least 1, got 0.5"),
         ({"min_chars": 9, "max_chars": 8}, "--min-chars 9 exceeds --max-chars 8"),
         (
             {"min_chars_per_s": 9.0, "max_chars_per_s": 8.0},
             "--min-chars-per-second 9.0 exceeds --max-chars-per-second 8.0",
         ),
-        ({"script": "klingon"}, "--script 'klingon' is no script"),
+        ({"script": "klingon"}, "--script 'klingon' is not a Unicode script"),
     ],
 )
-def test_values_that_no_sample_can_have(values: dict, message: str) -> None:
+def test_invalid_filter_values(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Filters(**values)

@@ -127,7 +127,7 @@ class Manifest(Section):
 
     `fingerprint` is a SHA-256 over splits, shard names, sample counts and shard digests: equal
     fingerprints mean equal samples in equal order. `dropped` counts by reason both samples that could
-    not be used and sound ones that `filters` left out; `treatment` says what was changed in samples.
+    not be used and sound ones that `filters` left out; `preprocessing` says what was changed in samples.
     """
 
     root: Path = Field(exclude=True)
@@ -145,7 +145,7 @@ class Manifest(Section):
     splits: dict[str, Split]
     dropped: dict[str, int] = Field(default_factory=dict)
     filters: dict[str, str] = Field(default_factory=dict)
-    treatment: dict[str, str] = Field(default_factory=dict)
+    preprocessing: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -213,7 +213,7 @@ class Manifest(Section):
     def to_json(self) -> str:
         """The text of `manifest.json`: sorted keys, so equal manifests are equal bytes."""
         # Versions without these refuse the key; a dataset that has neither stays readable to them.
-        unused = {name for name in ("filters", "treatment") if not getattr(self, name)}
+        unused = {name for name in ("filters", "preprocessing") if not getattr(self, name)}
         content = self.model_dump(mode="json", exclude=unused)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 

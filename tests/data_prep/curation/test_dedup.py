@@ -1,4 +1,4 @@
-"""dedup: the first of equal samples stays, training samples that tests hold go, tars stay as they are."""
+"""dedup keeps the first of several duplicates and masks training samples that occur in val or test."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_equal_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     tars = {path: path.read_bytes() for path in root.rglob("*.tar")}
     _dedup(root, "--dry-run")
     shown = capsys.readouterr().out
-    assert "8 training samples, 2 repeat others, 2 are in val or test" in shown
+    assert "8 training samples, 2 duplicates, 2 in val or test" in shown
     assert '"key": "train-7", "like": {"dataset": "t", "split": "val", "id": 0' in shown
     assert not (root / "exclude").exists()
     _dedup(root)
@@ -84,7 +84,7 @@ def test_equal_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["verify", "--workers", "1", str(root)])
 
 
-def test_datasets_are_compared_in_the_order_given(tmp_path: Path) -> None:
+def test_datasets_are_compared_in_given_order(tmp_path: Path) -> None:
     one = _texts(tmp_path / "one", train=["alpha", "beta"], val=["gamma"])
     two = _texts(tmp_path / "two", train=["beta", "gamma", "delta"], val=["alpha"])
     _dedup(two, one, "--json", tmp_path / "report.json")
@@ -97,7 +97,7 @@ def test_datasets_are_compared_in_the_order_given(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in lines] == [0, 1]
 
 
-def test_a_caption_may_repeat_and_a_image_may_not_leak(tmp_path: Path) -> None:
+def test_captions_may_repeat_but_images_must_not_leak(tmp_path: Path) -> None:
     root = _images(
         tmp_path / "p",
         train=[
@@ -113,7 +113,7 @@ def test_a_caption_may_repeat_and_a_image_may_not_leak(tmp_path: Path) -> None:
     assert _masks(root) == {"dedup-repeats": [3], "dedup-leakage": [4]}
 
 
-def test_near_images_and_texts(tmp_path: Path) -> None:
+def test_near_duplicate_images_and_texts(tmp_path: Path) -> None:
     drawings = [_drawing(seed) for seed in range(4)]
     train = [(_encoded(drawing), f"drawing {n}") for n, drawing in enumerate(drawings)]
     train += [(_encoded(drawings[0].resize((120, 120))), "small"), (b"broken", "none")]
@@ -128,7 +128,7 @@ def test_near_images_and_texts(tmp_path: Path) -> None:
     assert _masks(root) == {"dedup-repeats": [4], "dedup-leakage": [2]}
     assert _masks(texts) == {"dedup-repeats": [5]}
     report = (root / "exclude/dedup.report.jsonl").read_text()
-    assert '"by": "look", "bits": 0' in report
+    assert '"by": "image", "bits": 0' in report
     _dedup(texts, "--near", "--min-similarity", "1")
     assert _masks(texts) == {}
 
@@ -158,13 +158,13 @@ def test_groups(pairs: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--near", "--content-only"], 2, "leave out --content-only"),
-        (["--max-distance", "40"], 2, "--max-distance 40"),
-        (["--min-similarity", "0.1"], 2, "--min-similarity 0.1"),
-        (["{root}"], 3, "named twice"),
+        (["--near", "--content-only"], 2, "cannot be used with --content-only"),
+        (["--max-distance", "40"], 2, "--max-distance must be between 0 and 16 bits, got 40"),
+        (["--min-similarity", "0.1"], 2, "--min-similarity must be between 0.5 and 1, got 0.1"),
+        (["{root}"], 3, "given twice"),
     ],
 )
-def test_refusals(
+def test_invalid_options(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],

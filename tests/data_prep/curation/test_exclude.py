@@ -1,4 +1,4 @@
-"""Masks from lists of bad samples: what they name, what they refuse, and that verify checks them."""
+"""Masks from lists of bad samples: content, errors, and verification."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
-def test_keys_and_ids_become_a_mask_a_split(dataset: Path, tmp_path: Path) -> None:
+def test_keys_and_ids_become_one_mask_per_split(dataset: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(dataset)
     train, val = SplitReader(manifest, "train"), SplitReader(manifest, "val")
     listing = tmp_path / "bad.jsonl"
@@ -61,12 +61,12 @@ def test_keys_and_ids_become_a_mask_a_split(dataset: Path, tmp_path: Path) -> No
         ('{"id": 99}', "has no sample 99"),
         ('{"id": true}', 'has neither "key"'),
         ('{"id": 1, "split": "tests"}', "no split 'tests'"),
-        ("[1]", "line 1 is no JSON object"),
-        ("{", "line 1 is no JSON object"),
+        ("[1]", "line 1 is not a JSON object"),
+        ("{", "line 1 is not a JSON object"),
         ("", "lists no sample"),
     ],
 )
-def test_lists_that_are_refused(
+def test_invalid_lists(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(line)
@@ -77,7 +77,7 @@ def test_lists_that_are_refused(
 
 def test_masks_are_checked(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = Manifest.load(dataset)
-    with pytest.raises(ConfigError, match="may hold characters"):
+    with pytest.raises(ConfigError, match="letters, digits"):
         write_mask(manifest, "../x", "train", np.array([1]), "")
     with pytest.raises(DataError, match="outside of split train"):
         write_mask(manifest, "x", "train", np.array([1000]), "")
@@ -96,7 +96,7 @@ def test_masks_are_checked(dataset: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "cannot be used" in _error(capsys, "verify", "--workers", "1", str(dataset))
 
 
-def test_shards_under_a_mask_are_not_made_again(
+def test_masked_shards_are_not_rewritten(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_mask(Manifest.load(dataset), "x", "train", np.array([1]), "why")
@@ -112,7 +112,7 @@ def test_shards_under_a_mask_are_not_made_again(
         "1",
     ]
     command += ["--out", str(dataset), "--shard-size", "6", "--val-fraction", "0.2"]
-    assert "moves samples under the mask" in _error(capsys, *command)
+    assert "changes the sample ids in the mask" in _error(capsys, *command)
     main(["verify", "--workers", "1", str(dataset)])
     main([*command, "--overwrite"])
     assert not (dataset / "exclude").exists()

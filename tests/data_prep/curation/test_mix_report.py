@@ -1,4 +1,4 @@
-"""What `data_prep mix` prints is what training would draw."""
+"""`data_prep mix` prints what training would draw."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def report(root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[d
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_report_is_what_is_drawn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_matches_training(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = ("--steps", "60", "--samples-per-step", "10")
     books, web = report(root, capsys, "--weights", "books=1", "web=2", *steps)
     source = Source([Manifest.load(root / name) for name in ("books", "web")], "train")
@@ -42,7 +42,7 @@ def test_the_report_is_what_is_drawn(root: Path, capsys: pytest.CaptureFixture[s
     assert books["num_chars"] == round(200 * columns[:40].mean())
 
 
-def test_without_weights_corpora_count_as_they_are(
+def test_default_shares_are_proportional_to_size(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     books, web = report(root, capsys, "--task", "text")
@@ -58,17 +58,17 @@ def test_without_weights_corpora_count_as_they_are(
     ("more", "message"),
     [
         (["--weights", "bokks=1", "web=1"], "did you mean 'books'?"),
-        (["--weights", "books:1"], "takes NAME=WEIGHT, not 'books:1'"),
+        (["--weights", "books:1"], "takes NAME=WEIGHT, got 'books:1'"),
         (["--weights", "books=1", "web=1", "--alpha", "1"], "exactly one of"),
-        (["--steps", "5"], "--steps and --samples-per-step go together"),
+        (["--steps", "5"], "--steps and --samples-per-step must be given together"),
         (["--unit", "words"], "unit"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_a_line(
+def test_invalid_mix_is_one_line(
     more: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["mix", "--data", str(root), *more])
     assert stop.value.code == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and "\n" not in said
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error

@@ -1,4 +1,4 @@
-"""Near images and texts: no near pair is missed, and what only seems alike is told apart."""
+"""Near-duplicates: no near pair is missed, and different images and texts are distinguished."""
 
 import io
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from data_prep.curation.near_duplicates import (
-    alike_images,
-    alike_texts,
     bit_distance,
-    look_of,
+    image_signature,
+    near_duplicate_images,
+    near_duplicate_texts,
     plain_words,
-    signature_of,
+    text_signature,
 )
 from tests.corpora import sentences
 
@@ -41,7 +41,7 @@ def _encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
 
 
 def _look(data: bytes) -> tuple[int, np.ndarray]:
-    look = look_of(data)
+    look = image_signature(data)
     assert look is not None
     return look
 
@@ -49,7 +49,7 @@ def _look(data: bytes) -> tuple[int, np.ndarray]:
 def _are_alike(first: bytes, second: bytes) -> bool:
     looks = [_look(first), _look(second)]
     hashes = np.array([look[0] for look in looks], np.uint64)
-    return len(alike_images(hashes, np.stack([look[1] for look in looks]), 4)) > 0
+    return len(near_duplicate_images(hashes, np.stack([look[1] for look in looks]), 4)) > 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -60,12 +60,12 @@ def _are_alike(first: bytes, second: bytes) -> bool:
     ),
     distance=st.integers(0, 5),
 )
-def test_no_close_pair_is_missed(
+def test_no_near_pair_is_missed(
     base: list[int], flips: list[tuple[int, set[int]]], distance: int
 ) -> None:
     near = [base[which % len(base)] ^ sum(1 << bit for bit in bits) for which, bits in flips]
     hashes = np.array(base + near, np.uint64)
-    found = alike_images(hashes, np.zeros((len(hashes), 3), np.uint8), distance)
+    found = near_duplicate_images(hashes, np.zeros((len(hashes), 3), np.uint8), distance)
     linked = _components(len(hashes), found)
     close = [
         (one, other)
@@ -85,7 +85,7 @@ def _components(num: int, pairs: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_same_image_in_another_form(seed: int) -> None:
+def test_reencoded_image_is_near_duplicate(seed: int) -> None:
     image = _drawing(seed)
     original = _encoded(image)
     assert _are_alike(original, _encoded(image, "JPEG", quality=60))
@@ -94,31 +94,31 @@ def test_the_same_image_in_another_form(seed: int) -> None:
     assert not _are_alike(original, _encoded(image.rotate(90)))
 
 
-def test_color_counts_and_plain_surfaces_resemble_none() -> None:
+def test_color_and_uniform_images() -> None:
     dots = []
     for color in ("orange", "deepskyblue"):
         dot = Image.new("RGB", (100, 100), "white")
         ImageDraw.Draw(dot).ellipse([40, 40, 60, 60], fill=color)
         dots.append(_encoded(dot))
     assert not _are_alike(*dots)
-    assert look_of(_encoded(Image.new("RGB", (50, 50), "red"))) is None
+    assert image_signature(_encoded(Image.new("RGB", (50, 50), "red"))) is None
 
 
-def test_texts_that_differ_in_a_word() -> None:
+def test_texts_that_differ_in_one_word() -> None:
     texts = [" ".join(sentences(20, seed)) for seed in range(30)]
     texts += [texts[3].replace("morning", "evening", 1), texts[7].upper() + "!", "short"]
     words = [plain_words(text) for text in texts]
-    signatures = [signature_of(each) for each in words]
+    signatures = [text_signature(each) for each in words]
     assert signatures.pop() is None
-    pairs = alike_texts(np.stack([each for each in signatures if each is not None]), 0.8)
+    pairs = near_duplicate_texts(np.stack([each for each in signatures if each is not None]), 0.8)
     assert {tuple(sorted(pair)) for pair in pairs.tolist()} == {(3, 30), (7, 31)}
 
 
-def test_the_share_of_equal_minima_is_the_share_of_common_runs() -> None:
+def test_equal_minima_estimate_jaccard_similarity() -> None:
     random = np.random.default_rng(0)
     characters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     one, other, common = ("".join(random.choice(characters, 4000)) for _ in range(3))
-    first, second = signature_of(common + one), signature_of(common + other)
+    first, second = text_signature(common + one), text_signature(common + other)
     assert first is not None and second is not None
     assert abs((first == second).mean() - 1 / 3) < 0.13
 

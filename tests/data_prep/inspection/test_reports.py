@@ -1,4 +1,4 @@
-"""verify finds damage, index adopts foreign tars, stats and inspect show what there is."""
+"""verify finds damage, index adopts existing tars, and stats and inspect show the content."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def _verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> str | None:
-    """The error line of verify, None when all is sound."""
+    """The error line of verify, or None without problems."""
     capsys.readouterr()
     try:
         main(["verify", "--workers", "1", *arguments])
@@ -43,7 +43,7 @@ def _verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> str | None:
     return None
 
 
-def test_a_sound_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _verify(capsys, str(dataset)) is None
     report = dataset.parent / "report.json"
     command = ["verify", "--full", "--decode", "100", "--workers", "2", str(dataset.parent)]
@@ -52,7 +52,7 @@ def test_a_sound_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(report.read_text())[str(dataset)]["num_decoded"] == 20
 
 
-def test_damage_is_found(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_detected(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = dataset / "train/c-train-000000.tar"
     whole = tar.read_bytes()
 
@@ -70,7 +70,7 @@ def test_damage_is_found(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("suffix", ["tar.idx", "cols.npy", "json"])
-def test_damaged_sidecars_are_found(
+def test_damaged_sidecars_are_detected(
     dataset: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     path = dataset / f"train/c-train-000000.{suffix}"
@@ -82,9 +82,7 @@ def test_damaged_sidecars_are_found(
     assert "c-train-000000" in str(_verify(capsys, "--quick", str(dataset)))
 
 
-def test_verify_sees_what_other_tools_would_read(
-    dataset: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_reports_unlisted_tars(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stray = dataset / "train/c-train-000009.tar"
     stray.write_bytes((dataset / "train/c-train-000000.tar").read_bytes())
     assert "c-train-000009.tar is not in the manifest" in str(_verify(capsys, str(dataset)))
@@ -92,7 +90,7 @@ def test_verify_sees_what_other_tools_would_read(
     index = dataset / "train/c-train-000001.tar.idx"
     offsets = np.fromfile(index, "<u8")
     (offsets - np.uint64(512) * (offsets == offsets[-1])).tofile(index)
-    assert "still goes on" in str(_verify(capsys, str(dataset)))
+    assert "continues" in str(_verify(capsys, str(dataset)))
 
 
 def test_all_problems_are_reported(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,9 +125,7 @@ def _pair(number: int) -> tuple[str, dict[str, bytes]]:
     return f"{number:09d}", {"jpg": image(number), "txt": b"a thing", "json": b'{"key": 1}'}
 
 
-def test_index_adopts_without_touching_the_tars(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_index_does_not_change_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "laion"
     tar = _foreign(root / "00000.tar", [_pair(n) for n in range(5)])
     held_out = _foreign(root / "val/00001.tar", [_pair(n) for n in range(5, 8)])
@@ -163,7 +159,7 @@ def test_index_of_gnu_tar(tmp_path: Path) -> None:
     ]
 
 
-def test_index_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_rejects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stop:
             main(["index", *arguments])
@@ -173,7 +169,7 @@ def test_index_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     root = tmp_path / "set"
     assert "does not exist" in error(str(root), "--task", "text")
     root.mkdir()
-    assert "holds no *.tar" in error(str(root), "--task", "text")
+    assert "contains no *.tar" in error(str(root), "--task", "text")
     _foreign(root / "a.tar", [_pair(1), ("x", {"txt": b"alone"})])
     text = error(str(root), "--task", "image-caption")
     assert "1 of 2 samples" in text and "'x' in" in text and "no image" in text
@@ -192,7 +188,7 @@ def test_stats(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(split["num_samples"] for split in metrics.values()) == 20
     assert metrics["train"]["num_repeated"] == 0
     main(["stats", str(dataset)])
-    assert "left out: nothing" in capsys.readouterr().out
+    assert "bad: none" in capsys.readouterr().out
 
 
 def test_inspect_images(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +199,7 @@ def test_inspect_images(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert sum("thing number" in line for line in lines) == 5
     assert len({line.index("thing") for line in lines[1:6]}) == 1
     shown = Image.open(tmp_path / "sheet.png")
-    # Two rows of four; what lies in a tile is the image's color.
+    # Two rows of four; the center of a tile has the color of its image.
     key = str(SplitReader(Manifest.load(dataset), "train").read(4)["__key__"])
     height = shown.height // 2
     color = Image.open(io.BytesIO(image(int(key)))).convert("RGB").getpixel((0, 0))
@@ -218,16 +214,16 @@ def test_inspect_audio_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "hello chapter" in capsys.readouterr().out
     image = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
     height = len(image) // 2
-    # A tone of about 200 Hz: loud in the lowest rows of the spectrogram, dark in the highest.
+    # A tone of about 200 Hz is in the lowest rows of the spectrogram.
     mel = image[13 + 64 : 13 + 64 + 96, 100:500].sum(axis=2)
     assert mel[80:].mean() > mel[:20].mean() + 200
-    # The waveform fills the middle 30 % of its height.
+    # The waveform covers the middle 30 % of its height.
     wave = (image[13 : 13 + 64, 100:500] == (40, 90, 160)).all(axis=2).mean(axis=1)
     assert wave[25:39].min() > 0.15 and wave[:18].max() == wave[46:].max() == 0
     assert height > 13 + 64 + 96
 
 
-def test_what_does_not_decode_is_shown_as_the_reason(tmp_path: Path) -> None:
+def test_broken_media_are_shown_as_error_message(tmp_path: Path) -> None:
     _foreign(tmp_path / "set/a.tar", [_pair(1), ("b", {"jpg": b"no", "txt": b"\xff"})])
     main(["index", str(tmp_path / "set"), "--task", "image-caption", "--max-bad-fraction", "1"])
     main(["inspect", str(tmp_path / "set"), "--png", str(tmp_path / "sheet.png")])
@@ -235,7 +231,7 @@ def test_what_does_not_decode_is_shown_as_the_reason(tmp_path: Path) -> None:
     assert ((pixels[..., 0] > 200) & (pixels[..., 1:] < 120).all(axis=2)).sum() > 20
 
 
-def test_inspect_shows_the_mix_of_a_data_root(
+def test_inspect_data_root(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.txt").write_text("".join(f"some words {n}\n" for n in range(60)))
@@ -244,7 +240,7 @@ def test_inspect_shows_the_mix_of_a_data_root(
         main([*command, "--out", str(tmp_path / name), "--val-fraction", "0"])
     main(["inspect", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "no tokenizer.model there" in out
+    assert "no tokenizer.model" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["text", "(all)", "120"] in [row[:3] for row in rows]
     assert [row[3] for row in rows if row[:2] == ["text", "two"]] == ["50.0%"]

@@ -1,17 +1,19 @@
-"""Parts of audio clips are cut without loss; cells of Parquet files are read as they are."""
+"""Segments are cut without loss; Parquet cells and whole files keep their bytes."""
 
 import io
 import struct
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import soundfile
 
 from data_prep.cli.main import main
-from data_prep.corpus import BadSampleError, Cell, Clip, ReaderOptions
+from data_prep.corpus import BadSampleError, Cell, Clip
 from data_prep.media.convert import read_cell, read_media
+from data_prep.options import ReaderOptions
 from data_prep.readers.parquet import read_image_parquet, read_text_parquet
 from data_prep.sharding.shard_plan import ShardingOptions, build_plan
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
@@ -46,8 +48,12 @@ def _reason(media: Clip | Cell) -> str:
         ("WAV", "DOUBLE", "wav", "float64"),
     ],
 )
-def test_a_part_has_the_same_samples(
-    tmp_path: Path, source: str, subtype: str, made: str, dtype: str
+def test_segment_has_the_same_samples(
+    tmp_path: Path,
+    source: str,
+    subtype: str,
+    made: str,
+    dtype: Literal["int16", "int32", "float64"],
 ) -> None:
     path = tmp_path / f"a.{source.lower()}"
     noise = np.random.default_rng(0).uniform(-1, 1, (RATE, 2))
@@ -62,7 +68,7 @@ def test_a_part_has_the_same_samples(
     np.testing.assert_array_equal(soundfile.read(io.BytesIO(left), dtype=dtype)[0], part[:, 0])
 
 
-def test_neighboring_parts_share_no_sample(tmp_path: Path) -> None:
+def test_adjacent_segments_do_not_overlap(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.wav", audio(1, 1.0, rate=11_025))
     ends = [0.0, 0.33333, 0.66667, 1.0]
     parts = [
@@ -73,7 +79,7 @@ def test_neighboring_parts_share_no_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [("ogg", "OPUS"), ("ogg", "VORBIS"), ("mp3", None)])
-def test_a_part_of_a_lossy_audio(tmp_path: Path, ending: str, subtype: str | None) -> None:
+def test_segment_of_lossy_file(tmp_path: Path, ending: str, subtype: str | None) -> None:
     path = write_file(tmp_path / f"a.{ending}", audio(1, 2.0, fmt=ending.upper(), subtype=subtype))
     extension, data = _read(Clip(str(path), 0.5, 1.0))
     part, rate = soundfile.read(io.BytesIO(data))
@@ -82,14 +88,14 @@ def test_a_part_of_a_lossy_audio(tmp_path: Path, ending: str, subtype: str | Non
     np.testing.assert_allclose(part, whole[rate // 2 : rate * 3 // 2], atol=2e-3)
 
 
-def test_the_whole_of_a_audio_keeps_its_bytes(tmp_path: Path) -> None:
+def test_whole_file_keeps_its_bytes(tmp_path: Path) -> None:
     content = audio(1, 1.0, fmt="OGG", subtype="OPUS")
     path = write_file(tmp_path / "a.opus", content)
     assert _read(Clip(str(path), 0.0, 1.0)) == ("ogg", content)
     assert read_media(str(path), AUDIO_EXTENSIONS, "broken-audio") == ("ogg", content)
 
 
-def test_a_part_of_floats_has_no_time_of_writing(tmp_path: Path) -> None:
+def test_float_segment_has_no_time_stamp(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, np.linspace(-0.5, 0.5, RATE), RATE, "FLOAT")
     _, data = _read(Clip(str(path), 0.1, 0.2))
@@ -98,7 +104,7 @@ def test_a_part_of_floats_has_no_time_of_writing(tmp_path: Path) -> None:
     assert struct.unpack_from("<I", data, place + 12) == (0,)
 
 
-def test_parts_that_cannot_be_cut(tmp_path: Path) -> None:
+def test_invalid_segments(tmp_path: Path) -> None:
     path = str(write_file(tmp_path / "a.wav", audio(1, 1.0)))
     assert _reason(Clip(path, 0.5, 0.7)) == "broken-audio"
     assert _reason(Clip(path, 2.0, 0.5)) == "broken-audio"
@@ -111,7 +117,7 @@ def test_parts_that_cannot_be_cut(tmp_path: Path) -> None:
         content = audio(1, 1.0, fmt=ending.upper())
         cut_off = write_file(tmp_path / f"c.{ending}", content[: len(content) // 2])
         assert _reason(Clip(str(cut_off), 0.1, 0.8)) == "broken-audio"
-    # Annotations round: a part may end a little after its audio clip.
+    # Annotations are rounded: a segment may end shortly after its file.
     assert _read(Clip(path, 0.5, 0.55))[0] == "flac"
 
 
@@ -151,15 +157,13 @@ def test_cells(tmp_path: Path) -> None:
         (audio(1, fmt="MP3"), "mp3"),
     ],
 )
-def test_the_format_of_a_cell_shows_in_its_bytes(
-    tmp_path: Path, content: bytes, extension: str
-) -> None:
+def test_format_detection(tmp_path: Path, content: bytes, extension: str) -> None:
     path = str(write_parquet(tmp_path / "t.parquet", [{"x": content}]))
     known = IMAGE_EXTENSIONS + AUDIO_EXTENSIONS
     assert read_media(Cell(path, 0, 0, "x"), known, "broken") == (extension, content)
 
 
-def test_rows_of_a_row_group_stay_together_in_the_plan(tmp_path: Path) -> None:
+def test_row_groups_stay_together(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": image(n), "path": f"{n}"}, "caption": "x"} for n in range(60)]
     write_parquet(tmp_path / "a/train.parquet", rows[:30], 10)
     write_parquet(tmp_path / "b/train.parquet", rows[30:], 10)
@@ -179,7 +183,7 @@ def test_rows_of_a_row_group_stay_together_in_the_plan(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_texts_of_parquet_are_read_again_when_they_are_written(tmp_path: Path) -> None:
+def test_parquet_texts_are_read_lazily(tmp_path: Path) -> None:
     rows = [{"body": f"Text {n}"} for n in range(5)] + [{"body": ""}]
     path = write_parquet(tmp_path / "t.parquet", rows)
     items = list(read_text_parquet(path, ReaderOptions(columns={"text": "body"})))

@@ -1,6 +1,6 @@
-"""Images and audio clips of every kind and fault: each is handled or in quarantine.
+"""Unusual and broken images and audio clips are handled or quarantined.
 
-Never a hang, a traceback, a silently shorter epoch or a program that is started.
+They never cause a hang, a traceback, missing samples, or code execution.
 """
 
 import io
@@ -83,18 +83,18 @@ IMAGES: dict[str, tuple[str, bytes, bool]] = {
 }
 
 
-@pytest.mark.parametrize("treatment", [(), ("--resize-shorter", "4"), ("--check", "header")])
-def test_images(tmp_path: Path, treatment: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("preprocessing", [(), ("--resize-shorter", "4"), ("--check", "header")])
+def test_images(tmp_path: Path, preprocessing: tuple[str, ...]) -> None:
     rows = ["id,image,caption"]
     for name, (extension, data, _) in IMAGES.items():
         (tmp_path / f"{name}.{extension}").write_bytes(data)
         rows.append(f"{name},{name}.{extension},a thing")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     out = tmp_path / "out"
-    options = ("--max-bad-fraction", "1", *treatment)
+    options = ("--max-bad-fraction", "1", *preprocessing)
     manifest = shard("image-caption", "csv", tmp_path / "t.csv", out, *options)
     expected = {name for name, (_, _, is_good) in IMAGES.items() if not is_good}
-    if "header" in treatment:
+    if "header" in preprocessing:
         # What is broken behind its header is let in on request.
         assert set(quarantined(out)) <= expected
         return
@@ -141,15 +141,15 @@ AUDIO_CLIPS: dict[str, tuple[str, bytes, bool]] = {
 }
 
 
-@pytest.mark.parametrize("treatment", [(), ("--sample-rate", "16000")])
-def test_audio_clips(tmp_path: Path, treatment: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("preprocessing", [(), ("--sample-rate", "16000")])
+def test_audio_clips(tmp_path: Path, preprocessing: tuple[str, ...]) -> None:
     rows = []
     for name, (extension, data, _) in AUDIO_CLIPS.items():
         (tmp_path / f"{name}.{extension}").write_bytes(data)
         rows.append(json.dumps({"id": name, "audio": f"{name}.{extension}", "text": "words"}))
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     out = tmp_path / "out"
-    options = ("--max-bad-fraction", "1", *treatment)
+    options = ("--max-bad-fraction", "1", *preprocessing)
     manifest = shard("speech", "jsonl", tmp_path / "t.jsonl", out, *options)
     expected = {name for name, (_, _, is_good) in AUDIO_CLIPS.items() if not is_good}
     assert set(quarantined(out)) == expected
@@ -161,7 +161,7 @@ def test_audio_clips(tmp_path: Path, treatment: tuple[str, ...]) -> None:
     main(["inspect", str(out), "--count", "100", "--png", sheet])
 
 
-def test_media_that_never_end(tmp_path: Path) -> None:
+def test_endless_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "folder.png").mkdir()

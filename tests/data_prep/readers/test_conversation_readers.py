@@ -1,13 +1,15 @@
-"""Readers of conversations: where media stand, roles, groups, and what is wrong in a record."""
+"""Readers of conversations: positions of media, roles, groups, and bad records."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.corpus import Item, Part, ReaderOptions
-from data_prep.readers.openai import read_openai
-from data_prep.readers.sharegpt import read_sharegpt
+from data_prep.corpus import Item
+from data_prep.options import ReaderOptions
+from data_prep.readers.messages import read_openai
+from data_prep.readers.placeholders import read_sharegpt
+from muomni.data.text.turns import Part
 from muomni.errors import DataError
 from tests.data_prep.public_layouts import write_file, write_jsonl
 
@@ -45,10 +47,10 @@ def test_sharegpt_with_several_media_in_several_turns(tmp_path: Path) -> None:
         *(("text", "Compare"), ("image", "b.png")),
     ]
     assert _parts(item, 3) == [("text", "And"), ("audio", "2.wav"), ("text", "?")]
-    assert (item.key, item.group) == ("7", "image:a")
+    assert (item.key, item.group) == ("7", "picture:a")
 
 
-def test_sharegpt_in_lines_with_roles(tmp_path: Path) -> None:
+def test_sharegpt_json_lines_with_roles(tmp_path: Path) -> None:
     messages = [
         {"role": "user", "content": "<image>What?"},
         {"role": "assistant", "content": "A cat."},
@@ -60,7 +62,7 @@ def test_sharegpt_in_lines_with_roles(tmp_path: Path) -> None:
     assert item.key == "c-00000001"
 
 
-def test_sharegpt_problems(tmp_path: Path) -> None:
+def test_sharegpt_bad_records(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>x"}, {"from": "gpt", "value": "y"}]
     records = [
         {"id": "no file", "conversations": turns},
@@ -112,10 +114,10 @@ def test_openai_parts(tmp_path: Path) -> None:
         Part("audio", "/media/q.wav"),
         Part("audio", "/media/r.mp3"),
     )
-    assert item.group == "image:a"
+    assert item.group == "picture:a"
 
 
-def test_openai_problems(tmp_path: Path) -> None:
+def test_openai_bad_records(tmp_path: Path) -> None:
     items = _openai(
         tmp_path / "c.jsonl",
         [{"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}],
@@ -128,7 +130,7 @@ def test_openai_problems(tmp_path: Path) -> None:
     )
     assert _reasons(items) == [*["bad-record"] * 6, ""]
     message = items[1].problem.message if items[1].problem else ""
-    assert message == "input_audio holds inline, not the path of a local file"
+    assert message == "input_audio contains inline data instead of the path of a local file"
     records = [{"messages": [{"role": "tool", "content": "x"}]}, {}, 3]
     path = write_jsonl(tmp_path / "d.jsonl", records)
     assert _reasons(list(read_openai(path, OPTIONS))) == ["bad-record"] * 3

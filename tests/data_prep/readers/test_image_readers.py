@@ -1,11 +1,12 @@
-"""Readers of images with captions: keys, texts, groups, splits, and what is wrong in a corpus."""
+"""Readers of images with captions: keys, texts, groups, splits, and bad records."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.corpus import Cell, Item, ReaderOptions, clean_key
+from data_prep.corpus import Cell, Item, clean_key
+from data_prep.options import ReaderOptions
 from data_prep.readers.cc3m import read_cc3m
 from data_prep.readers.flickr30k import read_flickr30k
 from data_prep.readers.image_folder import read_image_folder, read_img2dataset
@@ -31,18 +32,18 @@ def _reasons(items: list[Item]) -> dict[str, str]:
     return {item.key: item.problem.reason for item in items if item.problem}
 
 
-def test_flickr30k_joins_captions_of_a_image(tmp_path: Path) -> None:
+def test_flickr30k_groups_captions_by_image(tmp_path: Path) -> None:
     items = list(read_flickr30k(write_flickr30k(tmp_path), OPTIONS))
     assert [item.key for item in items] == [f"{n:05d}" for n in range(6)]
     assert items[2].texts == (f"{TEXTS[2]} (0)", f"{TEXTS[2]} (1)")
     assert items[2].media == (str(tmp_path / "flickr30k-images/00002.png"),)
-    assert items[2].group == "image:00002"
+    assert items[2].group == "picture:00002"
 
 
-def test_flickr30k_of_the_other_table(tmp_path: Path) -> None:
+def test_flickr30k_csv(tmp_path: Path) -> None:
     src = write_flickr30k_csv(tmp_path)
     table = src / "flickr30k_images/results.csv"
-    # The public table has one line without its second bar, and captions with bare quotation marks.
+    # The public table has a line that lacks its second bar, and captions with quotation marks.
     broken = '00001.png| 4   A dog runs\n00001.png| 5| A "big" dog\n'
     write_file(table, table.read_text() + broken)
     items = list(read_flickr30k(src, OPTIONS))
@@ -54,7 +55,7 @@ def test_flickr30k_of_the_other_table(tmp_path: Path) -> None:
 
 
 def test_flickr30k_needs_table_and_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds neither results_20130124\.token nor"):
+    with pytest.raises(DataError, match=r"contains neither results_20130124\.token nor"):
         list(read_flickr30k(tmp_path, OPTIONS))
     write_file(tmp_path / "results_20130124.token", "a.jpg#0\tx\n")
     with pytest.raises(DataError, match=r"no image folder .*--media"):
@@ -79,7 +80,7 @@ def test_cc3m_with_urls(tmp_path: Path, is_cc12m: bool) -> None:
     assert item.metadata == {"url": fields[1]}
 
 
-def test_cc3m_header_and_problems(tmp_path: Path) -> None:
+def test_cc3m_header_and_bad_records(tmp_path: Path) -> None:
     table = write_file(tmp_path / "t.tsv", "filepath\ttitle\na.jpg\tone\nb.jpg\nc.jpg\t \n")
     items = list(read_cc3m(table, OPTIONS))
     assert items[0].texts == ("one",)
@@ -103,10 +104,10 @@ def test_image_folder(tmp_path: Path) -> None:
     assert by_key["b"].declared_split is None
     deep = by_key[clean_key("train/deep/er/00003")]
     assert (deep.texts, deep.declared_split) == ((TEXTS[3],), "train")
-    assert deep.group == "image:00003"
+    assert deep.group == "picture:00003"
     assert _reasons(items) == {"lonely": "caption-without-image", "mute": "empty-text"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         list(read_image_folder(tmp_path / "empty", OPTIONS))
 
 
@@ -124,7 +125,7 @@ def test_img2dataset(tmp_path: Path) -> None:
     assert len({item.group for item in items}) == 6
 
 
-def test_img2dataset_of_tars_is_sent_to_index(tmp_path: Path) -> None:
+def test_img2dataset_tars_refer_to_index(tmp_path: Path) -> None:
     write_file(tmp_path / "00000.tar", b"")
     with pytest.raises(DataError, match=r"data_prep index .* --task image-caption"):
         list(read_img2dataset(tmp_path, OPTIONS))
@@ -139,7 +140,7 @@ def test_image_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "validation/0000.parquet", rows)
     items = list(read_image_parquet(tmp_path, OPTIONS))
     assert items[3].texts == (TEXTS[3],)
-    assert items[3].group == "image:pic3"
+    assert items[3].group == "picture:pic3"
     cell = items[3].media[0]
     assert isinstance(cell, Cell)
     assert (cell.row_group, cell.row, cell.column) == (1, 1, "image.bytes")
@@ -149,7 +150,7 @@ def test_image_parquet(tmp_path: Path) -> None:
     assert list(_reasons(items).values()) == ["empty-text"]
 
 
-def test_image_parquet_of_paths_and_other_names(tmp_path: Path) -> None:
+def test_image_parquet_with_paths_and_other_columns(tmp_path: Path) -> None:
     rows = [
         {"file": "a.png", "title": ["one", "two"], "split": "dev", "id": "x"},
         {"file": None, "title": ["three"], "split": "other", "id": "y"},
@@ -167,17 +168,17 @@ def test_image_parquet_of_paths_and_other_names(tmp_path: Path) -> None:
 
 def test_broken_parquet(tmp_path: Path) -> None:
     write_file(tmp_path / "a.parquet", b"PAR1 cut off")
-    with pytest.raises(DataError, match=r"cannot read .*a\.parquet: .*; fetch it again"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet: .*; download it again"):
         list(read_image_parquet(tmp_path, OPTIONS))
     write_parquet(tmp_path / "a.parquet", [{"image": [1, 2], "caption": "x"}])
     with pytest.raises(DataError, match=r"column 'image' .* is list"):
         list(read_image_parquet(tmp_path, OPTIONS))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no \*\.parquet"):
+    with pytest.raises(DataError, match=r"contains no \*\.parquet"):
         list(read_image_parquet(tmp_path / "empty", OPTIONS))
 
 
-def test_a_broken_fact_file_is_no_error(tmp_path: Path) -> None:
+def test_broken_metadata_file_is_ignored(tmp_path: Path) -> None:
     write_file(tmp_path / "0/1.jpg", image(1, kind="JPEG"))
     write_file(tmp_path / "0/1.json", json.dumps(["no", "object"]))
     (item,) = read_img2dataset(tmp_path, OPTIONS)

@@ -1,4 +1,4 @@
-"""Each reader lists its layout rightly and names what is wrong in it."""
+"""Each reader lists its layout and reports bad records."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,18 @@ import pytest
 
 from data_prep.corpus import (
     Item,
-    ReaderOptions,
+    TextSpan,
     clean_key,
     declared_split,
     image_group,
     transcript_group,
 )
+from data_prep.options import ReaderOptions
 from data_prep.readers.coco import read_coco
 from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.ljspeech import read_ljspeech
-from data_prep.readers.llava import read_llava
 from data_prep.readers.messages import read_messages
+from data_prep.readers.placeholders import read_llava
 from data_prep.readers.plain_text import read_plain_text
 from data_prep.readers.table import read_image_table, read_speech_table, read_text_table
 from muomni.errors import DataError
@@ -36,7 +37,7 @@ def _reasons(items: list[Item]) -> dict[str, str]:
     return {item.key: item.problem.reason for item in items if item.problem}
 
 
-def test_coco_joins_captions_of_a_image(tmp_path: Path) -> None:
+def test_coco_groups_captions_by_image(tmp_path: Path) -> None:
     write_coco(tmp_path, 2)
     images, captions = read_annotations(tmp_path)
     captions.append({"id": 9, "image_id": 1, "caption": "a second\ncaption"})
@@ -48,7 +49,7 @@ def test_coco_joins_captions_of_a_image(tmp_path: Path) -> None:
     assert first.declared_split == "train"
 
 
-def test_coco_problems(tmp_path: Path) -> None:
+def test_coco_bad_records(tmp_path: Path) -> None:
     write_coco(tmp_path, 3)
     images, captions = read_annotations(tmp_path)
     captions[0]["caption"] = "  "
@@ -67,11 +68,11 @@ def test_coco_without_annotations(tmp_path: Path) -> None:
         list(read_coco(tmp_path, OPTIONS))
     write_coco(tmp_path)
     (tmp_path / "annotations/captions_train2017.json").write_text("[]")
-    with pytest.raises(DataError, match=r"captions_train2017\.json is no COCO annotation"):
+    with pytest.raises(DataError, match=r"captions_train2017\.json is not a COCO annotation"):
         list(read_coco(tmp_path, OPTIONS))
 
 
-def test_coco_takes_other_annotations_by_pattern(tmp_path: Path) -> None:
+def test_coco_annotation_pattern(tmp_path: Path) -> None:
     write_coco(tmp_path, 2)
     plain = tmp_path / "annotations/captions_train2017.json"
     french = {"images": [], "annotations": []}
@@ -94,7 +95,7 @@ def test_librispeech(tmp_path: Path) -> None:
     assert {item.group for item in by_speaker} == {"speaker:19"}
 
 
-def test_librispeech_problems(tmp_path: Path) -> None:
+def test_librispeech_bad_records(tmp_path: Path) -> None:
     write_librispeech(tmp_path, chapters=1)
     transcript = next(tmp_path.rglob("*.trans.txt"))
     transcript.write_bytes(b"19-100-0000\n19-100-0005 CAF\xc9\n")
@@ -106,7 +107,7 @@ def test_librispeech_problems(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match=r"subset .*test-other does not exist"):
         list(read_librispeech(tmp_path, ReaderOptions(subsets=("test-other",))))
-    with pytest.raises(DataError, match="holds no transcript file"):
+    with pytest.raises(DataError, match="contains no transcript"):
         (tmp_path / "empty").mkdir()
         list(read_librispeech(tmp_path / "empty", OPTIONS))
 
@@ -119,7 +120,7 @@ def test_ljspeech_repeated_prompts_share_a_group(tmp_path: Path) -> None:
     assert items[1].texts == ("thank you",)
 
 
-def test_ljspeech_problems(tmp_path: Path) -> None:
+def test_ljspeech_bad_records(tmp_path: Path) -> None:
     write_ljspeech(tmp_path, ["one"])
     (tmp_path / "metadata.csv").write_bytes(b"A|x|x\nB||\nonlyone\nC|\xff|\xff\n")
     assert _reasons(list(read_ljspeech(tmp_path, OPTIONS))) == {
@@ -132,7 +133,7 @@ def test_ljspeech_problems(tmp_path: Path) -> None:
 
 
 def _spans(items: list[Item]) -> list[bytes]:
-    spans = [item.span for item in items if item.span]
+    spans = [item.span for item in items if isinstance(item.span, TextSpan)]
     return [Path(span.path).read_bytes()[span.start : span.end] for span in spans]
 
 
@@ -151,13 +152,13 @@ def test_plain_text_documents(tmp_path: Path) -> None:
     assert len({item.key for item in files}) == 2
 
 
-def test_plain_text_problems(tmp_path: Path) -> None:
+def test_plain_text_bad_records(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\nb\xe9d\n")
     items = list(read_plain_text(tmp_path / "a.txt", OPTIONS))
     assert _reasons(items) == {"a-00000002": "bad-utf8"}
     assert items[1].problem and "byte 6" in items[1].problem.message
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no \*\.txt"):
+    with pytest.raises(DataError, match=r"contains no \*\.txt"):
         list(read_plain_text(tmp_path / "empty", OPTIONS))
 
 
@@ -204,7 +205,7 @@ def _turns(prompt: str, answer: str, **answer_fields: str) -> dict:
     }
 
 
-def test_llava_places_media_in_order(tmp_path: Path) -> None:
+def test_llava_placeholders(tmp_path: Path) -> None:
     (item,) = _llava(
         tmp_path / "c.json",
         {
@@ -223,10 +224,10 @@ def test_llava_places_media_in_order(tmp_path: Path) -> None:
         ("audio", "q.wav"),
     ]
     assert [part.kind for part in item.turns[1].parts] == ["text", "audio"]
-    assert item.group == "image:a"
+    assert item.group == "picture:a"
 
 
-def test_llava_without_placeholder_puts_the_image_first(tmp_path: Path) -> None:
+def test_llava_without_placeholder(tmp_path: Path) -> None:
     (item,) = _llava(tmp_path / "c.json", {"id": "1", "image": "a.png", **_turns("What?", "X")})
     assert [part.kind for part in item.turns[0].parts] == ["image", "text"]
 
@@ -238,10 +239,10 @@ def test_llava_groups(tmp_path: Path) -> None:
         {"id": "2", "audio": "x/q.wav", **_turns("<audio>", "b")},
         {"id": "3", "audio": "q.wav", "group": "speech:hello", **_turns("<audio>", "b")},
     )
-    assert [item.group for item in items] == ["id:1", "image:q", "speech:hello"]
+    assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]
 
 
-def test_llava_problems(tmp_path: Path) -> None:
+def test_llava_bad_records(tmp_path: Path) -> None:
     items = _llava(
         tmp_path / "c.json",
         {"id": "a", **_turns("<image>\nx", "y")},

@@ -1,11 +1,12 @@
-"""Readers of audio clips with their text: segments, groups, splits, and what is wrong in a corpus."""
+"""Readers of audio clips with texts: segments, groups, splits, and bad records."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep.corpus import Cell, Clip, Item, ReaderOptions, transcript_group
+from data_prep.corpus import Cell, Clip, Item, transcript_group
+from data_prep.options import ReaderOptions
 from data_prep.readers.arctic import read_arctic
 from data_prep.readers.commonvoice import read_commonvoice
 from data_prep.readers.gigaspeech import read_gigaspeech
@@ -54,7 +55,7 @@ def test_commonvoice(tmp_path: Path) -> None:
     assert next(by_speaker).group == "speaker:speaker0"
 
 
-def test_commonvoice_validated_and_problems(tmp_path: Path) -> None:
+def test_commonvoice_validated_and_bad_records(tmp_path: Path) -> None:
     src = write_commonvoice(tmp_path)
     lines = 'client_id\tpath\tsentence\na\tclip_0\t"One quote\nb\tclip_9.mp3\t\nc\t\tx\nd\n'
     write_file(src / "validated.tsv", lines)
@@ -67,14 +68,14 @@ def test_commonvoice_validated_and_problems(tmp_path: Path) -> None:
     assert len(both) == 4
     with pytest.raises(DataError, match=r"other\.tsv does not exist"):
         list(read_commonvoice(src, ReaderOptions(subsets=("other",))))
-    with pytest.raises(DataError, match="the folder of one language"):
+    with pytest.raises(DataError, match="must be the folder of one language"):
         list(read_commonvoice(tmp_path, OPTIONS))
 
 
 def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     items = list(read_nemo(write_nemo(tmp_path), OPTIONS))
     assert items[1].media == (Clip(str(tmp_path / "long.wav"), 0.5, 0.5),)
-    assert {item.group for item in items[:6]} == {"audio clip:long"}
+    assert {item.group for item in items[:6]} == {"recording:long"}
     assert items[6].media == (str(tmp_path / "short.wav"),)
     assert items[6].group == transcript_group("whole file")
     assert items[6].metadata["language"] == "en"
@@ -85,7 +86,7 @@ def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     assert by_words[1].group == transcript_group(TEXTS[1])
 
 
-def test_nemo_problems(tmp_path: Path) -> None:
+def test_nemo_bad_records(tmp_path: Path) -> None:
     records = [
         {"audio_filepath": "a.wav", "text": "x", "offset": 1.0},
         {"audio_filepath": "a.wav", "text": " "},
@@ -105,15 +106,15 @@ def test_lhotse_supervisions(tmp_path: Path) -> None:
     items = list(read_lhotse(write_lhotse(tmp_path), OPTIONS))
     assert [item.key for item in items] == [f"sup-{n}" for n in range(6)]
     assert items[2].media == (Clip(str(tmp_path / "long.wav"), 1.0, 0.5),)
-    assert items[2].group == "audio clip:long"
+    assert items[2].group == "recording:long"
     assert items[2].declared_split == "train"
     assert items[2].metadata == {"speaker": "s1", "language": "English"}
 
 
-def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
+def test_lhotse_whole_files_and_channels(tmp_path: Path) -> None:
     telephone = lhotse_recording("long", "call.wav", 3.0)
     telephone["sources"][0]["channels"] = [0, 1]
-    write_jsonl(tmp_path / "audio clips.jsonl", [telephone])
+    write_jsonl(tmp_path / "recordings.jsonl", [telephone])
     supervisions = [
         {**lhotse_supervision(0, 0.0, 3.0), "channel": channel} for channel in (0, 1, 2)
     ]
@@ -125,7 +126,7 @@ def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
         (Clip(str(tmp_path / "call.wav"), 0.0, 3.0, channel),) for channel in (0, 1)
     ]
     assert list(_reasons(items).values()) == ["bad-record"]
-    write_jsonl(tmp_path / "audio clips.jsonl", [lhotse_recording("long", "mono.wav", 3.0)])
+    write_jsonl(tmp_path / "recordings.jsonl", [lhotse_recording("long", "mono.wav", 3.0)])
     whole = next(read_lhotse(tmp_path / "supervisions.jsonl", OPTIONS))
     assert whole.media == (str(tmp_path / "mono.wav"),)
 
@@ -133,17 +134,17 @@ def test_lhotse_whole_audio_clips_and_channels(tmp_path: Path) -> None:
 def test_lhotse_cuts(tmp_path: Path) -> None:
     cut = {
         **{"id": "c", "type": "MonoCut", "start": 1.0, "duration": 1.5, "channel": 0},
-        "audio clip": lhotse_recording("long", "long.wav", 3.0),
+        "recording": lhotse_recording("long", "long.wav", 3.0),
         "supervisions": [lhotse_supervision(0, 0.0), lhotse_supervision(1, 0.75)],
     }
-    changed = {**cut, "audio clip": {**cut["audio clip"], "transforms": [{"name": "Speed"}]}}
-    remote = {**cut, "audio clip": {"id": "r", "duration": 3.0, "sources": [{"type": "url"}]}}
+    changed = {**cut, "recording": {**cut["recording"], "transforms": [{"name": "Speed"}]}}
+    remote = {**cut, "recording": {"id": "r", "duration": 3.0, "sources": [{"type": "url"}]}}
     cuts = [
         *(cut, {**cut, "supervisions": []}, {"id": "m", "type": "MixedCut", "tracks": []}),
         *(changed, remote, {**cut, "start": None}, {**cut, "supervisions": ["x"]}),
     ]
     items = list(read_lhotse(write_jsonl(tmp_path / "cuts_dev.jsonl", cuts), OPTIONS))
-    # The times of a supervision count from the start of its cut.
+    # The times of a supervision are relative to its cut.
     assert [item.media[0] for item in items[:2]] == [
         Clip(str(tmp_path / "long.wav"), start_s, 0.5) for start_s in (1.0, 1.75)
     ]
@@ -153,7 +154,7 @@ def test_lhotse_cuts(tmp_path: Path) -> None:
 
 
 def test_lhotse_needs_both_manifests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no \*supervisions\*"):
+    with pytest.raises(DataError, match=r"contains no \*supervisions\*"):
         list(read_lhotse(tmp_path, OPTIONS))
     write_lhotse(tmp_path)
     (tmp_path / "corpus_recordings_train.jsonl.gz").unlink()
@@ -163,7 +164,7 @@ def test_lhotse_needs_both_manifests(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "corpus_recordings_train.jsonl.gz", [lhotse_recording("l", "l.wav", 3)])
     assert set(_reasons(list(read_lhotse(path, OPTIONS))).values()) == {"bad-record"}
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"supervisions_train\.jsonl\.gz: .*unpack or fetch"):
+    with pytest.raises(DataError, match=r"supervisions_train\.jsonl\.gz: .*unpack or download"):
         list(read_lhotse(path, OPTIONS))
 
 
@@ -181,7 +182,7 @@ def test_gigaspeech(tmp_path: Path) -> None:
     assert items[2].media == (Clip(str(tmp_path / "audio/podcast/POD1.opus"), 1.0, 0.5),)
     assert [item.declared_split for item in items[:4]] == ["train", "val", "val", "test"]
     assert items[0].metadata == {"speaker": "", "language": "en"}
-    assert {item.group for item in items[:4] if not item.problem} == {"audio clip:POD1"}
+    assert {item.group for item in items[:4] if not item.problem} == {"recording:POD1"}
     assert _reasons(items) == {"POD1_S0000001": "no-speech", "x": "bad-record"}
     some = list(read_gigaspeech(src, ReaderOptions(subsets=("M", "TEST"), keep_case=True)))
     assert [item.texts for item in some if not item.problem] == [
@@ -190,7 +191,7 @@ def test_gigaspeech(tmp_path: Path) -> None:
     ]
 
 
-def test_gigaspeech_without_its_description(tmp_path: Path) -> None:
+def test_gigaspeech_invalid_description(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"GigaSpeech\.json does not exist"):
         list(read_gigaspeech(tmp_path, OPTIONS))
     write_file(tmp_path / "GigaSpeech.json", json.dumps({"audios": {}}))
@@ -246,7 +247,7 @@ def test_vctk(tmp_path: Path) -> None:
     assert _reasons(items) == {"p225_003": "missing-transcript"}
 
 
-def test_vctk_of_earlier_versions(tmp_path: Path) -> None:
+def test_vctk_earlier_version(tmp_path: Path) -> None:
     write_file(tmp_path / "wav48/p226/p226_001.wav", audio(1))
     write_file(tmp_path / "txt/p226/p226_001.txt", "Hello")
     write_file(

@@ -1,4 +1,4 @@
-"""Every registered format becomes a sound dataset by the command; the guide shows a real reader."""
+"""The command converts every registered format to a valid dataset, and the docs list all formats."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import soundfile
 
 from data_prep.cli.main import main
 from data_prep.readers import READERS
-from muomni.data.shards.manifest import TASKS, Manifest
+from muomni.data.shards.manifest import TASKS, Manifest, Task
 from muomni.data.shards.reader import SplitReader
 from tests.data_prep.public_layouts import (
     LAYOUTS,
@@ -28,7 +28,7 @@ FORMATS = [(task, name) for task in TASKS for name in sorted(READERS[task])]
 
 
 @pytest.mark.parametrize(("task", "name"), FORMATS)
-def test_a_format_becomes_a_sound_dataset(tmp_path: Path, task: str, name: str) -> None:
+def test_format_becomes_valid_dataset(tmp_path: Path, task: Task, name: str) -> None:
     (tmp_path / "src").mkdir()
     src = LAYOUTS[task][name](tmp_path / "src")
     out = tmp_path / "out"
@@ -42,7 +42,7 @@ def test_a_format_becomes_a_sound_dataset(tmp_path: Path, task: str, name: str) 
 
 
 @pytest.mark.parametrize(("task", "name"), FORMATS)
-def test_a_missing_corpus_is_one_sentence(
+def test_missing_corpus_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, name: str
 ) -> None:
     missing = tmp_path / "nothing/here"
@@ -58,7 +58,7 @@ def test_a_missing_corpus_is_one_sentence(
 
 
 def _samples(task: str, src: Path, name: str, *options: str) -> list[dict[str, bytes | str]]:
-    """Shard everything into train and read it back, by key."""
+    """Shard everything into train, and read the samples in key order."""
     out = src.parent / f"{name}-out"
     main(
         [
@@ -87,20 +87,20 @@ def _decode(data: bytes | str) -> np.ndarray:
     return soundfile.read(io.BytesIO(data), dtype="int16")[0]
 
 
-def test_the_other_text_of_libritts(tmp_path: Path) -> None:
+def test_libritts_original_text(tmp_path: Path) -> None:
     src = write_libritts(tmp_path / "src")
     samples = _samples("tts", src, "libritts", "--text", "original", "--subsets", "dev-clean")
     assert samples[0]["txt"] == b"Sentence No. 0."
 
 
-def test_several_media_of_a_turn_reach_the_shards(tmp_path: Path) -> None:
+def test_several_media_per_turn_reach_the_shards(tmp_path: Path) -> None:
     samples = _samples("sft", write_sharegpt(tmp_path / "src"), "sharegpt")
     content = json.loads(samples[0]["json"])["turns"][0]["content"]
     assert [part.get("name", "text") for part in content] == ["0.png", "1.png", "text", "2.wav"]
     assert {"0.png", "1.png", "2.wav"} <= samples[0].keys()
 
 
-def test_workers_do_not_change_a_byte_of_parquet_data(tmp_path: Path) -> None:
+def test_parquet_shards_do_not_depend_on_workers(tmp_path: Path) -> None:
     src = write_image_parquet(tmp_path / "src")
     for workers in ("1", "2"):
         out = str(tmp_path / f"out{workers}")
@@ -110,13 +110,13 @@ def test_workers_do_not_change_a_byte_of_parquet_data(tmp_path: Path) -> None:
     assert len(prints) == 1
 
 
-def test_the_guide_shows_the_reader_that_runs() -> None:
+def test_guide_shows_the_actual_reader() -> None:
     guide = (ROOT / "docs/add_a_corpus.md").read_text()
     (code,) = re.findall(r"```python\n(\"\"\"CMU.*?)```", guide, re.DOTALL)
     assert code == (ROOT / "data_prep/readers/arctic.py").read_text()
 
 
-def test_the_table_of_formats_is_complete() -> None:
+def test_docs_list_all_formats() -> None:
     lines = (ROOT / "docs/data.md").read_text().splitlines()
     for task, formats in READERS.items():
         (row,) = [

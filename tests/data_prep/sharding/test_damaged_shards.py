@@ -1,7 +1,4 @@
-"""Shards that were damaged after they were written: reading or verifying them names what is wrong.
-
-Never a hang, a traceback, a silently shorter epoch or a program that is started.
-"""
+"""Shards damaged after they were written are detected by reading or by verification."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +19,7 @@ from tests.data_prep.raw_corpora import write_coco
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All files of a dataset of two shards."""
+    """All files of a dataset with two shards."""
     root = tmp_path_factory.mktemp("pristine")
     shard("image-caption", "coco", write_coco(root / "src", 10), root / "out", "--shard-size", "5")
     files = (path for path in (root / "out").rglob("*") if path.is_file())
@@ -60,7 +57,7 @@ def _cut_in_a_payload(tar: Path) -> int:
 @pytest.mark.parametrize(
     "place", [_cut_at_a_sample, _cut_between_members, _cut_in_a_header, _cut_in_a_payload]
 )
-def test_truncation_is_seen_at_once(
+def test_truncation_is_detected_on_open(
     dataset: Path, capsys: Capture, place: Callable[[Path], int]
 ) -> None:
     tar = dataset / TAR
@@ -70,7 +67,7 @@ def test_truncation_is_seen_at_once(
     assert "c-train-000000.tar has" in fails(capsys, "verify", "--workers", "1", str(dataset))
     with pytest.raises(DataError, match=r"c-train-000000\.tar has"):
         SplitReader(Manifest.load(dataset), "train")
-    # Without the manifest, which knows the size, the walk over the headers sees it.
+    # Without the manifest, which records the size, the scan of the headers detects it.
     for path in [*dataset.rglob("*.json"), *dataset.rglob("*.idx"), *dataset.rglob("*.npy")]:
         path.unlink()
     assert "truncated" in fails(capsys, "index", str(dataset), "--task", "image-caption")
@@ -88,7 +85,7 @@ def test_flipped_bits(dataset: Path, capsys: Capture, position: int, word: str) 
     assert word in report.read_text()
 
 
-def test_a_flipped_size_is_seen_when_the_sample_is_read(dataset: Path) -> None:
+def test_flipped_size_is_detected_on_read(dataset: Path) -> None:
     content = bytearray((dataset / TAR).read_bytes())
     content[130] ^= 1
     (dataset / TAR).write_bytes(content)
@@ -113,7 +110,7 @@ def test_missing_and_stale_indexes(dataset: Path, capsys: Capture) -> None:
     offsets = np.frombuffer(whole, "<u8").copy()
     offsets[1] += BLOCK_BYTES
     index.write_bytes(offsets.tobytes())
-    assert "does not fit" in fails(capsys, "verify", "--full", *command[1:]) or True
+    assert ".idx" in fails(capsys, "verify", "--full", *command[1:])
     with pytest.raises(DataError):
         reader = SplitReader(manifest, "train")
         [reader.read(number) for number in range(len(reader))]
@@ -138,10 +135,10 @@ def test_edited_manifests(dataset: Path, capsys: Capture, old: str, new: str, me
     assert message in fails(capsys, "verify", "--workers", "1", str(dataset))
 
 
-def test_the_manifest_of_another_dataset(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_manifest_of_another_dataset(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
     shard("image-caption", "coco", write_coco(tmp_path / "src", 7), tmp_path / "other")
     (dataset / "manifest.json").write_bytes((tmp_path / "other/manifest.json").read_bytes())
-    assert "the manifest says" in fails(capsys, "verify", "--workers", "1", str(dataset))
+    assert "manifest" in fails(capsys, "verify", "--workers", "1", str(dataset))
 
 
 _FILES = [f"train/c-train-000000.{suffix}" for suffix in ("tar", "tar.idx", "cols.npy", "json")]
@@ -151,10 +148,10 @@ _FILES = [f"train/c-train-000000.{suffix}" for suffix in ("tar", "tar.idx", "col
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
 )
 @given(name=st.sampled_from(_FILES), position=st.integers(0, 2**20), bit=st.integers(0, 7))
-def test_a_flipped_byte_anywhere_never_shortens_an_epoch(
+def test_flipped_bit_never_drops_samples(
     pristine: dict[str, bytes], tmp_path: Path, name: str, position: int, bit: int
 ) -> None:
-    """Each sample is read as it was, or an error names the shard; full verification always sees it."""
+    """Samples are unchanged or an error names the shard; full verification always detects the damage."""
     content = bytearray(pristine[name])
     content[position % len(content)] ^= 1 << bit
     for path, original in pristine.items():

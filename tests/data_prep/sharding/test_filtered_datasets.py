@@ -1,4 +1,4 @@
-"""Datasets with filters: what they keep, and what manifest, card and lists say of the rest."""
+"""Datasets with filters: which samples remain, and what manifest, card, and listings record."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.cli.main import main
 from data_prep.corpus import Item
-from data_prep.filters import RULES, Filters
+from data_prep.options import RULES, Filters
 from data_prep.sharding.shard_plan import ShardingOptions, build_plan
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
@@ -41,14 +41,14 @@ def listed(folder: Path) -> list[dict[str, str]]:
 
 
 def write_speech(root: Path) -> Path:
-    """Six audio clips of 0.3 s, of which the last two are made longer."""
+    """Six audio clips of 0.3 s, the last two of which are replaced by longer ones."""
     src = write_ljspeech(root, [f"Sentence number {number}." for number in range(6)])
     for number in (4, 5):
         (src / f"wavs/LJ-{number:04d}.wav").write_bytes(audio(number, duration_s=0.8))
     return src
 
 
-def test_long_audio_clips_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_audio_clips_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ("speech", "ljspeech", write_speech(tmp_path / "src"), out, "--shard-size", "3")
     manifest = shard(*command, "--max-duration", "0.5")
@@ -59,7 +59,7 @@ def test_long_audio_clips_are_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     records = [load_record(path) for path in sorted(out.rglob("*.tar"))]
     assert sum(record.dropped.get("too-long", 0) for record in records if record) == 2
     card = (out / "README.md").read_text()
-    assert "- Left out: nothing\n- Filters: max_duration_s=0.5\n- Filtered: too-long: 2\n" in card
+    assert "- Bad: none\n- Filters: max_duration_s=0.5\n- Filtered: too-long: 2\n" in card
     entries = listed(out / "filtered")
     assert {entry["key"] for entry in entries} == {"LJ-0004", "LJ-0005"}
     assert {entry["message"] for entry in entries} == {"0.8 seconds, more than --max-duration 0.5"}
@@ -68,7 +68,7 @@ def test_long_audio_clips_are_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert "4 samples in" in capsys.readouterr().out
 
 
-def test_another_filter_makes_another_dataset(
+def test_other_filters_need_another_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     src, out = write_speech(tmp_path / "src"), tmp_path / "out"
@@ -83,7 +83,7 @@ def test_another_filter_makes_another_dataset(
     assert "Filter" not in (out / "README.md").read_text()
 
 
-def test_workers_filter_alike(tmp_path: Path) -> None:
+def test_filtering_does_not_depend_on_workers(tmp_path: Path) -> None:
     src = write_speech(tmp_path / "src")
     options = ("--shard-size", "2", "--min-chars-per-second", "30", "--name", "n")
     one = shard("tts", "ljspeech", src, tmp_path / "one", *options)
@@ -92,7 +92,7 @@ def test_workers_filter_alike(tmp_path: Path) -> None:
     assert one.to_json() == two.to_json()
 
 
-def test_broken_samples_are_bad_before_they_are_filtered(tmp_path: Path) -> None:
+def test_broken_samples_are_bad_not_filtered(tmp_path: Path) -> None:
     src, out = write_speech(tmp_path / "src"), tmp_path / "out"
     (src / "wavs/LJ-0001.wav").write_bytes(b"RIFF")
     options = ("--min-chars", "1000", "--max-bad-fraction", "0.1")
@@ -102,7 +102,7 @@ def test_broken_samples_are_bad_before_they_are_filtered(tmp_path: Path) -> None
     assert len(listed(out / "filtered")) == 5
 
 
-def test_filters_that_leave_nothing_are_named(
+def test_filters_that_drop_everything_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -112,11 +112,11 @@ def test_filters_that_leave_nothing_are_named(
         )
     assert stop.value.code == 3
     error = capsys.readouterr().err
-    assert "is left in split train; loosen the filters (too-short: 6)" in error
+    assert "is empty; loosen the filters (too-short: 6)" in error
     assert error.count("\n") == 1
 
 
-def test_a_image_keeps_the_captions_that_pass(tmp_path: Path) -> None:
+def test_image_keeps_captions_that_pass(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 3)
     images, captions = read_annotations(src)
     captions[0]["caption"] = "вещь"
@@ -137,7 +137,7 @@ def test_a_image_keeps_the_captions_that_pass(tmp_path: Path) -> None:
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(out)])
 
 
-def test_small_images_are_left_out(tmp_path: Path) -> None:
+def test_small_images_are_dropped(tmp_path: Path) -> None:
     """All images have 24 x 18 pixels."""
     src = write_coco(tmp_path / "src", 3)
     kept = shard("image-caption", "coco", src, tmp_path / "kept", "--min-side", "18")
@@ -147,7 +147,7 @@ def test_small_images_are_left_out(tmp_path: Path) -> None:
     assert {entry["reason"] for entry in listed(tmp_path / "none/filtered")} == {"too-small"}
 
 
-def test_conversations_with_an_unwanted_image_are_left_out(tmp_path: Path) -> None:
+def test_conversations_with_filtered_image_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
     answer = {"from": "gpt", "value": "Yes."}
     records = [
@@ -163,7 +163,7 @@ def test_conversations_with_an_unwanted_image_are_left_out(tmp_path: Path) -> No
     assert SplitReader(manifest, "train").read(0)["__key__"] == "y"
 
 
-def test_short_documents_are_left_out(tmp_path: Path) -> None:
+def test_short_documents_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nfour\nthirteen\n")
     manifest = shard(
         *("text", "txt", tmp_path / "a.txt", tmp_path / "out"),
@@ -181,7 +181,7 @@ def test_short_documents_are_left_out(tmp_path: Path) -> None:
         ("speech", _ALL_FLAGS - {"--min-side", "--max-pixels", "--max-aspect"}),
     ],
 )
-def test_help_offers_the_filters_of_a_task(
+def test_help_lists_filters_of_task(
     capsys: pytest.CaptureFixture[str], task: str, flags: set[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -193,12 +193,12 @@ def test_help_offers_the_filters_of_a_task(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--min-duration", "-1"), "--min-duration -1.0 must be a number"),
+        (("--min-duration", "-1"), "--min-duration must be at least 0, got -1.0"),
         (("--min-duration", "2", "--max-duration", "1"), "--min-duration 2.0 exceeds"),
-        (("--script", "Elvish"), "--script 'elvish' is no script"),
+        (("--script", "Elvish"), "--script 'elvish' is not a Unicode script"),
     ],
 )
-def test_bad_values_are_one_sentence(
+def test_invalid_values_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -210,8 +210,8 @@ def test_bad_values_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_filters_the_digest_is_that_of_earlier_versions(tmp_path: Path) -> None:
-    """A change here would make everyone shard their corpora again."""
+def test_digest_without_filters_is_stable(tmp_path: Path) -> None:
+    """Changing this digest would force users to shard their corpora again."""
     items = [Item("a", "g", "somewhere", texts=("hello",)), Item("b", "h", "there", texts=("x",))]
     options = ShardingOptions("n", "text", "txt", {}, tmp_path)
     earlier = "9540c41bc7729418b209fb33e481a3bc9c9f138d5161ab1aae1a40473496a4c6"
@@ -220,7 +220,7 @@ def test_without_filters_the_digest_is_that_of_earlier_versions(tmp_path: Path) 
     assert build_plan(items, bounded).digest != earlier
 
 
-def test_a_manifest_without_filters_has_no_key_that_earlier_versions_refuse(tmp_path: Path) -> None:
+def test_manifest_without_filters_omits_the_key(tmp_path: Path) -> None:
     out = tmp_path / "out"
     shard("tts", "ljspeech", write_speech(tmp_path / "src"), out)
     for name in ("manifest.json", "shard_plan.json"):

@@ -1,7 +1,8 @@
-"""retry-bad: mended samples become new shards, everything else keeps its bytes and ids."""
+"""retry-bad adds repaired samples as new shards, and everything else keeps its bytes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.data_prep.raw_corpora import image, write_coco, write_ljspeech
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """COCO of 30 images, three of them broken and one missing."""
+    """COCO with 30 images, three of them broken and one missing."""
     src = write_coco(tmp_path / "src", 30)
     for number in (3, 11, 20):
         _path(src, number).write_bytes(image(number)[:60])
@@ -56,7 +57,7 @@ def _listed(out: Path) -> list[int]:
     return sorted(int(json.loads(line)["key"]) for line in lines)
 
 
-def test_mended_samples_are_added(
+def test_repaired_samples_are_added(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = _shard(corpus, tmp_path / "out")
@@ -64,7 +65,7 @@ def test_mended_samples_are_added(
     for number in (3, 25):
         _path(corpus, number).write_bytes(image(number))
     _retry(out)
-    assert "2 of 4 samples are good now" in capsys.readouterr().out
+    assert "2 of 4 samples are valid now" in capsys.readouterr().out
     after = _tars(out)
     assert {path: after[path] for path in before} == before
     assert _keys(out, "train")[: len(train)] == train and _keys(out, "val")[: len(val)] == val
@@ -74,17 +75,17 @@ def test_mended_samples_are_added(
     manifest = Manifest.load(out)
     assert manifest.dropped == {"broken-image": 2}
     assert sum(s.num_planned for split in manifest.splits.values() for s in split.shards) == 30
-    assert "Left out: broken-image: 2" in (out / "README.md").read_text()
+    assert "Bad: broken-image: 2" in (out / "README.md").read_text()
     assert _listed(out) == [11, 20]
     _verify(out)
-    # A second round takes up those that were bad once more.
+    # A second round retries those that failed again.
     _path(corpus, 11).write_bytes(image(11))
     _retry(out)
     assert _listed(out) == [20] and Manifest.load(out).dropped == {"broken-image": 1}
     _verify(out)
 
 
-def test_the_splits_are_those_of_a_fresh_run(corpus: Path, tmp_path: Path) -> None:
+def test_splits_match_a_fresh_run(corpus: Path, tmp_path: Path) -> None:
     out = _shard(corpus, tmp_path / "out")
     for number in (3, 11, 20, 25):
         _path(corpus, number).write_bytes(image(number))
@@ -95,17 +96,17 @@ def test_the_splits_are_those_of_a_fresh_run(corpus: Path, tmp_path: Path) -> No
     assert not list((out / "quarantine").glob("*"))
 
 
-def test_nothing_mended_changes_nothing(
+def test_retry_without_repairs_changes_nothing(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = _shard(corpus, tmp_path / "out")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     _retry(out)
-    assert "0 of 4 samples are good now" in capsys.readouterr().out
+    assert "0 of 4 samples are valid now" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_the_first_command_still_continues(corpus: Path, tmp_path: Path) -> None:
+def test_original_command_still_continues(corpus: Path, tmp_path: Path) -> None:
     out = _shard(corpus, tmp_path / "out")
     _path(corpus, 3).write_bytes(image(3))
     _retry(out)
@@ -118,19 +119,19 @@ def test_the_first_command_still_continues(corpus: Path, tmp_path: Path) -> None
     _verify(out)
 
 
-@pytest.mark.parametrize("step", ["write_plan_file", "_settle_shard", "finalize"])
-def test_a_killed_retry_is_completed(
+@pytest.mark.parametrize("step", ["write_plan_file", "_update_listing", "finalize"])
+def test_killed_retry_is_completed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     out = _shard(corpus, tmp_path / "out")
     _path(corpus, 3).write_bytes(image(3))
-    settle = retry._settle_shard
+    update_listing = retry._update_listing
 
-    def stop(*arguments: object) -> None:
-        # The first settling belongs to earlier retries.
+    def stop(*arguments: Any) -> None:
+        # The first update belongs to earlier retries.
         plan = load_plan_file(out)
-        if step == "_settle_shard" and plan is not None and not plan.retries:
-            settle(*arguments)
+        if step == "_update_listing" and plan is not None and not plan.retries:
+            update_listing(*arguments)
             return
         raise KeyboardInterrupt
 
@@ -138,7 +139,7 @@ def test_a_killed_retry_is_completed(
     with pytest.raises(SystemExit):
         _retry(out)
     monkeypatch.undo()
-    # What training sees is the old dataset or the new one.
+    # Training reads either the old or the new dataset.
     assert len(_keys(out, "train")) + len(_keys(out, "val")) == 26
     _retry(out)
     assert len(_keys(out, "train")) + len(_keys(out, "val")) == 27
@@ -146,7 +147,7 @@ def test_a_killed_retry_is_completed(
     _verify(out)
 
 
-def test_a_mended_row_is_found_by_its_place(tmp_path: Path) -> None:
+def test_repaired_row_is_found_by_position(tmp_path: Path) -> None:
     src = write_ljspeech(tmp_path / "src", [f"Sentence {number}." for number in range(6)])
     table = src / "metadata.csv"
     whole = table.read_text()
@@ -164,14 +165,14 @@ def test_a_mended_row_is_found_by_its_place(tmp_path: Path) -> None:
     assert not list((tmp_path / "out/quarantine").glob("*"))
 
 
-def test_retry_refuses(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retry_errors(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error() -> str:
         with pytest.raises(SystemExit) as stop:
             _retry(tmp_path / "out")
         assert stop.value.code == 3
         return capsys.readouterr().err
 
-    assert "holds no shard_plan.json" in error()
+    assert "has no shard_plan.json" in error()
     out = _shard(corpus, tmp_path / "out")
     listing = next(iter((out / "quarantine").glob("*")))
     listing.write_text('{"key": "x"}\n')

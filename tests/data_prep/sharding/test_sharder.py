@@ -1,4 +1,4 @@
-"""The sharder: same bytes for any number of workers and tasks, after any interruption."""
+"""The sharder writes the same bytes for any number of workers and tasks, also after a kill."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-import webdataset
+from webdataset.compat import WebDataset
 
 from data_prep.cli.main import main
 from muomni.data.shards.manifest import Manifest
@@ -37,7 +38,7 @@ def coco(src: Path, out: Path, *options: str) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """All files of a dataset but the records, which hold the times of the sources."""
+    """All files of a dataset except records, which contain time stamps."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -46,7 +47,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, arguments: list[str]) -> str:
-    """Run a command that must fail with `code`; its one line of error."""
+    """Run a command that must exit with `code`; returns its error line."""
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == code
@@ -56,7 +57,7 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, arguments: list[str]) -
     return error
 
 
-def test_a_dataset_reads_back(tmp_path: Path) -> None:
+def test_dataset_round_trip(tmp_path: Path) -> None:
     coco(write_coco(tmp_path / "src", 40), tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out")
     keys = []
@@ -80,13 +81,14 @@ def test_a_dataset_reads_back(tmp_path: Path) -> None:
 def test_webdataset_reads_all_shards(tmp_path: Path) -> None:
     coco(write_coco(tmp_path / "src", 20), tmp_path / "out")
     tars = [str(path) for path in sorted((tmp_path / "out").rglob("*.tar"))]
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
+    dataset: Any = WebDataset(tars, shardshuffle=False)
+    samples = list(dataset.decode("pil"))
     assert {int(sample["__key__"]) for sample in samples} == set(range(1, 21))
     assert all(sample["png"].size == (24, 18) for sample in samples)
     assert all(sample["json"]["captions"] == [sample["txt"]] for sample in samples)
 
 
-def test_workers_and_tasks_do_not_change_a_byte(tmp_path: Path) -> None:
+def test_shards_do_not_depend_on_workers_and_tasks(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 40)
     coco(src, tmp_path / "one")
     coco(src, tmp_path / "pool", "--workers", "2")
@@ -100,7 +102,7 @@ def test_workers_and_tasks_do_not_change_a_byte(tmp_path: Path) -> None:
     assert len(prints) == 1
 
 
-def test_slurm_variables_name_the_task(
+def test_slurm_variables_select_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     src = write_coco(tmp_path / "src", 40)
@@ -125,7 +127,7 @@ def test_rerun_keeps_finished_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
-def test_kill_in_the_middle_then_other_workers(tmp_path: Path, delay_s: float) -> None:
+def test_kill_then_rerun_with_other_workers(tmp_path: Path, delay_s: float) -> None:
     src = tmp_path / "text.txt"
     src.write_text("".join(f"line number {n}\n" for n in range(12_000)))
     arguments = ["text", "--format", "txt", "--src", str(src), "--shard-size", "500"]
@@ -142,7 +144,7 @@ def test_kill_in_the_middle_then_other_workers(tmp_path: Path, delay_s: float) -
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # Workers notice that their parent is gone.
+    # Workers exit when their parent does.
     while _members(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _members(process.pid)
@@ -167,7 +169,7 @@ def _members(session: int) -> list[int]:
     return found
 
 
-def test_added_data_moves_no_sample(tmp_path: Path) -> None:
+def test_added_data_do_not_move_samples(tmp_path: Path) -> None:
     def splits(out: Path) -> dict[str, str]:
         manifest = Manifest.load(out)
         readers = {split: SplitReader(manifest, split) for split in manifest.splits}
@@ -202,7 +204,7 @@ def test_repeated_prompts_stay_in_one_split(tmp_path: Path) -> None:
     assert len(seen) == 30
 
 
-def test_declared_splits_on_request(tmp_path: Path) -> None:
+def test_declared_splits(tmp_path: Path) -> None:
     src = write_librispeech(tmp_path / "src", "train-clean-100", 4)
     write_librispeech(tmp_path / "src", "dev-clean", 2)
     arguments = ["speech", "--format", "librispeech", "--src", str(src), "--workers", "1"]
@@ -214,7 +216,7 @@ def test_declared_splits_on_request(tmp_path: Path) -> None:
     assert splits["train"].totals.duration_ms == 8 * 300
 
 
-def test_original_bytes_and_facts_of_speech(tmp_path: Path) -> None:
+def test_speech_keeps_original_bytes(tmp_path: Path) -> None:
     src = write_librispeech(tmp_path / "src")
     main(
         [
@@ -227,7 +229,7 @@ def test_original_bytes_and_facts_of_speech(tmp_path: Path) -> None:
     number = int(str(sample["__key__"])[-1])
     assert sample["flac"] == audio(number, rate=11_025, fmt="FLAC")
     body = json.loads(sample["json"])
-    assert body["text"] == sample["txt"].decode()
+    assert body["text"].encode() == sample["txt"]
     assert (body["duration_s"], body["sample_rate_hz"]) == (0.3, 11_025)
     assert (body["speaker"], body["language"]) == ("19", "en")
 
@@ -294,7 +296,7 @@ def test_bad_samples_are_counted_and_listed(tmp_path: Path) -> None:
     assert all(entry["key"] and entry["source"] and entry["message"] for entry in listed)
 
 
-def test_too_many_bad_samples_fail_then_repair_is_noticed(
+def test_too_many_bad_samples_then_repair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     src = write_coco(tmp_path / "src", 20)
@@ -329,7 +331,7 @@ def test_other_options_need_overwrite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
 
 
-def test_overwrite_refuses_a_foreign_folder(
+def test_overwrite_rejects_foreign_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     src = write_coco(tmp_path / "src", 3)
@@ -337,11 +339,13 @@ def test_overwrite_refuses_a_foreign_folder(
     (tmp_path / "out/precious").write_text("x")
     with pytest.raises(SystemExit):
         coco(src, tmp_path / "out", "--overwrite")
-    assert "was not made by data_prep" in capsys.readouterr().err
+    assert "was not created by data_prep" in capsys.readouterr().err
     assert (tmp_path / "out/precious").exists()
 
 
-def test_same_key_twice_names_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_key_names_both_sources(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     src = write_coco(tmp_path / "src", 3)
     images, captions = read_annotations(src)
     images.append({"id": 50, "file_name": images[0]["file_name"]})
@@ -358,11 +362,23 @@ def test_same_key_twice_names_both(tmp_path: Path, capsys: pytest.CaptureFixture
     ("arguments", "code", "message"),
     [
         (["--format", "txt", "--src", "{d}/none.txt"], 3, "none.txt does not exist"),
-        (["--format", "txt", "--src", "{d}/empty.txt"], 3, "empty.txt holds no sample for text"),
+        (["--format", "txt", "--src", "{d}/empty.txt"], 3, "empty.txt contains no sample for text"),
         (["--format", "csv", "--src", "{d}/empty.txt"], 3, "empty.txt is empty"),
-        (["--format", "txt", "--src", "{d}/a.txt", "--val-fraction", "2"], 2, "--val-fraction 2"),
-        (["--format", "txt", "--src", "{d}/a.txt", "--max-bad-fraction", "2"], 2, "lies outside"),
-        (["--format", "txt", "--src", "{d}/a.txt", "--shard-size", "big"], 2, "'big' is neither"),
+        (
+            ["--format", "txt", "--src", "{d}/a.txt", "--val-fraction", "2"],
+            2,
+            "--val-fraction must be in [0, 1), got 2",
+        ),
+        (
+            ["--format", "txt", "--src", "{d}/a.txt", "--max-bad-fraction", "2"],
+            2,
+            "must be in [0, 1], got 2",
+        ),
+        (
+            ["--format", "txt", "--src", "{d}/a.txt", "--shard-size", "big"],
+            2,
+            "'big' is not a number",
+        ),
         (["--format", "txt", "--src", "{d}/a.txt", "--array-task", "3/2"], 2, "'3/2' is not I/N"),
         (["--format", "txt", "--src", "{d}/a.txt", "--name", "a/b"], 2, "--name 'a/b'"),
         (["--format", "txt", "--src", "{d}/a.txt", "--out", "{d}/a.txt"], 3, "is a file"),
@@ -395,7 +411,7 @@ def test_finalize_needs_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "out/manifest.json").exists()
 
 
-def test_a_full_disk_is_one_sentence(
+def test_full_disk_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     src = write_coco(tmp_path / "src", 3)
@@ -411,7 +427,7 @@ def test_a_full_disk_is_one_sentence(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_a_moved_source_is_the_same_source(tmp_path: Path) -> None:
+def test_moved_source_is_the_same_source(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 20)
     coco(src, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}

@@ -1,10 +1,10 @@
-"""Kinds of emoji from Unicode's emoji-test.txt."""
+"""Categories of emoji from Unicode's list."""
 
 from pathlib import Path
 
 import pytest
 
-from scripts.samples.emoji_kinds import emoji_key, read_emoji_kinds
+from scripts.samples.build import emoji_key, read_emoji_kinds
 
 _LIST = """\
 # emoji-test.txt
@@ -24,7 +24,7 @@ _LIST = """\
 """
 
 
-def test_kind_is_the_subgroup_up_to_the_hyphen(tmp_path: Path) -> None:
+def test_category_is_subgroup_before_hyphen(tmp_path: Path) -> None:
     path = tmp_path / "emoji-test.txt"
     path.write_text(_LIST, encoding="utf-8")
     assert read_emoji_kinds(path) == {"1F414": "animal", "1F33A": "plant", "0023 20E3": "keycap"}
@@ -34,8 +34,8 @@ def test_code_points_are_normalized() -> None:
     assert emoji_key(["23", "fe0f", "20e3"]) == emoji_key(["0023", "20E3"]) == "0023 20E3"
 
 
-def test_other_file_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "emoji-test.txt"
     path.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="contains no emoji"):
+    with pytest.raises(ValueError, match="lists no emoji"):
         read_emoji_kinds(path)

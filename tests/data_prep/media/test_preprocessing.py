@@ -1,4 +1,4 @@
-"""Treatment: sizes, formats, rates and texts are as asked, originals stay known, bytes repeat."""
+"""Preprocessing: sizes, formats, rates, and texts are as requested, and results are deterministic."""
 
 import io
 import json
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.cli.main import main
-from data_prep.media.treatment import NORMALIZERS, Treatment, treat_image, treat_text
+from data_prep.media.preprocessing import convert_image, normalize_text
+from data_prep.options import CHECKS, NORMALIZERS, OUTPUT_FORMATS, Check, ImageFormat, Preprocessing
 from muomni.data.media.decode import image_size, open_image
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
@@ -43,25 +44,25 @@ def _image(
     ],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_only_larger_images_are_made_smaller(
+def test_only_larger_images_are_shrunk(
     size: tuple[int, int], turned: bool, expected: tuple[int, int], kind: str
 ) -> None:
     data = _image(*size, kind=kind, turned=turned)
     extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
-    treated = treat_image(Treatment(resize_shorter=50), extension, data)
-    assert treated[0] == extension and treated[2:] == (expected, size)
-    assert image_size(treated[1]) == expected
-    assert (treated[1] == data) == (min(size) <= 50)
+    converted = convert_image(Preprocessing(resize_shorter=50), extension, data)
+    assert converted[0] == extension and converted[2:] == (expected, size)
+    assert image_size(converted[1]) == expected
+    assert (converted[1] == data) == (min(size) <= 50)
     whole = open_image(data).resize(expected, Image.Resampling.BICUBIC)
-    difference = np.asarray(whole, np.int16) - np.asarray(open_image(treated[1]), np.int16)
+    difference = np.asarray(whole, np.int16) - np.asarray(open_image(converted[1]), np.int16)
     assert np.abs(difference).mean() < 4
-    larger = treat_image(Treatment(resize_shorter=700, upscale=True), extension, data)
+    larger = convert_image(Preprocessing(resize_shorter=700, upscale=True), extension, data)
     assert min(larger[2]) == 700
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-@pytest.mark.parametrize("form", ["keep", "jpeg", "webp"])
-def test_every_mode_is_resized(mode: str, form: str) -> None:
+@pytest.mark.parametrize("form", OUTPUT_FORMATS)
+def test_every_mode_is_resized(mode: str, form: ImageFormat) -> None:
     kind, extension = ("JPEG", "jpg") if mode == "CMYK" else ("PNG", "png")
     if mode == "I;16":
         buffer = io.BytesIO()
@@ -69,9 +70,9 @@ def test_every_mode_is_resized(mode: str, form: str) -> None:
         data = buffer.getvalue()
     else:
         data = _image(64, 64, mode, kind)
-    treated = treat_image(Treatment(resize_shorter=32, image_format=form), extension, data)
-    assert treated[0] == {"keep": extension, "jpeg": "jpg"}.get(form, form)
-    image = open_image(treated[1])
+    converted = convert_image(Preprocessing(resize_shorter=32, image_format=form), extension, data)
+    assert converted[0] == {"keep": extension, "jpeg": "jpg"}.get(form, form)
+    image = open_image(converted[1])
     assert image.size == (32, 32)
     assert abs(np.asarray(image).mean() - np.asarray(open_image(data)).mean()) < 4
 
@@ -91,13 +92,17 @@ def _samples(manifest: Manifest) -> list[dict]:
     return [reader.read(index) for index in range(len(reader))]
 
 
-def test_images_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_preprocessing_of_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     src = write_coco(tmp_path / "src", 12)
     options = ("--resize-shorter", "9", "--image-format", "webp", "--min-side", "18")
     manifest = _make("image-caption", "coco", src, tmp_path / "out", *options)
-    assert manifest.treatment == {"resize_shorter": "9", "image_format": "webp", "quality": "90"}
+    assert manifest.preprocessing == {
+        "resize_shorter": "9",
+        "image_format": "webp",
+        "quality": "90",
+    }
     card = (tmp_path / "out/README.md").read_text()
-    assert "- Treatment: image_format=webp, quality=90, resize_shorter=9\n" in card
+    assert "- Preprocessing: image_format=webp, quality=90, resize_shorter=9\n" in card
     assert {image_size(sample["webp"]) for sample in _samples(manifest)} == {(12, 9)}
     assert manifest.split("train").totals.num_pixels == 12 * 12 * 9
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "out")])
@@ -113,7 +118,7 @@ def test_images_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "with other options" in capsys.readouterr().err
 
 
-def test_audio_clips_of_another_rate(tmp_path: Path) -> None:
+def test_audio_clips_are_resampled(tmp_path: Path) -> None:
     src = write_ljspeech(tmp_path / "src", [f"Number {n}" for n in range(6)])
     tone = audio(3, rate=44_100, duration_s=0.5)
     (src / "wavs/LJ-0003.wav").write_bytes(tone)
@@ -135,7 +140,7 @@ def test_audio_clips_of_another_rate(tmp_path: Path) -> None:
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "out")])
 
 
-def test_texts_keep_what_they_were(tmp_path: Path) -> None:
+def test_original_texts_are_kept(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("  “Cafe\u0301”,  he said…\nplain\n", encoding="utf-8")
     steps = "nfc,quotes,lower,punctuation,whitespace"
     manifest = _make("text", "txt", tmp_path / "t.txt", tmp_path / "out", "--normalize", steps)
@@ -163,12 +168,12 @@ def test_texts_keep_what_they_were(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=60), st.sampled_from(sorted(NORMALIZERS)))
-def test_a_step_twice_is_a_step_once(text: str, step: str) -> None:
-    once = treat_text(Treatment(normalize=(step,)), text)
-    assert treat_text(Treatment(normalize=(step,)), once) == once
+def test_normalizers_are_idempotent(text: str, step: str) -> None:
+    once = normalize_text(Preprocessing(normalize=(step,)), text)
+    assert normalize_text(Preprocessing(normalize=(step,)), once) == once
 
 
-def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
+def test_check_header(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 6)
     image = src / "train2017/000000000003.png"
     image.write_bytes(image.read_bytes()[:60])
@@ -176,7 +181,7 @@ def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
     strict = _make(*common, tmp_path / "strict", "--max-bad-fraction", "0.5")
     loose = _make(*common, tmp_path / "loose", "--check", "header")
     assert strict.dropped == {"broken-image": 1} and loose.dropped == {}
-    assert loose.treatment == {"check": "header"}
+    assert loose.preprocessing == {"check": "header"}
     assert loose.split("train").totals.num_pixels == 6 * 24 * 18
     speech = write_ljspeech(tmp_path / "lj", [f"Number {n}" for n in range(3)])
     (speech / "wavs/LJ-0002.wav").write_bytes(b"RIFFnothing")
@@ -188,7 +193,7 @@ def test_the_header_is_trusted_on_request(tmp_path: Path) -> None:
     assert manifest.split("train").totals.duration_ms == 600
 
 
-def test_a_retry_treats_alike(tmp_path: Path) -> None:
+def test_retry_applies_the_same_preprocessing(tmp_path: Path) -> None:
     src = write_coco(tmp_path / "src", 6)
     image = src / "train2017/000000000003.png"
     whole = image.read_bytes()
@@ -205,13 +210,13 @@ def test_a_retry_treats_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--resize-shorter", "0"], "--resize-shorter 0"),
-        (["--upscale"], "give --resize-shorter too"),
-        (["--quality", "0"], "--quality 0"),
-        (["--normalize", "nfc,magic"], "'magic' is none of nfc"),
+        (["--resize-shorter", "0"], "--resize-shorter must be at least 1, got 0"),
+        (["--upscale"], "--upscale requires --resize-shorter"),
+        (["--quality", "0"], "--quality must be between 1 and 100, got 0"),
+        (["--normalize", "nfc,magic"], "'magic' is unknown; choose from nfc"),
     ],
 )
-def test_refusals(
+def test_invalid_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     src = write_coco(tmp_path / "src", 2)
@@ -223,16 +228,21 @@ def test_refusals(
 @settings(deadline=None, max_examples=60)
 @given(
     resize=st.none() | st.integers(1, 999),
-    form=st.sampled_from(["keep", "jpeg", "webp"]),
+    form=st.sampled_from(OUTPUT_FORMATS),
     quality=st.integers(1, 100),
     rate=st.none() | st.integers(4000, 192_000),
     steps=st.lists(st.sampled_from(sorted(NORMALIZERS)), max_size=3),
-    check=st.sampled_from(["decode", "header"]),
+    check=st.sampled_from(CHECKS),
 )
-def test_the_plan_file_keeps_the_treatment(
-    resize: int | None, form: str, quality: int, rate: int | None, steps: list[str], check: str
+def test_preprocessing_text_round_trip(
+    resize: int | None,
+    form: ImageFormat,
+    quality: int,
+    rate: int | None,
+    steps: list[str],
+    check: Check,
 ) -> None:
-    treatment = Treatment(check, resize, False, form, quality, rate, tuple(steps))
-    if not treatment.changes_images:
-        treatment = Treatment(check, resize, False, form, 90, rate, tuple(steps))
-    assert Treatment.from_text(treatment.as_text()) == treatment
+    preprocessing = Preprocessing(check, resize, False, form, quality, rate, tuple(steps))
+    if not preprocessing.changes_images:
+        preprocessing = Preprocessing(check, resize, False, form, 90, rate, tuple(steps))
+    assert Preprocessing.from_text(preprocessing.as_text()) == preprocessing

@@ -1,0 +1,192 @@
+"""The verbs `verify`, `stats`, `inspect`, and `mix`, which report on datasets."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.cli.dataset_verbs import print_tables
+from data_prep.cli.parser import add_verb, add_workers, positive
+from data_prep.readers import READERS
+from muomni.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from data_prep.cli.parser import Verbs
+
+
+def add_report_verbs(verbs: "Verbs") -> None:
+    """Add the verbs to the command line."""
+    _add_verify(verbs)
+    _add_stats(verbs)
+    _add_inspect(verbs)
+    _add_mix(verbs)
+
+
+def _add_verify(verbs: "Verbs") -> None:
+    verb = add_verb(
+        verbs, "verify", "check datasets on disk", "data/coco\n--full --decode 1 data/coco data/asr"
+    )
+    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    checks = verb.add_argument_group("checks")
+    level = checks.add_mutually_exclusive_group()
+    level.add_argument(
+        "--quick", action="store_true", help="check only sizes and counts; this is the default"
+    )
+    level.add_argument(
+        "--full", action="store_true", help="also check SHA-256, tar headers, and keys"
+    )
+    checks.add_argument(
+        "--decode", type=float, default=0.0, metavar="P", help="percentage of samples to decode"
+    )
+    verb.add_argument_group("output").add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the report to this file"
+    )
+    add_workers(verb.add_argument_group("workers"))
+    verb.set_defaults(run=_run_verify)
+
+
+def _add_stats(verbs: "Verbs") -> None:
+    verb = add_verb(
+        verbs, "stats", "show statistics of datasets", "data/coco\n--json data > stats.json"
+    )
+    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=_run_stats)
+
+
+def _add_inspect(verbs: "Verbs") -> None:
+    verb = add_verb(
+        verbs,
+        "inspect",
+        "show samples of a dataset, or the content of a data root",
+        "data\ndata/coco --split val --count 32 --png sheet.png",
+    )
+    verb.add_argument("dir", type=Path, metavar="DIR", help="dataset or data root")
+    verb.add_argument("--split", default="train", help="split of the samples")
+    verb.add_argument("--count", type=positive, default=16, metavar="N", help="number of samples")
+    verb.add_argument(
+        "--png", type=Path, metavar="FILE", help="also draw images, waveforms, and spectrograms"
+    )
+    verb.set_defaults(run=_run_inspect)
+
+
+def _add_mix(verbs: "Verbs") -> None:
+    verb = add_verb(
+        verbs,
+        "mix",
+        "preview a mix of corpora (config section data.mix)",
+        "--data data --task speech --alpha 0.5\n"
+        "--data data --weights coco=2 cc3m=1 --steps 10000 --samples-per-step 256",
+    )
+    corpora = verb.add_argument_group("input")
+    corpora.add_argument("--data", required=True, type=Path, metavar="DIR", help="data root")
+    corpora.add_argument(
+        "--task", choices=tuple(READERS), help="task of the datasets (default: the only one)"
+    )
+    mix = verb.add_argument_group("mix")
+    mix.add_argument(
+        "--weights", nargs="+", metavar="NAME=WEIGHT", help="relative weights, data.mix.weights"
+    )
+    mix.add_argument(
+        "--alpha", type=float, help="exponent of corpus sizes, data.mix.alpha (default: 1)"
+    )
+    mix.add_argument(
+        "--unit", default="samples", metavar="UNIT", help="unit of the shares: samples or length"
+    )
+    run = verb.add_argument_group("run")
+    run.add_argument(
+        "--steps", type=positive, metavar="N", help="steps of the run (default: one epoch)"
+    )
+    run.add_argument(
+        "--samples-per-step", type=positive, metavar="N", help="over all ranks; needs --steps"
+    )
+    verb.add_argument_group("output").add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=_run_mix)
+
+
+def _run_verify(arguments: argparse.Namespace) -> None:
+    from data_prep.datasets import find_manifests
+    from data_prep.inspection.verify import verify
+    from muomni.io.atomic_write import write_atomic
+
+    problems: list[str] = []
+    reports = {}
+    for manifest in find_manifests(arguments.dirs):
+        report = verify(manifest, arguments.full, arguments.decode, arguments.workers)
+        problems += report.problems
+        reports[str(manifest.root)] = asdict(report)
+        state = f"{len(report.problems)} problems" if report.problems else "ok"
+        decoded = f", {report.num_decoded} decoded" if arguments.decode else ""
+        print(
+            f"{manifest.root}: {report.num_samples} samples in {report.num_shards} shards"
+            f"{decoded}: {state}"
+        )
+        for problem in report.problems:
+            print(f"  {problem}")
+    if arguments.json:
+        write_atomic(arguments.json, (json.dumps(reports, indent=1) + "\n").encode())
+    if problems:
+        raise DataError(f"{len(problems)} problems found, the first: {problems[0]}")
+
+
+def _run_stats(arguments: argparse.Namespace) -> None:
+    from data_prep.datasets import find_manifests
+    from data_prep.inspection.stats import split_stats
+
+    manifests = find_manifests(arguments.dirs)
+    if arguments.json:
+        stats = {str(manifest.root): split_stats(manifest) for manifest in manifests}
+        print(json.dumps(stats, indent=1))
+    else:
+        print_tables(manifests)
+
+
+def _run_inspect(arguments: argparse.Namespace) -> None:
+    from data_prep.datasets import find_manifests
+    from data_prep.inspection.preview import describe, save_sheet
+    from data_prep.inspection.stats import data_root_table
+    from muomni.data.shards.manifest import MANIFEST_NAME
+
+    if arguments.png and arguments.png.suffix.lower() != ".png":
+        raise ConfigError(f"--png {arguments.png} must end in .png")
+    manifests = find_manifests([arguments.dir])
+    if not (arguments.dir / MANIFEST_NAME).is_file():
+        if arguments.png:
+            raise ConfigError(f"--png requires a single dataset, but {arguments.dir} has several")
+        print(data_root_table(manifests, arguments.dir))
+        return
+    (manifest,) = manifests
+    print(describe(manifest, arguments.split, arguments.count))
+    if arguments.png:
+        if not save_sheet(manifest, arguments.split, arguments.count, arguments.png):
+            raise DataError(f"the samples of {arguments.dir} have neither images nor audio clips")
+        print(f"images and audio clips: {arguments.png}")
+
+
+def _run_mix(arguments: argparse.Namespace) -> None:
+    from data_prep.curation.mix_report import mix_rows, mix_table, select_datasets
+    from muomni.config.loading import validate
+    from muomni.config.run import MixSection
+
+    if (arguments.steps is None) != (arguments.samples_per_step is None):
+        raise ConfigError("--steps and --samples-per-step must be given together")
+    content: dict[str, object] = {"unit": arguments.unit}
+    if arguments.weights:
+        content["weights"] = dict(map(_name_and_weight, arguments.weights))
+    if arguments.alpha is not None or not arguments.weights:
+        content["alpha"] = 1.0 if arguments.alpha is None else arguments.alpha
+    mix = validate(MixSection, content, "the command line")
+    num_draws = arguments.steps * arguments.samples_per_step if arguments.steps else None
+    rows = mix_rows(select_datasets(arguments.data, arguments.task), mix, num_draws)
+    print(
+        json.dumps([asdict(row) for row in rows], indent=1) if arguments.json else mix_table(rows)
+    )
+
+
+def _name_and_weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ConfigError(f"--weights takes NAME=WEIGHT, got {text!r}") from None
