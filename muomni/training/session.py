@@ -177,7 +177,7 @@ def open_loop(session: Session) -> Loop:
     use_tf32(config.tf32, session.precision, session.device)
     task = session.stage.build()
     session.stage.set_up(task)
-    num_parameters = count_parameters(task)  # before it is divided over ranks
+    num_parameters = count_parameters(task)  # before ZeRO shards it
     parameter_lines = describe_parameters(task, config.optim)
     trained_groups = groups_digest(task, config.optim)
     engine = Engine(

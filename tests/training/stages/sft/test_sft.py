@@ -322,7 +322,7 @@ def test_parts_are_loaded_strictly(root: Path, tokenizer: Tokenizer) -> None:
     other = OmniModel(omni_config(tokenizer, thinker={
         **session.stage.sizes.thinker.model_dump(), "num_layers": 3,
     }))  # fmt: skip
-    with pytest.raises(UpstreamError, match="does not fit"):
+    with pytest.raises(UpstreamError, match="does not match"):
         load_parts(other, session.stage.context.upstream)
 
 
