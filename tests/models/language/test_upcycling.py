@@ -63,7 +63,7 @@ def test_experts_diverge_and_the_shared_expert_learns() -> None:
         (
             DENSE.model_copy(update={"num_layers": 3}),
             {},
-            "with num_layers=3, but this model has 2; give model.num_layers=3",
+            "with num_layers=3, but this model has 2; set model.num_layers=3",
         ),
         (DENSE.model_copy(update={"rope_theta": 5.0}), {}, "rope_theta=5.0, but .* 10000.0"),
     ],
