@@ -72,7 +72,7 @@ def test_export_loads_in_transformers_with_equal_logits(moe: MoEConfig | None, t
 def test_unsupported_mixtures_are_not_converted(change: dict[str, object]) -> None:
     config = make_config(MOE.model_copy(update=change))
     for convert in (lambda: qwen3_config(config), lambda: to_qwen3({}, config)):
-        with pytest.raises(ConfigError, match="Qwen3Moe has no shared expert and no bias"):
+        with pytest.raises(ConfigError, match="Qwen3Moe has no shared expert and no routing bias"):
             convert()
 
 

@@ -57,13 +57,13 @@ def test_experts_diverge_and_the_shared_expert_learns() -> None:
 @pytest.mark.parametrize(
     ("dense", "changes", "message"),
     [
-        (sparse_config(), {}, "has experts already; name the run of a dense one"),
-        (DENSE, {"expert_intermediate_size": 6}, "size 6 cannot be.*of size 12; give .*_size=12"),
-        (DENSE, {"normalize_top_k": False}, "give model.moe.normalize_top_k=true"),
+        (sparse_config(), {}, "already has experts; name the run of a dense one"),
+        (DENSE, {"expert_intermediate_size": 6}, "size 6 cannot copy .* size 12; set .*_size=12"),
+        (DENSE, {"normalize_top_k": False}, "set model.moe.normalize_top_k=true"),
         (
             DENSE.model_copy(update={"num_layers": 3}),
             {},
-            "with num_layers=3, but this model has 2; give model.num_layers=3",
+            "with num_layers=3, but this model has 2; set model.num_layers=3",
         ),
         (DENSE.model_copy(update={"rope_theta": 5.0}), {}, "rope_theta=5.0, but .* 10000.0"),
     ],
