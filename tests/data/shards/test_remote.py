@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fsspec import registry as fsspec_registry
+from fsspec.registry import _registry as fsspec_registry
 
 from muomni.config.run import DataSection
 from muomni.data.loading.loader import Loader, PlannedDataset
@@ -223,7 +223,7 @@ def test_error_of_a_missing_package_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     # fsspec caches the classes of protocols that another test used.
-    monkeypatch.delitem(fsspec_registry._registry, url.partition("://")[0], raising=False)
+    monkeypatch.delitem(fsspec_registry, url.partition("://")[0], raising=False)
     with pytest.raises(MachineError, match=rf"pip install 'muomni\[{extra}\]'"):
         RemoteFolder(url, {"skip_instance_cache": True}).read("manifest.json")
 
