@@ -1,16 +1,16 @@
-# `make` lists the targets. Each makes the environment first (scripts/bootstrap.sh); set
+# `make` lists the targets. Each creates the environment first (scripts/bootstrap.sh); set
 # MUOMNI_VENV=DIR to use an existing environment instead of .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := $(abspath $(or $(MUOMNI_VENV),.venv))
-# ninja and the deepspeed launcher must be found; an environment from elsewhere does not know us.
+# For ninja and the deepspeed launcher; and an existing environment may not have muomni installed.
 export PATH := $(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-# Ranks share the cores; more threads than cores only slow each other down.
+# Ranks share the cores, so more threads would only compete.
 export OMP_NUM_THREADS ?= 1
 
-# Without the marker `gpu` a test means CPU ranks, also where there is a GPU.
+# Tests without the marker `gpu` use CPU ranks even if there is a GPU.
 test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
 TEST_WORKERS ?= 2
@@ -20,30 +20,32 @@ TEST_WORKERS ?= 2
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install:  ## make .venv with the locked versions (once; several GB)
+install:  ## create .venv with the locked versions (once; several GB)
 	@scripts/bootstrap.sh
 
-quickstart: install  ## sample data, all stages at nano size, held-out results, spoken answer
+quickstart: install  ## train all stages at nano size on sample data, evaluate, and answer questions
 	@scripts/quickstart.sh
 
-test: install  ## the default test suite; no GPU needed (PYTEST_ARGS="-k name" to choose)
+test: install  ## the default tests, on CPU (select some with PYTEST_ARGS="-k name")
 	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup
 
-test-slow: install  ## the tests that take minutes each
+test-slow: install  ## tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"
 
-test-slurm: install  ## the tests that submit jobs to a Slurm cluster of two nodes
+test-slurm: install  ## tests that submit jobs to a Slurm cluster of two nodes
 	@$(PYTEST) -m slurm
 
-test-gpu: install  ## the tests that need a CUDA device
+test-gpu: install  ## tests that need a CUDA device
 	@$(PYTEST) -m gpu
 
-parity: install  ## every stage x ZeRO x precision x ranks x accumulation against plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
+parity: install  ## compare all training layouts with plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
 
-lint: install types  ## style, lint, types, and spelling, as in CI
+lint: install types  ## style, types, spelling, and terms, as in CI
 	@ruff check .
 	@ruff format --check .
+	@codespell
+	@python scripts/check_terms.py
 
 types: install  ## static types
 	@pyright
@@ -57,7 +59,7 @@ lock:  ## upgrade requirements/lock.txt (then run all tests)
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --quiet --no-annotate \
 		--constraint requirements/pinned.txt --custom-compile-command "make lock" --output-file requirements/lock.txt
 
-bench: install  ## the measurements behind the README, into benchmarks/results (after quickstart)
+bench: install  ## the benchmarks of the README, into benchmarks/results (after quickstart)
 	@mkdir -p benchmarks/results
 	@python benchmarks/padding.py --json benchmarks/results/padding.json
 	@python benchmarks/plan_scale.py --work build/plan_scale --json benchmarks/results/plan_scale.json

@@ -146,10 +146,10 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
 
     Without it, MLflow fails in the second process at a column that the first has just added.
     """
-    _, is_sqlite, file = uri.partition("?")[0].partition("sqlite:///")
-    return (
-        exclusive_lock_if_supported(Path(f"{file}.lock")) if is_sqlite and file else nullcontext()
-    )
+    from sqlalchemy.engine import make_url
+
+    file = make_url(uri).database if uri.startswith("sqlite:") else None
+    return exclusive_lock_if_supported(Path(f"{file}.lock")) if file else nullcontext()
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

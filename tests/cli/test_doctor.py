@@ -13,8 +13,18 @@ import pytest
 
 from muomni.cli import doctor
 from muomni.errors import DataError, MachineError, MuomniError
+from tests.corpora import write_text_dataset, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small text dataset and a tokenizer."""
+    root = tmp_path_factory.mktemp("data")
+    write_text_dataset(root / "text")
+    write_tokenizer(root / "tokenizer.model")
+    return root
 
 
 def results(checks: Iterator[doctor.Check]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The omni model: features at their places, modules that always run, answers that depend on media."""
+"""The omni model: positions of features, modules that always run, answers that depend on media."""
 
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.conversations import (
     tone_sample,
 )
 from tests.corpora import Sample, write_tokenizer
+from tests.models.gradients import grad
 
 MEDIA = {"0.png": png(COLORS["red"]), "1.png": png(COLORS["blue"]), "2.wav": tone(200, 0.55)}
 
@@ -44,7 +45,7 @@ def model(tokenizer: Tokenizer) -> OmniModel:
 
 
 def collate(tokenizer: Tokenizer, samples: list[Sample], context: int = 40) -> Batch:
-    """One sample a row."""
+    """One sample per sequence."""
     view = ConversationView(tokenizer, omni_config(tokenizer), context, len(samples))
     return view.collate(
         [[view.example({"__key__": key, **dict(members)}, None)] for key, members, _ in samples]
@@ -57,9 +58,7 @@ def answer_loss(model: OmniModel, batch: Batch) -> torch.Tensor:
     return loss.total / loss.weight
 
 
-def test_features_are_written_over_their_placeholders_only(
-    model: OmniModel, tokenizer: Tokenizer
-) -> None:
+def test_features_replace_placeholders_only(model: OmniModel, tokenizer: Tokenizer) -> None:
     batch = collate(tokenizer, [color_sample("a", "red"), tone_sample("b", "low")])
     slots = MediaSlots.of_batch(batch)
     embeds = model.embed(batch["input_ids"], slots)
@@ -87,7 +86,7 @@ def test_every_patch_has_its_own_position(model: OmniModel, tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("std", [0.02, 0.3])
-def test_features_start_with_the_size_that_is_asked_for(std: float) -> None:
+def test_features_start_with_the_requested_std(std: float) -> None:
     torch.manual_seed(0)
     projector = Projector(48, 64, 32)
     projector.start_at(std)
@@ -112,10 +111,8 @@ def test_a_padded_batch_of_audio_clips_equals_single_ones(
         torch.testing.assert_close(features[slot, :num_tokens], expected[:num_tokens])
 
 
-def test_audio_clips_hold_the_tokens_that_the_ctc_head_hears(
-    model: OmniModel, tokenizer: Tokenizer
-) -> None:
-    """A head that is sure of one token adds its embedding once a frame, on real frames only."""
+def test_audio_features_include_ctc_embeddings(model: OmniModel, tokenizer: Tokenizer) -> None:
+    """A confident head adds the embedding of its token once per real frame."""
     slots = MediaSlots.of_batch(collate(tokenizer, [tone_sample("b", "low")]))
     silent = OmniModel(omni_config(tokenizer, ctc_embeddings=False))
     silent.load_state_dict(model.state_dict())
@@ -133,9 +130,7 @@ def test_audio_clips_hold_the_tokens_that_the_ctc_head_hears(
     torch.testing.assert_close(added[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_silence_is_read_as_the_token_that_no_text_holds(
-    model: OmniModel, tokenizer: Tokenizer
-) -> None:
+def test_silence_is_embedded_as_padding(model: OmniModel, tokenizer: Tokenizer) -> None:
     slots = MediaSlots.of_batch(collate(tokenizer, [tone_sample("b", "low")]))
     model.audio_projector.start_at(0.0)
     head = model.audio_encoder.ctc_head
@@ -148,7 +143,7 @@ def test_silence_is_read_as_the_token_that_no_text_holds(
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "none"])
-def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
+def test_every_module_is_in_the_graph_for_any_micro_batch(
     model: OmniModel, tokenizer: Tokenizer, kind: str
 ) -> None:
     samples = {"image": [color_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
@@ -168,7 +163,7 @@ def test_every_module_is_in_the_graph_whatever_the_micro_batch_holds(
         if part.startswith("audio") and kind != "audio":
             assert not parameter.grad.any(), name
     if kind == "image":
-        assert model.image_projector.up_proj.weight.grad.any()
+        assert grad(model.image_projector.up_proj.weight).any()
 
 
 def test_frozen_towers_run_without_gradient_and_in_evaluation_mode(
@@ -180,7 +175,7 @@ def test_frozen_towers_run_without_gradient_and_in_evaluation_mode(
     batch = collate(tokenizer, [color_sample("a", "red")])
     answer_loss(model, batch).backward()
     assert all(p.grad is None for p in model.vision_encoder.parameters())
-    assert model.image_projector.up_proj.weight.grad.any()
+    assert grad(model.image_projector.up_proj.weight).any()
 
 
 def test_packed_conversations_do_not_see_each_others_media(
@@ -204,10 +199,10 @@ def swap(batch: Batch, key: str) -> Batch:
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
-def test_a_trained_model_looks_and_listens(
+def test_a_trained_model_uses_image_and_audio(
     model: OmniModel, tokenizer: Tokenizer, kind: str
 ) -> None:
-    """After a few steps on a tiny set the wrong image or audio clip makes its answer unlikely."""
+    """After a few steps on a tiny set, the wrong image or audio clip makes its answer unlikely."""
     if kind == "image":
         samples = [color_sample(name, name) for name in COLORS]
     else:
@@ -226,7 +221,7 @@ def test_a_trained_model_looks_and_listens(
     assert right < 0.15 and wrong > right + 0.7
 
 
-def test_an_answer_can_be_kept_from_ending_early(model: OmniModel, tokenizer: Tokenizer) -> None:
+def test_min_new_tokens_delays_the_end(model: OmniModel, tokenizer: Tokenizer) -> None:
     model.eval()
     encoder = ConversationEncoder(tokenizer, model.config)
     prompt = encoder.prompt([Turn("user", (Part("text", "the door"),))], {})
@@ -266,7 +261,7 @@ def test_cached_generation_equals_uncached(
 
 
 def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenizer) -> None:
-    """EOS is trained: a model that has learned an answer ends it by itself."""
+    """EOS is trained: a model that has learned an answer ends it."""
     batch = collate(tokenizer, [color_sample("a", "red")])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
@@ -285,13 +280,13 @@ def test_generation_stops_at_the_end_token(model: OmniModel, tokenizer: Tokenize
     assert made.hidden.shape == (1, len(made.ids), 32)
 
 
-def test_states_at_places_and_nowhere() -> None:
+def test_states_at_positions_and_the_pad_index() -> None:
     states = torch.arange(12.0).view(2, 3, 2)
     gathered = gather_places(states, torch.tensor([[1, 4], [5, 6]]))
     assert gathered.tolist() == [[[2, 3], [8, 9]], [[10, 11], [0, 0]]]
 
 
-def test_speech_has_forty_milliseconds_a_frame(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_speech_frame_is_40_ms(tokenizer: Tokenizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = omni_config(tokenizer)
     model = OmniModel(config, with_codec=True).eval()

@@ -1,4 +1,4 @@
-"""FLOPs of real batches of every stage: the hardware's as torch counts them, the model's by hand."""
+"""FLOPs of real batches of every stage: hardware against torch's counter, model by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def first_step(session: Session) -> list[Batch]:
 
 
 def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
-    """FLOPs of the first step, by the stage's counter and by torch's."""
+    """FLOPs of the first step, by the stage's counter and by torch."""
     stage: Any = session.stage
     torch.manual_seed(0)
     task = stage.build().train()
@@ -71,7 +71,7 @@ def test_thinker(text_data: Path, moe: dict[str, int] | None, policy: str | int)
     assert 0 < counted.model < counted.hardware
 
 
-def test_thinker_whose_documents_attend_in_windows(text_data: Path) -> None:
+def test_thinker_with_windowed_attention(text_data: Path) -> None:
     session = open_session(thinker_config(text_data, {"batch": {"seq_len": 512}}))
     ids = first_step(session)[0]["document_ids"]
     assert window_size(ids) is not None
@@ -104,7 +104,7 @@ def test_perception_stages(media_data: Path, stage: str, policy: Any) -> None:
 # Not siglip with 2: torch's counter cannot follow a module that returns a parameter without gradient.
 @pytest.mark.parametrize(("loss", "group"), [("clip", 1), ("clip", 2), ("siglip", 1)])
 def test_contrastive_losses_by_micro_batches(media_data: Path, loss: str, group: int) -> None:
-    """One micro-batch has no first pass over the towers, and the sigmoid loss no log-sum-exps."""
+    """One micro-batch needs no first pass over the towers, and the sigmoid loss no log-sum-exps."""
     changes = {"batch": {"micro_batches_per_step": group}, "options": {"loss": loss}}
     counted, by_torch, _ = counted_and_measured(
         open_session(stage_config("vision_encoder", media_data, changes))
@@ -121,7 +121,7 @@ def test_talker_with_its_frozen_codec(omni_root: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["none", "full"])
 @pytest.mark.parametrize("stage", ["thinker", "audio_encoder", "talker", "sft"])
-def test_what_attends_by_documents(
+def test_attention_by_documents(
     stage: str,
     policy: str,
     text_data: Path,
@@ -129,7 +129,7 @@ def test_what_attends_by_documents(
     omni_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Attention to each document alone, by torch, is counted in the kernels' place."""
+    """torch counts attention per document, in place of the kernels."""
     changes: dict[str, Any] = {"training": {"activation_checkpointing": policy}}
     if stage == "thinker":
         config = thinker_config(text_data, changes)
@@ -176,7 +176,7 @@ BY_TOWER = {"thinker": "full", "vision*": "none", "audio*": 2}
     ],
     ids=str,
 )
-def test_sft_by_what_is_trained(omni_root: Path, trained: str, policy: Any) -> None:
+def test_sft_by_trained_parts(omni_root: Path, trained: str, policy: Any) -> None:
     changes = {
         "options": {"freeze": ALL_FROZEN_BUT[trained]},
         "training": {"activation_checkpointing": policy},
@@ -201,11 +201,11 @@ def test_sft_by_what_is_trained(omni_root: Path, trained: str, policy: Any) -> N
     assert 0 < counted.model < counted.hardware
 
 
-# -- what the model needs ------------------------------------------------------------------------
+# -- model FLOPs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["audio_encoder", "talker"])
-def test_a_padded_batch_needs_what_its_samples_need_alone(
+def test_model_flops_of_a_batch_are_those_of_its_samples(
     media_data: Path, omni_root: Path, stage: str
 ) -> None:
     if stage == "talker":
@@ -221,7 +221,7 @@ def test_a_padded_batch_needs_what_its_samples_need_alone(
     assert together.model == sum(flops.model for flops in alone) < together.hardware
 
 
-def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
+def test_a_document_attends_only_to_itself(text_data: Path) -> None:
     stage: Any = open_session(thinker_config(text_data)).stage
     thinker = stage.build().thinker
     ids = torch.tensor([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
@@ -241,7 +241,7 @@ def test_a_document_needs_its_own_keys_only(text_data: Path) -> None:
     assert by_documents.model == counted.model
 
 
-def test_empty_rows_and_slots_are_hardware_only(omni_root: Path) -> None:
+def test_empty_sequences_and_slots_count_as_hardware_flops_only(omni_root: Path) -> None:
     session = open_session(omni_run("sft", omni_root), omni_root / "run")
     view: Any = session.stage.view()
     count = session.stage.flop_counter(session.stage.build())
@@ -254,7 +254,7 @@ def test_empty_rows_and_slots_are_hardware_only(omni_root: Path) -> None:
     assert 0 < counted.model < counted.hardware / 2
 
 
-def test_a_spoken_answer_is_heard_by_the_frozen_codec_once(omni_root: Path) -> None:
+def test_the_frozen_codec_only_runs_forward(omni_root: Path) -> None:
     session = open_session(omni_run("talker", omni_root), omni_root / "run")
     stage: Any = session.stage
     view = stage.view()

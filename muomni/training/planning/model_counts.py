@@ -39,11 +39,11 @@ CAPTION_TOKENS = 16
 SPEECH_CHARACTERS = 80
 CONVERSATION_TOKENS = 64
 UNITS = {
-    "thinker": "a token, in rows of the recipe's length",
+    "thinker": "a token, in sequences of the recipe's length",
     "audio_encoder": f"a second of speech, in audio clips of {AUDIO_S} s",
     "vision_encoder": f"an image and a caption of {CAPTION_TOKENS} tokens",
     "codec": f"a second of speech, in audio clips of {AUDIO_S} s",
-    "talker": f"a second of speech, {SPEECH_CHARACTERS} characters said in {AUDIO_S} s",
+    "talker": f"a second of speech, {SPEECH_CHARACTERS} characters in {AUDIO_S} s",
     "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, an image, {AUDIO_S} s of speech",
 }
 

@@ -10,6 +10,7 @@ from muomni.models.language.convert_qwen3 import from_qwen3, qwen3_config, to_qw
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers.masks import document_mask, document_positions, window_size
 from muomni.models.layers.transformer import init_weights
+from tests.models.gradients import grad
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=24)
 
@@ -68,7 +69,7 @@ def test_export_loads_in_transformers_with_equal_logits(moe: MoEConfig | None, t
 
 
 @pytest.mark.parametrize("change", [{"shared_intermediate_size": 8}, {"balance": "bias"}])
-def test_what_transformers_has_not_is_not_converted(change: dict[str, object]) -> None:
+def test_unsupported_mixtures_are_not_converted(change: dict[str, object]) -> None:
     config = make_config(MOE.model_copy(update=change))
     for convert in (lambda: qwen3_config(config), lambda: to_qwen3({}, config)):
         with pytest.raises(ConfigError, match="Qwen3Moe has no shared expert and no bias"):
@@ -95,7 +96,7 @@ def test_gradients_equal_those_of_transformers() -> None:
     ids = torch.randint(0, 61, (2, 11))
     model.loss(model(ids[:, :-1]), ids[:, 1:]).total.div(20).backward()
     reference(ids, labels=ids).loss.backward()
-    ours = to_qwen3({n: p.grad for n, p in model.named_parameters()}, model.config)
+    ours = to_qwen3({n: grad(p) for n, p in model.named_parameters()}, model.config)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
@@ -112,7 +113,7 @@ def test_cached_logits_equal_uncached(moe: MoEConfig | None) -> None:
     torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=1e-5)
 
 
-def test_packed_documents_give_the_logits_of_single_ones() -> None:
+def test_packed_documents_match_single_documents() -> None:
     model = make_thinker()
     documents = [torch.randint(0, 61, (1, length)) for length in (4, 1, 6)]
     packed = torch.cat([*documents, torch.zeros(1, 3, dtype=torch.long)], dim=1)
@@ -127,7 +128,7 @@ def test_packed_documents_give_the_logits_of_single_ones() -> None:
 
 
 def rows_of_documents(lengths: list[list[int]], width: int) -> torch.Tensor:
-    """Document ids [rows, width] of documents of these lengths, padded."""
+    """Document ids [B, T] of documents of these lengths, padded."""
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
     for row, own in enumerate(lengths):
         numbers = torch.arange(1, len(own) + 1).repeat_interleave(
@@ -137,7 +138,7 @@ def rows_of_documents(lengths: list[list[int]], width: int) -> torch.Tensor:
     return ids
 
 
-def test_attention_in_windows_gives_loss_and_gradients_of_the_whole_mask() -> None:
+def test_windowed_attention_matches_the_full_mask() -> None:
     model = make_thinker().double()
     # As long as a window, over the edges of windows, one row full, one with more padding than a window.
     ids = rows_of_documents([[32, 7, 25, 31, 32, 1], [5, 32, 20]], 128)
@@ -158,7 +159,7 @@ def test_attention_in_windows_gives_loss_and_gradients_of_the_whole_mask() -> No
     ("lengths", "width", "expected"),
     [([33], 256, 64), ([64], 256, 64), ([65], 256, None), ([32], 120, None), ([], 128, 32)],
 )
-def test_windows_hold_the_longest_document_or_are_not_used(
+def test_window_size_covers_the_longest_document(
     lengths: list[int], width: int, expected: int | None
 ) -> None:
     assert window_size(rows_of_documents([lengths], width)) == expected
@@ -176,7 +177,7 @@ def test_no_loss_sends_gradient_to_another_document() -> None:
         assert torch.equal(touched, numbers == number)
 
 
-def test_embeddings_and_ids_are_the_same_input() -> None:
+def test_embeddings_and_ids_are_equivalent_inputs() -> None:
     model = make_thinker()
     ids = torch.randint(0, 61, (1, 5))
     torch.testing.assert_close(model(ids), model(inputs_embeds=model.embed(ids)))
@@ -191,7 +192,7 @@ def test_conflicting_inputs_are_refused() -> None:
         model(ids, document_ids=ids, cache=model.new_cache(1, 3))
 
 
-def test_half_precision_keeps_far_positions_apart() -> None:
+def test_distant_positions_stay_distinct_in_half_precision() -> None:
     model = make_thinker()
     ids = torch.randint(0, 61, (1, 8))
     far = torch.arange(1000, 1008)[None]
@@ -201,7 +202,7 @@ def test_half_precision_keeps_far_positions_apart() -> None:
     assert (exact - half).abs().max() < 0.1
 
 
-def test_learns_to_copy_and_to_end() -> None:
+def test_learns_to_copy_and_to_stop() -> None:
     torch.manual_seed(3)
     model = Thinker(make_config()).train()
     words = torch.randint(4, 61, (4, 5))

@@ -1,4 +1,6 @@
-"""A mixture of experts made from a dense Thinker computes what that does, and then learns."""
+"""An upcycled mixture of experts starts as its dense Thinker and then learns."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ def sparse_config(**changes: object) -> ThinkerConfig:
     "changes",
     [{}, {"num_experts_per_token": 1}, {"shared_intermediate_size": 6}, {"balance": "bias"}],
 )
-def test_logits_and_loss_begin_as_those_of_the_dense_model(changes: dict[str, object]) -> None:
+def test_initial_logits_and_loss_equal_the_dense_model(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
     dense, sparse = Thinker(DENSE), Thinker(sparse_config(**changes))
     upcycle(sparse, dense.state_dict())
@@ -36,7 +38,7 @@ def test_logits_and_loss_begin_as_those_of_the_dense_model(changes: dict[str, ob
     )
 
 
-def test_experts_part_and_the_shared_one_wakes_up() -> None:
+def test_experts_diverge_and_the_shared_expert_learns() -> None:
     torch.manual_seed(0)
     sparse = Thinker(sparse_config(shared_intermediate_size=6))
     upcycle(sparse, Thinker(DENSE).state_dict())
@@ -46,7 +48,7 @@ def test_experts_part_and_the_shared_one_wakes_up() -> None:
         optimizer.zero_grad()
         sparse.loss(sparse(ids), ids.roll(-1, dims=1)).total.backward()
         optimizer.step()
-    block = sparse.stack.blocks[0].mlp
+    block: Any = sparse.stack.blocks[0].mlp
     assert len({expert.sum().item() for expert in block.experts.down_proj}) == 4
     assert block.shared_experts.down_proj.weight.abs().sum() > 0
     assert block.shared_experts.gate_proj.weight.grad.abs().sum() > 0
@@ -66,14 +68,14 @@ def test_experts_part_and_the_shared_one_wakes_up() -> None:
         (DENSE.model_copy(update={"rope_theta": 5.0}), {}, "rope_theta=5.0, but .* 10000.0"),
     ],
 )
-def test_what_cannot_be_copied_is_refused(
+def test_incompatible_sizes_are_refused(
     dense: ThinkerConfig, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_upcycling(dense, sparse_config(**changes))
 
 
-def test_a_dense_model_has_nothing_to_upcycle() -> None:
+def test_a_model_without_experts_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"needs a model with experts; use a preset with model\.moe"
     ):

@@ -1,4 +1,4 @@
-"""Formulas against torch's FLOP counter on the real models."""
+"""FLOPs of the models against torch's FLOP counter."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ SHARED = MOE.model_copy(update={"shared_intermediate_size": 12})
 
 
 def measured(run: Callable[[], object]) -> int:
-    """FLOPs of `run` with attention as plain matrix products, which the counter knows."""
+    """FLOPs of `run` by torch, with attention as matrix products, which its counter supports."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
@@ -89,11 +89,11 @@ def test_talker(num_codebooks: int) -> None:
     assert measured(run) == forward_flops(talker.flops(), units)
 
 
-def test_active_parameters_of_a_mixture_are_those_of_the_chosen_experts() -> None:
+def test_active_parameters_count_only_routed_experts() -> None:
     few = MOE.model_copy(update={"num_experts": 2})
     count, smaller = count_parameters(make_thinker(MOE)), count_parameters(make_thinker(few))
     assert count.total > count.active
-    # Two experts that are always chosen: the same, but for the larger router.
+    # Two experts that are always chosen: the same except for the larger router.
     assert count.active == smaller.total + 2 * 32 * (6 - 2)
     assert smaller.active == smaller.total
 

@@ -1,4 +1,4 @@
-"""Routing, experts and the names that AutoEP relies on."""
+"""Routing, experts, and the names that AutoEP relies on."""
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from muomni.models.layers.moe import (
     record_router_logits,
 )
 from muomni.training.engine.expert_parallel import complete_section
+from tests.models.gradients import grad
 
 CONFIG = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=12)
 
@@ -43,9 +44,10 @@ def test_output_is_the_weighted_sum_of_the_chosen_experts(normalize: bool) -> No
     torch.testing.assert_close(block(x), expected)
 
 
-def test_a_bias_steers_the_choice_and_leaves_the_scores() -> None:
+def test_a_routing_bias_changes_the_choice_but_not_the_scores() -> None:
     block, x = make_block(CONFIG.model_copy(update={"balance": "bias"})), torch.randn(1, 6, 8)
     torch.testing.assert_close(block(x), make_block()(x))
+    assert block.e_score_correction_bias is not None
     block.e_score_correction_bias[:2] = 1.0  # more than any score
     block.tokens_per_expert.zero_()
     output = block(x)
@@ -66,7 +68,7 @@ def test_every_token_passes_the_shared_expert() -> None:
     torch.testing.assert_close(block(x), make_block()(x) + shared(x))
 
 
-def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
+def test_no_token_is_dropped_when_all_use_one_expert() -> None:
     block = make_block(CONFIG.model_copy(update={"num_experts_per_token": 1}))
     torch.nn.init.zeros_(block.gate.weight)
     block.gate.weight.data[2, 0] = 5.0
@@ -75,7 +77,7 @@ def test_no_token_is_dropped_when_all_choose_one_expert() -> None:
     assert block.tokens_per_expert.tolist() == [0, 0, 64, 0]
 
 
-def test_load_counts_every_assignment_also_in_half_precision() -> None:
+def test_load_counts_are_exact_in_half_precision() -> None:
     block = make_block().to(torch.bfloat16)
     for _ in range(3):
         block(torch.randn(10, 100, 8, dtype=torch.bfloat16))
@@ -85,9 +87,9 @@ def test_load_counts_every_assignment_also_in_half_precision() -> None:
 def test_gradients_reach_router_and_used_experts() -> None:
     block = make_block()
     block(torch.randn(1, 3, 8)).square().sum().backward()
-    assert block.gate.weight.grad.abs().sum() > 0
+    assert grad(block.gate.weight).abs().sum() > 0
     used = block.tokens_per_expert > 0
-    touched = block.experts.gate_up_proj.grad.abs().sum(dim=(1, 2)) > 0
+    touched = grad(block.experts.gate_up_proj).abs().sum(dim=(1, 2)) > 0
     assert torch.equal(touched, used)
 
 
@@ -112,7 +114,8 @@ def make_thinker(moe: MoEConfig = CONFIG) -> Thinker:
 
 def test_router_logits_are_recorded_in_layer_order() -> None:
     model = make_thinker()
-    assert find_routers(model) == [block.mlp.gate for block in model.stack.blocks]
+    gates = [block.get_submodule("mlp.gate") for block in model.stack.blocks]
+    assert find_routers(model) == gates
     with record_router_logits(model) as logits:
         model(torch.ones(2, 5, dtype=torch.long))
     assert [tuple(layer.shape) for layer in logits] == [(10, 4)] * 3
@@ -121,11 +124,12 @@ def test_router_logits_are_recorded_in_layer_order() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"balance": "bias", "shared_intermediate_size": 6}])
-def test_autoep_takes_the_block_over_and_gives_it_back(changes: dict[str, object]) -> None:
+def test_autoep_replaces_the_block_and_converts_back(changes: dict[str, object]) -> None:
     moe = CONFIG.model_copy(update=changes)
     model, ids = make_thinker(moe), torch.randint(0, 11, (2, 7))
-    for bias in filter(lambda bias: bias is not None, choice_biases(model)):
-        bias.copy_(torch.tensor([0.3, 0.0, -0.2, 0.1]))
+    for bias in choice_biases(model):
+        if bias is not None:
+            bias.copy_(torch.tensor([0.3, 0.0, -0.2, 0.1]))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with record_router_logits(model) as plain_logits:
         plain = model(ids)
@@ -133,11 +137,13 @@ def test_autoep_takes_the_block_over_and_gives_it_back(changes: dict[str, object
     replacer = AutoEP(model, parse_autoep_config(section))
     for spec in replacer.ep_parser():
         replacer.replace_moe_layer(spec, ep_size=1, ep_rank=0)
-    assert all(isinstance(block.mlp, AutoEPMoELayer) for block in model.stack.blocks)
+    layers = [block.get_submodule("mlp") for block in model.stack.blocks]
+    assert all(isinstance(layer, AutoEPMoELayer) for layer in layers)
     with record_router_logits(model) as logits:
         torch.testing.assert_close(model(ids), plain)
     torch.testing.assert_close(logits, plain_logits)
-    assert all(int(block.mlp.tokens_per_expert.sum()) == 14 * 2 for block in model.stack.blocks)
+    counts = [layer.get_buffer("tokens_per_expert") for layer in layers]
+    assert all(int(count.sum()) == 14 * 2 for count in counts)
     torch.testing.assert_close(from_autoep(model.state_dict()), state)
     assert len(choice_biases(model)) == 3
     assert [bias is None for bias in choice_biases(model)] == [moe.balance != "bias"] * 3

@@ -1,4 +1,6 @@
-"""Sampling draws from the distribution it is told to."""
+"""Sampling follows the requested distribution."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,10 @@ from muomni.models.layers.sampling import LoopDetector, sample
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
-def frequencies(**settings: float) -> torch.Tensor:
+def frequencies(**settings: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    drawn = sample(LOGITS.expand(8000, 4), generator=generator, **settings)
-    return torch.bincount(drawn, minlength=4) / 8000
+    sampled = sample(LOGITS.expand(8000, 4), generator=generator, **settings)
+    return torch.bincount(sampled, minlength=4) / 8000
 
 
 @pytest.mark.parametrize(
@@ -37,10 +39,8 @@ def test_frequencies_follow_the_settings(settings: dict, expected: list[float]) 
     start=st.lists(st.integers(0, 3), max_size=12),
     cycle=st.lists(st.integers(10, 99), min_size=1, max_size=24, unique=True),
 )
-def test_a_loop_is_told_as_soon_as_a_cycle_was_said_often_enough(
-    start: list[int], cycle: list[int]
-) -> None:
-    """Beside a row that counts up, which never loops."""
+def test_a_loop_is_detected_after_enough_repetitions(start: list[int], cycle: list[int]) -> None:
+    """A second sequence counts up and never loops."""
     detector = LoopDetector(2, torch.device("cpu"))
     wanted = max(2 * len(cycle), LoopDetector.MIN_REPEATED)
     said = start + cycle * (1 + -(-wanted // len(cycle)))

@@ -1,4 +1,6 @@
-"""Attention, masks, rotary positions and the KV cache of the shared transformer."""
+"""Attention, masks, rotary positions, and the KV cache of the transformer."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_rms_norm_is_computed_in_fp32() -> None:
     torch.testing.assert_close(norm(x).float(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_rotation_depends_on_distance_only_also_far_out_in_bf16() -> None:
+def test_rotation_depends_only_on_distance_in_bf16() -> None:
     query, key = torch.randn(2, 1, 1, 1, 16)
 
     def score(at: int, dtype: torch.dtype) -> Tensor:
@@ -97,7 +99,7 @@ def test_causal_stack_ignores_the_future_and_bidirectional_does_not() -> None:
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
-def test_padded_batch_equals_single_samples(norm: str, mlp: str) -> None:
+def test_padded_batch_equals_single_samples(norm: Any, mlp: Any) -> None:
     options = StackOptions(norm=norm, mlp=mlp, bias=norm == "layer", causal=False, qk_norm=False)
     stack = make_stack(options)
     x = torch.randn(2, 7, 32)
@@ -107,7 +109,7 @@ def test_padded_batch_equals_single_samples(norm: str, mlp: str) -> None:
     torch.testing.assert_close(batched[1, :4], stack(x[1:, :4])[0])
 
 
-def test_row_without_real_positions_stays_finite() -> None:
+def test_a_sequence_of_padding_stays_finite() -> None:
     stack = make_stack(ENCODER)
     x = torch.randn(2, 5, 32, requires_grad=True)
     valid = torch.tensor([[True] * 5, [False] * 5])
@@ -153,7 +155,7 @@ def test_cache_takes_several_tokens_after_the_prefill() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_ragged_cached_rows_equal_single_rows(side: str) -> None:
+def test_ragged_cached_batch_equals_single_samples(side: str) -> None:
     stack = make_stack()
     lengths, steps, width = (2, 5), 3, 5
     rows = [torch.randn(1, length + steps, 32) for length in lengths]

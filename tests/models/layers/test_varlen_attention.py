@@ -61,7 +61,7 @@ def attend_to_each(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> Tensor:
-    """What `varlen_attn` says that it does: attention of [T, H, D] within cu_seq[i] to cu_seq[i + 1]."""
+    """Reference of `varlen_attn`: attention of [T, H, D] within cu_seq[i] to cu_seq[i + 1]."""
     assert cu_seq_q.dtype == torch.int32 and torch.equal(cu_seq_q, cu_seq_k)
     is_causal = {(-1, 0): True, (-1, -1): False}[window_size]
     assert enable_gqa == (query.shape[1] != key.shape[1])
@@ -82,7 +82,7 @@ def attend_to_each(
 
 
 def states_and_gradients(thinker: Thinker, by_documents: bool, device: str) -> list[Tensor]:
-    """The states of real positions, and the gradients of all weights by them."""
+    """The states of real positions, and the gradients of all weights."""
     ids = DOCUMENT_IDS.to(device)
     starts = torch.from_numpy(document_starts(DOCUMENT_IDS.numpy())).to(device)
     torch.manual_seed(2)
@@ -96,7 +96,7 @@ def states_and_gradients(thinker: Thinker, by_documents: bool, device: str) -> l
 
 
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
-def test_states_and_gradients_are_those_of_the_mask(
+def test_states_and_gradients_match_the_mask(
     num_kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -116,7 +116,7 @@ def test_states_and_gradients_are_those_of_the_mask(
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
-def test_without_starts_it_is_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_starts_the_mask_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> Tensor:
         raise AssertionError("no document was told")
 
@@ -129,7 +129,7 @@ def test_without_starts_it_is_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=20))
-def test_starts_cut_rows_into_runs_of_one_document(rows: list[list[int]]) -> None:
+def test_starts_split_sequences_into_documents(rows: list[list[int]]) -> None:
     ids = np.array(rows)
     starts = document_starts(ids)
     assert starts.dtype == np.int32 and len(starts) % 64 == 0
@@ -145,7 +145,7 @@ def test_starts_cut_rows_into_runs_of_one_document(rows: list[list[int]]) -> Non
 
 
 def heard(encoder: AudioEncoder) -> Tensor:
-    """States of audio clips of which one is empty, and one as long as the batch."""
+    """States of audio clips, one of them empty and one as long as the batch."""
     lengths = torch.tensor([3000, 16_000, 0, 9000])
     waveform = torch.randn(4, 16_000, generator=torch.Generator().manual_seed(3))
     device = next(encoder.parameters()).device
@@ -175,7 +175,7 @@ def spoken(talker: Talker) -> Tensor:
 
 
 @pytest.mark.parametrize("kernel_size", [0, 5])
-def test_an_encoder_hears_what_it_hears_with_the_mask(
+def test_an_audio_encoder_matches_the_mask(
     kernel_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = AudioEncoderConfig(
@@ -187,13 +187,13 @@ def test_an_encoder_hears_what_it_hears_with_the_mask(
     check_padded(model, lambda: heard(model), monkeypatch)
 
 
-def test_a_talker_says_what_it_says_with_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_talker_matches_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_talker(dropout=0.0).double()
     check_padded(model, lambda: spoken(model), monkeypatch)
 
 
 def check_padded(model: Any, output: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output and gradients are the same by documents; each layer attends by them once."""
+    """Output and gradients equal those of the mask; each layer calls the kernel once."""
     num_calls = 0
 
     def stand_in(*args: Tensor, **kwargs: Any) -> Tensor:
@@ -220,9 +220,7 @@ def check_padded(model: Any, output: Callable[[], Tensor], monkeypatch: pytest.M
     num_columns=st.integers(1, 9),
     rows=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=9),
 )
-def test_padded_rows_are_cut_around_what_is_real(
-    num_columns: int, rows: list[tuple[int, int]]
-) -> None:
+def test_padded_starts_separate_padding(num_columns: int, rows: list[tuple[int, int]]) -> None:
     column = torch.arange(num_columns)
     valid = torch.stack([(column >= begin) & (column < begin + num) for begin, num in rows])
     starts = padded_starts(valid)
@@ -239,7 +237,7 @@ def test_padded_rows_are_cut_around_what_is_real(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
-def test_flash_kernels_give_what_the_mask_gives(num_kv_heads: int, dtype: torch.dtype) -> None:
+def test_flash_kernels_match_the_mask(num_kv_heads: int, dtype: torch.dtype) -> None:
     thinker = make_thinker(num_kv_heads).to("cuda", dtype)
     expected = states_and_gradients(thinker, by_documents=False, device="cuda")
     found = states_and_gradients(thinker, by_documents=True, device="cuda")
@@ -250,7 +248,7 @@ def test_flash_kernels_give_what_the_mask_gives(num_kv_heads: int, dtype: torch.
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("part", ["encoder", "talker"])
-def test_flash_kernels_give_what_the_mask_gives_to_padded_rows(part: str) -> None:
+def test_flash_kernels_match_the_mask_on_padded_batches(part: str) -> None:
     if part == "talker":
         # A head_dim that the kernels have.
         model: Any = make_talker(dropout=0.0).to("cuda", torch.bfloat16)

@@ -74,7 +74,7 @@ def test_an_even_kernel_is_refused() -> None:
         AudioEncoderConfig.model_validate({**CONFIG.model_dump(), "conv_kernel_size": 8})
 
 
-def test_it_learns_to_transcribe_tones() -> None:
+def test_learns_to_transcribe_tones() -> None:
     torch.manual_seed(0)
     model = AudioEncoder(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -109,8 +109,8 @@ def test_it_learns_to_transcribe_tones() -> None:
     )
 
 
-def test_specaugment_acts_when_it_is_asked_for_and_by_its_seeds() -> None:
-    """In either mode: whoever trains with a frozen encoder masks its input, too."""
+def test_specaugment_is_optional_and_seeded() -> None:
+    """In either mode: training with a frozen encoder masks its input too."""
     model = build()
     waveform, lengths = audio_clips([16_000])
     plain, _ = model(waveform, lengths)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from muomni.models.layers.flops import forward_flops
 from muomni.models.speech.codec import Codec, codec_loss, mean_mel_l1
 from muomni.models.speech.mel import LOG_FLOOR, length_mask
 from muomni.models.speech.quantizer import count_codes
+from tests.models.gradients import grad
 
 SMALL = CodecConfig(hidden_size=48, latent_size=16, codebook_size=32, num_blocks=1)
 
@@ -119,17 +121,17 @@ def test_training_statistics_and_gradients_add_up_over_micro_batches() -> None:
     waveform, _ = voices(4, seed=5)
     lengths, seeds = torch.tensor([16_000, 9_111, 12_000, 4_000]), torch.arange(4)
 
-    def gradient(rows: list[slice]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def gradient(parts: list[slice]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         codec.zero_grad()
-        total = None
-        for part in rows:
+        total: Any = None
+        for part in parts:
             output = codec(waveform[part], lengths[part], seeds[part])
-            sum(codec_loss(output)[0].values()).backward()
+            torch.stack(list(codec_loss(output)[0].values())).sum().backward()
             total = output.statistics if total is None else total + output.statistics
-        return [p.grad.clone() for p in codec.parameters()], list(total.tensors().values())
+        return [grad(p).clone() for p in codec.parameters()], list(total.tensors().values())
 
-    whole, halves = gradient([slice(0, 4)]), gradient([slice(0, 2), slice(2, 4)])
-    for one, two in zip(whole[0] + whole[1], halves[0] + halves[1], strict=True):
+    full, halves = gradient([slice(0, 4)]), gradient([slice(0, 2), slice(2, 4)])
+    for one, two in zip(full[0] + full[1], halves[0] + halves[1], strict=True):
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
 
 
@@ -144,7 +146,7 @@ def test_half_precision_stays_close_and_has_gradients(dtype: torch.dtype) -> Non
     losses, _, _ = codec_loss(codec(waveform, lengths, torch.arange(2)))
     assert losses["reconstruction"].dtype == torch.float32
     torch.testing.assert_close(losses["reconstruction"], wide, rtol=0.05, atol=0)
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     for parameter in codec.parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
 
@@ -153,8 +155,9 @@ def test_an_empty_slot_reaches_every_parameter_with_zero_weight() -> None:
     codec = Codec(SMALL)
     output = codec(torch.zeros(1, 1_600), torch.tensor([0]), torch.tensor([0]))
     losses, weights, _ = codec_loss(output)
-    sum(losses.values()).backward()
-    assert sum(losses.values()).item() == 0 == sum(weights.values()).item()
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert total.item() == 0 == torch.stack(list(weights.values())).sum().item()
     for name, parameter in codec.named_parameters():
         assert parameter.grad is not None and (parameter.grad == 0).all(), name
 

@@ -25,7 +25,7 @@ def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return waveform, torch.tensor(lengths)
 
 
-def test_frames_are_one_a_hop_rounded_up() -> None:
+def test_number_of_frames_is_rounded_up() -> None:
     waveform, lengths = padded([16_000, 15_999, 161, 160, 1])
     log_mel, frame_lengths = LogMel(CONFIG)(waveform, lengths)
     assert log_mel.shape == (5, 100, CONFIG.num_mels)
@@ -49,7 +49,7 @@ def test_padded_batch_equals_single_audio_clips(config: MelConfig) -> None:
         assert (normal[i, frames:] == 0).all()
 
 
-def test_a_tone_lights_up_the_channel_of_its_frequency() -> None:
+def test_a_tone_peaks_in_the_channel_of_its_frequency() -> None:
     time = torch.arange(16_000) / 16_000
     tone = 0.5 * torch.sin(2 * math.pi * 1_000 * time)[None]
     log_mel, _ = LogMel(CONFIG)(tone, torch.tensor([16_000]))
@@ -61,7 +61,7 @@ def test_a_tone_lights_up_the_channel_of_its_frequency() -> None:
 
 
 def test_no_filter_is_empty() -> None:
-    assert (mel_filters(CONFIG, torch.device("cpu")).sum(0) > 0).all()
+    assert (mel_filters(CONFIG, torch.device("cpu")).sum(0) > 0).all()  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -91,7 +91,7 @@ def test_silence_and_empty_audio_clips_stay_finite() -> None:
     assert torch.equal(normal, torch.zeros_like(normal))
 
 
-def test_fixed_normalization_can_be_undone() -> None:
+def test_fixed_normalization_is_invertible() -> None:
     log_mel, frame_lengths = LogMel(CONFIG)(*padded([8_000, 3_000]))
     back = denormalize_fixed(normalize_fixed(log_mel, frame_lengths))
     torch.testing.assert_close(back[0], log_mel[0])

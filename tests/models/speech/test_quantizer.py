@@ -7,6 +7,7 @@ from muomni.models.speech.quantizer import (
     code_perplexity,
     count_codes,
 )
+from tests.models.gradients import grad
 
 
 def make(num_codebooks: int = 2, codebook_size: int = 16) -> ResidualQuantizer:
@@ -30,7 +31,7 @@ def train(quantizer: ResidualQuantizer, num_steps: int, start: int = 0) -> None:
         quantizer.update(output.statistics)
 
 
-def test_codebooks_fill_from_data_one_an_update_and_errors_shrink() -> None:
+def test_each_update_fills_a_codebook_and_errors_shrink() -> None:
     quantizer = make()
     x = latents(99)
     errors = []
@@ -66,7 +67,7 @@ def test_a_dead_code_is_revived_from_the_data() -> None:
     assert 3 in quantizer.encode(x, everything(x))
 
 
-def test_statistics_of_two_halves_add_up_to_those_of_the_whole() -> None:
+def test_statistics_of_two_halves_sum_to_those_of_the_batch() -> None:
     quantizer = make()
     train(quantizer, 5)
     x, seeds = latents(3), torch.tensor([5, 6, 7, 8])
@@ -118,12 +119,12 @@ def test_commitment_pulls_latents_to_their_codes() -> None:
     x = latents(3).requires_grad_()
     before = quantizer(x, everything(x), torch.arange(4)).commitment
     before.backward()
-    moved = (x - 0.2 * x.grad).detach()
+    moved = (x - 0.2 * grad(x)).detach()
     after = quantizer(moved, everything(x), torch.arange(4)).commitment
     assert 0 < after < before
 
 
-def test_padding_counts_nowhere() -> None:
+def test_padding_has_no_effect() -> None:
     quantizer = make()
     train(quantizer, 5)
     x = latents(3)
@@ -169,7 +170,7 @@ def test_codebooks_stay_fp32_buffers_when_the_model_is_cast() -> None:
     assert list(quantizer.parameters()) == []
 
 
-def test_a_model_built_without_memory_can_be_given_some() -> None:
+def test_a_meta_model_can_be_materialized() -> None:
     with torch.device("meta"):
         quantizer = make()
     quantizer.to_empty(device="cpu").load_state_dict(make().state_dict())
@@ -184,7 +185,7 @@ def test_training_needs_seeds() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_latent_that_is_not_finite_leaves_the_codebooks_as_they_are(bad: float) -> None:
+def test_a_non_finite_latent_changes_no_codebook(bad: float) -> None:
     quantizer = make()
     train(quantizer, 5)
     before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}

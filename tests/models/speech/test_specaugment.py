@@ -6,7 +6,7 @@ from muomni.models.speech.specaugment import spec_augment
 CONFIG = SpecAugmentConfig()
 
 
-def test_masks_stay_within_their_limits_and_hide_something() -> None:
+def test_masks_are_not_empty_and_within_limits() -> None:
     lengths = torch.tensor([200, 100, 37, 4, 0]).repeat(20)
     features = torch.ones(100, 200, 80)
     masked = spec_augment(features, lengths, torch.arange(100), CONFIG)
@@ -24,14 +24,14 @@ def test_masks_stay_within_their_limits_and_hide_something() -> None:
     assert (masked[rest] == 1).all()
 
 
-def test_masks_reach_all_places() -> None:
+def test_masks_reach_all_positions() -> None:
     features = torch.ones(500, 100, 80)
     masked = spec_augment(features, torch.full((500,), 100), torch.arange(500), CONFIG)
     share = (masked == 0).float().mean(0)
     assert share[:, 40].min() > 0 and share[50].min() > 0
 
 
-def test_a_sample_is_masked_alike_in_any_batch() -> None:
+def test_masks_do_not_depend_on_the_batch() -> None:
     features, lengths = torch.ones(3, 50, 80), torch.tensor([50, 40, 30])
     seeds = torch.tensor([11, 22, 2**60])
     batch = spec_augment(features, lengths, seeds, CONFIG)

@@ -1,5 +1,7 @@
 """The Talker is conditioned on its text, predicts each code once, copies exactly, and stops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from muomni.models.speech.talker import Talker, TalkerOutput, num_predictions
 NUM_CODES = 11
 
 
-def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: float) -> Talker:
+def make_talker(num_codebooks: int = 2, std: float = 0.3, **changes: Any) -> Talker:
     torch.manual_seed(0)
     config = TalkerConfig(
         hidden_size=32,
@@ -43,7 +45,7 @@ def make_batch(num_codebooks: int = 2) -> dict[str, Tensor]:
 
 
 def speak_batch(num_codebooks: int) -> dict[str, Tensor]:
-    """A toy voice: each character is spoken as two frames whose codes depend on it; tokens tell nothing."""
+    """A toy voice: each character is two frames whose codes depend on it; tokens carry no information."""
     torch.manual_seed(2)
     text = torch.stack([torch.randperm(30)[:6] for _ in range(4)])
     lengths = torch.tensor([6, 3, 5, 4])
@@ -74,7 +76,7 @@ def train(talker: Talker, batch: dict[str, Tensor], steps: int) -> None:
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 2, 3])
-def test_learns_to_speak_exactly_and_stops(num_codebooks: int) -> None:
+def test_learns_to_speak_exactly_and_to_stop(num_codebooks: int) -> None:
     talker, batch = make_talker(num_codebooks, std=0.05), speak_batch(num_codebooks)
     train(talker, batch, 150)
     spoken = talker.generate(*text_of(batch), max_frames=20, temperature=0)
@@ -100,8 +102,8 @@ def test_the_token_of_a_character_matters_too() -> None:
     assert not torch.allclose(talker(**batch).base[0], other[0])
 
 
-def test_unheard_words_are_spoken_character_by_character() -> None:
-    """Sounds follow characters, so words that no training text had come out right."""
+def test_unseen_words_are_spoken_by_character() -> None:
+    """Sounds follow characters, so words without a training text are spoken correctly."""
     talker = make_talker(std=0.05, frames_per_character=2.0, frame_dropout=0.3)
     torch.manual_seed(3)
     table = torch.randint(0, NUM_CODES, (5, 2, 2))
@@ -123,7 +125,7 @@ def test_unheard_words_are_spoken_character_by_character() -> None:
     assert spoken.codes.shape[1] >= 14 and is_right.float().mean() >= 0.75
 
 
-def test_frames_are_hidden_in_training_only() -> None:
+def test_frames_are_dropped_in_training_only() -> None:
     talker, batch = make_talker(frame_dropout=0.99), make_batch()
     other = dict(batch, codes=(batch["codes"] + 1) % NUM_CODES)
     assert not torch.allclose(talker(**batch).base[1, 3], talker(**other).base[1, 3])
@@ -184,7 +186,7 @@ def test_no_prediction_sees_the_code_it_predicts() -> None:
     assert same[2][:, :frame].all() and not same[2][1, frame]
 
 
-def test_padded_batch_equals_single_rows() -> None:
+def test_padded_batch_equals_single_samples() -> None:
     talker, batch = make_talker(), make_batch()
     together = talker(**batch)
     for row, (text_length, length) in enumerate([(5, 3), (2, 6), (4, 0)]):
@@ -213,7 +215,7 @@ def test_greedy_generation_with_cache_equals_the_uncached_model(num_codebooks: i
         assert ends == spoken.stopped[row]
 
 
-def test_batched_generation_equals_single_rows() -> None:
+def test_batched_generation_equals_single_samples() -> None:
     talker, batch = make_talker(std=0.5), make_batch()
     text_ids, character_ids, mask = text_of(batch)
     together = talker.generate(text_ids, character_ids, mask, max_frames=8, temperature=0)
@@ -225,7 +227,7 @@ def test_batched_generation_equals_single_rows() -> None:
         assert torch.equal(together.codes[row, :length], alone.codes[0, :length])
 
 
-def test_generation_is_cut_at_max_frames() -> None:
+def test_generation_is_truncated_at_max_frames() -> None:
     talker = make_talker()
     talker.base_head.weight.data[talker.stop] = 0.0
     talker.base_head.weight.data[:2] = 0.0

@@ -69,8 +69,8 @@ def logits_of(*frames: Sequence[float]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("beam_size", [1, 5, 50])
-def test_only_words_of_the_list_are_said(beam_size: int) -> None:
-    """Also by a narrow beam, of noise, and when the audio clip ends inside a word."""
+def test_only_listed_words_are_decoded(beam_size: int) -> None:
+    """Also with a narrow beam, for noise, and for an audio clip that ends inside a word."""
     logits = 4 * torch.randn(20, 30, NUM_TOKENS, generator=torch.Generator().manual_seed(0))
     decoder = WordDecoder(WORDS, WordSearch(beam_size=beam_size))
     said = decoder.decode(logits, torch.full((20,), 30))
@@ -78,21 +78,21 @@ def test_only_words_of_the_list_are_said(beam_size: int) -> None:
     assert any(said)
 
 
-def test_what_is_nearly_certain_but_no_word_becomes_the_nearest_word() -> None:
+def test_an_unlisted_word_becomes_the_nearest_word() -> None:
     sure, other = [0.01, 0.01, 0.01, 0.01, 0.96], [0.04, 0.03, 0.9, 0.02, 0.01]
     (words,) = WordDecoder(WORDS).decode(logits_of(sure, other), torch.tensor([2]))
     assert words == ["b"]
 
 
-def test_an_unfinished_word_is_left_out_where_nothing_else_is_left() -> None:
+def test_an_unfinished_word_is_dropped() -> None:
     words = {"ab": Word([1, 2], 1), "b": Word([2], 1)}
     b, a, blank = [0.0, 0.01, 0.99], [0.0, 0.99, 0.01], [1.0, 0.0, 0.0]
     decoder = WordDecoder(words, WordSearch(beam_size=1))
     assert decoder.decode(logits_of(b, blank, a), torch.tensor([3])) == [["b"]]
 
 
-def test_the_lm_weight_decides_between_words_that_sound_alike() -> None:
-    """The rare word sounds a little likelier than the frequent one."""
+def test_the_lm_weight_decides_between_similar_words() -> None:
+    """The rare word has a slightly larger path probability than the frequent one."""
     words = {"rare": Word([1], 0), "frequent": Word([2], 98)}
     logits = logits_of([0.0, 0.6, 0.4])
     for lm_weight, expected in ((0.0, "rare"), (1.0, "frequent")):
@@ -108,7 +108,7 @@ def test_the_word_score_decides_between_one_long_word_and_two_short_ones() -> No
         assert decoder.decode(logits, torch.tensor([2])) == [expected]
 
 
-def test_frames_behind_the_length_and_neighbors_do_not_matter() -> None:
+def test_padding_and_neighbors_have_no_effect() -> None:
     logits = 3 * torch.randn(3, 12, NUM_TOKENS, generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([12, 7, 0])
     decoder = WordDecoder(WORDS)
@@ -123,20 +123,20 @@ def test_frames_behind_the_length_and_neighbors_do_not_matter() -> None:
     assert decoder.decode(logits[:, :0], 0 * lengths) == [[], [], []]
 
 
-def test_impossible_outputs_leave_something_to_say() -> None:
-    """Logits so far apart that all but one token have probability zero, in double precision too."""
+def test_impossible_outputs_leave_a_hypothesis() -> None:
+    """Logits so far apart that all but one token have probability zero even in fp64."""
     logits = torch.full((1, 3, NUM_TOKENS), -2e3)
     logits[0, [0, 1, 2], [1, 4, 2]] = 0.0
     (words,) = WordDecoder(WORDS).decode(logits, torch.tensor([3]))
     assert words and set(words) <= WORDS.keys()
 
 
-def test_of_words_spelled_alike_the_more_frequent_is_said() -> None:
+def test_among_equal_tokens_the_most_frequent_word_is_chosen() -> None:
     words = {"two": Word([1], 2), "to": Word([1], 5), "too": Word([1], 1)}
     assert WordDecoder(words).decode(logits_of([0.1, 0.9]), torch.tensor([1])) == [["to"]]
 
 
 @pytest.mark.parametrize("words", [{}, {"x": Word([], 1)}, {"x": Word([1, 0], 1)}])
-def test_lists_that_cannot_be_said_are_refused(words: dict[str, Word]) -> None:
+def test_invalid_word_lists_are_refused(words: dict[str, Word]) -> None:
     with pytest.raises(ValueError, match=r"at least one"):
         WordDecoder(words)

@@ -1,4 +1,6 @@
-"""open_clip's CLIP is the reference of both towers: same weights, same features."""
+"""Both towers against open_clip's CLIP: equal weights give equal features."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ EOS_ID = 2
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """Random numbers in all parameters, so that no bias or norm is trivially equal."""
+    """Add noise to all parameters, so that no bias or norm is trivially equal."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -49,14 +51,14 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return pixels, ids, lengths
 
 
-def reference() -> torch.nn.Module:
+def reference() -> Any:
     torch.manual_seed(0)
     return open_clip_model.CLIP(**open_clip_config(CONFIG, EOS_ID))
 
 
 @torch.no_grad()
 def test_features_equal_those_of_open_clip() -> None:
-    theirs = shaken(reference())
+    theirs: Any = shaken(reference())
     ours = Clip(CONFIG).eval()
     ours.load_state_dict(from_open_clip(theirs.state_dict()))
     pixels, ids, lengths = inputs()
@@ -77,7 +79,7 @@ def test_features_equal_those_of_open_clip() -> None:
 
 @torch.no_grad()
 def test_open_clip_loads_our_weights_strictly() -> None:
-    ours = shaken(Clip(CONFIG))
+    ours: Any = shaken(Clip(CONFIG))
     theirs = reference().eval()
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
     pixels, ids, lengths = inputs()
@@ -89,9 +91,9 @@ def test_open_clip_loads_our_weights_strictly() -> None:
 
 
 @torch.no_grad()
-def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
+def test_logits_with_a_bias_equal_those_of_open_clip() -> None:
     config = CONFIG.model_copy(update={"initial_bias": -10.0})
-    ours = shaken(Clip(config))
+    ours: Any = shaken(Clip(config))
     theirs = open_clip_model.CLIP(**open_clip_config(config, EOS_ID)).eval()
     assert theirs.logit_bias.item() == -10
     theirs.load_state_dict(to_open_clip(ours.state_dict()))
@@ -102,11 +104,11 @@ def test_a_model_with_a_bias_has_the_logits_of_open_clip() -> None:
     torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-4)
     back = Clip(config)
     back.load_state_dict(from_open_clip(theirs.state_dict()))
-    assert torch.equal(back.bias, ours.bias)
+    assert back.bias is not None and torch.equal(back.bias, ours.bias)
 
 
 @pytest.mark.parametrize("bias", [None, -10.0])
-def test_there_and_back_is_the_identity(bias: float | None) -> None:
+def test_conversion_round_trip_is_the_identity(bias: float | None) -> None:
     state = shaken(Clip(CONFIG.model_copy(update={"initial_bias": bias}))).state_dict()
     back = from_open_clip(to_open_clip(state))
     assert back.keys() == state.keys()
@@ -114,7 +116,7 @@ def test_there_and_back_is_the_identity(bias: float | None) -> None:
         assert torch.equal(back[name], tensor), name
 
 
-def test_sizes_that_open_clip_lacks_are_an_error() -> None:
+def test_unsupported_sizes_are_an_error() -> None:
     vision = CONFIG.vision.model_copy(update={"head_dim": 32})
     with pytest.raises(ConfigError, match=r"vision\.head_dim"):
         open_clip_config(CONFIG.model_copy(update={"vision": vision}), EOS_ID)
@@ -123,6 +125,6 @@ def test_sizes_that_open_clip_lacks_are_an_error() -> None:
         open_clip_config(CONFIG.model_copy(update={"text": text}), EOS_ID)
 
 
-def test_a_foreign_weight_is_an_error() -> None:
+def test_an_unknown_weight_is_an_error() -> None:
     with pytest.raises(KeyError, match="adapter"):
         to_open_clip({"adapter.weight": torch.zeros(1)})

@@ -71,9 +71,7 @@ def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> Values:
         [0, 1, 0, -1, 3, 1, 0, 4, -1, -1, 6, 7],
     ],
 )
-def test_any_split_has_the_value_and_the_gradients_of_the_formula(
-    sizes: list[int], groups: list[int] | None
-) -> None:
+def test_any_split_matches_the_formula(sizes: list[int], groups: list[int] | None) -> None:
     x, y = (t.requires_grad_() for t in features(12))
     log_scale = torch.tensor(math.log(10), dtype=torch.float64, requires_grad=True)
     # Near zero, where no sigmoid is saturated.
@@ -85,7 +83,7 @@ def test_any_split_has_the_value_and_the_gradients_of_the_formula(
         torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
 
-def test_it_is_the_loss_of_open_clip() -> None:
+def test_equals_the_loss_of_open_clip() -> None:
     module = pytest.importorskip("open_clip.loss")
     x, y = (t.requires_grad_() for t in features(8))
     scale, bias = (
@@ -98,8 +96,8 @@ def test_it_is_the_loss_of_open_clip() -> None:
         torch.testing.assert_close(mine, reference)
 
 
-def test_the_bias_of_the_start_makes_a_step_of_many_negatives_small() -> None:
-    """With random features and bias -10 positives cost 10 each and negatives nearly nothing."""
+def test_the_initial_bias_keeps_steps_with_many_negatives_small() -> None:
+    """With random features and bias -10, positives cost 10 each and negatives almost nothing."""
     x, y = features(256)
     scale, zero, low = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 0.0, -10.0))
     started = split_loss(x, y, scale, low, None, [256]) / 256
@@ -107,7 +105,7 @@ def test_the_bias_of_the_start_makes_a_step_of_many_negatives_small() -> None:
     assert split_loss(x, y, scale, zero, None, [256]) / 256 == pytest.approx(256 * math.log(2))
 
 
-def test_half_precision_features_are_compared_in_fp32() -> None:
+def test_similarities_of_half_precision_features_are_fp32() -> None:
     x, y = (t.bfloat16() for t in features(16))
     local = x.clone().requires_grad_()
     value, _, _ = sigmoid_surrogate(
@@ -118,7 +116,7 @@ def test_half_precision_features_are_compared_in_fp32() -> None:
     assert torch.isfinite(local.grad).all() and (local.grad != 0).any()
 
 
-def test_padding_rows_get_no_gradient_and_no_hit() -> None:
+def test_padding_has_no_gradient_and_no_accuracy() -> None:
     x, _ = features(6)
     x.requires_grad_()
     groups = torch.tensor([0, 1, -1, 2, -1, 3])

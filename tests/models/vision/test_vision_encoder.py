@@ -32,7 +32,7 @@ def images(num: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_bytes_and_fractions_are_the_same_image() -> None:
+def test_uint8_and_float_pixels_are_equivalent() -> None:
     model = build()
     cls, patches = model(images(2))
     assert cls.shape == (2, 48) and patches.shape == (2, 16, 48)
@@ -43,7 +43,7 @@ def test_bytes_and_fractions_are_the_same_image() -> None:
 
 
 @torch.no_grad()
-def test_places_of_patches_matter_and_tokens_follow_rows() -> None:
+def test_patch_positions_matter_and_are_row_major() -> None:
     model = build()
     image = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     base = model(image)[1][0]
