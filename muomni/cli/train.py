@@ -148,6 +148,7 @@ def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Reques
         read_engine_json(arguments.deepspeed_config),
         arguments.resume,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
+        quiet=arguments.quiet,
     )
 
 

@@ -77,7 +77,7 @@ def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = Non
         ranks = ["--include", f"localhost:{','.join(map(str, gpus))}"]
     port = ["--master_port", str(free_port())]
     return [
-        str(launcher), "--quiet", *ranks, *port, "--module", "muomni.cli", "train", *arguments
+        str(launcher), "--quiet", *ranks, *port, "--no_local_rank", "--module", "muomni.cli", "train", *arguments
     ]  # fmt: skip
 
 
