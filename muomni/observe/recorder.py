@@ -52,7 +52,7 @@ def check_recorders(names: Sequence[str]) -> None:
 
 
 def build_recorders(names: Sequence[str], quiet: bool = False) -> list[Recorder]:
-    """The recorders of a run on rank 0: metrics.jsonl, those in `names`, and unless `quiet` the progress line."""
+    """The recorders of rank 0: metrics.jsonl, those in `names`, and unless `quiet` the progress line."""
     from muomni.observe.metrics_log import MetricsLog
     from muomni.observe.mlflow_log import MlflowLog
     from muomni.observe.progress import ProgressLine
