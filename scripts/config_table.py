@@ -7,6 +7,7 @@ A default is that of the recipes if they agree. Does not import torch.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,6 +160,11 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
+
+
+def all_keys() -> set[str]:
+    """Every key of the tables, including those of sections that may be null."""
+    return set(re.findall(r"^\| `([a-z_0-9.]+)` \|", render(), re.MULTILINE))
 
 
 def updated(page: str) -> str:
