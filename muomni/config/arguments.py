@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muomni.command_line import CommandParser, add_logging_options
 from muomni.config.names import ENGINES, preset_names, recipe_names
-from muomni.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from muomni.config.run import RunConfig
 
 DEFAULT_ENGINE = ENGINES / "zero1.json"
 EXAMPLES = (
@@ -74,12 +76,12 @@ def parse_train(
     arguments: list[str] | None = None, prog: str = "muomni train"
 ) -> argparse.Namespace:
     """Parse the options of a training command; raises ConfigError."""
-    parser = CommandParser(prog, "Train one stage, or resume it.", EXAMPLES)
+    parser = CommandParser(prog, description="Train one stage, or resume it.", examples=EXAMPLES)
     add_train_options(parser)
     return parser.parse_intermixed_args(arguments)
 
 
-def resolve_train(arguments: argparse.Namespace) -> RunConfig:
+def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
     """The run config that recipe, preset, file, options, and overrides give; raises ConfigError."""
     from muomni.config.loading import merge, parse_override, resolve
 

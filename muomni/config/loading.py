@@ -159,7 +159,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
                 return f"key '{old}' in {source} was renamed to '{key}'"
         return f"key '{key}' is missing in {source}; give it a value"
     message = problem["msg"].removeprefix("Value error, ")
-    if not path or isinstance(problem["input"], dict):  # of a section, not of one key
+    if key in _sections(model):  # a contradiction between its keys, which the message names
         return f"{message} (in {source})"
     return f"bad value {problem['input']!r} for '{key}' in {source}: {message}"
 
@@ -192,6 +192,15 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         section = _section(field.annotation)
         if section is not None:
             yield from _keys(section, f"{prefix}{name}.")
+
+
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The config itself, and all of its sections as `section.section`."""
+    yield prefix.removesuffix(".") or model.__name__
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            yield from _sections(section, f"{prefix}{name}.")
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

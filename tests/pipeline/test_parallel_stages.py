@@ -105,7 +105,7 @@ def test_a_failure_lets_the_others_save_and_starts_nothing_more(
 
 
 def pipeline_of(data: Path, *arguments: str) -> Pipeline:
-    parser = CommandParser("pipeline", None)
+    parser = CommandParser("pipeline")
     add_options(parser)
     return Pipeline(parser.parse_args(["--data", str(data), "--run", "run", *arguments]), [])
 

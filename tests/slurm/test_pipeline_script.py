@@ -95,8 +95,11 @@ def test_refused_job_cancels_the_previous_jobs(cluster: FakeCluster) -> None:
             ("--data", "d", "--run", "r", "--stages", "coder"),
             "unknown stage 'coder' (did you mean 'codec'?); stages: think",
         ),
-        (("--run", "r", "--sbatch-coder", "-N2"), "--sbatch-coder (did you mean --sbatch-codec?)"),
-        (("--run", "r", "--datta", "d"), "unknown option --datta (did you mean --data?)"),
+        (
+            ("--run", "r", "--sbatch-coder", "-N2"),
+            "--sbatch-coder (did you mean '--sbatch-codec'?)",
+        ),
+        (("--run", "r", "--datta", "d"), "unknown option --datta (did you mean '--data'?)"),
     ],
 )
 def test_user_error_is_one_sentence(
