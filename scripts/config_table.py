@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from muomni.config.loading import read_yaml
+from muomni.config.registry import STAGES, StageSpec
+from muomni.config.run import RunConfig
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from muomni.config.loading import read_yaml  # noqa: E402
-from muomni.config.registry import STAGES, StageSpec  # noqa: E402
-from muomni.config.run import RunConfig  # noqa: E402
-
 PAGE = ROOT / "docs" / "config_keys.md"
 BEGIN, END = "<!-- keys: begin (scripts/config_table.py) -->", "<!-- keys: end -->"
 HEADER = ("| key | type | default | meaning |", "|---|---|---|---|")
