@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `muomni train`; docs/configuration.md lists the keys for key=value."""
+    """Add the options of `muomni train`; docs/config_keys.md lists the keys for key=value."""
     what = parser.add_argument_group("what to train")
     what.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
     what.add_argument(
