@@ -7,6 +7,7 @@ import pytest
 
 from muomni.config.loading import parse_override, preset_names, resolve
 from muomni.config.registry import STAGES
+from muomni.config.stages import ThinkerRun
 from muomni.errors import ConfigError
 
 
@@ -14,6 +15,7 @@ def test_command_line_wins_over_file_over_preset_over_recipe(tmp_path: Path) -> 
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 0.5, weight_decay: 0.25}\n")
     config = resolve("thinker", "nano", file, parse_override("optim.lr=1e-3"))
+    assert isinstance(config, ThinkerRun)
     assert config.optim.lr == 1e-3
     assert config.optim.weight_decay == 0.25
     assert config.batch.seq_len == 256  # the preset's, not the recipe's 512
