@@ -17,7 +17,7 @@ python -m data_prep sample --out "$data" >/dev/null
 step "Train all stages at nano size, each on the exports of its upstream stages"
 # Two stages in parallel with one rank each finish sooner than in sequence on two ranks, which wait for each
 # other. Sharding the optimizer state of a million parameters costs more time than it saves.
-python launch/pipeline.py --preset nano --data "$data" --run "$run" --side-by-side 2 -- \
+python launch/pipeline.py --preset nano --data "$data" --run "$run" --parallel-stages 2 -- \
     --deepspeed_config configs/deepspeed/zero0.json "$@"
 
 step "Results on held-out data, with trivial baselines"

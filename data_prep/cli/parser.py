@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-RENAMED_FLAGS = {"--licence": "--license", "--normalise": "--normalize"}
+RENAMED_FLAGS = {
+    "--licence": "--license",  # codespell:ignore licence
+    "--normalise": "--normalize",  # codespell:ignore normalise
+}
 # Defaults that the help does not show.
 _UNSET = ("None", "", "()", "False", argparse.SUPPRESS)
 

@@ -34,7 +34,6 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
-RENAMED_OPTIONS = {"--side-by-side": "--parallel-stages", "--licence": "--license"}
 
 
 def help_text() -> str:
@@ -64,7 +63,7 @@ def verb_module(verb: str) -> ModuleType:
 def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> CommandParser:
     """The parser of a verb."""
     name = prog or f"muomni {verb}"
-    parser = CommandParser(name, module.SUMMARY, module.EXAMPLES, RENAMED_OPTIONS)
+    parser = CommandParser(name, module.SUMMARY, module.EXAMPLES)
     module.add_options(parser)
     return parser
 

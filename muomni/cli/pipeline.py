@@ -20,7 +20,7 @@ EXAMPLES = (
     "muomni pipeline --preset nano --data data/sample --run runs/first",
     "muomni pipeline --preset small --data DIR --run DIR --slurm --sbatch '--partition=gpu --gpus-per-node=8'",
 )
-RENAMED_OPTIONS = {"--side-by-side": "--parallel-stages"}
+RENAMED_OPTIONS = {"--side-by-side": "--parallel-stages"}  # terms: allow
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
