@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muomni.command_line import CommandParser, add_logging_options
 from muomni.config.names import ENGINES, preset_names, recipe_names
-from muomni.config.run import RunConfig
+
+if TYPE_CHECKING:  # --help must not import pydantic
+    from muomni.config.run import RunConfig
 
 DEFAULT_ENGINE = ENGINES / "zero1.json"
 EXAMPLES = (
@@ -79,7 +81,7 @@ def parse_train(
     return parser.parse_intermixed_args(arguments)
 
 
-def resolve_train(arguments: argparse.Namespace) -> RunConfig:
+def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
     """Resolve recipe, preset, file, options, and overrides to a run config; raises ConfigError."""
     from muomni.config.loading import merge, parse_override, resolve
 

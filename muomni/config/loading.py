@@ -161,7 +161,9 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
                 return f"key '{old}' in {source} was renamed to '{key}'"
         return f"key '{key}' is missing in {source}; set it"
     message = problem["msg"].removeprefix("Value error, ")
-    if not path or isinstance(problem["input"], dict):  # the error concerns a section, not one key
+    field = _model_at(model, path[:-1]).model_fields.get(path[-1]) if path else None
+    is_section = not path or (field is not None and _section(field.annotation) is not None)
+    if is_section and isinstance(problem["input"], dict):  # a validator of several keys
         return f"{message} (in {source})"
     return f"bad value {problem['input']!r} for '{key}' in {source}: {message}"
 
@@ -171,7 +173,7 @@ def _unknown_key(model: type[BaseModel], path: list[str], source: str) -> str:
     renamed = [new for new in RENAMED_KEYS.get(key, ()) if new in all_keys]
     if renamed:
         return f"key '{key}' in {source} was renamed to '{renamed[0]}'"
-    known = _fields_at(model, path[:-1])
+    known = sorted(_model_at(model, path[:-1]).model_fields)
     hint = did_you_mean(path[-1], known)
     if not hint:  # the same key in another section
         same = [other for other in all_keys if other.split(".")[-1] == path[-1]]
@@ -196,11 +198,12 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _keys(section, f"{prefix}{name}.")
 
 
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """Return the innermost section on `path`."""
     for part in path:
         field = model.model_fields.get(part)
         inner = _section(field.annotation) if field else None
         if inner is None:
             break
         model = inner
-    return sorted(model.model_fields)
+    return model

@@ -57,7 +57,7 @@ def test_version() -> None:
     [
         (["trian"], "muomni: unknown verb 'trian' (did you mean 'train'?)"),
         (["train", "--stge", "sft"], "muomni train: the following arguments are required: --stage"),
-        (["train", "--stage", "sft", "--prset", "x"], "unknown option --prset (did you mean --preset?)"),
+        (["train", "--stage", "sft", "--prset", "x"], "unknown option --prset (did you mean '--preset'?)"),
         (["train", "--stage", "sft", "lr=1e-3"], "(did you mean 'optim.lr'?)"),
         (["train", "--stage", "sft", "batch.rows=2"], "was renamed to 'batch.batch_size'"),
         (["train", "--stage", "sft", "batch.size=2"], "was renamed to 'batch.seq_len'"),
