@@ -16,9 +16,9 @@ from muomni.errors import ConfigError, did_you_mean
 
 # Options of earlier versions, which are refused with their new names.
 RENAMED_OPTIONS = {
-    "--licence": "--license",
-    "--normalise": "--normalize",
-    "--side-by-side": "--parallel-stages",
+    "--licence": "--license",  # codespell:ignore licence
+    "--normalise": "--normalize",  # codespell:ignore normalise
+    "--side-by-side": "--parallel-stages",  # terms: allow
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 # Defaults that the help does not show.

@@ -1,8 +1,8 @@
 """Lhotse manifests: `*recordings*.jsonl[.gz]` with `*supervisions*`, or `*cuts*`.
 
 Each supervision is a sample: a segment of its recording, cut out unless it covers the whole file. Paths
-are relative to the manifest's folder or to `--media`. Mixed and padded cuts and recordings with
-transforms (from augmentation) are skipped, since they are not stored in files.
+are relative to the manifest's folder or to `--media`. Mixed and padded cuts and audio with transforms (from
+augmentation) are skipped, since they are not stored in files.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _manifests(src: Path) -> list[Path]:
 
 
 def _read_pair(path: Path) -> Iterator[_Supervision]:
-    """The supervisions of a file, with the recordings of the file beside it."""
+    """The supervisions of a file, with the audio clips of the manifest next to it."""
     beside = path.with_name(path.name.replace("supervisions", "recordings"))
     audio_clips: dict[object, Record] = {}
     for number, audio in read_json_lines(beside, "recording manifest"):

@@ -214,7 +214,7 @@ def _digest(ordered: list[Item], options: ShardingOptions) -> str:
     for name in ("source", "media_root", "max_bad_fraction", "filters", "preprocessing"):
         del settings[name]
     # The digest stays that of earlier versions: their spelling, and no keys for unused options.
-    settings["licence"] = settings.pop("license")
+    settings["licence"] = settings.pop("license")  # codespell:ignore
     if filters := options.filters.as_text():
         settings["filters"] = filters
     if preprocessing := options.preprocessing.as_text():

@@ -1,1 +1,1 @@
-"""Typed configuration: model sizes (`models`), runs (`run`) and YAML loading (`loading`)."""
+"""Typed configuration: model sizes, run settings, stage options, and YAML loading."""

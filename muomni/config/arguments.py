@@ -1,4 +1,4 @@
-"""The options of a training command, and the run config that they give."""
+"""Options of the training command, and the run config that they resolve to."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from muomni.command_line import CommandParser, add_logging_options
 from muomni.config.names import ENGINES, preset_names, recipe_names
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # --help must not import pydantic
     from muomni.config.run import RunConfig
 
 DEFAULT_ENGINE = ENGINES / "zero1.json"
@@ -82,7 +82,7 @@ def parse_train(
 
 
 def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
-    """The run config that recipe, preset, file, options, and overrides give; raises ConfigError."""
+    """Resolve recipe, preset, file, options, and overrides to a run config; raises ConfigError."""
     from muomni.config.loading import merge, parse_override, resolve
 
     overrides: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
 
 
 def arguments_for(stage: str, extra: list[str]) -> list[str]:
-    """Arguments of a pipeline that go to a stage; STAGE.key=value goes to that stage only."""
+    """Select the pipeline arguments for one stage; STAGE.key=value goes to that stage only."""
     from muomni.config.registry import STAGES
 
     chosen = []

@@ -1,7 +1,7 @@
-"""From YAML files and `key=value` overrides to a checked `RunConfig`.
+"""Build a validated `RunConfig` from YAML files and `key=value` overrides.
 
-Later sources win: the stage's recipe, the preset, the user's file, the command line. Every unknown key
-and every wrong type is a `ConfigError` of one sentence that names the key, its source and a suggestion.
+Later sources win: the stage's recipe, the preset, the user's file, the command line. An unknown key or a
+wrong type is a one-sentence `ConfigError` that names the key, its source, and a suggestion.
 """
 
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
 from muomni.errors import ConfigError, did_you_mean
 
-# Keys of earlier versions, which are refused with their new names; of several, the stage's own counts.
+# Keys of earlier versions and their new names, for the error message. The first one that the stage has applies.
 RENAMED_KEYS = {
     "batch.size": ("batch.seq_len", "batch.max_seconds", "batch.batch_size"),
     "batch.rows": ("batch.batch_size",),
     "batch.window": ("batch.shuffle_window",),
     "model.frames_per_letter": ("model.frames_per_character",),
     "model.talker.frames_per_letter": ("model.talker.frames_per_character",),
-    "model.moe.normalise_top_k": ("model.moe.normalize_top_k",),
-    "model.thinker.moe.normalise_top_k": ("model.thinker.moe.normalize_top_k",),
+    "model.moe.normalise_top_k": ("model.moe.normalize_top_k",),  # codespell:ignore
+    "model.thinker.moe.normalise_top_k": ("model.thinker.moe.normalize_top_k",),  # codespell:ignore
 }
 
-# What `config.yaml` of a run holds beside its settings.
+# Keys of a run's `config.yaml` that are not settings.
 RECORDED_KEYS = frozenset({"upstream", "upstream_digests", "provenance"})
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once in a mapping (plain YAML takes the last one)."""
+    """Safe YAML that rejects duplicate keys (plain YAML keeps the last one)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -50,23 +50,25 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; raises ConfigError when it is missing, malformed or not a mapping."""
+    """Read a YAML mapping; raises ConfigError if it is missing, malformed, or not a mapping."""
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist; check the path")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is not valid YAML ({reason}); correct it") from None
+        raise ConfigError(f"config file {path} is not valid YAML ({reason})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"config file {path} must hold a mapping of keys, not a {type(content)}")
+        raise ConfigError(
+            f"config file {path} must contain a mapping, not a {type(content).__name__}"
+        )
     return content
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `update` laid over it, mapping by mapping; neither is changed."""
+    """Return a recursive merge in which `update` wins; neither argument is modified."""
     merged = dict(base)
     for key, value in update.items():
         old = merged.get(key)
@@ -77,7 +79,7 @@ def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=c` into `{"a": {"b": c}}`, the value read as YAML."""
+    """Parse `a.b=c` into `{"a": {"b": c}}`; the value is YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key or key.startswith("-") or not all(key.split(".")):
         raise ConfigError(f"'{text}' is not an override; write it as section.key=value")
@@ -96,7 +98,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def load_preset(preset: str) -> dict[str, Any]:
-    """Read one preset: `models` holds the sizes of every stage, `stages` its changes to the recipes."""
+    """Read a preset: `models` has the model sizes of every stage, `stages` changes to the recipes."""
     if preset not in preset_names():
         hint = did_you_mean(preset, preset_names())
         raise ConfigError(f"unknown preset '{preset}'{hint}; presets: {', '.join(preset_names())}")
@@ -109,7 +111,7 @@ def resolve(
     config_file: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> RunConfig:
-    """Build the run config of a stage from recipe, preset, file and overrides, in this order."""
+    """Build the run config of a stage from recipe, preset, file, and overrides, in this order."""
     spec = stage_spec(stage)
     sizes = load_preset(preset)
     content = read_yaml(spec.recipe)
@@ -120,25 +122,25 @@ def resolve(
         content = merge(content, read_yaml(config_file))
         source = f"{config_file} or the command line"
     for owned in ("stage", "preset"):
-        given = content.pop(owned, None)
+        found = content.pop(owned, None)
         expected = {"stage": stage, "preset": preset}[owned]
-        if given not in (None, expected):
+        if found not in (None, expected):
             raise ConfigError(
-                f"{config_file} is for {owned} '{given}', but --{owned} is '{expected}'"
+                f"{config_file} is for {owned} '{found}', but --{owned} is '{expected}'"
             )
     content = merge(content, overrides or {})
     return validate(spec.config, {"stage": stage, "preset": preset, **content}, source)
 
 
 def run_config(content: dict[str, Any], source: str = "the config") -> RunConfig:
-    """Check a complete config, such as the `config.yaml` of a run; raises ConfigError."""
+    """Validate a complete config, such as the `config.yaml` of a run; raises ConfigError."""
     spec = stage_spec(content.get("stage", ""))
     settings = {key: value for key, value in content.items() if key not in RECORDED_KEYS}
     return validate(spec.config, settings, source)
 
 
 def validate(model: type[Model], content: dict[str, Any], source: str) -> Model:
-    """Check `content` against a pydantic model; the first problem becomes one ConfigError sentence."""
+    """Validate `content` against a pydantic model; raises ConfigError for the first problem."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -152,14 +154,16 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
     if problem["type"] == "extra_forbidden":
         return _unknown_key(model, path, source)
     if problem["type"] == "missing":
-        # A key of an earlier version in its place is the mistake.
+        # Its old name was used instead.
         for other in error.errors():
             old = ".".join(map(str, other["loc"]))
             if other["type"] == "extra_forbidden" and key in RENAMED_KEYS.get(old, ()):
                 return f"key '{old}' in {source} was renamed to '{key}'"
-        return f"key '{key}' is missing in {source}; give it a value"
+        return f"key '{key}' is missing in {source}; set it"
     message = problem["msg"].removeprefix("Value error, ")
-    if key in _sections(model):  # a contradiction between its keys, which the message names
+    field = _model_at(model, path[:-1]).model_fields.get(path[-1]) if path else None
+    is_section = not path or (field is not None and _section(field.annotation) is not None)
+    if is_section and isinstance(problem["input"], dict):  # a validator of several keys
         return f"{message} (in {source})"
     return f"bad value {problem['input']!r} for '{key}' in {source}: {message}"
 
@@ -169,16 +173,16 @@ def _unknown_key(model: type[BaseModel], path: list[str], source: str) -> str:
     renamed = [new for new in RENAMED_KEYS.get(key, ()) if new in all_keys]
     if renamed:
         return f"key '{key}' in {source} was renamed to '{renamed[0]}'"
-    known = _fields_at(model, path[:-1])
+    known = sorted(_model_at(model, path[:-1]).model_fields)
     hint = did_you_mean(path[-1], known)
-    if not hint:  # the right key, without its section or in another one
+    if not hint:  # the same key in another section
         same = [other for other in all_keys if other.split(".")[-1] == path[-1]]
         hint = f" (did you mean '{min(same, key=len)}'?)" if same else ""
     return f"unknown key '{key}' in {source}{hint}; keys here: {', '.join(known)}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also where it is optional; None for a plain value."""
+    """Return the section type of a field, which may be optional, or None for a plain value."""
     for option in get_args(annotation) or (annotation,):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
@@ -186,7 +190,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All keys of a config as `section.key`."""
+    """Yield all keys of a config as `section.key`."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         section = _section(field.annotation)
@@ -194,20 +198,12 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _keys(section, f"{prefix}{name}.")
 
 
-def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The config itself, and all of its sections as `section.section`."""
-    yield prefix.removesuffix(".") or model.__name__
-    for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        if section is not None:
-            yield from _sections(section, f"{prefix}{name}.")
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """Return the innermost section on `path`."""
     for part in path:
         field = model.model_fields.get(part)
         inner = _section(field.annotation) if field else None
         if inner is None:
             break
         model = inner
-    return sorted(model.model_fields)
+    return model

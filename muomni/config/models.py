@@ -1,6 +1,6 @@
-"""Typed sizes of every model; the same objects describe an export and rebuild its model.
+"""Typed model sizes, used in run configs and stored in exports to rebuild the model.
 
-Counts are `num_*`, widths `*_size`, rates `*_hz`. Nothing here imports torch.
+Counts are `num_*`, widths `*_size`, rates `*_hz`. Must not import torch.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 
-# One frame rate serves encoder and codec: 100 mel frames a second, subsampled by 4.
+# Encoder and codec share a frame rate: 100 mel frames per second, subsampled by 4.
 SAMPLE_RATE_HZ = 16_000
 MEL_HOP = 160
 MEL_RATE_HZ = SAMPLE_RATE_HZ // MEL_HOP
 FRAME_SUBSAMPLING = 4
 FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
-# Speech codes are drawn: the likeliest ones end in loops of silence that never stop.
+# Speech codes are sampled: greedy decoding ends in endless loops of silence.
 SPEECH_TEMPERATURE = 0.7
 
 
@@ -32,25 +32,27 @@ class MoEConfig(Section):
     num_experts_per_token: Positive
     expert_intermediate_size: Positive
     shared_intermediate_size: Positive | None = Field(
-        default=None, description="of a feed-forward beside the experts that every token passes"
+        default=None, description="size of a shared expert that processes every token; null: none"
     )
     normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
         default="loss",
-        description="what evens out the load: a loss, a bias on the choice without one, nothing",
+        description="load balancing: an auxiliary loss, an expert bias without a loss, or none",
     )
-    balance_loss_weight: float = Field(default=0.01, ge=0, description="with balance=loss")
+    balance_loss_weight: float = Field(
+        default=0.01, ge=0, description="weight of the load-balancing loss (balance=loss)"
+    )
     balance_over: Literal["micro_batch", "ranks"] = Field(
         default="micro_batch",
-        description="tokens whose load balance=loss evens out; ranks: of the micro-batches that all ranks "
-        "compute at the same time",
+        description="tokens over which balance=loss balances the load: of one micro-batch, or of the "
+        "concurrent micro-batches of all ranks",
     )
     bias_update_rate: float = Field(
         default=0.001,
         gt=0,
-        description="by which a step moves each expert's bias, with balance=bias",
+        description="update of each expert's bias per step (balance=bias)",
     )
-    z_loss_weight: float = Field(default=0.001, ge=0)
+    z_loss_weight: float = Field(default=0.001, ge=0, description="weight of the router z-loss")
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
@@ -63,7 +65,7 @@ class MoEConfig(Section):
 
 
 class TransformerConfig(Section):
-    """Sizes that every transformer stack shares."""
+    """Sizes common to all transformer stacks."""
 
     hidden_size: Positive
     num_layers: Positive
@@ -82,7 +84,7 @@ class TransformerConfig(Section):
 
 
 class ThinkerSizes(TransformerConfig):
-    """Decoder LM with exactly Qwen3's architecture (dense, or MoE when `moe` is given)."""
+    """Decoder LM with the exact architecture of Qwen3 (dense, or MoE if `moe` is set)."""
 
     max_positions: Positive = 2048
     rope_theta: float = 10_000.0
@@ -113,7 +115,9 @@ class AudioEncoderSizes(TransformerConfig):
     mel: MelConfig = MelConfig()
     conv_channels: Positive = 64
     conv_kernel_size: int = Field(
-        default=0, ge=0, description="frames of the convolution in each layer, odd; 0: none"
+        default=0,
+        ge=0,
+        description="kernel size of the convolution in each layer, in frames, odd; 0: none",
     )
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
@@ -122,7 +126,7 @@ class AudioEncoderSizes(TransformerConfig):
     @model_validator(mode="after")
     def _check_kernel(self) -> "AudioEncoderSizes":
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd (0: none)")
+            raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
         return self
 
 
@@ -164,11 +168,13 @@ class ClipSizes(Section):
     text: TextTowerSizes
     embedding_size: Positive
     initial_temperature: float | None = Field(
-        default=None, gt=0, description="default: 0.07, with options.loss=siglip 0.1"
+        default=None,
+        gt=0,
+        description="initial softmax temperature; default: 0.07, or 0.1 with options.loss=siglip",
     )
     initial_bias: float | None = Field(
         default=None,
-        description="of scaled similarities, learned; only with options.loss=siglip (default: -10)",
+        description="initial learned bias of the logits; only with options.loss=siglip (default: -10)",
     )
 
 
@@ -180,7 +186,7 @@ class ClipConfig(ClipSizes):
 
 
 class CodecConfig(Section):
-    """Mel encoder, residual vector quantizer (EMA codebooks), mel decoder; 40 ms a frame."""
+    """Mel encoder, residual vector quantizer (EMA codebooks), mel decoder; 40 ms per frame."""
 
     mel: MelConfig = MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)
     hidden_size: Positive = 128
@@ -191,14 +197,15 @@ class CodecConfig(Section):
     ema_decay: float = Field(default=0.97, gt=0, lt=1)
     commitment_weight: float = 0.25
     dead_code_usage: float = Field(
-        default=0.1, description="a code whose EMA use falls below this is given a new vector"
+        default=0.1, description="codes whose EMA usage falls below this are reinitialized"
     )
 
 
 class TalkerSizes(TransformerConfig):
     """Code LM: characters as prefix, then K codes per frame; code k is conditioned on codes < k.
 
-    `frames_per_character` is the mean rate of speech: 25 frames and about 17 characters, with spaces, a second.
+    `frames_per_character` is the mean speaking rate: 25 frames and about 17 characters (with spaces) a
+    second.
     """
 
     frames_per_character: float = Field(default=1.5, gt=0)
@@ -206,7 +213,7 @@ class TalkerSizes(TransformerConfig):
     norm_eps: float = 1e-6
     dropout: float = Field(default=0.0, ge=0, lt=1)
     frame_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="fraction of frames that are hidden"
+        default=0.0, ge=0, lt=1, description="fraction of input frames that are masked in training"
     )
 
 
@@ -220,7 +227,7 @@ class TalkerConfig(TalkerSizes):
 
 
 def _overrides(section: type[Section]) -> type[Section]:
-    """A section with the keys of another one, all optional, for overrides of some of its sizes."""
+    """Derive a section with the same keys, all optional, for overrides of some sizes."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation: Any = field.annotation
@@ -229,14 +236,14 @@ def _overrides(section: type[Section]) -> type[Section]:
                 annotation = _overrides(option)
         fields[name] = (annotation | None, None)
     model = create_model(f"{section.__name__}Overrides", __base__=Section, **fields)
-    # Pickle finds a class by its module and name.
+    # Pickle looks up a class by module and name.
     model.__module__ = __name__
     globals()[model.__name__] = model
     return model
 
 
 class OmniSizes(Section):
-    """What stage `sft` adds to its parts, and sizes of parts that differ from the preset's."""
+    """Sizes that stage `sft` adds to its parts, and overrides of the preset's part sizes."""
 
     projector_hidden_size: Positive = 256
     audio_stack: Positive = Field(
@@ -244,7 +251,7 @@ class OmniSizes(Section):
     )
     ctc_embeddings: bool = Field(
         default=True,
-        description="add the tokens that the encoder's CTC head decodes, as embeddings",
+        description="add embeddings of the tokens that the encoder's CTC head decodes",
     )
     thinker: _overrides(ThinkerSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
     audio_encoder: _overrides(AudioEncoderSizes) | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -254,7 +261,7 @@ class OmniSizes(Section):
 
 
 class SpecAugmentConfig(Section):
-    """How much SpecAugment hides; both widths are sampled uniformly from zero up to the maximum."""
+    """SpecAugment masks; both widths are sampled uniformly from zero to the maximum."""
 
     num_channel_masks: int = 2
     max_channels: int = 15
@@ -263,7 +270,7 @@ class SpecAugmentConfig(Section):
 
 
 class Augmentation(Section):
-    """How training images vary: scaled, shifted on a white canvas, flipped."""
+    """Image augmentation: random scale, shift on a white canvas, and horizontal flip."""
 
     min_scale: float = Field(default=0.8, gt=0)
     max_scale: float = Field(default=1.1, gt=0)
@@ -271,7 +278,7 @@ class Augmentation(Section):
 
 
 class OmniConfig(Section):
-    """The whole: Thinker, both encoders with projectors, optionally the Talker and its codec."""
+    """Omni model: Thinker, both encoders with projectors, optionally the Talker and its codec."""
 
     thinker: ThinkerConfig
     audio_encoder: AudioEncoderConfig
@@ -283,7 +290,7 @@ class OmniConfig(Section):
         default=2, description="encoder frames joined into one Thinker position"
     )
     ctc_embeddings: bool = Field(
-        default=True, description="add the tokens that the encoder's CTC head hears, as embeddings"
+        default=True, description="add embeddings of the tokens that the encoder's CTC head decodes"
     )
 
     @property

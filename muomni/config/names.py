@@ -1,6 +1,6 @@
-"""Names of what is shipped, found without reading it: presets, stages, and DeepSpeed configs.
+"""Names of the shipped presets, stages, and DeepSpeed configs, from their file names.
 
-Command-line help uses this, so nothing here imports pydantic or torch.
+Command-line help uses this, so it must not import pydantic or torch.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""The table of stages: one row has all that commands, pipeline, Slurm, and docs know about a stage.
+"""The table of stages, the only place where commands, pipeline, and Slurm look up a stage.
 
-A new stage is a row here with its config class, a recipe, a view, a stage, and an evaluator
-(CONTRIBUTING.md). Modules are named as `module:attribute` and imported when used, so that this table
-needs no torch.
+A new stage needs a row here, a config class, a recipe, a view, a stage class, and an evaluator
+(CONTRIBUTING.md). Rows refer to code as `module:attribute`, imported on use, so the table needs no torch.
 """
 
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from muomni.errors import ConfigError, did_you_mean
 class StageSpec:
     """A row of the table.
 
-    `tasks` are the tasks of the datasets that the stage reads, `upstream` the stages whose exports it
+    `tasks` are the dataset tasks that the stage reads, `upstream` the stages whose exports it
     loads. The other strings name something as `module:attribute`: the classes of stage and view, the
     function that evaluates an export, the function that writes sample outputs of it, and the
     `CountedModel` of `muomni count`. A stage may have no samples and no count.
@@ -94,18 +93,18 @@ _ROWS = (
         "talker:TalkerStage", "tts:TtsView", "TALKER", "write_spoken_texts", upstream=("codec",),
     ),
     _row(
-        "sft", "joins all parts and fine-tunes them on conversations", SftRun, ("sft",),
+        "sft", "joint fine-tuning of all parts on conversations", SftRun, ("sft",),
         "sft.stage:SftStage", "conversation:ConversationView", "OMNI", "write_answers",
         upstream=("thinker", "audio_encoder", "vision_encoder", "codec", "talker"),
     ),
 )  # fmt: skip
 
-# By name, in an order in which they can be trained.
+# By name, in dependency order.
 STAGES: dict[str, StageSpec] = {row.name: row for row in _ROWS}
 
 
 def stage_spec(name: str) -> StageSpec:
-    """The row of a stage; raises ConfigError for an unknown name."""
+    """Return the row of a stage; raises ConfigError for an unknown name."""
     if name not in STAGES:
         hint = did_you_mean(name, tuple(STAGES))
         raise ConfigError(f"unknown stage '{name}'{hint}; stages: {', '.join(STAGES)}")
@@ -113,6 +112,6 @@ def stage_spec(name: str) -> StageSpec:
 
 
 def load(reference: str) -> Any:
-    """Import what `module:attribute` names."""
+    """Import and return the object at `module:attribute`."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)

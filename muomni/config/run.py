@@ -1,7 +1,7 @@
-"""The settings of one run: which stage, which data, how it is batched, optimized, saved and logged.
+"""The settings of a run: stage, data, batches, optimizer, training, and logging.
 
-Each number has one owner. What DeepSpeed's JSON may say (ZeRO stage, buckets, communication) is not
-repeated here; what stands here (batch sizes, precision, clipping, schedule) is not allowed there.
+Each setting has one owner: ZeRO, buckets, and communication belong to DeepSpeed's JSON and are absent here;
+batch sizes, precision, clipping, and schedule belong here and are rejected there.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,57 +10,58 @@ from pydantic import Field, field_validator, model_validator
 
 from muomni.config.models import Positive, Section
 
-# What a dataset is for.
+# The task of a dataset.
 Task = Literal["text", "image-caption", "speech", "tts", "sft"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-# Of which blocks activations are recomputed: of none (false), of all ("full", true), or of every k-th one.
+# Blocks whose activations are recomputed: none (false), all ("full", true), or every k-th.
 RecomputePolicy = bool | int | str
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class MixSection(Section):
-    """In which shares corpora are drawn; without it each sample comes once an epoch."""
+    """Sampling weights of corpora; without them, an epoch has each sample once."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="share of each corpus by name, relative; 0 leaves it out"
+        default=None, description="relative weight of each corpus by name; 0 skips it"
     )
     alpha: float | None = Field(
-        default=None, ge=0, description="shares like size^alpha: 1 as they are, 0 all the same"
+        default=None, ge=0, description="weights proportional to size^alpha; 1: natural, 0: uniform"
     )
     unit: Literal["samples", "length"] = Field(
-        default="samples", description="what shares and sizes count: samples, or tokens or seconds"
+        default="samples",
+        description="unit of weights and sizes: samples, or length in tokens or seconds",
     )
 
     @model_validator(mode="after")
     def _check(self) -> "MixSection":
         if (self.weights is None) == (self.alpha is None):
-            raise ValueError("give exactly one of data.mix.weights and data.mix.alpha")
+            raise ValueError("set exactly one of data.mix.weights and data.mix.alpha")
         if self.weights is not None and not any(self.weights.values()):
             raise ValueError("data.mix.weights needs a weight above 0")
         return self
 
 
 class StreamSection(Section):
-    """Training samples from tars without manifest and index, read from front to back."""
+    """Training samples streamed sequentially from tars without manifest and index."""
 
     shards: tuple[str, ...] = Field(
         min_length=1,
-        description="paths, URLs or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
+        description="paths, URLs, or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
     )
-    samples_per_shard: Positive = Field(description="how many samples each tar holds")
+    samples_per_shard: Positive = Field(description="samples in each tar")
     samples_per_batch: Positive | None = Field(
         default=None,
-        description="of stages that batch by seconds: samples of a micro-batch, whatever their length",
+        description="samples per micro-batch, of any length, in stages that batch by seconds",
     )
     has_val: bool = Field(
         default=True,
-        description="validate on the val split of data.root; false: only the tokenizer is there",
+        description="validate on the val split of data.root; false: it has only the tokenizer",
     )
 
 
-# Options of fsspec back-ends that would put a secret into config.yaml and MLflow.
+# fsspec options that would leak a secret into config.yaml and MLflow.
 _SECRET_OPTIONS = {
     "key", "secret", "token", "password", "access_key", "secret_key", "account_key", "sas_token",
     "connection_string", "credential",
@@ -68,7 +69,7 @@ _SECRET_OPTIONS = {
 
 
 class DataSection(Section):
-    """Where samples come from and how many processes decode them."""
+    """Source of the samples, and the processes that decode them."""
 
     root: str = Field(
         default="data/sample",
@@ -76,22 +77,26 @@ class DataSection(Section):
     )
     tokenizer: str | None = Field(default=None, description="default: ROOT/tokenizer.model")
     cache_dir: str | None = Field(
-        default=None, description="where remote shards are kept; default: ~/.cache/muomni"
+        default=None, description="folder that caches remote shards; default: ~/.cache/muomni"
     )
-    cache_gb: float = Field(default=100.0, gt=0, description="how much of them is kept, 10^9 bytes")
+    cache_gb: float = Field(
+        default=100.0, gt=0, description="maximum size of the cache, in 10^9 bytes"
+    )
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of the URL's fsspec file system, no secrets"
+        default_factory=dict,
+        description="arguments of the fsspec file system of the URL, without secrets",
     )
     num_workers: int = Field(
-        default=0, ge=0, description="decoding processes a rank; 0 decodes in the rank"
+        default=0, ge=0, description="worker processes per rank; 0: decode in the rank itself"
     )
-    prefetch: Positive = Field(default=4, description="batches that each worker keeps ready")
-    mix: MixSection | None = Field(default=None, description="shares of several corpora")
+    prefetch: Positive = Field(default=4, description="batches that each worker prefetches")
+    mix: MixSection | None = Field(default=None, description="mix of several corpora")
     stream: StreamSection | None = Field(
-        default=None, description="train on tars without index; order and resuming are approximate"
+        default=None, description="stream tars without index; order and resuming are approximate"
     )
     block: Positive = Field(
-        default=32, description="neighbors in a shard that stay together; fewer in small corpora"
+        default=32,
+        description="adjacent samples of a shard that are shuffled as one block; fewer in small corpora",
     )
     max_bad_samples: int = Field(
         default=100, ge=0, description="samples that may fail to decode before the run stops"
@@ -102,8 +107,8 @@ class DataSection(Section):
         secrets = sorted(_SECRET_OPTIONS & set(self.storage_options))
         if secrets:
             raise ValueError(
-                f"storage_options must not hold {', '.join(secrets)}, for the config is written to disk; "
-                "use the environment variables of the service or ~/.config/fsspec"
+                f"storage_options must not contain {', '.join(secrets)}, since the config is written to disk; "
+                "use the environment variables of the service, or ~/.config/fsspec"
             )
         return self
 
@@ -111,16 +116,16 @@ class DataSection(Section):
     def _check_stream(self) -> "DataSection":
         if self.mix is not None and self.stream is not None:
             raise ValueError(
-                "data.mix needs sharded datasets with an index; leave it out with data.stream"
+                "data.mix needs sharded datasets with an index; remove it, or remove data.stream"
             )
         return self
 
 
 class BatchSection(Section):
-    """How samples become micro-batches; subclasses add what the size of a micro-batch is."""
+    """How samples become micro-batches; subclasses add the size of a micro-batch."""
 
     micro_batches_per_step: Positive | None = Field(
-        default=None, description="over all ranks and accumulation steps; default: one a rank"
+        default=None, description="over all ranks and accumulation steps; default: one per rank"
     )
     shuffle_window: Positive = Field(
         default=2048, description="samples that are shuffled, bucketed, or packed together"
@@ -128,7 +133,7 @@ class BatchSection(Section):
 
 
 class PackedBatch(BatchSection):
-    """Micro-batches of sequences into which several samples are packed."""
+    """Micro-batches of sequences, each packed with several samples."""
 
     seq_len: Positive = Field(description="positions per sequence")
     batch_size: Positive = Field(default=1, description="sequences per micro-batch")
@@ -143,37 +148,43 @@ class SampleBatch(BatchSection):
 class DurationBatch(BatchSection):
     """Micro-batches of samples of similar duration."""
 
-    max_seconds: Positive = Field(description="seconds of audio per micro-batch, with padding")
+    max_seconds: Positive = Field(description="seconds of audio per micro-batch, including padding")
 
 
 class OptimSection(Section):
-    """The optimizer, gradient clipping and the schedule."""
+    """Optimizer, gradient clipping, and learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: of linear layers in blocks; all else stays with adamw"
+        default="adamw", description="muon: for linear layers in blocks; everything else uses adamw"
     )
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="peak learning rate")
     muon_lr: float | None = Field(
-        default=None, gt=0, description="of what muon updates, in adamw's units; default: lr"
+        default=None,
+        gt=0,
+        description="learning rate of muon's parameters, scaled like adamw's; default: lr",
     )
     muon_momentum: Fraction = 0.95
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="by pattern of parameter names, e.g. {'talker.*': 0.25}: share of lr; the first one counts",
+        description="factors on lr by parameter name pattern, e.g. {'talker.*': 0.25}; first match wins",
     )
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    max_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
+    weight_decay: float = Field(default=0.1, ge=0, description="applied to matrices only")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="gradient clipping norm; 0: no clipping"
+    )
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_fraction: Fraction = Field(default=0.05, description="of all steps")
+    warmup_fraction: Fraction = Field(default=0.05, description="fraction of all steps")
     decay_fraction: Fraction = Field(
-        default=0.2, description="of all steps, the last ones; schedule wsd only"
+        default=0.2, description="fraction of all steps, at the end; schedule wsd only"
     )
     decay_shape: Literal["1-sqrt", "linear"] = Field(
-        default="1-sqrt", description="of the decay of schedule wsd"
+        default="1-sqrt", description="shape of the decay; schedule wsd only"
     )
-    final_lr_fraction: Fraction = Field(default=0.1, description="of lr, at the last step")
+    final_lr_fraction: Fraction = Field(
+        default=0.1, description="lr at the last step, as a fraction of the peak"
+    )
 
     @model_validator(mode="after")
     def _check_muon(self) -> "OptimSection":
@@ -185,42 +196,51 @@ class OptimSection(Section):
     def _check_schedule(self) -> "OptimSection":
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
-                "optim.warmup_fraction and optim.decay_fraction are more than all steps together"
+                "the sum of optim.warmup_fraction and optim.decay_fraction must not exceed 1"
             )
         return self
 
 
 class TrainingSection(Section):
-    """Length of the run and how often it validates, saves and logs."""
+    """Length of the run, and how often it validates, saves, and logs."""
 
     max_steps: Positive | None = None
     max_epochs: Positive | None = None
-    validate_every: Positive = 200
+    validate_every: Positive = Field(default=200, description="steps between validations")
     validate_batches: Positive | None = Field(
-        default=None, description="micro-batches a validation looks at; default: the whole split"
+        default=None, description="micro-batches per validation; default: the entire split"
     )
-    save_every: Positive = 200
-    keep_last: Positive = 2
-    log_every: Positive = 10
+    save_every: Positive = Field(default=200, description="steps between checkpoints")
+    keep_last: Positive = Field(
+        default=2, description="checkpoints to keep; the best one is kept in addition"
+    )
+    log_every: Positive = Field(default=10, description="steps between logged metrics")
     recorders: tuple[Literal["mlflow", "tensorboard"], ...] = Field(
         default=("mlflow",),
-        description="where metrics go besides metrics.jsonl; tensorboard needs the extra tensorboard",
+        description="backends for metrics besides metrics.jsonl; tensorboard needs the extra tensorboard",
     )
     activation_checkpointing: RecomputePolicy | dict[str, RecomputePolicy] = Field(
-        default=False, description="none, full, k (every k-th block), or one of these by part"
+        default=False,
+        description="none, full, k (every k-th block), or a mapping from part to one of these",
     )
     compile: bool = Field(
-        default=False, description="blocks by torch.compile; needs a C++ compiler"
+        default=False, description="torch.compile each block; needs a C++ compiler"
     )
     attention: Literal["mask", "varlen"] = Field(
         default="mask",
-        description="of packed and padded rows; varlen: flash kernels by document, on CUDA in bf16 or fp16",
+        description="attention in packed and padded sequences; varlen: flash kernels per document, on "
+        "CUDA in bf16 or fp16",
     )
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="dense TFLOP/s of a device, for MFU; default: known GPUs'"
+        default=None,
+        gt=0,
+        description="dense peak TFLOP/s of a device, for MFU; default: from a table of GPUs",
     )
     ema_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="validate and export the weights' moving average"
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of an EMA of the weights, which is validated and exported; default: no EMA",
     )
 
     @field_validator("activation_checkpointing")
@@ -232,27 +252,27 @@ class TrainingSection(Section):
             is_known = policy in ("none", "full") if isinstance(policy, str) else policy >= 0
             if not is_known:
                 raise ValueError(
-                    f"{policy!r} is no policy; give none, full, k for every k-th block, or one of these "
-                    f"by part, as in {{thinker: full, vision*: none}}"
+                    f"{policy!r} is not a policy; use none, full, k for every k-th block, or a mapping such as "
+                    f"{{thinker: full, vision*: none}}"
                 )
         return value
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainingSection":
         if (self.max_steps is None) == (self.max_epochs is None):
-            raise ValueError("give exactly one of training.max_steps and training.max_epochs")
+            raise ValueError("set exactly one of training.max_steps and training.max_epochs")
         return self
 
 
 class ProfileSection(Section):
-    """Which steps are recorded by torch.profiler; the file `profile_now` asks for the next ones."""
+    """Steps to record with torch.profiler; creating the file `profile_now` records the next ones."""
 
     start_step: Positive | None = Field(
-        default=None, description="first step to record; null: only when the file asks for it"
+        default=None, description="first step to record; null: only on request by the file"
     )
     num_steps: Positive = 3
     ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(0,), description="which ranks write a trace"
+        default=(0,), description="ranks that write a trace"
     )
 
 
@@ -264,21 +284,21 @@ class Fp16Section(Section):
     min_scale: float = Field(default=1.0, gt=0)
     hysteresis: Positive = 1
     warn_scale: float | None = Field(
-        default=32.0, gt=0, description="warn when the loss scale falls below it; null: never"
+        default=32.0, gt=0, description="warn if the loss scale falls below this; null: never"
     )
     warn_skipped: Fraction = Field(
-        default=0.1, description="warn when more than this share of the last 100 steps was skipped"
+        default=0.1, description="warn if more than this fraction of the last 100 steps was skipped"
     )
 
 
 class NoOptions(Section):
-    """For stages without settings of their own."""
+    """Options of stages without any."""
 
 
 class RunConfig(Section):
-    """All settings of a run, written to `RUN/STAGE/config.yaml` as resolved.
+    """All settings of a run; the resolved config is written to `RUN/STAGE/config.yaml`.
 
-    Each stage has a subclass (`muomni/config/stages.py`) that types `batch`, `model`, and `options`.
+    Each stage has a subclass in `muomni/config/stages.py` that types `batch`, `model`, and `options`.
     """
 
     stage: str
@@ -286,7 +306,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     tf32: bool = Field(
-        default=False, description="with fp32 on a GPU: faster products of factors of 10 bits"
+        default=False, description="use TF32 (10-bit mantissa) for fp32 matmuls on GPUs"
     )
     data: DataSection = DataSection()
     batch: BatchSection
@@ -294,11 +314,11 @@ class RunConfig(Section):
     training: TrainingSection
     profile: ProfileSection = ProfileSection()
     fp16: Fp16Section = Fp16Section()
-    model: Section = Field(description="sizes of the stage's model")
-    options: Section = Field(default=NoOptions(), description="the stage's own settings")
+    model: Section = Field(description="model sizes")
+    options: Section = Field(default=NoOptions(), description="options of the stage")
 
     @model_validator(mode="after")
     def _check_tf32(self) -> "RunConfig":
         if self.tf32 and self.precision in ("bf16", "fp16"):
-            raise ValueError(f"tf32 is for precision fp32, not {self.precision}; leave it out")
+            raise ValueError(f"tf32 needs precision fp32, not {self.precision}; remove tf32")
         return self

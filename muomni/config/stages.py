@@ -1,6 +1,6 @@
-"""The run config of each stage: how its batches are sized, its model sizes, and its own options.
+"""The run config of each stage: batch sizes, model sizes, and options.
 
-Nothing here imports torch, so a wrong key is refused before torch is imported.
+Must not import torch, so that a wrong key is reported at once.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ class ThinkerOptions(Section):
 
     upcycle: str | None = Field(
         default=None,
-        description="run folder of a dense Thinker; every expert starts as a copy of its MLP",
+        description="run folder of a dense Thinker; each expert is initialized from its MLP",
     )
 
 
@@ -42,7 +42,9 @@ class AudioEncoderOptions(Section):
     """Options of stage `audio_encoder`."""
 
     num_merges: int | None = Field(
-        default=None, ge=0, description="tokenizer merges used for labels; 0: characters, null: all"
+        default=None,
+        ge=0,
+        description="tokenizer merges used for CTC labels; 0: characters, null: all",
     )
     perturb_speed: bool = Field(
         default=True, description="speed perturbation: factors 0.9, 1.0, and 1.1"
@@ -65,7 +67,7 @@ class VisionEncoderOptions(Section):
 
     loss: Literal["clip", "siglip"] = Field(
         default="clip",
-        description="clip: softmax over all pairs of a step (InfoNCE); siglip: a sigmoid per pair",
+        description="clip: softmax over all pairs of a step (InfoNCE); siglip: sigmoid per pair",
     )
     augmentation: Augmentation | None = Field(
         default=Augmentation(), description="image augmentation in training; null: none"
@@ -107,15 +109,13 @@ class SftOptions(Section):
 
     freeze: tuple[str, ...] = Field(
         default=("vision_encoder.*", "audio_encoder.*"),
-        description="patterns of parameter names that are not trained",
+        description="name patterns of parameters that are not trained",
     )
-    answer_weight: float = Field(
-        default=1.0, ge=0, description="weight of the text loss of answers"
-    )
+    answer_weight: float = Field(default=1.0, ge=0, description="loss weight of the answers' text")
     speech_weight: float = Field(
         default=0.1,
         ge=0,
-        description="weight of the code loss of spoken answers; a large one disturbs the Thinker",
+        description="loss weight of the codes of spoken answers; large values degrade the Thinker",
     )
     talker_sees_thinker: bool = Field(default=True, description="feed Thinker states to the Talker")
     spec_augment: SpecAugmentConfig | None = Field(

@@ -299,7 +299,7 @@ def _check_resume(resume: str) -> None:
         return
     if not Path(resume).is_dir():
         raise CheckpointError(
-            f"--resume {resume} is no checkpoint folder; give one, or auto, or never"
+            f"--resume {resume} is not a checkpoint folder; use auto, never, or a checkpoint folder"
         )
     store.verify(Path(resume), with_hashes=False)
 

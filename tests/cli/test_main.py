@@ -63,7 +63,7 @@ def test_version() -> None:
         (["train", "--stage", "sft", "batch.rows=2"], "was renamed to 'batch.batch_size'"),
         (["train", "--stage", "sft", "batch.size=2"], "was renamed to 'batch.seq_len'"),
         (["train", "--stage", "codec", "batch.size=2"], "was renamed to 'batch.batch_size'"),
-        (["pipeline", "--run", "r", "--side-by-side", "2"], "was renamed to --parallel-stages"),
+        (["pipeline", "--run", "r", "--side-by-side", "2"], "was renamed to --parallel-stages"),  # terms: allow
         (["ckpt", "ls", "nowhere"], "muomni ckpt: nowhere holds no checkpoints"),
     ],
 )  # fmt: skip

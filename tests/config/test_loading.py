@@ -1,4 +1,4 @@
-"""Configs: layers win in order; every mistake is one sentence with the key and a suggestion."""
+"""Configs: precedence of the layers, and one-sentence errors with a suggestion."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 
 from muomni.config.loading import parse_override, preset_names, resolve
 from muomni.config.registry import STAGES
+from muomni.config.stages import ThinkerRun
 from muomni.errors import ConfigError
 
 
@@ -14,6 +15,7 @@ def test_command_line_wins_over_file_over_preset_over_recipe(tmp_path: Path) -> 
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 0.5, weight_decay: 0.25}\n")
     config = resolve("thinker", "nano", file, parse_override("optim.lr=1e-3"))
+    assert isinstance(config, ThinkerRun)
     assert config.optim.lr == 1e-3
     assert config.optim.weight_decay == 0.25
     assert config.batch.seq_len == 256  # the preset's, not the recipe's 512
@@ -30,7 +32,7 @@ def test_command_line_wins_over_file_over_preset_over_recipe(tmp_path: Path) -> 
         ("training.max_epochs=null", {"training": {"max_epochs": None}}),
     ],
 )
-def test_overrides_read_their_value_as_yaml(text: str, expected: dict[str, Any]) -> None:
+def test_override_values_are_yaml(text: str, expected: dict[str, Any]) -> None:
     assert parse_override(text) == expected
 
 
@@ -45,18 +47,18 @@ def test_overrides_read_their_value_as_yaml(text: str, expected: dict[str, Any])
         ("training.max_epochs=2", r"exactly one of training.max_steps and training.max_epochs"),
     ],
 )
-def test_mistakes_are_named(override: str, message: str) -> None:
+def test_errors_name_the_key_and_a_suggestion(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve("thinker", "nano", None, parse_override(override))
 
 
 @pytest.mark.parametrize("text", ["lr", "=3", "a..b=1", "--lr=3"])
-def test_what_is_no_override_is_refused(text: str) -> None:
+def test_invalid_overrides_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="not an override"):
         parse_override(text)
 
 
-def test_unknown_stage_preset_and_file_are_named(tmp_path: Path) -> None:
+def test_unknown_stage_preset_and_file_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown stage 'thinkr'.*did you mean 'thinker'"):
         resolve("thinkr", "nano")
     with pytest.raises(ConfigError, match=r"unknown preset 'nanoo'.*did you mean 'nano'"):
@@ -72,7 +74,7 @@ def test_unknown_stage_preset_and_file_are_named(tmp_path: Path) -> None:
         resolve("thinker", "nano", broken)
 
 
-def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+def test_duplicate_keys_in_a_file_are_rejected(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("optim:\n  lr: 1.0\n  weight_decay: 0\n  lr: 2.0\n")
     with pytest.raises(ConfigError, match=r"twice.yaml is not valid YAML \(key 'lr' occurs twice"):
@@ -86,15 +88,15 @@ def test_every_preset_resolves_for_every_stage(preset: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["false", "none", "full", "2", "{thinker: full, 'vision*': 3}"])
-def test_policies_of_activation_checkpointing(text: str) -> None:
+def test_activation_checkpointing_policies(text: str) -> None:
     override = parse_override(f"training.activation_checkpointing={text}")
-    given = override["training"]["activation_checkpointing"]
-    assert resolve("sft", "nano", None, override).training.activation_checkpointing == given
+    policy = override["training"]["activation_checkpointing"]
+    assert resolve("sft", "nano", None, override).training.activation_checkpointing == policy
 
 
 @pytest.mark.parametrize("text", ["half", "-1", "{thinker: half}"])
-def test_what_is_no_policy_is_refused_in_a_sentence(text: str) -> None:
+def test_invalid_policies_are_rejected(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"activation_checkpointing.* is no policy; give none, full"
+        ConfigError, match=r"activation_checkpointing.* is not a policy; use none, full"
     ):
         resolve("sft", "nano", None, parse_override(f"training.activation_checkpointing={text}"))

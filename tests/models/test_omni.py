@@ -228,11 +228,11 @@ def test_min_new_tokens_delays_the_end(model: OmniModel, tokenizer: Tokenizer) -
     slots = MediaSlots.of_batch(media_slots([(0, prompt)], encoder, len(prompt.ids)))
     ids = torch.tensor([prompt.ids])
     (free,) = model.generate(ids, slots, eos_id=-1, max_new_tokens=1)
-    (likeliest,) = free.ids
-    (ended,) = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5)
+    (greedy,) = free.ids
+    (ended,) = model.generate(ids, slots, eos_id=greedy, max_new_tokens=5)
     assert ended.stopped and not ended.ids
-    (held,) = model.generate(ids, slots, eos_id=likeliest, max_new_tokens=5, min_new_tokens=3)
-    assert len(held.ids) >= 3 and likeliest not in held.ids
+    (held,) = model.generate(ids, slots, eos_id=greedy, max_new_tokens=5, min_new_tokens=3)
+    assert len(held.ids) >= 3 and greedy not in held.ids
 
 
 @pytest.mark.parametrize("names", [["0.png"], ["2.wav"], ["0.png", "1.png", "2.wav"], []])

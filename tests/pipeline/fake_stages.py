@@ -1,4 +1,4 @@
-"""Stages whose launcher is a small Python program: the pipeline without training."""
+"""Fake stages, whose launcher is a small Python program, to test the pipeline without training."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ from muomni.config.loading import resolve
 from muomni.config.run import RunConfig
 from muomni.pipeline import runner
 
-# Plays deepspeed: an outer launcher, an inner one, and a rank that saves when it is told to stop, or that
-# dies because it has not come that far.
+# Simulates deepspeed: an outer launcher, an inner one, and a rank that saves on SIGTERM, or dies of it before
+# its handler is installed.
 HANDLER = "signal.signal(15, lambda *_: sys.exit(85)); "
 RANK = "import signal, sys, time; {handler}print('up', flush=True); time.sleep(60)"
 LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {below!r}]))"

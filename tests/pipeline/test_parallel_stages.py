@@ -127,7 +127,7 @@ def test_more_gpus_than_a_step_has_micro_batches_stay_free(
     assert pipeline_of(data).ranks_of("codec", config) == 2
 
 
-def test_stages_side_by_side_take_different_gpus() -> None:
+def test_parallel_stages_use_different_gpus() -> None:
     command = train_argv(2, ["--stage", "codec"], first_gpu=4)
     assert command[2:4] == ["--include", "localhost:4,5"]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from muomni.cli import train
-from muomni.training.loop import Loop
+from muomni.training.loop import Loop, StepResult
 
-original = Loop._step
+train_step = Loop.train_step
 
 
-def slow_step(*arguments: object) -> None:
+def slow_step(loop: Loop, wants_stop: bool = False) -> StepResult:
     time.sleep(float(os.environ["SLOW_STEP_S"]))
-    original(*arguments)  # type: ignore[arg-type]
+    return train_step(loop, wants_stop)
 
 
-Loop._step = slow_step  # type: ignore[method-assign,assignment]
+Loop.train_step = slow_step  # type: ignore[method-assign]
 train.main_of_rank()

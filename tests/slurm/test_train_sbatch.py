@@ -72,7 +72,10 @@ def test_other_programs_can_run(cluster: FakeCluster) -> None:
     [
         ({"MUOMNI_ROOT": "/nowhere"}, "no /nowhere/launch/train.py; submit from the repository"),
         ({"MUOMNI_VENV": "/nowhere"}, "no Python environment in /nowhere; run make install"),
-        ({"MUOMNI_TASKS_PER_NODE": "two"}, "MUOMNI_TASKS_PER_NODE=two is no number of ranks"),
+        (
+            {"MUOMNI_TASKS_PER_NODE": "two"},
+            "MUOMNI_TASKS_PER_NODE must be a positive integer, got two",
+        ),
         ({"SLURM_GPUS_ON_NODE": "16"}, "16 ranks a node need as many cores, the job has 8"),
     ],
 )

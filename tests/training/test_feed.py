@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from muomni.config.run import DataSection
-from muomni.data.sampling import count_cache
+from muomni.data.sampling import plan as plan_module
 from muomni.data.sampling.plan import Batching, CountCache, Plan
 from muomni.training.feed import SharedCounts
 from tests.ranks import RankPool
@@ -17,7 +17,7 @@ LENGTHS = np.random.default_rng(0).integers(1, 90, 900)
 
 def _count(folder: Path) -> tuple[int, int, str]:
     """Steps of two epochs, windows that this rank counted itself, and a later step."""
-    count_cache._LEAST_WINDOWS = 1
+    plan_module._MIN_CACHED_COUNTS = 1
     plan = Plan(
         LENGTHS,
         Batching("bucket", 300, shuffle_window=64),

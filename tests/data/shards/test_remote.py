@@ -229,5 +229,5 @@ def test_error_of_a_missing_package_names_the_extra(
 
 
 def test_secrets_in_the_config_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="storage_options must not hold key, secret"):
+    with pytest.raises(ValueError, match="storage_options must not contain key, secret"):
         at("s3://b/x", tmp_path, storage_options={"key": "a", "secret": "b"})

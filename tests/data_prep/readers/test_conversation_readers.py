@@ -47,7 +47,7 @@ def test_sharegpt_with_several_media_in_several_turns(tmp_path: Path) -> None:
         *(("text", "Compare"), ("image", "b.png")),
     ]
     assert _parts(item, 3) == [("text", "And"), ("audio", "2.wav"), ("text", "?")]
-    assert (item.key, item.group) == ("7", "picture:a")
+    assert (item.key, item.group) == ("7", "picture:a")  # terms: allow
 
 
 def test_sharegpt_json_lines_with_roles(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_openai_parts(tmp_path: Path) -> None:
         Part("audio", "/media/q.wav"),
         Part("audio", "/media/r.mp3"),
     )
-    assert item.group == "picture:a"
+    assert item.group == "picture:a"  # terms: allow
 
 
 def test_openai_bad_records(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_flickr30k_groups_captions_by_image(tmp_path: Path) -> None:
     assert [item.key for item in items] == [f"{n:05d}" for n in range(6)]
     assert items[2].texts == (f"{TEXTS[2]} (0)", f"{TEXTS[2]} (1)")
     assert items[2].media == (str(tmp_path / "flickr30k-images/00002.png"),)
-    assert items[2].group == "picture:00002"
+    assert items[2].group == "picture:00002"  # terms: allow
 
 
 def test_flickr30k_csv(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_image_folder(tmp_path: Path) -> None:
     assert by_key["b"].declared_split is None
     deep = by_key[clean_key("train/deep/er/00003")]
     assert (deep.texts, deep.declared_split) == ((TEXTS[3],), "train")
-    assert deep.group == "picture:00003"
+    assert deep.group == "picture:00003"  # terms: allow
     assert _reasons(items) == {"lonely": "caption-without-image", "mute": "empty-text"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="contains no image"):
@@ -140,7 +140,7 @@ def test_image_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "validation/0000.parquet", rows)
     items = list(read_image_parquet(tmp_path, OPTIONS))
     assert items[3].texts == (TEXTS[3],)
-    assert items[3].group == "picture:pic3"
+    assert items[3].group == "picture:pic3"  # terms: allow
     cell = items[3].media[0]
     assert isinstance(cell, Cell)
     assert (cell.row_group, cell.row, cell.column) == (1, 1, "image.bytes")

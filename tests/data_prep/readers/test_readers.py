@@ -224,7 +224,7 @@ def test_llava_placeholders(tmp_path: Path) -> None:
         ("audio", "q.wav"),
     ]
     assert [part.kind for part in item.turns[1].parts] == ["text", "audio"]
-    assert item.group == "picture:a"
+    assert item.group == "picture:a"  # terms: allow
 
 
 def test_llava_without_placeholder(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_llava_groups(tmp_path: Path) -> None:
         {"id": "2", "audio": "x/q.wav", **_turns("<audio>", "b")},
         {"id": "3", "audio": "q.wav", "group": "speech:hello", **_turns("<audio>", "b")},
     )
-    assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]
+    assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]  # terms: allow
 
 
 def test_llava_bad_records(tmp_path: Path) -> None:

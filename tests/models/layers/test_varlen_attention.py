@@ -118,7 +118,7 @@ def test_states_and_gradients_match_the_mask(
 
 def test_without_starts_the_mask_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> Tensor:
-        raise AssertionError("no document was told")
+        raise AssertionError("called without document starts")
 
     monkeypatch.setattr(attention, "varlen_attn", refuse)
     thinker = make_thinker(4)

@@ -34,7 +34,7 @@ def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
             {"activation_checkpointing": {"partition_activations": True}},
             "set training.activation_checkpointing instead",
         ),
-        ({"zero_optimisation": {"stage": 2}}, "unknown section.*did you mean 'zero_optimization'"),
+        ({"zero_optimizatin": {"stage": 2}}, "unknown section.*did you mean 'zero_optimization'"),
         ({"zero_optimization": {"stage": 4}}, "is 4; it must be 0, 1, 2 or 3"),
         ({"zero_optimization": 2}, "must be an object like .*, not 2"),
         (

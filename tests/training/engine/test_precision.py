@@ -100,5 +100,5 @@ def test_other_precisions_keep_the_defaults_of_torch(precision: str, device: tor
 
 
 def test_tf32_with_16_bits_is_refused() -> None:
-    with pytest.raises(ValidationError, match="tf32 is for precision fp32, not bf16"):
+    with pytest.raises(ValidationError, match="tf32 needs precision fp32, not bf16"):
         thinker_config(Path(), {"precision": "bf16", "tf32": True})

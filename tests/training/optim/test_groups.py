@@ -93,7 +93,7 @@ def test_every_schedule_is_continuous(optim: OptimSection) -> None:
 
 
 def test_warmup_and_decay_share_the_steps() -> None:
-    with pytest.raises(ValueError, match="more than all steps together"):
+    with pytest.raises(ValueError, match="must not exceed 1"):
         OptimSection(lr=1.0, schedule="wsd", warmup_fraction=0.5, decay_fraction=0.6)
 
 

@@ -11,12 +11,19 @@ from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.training.session import Request, Session, prepare, seed_everything
+from muomni.training.stages.vision_encoder import VisionEncoderTask
 
 Gradients = dict[str, torch.Tensor]
 
 
 def open_session(config: RunConfig) -> Session:
     return prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
+
+
+def build_task(session: Session) -> VisionEncoderTask:
+    task = session.stage.build()
+    assert isinstance(task, VisionEncoderTask)
+    return task
 
 
 def first_step(session: Session) -> list[Batch]:
@@ -29,7 +36,7 @@ def whole_step(config: RunConfig) -> tuple[float, Gradients]:
     """Mean loss and gradients of the first step, all its pairs in one graph."""
     session = open_session(config)
     seed_everything(0)
-    task = session.stage.build()
+    task = build_task(session)
     loss = textbook_loss(task, first_step(session))
     loss.backward()
     return loss.item(), gradients_of(task)
@@ -42,7 +49,7 @@ def step_of_rank(config: RunConfig) -> tuple[float, Gradients]:
     weight = sum(stage.loss_denominators(batch)["loss"] for batch in batches)
     local = batches[collectives.rank() :: collectives.world_size()]
     seed_everything(0)
-    task = stage.build()
+    task = build_task(session)
     total = torch.zeros(())
     for batch in stage.begin_step(task, local):
         loss = task(batch).losses["loss"] / weight
@@ -58,7 +65,7 @@ def gradients_of(task: torch.nn.Module) -> Gradients:
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
-def textbook_loss(task: torch.nn.Module, batches: list[Batch]) -> torch.Tensor:
+def textbook_loss(task: VisionEncoderTask, batches: list[Batch]) -> torch.Tensor:
     """Mean loss of all pairs at once, pairs with an equal caption no negatives.
 
     Cross-entropy both ways (Radford et al., 2021), or for a model with a bias the sigmoid loss

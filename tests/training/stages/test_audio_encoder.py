@@ -25,6 +25,11 @@ def open_session(data: Path, changes: dict[str, object] | None = None) -> Sessio
     return prepare(Request(config, Path(), Path(), {}, "never"), discover({}))
 
 
+def stage_of(session: Session) -> AudioEncoderStage:
+    assert isinstance(session.stage, AudioEncoderStage)
+    return session.stage
+
+
 def batch_of(stage: AudioEncoderStage, *pairs: tuple[list[str], str]) -> dict[str, torch.Tensor]:
     """Audio clips of words, each with a transcript that may be another."""
     view = stage.view()
@@ -38,9 +43,7 @@ def batch_of(stage: AudioEncoderStage, *pairs: tuple[list[str], str]) -> dict[st
 def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counted(
     media_data: Path,
 ) -> None:
-    session = open_session(media_data)
-    stage = session.stage
-    assert isinstance(stage, AudioEncoderStage)
+    stage = stage_of(open_session(media_data))
     seed_everything(0)
     task = stage.build()
     # 0.24 s are 6 frames: "cat" fits with its word mark, a sentence does not.
@@ -56,7 +59,7 @@ def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counte
 
 
 def test_a_batch_without_a_fitting_sample_has_no_gradient_and_no_weight(media_data: Path) -> None:
-    stage = open_session(media_data).stage
+    stage = stage_of(open_session(media_data))
     task = stage.build()
     for batch in (stage.view().collate([]), batch_of(stage, (["cat"], "the old river door"))):
         output = task(batch)
@@ -78,8 +81,8 @@ def test_error_sums_count_edits_over_all_pairs() -> None:
 
 
 def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> None:
-    off = open_session(media_data, {"options": {"spec_augment": None}}).stage
-    on = open_session(media_data).stage
+    off = stage_of(open_session(media_data, {"options": {"spec_augment": None}}))
+    on = stage_of(open_session(media_data))
     batch = {**batch_of(on, (["cat", "door"], "cat door")), "seeds": torch.tensor([5])}
     losses = {}
     for name, stage in (("off", off), ("on", on)):
@@ -110,8 +113,8 @@ def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Pa
         metrics = validate(session.stage, task.eval(), batches)
     assert curve.losses[-1] < 0.5 * curve.losses[0]
     assert metrics["wer"] < 0.7 and metrics["cer"] < 0.5
-    heard = task(batch_of(session.stage, (["cat"], "cat")))
-    swapped = task(batch_of(session.stage, (["river"], "cat")))
+    heard = task(batch_of(stage_of(session), (["cat"], "cat")))
+    swapped = task(batch_of(stage_of(session), (["river"], "cat")))
     assert swapped.losses["loss"] > heard.losses["loss"] + 1
 
 

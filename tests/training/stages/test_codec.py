@@ -51,6 +51,7 @@ def test_all_ranks_end_with_the_codebooks_of_one_process(
     )
     assert torch.equal(first, second) and first.abs().sum() > 0
     _, task = reference_curve(config)
+    assert isinstance(task, CodecTask)
     torch.testing.assert_close(first, task.codec.quantizer.codebooks, rtol=0.01, atol=2e-3)
     exported = load_file(tmp_path / "codec" / "export" / "model.safetensors")
     assert torch.equal(exported["quantizer.codebooks"], first)
@@ -96,11 +97,12 @@ def test_it_beats_the_mean_spectrum_on_unseen_audio_clips_and_uses_its_codes(
     session = open_session(media_data, changes)
     stage, val = session.stage, session.val
     _, task = reference_curve(session.request.config)
-    assert val is not None
+    assert val is not None and isinstance(task, CodecTask)
     batches = [batch for _, batch in SplitBatches(stage, val, CPU)]
     mels = [task.codec.log_mel(batch["waveform"], batch["lengths"]) for batch in batches]
     mean = torch.cat([mel[length_mask(lengths, mel.shape[1])] for mel, lengths in mels]).mean(0)
-    total, weight = sum(mean_mel_l1(mel, lengths, mean) for mel, lengths in mels)
+    baselines = [mean_mel_l1(mel, lengths, mean) for mel, lengths in mels]
+    total, weight = torch.stack(baselines).sum(dim=0)
     with torch.no_grad():
         metrics = validate(stage, task.eval(), SplitBatches(stage, val, CPU))
     assert metrics["mel_l1"] < 0.75 * float(total / weight)

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muomni.errors import CheckpointError
+from muomni.training.stages.vision_encoder import VisionEncoderTask
 from tests.parity.comparison import TOLERANCES, deviation
 from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
 from tests.training.stages.contrastive_reference import (
+    build_task,
     first_step,
     gradients_of,
     open_session,
@@ -95,6 +97,7 @@ def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
     norms = [line["grad_norm"] for line in result["curve"]]
     assert deviation(norms, curve.grad_norms) < limit.grad_norm
     assert result["curve"][0]["bias"] == -3
+    assert isinstance(task, VisionEncoderTask) and task.clip.bias is not None
     assert task.clip.bias.item() != -3
 
 
@@ -131,7 +134,7 @@ class _Shapes(TorchDispatchMode):
 def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) -> None:
     changes = {"batch": {"batch_size": 7}, "options": {"loss": loss}}
     session = open_session(stage_config("vision_encoder", media_data, changes))
-    task = session.stage.build()
+    task = build_task(session)
     with _Shapes() as shapes:
         for batch in session.stage.begin_step(task, first_step(session)):
             task(batch).losses["loss"].backward()
@@ -140,7 +143,7 @@ def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) ->
 
 
 @contextmanager
-def dropout_on_features(task: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+def dropout_on_features(task: VisionEncoderTask) -> Iterator[list[torch.Tensor]]:
     """Drop a part of the images' features at random; gives a list of what came out each time."""
     seen: list[torch.Tensor] = []
 
@@ -159,7 +162,7 @@ def test_dropout_is_the_same_in_both_passes(loss: str, media_data: Path) -> None
     changes = {"model": {"initial_temperature": 0.2}, "options": {"loss": loss}}
     session = open_session(stage_config("vision_encoder", media_data, changes))
     stage, batches = session.stage, first_step(session)
-    task = stage.build()
+    task = build_task(session)
     with dropout_on_features(task) as seen:
         torch.manual_seed(1)
         expected = textbook_loss(task, batches)

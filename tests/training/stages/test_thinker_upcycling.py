@@ -30,7 +30,7 @@ MOE = {
 
 def write_dense(run: Path, tokenizer: Tokenizer) -> ThinkerTask:
     torch.manual_seed(5)
-    config = ThinkerConfig(**TINY_THINKER, vocab_size=tokenizer.vocab_size)
+    config = ThinkerConfig.model_validate({**TINY_THINKER, "vocab_size": tokenizer.vocab_size})
     task = ThinkerTask(config)
     about = {"preset": "test", "step": 0}
     folder = run / "thinker" / "export"

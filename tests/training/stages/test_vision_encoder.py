@@ -7,11 +7,13 @@ import torch
 from muomni.errors import ConfigError
 from muomni.evaluation.metrics.retrieval import class_names, embed_split, recall, zero_shot_top1
 from muomni.training.session import Session
+from muomni.training.stages.vision_encoder import VisionEncoderStage, VisionEncoderTask
 from muomni.training.validation import SplitBatches
 from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
 from tests.training.stages.contrastive_reference import (
+    build_task,
     first_step,
     open_session,
     step_of_rank,
@@ -73,6 +75,7 @@ def test_it_learns_to_find_images_and_captions(loss: str, media_data: Path) -> N
     _, task = reference_curve(session.request.config)
     stage, val = session.stage, session.val
     assert val is not None
+    assert isinstance(stage, VisionEncoderStage) and isinstance(task, VisionEncoderTask)
     features = embed_split(task.eval().clip, SplitBatches(stage, val, CPU))
     metrics = recall(features)
     assert len(features.images) == len(val) == 10
@@ -91,12 +94,14 @@ def test_a_run_reports_accuracy(media_data: Path, tmp_path: Path, two_ranks: Ran
 
 
 def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:
-    clip = session_of(media_data).stage.build().clip
+    clip = build_task(session_of(media_data)).clip
     assert clip.scale().item() == pytest.approx(1 / 0.07, rel=1e-5) and clip.bias is None
-    siglip = session_of(media_data, {"options": {"loss": "siglip"}}).stage.build().clip
-    assert siglip.scale().item() == pytest.approx(10, rel=1e-5) and siglip.bias.tolist() == [-10]
+    siglip = build_task(session_of(media_data, {"options": {"loss": "siglip"}})).clip
+    assert siglip.bias is not None and siglip.bias.tolist() == [-10]
+    assert siglip.scale().item() == pytest.approx(10, rel=1e-5)
     changes = {"options": {"loss": "siglip"}, "model": {"initial_bias": -4.0}}
-    assert session_of(media_data, changes).stage.build().clip.bias.tolist() == [-4]
+    bias = build_task(session_of(media_data, changes)).clip.bias
+    assert bias is not None and bias.tolist() == [-4]
 
 
 @pytest.mark.parametrize(("loss", "bias"), [("clip", -10.0)])

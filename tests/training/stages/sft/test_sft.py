@@ -57,8 +57,8 @@ def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
 
     def kind(batch: Batch) -> tuple[bool, bool, bool]:
-        names = ("sees_image", "sees_audio", "speech_text_mask")
-        return tuple(bool(batch[name].any()) for name in names)
+        has_image, has_audio = bool(batch["sees_image"].any()), bool(batch["sees_audio"].any())
+        return has_image, has_audio, bool(batch["speech_text_mask"].any())
 
     pairs = set()
     for step in range(8):
