@@ -70,7 +70,7 @@ def test_unknown_flags(capsys: Capture) -> None:
     assert "'--'" not in fails(capsys, "stats", "--", "--not-a-flag", code=3)
 
 
-@pytest.mark.parametrize("flag", ["--licence", "--normalise"])
+@pytest.mark.parametrize("flag", ["--licence", "--normalise"])  # codespell:ignore licence,normalise
 def test_renamed_flags(capsys: Capture, flag: str) -> None:
     error = fails(capsys, "text", flag, "x", code=2)
     assert f"{flag} was renamed to {RENAMED_OPTIONS[flag]}" in error
