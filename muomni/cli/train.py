@@ -88,7 +88,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
     """Check, start the process group, and train; returns the result."""
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
-        raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or leave them out")
+        raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or remove them")
     if arguments.gpu_gib is not None and arguments.gpu_gib <= 0:
         raise ConfigError(f"--gpu-gib must be above 0, got {arguments.gpu_gib:g}")
     if is_planned:
