@@ -1,6 +1,6 @@
-"""What all commands share: a parser that answers a mistake in one sentence, and common options.
+"""The argument parser of all commands, with one-sentence errors, and common options.
 
-Nothing here imports torch, so `--help` answers at once.
+Must not import torch, so that `--help` is fast.
 """
 
 import argparse
@@ -16,7 +16,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises ConfigError for a mistake, with the nearest known option.
+    """An `ArgumentParser` that raises ConfigError and suggests similar options.
 
     `examples` end the help text; `renamed` maps options of earlier versions to their new names.
     """
@@ -41,7 +41,7 @@ class CommandParser(argparse.ArgumentParser):
         self.renamed = dict(renamed or {})
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing the usage and exiting."""
+        """Raise ConfigError instead of printing the usage and exiting."""
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown is None:
             raise ConfigError(f"{message}; see {self.prog} --help")
@@ -68,7 +68,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configure_logging(arguments: argparse.Namespace, is_main: bool = True) -> None:
-    """Apply --quiet and --log-level; of several ranks only the main one logs below errors."""
+    """Apply --quiet and --log-level; other ranks than the main one log errors only."""
     level = "error" if arguments.quiet else arguments.log_level
     logging.basicConfig(
         level=getattr(logging, level.upper()) if is_main else logging.ERROR, format="%(message)s"
@@ -76,5 +76,5 @@ def configure_logging(arguments: argparse.Namespace, is_main: bool = True) -> No
 
 
 def version_text() -> str:
-    """What `--version` prints."""
+    """Return the output of `--version`."""
     return f"muomni {__version__}"

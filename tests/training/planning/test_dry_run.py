@@ -78,7 +78,7 @@ def test_a_plan_for_gpus_ignores_the_hardware_of_this_machine(
     by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
     assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]
     with pytest.raises(ConfigError, match="this run is on cpu"):
-        dry_run(text_data, *flags)
+        dry_run(text_data, *flags[:3])
     with pytest.raises(ConfigError, match="needs a compiler"):
         dry_run(text_data, *flags[:2], flags[3])
     # What no GPU supports is rejected in a plan, too.
