@@ -25,7 +25,10 @@ EXTRAS = {
 }  # fmt: skip
 # Commands of an installed package, run outside the repository.
 COMMANDS = (
+    ("muomni", "--version"),
     ("muomni", "count", "nano"),
+    ("muomni", "train", "--help"),
+    ("muomni", "data", "--help"),
     ("python", "-m", "data_prep", "--help"),
 )
 

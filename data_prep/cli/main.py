@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from data_prep.cli.curation_verbs import add_curation_verbs
 from data_prep.cli.dataset_verbs import add_dataset_verbs
-from data_prep.cli.parser import Parser
 from data_prep.cli.report_verbs import add_report_verbs
 from data_prep.cli.task_verbs import add_task_verbs
+from muomni.command_line import CommandParser
 from muomni.errors import DataError, exit_on_error
 
 _EPILOG = """\
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep") -
         raise SystemExit(130) from None
 
 
-def build_parser(prog: str = "python -m data_prep") -> Parser:
+def build_parser(prog: str = "python -m data_prep") -> CommandParser:
     """The parser with all verbs."""
-    parser = Parser(
+    parser = CommandParser(
         prog=prog,
         description="Convert raw corpora to the WebDataset shards that muomni trains on.",
         epilog=_EPILOG,

@@ -49,7 +49,7 @@ def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> No
     ranks = discover()
     # Every rank raises the same error; one message is enough.
     with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
-        parser = CommandParser(prog, SUMMARY, EXAMPLES)
+        parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_options(parser)
         run_rank(parser.parse_args(argv), ranks)
 

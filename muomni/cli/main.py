@@ -63,7 +63,7 @@ def verb_module(verb: str) -> ModuleType:
 def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> CommandParser:
     """Build the parser of a verb."""
     name = prog or f"muomni {verb}"
-    parser = CommandParser(name, module.SUMMARY, module.EXAMPLES)
+    parser = CommandParser(name, description=module.SUMMARY, examples=module.EXAMPLES)
     module.add_options(parser)
     return parser
 

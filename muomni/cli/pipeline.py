@@ -20,7 +20,6 @@ EXAMPLES = (
     "muomni pipeline --preset nano --data data/sample --run runs/first",
     "muomni pipeline --preset small --data DIR --run DIR --slurm --sbatch '--partition=gpu --gpus-per-node=8'",
 )
-RENAMED_OPTIONS = {"--side-by-side": "--parallel-stages"}  # terms: allow
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +87,7 @@ def main(argv: list[str], prog: str = "muomni pipeline") -> None:
     argv = _with_joined_values(argv)
     end = argv.index("--") if "--" in argv else len(argv)
     with exit_on_error(prog.removesuffix(".py")):
-        parser = CommandParser(prog, SUMMARY, EXAMPLES, RENAMED_OPTIONS)
+        parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_options(parser)
         run(parser.parse_args(argv[:end]), argv[end + 1 :])
 

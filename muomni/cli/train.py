@@ -66,7 +66,7 @@ def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
     ranks = discover()
     # Every rank raises the same error; one message is enough.
     with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
-        parser = CommandParser(prog, SUMMARY, EXAMPLES)
+        parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_train_options(parser)
         arguments = parser.parse_intermixed_args(argv)
         # Resolve before importing torch, so that an unknown key is reported at once.
@@ -148,6 +148,7 @@ def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Reques
         read_engine_json(arguments.deepspeed_config),
         arguments.resume,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
+        quiet=arguments.quiet,
     )
 
 

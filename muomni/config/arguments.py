@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `muomni train`; docs/configuration.md lists the keys for key=value."""
+    """Add the options of `muomni train`; docs/config_keys.md lists the keys for key=value."""
     what = parser.add_argument_group("what to train")
     what.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
     what.add_argument(
@@ -76,7 +76,7 @@ def parse_train(
     arguments: list[str] | None = None, prog: str = "muomni train"
 ) -> argparse.Namespace:
     """Parse the options of a training command; raises ConfigError."""
-    parser = CommandParser(prog, "Train one stage, or resume it.", EXAMPLES)
+    parser = CommandParser(prog, description="Train one stage, or resume it.", examples=EXAMPLES)
     add_train_options(parser)
     return parser.parse_intermixed_args(arguments)
 

@@ -26,8 +26,10 @@ from muomni.errors import ConfigError, did_you_mean
 class StageSpec:
     """A row of the table.
 
-    `tasks` are the dataset tasks that the stage reads, `upstream` the stages whose exports it loads. `stage`
-    and `view` refer to classes and `evaluate` to a function, as `module:attribute`.
+    `tasks` are the dataset tasks that the stage reads, `upstream` the stages whose exports it
+    loads. The other strings name something as `module:attribute`: the classes of stage and view, the
+    function that evaluates an export, the function that writes sample outputs of it, and the
+    `CountedModel` of `muomni count`. A stage may have no samples and no count.
     """
 
     name: str
@@ -39,6 +41,8 @@ class StageSpec:
     view: str
     evaluate: str
     recipe: Path
+    samples: str | None = None
+    count: str | None = None
 
 
 def _row(
@@ -48,6 +52,8 @@ def _row(
     tasks: tuple[Task, ...],
     stage: str,
     view: str,
+    count: str,
+    samples: str | None = None,
     upstream: tuple[str, ...] = (),
 ) -> StageSpec:
     return StageSpec(
@@ -60,33 +66,35 @@ def _row(
         view=f"muomni.data.views.{view}",
         evaluate=f"muomni.evaluation.stages.{name}:evaluate",
         recipe=RECIPES / f"{name}.yaml",
+        samples=samples and f"muomni.inference.samples:{samples}",
+        count=f"muomni.training.planning.model_counts:{count}",
     )
 
 
 _ROWS = (
     _row(
         "thinker", "decoder language model", ThinkerRun, ("text",),
-        "thinker:ThinkerStage", "text:TextView",
+        "thinker:ThinkerStage", "text:TextView", "THINKER",
     ),
     _row(
         "audio_encoder", "speech encoder, trained with CTC", AudioEncoderRun, ("speech",),
-        "audio_encoder:AudioEncoderStage", "speech:SpeechView",
+        "audio_encoder:AudioEncoderStage", "speech:SpeechView", "AUDIO_ENCODER", "write_transcripts",
     ),
     _row(
         "vision_encoder", "contrastive image-text pretraining", VisionEncoderRun, ("image-caption",),
-        "vision_encoder:VisionEncoderStage", "image_text:ImageTextView",
+        "vision_encoder:VisionEncoderStage", "image_text:ImageTextView", "VISION_ENCODER", "write_neighbors",
     ),
     _row(
         "codec", "speech codec with residual vector quantization", CodecRun, ("speech", "tts"),
-        "codec:CodecStage", "waveform:WaveformView",
+        "codec:CodecStage", "waveform:WaveformView", "CODEC", "write_reconstructions",
     ),
     _row(
         "talker", "language model over codec codes", TalkerRun, ("tts",),
-        "talker:TalkerStage", "tts:TtsView", upstream=("codec",),
+        "talker:TalkerStage", "tts:TtsView", "TALKER", "write_spoken_texts", upstream=("codec",),
     ),
     _row(
         "sft", "joint fine-tuning of all parts on conversations", SftRun, ("sft",),
-        "sft.stage:SftStage", "conversation:ConversationView",
+        "sft.stage:SftStage", "conversation:ConversationView", "OMNI", "write_answers",
         upstream=("thinker", "audio_encoder", "vision_encoder", "codec", "talker"),
     ),
 )  # fmt: skip

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from muomni.config.registry import load, stage_spec
 from muomni.distributed import collectives
 from muomni.distributed.deepspeed_import import import_deepspeed
 from muomni.distributed.discovery import Ranks, export_environment
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
 from muomni.evaluation.request import EvaluationRequest
-from muomni.evaluation.stages import load_evaluator
 from muomni.training.engine.precision import pick_device
 
 
@@ -24,7 +24,7 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
     """
     context = open_context(request, device)
     with torch.no_grad():
-        metrics = load_evaluator(request.stage)(context)
+        metrics = load(stage_spec(request.stage).evaluate)(context)
     num_dropped = sum(collectives.gather_objects(context.num_bad))
     answers = chain.from_iterable(collectives.gather_objects(context.answers))
     return Report(

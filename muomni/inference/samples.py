@@ -4,7 +4,7 @@ One function per stage; they run after training, on rank 0 only. Files are kept 
 the run's recorders.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from muomni.checkpoint.export import read_export
 from muomni.config.models import FRAME_RATE_HZ, MEL_RATE_HZ
+from muomni.config.registry import load, stage_spec
 from muomni.data.media.audio import pad_waveforms, read_audio
 from muomni.data.shards.source import Source
 from muomni.data.text.turns import read_turns
@@ -54,11 +55,11 @@ class Artifact:
 @torch.no_grad()
 def write_samples(stage: Stage, source: Source, folder: RunFolder) -> list[Artifact]:
     """Write sample outputs of the stage's export for samples of `source`; none for stages without any."""
-    write = _WRITERS.get(stage.name)
-    if write is None:
+    writer = stage_spec(stage.name).samples
+    if writer is None:
         return []
     folder.samples.mkdir(exist_ok=True)
-    return list(write(stage, source, folder))
+    return list(load(writer)(stage, source, folder))
 
 
 def record_samples(
@@ -88,7 +89,7 @@ def _load_model(stage: Stage, folder: RunFolder) -> Any:
     return stage.model(task.eval())
 
 
-def _transcripts(
+def write_transcripts(
     stage: "AudioEncoderStage", source: Source, folder: RunFolder
 ) -> Iterator[Artifact]:
     encoder, view, lines = _load_model(stage, folder), stage.view(), []
@@ -103,7 +104,9 @@ def _transcripts(
     yield _text(folder.samples / "audio_encoder.txt", lines)
 
 
-def _reconstructions(stage: "CodecStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+def write_reconstructions(
+    stage: "CodecStage", source: Source, folder: RunFolder
+) -> Iterator[Artifact]:
     """Each image has the spectrogram of the original above that of the reconstruction."""
     codec, device = _load_model(stage, folder), stage.context.device
     for index in range(min(_NUM_SPOKEN, len(source))):
@@ -116,7 +119,9 @@ def _reconstructions(stage: "CodecStage", source: Source, folder: RunFolder) -> 
         yield from _sound(folder.samples / f"codec_{index}", [target[0], mel], sound)
 
 
-def _spoken_texts(stage: "TalkerStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+def write_spoken_texts(
+    stage: "TalkerStage", source: Source, folder: RunFolder
+) -> Iterator[Artifact]:
     """Each image has the spectrogram of the recording above that of the generated speech."""
     talker, view = _load_model(stage, folder), stage.view()
     codec, device = stage.codec.codec, stage.context.device
@@ -129,7 +134,7 @@ def _spoken_texts(stage: "TalkerStage", source: Source, folder: RunFolder) -> It
         yield from _speech(folder.samples / f"talker_{index}", target[0], speech)
 
 
-def _neighbors(
+def write_neighbors(
     stage: "VisionEncoderStage", source: Source, folder: RunFolder
 ) -> Iterator[Artifact]:
     """The three nearest captions of each image, among those of one batch."""
@@ -147,7 +152,7 @@ def _neighbors(
     yield _text(folder.samples / "vision_encoder.txt", lines)
 
 
-def _answers(stage: "SftStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
+def write_answers(stage: "SftStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
     """Answers to held-out questions, and the first spoken answer as speech."""
     assistant = load_assistant(folder.export, stage.context.device)
     indices = range(0, len(source), max(1, len(source) // _NUM_TEXTS))
@@ -212,12 +217,3 @@ def _sound(stem: Path, mels: list[Tensor], waveform: Tensor) -> Iterator[Artifac
     yield Artifact(image, "image")
     write_waveform(sound, waveform.cpu().numpy())
     yield Artifact(sound, "audio")
-
-
-_WRITERS: dict[str, Callable[[Any, Source, RunFolder], Iterator[Artifact]]] = {
-    "audio_encoder": _transcripts,
-    "vision_encoder": _neighbors,
-    "codec": _reconstructions,
-    "talker": _spoken_texts,
-    "sft": _answers,
-}

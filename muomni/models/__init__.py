@@ -1,0 +1,1 @@
+"""Mathematics only: no files, no process groups, no DeepSpeed."""

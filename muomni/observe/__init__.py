@@ -1,0 +1,1 @@
+"""Metrics, recorders, profiler, and utilization; a failure here never stops a run."""

@@ -51,12 +51,13 @@ def check_recorders(names: Sequence[str]) -> None:
         check_installed()
 
 
-def build_recorders(names: Sequence[str]) -> list[Recorder]:
-    """The recorders of a run on rank 0: metrics.jsonl, the progress line, and those in `names`."""
+def build_recorders(names: Sequence[str], quiet: bool = False) -> list[Recorder]:
+    """The recorders of rank 0: metrics.jsonl, those in `names`, and unless `quiet` the progress line."""
     from muomni.observe.metrics_log import MetricsLog
     from muomni.observe.mlflow_log import MlflowLog
     from muomni.observe.progress import ProgressLine
     from muomni.observe.tensorboard_log import TensorBoardLog
 
     optional: dict[str, type[Recorder]] = {"mlflow": MlflowLog, "tensorboard": TensorBoardLog}
-    return [MetricsLog(), *(optional[name]() for name in names), ProgressLine()]
+    progress: list[Recorder] = [] if quiet else [ProgressLine()]
+    return [MetricsLog(), *(optional[name]() for name in names), *progress]

@@ -76,9 +76,8 @@ def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = Non
         gpus = range(first_gpu, first_gpu + num_ranks)
         ranks = ["--include", f"localhost:{','.join(map(str, gpus))}"]
     port = ["--master_port", str(free_port())]
-    return [
-        str(launcher), "--quiet", *ranks, *port, "--module", "muomni.cli", "train", *arguments
-    ]  # fmt: skip
+    program = ["--no_local_rank", "--module", "muomni.cli", "train"]
+    return [str(launcher), "--quiet", *ranks, *port, *program, *arguments]
 
 
 class RunningRanks:

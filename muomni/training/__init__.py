@@ -1,0 +1,1 @@
+"""The training loop, the stage interface, and the checks before a run."""

@@ -236,8 +236,8 @@ def stream_batch_size(stream: StreamSection, batching: Batching, stage: str) -> 
         return given
     if given is not None:
         raise ConfigError(
-            f"stage {stage} takes {batching.num_items} samples a micro-batch from a stream, by "
-            f"batch.{'size' if batching.mode == 'fixed' else 'rows'}; remove data.stream.samples_per_batch"
+            f"stage {stage} takes {batching.num_items} samples per micro-batch from a stream, as "
+            f"batch.batch_size says; remove data.stream.samples_per_batch"
         )
     return batching.num_items
 

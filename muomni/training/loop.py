@@ -43,6 +43,7 @@ class LoopParts:
     device: torch.device
     num_steps: int
     topology: Topology
+    quiet: bool = False  # print nothing
 
 
 class StepResult(NamedTuple):
@@ -117,7 +118,7 @@ class Loop:
         for recorder in self.recorders:
             recorder.open(info)
             recorder.artifact(self.parts.folder.config_file, "config")
-        if self.is_main:
+        if self.is_main and not self.parts.quiet:
             print(f"{self.stage.name} {self.throughput.utilization.describe()}", flush=True)
         self.throughput.start(self.state.step)
 
@@ -255,7 +256,7 @@ class Loop:
         )  # fmt: skip
         collectives.barrier()
         text, throughput = self.throughput.utilization.summary()
-        if self.is_main and text:
+        if self.is_main and text and not self.parts.quiet:
             print(f"{self.stage.name} {text}", flush=True)
         return {
             "stage": self.stage.name,

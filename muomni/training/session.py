@@ -63,6 +63,7 @@ class Request:
     resume: str = "auto"
     # Plan for GPUs that this machine may lack, so do not check its hardware.
     is_for_other_gpus: bool = False
+    quiet: bool = False  # print the final result only
 
 
 @dataclass(slots=True)
@@ -214,20 +215,20 @@ def open_loop(session: Session) -> Loop:
         }
         folder.write_config({**config.model_dump(mode="json"), **origin})
         start = f"resumed from {checkpoint}" if checkpoint else "from the start"
-        print(
+        setup = (
             f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
             f"{session.ranks.world_size} ranks x {session.feed.num_accumulation} micro-batches, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
-            f"{num_parameters:,} parameters",
-            *parameter_lines,
-            sep=f"\n{config.stage} ",
-            flush=True,
+            f"{num_parameters:,} parameters"
         )
+        if not request.quiet:
+            print(setup, *parameter_lines, sep=f"\n{config.stage} ", flush=True)
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology,
+        topology, request.quiet,
     )  # fmt: skip
-    recorders = build_recorders(config.training.recorders) if collectives.rank() == 0 else []
+    is_main = collectives.rank() == 0
+    recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
     return Loop(parts, state, recorders)
 
 

@@ -56,7 +56,8 @@ def test_version() -> None:
     ("arguments", "message"),
     [
         (["trian"], "muomni: unknown verb 'trian' (did you mean 'train'?)"),
-        (["train", "--stge", "sft"], "muomni train: the following arguments are required: --stage"),
+        (["train", "--stge", "sft"], "muomni train: unknown option --stge (did you mean '--stage'?)"),
+        (["train"], "muomni train: the following arguments are required: --stage"),
         (["train", "--stage", "sft", "--prset", "x"], "unknown option --prset (did you mean '--preset'?)"),
         (["train", "--stage", "sft", "lr=1e-3"], "(did you mean 'optim.lr'?)"),
         (["train", "--stage", "sft", "batch.rows=2"], "was renamed to 'batch.batch_size'"),

@@ -112,7 +112,7 @@ def test_after_a_failure_the_others_save_and_nothing_starts(
 
 
 def pipeline_of(data: Path, *arguments: str) -> Pipeline:
-    parser = CommandParser("pipeline", None)
+    parser = CommandParser("pipeline")
     add_options(parser)
     return Pipeline(parser.parse_args(["--data", str(data), "--run", "run", *arguments]), [])
 

@@ -51,6 +51,12 @@ class Batching:
     shuffle_window: int = 2048
 
     @property
+    def size_key(self) -> str:
+        """The config key that sets `size`."""
+        keys = {"fixed": "batch_size", "bucket": "max_seconds", "pack": "seq_len"}
+        return f"batch.{keys[self.mode]}"
+
+    @property
     def num_items(self) -> int:
         """Items per micro-batch: samples, sequences, or one bucket."""
         return {"fixed": self.size, "bucket": 1, "pack": self.num_sequences}[self.mode]
@@ -286,8 +292,9 @@ class Plan:
         worst = int(lengths.argmax())
         if lengths[worst] > self.batching.size:
             raise DataError(
-                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}, but batch.size allows "
-                f"{self.batching.size}; raise batch.size or remove the sample from the corpus"
+                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}, but "
+                f"{self.batching.size_key} allows {self.batching.size}; raise it or remove the sample from "
+                f"the corpus"
             )
 
     def _check_enough(self) -> None:
@@ -302,7 +309,7 @@ class Plan:
         if num_items < self._items_per_step:
             raise DataError(
                 f"{self.order.epoch_size} samples make {num_items // self.batching.num_items} micro-batches, "
-                f"but one step needs {self.micro_batches_per_step}; lower batch.size or "
+                f"but one step needs {self.micro_batches_per_step}; lower {self.batching.size_key} or "
                 f"batch.micro_batches_per_step, or add data"
             )
 

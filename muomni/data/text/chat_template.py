@@ -135,7 +135,7 @@ class ConversationEncoder:
         if not num_turns:
             raise DataError(
                 f"the first answer ends at position {num_needed}, but a sequence has {max_positions} "
-                f"positions; raise batch.size or remove the conversation"
+                f"positions; raise batch.seq_len or remove the conversation"
             )
         return ids[:num_ids], answers[:num_ids], turns[:num_turns]
 

@@ -89,8 +89,8 @@ class TextView(View[Document]):
         is_long = lengths > self.seq_len
         if is_long.any():
             logger.warning(
-                "%d of %d training texts are longer than batch.size=%d and lose %d tokens by truncation; "
-                "shard them with --document paragraph or line, or raise batch.size",
+                "%d of %d training texts are longer than batch.seq_len=%d and lose %d tokens by truncation; "
+                "shard them with --document paragraph or line, or raise batch.seq_len",
                 is_long.sum(), len(lengths), self.seq_len, (lengths[is_long] - self.seq_len).sum(),
             )  # fmt: skip
 

@@ -73,13 +73,14 @@ def recompute_activations(
     by_part: Mapping[str, RecomputePolicy] = (
         policy if isinstance(policy, Mapping) else {"*": policy}
     )
-    for pattern in by_part:
-        if not any(_matches(name, pattern) for name in parts):
-            known = sorted({name.partition(".")[0] for name in parts})
-            raise ConfigError(
-                f"training.activation_checkpointing: no part matches '{pattern}'"
-                f"{did_you_mean(pattern, known)}; parts are {', '.join(known)}"
-            )
+    if parts or any(_interval(own) for own in by_part.values()):
+        for pattern in by_part:
+            if not any(_matches(name, pattern) for name in parts):
+                known = sorted({name.partition(".")[0] for name in parts})
+                raise ConfigError(
+                    f"training.activation_checkpointing: no part matches '{pattern}'"
+                    f"{did_you_mean(pattern, known)}; parts are {', '.join(known) or 'none'}"
+                )
     for name, part in parts.items():
         matching = [own for pattern, own in by_part.items() if _matches(name, pattern)]
         part.recompute_every(_interval(matching[0]) if matching else 0)

@@ -42,7 +42,7 @@ class WordSearch:
     the best `beam_size` within `beam_range` nats of the best.
 
     The defaults were chosen on the validation split of the sample corpus, where WER hardly changes
-    between LM weights 0.75 and 1.25 or with a wider beam (docs/evaluation.md).
+    between LM weights 0.75 and 1.25 or with a wider beam (docs/LOG.md).
     """
 
     lm_weight: float = 1.0

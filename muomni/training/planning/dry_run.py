@@ -13,6 +13,7 @@ from torch import nn
 from muomni.config.names import ENGINES
 from muomni.data.views.base import Batch
 from muomni.errors import ConfigError
+from muomni.io.table import format_table
 from muomni.models.layers.blocks import describe_recomputation
 from muomni.training.engine import expert_parallel
 from muomni.training.engine.ds_config import read_engine_json, zero_settings, zero_stage
@@ -216,7 +217,8 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
     hidden = set() if config.training.ema_decay is not None else {AVERAGE}
     parts = [part for part in PARTS if part not in hidden]
     columns = (part.replace("_", " ") for part in parts)
-    rows = [["ZeRO", *columns, "peak", "host", "fits", "peak at", "offload"]]
+    headers = ["ZeRO", *columns, "peak", "host", "fits", "peak at", "offload"]
+    rows = []
     for plan in plans:
         own = "*" if _is_own(plan, session) else ""
         sizes = [f"{plan.parts[part] / MIB:,.1f}" for part in parts]
@@ -224,17 +226,13 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
         sums = [f"{num_bytes / MIB:,.1f}" for num_bytes in (plan.peak, plan.host_peak)]
         row = [f"{plan.zero_stage}{own}", *sizes, *sums, fits, plan.peak_at, str(plan.offload)]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
+    lines = format_table(headers, rows, align=">" * len(headers)).splitlines()
     foot = (
         "each part at its own peak; * is the DeepSpeed config of this run; host is offloaded memory"
     )
     if device.kind == "cpu":
         foot += " (on a CPU, part of the same memory)"
-    return ["", head, *(line.rstrip() for line in lines), foot]
+    return ["", head, *lines, foot]
 
 
 def fits_device(plan: MemoryPlan, device: Device) -> bool | None:

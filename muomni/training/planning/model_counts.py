@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from muomni.config.loading import load_preset, resolve, validate
@@ -23,7 +24,7 @@ from muomni.config.models import (
     TalkerConfig,
     ThinkerConfig,
 )
-from muomni.config.registry import STAGES
+from muomni.config.registry import STAGES, load
 from muomni.io.table import format_table
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers.flops import count_parameters, forward_flops
@@ -38,14 +39,6 @@ AUDIO_S = 5
 CAPTION_TOKENS = 16
 SPEECH_CHARACTERS = 80
 CONVERSATION_TOKENS = 64
-UNITS = {
-    "thinker": "a token, in sequences of the recipe's length",
-    "audio_encoder": f"a second of speech, in audio clips of {AUDIO_S} s",
-    "vision_encoder": f"an image and a caption of {CAPTION_TOKENS} tokens",
-    "codec": f"a second of speech, in audio clips of {AUDIO_S} s",
-    "talker": f"a second of speech, {SPEECH_CHARACTERS} characters in {AUDIO_S} s",
-    "sft": f"a conversation: {CONVERSATION_TOKENS} tokens of text, an image, {AUDIO_S} s of speech",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +53,33 @@ class Row:
     unit: str
 
 
+@dataclass(frozen=True, slots=True)
+class CountedModel:
+    """How a stage's model is counted; the registry names one per stage.
+
+    `flops(model, seq_len)` are the forward FLOPs of one `unit`; `seq_len` is that of the recipe, 0 without one.
+    """
+
+    config: type[BaseModel]
+    build: Callable[[Any], nn.Module]
+    flops: Callable[[Any, int], int]
+    unit: str
+
+
+def counted_models() -> dict[str, CountedModel]:
+    """The counted models by stage."""
+    return {name: load(spec.count) for name, spec in STAGES.items() if spec.count is not None}
+
+
 def count_preset(preset: str, vocab_size: int) -> list[Row]:
-    """Return one row per stage of the preset, for a tokenizer of `vocab_size` pieces."""
-    configs = model_configs(preset, vocab_size)
-    rows = []
-    for stage in STAGES:
+    """Return one row per stage of the preset, for a tokenizer of `vocab_size` tokens."""
+    configs, rows = model_configs(preset, vocab_size), []
+    for stage, counted in counted_models().items():
         with torch.device("meta"):
-            model = _BUILDERS[stage](configs[stage])
+            model = counted.build(configs[stage])
         count = count_parameters(model)
-        seq_len = getattr(resolve(stage, preset).batch, "seq_len", 0)
-        flops = _FLOPS[stage](model, seq_len)
-        rows.append(Row(stage, count.total, count.active, count.embedding, flops, UNITS[stage]))
+        flops = counted.flops(model, getattr(resolve(stage, preset).batch, "seq_len", 0))
+        rows.append(Row(stage, count.total, count.active, count.embedding, flops, counted.unit))
     return rows
 
 
@@ -100,8 +109,8 @@ def model_configs(preset: str, vocab_size: int) -> dict[str, Any]:
         "talker": {**talker, "thinker_hidden_size": sizes["thinker"]["hidden_size"]},
     }
     return {
-        stage: validate(_CONFIG_TYPES[stage], content[stage], f"preset {preset}")
-        for stage in STAGES
+        stage: validate(counted.config, content[stage], f"preset {preset}")
+        for stage, counted in counted_models().items()
     }
 
 
@@ -168,27 +177,24 @@ def _omni_flops(model: OmniModel, _batch_size: int) -> int:
 
 
 _CLIP_SAMPLES = torch.tensor([AUDIO_S * SAMPLE_RATE_HZ])
-_CONFIG_TYPES: dict[str, Any] = {
-    "thinker": ThinkerConfig,
-    "audio_encoder": AudioEncoderConfig,
-    "vision_encoder": ClipConfig,
-    "codec": CodecConfig,
-    "talker": TalkerConfig,
-    "sft": OmniConfig,
-}
-_BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
-    "thinker": Thinker,
-    "audio_encoder": AudioEncoder,
-    "vision_encoder": Clip,
-    "codec": Codec,
-    "talker": Talker,
-    "sft": OmniModel,
-}
-_FLOPS: dict[str, Callable[[Any, int], int]] = {
-    "thinker": _thinker_flops,
-    "audio_encoder": _audio_encoder_flops,
-    "vision_encoder": _clip_flops,
-    "codec": _codec_flops,
-    "talker": _talker_flops,
-    "sft": _omni_flops,
-}
+THINKER = CountedModel(
+    ThinkerConfig, Thinker, _thinker_flops, "a token, in sequences of the recipe's length"
+)
+AUDIO_ENCODER = CountedModel(
+    AudioEncoderConfig, AudioEncoder, _audio_encoder_flops,
+    f"a second of speech, in audio clips of {AUDIO_S} s",
+)  # fmt: skip
+VISION_ENCODER = CountedModel(
+    ClipConfig, Clip, _clip_flops, f"an image and a caption of {CAPTION_TOKENS} tokens"
+)
+CODEC = CountedModel(
+    CodecConfig, Codec, _codec_flops, f"a second of speech, in audio clips of {AUDIO_S} s"
+)
+TALKER = CountedModel(
+    TalkerConfig, Talker, _talker_flops,
+    f"a second of speech, {SPEECH_CHARACTERS} characters in {AUDIO_S} s",
+)  # fmt: skip
+OMNI = CountedModel(
+    OmniConfig, OmniModel, _omni_flops,
+    f"a conversation: {CONVERSATION_TOKENS} tokens of text, an image, {AUDIO_S} s of speech",
+)  # fmt: skip

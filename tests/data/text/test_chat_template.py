@@ -108,7 +108,7 @@ def test_long_conversation_is_truncated_after_the_last_answer_that_fits(
     assert 1 < max(encoded.answers) < 10
     assert encoder.num_positions(conversation, {}, 30) == len(encoded.ids) - 1
     with pytest.raises(
-        DataError, match=r"position \d+, but a sequence has 3 positions; raise batch.size"
+        DataError, match=r"position \d+, but a sequence has 3 positions; raise batch.seq_len"
     ):
         encoder.encode(conversation, {}, 3)
 

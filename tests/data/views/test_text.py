@@ -51,7 +51,7 @@ def test_long_document_is_truncated_with_a_warning(
     assert lengths.max() == 32
     num_tokens = len(tokenizer.encode("two characters " * 40)) + 1
     assert (
-        f"1 of 3 training texts are longer than batch.size=32 and lose {num_tokens - 32} tokens"
+        f"1 of 3 training texts are longer than batch.seq_len=32 and lose {num_tokens - 32} tokens"
         in caplog.text
     )
     document = view.example(source.read(1), None)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli.main import build_parser, main
-from data_prep.cli.parser import RENAMED_FLAGS
 from data_prep.readers import READERS, find_reader
+from muomni.command_line import RENAMED_OPTIONS
 from muomni.data.shards.manifest import TASKS
 from tests.data_prep.commands import Capture, fails
 
@@ -62,26 +62,26 @@ def test_program_name(capsys: Capture) -> None:
 
 
 def test_unknown_flags(capsys: Capture) -> None:
-    assert "unknown flag --formt; did you mean --format?" in fails(
+    assert "unknown option --formt (did you mean '--format'?)" in fails(
         capsys, "speech", "--formt", "x", code=2
     )
-    assert "did you mean --full?" in fails(capsys, "verify", "--ful", "x", code=2)
-    assert "unknown flag --xyz; see" in fails(capsys, "stats", "x", "--xyz=1", code=2)
+    assert "did you mean '--full'?" in fails(capsys, "verify", "--ful", "x", code=2)
+    assert "unknown option --xyz; see" in fails(capsys, "stats", "x", "--xyz=1", code=2)
     assert "'--'" not in fails(capsys, "stats", "--", "--not-a-flag", code=3)
 
 
-@pytest.mark.parametrize("flag", RENAMED_FLAGS)
+@pytest.mark.parametrize("flag", ["--licence", "--normalise"])  # codespell:ignore licence,normalise
 def test_renamed_flags(capsys: Capture, flag: str) -> None:
     error = fails(capsys, "text", flag, "x", code=2)
-    assert f"{flag} was renamed to {RENAMED_FLAGS[flag]}" in error
-    assert RENAMED_FLAGS[flag] in _help(capsys, "text")
+    assert f"{flag} was renamed to {RENAMED_OPTIONS[flag]}" in error
+    assert RENAMED_OPTIONS[flag] in _help(capsys, "text")
 
 
 def test_usage_errors_are_one_line(capsys: Capture) -> None:
     assert "required: --format, --src, --out" in fails(capsys, "text", code=2)
     assert "invalid choice: 'vrify'" in fails(capsys, "vrify", code=2)
     error = fails(capsys, "stats", "x", "--json", "--workers", "0", code=2)
-    assert "unknown flag --workers" in error
+    assert "unknown option --workers" in error
     assert "'0' is not a positive integer" in fails(capsys, "verify", "x", "--workers", "0", code=2)
 
 
