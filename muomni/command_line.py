@@ -1,6 +1,6 @@
-"""What all commands share: a parser that answers a mistake in one sentence, and common options.
+"""The argument parser of all commands, with one-sentence errors, and common options.
 
-Nothing here imports torch, so `--help` answers at once.
+Must not import torch, so that `--help` is fast.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises ConfigError for a mistake, with the nearest known option.
+    """An `ArgumentParser` that raises ConfigError and suggests similar options.
 
     `examples` are command lines that end the help text.
     """
@@ -62,7 +62,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing the usage and exiting."""
+        """Raise ConfigError instead of printing the usage and exiting."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
     def _check_options(self, arguments: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configure_logging(arguments: argparse.Namespace, is_main: bool = True) -> None:
-    """Apply --quiet and --log-level; of several ranks only the main one logs below errors."""
+    """Apply --quiet and --log-level; other ranks than the main one log errors only."""
     level = "error" if arguments.quiet else arguments.log_level
     logging.basicConfig(
         level=getattr(logging, level.upper()) if is_main else logging.ERROR, format="%(message)s"
@@ -98,5 +98,5 @@ def configure_logging(arguments: argparse.Namespace, is_main: bool = True) -> No
 
 
 def version_text() -> str:
-    """What `--version` prints."""
+    """Return the output of `--version`."""
     return f"muomni {__version__}"

@@ -18,11 +18,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="also compare the SHA-256 of every file"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per checkpoint; raises CheckpointError when there is none."""
+    """Print one line per checkpoint; raises CheckpointError if there is none."""
     from muomni.config.registry import STAGES
     from muomni.io.table import format_table
 
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         row for stage in STAGES for row in _rows(arguments.run, stage, with_hashes=arguments.verify)
     ]
     if not rows:
-        raise CheckpointError(f"{arguments.run} holds no checkpoints; name a run folder")
+        raise CheckpointError(f"{arguments.run} has no checkpoints; pass a run folder")
     if arguments.json:
         print(json.dumps({"run": str(arguments.run), "checkpoints": rows}))
         return

@@ -1,4 +1,4 @@
-"""`muomni convert`: an export in the format of transformers or open_clip."""
+"""`muomni convert`: write an export in the format of transformers or open_clip."""
 
 import argparse
 from pathlib import Path

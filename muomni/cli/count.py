@@ -17,12 +17,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add presets, vocabulary, and output format."""
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET",
-        help=f"some of {', '.join(preset_names())} (default: all)",
+        help=f"any of {', '.join(preset_names())} (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--vocab-size", type=int, default=2048, metavar="N", help="tokens (default: 2048)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of tables"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

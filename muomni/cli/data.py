@@ -5,7 +5,7 @@ EXAMPLES = ()
 
 
 def main(argv: list[str]) -> None:
-    """Hand all options to data_prep."""
+    """Pass all options to data_prep."""
     from data_prep.cli.main import main as data_prep_main
 
     data_prep_main(argv)

@@ -1,6 +1,6 @@
-"""`muomni doctor`: is this machine, this data, and this config fit to train? One line per check.
+"""`muomni doctor`: check machine, packages, data, and configs, with one line per check.
 
-The exit code is 0 when all is well, otherwise that of the first failed check.
+The exit code is 0 if all checks pass, else that of the first failed check.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from muomni.config.names import preset_names
 from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.errors import DataError, MachineError, MuomniError
 
-SUMMARY = "Check whether this machine, its packages, data, and exports are fit to train."
+SUMMARY = "Check whether this machine, its packages, data, and exports are ready for training."
 EXAMPLES = ("muomni doctor", "muomni doctor --data data/mine --run runs/mine")
 MIN_PYTHON = (3, 10)
-MIN_FREE_BYTES = 5 * 10**9  # some checkpoints of a small model
+MIN_FREE_BYTES = 5 * 10**9  # a few checkpoints of a small model
 MIN_SHARED_BYTES = 10**9  # decoded batches of worker processes
 PACKAGES = (
     "torchaudio", "torchvision", "webdataset", "sentencepiece", "mlflow", "soundfile", "pydantic",
@@ -30,20 +30,20 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A name and a function that returns what it found or raises MuomniError."""
+    """A name, and a function that returns its finding or raises MuomniError."""
 
     name: str
     look: Callable[[], str]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what to check besides the machine."""
+    """Add options for data, run, and preset."""
     parser.add_argument("--data", type=Path, help="also check the datasets in this folder")
     parser.add_argument("--run", type=Path, help="also check this run folder and its exports")
     parser.add_argument(
         "--preset",
         default="nano",
-        help=f"also resolve its configs: {', '.join(preset_names())} (default: nano)",
+        help=f"preset whose configs to resolve: {', '.join(preset_names())} (default: nano)",
     )
 
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def checks(arguments: argparse.Namespace) -> Iterator[Check]:
-    """All checks, in the order in which one builds on the other."""
+    """Yield all checks; later ones rely on earlier ones."""
     yield Check("python", check_python)
     yield Check("torch", check_torch)
     yield Check("deepspeed", check_deepspeed)
@@ -102,7 +102,7 @@ def check_deepspeed() -> str:
     found = metadata.version("deepspeed") if import_or_fail("deepspeed") else ""
     if not (Path(sys.executable).parent / "deepspeed").is_file():
         raise MachineError(
-            f"its command is not beside {sys.executable}; install the package there with make install"
+            f"the deepspeed command is not in the folder of {sys.executable}; run make install"
         )
     return found
 
@@ -110,14 +110,14 @@ def check_deepspeed() -> str:
 def check_packages() -> str:
     for name in PACKAGES:
         import_or_fail(name)
-    return f"{len(PACKAGES)} others can be imported"
+    return f"{len(PACKAGES)} packages can be imported"
 
 
 def import_or_fail(name: str) -> bool:
-    """Import a package; raises MachineError that says what is wrong with it."""
+    """Import a package; raises MachineError with the reason if that fails."""
     try:
         __import__(name)
-    except Exception as error:  # a broken binary package raises anything
+    except Exception as error:  # broken binary packages raise any type
         reason = " ".join(str(error).split())[:200]
         raise MachineError(f"{name} cannot be imported ({reason}); run make install") from None
     return True
@@ -128,14 +128,16 @@ def check_devices() -> str:
 
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and torch.version.cuda is None:
-            raise MachineError("there are GPUs, but torch is built for CPUs only; run make install")
+            raise MachineError(
+                "there are GPUs, but torch was built for CPUs only; run make install"
+            )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return f"no GPU; ranks run on {cores} CPU cores"
     names = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         names.append(f"{properties.name} {properties.total_memory / 1e9:.0f} GB")
-    torch.zeros(1, device="cuda").add_(1).item()  # a driver that is too old fails here
+    torch.zeros(1, device="cuda").add_(1).item()  # fails if the driver is too old
     bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
     return f"{', '.join(names)}; {bf16}"
 
@@ -148,7 +150,7 @@ def check_compiler() -> str:
 
 
 def check_shared_memory_op() -> str:
-    """On CPUs DeepSpeed compiles it when ranks first start, which takes more than a minute."""
+    """On CPUs, DeepSpeed compiles the op at the first start of ranks, in about a minute."""
     import torch
 
     if torch.cuda.is_available():
@@ -158,7 +160,7 @@ def check_shared_memory_op() -> str:
     built = sorted(root.glob("**/deepspeed_shm_comm.so"))
     python = f"py{sys.version_info[0]}{sys.version_info[1]}_"
     own = [path for path in built if python in str(path) or "TORCH_EXTENSIONS_DIR" in os.environ]
-    return str(own[0]) if own else "not built yet; the first start on several ranks builds it once"
+    return str(own[0]) if own else "not compiled yet; the first start of several ranks compiles it"
 
 
 def check_host_name() -> str:
@@ -167,7 +169,7 @@ def check_host_name() -> str:
         address = socket.gethostbyname(name)
     except OSError:
         raise MachineError(
-            f"'{name}' has no address, and ranks find each other by it; add it to /etc/hosts"
+            f"'{name}' has no address, which ranks need to connect; add it to /etc/hosts"
         ) from None
     return f"{name} is {address}"
 
@@ -192,8 +194,8 @@ def check_disk(run: Path) -> str:
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         raise MachineError(
-            f"{existing} has {free / 1e9:.1f} GB free, checkpoints want {MIN_FREE_BYTES / 1e9:.0f} GB; "
-            f"make room, or choose another --run"
+            f"{existing} has {free / 1e9:.1f} GB free, but checkpoints need {MIN_FREE_BYTES / 1e9:.0f} GB; "
+            f"free some space, or choose another --run"
         )
     return f"{free / 1e9:.0f} GB free at {existing}"
 
@@ -208,7 +210,7 @@ def check_preset(preset: str) -> str:
 
 
 def data_checks(data: Path) -> Iterator[Check]:
-    """One check per dataset below `data`, and one of the tokenizer."""
+    """Yield one check per dataset in `data`, and one for the tokenizer."""
     from muomni.data.text.tokenizer import Tokenizer
 
     folders = [folder for folder in (data, *sorted(data.glob("*"))) if folder.is_dir()]
@@ -217,7 +219,7 @@ def data_checks(data: Path) -> Iterator[Check]:
 
         def nothing() -> str:
             raise DataError(
-                f"{data} holds no dataset; make one with python -m data_prep, or name another --data"
+                f"{data} contains no dataset; create one with python -m data_prep, or choose another --data"
             )
 
         yield Check("data", nothing)
@@ -231,7 +233,7 @@ def data_checks(data: Path) -> Iterator[Check]:
 
 
 def check_dataset(folder: Path) -> str:
-    """Sizes and counts of all shards against the manifest; raises DataError."""
+    """Compare sizes and counts of all shards with the manifest; raises DataError."""
     from data_prep.inspection.verify import verify
     from muomni.data.shards.manifest import Manifest
 
@@ -244,7 +246,7 @@ def check_dataset(folder: Path) -> str:
 
 
 def run_checks(run: Path, data: Path | None) -> Iterator[Check]:
-    """One check per export in `run`: complete, and with the tokenizer of `data`."""
+    """Yield one check per export in `run`."""
     from muomni.config.registry import STAGES
 
     for stage in STAGES:
@@ -253,7 +255,7 @@ def run_checks(run: Path, data: Path | None) -> Iterator[Check]:
 
 
 def check_export(run: Path, stage: str, data: Path | None) -> str:
-    """Hashes of an export, and its tokenizer against that of the data; raises MuomniError."""
+    """Check the hashes of an export, and that its tokenizer is that of `data`; raises MuomniError."""
     from muomni.checkpoint.export import read_export
     from muomni.data.text.tokenizer import Tokenizer
 
@@ -262,7 +264,7 @@ def check_export(run: Path, stage: str, data: Path | None) -> str:
         tokenizer = Tokenizer.load(data / "tokenizer.model")
         if tokenizer.digest != export.tokenizer_digest:
             raise DataError(
-                f"it was trained with another tokenizer than {data / 'tokenizer.model'}; use "
-                f"data.tokenizer={export.tokenizer_file}, or train {stage} again on this data"
+                f"its tokenizer differs from {data / 'tokenizer.model'}; set "
+                f"data.tokenizer={export.tokenizer_file}, or retrain {stage} on this data"
             )
     return f"step {export.content['step']}, preset {export.content['preset']}"

@@ -21,14 +21,14 @@ EXAMPLES = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what to evaluate and where the report goes."""
+    """Add the stage, data, and report options."""
     parser.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
     parser.add_argument("--run", type=Path, required=True, help="run folder with the export")
     parser.add_argument("--data", help="data root or URL (default: the training data of the run)")
     parser.add_argument("--split", default="test", help="split to evaluate (default: test)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N samples only")
     parser.add_argument(
-        "--upstream", type=Path, help="run that the stage was trained from (default: as recorded)"
+        "--upstream", type=Path, help="run folder with the upstream exports (default: as recorded)"
     )
     parser.add_argument(
         "--json",
@@ -40,12 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate as the rank that this process is; raises MuomniError."""
+    """Evaluate as this process's rank; raises MuomniError."""
     run_rank(arguments, discover())
 
 
 def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> None:
-    """The command of launch/evaluate.py."""
+    """Entry point of launch/evaluate.py."""
     ranks = discover()
     # Every rank raises the same error; one message is enough.
     with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):

@@ -1,7 +1,7 @@
-"""`muomni VERB ...`: finds the verb's module and runs it.
+"""`muomni VERB ...`: import the verb's module and run it.
 
 A verb's module has `add_options(parser)`, `run(arguments) -> None`, and the constants `SUMMARY` and
-`EXAMPLES`. None of them imports torch at the top, so `--help` answers at once.
+`EXAMPLES`. None imports torch at the top, so `--help` is fast.
 """
 
 import sys
@@ -19,13 +19,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "pipeline": "train all stages in order, here or on Slurm",
     },
     "results": {
-        "evaluate": "held-out metrics of a stage beside trivial baselines",
-        "summary": "one table of all evaluations of a run",
+        "evaluate": "held-out metrics of a stage and trivial baselines",
+        "summary": "table of all evaluations of a run",
         "generate": "answer a question of text, images, and audio",
     },
     "checkpoints and exports": {
         "ckpt": "list the checkpoints of a run",
-        "convert": "convert weights from and to published formats",
+        "convert": "convert an export to a published format",
     },
     "planning": {
         "count": "parameters and FLOPs of every stage",
@@ -37,7 +37,7 @@ VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.i
 
 
 def help_text() -> str:
-    """The text of `muomni --help`."""
+    """Return the text of `muomni --help`."""
     lines = ["usage: muomni VERB [options]", ""]
     for group, verbs in GROUPS.items():
         lines += [f"{group}:", *(f"  {verb:<12}{summary}" for verb, summary in verbs.items()), ""]
@@ -52,7 +52,7 @@ def help_text() -> str:
 
 
 def verb_module(verb: str) -> ModuleType:
-    """The module of a verb; raises ConfigError for an unknown one."""
+    """Import the module of a verb; raises ConfigError for an unknown verb."""
     if verb not in VERBS:
         raise ConfigError(
             f"unknown verb '{verb}'{did_you_mean(verb, tuple(VERBS))}; verbs: {', '.join(VERBS)}"
@@ -61,7 +61,7 @@ def verb_module(verb: str) -> ModuleType:
 
 
 def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> CommandParser:
-    """The parser of a verb."""
+    """Build the parser of a verb."""
     name = prog or f"muomni {verb}"
     parser = CommandParser(name, description=module.SUMMARY, examples=module.EXAMPLES)
     module.add_options(parser)
@@ -69,7 +69,7 @@ def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> Comma
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb; a mistake becomes one sentence on standard error and an exit code."""
+    """Run one verb; user errors are printed as one sentence and set the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_verb(verb: str, module: ModuleType, argv: list[str], prog: str | None = None) -> None:
-    """Parse the options of a verb and run it; `prog` is how a shim in launch/ calls itself."""
+    """Parse the options of a verb and run it; `prog` is the program name of a script in launch/."""
     if hasattr(module, "main"):  # parses its own options
         module.main(argv)
         return

@@ -1,4 +1,4 @@
-"""`muomni pipeline`: all stages of a run, each on the exports of the stages before it."""
+"""`muomni pipeline`: train all stages of a run, each on the exports of its upstream stages."""
 
 import argparse
 import json
@@ -11,10 +11,10 @@ from muomni.config.names import preset_names, recipe_names
 from muomni.errors import ConfigError, exit_on_error
 
 SUMMARY = """\
-Train all stages in the order of their dependencies.
+Train all stages in dependency order.
 
-A finished stage is skipped, an interrupted one resumes, and one whose upstream stage was trained again starts
-over. The first failure stops the rest. Arguments after "--" go to the training command of every stage;
+Finished stages are skipped, interrupted ones resume, and those whose upstream stage was retrained start over.
+The first failure stops the rest. Arguments after "--" go to the training command of every stage;
 STAGE.key=value goes to one stage. The last line of standard output is one JSON object."""
 EXAMPLES = (
     "muomni pipeline --preset nano --data data/sample --run runs/first",
@@ -29,7 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--preset", default="nano", help=f"model sizes: {', '.join(preset_names())} (default: nano)"
     )
     what.add_argument(
-        "--stages", metavar="A,B", help=f"only these of {', '.join(recipe_names())} (default: all)"
+        "--stages",
+        metavar="A,B",
+        help=f"train only some of {', '.join(recipe_names())} (default: all)",
     )
     where = parser.add_argument_group("input and output")
     where.add_argument(
@@ -48,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and print the commands, run nothing",
+        help="check everything and print the commands, but run nothing",
     )
     slurm = parser.add_argument_group("Slurm")
     slurm.add_argument("--slurm", action="store_true", help="submit one job per stage")
@@ -61,10 +63,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
     slurm.add_argument(
         "--shards", action="append", default=[], metavar="ARGUMENTS",
-        help="shard a corpus first: arguments of muomni data; repeatable",
+        help="shard a corpus first, with these arguments of muomni data; repeatable",
     )  # fmt: skip
     slurm.add_argument(
-        "--vocab-size", type=int, metavar="N", help="then train a tokenizer on all datasets"
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="then train a tokenizer of this size on all datasets",
     )
     slurm.add_argument(
         "--array", default="0-3", metavar="TASKS",
@@ -88,7 +93,7 @@ def main(argv: list[str], prog: str = "muomni pipeline") -> None:
 
 
 def _with_joined_values(argv: list[str]) -> list[str]:
-    """Write `--sbatch VALUE` as `--sbatch=VALUE`: argparse takes a value such as `--nodes=4` for an option."""
+    """Join `--sbatch VALUE` to `--sbatch=VALUE`, since argparse parses `--nodes=4` as an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and joined[-1].startswith(("--sbatch", "--shards")) and "=" not in joined[-1]:
@@ -105,7 +110,7 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
     configure_logging(arguments)
     stages = chosen_stages(arguments.stages)
     pipeline = Pipeline(arguments, extra)
-    # All configs are checked first: a mistake in the last stage must not wait for the others.
+    # Check all configs first, so that an error in a late stage shows up at once.
     configs = pipeline.configs(stages)
     if arguments.slurm:
         from muomni.pipeline.slurm import submit
@@ -128,7 +133,7 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
 
 
 def chosen_stages(text: str | None) -> list[str]:
-    """The stages to run, in an order in which they can be trained; raises ConfigError."""
+    """Return the stages to run in dependency order; raises ConfigError."""
     from muomni.config.registry import STAGES, stage_spec
 
     if text is None:

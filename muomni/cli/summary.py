@@ -1,4 +1,4 @@
-"""`muomni summary`: all evaluations of a run in one table."""
+"""`muomni summary`: table of all evaluations of a run."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table; raises MuomniError when nothing was evaluated."""
+    """Print the table; raises MuomniError if nothing was evaluated."""
     from muomni.evaluation.report import read_reports, summary
 
     print(summary(read_reports(arguments.run), with_all=arguments.all))

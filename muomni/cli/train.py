@@ -1,7 +1,7 @@
-"""`muomni train`: one stage, on this machine or as one rank of a job.
+"""`muomni train`: train one stage on this machine, or run one rank of a job.
 
-Called by a user, it checks the config and starts the ranks with DeepSpeed's launcher. Under a launcher
-(`deepspeed`, `torchrun`, `srun`) or with one rank it trains in this process, as launch/train.py always does.
+Without a launcher, it checks the config and starts the ranks with DeepSpeed's launcher. Under a launcher
+(`deepspeed`, `torchrun`, `srun`) or with a single rank, it trains in this process, like launch/train.py.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SAMPLE_RUN = Path("runs/quickstart")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a training command, and the number of ranks to start."""
+    """Add the options of the training command and --ranks."""
     add_train_options(parser)
     parser.add_argument(
         "--ranks",
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check the config, then start the ranks, or train in this process where it is one of them."""
+    """Check the config, then start the ranks, or train in this process if it is a rank."""
     ranks = discover()
     config = resolve_train(arguments)
     if ranks.launcher != "alone" or arguments.dry_run:
@@ -62,21 +62,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
-    """Train in this process; the command of launch/train.py."""
+    """Train in this process; entry point of launch/train.py."""
     ranks = discover()
-    # Every rank finds the same mistake; one sentence is enough.
+    # Every rank raises the same error; one message is enough.
     with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
         parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_train_options(parser)
         arguments = parser.parse_intermixed_args(argv)
-        # Before torch is imported: a wrong key is refused at once.
+        # Resolve before importing torch, so that an unknown key is reported at once.
         run_rank(arguments, resolve_train(arguments), ranks)
 
 
 def run_rank(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> None:
     """Train as one rank and print the result as the last line of standard output."""
     configure_logging(arguments, ranks.is_main)
-    # Each rank reads samples of its own, so each reports the bad ones.
+    # Ranks read different samples, so each one reports its bad ones.
     for reader in ("loading.loader", "loading.stream"):
         logging.getLogger(f"muomni.data.{reader}").setLevel(logging.WARNING)
     result = train(arguments, config, ranks)
@@ -88,7 +88,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
     """Check, start the process group, and train; returns the result."""
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
-        raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or leave them out")
+        raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or remove them")
     if arguments.gpu_gib is not None and arguments.gpu_gib <= 0:
         raise ConfigError(f"--gpu-gib must be above 0, got {arguments.gpu_gib:g}")
     if is_planned:
@@ -114,7 +114,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
     if arguments.check_memory:
         from muomni.training.planning import dry_run
 
-        # What the first rank has to compute: all ranks must come to the same result.
+        # Every rank predicts for rank 0, so that all come to the same result.
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
@@ -134,7 +134,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
 
 
 def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":
-    """All that the command line asks for; raises ConfigError."""
+    """Build the request of a command line; raises ConfigError."""
     from muomni.distributed.deepspeed_import import import_deepspeed
 
     import_deepspeed()
@@ -154,9 +154,9 @@ def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Reques
 
 @contextmanager
 def _frozen_garbage() -> Iterator[None]:
-    """Exempt what exists now from garbage collection: about a million objects that stay until the end.
+    """Exclude the about one million existing objects from garbage collection.
 
-    Otherwise Python scans them every hundred steps or so, for a third of a second in which other ranks wait.
+    Otherwise Python scans them about every hundred steps, which stalls all ranks for a third of a second.
     """
     gc.collect()
     gc.freeze()
@@ -164,7 +164,7 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 def _without_ranks(argv: list[str]) -> list[str]:
-    """The options without --ranks, for the ranks themselves."""
+    """Remove --ranks, which the ranks themselves do not accept."""
     kept, skip = [], False
     for argument in argv:
         if skip or argument.startswith("--ranks="):

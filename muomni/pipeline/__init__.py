@@ -1,1 +1,1 @@
-"""All stages of a run, in the order of their dependencies."""
+"""Trains all stages of a run in dependency order, locally or on Slurm."""

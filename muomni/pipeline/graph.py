@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from muomni.config.registry import STAGES
 
-Needs = Mapping[str, frozenset[str]]  # per stage, all its direct and indirect dependencies
+Needs = Mapping[str, frozenset[str]]  # per stage, all direct and indirect dependencies
 
 
 def stage_needs() -> Needs:

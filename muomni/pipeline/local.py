@@ -1,4 +1,4 @@
-"""Starts the ranks of a stage on this machine: DeepSpeed's launcher, its environment, its output."""
+"""Start the ranks of a stage on this machine with DeepSpeed's launcher."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from muomni.distributed.compiler import add_interpreter_folder
 from muomni.distributed.discovery import free_port
 from muomni.errors import MachineError, PreemptedError
 
-# What DeepSpeed's launcher makes of a rank that a SIGTERM ended before it could handle it.
+# Exit code of DeepSpeed's launcher if SIGTERM killed a rank before its handler was installed.
 _KILLED_BY_TERM = 256 - signal.SIGTERM
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -29,19 +29,19 @@ def num_cores() -> int:
 
 
 def num_gpus() -> int:
-    """GPUs that this process may use: none where DS_ACCELERATOR=cpu."""
+    """Number of visible GPUs; 0 if DS_ACCELERATOR=cpu."""
     import torch
 
     return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 
 def count_ranks() -> int:
-    """One rank a GPU; without GPUs two, which share the cores better than one rank's threads do."""
+    """One rank per GPU; without GPUs two, which use the cores better than threads of one rank."""
     return num_gpus() or min(2, num_cores())
 
 
 def shareable_ranks(config: RunConfig, num_ranks: int) -> int:
-    """The most ranks, up to `num_ranks`, that can share the micro-batches of a step evenly."""
+    """The largest number of ranks, up to `num_ranks`, that divides the micro-batches of a step."""
     group = config.batch.micro_batches_per_step
     if group is None:
         return num_ranks
@@ -49,26 +49,26 @@ def shareable_ranks(config: RunConfig, num_ranks: int) -> int:
 
 
 def rank_environment(num_ranks: int) -> dict[str, str]:
-    """The environment of the launcher: CPU cores shared between ranks, output not held back."""
+    """Return the environment of the launcher: threads per rank, unbuffered output."""
     environ = dict(os.environ)
     add_interpreter_folder(environ)
     environ["PYTHONUNBUFFERED"] = "1"
     if not num_gpus():
         environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
-        environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process looks for GPUs and says so
+        environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it found no GPU
     return environ
 
 
 def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = None) -> list[str]:
-    """The command that trains with so many ranks on this machine; raises MachineError.
+    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError.
 
-    `first_gpu` gives the ranks the GPUs from this one on, where others work on the rest.
+    The ranks use the GPUs from `first_gpu` on; None: from 0.
     """
     launcher = Path(sys.executable).parent / "deepspeed"
     if not launcher.is_file():
         raise MachineError(
-            f"{launcher} is missing; call this command with the Python of the environment "
-            f"that `make install` made"
+            f"{launcher} is missing; run this command with the Python of the environment created by "
+            f"make install"
         )
     if first_gpu is None:
         ranks = ["--num_gpus", str(num_ranks)]
@@ -81,16 +81,16 @@ def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = Non
 
 
 class RunningRanks:
-    """A started launcher, whose output a thread copies to standard output and appends to a log.
+    """A running launcher; a thread copies its output to standard output and appends it to a log.
 
-    `prefix` begins each line on standard output, where several stages speak at once.
+    `prefix` starts each line on standard output, to tell parallel stages apart.
     """
 
     def __init__(
         self, command: list[str], log: Path, environ: dict[str, str], prefix: str = ""
     ) -> None:
         self._is_stopped = False
-        # A session of its own: Ctrl-C would reach the launcher, which ends without its ranks' exit code.
+        # A new session, because on Ctrl-C the launcher would exit without its ranks' exit code.
         self._process = subprocess.Popen(
             command,
             env=environ,
@@ -116,9 +116,9 @@ class RunningRanks:
                 print(prefix + line, end="", flush=True)
 
     def poll(self) -> int | None:
-        """The launcher's exit code once it has ended and its output is copied, None before.
+        """Return the launcher's exit code after its output was copied, or None while it runs.
 
-        It is that of PreemptedError also when `stop` met ranks that were still starting.
+        If `stop` killed ranks that were still starting, this is the code of PreemptedError.
         """
         code = self._process.poll()
         if code is None:
@@ -128,13 +128,13 @@ class RunningRanks:
         return PreemptedError.exit_code if was_starting else code
 
     def stop(self) -> None:
-        """Tell the ranks to save and stop; once is enough."""
+        """Make the ranks save and stop. Idempotent."""
         if not self._is_stopped and self._process.poll() is None:
             stop_ranks(self._process.pid)
         self._is_stopped = True
 
     def kill(self) -> None:
-        """End it at once, with all its ranks, if it still runs."""
+        """Kill the launcher and its ranks, if they still run."""
         if self._process.poll() is None:
             kill_tree(self._process.pid)
         self._copier.join()
@@ -142,7 +142,7 @@ class RunningRanks:
 
 @contextmanager
 def on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block, SIGINT, SIGTERM and SIGUSR1 call `stop` instead of ending this process."""
+    """Within the block, SIGINT, SIGTERM, and SIGUSR1 call `stop` instead of ending this process."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         print(f"{signal.Signals(number).name}: the ranks save and stop", flush=True)
@@ -159,7 +159,7 @@ def on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
 def stop_ranks(launcher: int) -> None:
     """Send SIGTERM to the ranks below DeepSpeed's two launcher processes.
 
-    The outer launcher would die of it alone, the inner one signals rank after rank.
+    The outer launcher would exit without them, and the inner one signals ranks one by one.
     """
     for inner in psutil.Process(launcher).children():
         for rank in inner.children():
@@ -167,7 +167,7 @@ def stop_ranks(launcher: int) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all below it."""
+    """Kill a process and its descendants."""
     top = psutil.Process(pid)
     for process in [*top.children(recursive=True), top]:
         process.kill()

@@ -1,4 +1,4 @@
-"""Trains the stages of a run folder in the order of their dependencies, by the real command."""
+"""Train the stages of a run folder in dependency order, each with the training command."""
 
 import argparse
 import time
@@ -34,21 +34,20 @@ _POLL_S = 0.2
 
 @dataclass(slots=True)
 class RunningStage:
-    """A stage in training, in one of the slots that share the ranks."""
+    """A stage in training; `slot` is its share of the ranks."""
 
     stage: str
     ranks: RunningRanks
     slot: int
-    reason: str  # why it is trained (again), for the last message
-    before: bytes | None  # its export when it started
+    before: bytes | None  # identifies its export at the start
     start: float
 
 
 class Pipeline:
     """The stages of one run folder.
 
-    `extra` are arguments of the training command: flags and `key=value` go to every stage,
-    `STAGE.key=value` to one.
+    `extra` holds arguments of the training command: flags and `key=value` go to every stage, `STAGE.key=value`
+    to one.
     """
 
     def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
@@ -75,9 +74,9 @@ class Pipeline:
         return stage_needs()
 
     def ranks_of(self, stage: str, config: RunConfig) -> int:
-        """Ranks of a stage, which depend on the registry alone: resuming needs the same number.
+        """Number of ranks of a stage, the same on each call, since resuming needs the same number.
 
-        Unless --ranks is given, no more than can share the micro-batches of a step evenly.
+        Unless --ranks is set, it divides the micro-batches of a step.
         """
         num_ranks = self.num_ranks
         if self.num_slots > 1 and not trains_alone(stage, self.needs):
@@ -85,17 +84,17 @@ class Pipeline:
         return num_ranks if self.arguments.ranks else shareable_ranks(config, num_ranks)
 
     def configs(self, stages: list[str]) -> dict[str, RunConfig]:
-        """The configs that the stages will resolve; raises ConfigError with the mistakes of all stages."""
-        configs, mistakes = {}, []
+        """Resolve the configs of the stages; raises one ConfigError for all of them."""
+        configs, errors = {}, []
         for stage in stages:
             try:
                 configs[stage] = resolve_train(self._parsed(stage))
             except ConfigError as error:
-                mistakes.append(f"{stage}: {error}")
-        if len(mistakes) > 1:
-            mistakes.insert(0, f"{len(mistakes)} stages have a wrong config")
-        if mistakes:
-            raise ConfigError("\n  ".join(mistakes))
+                errors.append(f"{stage}: {error}")
+        if len(errors) > 1:
+            errors.insert(0, f"{len(errors)} stages have an invalid config")
+        if errors:
+            raise ConfigError("\n  ".join(errors))
         return configs
 
     def check(self, configs: dict[str, RunConfig]) -> None:
@@ -112,7 +111,7 @@ class Pipeline:
                 raise ConfigError(f"{stage}: {error}") from None
 
     def state(self, stage: str, config: RunConfig) -> tuple[State, str]:
-        """The state of a stage and its reason; with --resume never or PATH nothing is finished."""
+        """Return the state of a stage and the reason; with --resume never or PATH, it is open."""
         if self._parsed(stage).resume != "auto":
             return "open", "because of --resume"
         return stage_state(self.folder, stage, config)
@@ -129,7 +128,7 @@ class Pipeline:
     def run(self, configs: dict[str, RunConfig]) -> dict[str, StageResult]:
         """Train all stages that are not finished; raises MuomniError with the exit code of the first failure.
 
-        The other running stages then save their state and stop.
+        After a failure, the other running stages save their state and stop.
         """
         waiting = list(configs)
         results: dict[str, StageResult] = {}
@@ -142,7 +141,7 @@ class Pipeline:
             except MuomniError:
                 self._stop_others()
                 raise
-            finally:  # when this process fails, no ranks may stay behind
+            finally:  # leave no ranks behind if this process fails
                 for running in self._running:
                     running.ranks.kill()
         return {stage: results[stage] for stage in configs}
@@ -150,7 +149,7 @@ class Pipeline:
     def _fill_slots(
         self, waiting: list[str], configs: dict[str, RunConfig], results: dict[str, StageResult]
     ) -> None:
-        """Start stages in the free slots; a finished stage takes none."""
+        """Start stages in the free slots; finished stages need none."""
         while waiting and len(self._running) < self.num_slots:
             if self._is_stopped:
                 raise PreemptedError(
@@ -187,10 +186,10 @@ class Pipeline:
         command = train_argv(num_ranks, self._arguments(stage, state), first_gpu)
         prefix = f"[{stage}] " if self.num_slots > 1 else ""
         ranks = RunningRanks(command, log, rank_environment(self.num_ranks), prefix)
-        return RunningStage(stage, ranks, slot, reason, before, start)
+        return RunningStage(stage, ranks, slot, before, start)
 
     def _ended(self) -> dict[str, StageResult]:
-        """Results of the stages that have ended; raises MuomniError for a failed one."""
+        """Return the results of ended stages; raises MuomniError if one failed."""
         results = {}
         for running in list(self._running):
             code = running.ranks.poll()
@@ -217,7 +216,7 @@ class Pipeline:
         if published(folder) == running.before:
             result.status = "kept"
             print(
-                f"{stage}: kept as it was{running.reason}; to train it again, add -- --resume never",
+                f"{stage}: nothing to train, export kept; to retrain it, add -- --resume never",
                 flush=True,
             )
         return result
@@ -228,7 +227,7 @@ class Pipeline:
             running.ranks.stop()
 
     def _stop_others(self) -> None:
-        """Let the running stages save and stop, and wait for them."""
+        """Make the running stages save and stop, and wait for them."""
         for running in self._running:
             print(f"{running.stage}: its ranks save and stop", flush=True)
             running.ranks.stop()
@@ -243,12 +242,19 @@ class Pipeline:
         return arguments + (["--resume", "never"] if state == "outdated" else [])
 
     def _train_arguments(self, stage: str) -> list[str]:
-        given = ["--stage", stage, "--preset", self.arguments.preset, "--data", self.arguments.data]
-        return [*given, "--run", str(self.folder), *arguments_for(stage, self.extra)]
+        common = [
+            "--stage",
+            stage,
+            "--preset",
+            self.arguments.preset,
+            "--data",
+            self.arguments.data,
+        ]
+        return [*common, "--run", str(self.folder), *arguments_for(stage, self.extra)]
 
 
 def results_table(results: dict[str, StageResult]) -> str:
-    """Durations and held-out metrics, one line per stage."""
+    """Format durations and validation metrics, one line per stage."""
     rows = []
     for stage, result in results.items():
         minutes, seconds = divmod(round(result.duration_s), 60)

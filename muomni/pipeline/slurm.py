@@ -1,4 +1,4 @@
-"""Submits the stages to Slurm: sharding, training, and evaluation jobs, chained by dependencies."""
+"""Submit sharding, training, and evaluation jobs to Slurm, chained by dependencies."""
 
 import argparse
 import getpass
@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "slurm"
 def submit(arguments: argparse.Namespace, stages: list[str], extra: list[str]) -> None:
     """Submit everything, or print the sbatch commands with --dry-run; raises MuomniError.
 
-    When sbatch refuses a job, those before it are canceled. The last lines of standard output are NAME JOBID.
+    If sbatch rejects a job, those before it are canceled. The last lines of standard output are NAME JOBID.
     """
     jobs = JobChain(arguments, stages, extra)
     jobs.submit_shards()
@@ -42,18 +42,18 @@ class JobChain:
         self.arguments, self.stages, self.extra = arguments, stages, extra
         self.data, self.run = (Path(os.path.realpath(p)) for p in (arguments.data, arguments.run))
         self.ids: dict[str, str] = {}
-        self._after_shards: list[str] = []  # names of the jobs that must end before any training
+        self._after_shards: list[str] = []  # names of the jobs that training waits for
         root = os.environ.get("MUOMNI_ROOT")
         self.scripts = SCRIPTS if root is None else Path(root) / "slurm"
         if not (self.scripts / "train.sbatch").is_file():
             raise ConfigError(
-                f"there is no {self.scripts / 'train.sbatch'}; set MUOMNI_ROOT to a checkout of the repository"
+                f"{self.scripts / 'train.sbatch'} does not exist; set MUOMNI_ROOT to the repository"
             )
         if not arguments.dry_run and shutil.which("sbatch") is None:
             raise MachineError(
                 "sbatch is not on the PATH; run this command on a login node of a Slurm cluster"
             )
-        # The jobs find their repository and environment by these.
+        # The jobs read these to find the repository and environment.
         os.environ["MUOMNI_ROOT"] = str(self.scripts.parent)
         os.environ.setdefault("MUOMNI_VENV", sys.prefix)
         if arguments.ranks is not None:
@@ -61,18 +61,18 @@ class JobChain:
 
     def submit_shards(self) -> None:
         """One array per --shards, and then the tokenizer if --vocab-size is given."""
-        given = self.arguments
-        options = shlex.split(given.sbatch_shards)
+        arguments = self.arguments
+        options = shlex.split(arguments.sbatch_shards)
         script = str(self.scripts / "shard_array.sbatch")
-        for number, words in enumerate(given.shards):
+        for number, words in enumerate(arguments.shards):
             log = f"--output={self.run}/slurm-shards{number}-%A_%a.log"
-            command = [f"--array={given.array}", log, *options, script, *shlex.split(words)]
+            command = [f"--array={arguments.array}", log, *options, script, *shlex.split(words)]
             self._submit(f"shards{number}", [], command)
         self._after_shards = list(self.ids)
-        if given.vocab_size is not None:
+        if arguments.vocab_size is not None:
             log = f"--output={self.run}/slurm-tokenizer-%A.log"
             tokenizer = [
-                "tokenizer", "--data", str(self.data), "--vocab-size", str(given.vocab_size),
+                "tokenizer", "--data", str(self.data), "--vocab-size", str(arguments.vocab_size),
                 "--out", str(self.data / "tokenizer.model"),
             ]  # fmt: skip
             command = ["--array=0-0", log, *options, script, *tokenizer]
@@ -80,7 +80,7 @@ class JobChain:
             self._after_shards = ["tokenizer"]
 
     def submit_stages(self) -> None:
-        """One job per stage, which starts when the stages that it needs have succeeded."""
+        """One job per stage, which starts after its upstream stages have succeeded."""
         for stage in self.stages:
             needs = [name for name in STAGES[stage].upstream if name in self.ids]
             self._make_folder(self.run / stage)
@@ -94,7 +94,7 @@ class JobChain:
             self._submit(stage, [*self._after_shards, *needs], command)
 
     def submit_evaluations(self) -> None:
-        """One job on one node per stage, when all training is done: some stages are judged by others."""
+        """One single-node job per stage after all training, since some metrics use other stages."""
         for stage in self.stages:
             command = [
                 f"--output={self.run}/{stage}/slurm-evaluate-%j.log",
@@ -132,8 +132,7 @@ class JobChain:
             if self.ids:
                 subprocess.run(["scancel", *self.ids.values()], check=False)
             raise ConfigError(
-                f"sbatch refused {name} (see above); the jobs submitted before it were canceled"
+                f"sbatch rejected {name} (see above); the jobs submitted before it were canceled"
             )
-        self.ids[name] = outcome.stdout.strip().partition(";")[
-            0
-        ]  # with several clusters: ID;CLUSTER
+        job_id, _, _ = outcome.stdout.strip().partition(";")  # ID;CLUSTER with several clusters
+        self.ids[name] = job_id

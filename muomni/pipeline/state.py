@@ -1,4 +1,4 @@
-"""How far each stage of a run folder is, judged without starting it."""
+"""The state of each stage of a run folder, determined without starting it."""
 
 import json
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ State = Literal["finished", "outdated", "open"]
 
 @dataclass(slots=True)
 class StageResult:
-    """One line of the table that the pipeline prints at its end."""
+    """A row of the table that the pipeline prints at the end."""
 
-    status: str  # trained, kept (training had nothing to do), or finished before
+    status: str  # trained, kept (nothing to train), or finished before
     duration_s: float
     step: int
     metrics: dict[str, float]
 
 
 def stage_state(run: Path, stage: str, config: RunConfig) -> tuple[State, str]:
-    """Whether a stage is finished, outdated, or open, and the reason.
+    """Return the state of a stage and the reason.
 
-    Finished: its export is complete and was trained with this config, data, tokenizer, and upstream exports.
-    Outdated: an upstream stage was trained again after it started. Anything else is open, and the training
-    command decides whether to start or to resume.
+    finished: its export is complete and was trained with this config, data, tokenizer, and upstream exports.
+    outdated: an upstream stage was retrained after it started.
+    open: anything else; the training command decides whether to start or to resume.
     """
     folder = RunFolder(run, stage)
     if folder.config_file.is_file():
         used = read_yaml(folder.config_file).get("upstream_digests", {})
         changed = changed_upstream(run, used)
         if changed:
-            return "outdated", f"because {', '.join(changed)} was trained again"
+            return "outdated", f"because {', '.join(changed)} was retrained"
     if not (folder.export / "export.json").is_file():
         return "open", ""
-    # Imports torch, which the first run of a pipeline does not need.
+    # Imports torch, which is slow and not needed for new runs.
     from muomni.checkpoint.export import read_export
 
     try:
@@ -48,7 +48,7 @@ def stage_state(run: Path, stage: str, config: RunConfig) -> tuple[State, str]:
         if settings:
             return "open", f"because {', '.join(settings)} changed"
         if changed_upstream(run, export.content["upstream"]):
-            return "open", "because it is not finished with the new upstream export"
+            return "open", "because it was trained on an earlier upstream export"
         if not has_same_data(config, export.content["data"], export.tokenizer_digest):
             return "open", "because the data or the tokenizer changed"
     except MuomniError as error:
@@ -59,13 +59,13 @@ def stage_state(run: Path, stage: str, config: RunConfig) -> tuple[State, str]:
 
 
 def changed_settings(before: dict[str, Any], config: RunConfig) -> list[str]:
-    """The keys, such as optim.lr, with which an export was trained differently."""
+    """Return the keys, such as optim.lr, whose values differ from those of an export."""
     old, new = flatten(before), flatten(config.model_dump(mode="json"))
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
-    """The stages whose exports in `run` no longer have these digests."""
+    """Return the stages whose exports in `run` no longer have these digests."""
     changed = []
     for stage, digest in digests.items():
         manifest = RunFolder(run, stage).export / "export.json"
@@ -77,7 +77,7 @@ def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
 
 
 def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:
-    """Whether datasets and tokenizer are still those of an export; raises DataError."""
+    """Whether datasets and tokenizer match those of an export; raises DataError."""
     from muomni.data.loading.stream import fingerprint, stream_shards
     from muomni.data.shards.datasets import open_datasets, open_tokenizer
     from muomni.data.shards.source import Source
@@ -90,13 +90,13 @@ def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str
 
 
 def published(folder: RunFolder) -> bytes | None:
-    """What identifies the current export of a stage; None without one."""
+    """Return bytes that identify the current export of a stage, or None."""
     manifest = folder.export / "export.json"
     return manifest.read_bytes() if manifest.is_file() else None
 
 
 def finished_result(folder: RunFolder) -> StageResult:
-    """The metrics that a finished stage wrote beside its export."""
+    """Return step and metrics of a finished stage, from its export."""
     step = json.loads((folder.export / "export.json").read_text(encoding="utf-8"))["step"]
     metrics = json.loads((folder.export / "metrics.json").read_text(encoding="utf-8"))
     return StageResult("finished before", 0.0, step, metrics)

@@ -1,7 +1,7 @@
-"""Checks that run before anything starts: each refuses one kind of run in one sentence.
+"""Checks before training starts; each one rejects one kind of invalid run.
 
-`CHECKS` is the list of what can be refused. The pipeline runs those that need no exports for all of its
-stages first; a training command runs all of them, before a process group exists.
+The pipeline first runs the checks that need no exports, for all of its stages. A training command runs all of
+them before it creates a process group.
 """
 
 import os
@@ -28,8 +28,8 @@ from muomni.training.stage import Stage
 class Candidate:
     """A run that is about to start.
 
-    `device` and `precision` are None where the run is planned for another machine; `stage` is None before
-    its data and upstream exports are opened.
+    `device` and `precision` are None if the run is planned for another machine. `stage` is None until its data
+    and upstream exports are open.
     """
 
     config: RunConfig
@@ -80,7 +80,7 @@ def _varlen_kernels_run(run: Candidate) -> None:
 
 
 def _patterns_match_parameters(run: Candidate) -> None:
-    """Patterns of parameter names, and Muon, must find something to act on."""
+    """Parameter name patterns and Muon must match some parameters."""
     config = run.config
     by_part = isinstance(config.training.activation_checkpointing, dict)
     uses_names = config.optim.lr_scales or config.optim.name == "muon" or by_part
@@ -112,6 +112,6 @@ CHECKS: tuple[Callable[[Candidate], None], ...] = (
 
 
 def check(run: Candidate) -> None:
-    """Run all checks that have what they need; raises ConfigError for the first that fails."""
+    """Run all checks that apply; raises ConfigError for the first that fails."""
     for check_one in CHECKS:
         check_one(run)

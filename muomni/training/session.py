@@ -1,7 +1,7 @@
-"""From a run config to a ready loop: everything that is checked before the first step.
+"""Set up a training loop from a run config, and check everything before the first step.
 
-What can be refused is refused before a process group starts: a bad config, a contradicting DeepSpeed
-JSON, a missing dataset or upstream export, a world size that cannot share a step.
+Most errors are raised before a process group starts: an invalid config, a conflicting DeepSpeed JSON, a missing
+dataset or upstream export, or a world size that does not divide a step.
 """
 
 import logging
@@ -54,21 +54,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Request:
-    """What the command line asks for."""
+    """The request of a command line."""
 
     config: RunConfig
     run: Path
     upstream: Path
     engine_json: dict[str, Any]
     resume: str = "auto"
-    # A plan for GPUs that this machine need not have: what it has is not checked.
+    # Plan for GPUs that this machine may lack, so do not check its hardware.
     is_for_other_gpus: bool = False
     quiet: bool = False  # print the final result only
 
 
 @dataclass(slots=True)
 class Session:
-    """A checked request: the stage and its data; no process group yet."""
+    """A validated request with its stage and data, before a process group exists."""
 
     request: Request
     ranks: Ranks
@@ -80,7 +80,7 @@ class Session:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the complete run."""
         training = self.request.config.training
         if training.max_steps is not None:
             return training.max_steps
@@ -90,12 +90,12 @@ class Session:
     def planned(self) -> PlannedFeed:
         """The feed of a run that does not stream; raises ConfigError for one that does."""
         if not isinstance(self.feed, PlannedFeed):
-            raise ConfigError("this needs sharded data with an index; leave data.stream out")
+            raise ConfigError("this needs sharded data with an index; remove data.stream")
         return self.feed
 
 
 def prepare(request: Request, ranks: Ranks) -> Session:
-    """Check everything that needs no process group; raises MuomniError."""
+    """Run all checks that need no process group, and open the data; raises MuomniError."""
     config = request.config
     spec = stage_spec(config.stage)
     stage_type = load(spec.stage)
@@ -111,7 +111,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     tokenizer = open_tokenizer(config.data)
     _check_tokenizers(tokenizer, upstream, config.data.root)
     _check_resume(request.resume)
-    # Sizes may be asked for before the ranks agree on seeds; models are built later.
+    # Builds no model yet, since ranks have not seeded their generators.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     preflight.check(replace(candidate, stage=stage))
     engine_json = expert_parallel.complete_section(
@@ -125,13 +125,13 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
-        # One rank looks at the sizes of all files: thousands at once would be a load for a file system.
+        # Only one rank checks file sizes, to spare the file system.
         feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
     return Session(request, ranks, device, precision, stage, feed, val)
 
 
 def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
-    """The exact order of the samples of sharded datasets."""
+    """Open sharded datasets, whose order of samples is exact."""
     config, group = reading.config, reading.micro_batches_per_step
     lengths, batching = reading.view.lengths(train), stage.batching()
     order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
@@ -145,7 +145,7 @@ def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
-    """The approximate order of tars without index."""
+    """Open tars without index, whose order of samples is approximate."""
     shards = stream_shards(stream.shards, stream.samples_per_shard)
     if reading.ranks.is_main:
         check_local(shards)
@@ -158,9 +158,9 @@ def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> Strea
 
 
 def open_loop(session: Session) -> Loop:
-    """Build model and engine, resume if there is a checkpoint, and return the loop.
+    """Build model and engine, resume from a checkpoint if there is one, and return the loop.
 
-    The process group must be running. Every rank must call it.
+    Every rank must call it, within a process group.
     """
     from muomni.training.engine.engine import Engine
 
@@ -168,10 +168,10 @@ def open_loop(session: Session) -> Loop:
     folder = RunFolder(request.run, config.stage)
     if collectives.rank() == 0:
         folder.create()
-        if request.resume == "never":  # else a later --resume auto would take them for this run's
+        if request.resume == "never":  # else a later --resume auto would load them
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
     collectives.barrier()
-    if config.training.max_epochs is not None:  # before the number of steps is asked for
+    if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
@@ -202,21 +202,21 @@ def open_loop(session: Session) -> Loop:
             average = store.load_average(checkpoint, topology, session.device)
             if average is None:
                 logger.warning(
-                    "checkpoint %s holds no averaged weights; the average begins with its weights",
+                    "checkpoint %s has no EMA of the weights; the EMA starts from its weights",
                     checkpoint,
                 )
             engine.masters.set_average(average)
         _check_plan(state, session, checkpoint)
     if collectives.rank() == 0:
-        origin_of_exports = {
+        origin = {
             "upstream": str(request.upstream),
             "upstream_digests": _digests(session),
             "provenance": provenance(),
         }
-        folder.write_config({**config.model_dump(mode="json"), **origin_of_exports})
-        origin = f"resumed from {checkpoint}" if checkpoint else "from the start"
+        folder.write_config({**config.model_dump(mode="json"), **origin})
+        start = f"resumed from {checkpoint}" if checkpoint else "from the start"
         setup = (
-            f"{config.stage} {origin}: {state.step}/{session.num_steps} steps, "
+            f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
             f"{session.ranks.world_size} ranks x {session.feed.num_accumulation} micro-batches, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
             f"{num_parameters:,} parameters"
@@ -233,9 +233,9 @@ def open_loop(session: Session) -> Loop:
 
 
 def finished_result(session: Session) -> dict[str, Any] | None:
-    """The result of a run that has nothing left to do, None otherwise.
+    """Return the result if the run is already finished, else None.
 
-    Raises CheckpointError when the run comes from other data, upstream exports or model settings.
+    Raises CheckpointError if the run used other data, upstream exports, or model settings.
     """
     folder = RunFolder(session.request.run, session.request.config.stage)
     newest = store.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
@@ -252,8 +252,8 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     _check_model(export, session)
     if session.ranks.is_main:
         print(
-            f"{export.stage} in {folder.root} is finished ({session.num_steps} steps); to go on, raise "
-            f"--max-steps; to start over, give --resume never or another --run",
+            f"{export.stage} in {folder.root} is finished ({session.num_steps} steps); to continue, increase "
+            f"--max-steps; to start over, use --resume never or another --run",
             flush=True,
         )
     return {
@@ -262,14 +262,14 @@ def finished_result(session: Session) -> dict[str, Any] | None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator equally on all ranks, so that all build the same weights."""
+    """Seed all generators; with the same seed on all ranks, they build the same weights."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """Parameters of a module, also where ZeRO-3 has partitioned them."""
+    """Count the parameters of a module, including those that ZeRO-3 has partitioned."""
     return sum(full_shape(p).numel() for p in module.parameters())
 
 
@@ -282,7 +282,7 @@ def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: s
         if export.tokenizer_digest != tokenizer.digest:
             raise UpstreamError(
                 f"the tokenizer of {root} is not the one that {export.path} was trained with; "
-                f"use data.tokenizer={export.tokenizer_file}, or train stage {stage} again on this data"
+                f"use data.tokenizer={export.tokenizer_file}, or retrain stage {stage} on this data"
             )
 
 
@@ -307,14 +307,13 @@ def _check_resume(resume: str) -> None:
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
     if state.plan_digest != session.feed.digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes or seed, "
-            f"or by a version that ordered samples otherwise; put them back, or start over with "
-            f"--resume never"
+            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes, or seed, "
+            f"or by a version with another sample order; restore them, or start over with --resume never"
         )
 
 
 def _digests(session: Session) -> dict[str, str]:
-    """Which training of each upstream stage this run loads."""
+    """Digests of the upstream exports that this run loads."""
     return {name: export.digest for name, export in session.stage.context.upstream.items()}
 
 
@@ -323,8 +322,8 @@ def _check_upstream(folder: RunFolder, session: Session) -> None:
     for stage, digest in _digests(session).items():
         if started_with.get(stage, digest) != digest:
             raise CheckpointError(
-                f"stage {stage} was trained again since {folder.root} began; start that over with "
-                f"--resume never, or put the earlier export of {stage} back"
+                f"stage {stage} was retrained after {folder.root} started; start over with --resume never, or "
+                f"restore the earlier export of {stage}"
             )
 
 
@@ -335,6 +334,6 @@ def _check_model(export: Export, session: Session) -> None:
     if changed:
         settings = ", ".join(f"{key}={has.get(key)} (not {wants.get(key)})" for key in changed)
         raise CheckpointError(
-            f"{export.path} was finished with {settings}; put model.* back, or start over with "
-            f"--resume never or another --run"
+            f"{export.path} was finished with {settings}; restore model.*, or start over with --resume never "
+            f"or another --run"
         )

@@ -1,7 +1,7 @@
-"""The interface of a stage: model + loss + the view of the data it needs.
+"""The interface of a stage: model, loss, and data view.
 
-The loop knows only this interface; it never asks which stage it runs. A stage's *task module* holds the
-model and computes the loss inside `forward`, because under ZeRO-3 parameters exist only there.
+The training loop uses only this interface. A stage's *task module* holds the model and computes the loss inside
+`forward`, because under ZeRO-3 parameters exist only there.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ from muomni.training.outputs import StageOutput, Sums
 
 @dataclass(slots=True)
 class StageContext:
-    """What a stage is built from besides its config."""
+    """What a stage needs besides its config."""
 
     tokenizer: Tokenizer
     upstream: dict[str, Export]
@@ -36,10 +36,10 @@ class StageContext:
 
 
 class Stage(ABC):
-    """One kind of training. Subclasses live in `muomni/training/stages/`, one file each."""
+    """Base class of the stages in `muomni/training/stages/`."""
 
-    terms: tuple[str, ...] = ("loss",)  # a stage may add to them by its config
-    # The validation metric that decides which checkpoint is best, and its direction.
+    terms: tuple[str, ...] = ("loss",)  # may be extended depending on the config
+    # The validation metric that selects the best checkpoint, and its direction.
     best_metric: ClassVar[str] = "loss"
     best_is_lower: ClassVar[bool] = True
 
@@ -50,85 +50,87 @@ class Stage(ABC):
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The name in the registry."""
         return self.config.stage
 
     @classmethod
     def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
-        """Open the exports that the stage begins from: those of `run`, unless its options name others.
+        """Open the exports that the stage loads: those of `run`, unless its options name others.
 
-        Raises UpstreamError naming those that are missing.
+        Raises UpstreamError if some are missing.
         """
         return find_exports(run, stage_spec(config.stage).upstream)
 
     # -- data ------------------------------------------------------------------------------------
     @abstractmethod
     def view(self) -> View[Any]:
-        """How this stage reads its samples."""
+        """Return the view that reads the samples."""
 
     @abstractmethod
     def batching(self) -> Batching:
-        """How samples become micro-batches."""
+        """Return how samples become micro-batches."""
 
     # -- model -----------------------------------------------------------------------------------
     @abstractmethod
     def build(self) -> nn.Module:
-        """The task module: forward(batch) -> StageOutput."""
+        """Build the task module: forward(batch) -> StageOutput."""
 
     @abstractmethod
     def model(self, task: nn.Module) -> nn.Module:
-        """The part of the task module that is exported."""
+        """Return the part of the task module that is exported."""
 
     @abstractmethod
     def model_config(self) -> BaseModel:
-        """Sizes of the exported model; written into its export."""
+        """Return the sizes of the exported model, which its export stores."""
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
-        """Weights of models outside of the task module that its export holds, too."""
+        """Return weights from outside the task module that the export includes."""
         return {}
 
     def frozen_models(self) -> list[nn.Module]:
-        """Models outside of the task module that run in training, loaded."""
+        """Return the loaded models outside the task module that training runs."""
         return []
 
     def load_export(self, task: nn.Module, export: Export) -> None:
-        """Load this stage's own export strictly into a built task module; raises UpstreamError."""
+        """Load this stage's own export strictly into a task module; raises UpstreamError."""
         export.load_into(self.model(task))
 
     def loss_weights(self) -> dict[str, float]:
-        """How much each loss term counts."""
+        """Return the weight of each loss term."""
         return dict.fromkeys(self.terms, 1.0)
 
     @abstractmethod
     def flop_counter(self, task: nn.Module) -> FlopCounter:
-        """Counts the FLOPs of training the built `task` on a batch that still is on the host."""
+        """Return a counter of the FLOPs of training `task` on a host batch."""
 
     def set_up(self, task: nn.Module) -> None:
-        """Have a built task compute as the config wants it: with activation checkpointing, and rows
-        by document. Raises ConfigError."""
+        """Apply activation checkpointing and varlen attention to a task; raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
         if self.config.training.attention == "varlen":
             attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------
     def prepare(self, batch: Batch) -> Batch:
-        """Add to a batch on the device what needs frozen models; runs without gradient."""
+        """Add the outputs of frozen models to a device batch; runs without gradient."""
         return batch
 
     @abstractmethod
     def loss_denominators(self, batch: Batch) -> Sums:
-        """Per loss term, the count (0-d tensor) that its sum is divided by, known before forward."""
+        """Return the count (0-d tensor) by which each loss sum is divided, known before forward."""
 
     def begin_step(
         self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
     ) -> list[Batch]:
-        """See all micro-batches of a step before any backward pass (contrastive losses do)."""
+        """Process all micro-batches of a step before any backward pass, as contrastive losses need."""
         return batches
 
     def after_step(self, task: nn.Module, state: Sums, step: int) -> None:  # noqa: B027
-        """Update what no gradient updates, from state summed over micro-batches and ranks."""
+        """Update state without gradients, such as codebooks.
+
+        `state` is summed over this rank's micro-batches.
+        """
 
     # -- results ---------------------------------------------------------------------------------
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        """Turn log ratios into reported metrics (perplexity from loss, say)."""
+        """Turn logged ratios into metrics, such as perplexity from loss."""
         return ratios

@@ -21,7 +21,7 @@ from muomni.training.planning.model_counts import (
 )
 
 
-def test_a_preset_counts_its_real_models() -> None:
+def test_counts_match_the_real_models() -> None:
     rows = {row.stage: row for row in count_preset("nano", 300)}
     assert tuple(rows) == tuple(STAGES)
     configs = model_configs("nano", 300)
@@ -31,20 +31,20 @@ def test_a_preset_counts_its_real_models() -> None:
     assert rows["thinker"].embedding == 300 * configs["thinker"].hidden_size
 
 
-def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
+def test_flops_of_a_conversation_match_the_counter_of_torch() -> None:
     (row,) = (row for row in count_preset("nano", 300) if row.stage == "sft")
     config = model_configs("nano", 300)["sft"]
     model, side = OmniModel(config).eval(), config.vision_encoder.image_size
     samples = AUDIO_S * SAMPLE_RATE_HZ
     num_audio = -(-AUDIO_S * 25 // config.audio_stack)
     length = CONVERSATION_TOKENS + config.num_image_tokens + num_audio
-    places = torch.arange(length)[None, CONVERSATION_TOKENS:]
+    positions = torch.arange(length)[None, CONVERSATION_TOKENS:]
     slots = MediaSlots(
         images=torch.zeros(1, 3, side, side, dtype=torch.uint8),
-        image_positions=places[:, : config.num_image_tokens],
+        image_positions=positions[:, : config.num_image_tokens],
         audios=torch.randn(1, samples),
         audio_lengths=torch.tensor([samples]),
-        audio_positions=places[:, config.num_image_tokens :],
+        audio_positions=positions[:, config.num_image_tokens :],
     )
     ids = torch.ones(1, length, dtype=torch.long)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -53,7 +53,7 @@ def test_flops_of_a_conversation_are_those_that_torch_counts() -> None:
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
-def test_a_mixture_uses_as_many_weights_a_token_as_the_dense_model(preset: str) -> None:
+def test_a_moe_preset_has_the_active_parameters_of_the_dense_preset(preset: str) -> None:
     dense, sparse = (count_preset(name, 2048)[0] for name in (preset, f"{preset}-moe"))
     assert sparse.parameters > 2.5 * dense.parameters
     assert sparse.active == pytest.approx(dense.active, rel=0.01)  # the router is extra
@@ -71,7 +71,7 @@ def test_every_preset_has_sizes_and_a_recipe_for_every_stage(preset: str) -> Non
     assert len(model_configs(preset, 300)) == len(STAGES)
 
 
-def test_tables_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_json_agree(capsys: pytest.CaptureFixture[str]) -> None:
     main(["count", "nano", "tiny-moe", "--vocab-size", "300", "--json"])
     content = json.loads(capsys.readouterr().out)
     main(["count", "nano", "tiny-moe", "--vocab-size", "300"])
@@ -89,7 +89,7 @@ def test_tables_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> No
         (["nano", "--vocab-size", "0"], "muomni count: --vocab-size must be at least 1"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_user_errors_are_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

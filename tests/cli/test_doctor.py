@@ -58,7 +58,7 @@ def test_truncated_shard_is_detected(data: Path, tmp_path: Path) -> None:
 
 
 def test_missing_dataset_and_tokenizer_name_the_remedy(data: Path, tmp_path: Path) -> None:
-    assert "holds no dataset; make one with python -m data_prep" in results(
+    assert "contains no dataset; create one with python -m data_prep" in results(
         doctor.data_checks(tmp_path / "nowhere")
     ).get("data", "")
     shutil.copytree(data / "text", tmp_path / "text")
@@ -76,14 +76,14 @@ def test_export_of_another_tokenizer_is_detected(
     )
     monkeypatch.setattr("muomni.checkpoint.export.read_export", lambda path, stage: export)
     messages = results(doctor.run_checks(tmp_path, data))
-    assert "with another tokenizer than" in messages["export codec"]
+    assert "its tokenizer differs from" in messages["export codec"]
     assert results(doctor.run_checks(tmp_path, None))["export codec"] == "step 3, preset nano"
 
 
 def test_full_disk_and_small_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(total=64 * 2**20, free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MachineError, match=r"1.0 GB free, checkpoints want 5 GB; make room"):
+    with pytest.raises(MachineError, match=r"1.0 GB free, but checkpoints need 5 GB; free some"):
         doctor.check_disk(tmp_path / "runs" / "new")
     with pytest.raises(MachineError, match=r"/dev/shm has 67 MB.*--shm-size=8g"):
         doctor.check_shared_memory()
@@ -104,7 +104,7 @@ def test_missing_packages_and_compilers(tmp_path: Path, monkeypatch: pytest.Monk
         doctor.check_compiler()
 
 
-def test_exit_code_is_that_of_the_first_failure(
+def test_exit_code_is_from_the_first_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(error: Exception) -> str:

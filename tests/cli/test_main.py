@@ -37,14 +37,14 @@ def test_help_of_every_verb_is_light_and_has_examples(verb: str) -> None:
         assert "examples:" in done.stdout
 
 
-def test_help_names_every_verb_and_answers_at_once() -> None:
+def test_help_lists_every_verb_and_is_fast() -> None:
     start = time.process_time()
     done = run("--help")
     assert done.returncode == 0 and time.process_time() - start < 1
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
 
 
-def test_the_default_in_the_help_of_generate_is_the_real_one() -> None:
+def test_generate_has_the_default_temperature_of_the_config() -> None:
     parser = verb_parser("generate", verb_module("generate"))
     assert parser.parse_args([]).speech_temperature == SPEECH_TEMPERATURE
 
@@ -65,10 +65,10 @@ def test_version() -> None:
         (["train", "--stage", "sft", "batch.size=2"], "was renamed to 'batch.seq_len'"),
         (["train", "--stage", "codec", "batch.size=2"], "was renamed to 'batch.batch_size'"),
         (["pipeline", "--run", "r", "--side-by-side", "2"], "was renamed to --parallel-stages"),  # terms: allow
-        (["ckpt", "ls", "nowhere"], "muomni ckpt: nowhere holds no checkpoints"),
+        (["ckpt", "ls", "nowhere"], "muomni ckpt: nowhere has no checkpoints"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence(
+def test_a_user_error_is_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""A small data root that the tests of the launch commands share."""
+"""A small data root for the tests of launch commands."""
 
 from pathlib import Path
 

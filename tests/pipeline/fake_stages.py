@@ -30,7 +30,7 @@ class Fake(runner.Pipeline):
         return [stage]
 
 
-def play(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
+def use_fake_stages(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
     def argv(num_ranks: int, arguments: list[str], first_gpu: int | None) -> list[str]:
         return [sys.executable, "-c", programs[arguments[0]]]
 

@@ -1,4 +1,4 @@
-"""Parallel stages: which may run together, what waits, who gets which ranks. Training is simulated."""
+"""Parallel stages: dependencies, order, and ranks. Training is simulated."""
 
 from pathlib import Path
 
@@ -13,14 +13,21 @@ from muomni.pipeline import runner
 from muomni.pipeline.graph import next_stage, stage_needs, trains_alone
 from muomni.pipeline.local import train_argv
 from muomni.pipeline.runner import Pipeline
-from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
+from tests.pipeline.fake_stages import (
+    HANDLER,
+    RANK,
+    config_of,
+    launcher_of,
+    run_main,
+    use_fake_stages,
+)
 
-# A stage that is ready when a file is there, and then writes the files of a finished stage.
+# Waits for files, then writes the files of a finished stage.
 FAKE_STAGE = """
 import sys, time
 from pathlib import Path
 run, stage, wanted = Path({run!r}), {stage!r}, {wanted!r}
-(run / f"{{stage}}.began").touch()
+(run / f"{{stage}}.started").touch()
 deadline = time.monotonic() + 20
 while not all((run / name).exists() for name in wanted):
     time.sleep(0.05)
@@ -34,14 +41,14 @@ export.mkdir(parents=True)
 """
 
 
-def test_the_graph_is_that_of_the_stages() -> None:
+def test_the_graph_matches_the_registry() -> None:
     needs = stage_needs()
     assert needs["talker"] == {"codec"} and needs["sft"] == set(STAGES) - {"sft"}
     assert [stage for stage in STAGES if trains_alone(stage, needs)] == ["sft"]
 
 
 @given(st.lists(st.sampled_from(list(STAGES)), unique=True), st.randoms(use_true_random=False))
-def test_every_order_of_ends_trains_each_stage_once_after_what_it_needs(
+def test_each_stage_trains_once_after_its_dependencies_in_any_order_of_ends(
     chosen: list[str], random: object
 ) -> None:
     needs, waiting = stage_needs(), list(chosen)
@@ -57,7 +64,7 @@ def test_every_order_of_ends_trains_each_stage_once_after_what_it_needs(
     assert sorted(finished) == sorted(chosen)
 
 
-def test_what_others_build_on_starts_first() -> None:
+def test_stages_with_most_dependents_start_first() -> None:
     needs = stage_needs()
     assert next_stage(["thinker", "codec", "talker", "sft"], [], needs) == "codec"
     assert next_stage(["talker", "sft"], ["codec"], needs) is None
@@ -66,19 +73,19 @@ def test_what_others_build_on_starts_first() -> None:
 def test_independent_stages_train_at_the_same_time_and_others_wait(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # codec and thinker wait for each other's beginning, talker for the end of codec.
+    # codec and thinker wait for each other to start, talker for codec to end.
     wanted = {
-        "codec": ["thinker.began"],
-        "thinker": ["codec.began", "talker.began"],
+        "codec": ["thinker.started"],
+        "thinker": ["codec.started", "talker.started"],
         "talker": ["codec.ended"],
     }
     programs = {
         stage: FAKE_STAGE.format(run=str(tmp_path), stage=stage, wanted=names)
         for stage, names in wanted.items()
     }
-    play(monkeypatch, programs)
-    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
-    assert run_main(*given, "--ranks", "2", "--parallel-stages", "2") == 0
+    use_fake_stages(monkeypatch, programs)
+    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+    assert run_main(*common, "--ranks", "2", "--parallel-stages", "2") == 0
     printed = capfd.readouterr().out
     starts = [line.split()[1] for line in printed.splitlines() if line.startswith("== ")]
     assert starts == ["codec:", "thinker:", "talker:"]
@@ -87,16 +94,16 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
     assert table == ["thinker", "codec", "talker"]
 
 
-def test_a_failure_lets_the_others_save_and_starts_nothing_more(
+def test_after_a_failure_the_others_save_and_nothing_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     failing = FAKE_STAGE.format(run=str(tmp_path), stage="codec", wanted=["up"])
     failing = failing.replace("export = run", "raise SystemExit(3)\nexport = run")
     up = f"open({str(tmp_path / 'up')!r}, 'w').close(); "
     rank = RANK.format(handler=HANDLER + up)
-    play(monkeypatch, {"codec": failing, "thinker": launcher_of(rank)})
-    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--parallel-stages", "2")
-    assert run_main(*given, "--stages", "thinker,codec,talker") == 3
+    use_fake_stages(monkeypatch, {"codec": failing, "thinker": launcher_of(rank)})
+    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--parallel-stages", "2")
+    assert run_main(*common, "--stages", "thinker,codec,talker") == 3
     captured = capfd.readouterr()
     assert "[thinker] up" in captured.out
     assert "thinker: its ranks save and stop" in captured.out
@@ -110,7 +117,7 @@ def pipeline_of(data: Path, *arguments: str) -> Pipeline:
     return Pipeline(parser.parse_args(["--data", str(data), "--run", "run", *arguments]), [])
 
 
-def test_ranks_are_shared_evenly_and_the_last_stage_has_them_all(data: Path) -> None:
+def test_parallel_stages_share_ranks_and_the_last_stage_has_all(data: Path) -> None:
     both = pipeline_of(data, "--ranks", "8", "--parallel-stages", "2")
     shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGES}
     assert set(shares.values()) == {4, 8} and shares["sft"] == 8
@@ -118,7 +125,7 @@ def test_ranks_are_shared_evenly_and_the_last_stage_has_them_all(data: Path) -> 
     assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
 
 
-def test_more_gpus_than_a_step_has_micro_batches_stay_free(
+def test_ranks_are_limited_by_micro_batches_per_step(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "count_ranks", lambda: 7)
@@ -133,7 +140,7 @@ def test_parallel_stages_use_different_gpus() -> None:
 
 
 @pytest.mark.parametrize("option", ["--ranks", "--parallel-stages"])
-def test_none_of_either_is_refused(
+def test_zero_is_rejected(
     data: Path,
     option: str,
     monkeypatch: pytest.MonkeyPatch,

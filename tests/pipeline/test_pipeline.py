@@ -1,4 +1,4 @@
-"""The pipeline: what it skips, restarts, passes on, and reports. Training itself is simulated."""
+"""The pipeline: skipped, restarted, and failed stages, arguments, and reports. Training is simulated."""
 
 import hashlib
 import json
@@ -22,7 +22,14 @@ from muomni.errors import ConfigError, MachineError
 from muomni.pipeline.local import RunningRanks, rank_environment, train_argv
 from muomni.pipeline.state import stage_state
 from tests.corpora import write_text_dataset, write_tokenizer
-from tests.pipeline.fake_stages import HANDLER, RANK, config_of, launcher_of, play, run_main
+from tests.pipeline.fake_stages import (
+    HANDLER,
+    RANK,
+    config_of,
+    launcher_of,
+    run_main,
+    use_fake_stages,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def publish(
     run: Path, stage: str, data: Path, weights: bytes = b"first", upstream: tuple[str, ...] = ()
 ) -> None:
-    """Write the folder of a finished stage, as the loop does (its tokenizer is that of `data`)."""
+    """Write the folder of a finished stage like the training loop, with the tokenizer of `data`."""
     export = run / stage / "export"
     export.mkdir(parents=True, exist_ok=True)
     digests = {name: digest_of(run, name) for name in upstream}
@@ -42,7 +49,7 @@ def publish(
     for name, content in files.items():
         (export / name).write_bytes(content)
     manifest = Manifest.load(data / "text")
-    about: dict[str, Any] = {
+    manifest_of_export: dict[str, Any] = {
         "stage": stage,
         "step": 7,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -50,7 +57,7 @@ def publish(
         "data": {"tasks": ["text"], "fingerprint": f"{manifest.name}:{manifest.fingerprint}"},
         "upstream": digests,
     }
-    (export / "export.json").write_text(json.dumps(about))
+    (export / "export.json").write_text(json.dumps(manifest_of_export))
     (export / "metrics.json").write_text(json.dumps({"val/loss": 1.5}))
     (run / stage / "config.yaml").write_text(json.dumps({"upstream_digests": digests}))
 
@@ -64,9 +71,7 @@ def state(run: Path, stage: str, config: RunConfig) -> str:
     return stage_state(run, stage, config)[0]
 
 
-def test_a_stage_is_finished_only_while_nothing_that_it_came_from_changes(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_stage_is_open_after_its_config_or_export_changes(data: Path, tmp_path: Path) -> None:
     config = config_of("codec", data)
     assert state(tmp_path, "codec", config) == "open"
     publish(tmp_path, "codec", data)
@@ -79,9 +84,7 @@ def test_a_stage_is_finished_only_while_nothing_that_it_came_from_changes(
     assert state(tmp_path, "codec", config) == "open"
 
 
-def test_other_data_or_another_tokenizer_is_left_to_the_training_command(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_stage_is_open_after_its_data_or_tokenizer_changes(data: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_text_dataset(root / "text")
     write_tokenizer(root / "tokenizer.model")
@@ -96,22 +99,20 @@ def test_other_data_or_another_tokenizer_is_left_to_the_training_command(
     assert state(tmp_path, "codec", config) == "open"
 
 
-def test_a_stage_starts_over_when_its_upstream_was_trained_again(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_path: Path) -> None:
     config = config_of("talker", data)
     publish(tmp_path, "codec", data)
     publish(tmp_path, "talker", data, upstream=("codec",))
     assert state(tmp_path, "talker", config) == "finished"
     publish(tmp_path, "codec", data, weights=b"second")
     assert state(tmp_path, "talker", config) == "outdated"
-    # Begun again with the new codec, then interrupted: it goes on and does not start over twice.
-    begun = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
-    (tmp_path / "talker" / "config.yaml").write_text(json.dumps(begun))
+    # Restarted with the new codec, then interrupted: it resumes and does not start over twice.
+    restarted = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
+    (tmp_path / "talker" / "config.yaml").write_text(json.dumps(restarted))
     assert state(tmp_path, "talker", config) == "open"
 
 
-def test_stages_keep_their_order_and_unknown_ones_are_named() -> None:
+def test_stages_are_in_dependency_order_and_unknown_ones_are_rejected() -> None:
     assert chosen_stages(None) == list(STAGES)
     assert chosen_stages("sft, codec") == ["codec", "sft"]
     with pytest.raises(ConfigError, match=r"unknown stage 'coder' \(did you mean 'codec'\?\)"):
@@ -129,49 +130,51 @@ def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_a_mistake_for_a_late_stage_stops_before_the_first_one(data: Path, tmp_path: Path) -> None:
-    given = ("--data", str(data), "--run", str(tmp_path / "run"))
-    done = call(*given, "--", "sft.optim.lrr=1")
+def test_an_error_in_a_late_stage_is_reported_before_the_first_one(
+    data: Path, tmp_path: Path
+) -> None:
+    common = ("--data", str(data), "--run", str(tmp_path / "run"))
+    done = call(*common, "--", "sft.optim.lrr=1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pipeline: sft: unknown key 'optim.lrr'" in done.stderr and "did you mean" in done.stderr
     assert not (tmp_path / "run").exists()
-    assert "unknown option --rnk" in call(*given, "--rnk", "2").stderr
+    assert "unknown option --rnk" in call(*common, "--rnk", "2").stderr
 
 
-def test_a_dry_run_tells_states_and_commands(data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_states_and_commands(data: Path, tmp_path: Path) -> None:
     publish(tmp_path, "codec", data)
     publish(tmp_path, "talker", data, upstream=("codec",))
     publish(tmp_path, "codec", data, weights=b"second")
-    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
-    done = call(*given, "--ranks", "2", "--dry-run", "--", "thinker.seed=0")
+    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+    done = call(*common, "--ranks", "2", "--dry-run", "--", "thinker.seed=0")
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
         "thinker: open",
         "codec: finished",
-        "talker: outdated (because codec was trained again)",
+        "talker: outdated (because codec was retrained)",
     ]
     assert "--num_gpus 2" in lines[1] and lines[1].endswith(f"--run {tmp_path} seed=0")
     assert lines[4].endswith(f"--run {tmp_path} --resume never")
     assert not (tmp_path / "thinker").exists()
 
 
-def test_asking_to_start_over_skips_nothing(data: Path, tmp_path: Path) -> None:
+def test_resume_never_skips_nothing(data: Path, tmp_path: Path) -> None:
     publish(tmp_path, "codec", data)
-    given = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
-    assert call(*given, "--dry-run").stdout == "codec: finished\n"
-    done = call(*given, "--dry-run", "--", "--resume", "never")
+    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
+    assert call(*common, "--dry-run").stdout == "codec: finished\n"
+    done = call(*common, "--dry-run", "--", "--resume", "never")
     assert done.stdout.startswith("codec: open (because of --resume)")
 
 
 def test_the_first_failure_stops_the_rest_and_names_its_log(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    play(
+    use_fake_stages(
         monkeypatch, {"codec": "print('no'); raise SystemExit(3)", "talker": "raise SystemExit(9)"}
     )
-    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
-    assert run_main(*given, "--stages", "codec,talker") == 3
+    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    assert run_main(*common, "--stages", "codec,talker") == 3
     log = tmp_path / "codec" / "train.log"
     captured = capfd.readouterr()
     assert (
@@ -182,7 +185,7 @@ def test_the_first_failure_stops_the_rest_and_names_its_log(
     assert not (tmp_path / "talker").exists()
 
 
-def test_the_end_is_a_table_and_json(
+def test_output_ends_with_a_table_and_json(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     publish(tmp_path, "thinker", data)
@@ -191,9 +194,9 @@ def test_the_end_is_a_table_and_json(
     codec = tmp_path / "codec" / "export" / "export.json"
     program = f"from pathlib import Path; path = Path({str(codec)!r}); "
     program += "path.write_text(path.read_text().replace('7', '8', 1))"
-    play(monkeypatch, {"codec": program})
-    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
-    assert run_main(*given, "--stages", "thinker,codec") == 0
+    use_fake_stages(monkeypatch, {"codec": program})
+    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    assert run_main(*common, "--stages", "thinker,codec") == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[-4].split()[-2:] == ["steps", "validation"]
     assert lines[-3].split() == ["thinker", "finished", "before", "0:00", "7", "loss", "1.5"]
@@ -202,20 +205,21 @@ def test_the_end_is_a_table_and_json(
     assert stages["thinker"]["metrics"] == {"val/loss": 1.5}
 
 
-def test_a_stage_that_the_training_command_leaves_alone_is_kept(
+def test_a_stage_with_nothing_to_train_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     publish(tmp_path, "codec", data)
-    play(monkeypatch, {"codec": "print('codec is finished')"})
-    given = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
-    assert run_main(*given, "--", "optim.lr=0.5") == 0
+    use_fake_stages(monkeypatch, {"codec": "print('codec is finished')"})
+    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
+    assert run_main(*common, "--", "optim.lr=0.5") == 0
     printed = capfd.readouterr().out
-    assert "codec: kept as it was, because optim.lr changed; to train it again" in printed
+    assert "codec: nothing to train, export kept; to retrain it" in printed
+    assert "because optim.lr changed" in printed
     assert json.loads(printed.splitlines()[-1])["stages"]["codec"]["status"] == "kept"
 
 
 def codes_when_stopped(log: Path, rank: str, number: signal.Signals) -> tuple[int, str]:
-    """The code of played ranks that a signal to the process that runs them stops, and its output."""
+    """Signal a process that runs fake ranks; returns its exit code and output."""
     program = (
         "import os, sys, time; from pathlib import Path\n"
         "from muomni.pipeline.local import RunningRanks, on_stop_signal\n"
@@ -235,7 +239,7 @@ def codes_when_stopped(log: Path, rank: str, number: signal.Signals) -> tuple[in
 
 @pytest.mark.parametrize("handler", [HANDLER, ""])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_the_ranks_and_their_code_comes_back(
+def test_a_signal_is_forwarded_and_the_exit_code_returned(
     tmp_path: Path, number: signal.Signals, handler: str
 ) -> None:
     code, printed = codes_when_stopped(tmp_path / "log", RANK.format(handler=handler), number)
@@ -264,15 +268,15 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OMP_NUM_THREADS" not in rank_environment(4)
 
 
-def test_an_environment_without_deepspeed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_deepspeed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/bin/python")
     with pytest.raises(MachineError, match=r"/nowhere/bin/deepspeed is missing; .*make install"):
         train_argv(1, [])
 
 
-def test_slurm_becomes_the_chain_of_jobs(tmp_path: Path) -> None:
-    given = ("--data", "d", "--run", str(tmp_path), "--stages", "codec,talker", "--slurm")
-    done = call(*given, "--dry-run", "--sbatch", "--partition=gpu", "--", "seed=3")
+def test_slurm_submits_a_chain_of_jobs(tmp_path: Path) -> None:
+    common = ("--data", "d", "--run", str(tmp_path), "--stages", "codec,talker", "--slurm")
+    done = call(*common, "--dry-run", "--sbatch", "--partition=gpu", "--", "seed=3")
     commands = done.stdout.splitlines()
     assert commands[0].startswith("sbatch --parsable --job-name=muomni-codec")
     assert "--partition=gpu" in commands[1] and commands[1].endswith("seed=3")

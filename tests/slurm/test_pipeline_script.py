@@ -79,11 +79,11 @@ def test_dry_run_submits_nothing(cluster: FakeCluster) -> None:
     assert not cluster.calls and not (cluster.folder / "r").exists()
 
 
-def test_refused_job_cancels_the_previous_jobs(cluster: FakeCluster) -> None:
+def test_rejected_job_cancels_the_previous_jobs(cluster: FakeCluster) -> None:
     refused = {"FAKE_REFUSED": "muomni-codec"}
     code, output = cluster.run("pipeline.sh", "--data", "d", "--run", "r", **refused)
     assert code == 2
-    assert "sbatch refused codec (see above); the jobs submitted before it were canceled" in output
+    assert "sbatch rejected codec (see above); the jobs submitted before it were canceled" in output
     assert sorted(cluster.calls[-1].split()) == ["1", "2", "3", "scancel"]
 
 

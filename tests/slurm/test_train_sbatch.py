@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a fake cluster: what it starts, and when it is requeued."""
+"""slurm/train.sbatch on a fake cluster: started ranks, signals, and requeues."""
 
 import datetime
 import re
@@ -15,7 +15,7 @@ STOPS_AT_SECOND_SIGNAL = """
 n=0; trap 'n=$((n + 1))' USR1; touch up
 while [ $n -lt 2 ]; do sleep 0.1; done; exit 85
 """
-DEAF = "trap '' USR1; touch up; for i in {1..80}; do sleep 0.1; done"
+IGNORES_SIGNAL = "trap '' USR1; touch up; for i in {1..80}; do sleep 0.1; done"
 
 
 def wait_until_up(cluster: FakeCluster) -> None:
@@ -70,13 +70,19 @@ def test_other_programs_can_run(cluster: FakeCluster) -> None:
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({"MUOMNI_ROOT": "/nowhere"}, "no /nowhere/launch/train.py; submit from the repository"),
+        (
+            {"MUOMNI_ROOT": "/nowhere"},
+            "/nowhere/launch/train.py does not exist; submit from the repository",
+        ),
         ({"MUOMNI_VENV": "/nowhere"}, "no Python environment in /nowhere; run make install"),
         (
             {"MUOMNI_TASKS_PER_NODE": "two"},
             "MUOMNI_TASKS_PER_NODE must be a positive integer, got two",
         ),
-        ({"SLURM_GPUS_ON_NODE": "16"}, "16 ranks a node need as many cores, the job has 8"),
+        (
+            {"SLURM_GPUS_ON_NODE": "16"},
+            "16 ranks per node need at least 16 cores, but the job has 8",
+        ),
     ],
 )
 def test_missing_requirement_is_one_sentence(
@@ -123,7 +129,7 @@ def test_canceled_job_is_not_requeued(cluster: FakeCluster) -> None:
         ("COMPLETING", "2100-01-01T00:00:00", "if it was canceled, submit the same command"),
     ],
 )
-def test_script_does_not_requeue_what_slurm_ends_or_requeues(
+def test_jobs_that_slurm_ends_or_requeues_are_not_requeued(
     state: str, end: str, sentence: str, cluster: FakeCluster
 ) -> None:
     process = cluster.start("train.sbatch", FAKE_SRUN="exit 85", FAKE_STATE=state, FAKE_END=end)
@@ -183,9 +189,9 @@ def test_time_limit_stops_the_run_without_a_signal(
 def test_run_resumes_from_the_last_checkpoint_if_ranks_do_not_save_in_time(
     cluster: FakeCluster,
 ) -> None:
-    code, output = signaled(cluster, DEAF, MUOMNI_STOP_GRACE_S="2")
+    code, output = signaled(cluster, IGNORES_SIGNAL, MUOMNI_STOP_GRACE_S="2")
     assert code == KILLED
-    assert "the ranks did not save within 2 s; the run goes on from its last checkpoint" in output
+    assert "the ranks did not save within 2 s; the run resumes from its last checkpoint" in output
 
 
 @pytest.mark.parametrize("is_signaled", [True, False])

@@ -46,7 +46,7 @@ def test_a_finished_run_is_refused_for_other_data_or_exports(
     config_file = tmp_path / "thinker" / "config.yaml"
     text = config_file.read_text()
     config_file.write_text(text.replace("upstream_digests: {}", "upstream_digests: {codec: old}"))
-    with pytest.raises(CheckpointError, match=r"codec was trained again since .*--resume never"):
+    with pytest.raises(CheckpointError, match=r"codec was retrained after .*--resume never"):
         finished_result(session)
 
 

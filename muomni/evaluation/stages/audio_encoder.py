@@ -22,7 +22,7 @@ def evaluate(context: EvaluationContext) -> list[Metric]:
     errors = ErrorCounts(transcripts.constants())
 
     def forward(batch: Batch) -> StageOutput:
-        logits, frame_lengths = task.listen(batch)
+        logits, frame_lengths = task.logits(batch)
         decoded = [[]] * len(logits) if decoder is None else decoder.decode(logits, frame_lengths)
         labels = zip(batch["labels"].cpu(), batch["label_lengths"].cpu(), strict=True)
         for (ids, length), words in zip(labels, decoded, strict=True):

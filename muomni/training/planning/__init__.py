@@ -1,1 +1,1 @@
-"""Predictions made before a run: dry run and memory."""
+"""Dry runs: model sizes, FLOPs, and memory, predicted before a run."""

@@ -1,4 +1,4 @@
-"""What a dry run tells: config, sizes, the steps ahead, and the memory that a rank will need."""
+"""Dry run: report the config, model sizes, number of steps, and predicted memory per rank."""
 
 import itertools
 import os
@@ -35,15 +35,15 @@ from muomni.training.planning.step_trace import StepTrace, trace_step
 from muomni.training.session import Session, count_parameters
 
 MIB = 2**20
-# Micro-batches of a step that are read; longer windows are taken to go on like these.
+# Micro-batches to read per step; with more accumulation, they repeat.
 _MAX_READ = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a rank computes on. `memory` is in bytes, None where it is not known.
+    """The device of a rank. `memory` is in bytes, None if unknown.
 
-    `host_memory` is a GPU rank's part of the machine's memory.
+    `host_memory` is a GPU rank's share of the host memory.
     """
 
     kind: str
@@ -56,23 +56,23 @@ class Device:
 
 
 def find_device(session: Session, is_planned: bool = False, gpu_gib: float | None = None) -> Device:
-    """The device of each rank: this machine's, or a GPU that is only planned with."""
+    """Return the device of each rank: of this machine, or a GPU elsewhere that the run is planned for."""
     if gpu_gib is not None:
         return Device("cuda", int(gpu_gib * 2**30))
     if is_planned and session.device.type != "cuda":
         return Device("cuda", None)
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     num_local = int(local) if local else session.ranks.world_size
-    of_machine = psutil.virtual_memory().total // num_local
+    per_rank = psutil.virtual_memory().total // num_local
     if session.device.type == "cuda":
         total = torch.cuda.get_device_properties(session.device).total_memory
-        return Device("cuda", total, None if is_planned else of_machine)
-    return Device("cpu", of_machine)
+        return Device("cuda", total, None if is_planned else per_rank)
+    return Device("cpu", per_rank)
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A session's first step on this rank, without its numbers, and the memory that it will take."""
+    """A trace of the first step of this rank, and the memory plans derived from it."""
 
     task: nn.Module
     batches: list[Batch]
@@ -81,7 +81,7 @@ class Preview:
 
 
 def preview(session: Session, device: Device) -> Preview:
-    """Read the first step, run it on tensors without content, and predict from that."""
+    """Read the batches of the first step, trace it with fake tensors, and predict its memory."""
     with torch.device("meta"):
         task = session.stage.build()
     batches = read_step(session)
@@ -90,31 +90,29 @@ def preview(session: Session, device: Device) -> Preview:
 
 
 def check_memory(session: Session, seen: Preview, device: Device) -> None:
-    """Raises ConfigError when the run's own plan needs more than a rank has, or nobody can tell."""
+    """Raise ConfigError if the predicted memory of the run exceeds the device, or is unknown."""
     own = [plan for plan in seen.plans if _is_own(plan, session)]
     if not own:
         raise ConfigError(
-            "memory is not predicted with expert_parallel or data_types; leave --check-memory out"
+            "memory cannot be predicted with expert_parallel or data_types; remove --check-memory"
         )
     plan, fits = own[0], fits_device(own[0], device)
     if fits is None:
-        raise ConfigError(
-            "--check-memory needs to know the memory of the GPUs; give --gpu-gib, too"
-        )
+        raise ConfigError("--check-memory needs the memory of the GPUs; add --gpu-gib")
     if not fits:
         most = max(plan.parts, key=lambda part: plan.parts[part]).replace("_", " ")
         needed, host = plan.peak / MIB, plan.host_peak / MIB
-        on_host = f", and {host:,.0f} MiB of host memory beside that" if host else ""
+        on_host = f", and {host:,.0f} MiB of host memory" if host else ""
         raise ConfigError(
-            f"a rank needs {needed:,.0f} MiB, most of it for {most}{on_host}; its {device.kind} has "
+            f"a rank needs {needed:,.0f} MiB, mostly for {most}{on_host}, but its {device.kind} has "
             f"{device.memory_text}: lower the micro-batch size (batch.*), set "
             "training.activation_checkpointing, or choose another --deepspeed_config "
-            "(--dry-run shows what each one needs)"
+            "(--dry-run shows the memory for each)"
         )
 
 
 def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:
-    """Print the resolved config, what is trained and the memory it takes; returns the metrics."""
+    """Print the resolved config, the parameters, and the predicted memory; returns metrics."""
     config = session.request.config
     seen = preview(session, device) if seen is None else seen
     task, batches, trace, plans = seen.task, seen.batches, seen.trace, seen.plans
@@ -145,18 +143,18 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
 
 
 def read_step(session: Session) -> list[Batch]:
-    """The micro-batches of this rank's first step, in which of a long window the first ones repeat."""
+    """Return the micro-batches of this rank's first step; after `_MAX_READ`, they repeat."""
     read = itertools.cycle(read.batch for read in session.feed.read(0, _MAX_READ))
     return list(itertools.islice(read, session.feed.num_accumulation))
 
 
 def model_sizes(session: Session, task: nn.Module) -> Sizes:
-    """The elements of a built task, as the optimizer groups them."""
+    """Return the parameter sizes of a task by optimizer group."""
     groups = parameter_groups(task, session.request.config.optim)
     numbers = {id(p): n for n, p in enumerate(p for p in task.parameters() if p.requires_grad)}
     return Sizes(
         groups=tuple(tuple(p.numel() for p in group.parameters) for group in groups),
-        # Muon keeps a momentum, AdamW two moments.
+        # Muon stores one momentum, AdamW two moments.
         num_moments=tuple(1 if group.is_muon else 2 for group in groups),
         order=tuple(numbers[id(p)] for group in groups for p in group.parameters),
         frozen=tuple(p.numel() for p in task.parameters() if not p.requires_grad),
@@ -167,10 +165,10 @@ def model_sizes(session: Session, task: nn.Module) -> Sizes:
 def predict_memory(
     session: Session, task: nn.Module, trace: StepTrace, device: Device
 ) -> list[MemoryPlan]:
-    """Plans of a rank: of the run's own ZeRO stage by its DeepSpeed JSON, of others by the shipped ones.
+    """Return memory plans per rank: for the run's own DeepSpeed JSON, and for the shipped ones.
 
-    For GPUs also of the shipped ones with offload, which moves nothing on a CPU. Empty where the engine keeps
-    state elsewhere: experts on other ranks, gradients in other types.
+    Offload configs are included for GPUs only, since on CPUs they move nothing. Empty with expert parallelism
+    or other gradient types, which are not modeled.
     """
     config, own_json = session.request.config, session.request.engine_json
     if expert_parallel.is_enabled(own_json) or "data_types" in own_json:
@@ -196,7 +194,7 @@ def predict_memory(
 
 
 def _layout(engine_json: dict[str, Any]) -> tuple[int, bool]:
-    """What a row of the table is for: a ZeRO stage, and whether it offloads."""
+    """The key of a table row: ZeRO stage, and whether it offloads."""
     return zero_stage(engine_json), bool(offload_of(engine_json))
 
 
@@ -205,14 +203,14 @@ def _is_own(plan: MemoryPlan, session: Session) -> bool:
 
 
 def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str]:
-    """The plans as aligned text, a line each."""
+    """Format the plans as aligned text, one line each."""
     config = session.request.config
     if not plans:
-        return ["memory is not predicted with expert_parallel or data_types"]
+        return ["memory cannot be predicted with expert_parallel or data_types"]
     kind = "GPU" if device.kind == "cuda" else "CPU rank"
     recomputed = describe_recomputation(config.training.activation_checkpointing)
     head = (
-        f"memory of each {kind} in MiB, {session.ranks.world_size} in all, {session.precision}"
+        f"memory per {kind} in MiB, {session.ranks.world_size} in total, {session.precision}"
         f"{recomputed and ', '}{recomputed} "
         f"(a {kind} has {device.memory_text}):"
     )
@@ -230,17 +228,17 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
         rows.append(row)
     lines = format_table(headers, rows, align=">" * len(headers)).splitlines()
     foot = (
-        "parts are at their most; * is the DeepSpeed config of this run; host is what offload keeps"
+        "each part at its own peak; * is the DeepSpeed config of this run; host is offloaded memory"
     )
     if device.kind == "cpu":
-        foot += " in the same memory: on a CPU it moves nothing"
+        foot += " (on a CPU, part of the same memory)"
     return ["", head, *lines, foot]
 
 
 def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
-    """Whether a plan is within the memory of device and host; None where that is not known.
+    """Whether a plan fits device and host memory; None if the device memory is unknown.
 
-    A CPU has one memory for both. How much a host has is known of this machine only.
+    CPU ranks share one memory for both. Host memory is known for this machine only.
     """
     if device.memory is None:
         return None
@@ -251,7 +249,7 @@ def fits_device(plan: MemoryPlan, device: Device) -> bool | None:
 
 
 def as_metrics(plan: MemoryPlan, device: Device) -> dict[str, Any]:
-    """A plan for scripts, in bytes."""
+    """Return a plan in bytes, for the JSON result."""
     state = sum(plan.parts[part] + plan.host.get(part, 0) for part in (MASTER, MOMENTS, AVERAGE))
     return {
         "zero_stage": plan.zero_stage,

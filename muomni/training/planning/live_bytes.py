@@ -1,8 +1,8 @@
-"""Bytes of the tensors that operators make, from their making to their death, and FLOPs on the way.
+"""Track the bytes of live tensors, from allocation to release, and count FLOPs.
 
-It sees storages, so a view costs nothing and a tensor that autograd keeps counts until the backward
-pass lets it go. It works on real tensors and on fake ones, which have sizes but no memory; the meta
-device is left out. What lives inside an operator alone (scratch of a kernel) is not seen.
+Storages are counted, so views are free, and tensors saved for autograd count until the backward pass releases
+them. Works with real and fake tensors; meta tensors are skipped. Temporary memory within an operator (kernel
+scratch space) is not tracked.
 """
 
 import weakref
@@ -19,9 +19,9 @@ Bytes = dict[str, int]
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, keeps `now`, the living bytes by part, and `peak`, `now` at its fullest.
+    """While active, tracks `now`, the live bytes by part, and `peak`, their values at the highest total.
 
-    `part` names the part that a new storage belongs to. `flops` counts as `models/flops.py` does.
+    `part()` returns the part of a new storage. `flops` follows `models/layers/flops.py`.
     """
 
     def __init__(self, part: Callable[[], str]) -> None:
@@ -32,17 +32,17 @@ class LiveBytes(TorchDispatchMode):
         self._part = part
         self._known: dict[int, tuple[str, int]] = {}
 
-    def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Count neither these tensors nor views of them."""
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these tensors or views of them."""
         for tensor in tensors:
             self._watch(tensor, "", 0)
 
     def start_peak(self) -> None:
-        """Look for the fullest moment from here on."""
+        """Start a new peak."""
         self.peak = dict(self.now)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Compute one operator."""
+        """Run one operator."""
         return func(*args, **kwargs)
 
     def __torch_dispatch__(
@@ -72,6 +72,6 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes behind some tensors; a storage that several share counts once."""
+    """Return the bytes of the tensors' storages; shared storages count once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -1,7 +1,7 @@
 """Parameters and forward FLOPs of each stage's model, without allocating it.
 
-Models are built on torch's meta device, and their `flops` methods say what they cost (2 FLOPs per
-multiply-add; attention over the full sequence).
+Models are built on torch's meta device. FLOPs come from their `flops` methods (2 per multiply-add; attention
+over the full sequence).
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ CONVERSATION_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stage's model. `active` parameters are those that one token uses."""
+    """One stage's model. `active` are the parameters used per token."""
 
     stage: str
     parameters: int
@@ -72,7 +72,7 @@ def counted_models() -> dict[str, CountedModel]:
 
 
 def count_preset(preset: str, vocab_size: int) -> list[Row]:
-    """One row per stage of the preset, for a tokenizer of `vocab_size` tokens."""
+    """Return one row per stage of the preset, for a tokenizer of `vocab_size` tokens."""
     configs, rows = model_configs(preset, vocab_size), []
     for stage, counted in counted_models().items():
         with torch.device("meta"):
@@ -84,7 +84,7 @@ def count_preset(preset: str, vocab_size: int) -> list[Row]:
 
 
 def model_configs(preset: str, vocab_size: int) -> dict[str, Any]:
-    """The sizes of every stage's model, completed as the stages complete them."""
+    """Return the model config of every stage, as the stage would build it."""
     sizes = load_preset(preset)["models"]
     clip = {**sizes["vision_encoder"]}
     clip["text"] = {**clip["text"], "vocab_size": vocab_size}
@@ -115,7 +115,7 @@ def model_configs(preset: str, vocab_size: int) -> dict[str, Any]:
 
 
 def table(preset: str, vocab_size: int, rows: list[Row]) -> str:
-    """The rows as aligned text."""
+    """Format the rows as aligned text."""
     headers = ["stage", "parameters", "active", "embedding", "forward MFLOP", "for"]
     cells = [
         [
@@ -155,7 +155,7 @@ def _talker_flops(model: Talker, _batch_size: int) -> int:
 
 
 def _omni_flops(model: OmniModel, _batch_size: int) -> int:
-    """Reading one conversation, without a spoken answer."""
+    """FLOPs of one conversation, without a spoken answer."""
     num_audio = -(-AUDIO_S * FRAME_RATE_HZ // model.config.audio_stack)
     audio, joined = audio_units(_CLIP_SAMPLES), {"images": 1, "audio_positions": num_audio}
     if model.config.ctc_embeddings:

@@ -1,9 +1,8 @@
-"""One micro-batch of a stage played through with fake weights: which bytes live when, and its FLOPs.
+"""Trace one micro-batch of a stage with fake weights, for its memory over time and its FLOPs.
 
-Weights and all that is computed from them are torch's FakeTensors, of a size but without memory or
-arithmetic, so a model of any size is traced in seconds on any machine. The batch is a real one, and what
-is computed from it alone (masks, positions, which labels count) is computed. So the count holds for every
-stage, activation checkpointing and loss as they are, with no formula to keep up with them.
+Weights and everything computed from them are torch's FakeTensors, which have sizes but no memory, so models of
+any size are traced in seconds on any machine. The batch is real, and so is what depends on it alone (masks,
+positions, labels). The trace thus covers every stage, loss, and checkpointing policy without formulas.
 """
 
 import sys
@@ -33,11 +32,10 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """From one finished gradient to the next: the fullest moment, and which one ends it.
+    """The interval between two finished gradients: its peak memory, and the parameter that ends it.
 
-    `live` holds what the forward pass made, what the loss made, and what the backward pass made: working
-    memory and the gradient that is being finished. `parameter` is its number among those that are trained,
-    in the order of the model; None for what comes after the last one.
+    `live` holds the bytes of the forward pass, the loss, and the backward pass (workspace and the gradient in
+    progress). `parameter` is an index into the trained parameters in model order; None after the last one.
     """
 
     live: Bytes
@@ -46,11 +44,11 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class StepTrace:
-    """What one rank needs in a step besides weights, gradients and optimizer.
+    """Memory of one rank in a step, besides weights, gradients, and optimizer state.
 
-    `stretches` are those of one micro-batch, `before` the fullest moment before the first of them (frozen
-    models compute, features of all micro-batches are made), `resident` what is always there (the batches
-    of the step, frozen models). `flops` are those of the whole step.
+    `stretches` are those of one micro-batch, `before` is the peak before the first of them (frozen models,
+    features of all micro-batches), `resident` is constant (batches of the step, frozen models). `flops` covers
+    the entire step.
     """
 
     stretches: tuple[Stretch, ...]
@@ -60,7 +58,7 @@ class StepTrace:
 
 
 class FakeStep(LiveBytes):
-    """LiveBytes for fake weights beside real batches; decides what would depend on a fake value."""
+    """LiveBytes for fake weights and real batches; replaces results that depend on fake values."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _INDEXING:
@@ -80,7 +78,7 @@ _CTC_LOSSES = {_aten._ctc_loss.default, _aten._ctc_loss.Tensor}
 
 
 def _integer_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Masks that are known become numbers of rows, so that the result has a known size."""
+    """Convert real boolean masks to integer indices, so that the result has a known size."""
     numbers: list[Tensor | None] = []
     for index in indices:
         is_mask = index is not None and index.dtype == torch.bool
@@ -91,15 +89,15 @@ def _integer_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     return numbers
 
 
-def _even_counts(total: int, num_places: int) -> Tensor:
-    """Tokens of each expert, when the router sends as many to one as to another."""
-    counts = torch.full((num_places,), total // num_places)
-    counts[: total % num_places] += 1
+def _even_counts(total: int, num_bins: int) -> Tensor:
+    """Tokens per expert with a balanced router."""
+    counts = torch.full((num_bins,), total // num_bins)
+    counts[: total % num_bins] += 1
     return counts
 
 
 def _ctc_outputs(log_probs: Tensor, labels: Tensor, _lengths: Any, label_lengths: Any) -> Any:
-    """Loss [B] and the forward variables [B, T, 2L + 1] that the backward pass needs."""
+    """Return the loss [B] and the forward variables [B, T, 2L + 1] saved for the backward pass."""
     num_frames, batch, _ = log_probs.shape
     longest = max(torch.as_tensor(label_lengths).tolist(), default=0)
     variables = log_probs.new_empty(batch, num_frames, 2 * longest + 1)
@@ -107,24 +105,26 @@ def _ctc_outputs(log_probs: Tensor, labels: Tensor, _lengths: Any, label_lengths
 
 
 def trace_step(stage: Stage, batches: list[Batch], precision: str, num_ranks: int) -> StepTrace:
-    """Play a step of one of `num_ranks` ranks, whose micro-batches are `batches`, with fake weights.
+    """Trace a step of one of `num_ranks` ranks with fake weights.
 
-    Batches are what the loader gives, on the CPU.
+    `batches` are the micro-batches of the rank, on the CPU.
     """
     with torch.device("meta"):
         task = stage.build()
     stage.set_up(task)
     make_fake(task, DTYPES[precision])
-    return play_step(stage, task.train(), batches, num_ranks)
+    return trace_task(stage, task.train(), batches, num_ranks)
 
 
-def play_step(stage: Stage, task: nn.Module, batches: list[Batch], num_ranks: int = 1) -> StepTrace:
-    """Run what comes before the first forward pass, and one micro-batch, the largest, forward and backward."""
+def trace_task(
+    stage: Stage, task: nn.Module, batches: list[Batch], num_ranks: int = 1
+) -> StepTrace:
+    """Trace the work before the first forward pass, then forward and backward of the largest micro-batch."""
     phase = [ACTIVATIONS]
     live = FakeStep(lambda: LOGITS if _is_in_loss() else phase[0])
     frozen = [t for model in stage.frozen_models() for t in model.state_dict().values()]
-    given = [tensor for batch in batches for tensor in batch.values()]
-    live.leave_out([*task.parameters(), *task.buffers(), *frozen, *given])
+    inputs = [tensor for batch in batches for tensor in batch.values()]
+    live.exclude([*task.parameters(), *task.buffers(), *frozen, *inputs])
     with collectives.simulated(num_ranks), live:
         with torch.no_grad():
             window = [stage.prepare(batch) for batch in batches]
@@ -139,32 +139,32 @@ def play_step(stage: Stage, task: nn.Module, batches: list[Batch], num_ranks: in
             del output
             total.backward()
         stretches.append(Stretch(live.peak, None))
-    resident = storage_bytes(given) + storage_bytes(frozen)
+    resident = storage_bytes(inputs) + storage_bytes(frozen)
     flops = flops_before + len(batches) * (live.flops - flops_before)
     return StepTrace(tuple(stretches), before, resident, flops)
 
 
 def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module of the meta device fake weights of `dtype` on the CPU; buffers keep their own."""
+    """Replace meta weights by fake CPU weights of `dtype`; buffers keep their dtype."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, Any] = {}  # tied weights stay tied
+    fakes: dict[int, Any] = {}  # tied weights stay tied
     for part in module.modules():
         for name, weight in part._parameters.items():
-            if weight is not None and id(weight) not in made:
+            if weight is not None and id(weight) not in fakes:
                 with mode:
                     empty = torch.empty(weight.shape, dtype=dtype)
-                made[id(weight)] = nn.Parameter(empty, weight.requires_grad)
-            part._parameters[name] = made.get(id(weight))
+                fakes[id(weight)] = nn.Parameter(empty, weight.requires_grad)
+            part._parameters[name] = fakes.get(id(weight))
         for name, buffer in part._buffers.items():
-            if buffer is not None and id(buffer) not in made:
+            if buffer is not None and id(buffer) not in fakes:
                 with mode:
-                    made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-            part._buffers[name] = made.get(id(buffer))
+                    fakes[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            part._buffers[name] = fakes.get(id(buffer))
 
 
 @contextmanager
 def _cut_at_gradients(task: nn.Module, live: LiveBytes, found: list[Stretch]) -> Iterator[None]:
-    """Cut at each finished gradient, and drop it: who keeps it, and how, is up to the engine."""
+    """End a stretch at each finished gradient, and free it: storing gradients is up to the engine."""
 
     def cut(number: int) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
@@ -185,7 +185,7 @@ def _cut_at_gradients(task: nn.Module, live: LiveBytes, found: list[Stretch]) ->
 
 
 def _is_in_loss() -> bool:
-    """Whether code of a loss is running."""
+    """Whether a loss function is on the call stack."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename in _LOSS_FILES:

@@ -1,1 +1,1 @@
-"""One module per stage; `muomni/config/registry.py` is the table of them."""
+"""One module per stage, listed in `muomni/config/registry.py`."""

@@ -1,4 +1,4 @@
-"""Stage `audio_encoder`: speech recognition by CTC, which teaches the encoder what is said."""
+"""Stage `audio_encoder`: speech recognition with CTC."""
 
 import jiwer
 import torch
@@ -20,7 +20,7 @@ from muomni.training.stage import Stage
 
 
 class AudioEncoderTask(nn.Module):
-    """The encoder with its CTC head and loss; in evaluation it counts errors, too."""
+    """The encoder with its CTC head and loss; in evaluation, also error counts."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class AudioEncoderTask(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, batch: Batch) -> StageOutput:
-        return self.score(batch, *self.listen(batch))
+        return self.score(batch, *self.logits(batch))
 
-    def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """CTC logits [B, T, V] of the audio clips and their frame lengths [B]."""
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return CTC logits [B, T, V] and frame lengths [B] of the audio clips."""
         hidden, frame_lengths = self.encoder(
             batch["waveform"],
             batch["lengths"],
@@ -47,7 +47,7 @@ class AudioEncoderTask(nn.Module):
         return self.encoder.ctc_logits(hidden), frame_lengths
 
     def score(self, batch: Batch, logits: Tensor, frame_lengths: Tensor) -> StageOutput:
-        """The loss of what `listen` returned, and in evaluation the errors of the best path."""
+        """Return the CTC loss, and in evaluation the errors of greedy CTC decoding."""
         labels, label_lengths = batch["labels"], batch["label_lengths"]
         total, weight, logs = ctc_loss(logits, frame_lengths, labels, label_lengths)
         logs["loss"] = torch.stack([total.detach(), weight])
@@ -62,13 +62,13 @@ class AudioEncoderTask(nn.Module):
 
 
 def error_sums(references: list[str], hypotheses: list[str], device: torch.device) -> Sums:
-    """Word and character errors as [errors, reference length]; empty references do not count."""
+    """Return `wer` and `cer` as [errors, reference length]; empty references are skipped."""
     pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
     sums = {"wer": torch.zeros(2, device=device), "cer": torch.zeros(2, device=device)}
     if pairs:
-        spoken, heard = map(list, zip(*pairs, strict=True))
+        spoken, decoded = map(list, zip(*pairs, strict=True))
         for name, process in (("wer", jiwer.process_words), ("cer", jiwer.process_characters)):
-            found = process(spoken, heard)
+            found = process(spoken, decoded)
             errors = found.substitutions + found.deletions + found.insertions
             length = found.hits + found.substitutions + found.deletions
             sums[name] = torch.tensor([float(errors), float(length)], device=device)

@@ -1,4 +1,4 @@
-"""Stage `codec`: speech to discrete codes and back."""
+"""Stage `codec`: speech codec with residual vector quantization."""
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class CodecTask(nn.Module):
 
 
 class CodecStage(Stage):
-    """Trains mel encoder and decoder by gradient, and the codebooks by moving averages."""
+    """Trains mel encoder and decoder by gradients, and the codebooks by moving averages."""
 
     config: CodecRun
     terms = ("reconstruction", "commitment")
@@ -74,7 +74,7 @@ class CodecStage(Stage):
         return {"reconstruction": mel_lengths.sum().float(), "commitment": num_codes}
 
     def after_step(self, task: CodecTask, state: Sums, step: int) -> None:
-        """Move the codebooks by the frames of the whole step, on each rank alike."""
+        """Update the codebooks from the frames of all ranks, identically on each rank."""
         names = sorted(state)
         flat = collectives.sum_over_ranks(torch.cat([state[name].flatten() for name in names]))
         parts = flat.split([state[name].numel() for name in names])

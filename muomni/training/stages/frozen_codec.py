@@ -1,6 +1,6 @@
-"""The codec as an earlier stage left it: turns audio clips into the codes that a Talker learns.
+"""The frozen codec of an earlier stage, which encodes audio clips into the Talker's target codes.
 
-It stays outside of the DeepSpeed module: nothing in it is trained, and its codebooks must not be cast.
+It stays outside the DeepSpeed module: it is not trained, and its codebooks must not be cast.
 """
 
 import torch
@@ -12,7 +12,7 @@ from muomni.models.speech.mel import length_mask
 
 
 class FrozenCodec:
-    """Loads the codec of an export where it is first used."""
+    """Loads the codec of an export on first use."""
 
     def __init__(self, export: Export, device: torch.device) -> None:
         self.config = export.config(CodecConfig)
@@ -31,11 +31,11 @@ class FrozenCodec:
         return self._codec
 
     def replace(self, codec: Codec) -> None:
-        """Use this codec from now on: the one that an export of a later stage holds."""
+        """Use another codec, such as the one in the export of a later stage."""
         self._codec = codec.to(self._device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, waveform: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Audio clips [B, N] with sample counts [B] -> `codes` [B, Tf, K], `code_mask` [B, Tf]."""
+        """Encode audio clips [B, N] of `lengths` [B] to `codes` [B, Tf, K] and `code_mask` [B, Tf]."""
         codes, code_lengths = self.codec.encode(waveform, lengths)
         return {"codes": codes, "code_mask": length_mask(code_lengths, codes.shape[1])}

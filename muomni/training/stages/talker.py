@@ -1,7 +1,7 @@
-"""Stage `talker`: speech codes from text, with a learned stop.
+"""Stage `talker`: language model over codec codes, conditioned on text, with a learned stop.
 
-The codes come from the frozen codec. Here the Talker sees the text alone; stage `sft` adds the Thinker's
-states through a projection that starts at zero, and so begins with exactly this stage's Talker.
+The codes come from the frozen codec. Stage `sft` adds the Thinker's states through a zero-initialized
+projection, so it starts from exactly this stage's Talker.
 """
 
 import torch

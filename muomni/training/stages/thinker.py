@@ -1,6 +1,6 @@
 """Stage `thinker`: next-token prediction over packed documents.
 
-A mixture of experts begins at random, or with `options.upcycle` as a dense Thinker that was trained.
+With `options.upcycle`, a mixture of experts is initialized from a trained dense Thinker.
 """
 
 import math
@@ -29,7 +29,7 @@ from muomni.training.stage import Stage, StageContext
 
 
 class ThinkerTask(nn.Module):
-    """The Thinker and its loss; with a mixture of experts also those of its routers."""
+    """The Thinker and its loss, including router losses for a mixture of experts."""
 
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class ThinkerTask(nn.Module):
         self.moe = config.moe
 
     def forward(self, batch: Batch) -> StageOutput:
-        audio = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
-        with audio as router_logits:
+        recorder = nullcontext([]) if self.moe is None else record_router_logits(self.thinker)
+        with recorder as router_logits:
             hidden = self.thinker(batch["input_ids"], **documents_of(batch))
         loss = self.thinker.loss(hidden, batch["labels"])
         total = loss.total.detach()
@@ -66,7 +66,7 @@ class ThinkerStage(Stage):
         self.has_experts = sizes.moe is not None
         if self.has_experts:
             self.terms = (*self.terms, moe.TERM)
-        # Absent in evaluation, which loads this stage's own export.
+        # None in evaluation, which loads this stage's own export.
         self.dense = context.upstream.get("thinker")
         if self.dense is not None:
             check_upcycling(self.dense.config(ThinkerConfig), sizes)

@@ -1,10 +1,10 @@
-"""Stage `vision_encoder`: images and captions that belong together get like embeddings.
+"""Stage `vision_encoder`: contrastive image-text pretraining (CLIP, SigLIP).
 
-A loss over all pairs of an optimizer step, on all ranks and in all micro-batches, is no sum of losses
-within micro-batches. With accumulation, the features of all micro-batches are computed first, without
-gradient, and each backward pass then sees all of them (`muomni/models/vision/contrastive.py`). With one
-micro-batch a rank, features are gathered inside the one forward pass. docs/contrastive.md has what
-this costs and when to choose which loss.
+The loss contrasts all pairs of an optimizer step, over all ranks and micro-batches, so it is not a sum of
+losses within micro-batches. With gradient accumulation, the features of all micro-batches are computed first,
+without gradient, and each backward pass then uses all of them (`muomni/models/vision/contrastive.py`). With
+one micro-batch per rank, features are gathered in its forward pass. docs/contrastive.md describes the cost and
+the choice of loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,13 +33,12 @@ from muomni.training.outputs import StageOutput, Sums
 from muomni.training.stage import Stage
 
 _FEATURES_ONLY = "features_only"
-# Where the sigmoid loss begins (Zhai et al., 2023): nearly all pairs are negatives, which the bias says
-# from the start.
+# Initial values of the sigmoid loss (Zhai et al., 2023): the bias reflects that nearly all pairs are negatives.
 _SIGLIP_START = {"initial_temperature": 0.1, "initial_bias": -10.0}
 
 
 class VisionEncoderTask(nn.Module):
-    """Both towers and the contrastive loss: the sigmoid one for a model with a bias, else InfoNCE."""
+    """Both towers and the contrastive loss: sigmoid loss for a model with a bias, else InfoNCE."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -52,8 +51,7 @@ class VisionEncoderTask(nn.Module):
             return StageOutput({}, state=features)
         pool = batch
         if "all_images" not in batch:
-            # Held-out metrics compare within the micro-batch, so that they are the same for any
-            # number of ranks.
+            # Evaluation compares within a micro-batch, so metrics do not depend on the number of ranks.
             pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
             if output.bias is None:
                 sizes = [len(output.image)]
@@ -77,9 +75,9 @@ class VisionEncoderTask(nn.Module):
 def _pool(
     images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, is_shared: bool
 ) -> Batch:
-    """Features and groups of all pairs of a step; ranks hold equally many when `is_shared`.
+    """Return features and groups of all pairs of a step; with `is_shared`, gathered from all ranks.
 
-    `offset` is the place of the first local pair; it stays on the host.
+    All ranks must have the same number of pairs. `offset` is the index of the first local pair, on the host.
     """
     gather = collectives.gather_rows if is_shared else torch.Tensor.detach
     return {
@@ -91,9 +89,9 @@ def _pool(
 
 
 def _logsumexps(pool: Batch, sizes: list[int], scale: torch.Tensor, is_shared: bool) -> Batch:
-    """What InfoNCE needs of all pairs besides, from the ranks' micro-batches of `sizes` pairs.
+    """Return the log-sum-exps over all pairs for InfoNCE, from local micro-batches of `sizes` pairs.
 
-    One micro-batch after the other, so that there are never more similarities than its pairs with all.
+    Micro-batches are processed in turn, so at most one micro-batch's similarities with all pairs are in memory.
     """
     gathered, start, parts = _gathered(pool), int(pool["offset"]), []
     for size in sizes:
@@ -109,15 +107,15 @@ def _gathered(pool: Batch) -> GatheredFeatures:
 
 
 @contextmanager
-def _drawn_again(device: torch.device) -> Iterator[None]:
-    """Give back, after the block, the random numbers that it drew: the same work draws them again."""
+def _preserved_rng(device: torch.device) -> Iterator[None]:
+    """Restore the RNG state after the block, so that a second pass samples the same values."""
     devices = [device] if device.type != "cpu" else []
     with torch.random.fork_rng(devices, device_type=device.type):
         yield
 
 
 class VisionEncoderStage(Stage):
-    """Trains the vision tower with a text tower as its teacher; both are exported."""
+    """Trains a vision and a text tower; both are exported."""
 
     config: VisionEncoderRun
     best_metric = "accuracy"
@@ -132,8 +130,8 @@ class VisionEncoderStage(Stage):
         )
         if is_sigmoid == (config.initial_bias is None):
             raise ConfigError(
-                f"options.loss={self.config.options.loss} and model.initial_bias={config.initial_bias} do not "
-                f"fit: siglip needs a bias, and clip takes none; leave model.initial_bias out"
+                f"options.loss={self.config.options.loss} does not support "
+                f"model.initial_bias={config.initial_bias}; remove model.initial_bias"
             )
         return config
 
@@ -169,15 +167,15 @@ class VisionEncoderStage(Stage):
     def begin_step(
         self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
     ) -> list[Batch]:
-        """With accumulation: features of all micro-batches first, so that each sees all others.
+        """With accumulation, compute the features of all micro-batches first, so that each sees all others.
 
-        Random numbers of the model (dropout) are the same in both passes.
+        Both passes use the same random numbers (dropout).
         """
         if len(batches) == 1:
             return batches
         marker = torch.ones(())
         sizes = [len(batch["groups"]) for batch in batches]
-        with torch.no_grad(), _drawn_again(self.context.device):
+        with torch.no_grad(), _preserved_rng(self.context.device):
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])

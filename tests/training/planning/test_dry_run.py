@@ -1,4 +1,4 @@
-"""What `launch/train.py --dry-run` says of memory, units and FLOPs, for ranks that are here or are not."""
+"""`launch/train.py --dry-run`: memory, units, and FLOPs, for this machine and for others."""
 
 import json
 import re
@@ -28,11 +28,11 @@ GIB = 2**30
 def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
     """The result of `launch/train.py` with a small Thinker in this process."""
     sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
-    given = [
+    flags_of_run = [
         "--stage", "thinker", "--data", str(data), *sizes, "batch.seq_len=64",
         "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
     ]  # fmt: skip
-    arguments = parse_train(given)
+    arguments = parse_train(flags_of_run)
     return train(arguments, resolve_train(arguments), discover(environ or {}))
 
 
@@ -41,20 +41,20 @@ def dry_run(data: Path, *flags: str) -> dict[str, Any]:
     return launch(data, "--dry-run", *flags)
 
 
-def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
+def test_state_is_sharded_by_zero_stage(
     text_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = dry_run(text_data, "--gpus", "32", "--gpu-gib", "1", "--precision", "bf16")
-    said = capsys.readouterr().out
-    assert "memory of each GPU in MiB, 32 in all, bf16 (a GPU has 1,024 MiB)" in said
+    printed = capsys.readouterr().out
+    assert "memory per GPU in MiB, 32 in total, bf16 (a GPU has 1,024 MiB)" in printed
     assert json.loads(json.dumps(found)) == found
-    whole, *divided = found["memory"]
-    names = [(plan["zero_stage"], plan["offload"]) for plan in divided]
+    full, *sharded = found["memory"]
+    names = [(plan["zero_stage"], plan["offload"]) for plan in sharded]
     both = "optimizer and parameters"
     assert names == [(1, ""), (2, ""), (2, "optimizer"), (3, ""), (3, both)]
     num = found["parameters"]
-    assert whole["optimizer_state_bytes"] == 12 * num
-    for plan in divided:
+    assert full["optimizer_state_bytes"] == 12 * num
+    for plan in sharded:
         # Page-locked fp32 weights take up to twice their size.
         most = 16 if plan["offload"] else 12
         assert 12 * num / 32 <= plan["optimizer_state_bytes"] <= 1.05 * most * num / 32
@@ -69,7 +69,7 @@ def test_more_gpus_divide_state_by_stage_and_fit_what_they_have(
     assert [plan["fits"] for plan in small["memory"]] == [False] * 6
 
 
-def test_a_plan_for_gpus_asks_not_what_this_machine_has(
+def test_a_plan_for_gpus_ignores_the_hardware_of_this_machine(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--precision", "bf16", "training.attention=varlen", "training.compile=true")
@@ -78,28 +78,28 @@ def test_a_plan_for_gpus_asks_not_what_this_machine_has(
     by_mask = dry_run(text_data, "--gpu-gib", "80", *flags[:2])["memory"][0]
     assert by_documents["optimizer_state_bytes"] == by_mask["optimizer_state_bytes"]
     with pytest.raises(ConfigError, match="this run is on cpu"):
-        dry_run(text_data, *flags)
+        dry_run(text_data, *flags[:3])
     with pytest.raises(ConfigError, match="needs a compiler"):
         dry_run(text_data, *flags[:2], flags[3])
-    # What no GPU does is refused in a plan, too.
+    # What no GPU supports is rejected in a plan, too.
     with pytest.raises(ConfigError, match="bf16 or fp16, not fp32"):
         dry_run(text_data, "--gpu-gib", "80", "--precision", "fp32", flags[2])
 
 
-def test_a_run_that_does_not_fit_is_refused_where_that_is_asked_for(
+def test_check_memory_rejects_a_run_that_does_not_fit(
     text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert dry_run(text_data, "--gpu-gib", "1", "--check-memory")["memory"][1]["fits"]
     with pytest.raises(
-        ConfigError, match=r"a rank needs \d+ MiB, most of it for .*; its cuda has 0 MiB"
+        ConfigError, match=r"a rank needs \d+ MiB, mostly for .*, but its cuda has 0 MiB"
     ):
         dry_run(text_data, "--gpu-gib", "0.0001", "--check-memory")
     assert not dry_run(text_data, "--gpu-gib", "0.0001")["memory"][1]["fits"]
-    with pytest.raises(ConfigError, match="give --gpu-gib, too"):
+    with pytest.raises(ConfigError, match="add --gpu-gib"):
         dry_run(text_data, "--gpus", "1", "--check-memory")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**20))
     refusals = []
-    for rank in ("0", "1"):  # which begin with other samples
+    for rank in ("0", "1"):  # which start with different samples
         environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
         with pytest.raises(ConfigError, match="has 0 MiB") as refusal:
             launch(text_data, "--check-memory", "--run", str(tmp_path), environ=environ)
@@ -108,10 +108,10 @@ def test_a_run_that_does_not_fit_is_refused_where_that_is_asked_for(
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_nobody_predicts_cannot_be_checked(text_data: Path, tmp_path: Path) -> None:
+def test_unpredictable_memory_cannot_be_checked(text_data: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine.json"
     engine.write_text(json.dumps({"data_types": {"grad_accum_dtype": "fp32"}}), encoding="utf-8")
-    with pytest.raises(ConfigError, match="leave --check-memory out"):
+    with pytest.raises(ConfigError, match="remove --check-memory"):
         dry_run(text_data, "--check-memory", "--deepspeed_config", str(engine))
 
 
@@ -122,8 +122,8 @@ def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.Mo
     assert dry_run(text_data)["memory"][0]["device_bytes"] == total // 4
 
 
-def test_gpus_are_for_plans_only(text_data: Path) -> None:
-    with pytest.raises(ConfigError, match="add --dry-run, or leave them out"):
+def test_gpus_needs_dry_run(text_data: Path) -> None:
+    with pytest.raises(ConfigError, match="add --dry-run, or remove them"):
         launch(text_data, "--gpus", "2")
     with pytest.raises(ConfigError, match="--gpus must be at least 1, got 0"):
         dry_run(text_data, "--gpus", "0")
@@ -138,16 +138,18 @@ def write_json(path: Path, content: dict[str, Any]) -> str:
     return str(path)
 
 
-def test_what_is_not_predicted_is_said(
+def test_unpredictable_memory_is_reported(
     text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = {"data_types": {"grad_accum_dtype": "fp32"}}
     engine = write_json(tmp_path / "types.json", content)
     assert dry_run(text_data, "--deepspeed_config", engine)["memory"] == []
-    assert "memory is not predicted with expert_parallel or data_types" in capsys.readouterr().out
+    assert (
+        "memory cannot be predicted with expert_parallel or data_types" in capsys.readouterr().out
+    )
 
 
-def test_offload_is_a_row_and_takes_the_same_memory_on_a_cpu(
+def test_offload_has_a_row_and_uses_the_same_memory_on_a_cpu(
     text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
@@ -156,9 +158,9 @@ def test_offload_is_a_row_and_takes_the_same_memory_on_a_cpu(
     assert [(plan["zero_stage"], plan["offload"]) for plan in found] == [
         (0, ""), (1, ""), (1, "optimizer"), (2, ""), (3, ""),
     ]  # fmt: skip
-    said = capsys.readouterr().out
-    assert re.search(r"^ *1\* .* optimizer$", said, re.MULTILINE)
-    assert "on a CPU it moves nothing" in said
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *1\* .* optimizer$", printed, re.MULTILINE)
+    assert "on a CPU, part of the same memory" in printed
 
 
 def test_device_and_host_must_both_be_large_enough() -> None:
@@ -178,7 +180,7 @@ def trace(data: Path, changes: dict[str, Any]) -> tuple[StepTrace, Any, list[dic
 
 
 def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
-    """The head runs where something is to be predicted, attention over whole rows."""
+    """The head runs on predicted positions only, attention over full sequences."""
     found, sizes, batches = trace(
         text_data, {"batch": {"micro_batches_per_step": 1, "batch_size": 3}}
     )
@@ -189,12 +191,12 @@ def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
 
 
 def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:
-    def largest(num_rows: int) -> tuple[int, Any]:
-        changes = {"batch": {"micro_batches_per_step": 1, "batch_size": num_rows}}
+    def largest(batch_size: int) -> tuple[int, Any]:
+        changes = {"batch": {"micro_batches_per_step": 1, "batch_size": batch_size}}
         found, sizes, _ = trace(text_data, changes)
         return max(stretch.live.get(LOGITS, 0) for stretch in found.stretches), sizes
 
-    (half, sizes), (whole, _) = largest(24), largest(48)  # more than a chunk of 1,024 positions
+    (half, sizes), (full, _) = largest(24), largest(48)  # more than a chunk of 1,024 positions
     assert half > 1024 * 4 * sizes.vocab_size
-    # States without padding and their gradients grow, not what has a value for each token.
-    assert whole - half < 24 * 64 * 4 * sizes.vocab_size
+    # Hidden states and their gradients grow, but not the logits.
+    assert full - half < 24 * 64 * 4 * sizes.vocab_size

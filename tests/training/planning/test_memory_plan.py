@@ -1,4 +1,4 @@
-"""What a plan of memory says: by hand for small sizes, and against the tensors of real ranks."""
+"""Memory plans: against manual calculations for small sizes, and against the tensors of real ranks."""
 
 import gc
 from pathlib import Path
@@ -25,11 +25,11 @@ from muomni.training.session import Request, open_loop, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config
 
-# Parameters of the model in its order: 60, 40 and 30 elements, of which the second is in a group alone.
+# Parameters in model order: 60, 40, and 30 elements, the second in its own group.
 SIZES = Sizes(
     groups=((60, 30), (40,)), num_moments=(2, 2), order=(0, 2, 1), frozen=(500,), buffer_bytes=8
 )
-# Gradients are finished from the last parameter to the first, while activations of 1,000 bytes go.
+# Gradients finish from the last parameter to the first, while 1,000 bytes of activations are freed.
 TRACE = StepTrace(
     stretches=(
         Stretch({ACTIVATIONS: 1000}, 2),
@@ -56,7 +56,7 @@ def plan(
     return predict(zero, SIZES, TRACE, setup)
 
 
-def test_without_zero_every_rank_has_it_all() -> None:
+def test_without_zero_every_rank_has_all_state() -> None:
     found = plan(0)
     assert found.parts["parameters"] == 4 * (130 + 500) + 8
     assert found.parts["gradients"] == 4 * 130
@@ -64,29 +64,29 @@ def test_without_zero_every_rank_has_it_all() -> None:
     assert found.parts["moments"] == 8 * 130
     assert found.parts["average"] == 0
     assert found.parts["activations"] == 1000 + 7
-    # Finished gradients add up while activations go: the last gradient has two before it.
+    # Finished gradients add up while activations are freed: two precede the last one.
     passes = found.moments["forward and backward"]
     assert sum(passes.values()) - 4 * 630 - 8 - 8 * 130 - 7 == max(1000, 860 + 120, 640 + 280)
-    # All gradients travel in one copy.
+    # All gradients are reduced in one copy.
     assert found.moments["update"]["buckets"] == 4 * 130
 
 
-def test_accumulated_gradients_are_there_from_the_start() -> None:
+def test_accumulated_gradients_exist_from_the_start() -> None:
     first, later = plan(0), plan(0, accumulation=2)
     assert first.moments["forward and backward"]["gradients"] == 0
     assert later.moments["forward and backward"]["gradients"] == 4 * 130
 
 
-def test_sixteen_bits_keep_fp32_weights_beside_them() -> None:
+def test_16_bit_weights_have_fp32_master_weights() -> None:
     found = plan(0, width=2, average=True)
-    assert found.parts["parameters"] == 4 * 630 + 8  # as they are built; then half
+    assert found.parts["parameters"] == 4 * 630 + 8  # fp32 when built, then half
     assert found.moments["update"]["parameters"] == 2 * 630 + 8
     assert found.parts["fp32_weights"] == found.parts["average"] == 4 * 130
     assert found.moments["update"]["gradients"] == (2 + 4) * 130
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_optimizer_state_is_divided_and_frozen_weights_have_none(stage: int) -> None:
+def test_optimizer_state_is_sharded_and_frozen_weights_have_none(stage: int) -> None:
     one, four = (plan(stage, num_ranks=n, average=True).parts for n in (1, 4))
     for part, width in (("fp32_weights", 4), ("average", 4), ("moments", 8)):
         assert one[part] == width * 130
@@ -96,14 +96,14 @@ def test_optimizer_state_is_divided_and_frozen_weights_have_none(stage: int) -> 
     assert weights == 4 * ((96 + 40 + 500) if stage < 3 else (15 + 8 + 10 + 125))
 
 
-def test_gradients_of_other_ranks_leave_with_their_bucket() -> None:
-    # Shares of group one: 45 of 90, so its first parameter is in both; the other group has one, in both.
-    whole = plan(1, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
-    assert whole == 4 * 130
+def test_gradients_of_other_ranks_are_freed_with_their_bucket() -> None:
+    # Shards of group one: 45 of 90, so its first parameter is in both, as is that of the other group.
+    all_of_them = plan(1, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
+    assert all_of_them == 4 * 130
     kept = plan(2, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
-    assert kept == 4 * (60 + 30 + 40)  # parameters that touch the fuller share
-    divided = plan(3, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
-    assert divided == 4 * (30 + 15 + 20)
+    assert kept == 4 * (60 + 30 + 40)  # parameters that overlap the larger shard
+    sharded = plan(3, accumulation=2, bucket=1000).moments["forward and backward"]["gradients"]
+    assert sharded == 4 * (30 + 15 + 20)
 
 
 def test_reserved_buckets_count_on_gpus_and_written_ones_on_cpus() -> None:
@@ -116,23 +116,23 @@ def test_gathered_weights_are_released_in_the_backward_pass() -> None:
     assert passes["parameters"] == 4 * (15 + 8 + 10 + 125) + 4 * 630 + 8
 
 
-def test_small_weights_are_whole_on_every_rank_and_large_ones_gathered_up_to_a_limit() -> None:
+def test_small_weights_are_replicated_and_large_ones_gathered_up_to_a_limit() -> None:
     shares = 15 + 8 + 10 + 125
     found = plan(3, num_ranks=4, small=45)  # those of 30 and 40 elements
     assert found.moments["before forward"]["parameters"] == 4 * (shares + 70) + 8
     assert found.moments["forward and backward"]["parameters"] == 4 * (shares + 70 + 560) + 8
-    # What is used again soon, what is fetched ahead, and the largest one.
+    # Weights reused soon, prefetched weights, and the largest one.
     found = plan(3, num_ranks=4, reuse=10, prefetch=20)
     assert found.moments["forward and backward"]["parameters"] == 4 * (shares + 10 + 20 + 500) + 8
 
 
-def test_with_small_shares_the_norm_takes_more_than_the_update() -> None:
+def test_with_small_shards_the_norm_needs_more_than_the_update() -> None:
     assert plan(1, num_ranks=4).moments["update"]["buckets"] == 8 * 60  # the largest one in fp64
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("width", [2, 4])
-def test_an_offloaded_optimizer_leaves_weights_and_buckets_on_the_gpu(
+def test_an_offloaded_optimizer_keeps_weights_and_buckets_on_the_gpu(
     stage: int, width: int
 ) -> None:
     found = plan(stage, width=width, average=True, bucket=1000, offload=OPTIMIZER)
@@ -147,40 +147,40 @@ def test_an_offloaded_optimizer_leaves_weights_and_buckets_on_the_gpu(
     assert there.host == {} and there.host_peak == 0
 
 
-def test_the_host_has_gradients_and_short_weights_beside_the_optimizer() -> None:
-    # Two ranks, bf16: shares of 46 (of 92 with padding) and 20 elements.
+def test_the_host_also_has_gradients_and_16_bit_weights() -> None:
+    # Two ranks, bf16: shards of 46 (of 92 with padding) and 20 elements.
     found = plan(2, width=2, offload=OPTIMIZER)
     assert found.host["fp32_weights"] == found.host["gradients"] == 4 * (46 + 20)
     assert found.host["moments"] == 8 * (46 + 20)
-    assert found.host["parameters"] == 2 * (46 + 20)  # on their way back
-    assert found.host["buckets"] == 2 * 60  # the largest parameter, once on the GPU and once here
+    assert found.host["parameters"] == 2 * (46 + 20)  # to copy back
+    assert found.host["buckets"] == 2 * 60  # the largest parameter, on the GPU and on the host
     assert found.moments["before forward"]["buckets"] == 2 * 60
     assert found.host_peak == (4 + 4 + 8 + 2) * 66 + 120
-    # Those of a window are added up here, whole parameters that touch the fuller share.
+    # Accumulated gradients are full parameters that overlap the larger shard.
     split = plan(2, width=2, accumulation=2, offload=OPTIMIZER)
     assert split.host["gradients"] == 4 * 66 + 2 * (60 + 30 + 40)
     assert split.moments["forward and backward"]["gradients"] == 0
-    # Without ZeRO 2 they wait on the GPU.
+    # Under ZeRO 1 they stay on the GPU.
     waiting = plan(1, width=2, accumulation=2, offload=OPTIMIZER)
     assert waiting.host["gradients"] == 4 * 66
     assert waiting.moments["forward and backward"]["gradients"] == 2 * 130
 
 
-def test_offloaded_weights_are_on_the_gpu_while_they_are_used() -> None:
+def test_offloaded_weights_are_on_the_gpu_during_use() -> None:
     found = plan(3, num_ranks=4, width=2, offload=ALL)
     assert found.moments["update"]["parameters"] == 8  # buffers
     assert found.moments["forward and backward"]["parameters"] == 2 * 630 + 8
     share = 15 + 8 + 10
-    # Shares of frozen weights lie alone; pages are locked for those of trained ones whatever is asked for.
+    # Shards of frozen weights have their own buffers; those of trained weights are always page-locked.
     assert found.host["parameters"] == 64 + 32 + 2 * 125  # 2 * (15 + 8) and 2 * 10 bytes
     assert found.host["gradients"] == (4 + 2) * share
     assert found.host["fp32_weights"] == 4 * share
-    # On one GPU, too, weights in use are not those that lie on the host; on a CPU they are.
+    # A single GPU also copies the weights in use; a CPU does not.
     alone = plan(3, num_ranks=1, width=2, offload=ALL).moments["forward and backward"]
     assert alone["parameters"] == 2 * 630 + 8
     on_cpu = plan(3, num_ranks=1, width=2, offload=ALL, on_gpu=False)
     assert on_cpu.moments["forward and backward"]["parameters"] == 8
-    # Weights alone: the optimizer stays.
+    # Only weights are offloaded.
     weights = plan(3, num_ranks=4, width=2, offload=Offload(parameters=True))
     assert weights.host.keys() == {"parameters"}
     assert weights.parts["fp32_weights"] == 4 * share
@@ -190,20 +190,20 @@ def test_page_locked_buffers_of_gpus_are_powers_of_two() -> None:
     pinned = Offload(optimizer=True, has_pinned_optimizer=True)
     found = plan(2, width=2, offload=pinned)
     assert found.host["fp32_weights"] == 256 + 128  # 4 * 46 = 184 and 4 * 20 = 80 bytes
-    assert found.host["moments"] == 8 * (46 + 20)  # torch's optimizer does not lock its own
+    assert found.host["moments"] == 8 * (46 + 20)  # not page-locked by torch's optimizer
     assert plan(2, width=2, offload=pinned, on_gpu=False).host["fp32_weights"] == 4 * 66
     locked = Offload(parameters=True, has_pinned_parameters=True)
     found = plan(3, num_ranks=4, width=2, offload=locked)
-    # Each share lay alone first: 30, 16 and 20 bytes; torch keeps that memory.
+    # Each shard had its own buffer first (30, 16, and 20 bytes), and torch keeps that memory.
     assert found.host["parameters"] == (64 + 32) + 256 + (32 + 16 + 32)
 
 
-# Small buckets, so that they fill up within the model.
+# Small buckets, so that they fill up several times.
 BUCKETS = {
     "overlap_comm": True, "reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000,
     "stage3_param_persistence_threshold": 100,
 }  # fmt: skip
-# Weights and gradients matter most, or activations; fp32 copies or not; gradients wait or not.
+# Dominated by weights and gradients, or by activations.
 RUNS: list[dict[str, Any]] = [
     {"precision": "fp32", "batch": {"batch_size": 1, "micro_batches_per_step": 4}},
     {
@@ -216,13 +216,13 @@ RUNS: list[dict[str, Any]] = [
 
 def _request(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> Request:
     section = {"stage": zero, **(BUCKETS if zero else {})}
-    # Page-locked memory is that of GPUs.
+    # Only GPUs need page-locked memory.
     section |= {f"offload_{part}": {"device": "cpu", "pin_memory": False} for part in offloads}
     return Request(config, run, run, {"zero_optimization": section}, "never")
 
 
 def _measured_peak(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> int:
-    """The most bytes that tensors of this rank take in the second of two steps."""
+    """Return the peak bytes of the tensors of this rank in the second of two steps."""
     session = prepare(_request(config, run, zero, offloads), discover())
     with LiveBytes(lambda: "all") as live:
         loop = open_loop(session)
@@ -238,7 +238,7 @@ def _measured_peak(config: RunConfig, run: Path, zero: int, offloads: tuple[str,
 
 
 def _planned(config: RunConfig, run: Path, zero: int, offloads: tuple[str, ...] = ()) -> MemoryPlan:
-    """What is predicted for one of two such ranks, as if they had a GPU."""
+    """Return the prediction for one of two such ranks, as if they had a GPU."""
     session = prepare(_request(config, run, zero, offloads), Ranks(0, 0, 2))
     trace = trace_step(session.stage, read_step(session), session.precision, 2)
     with torch.device("meta"):
@@ -256,7 +256,7 @@ LAYOUTS: list[tuple[int, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("zero", "offloads"), LAYOUTS, ids=str)
 @pytest.mark.parametrize("changes", RUNS, ids=["fp32", "bf16"])
-def test_the_plan_is_what_tensors_of_real_ranks_take(
+def test_the_plan_matches_the_tensors_of_real_ranks(
     changes: dict[str, Any],
     zero: int,
     offloads: tuple[str, ...],
@@ -264,13 +264,13 @@ def test_the_plan_is_what_tensors_of_real_ranks_take(
     tmp_path: Path,
     two_ranks: RankPool,
 ) -> None:
-    """On a CPU tensors of device and host lie together."""
-    given: dict[str, Any] = {
+    """On a CPU, device and host tensors share memory."""
+    options: dict[str, Any] = {
         "config": thinker_config(text_data, changes), "run": tmp_path, "zero": zero,
         "offloads": offloads,
     }  # fmt: skip
-    measured = max(two_ranks.run(_measured_peak, **given))
-    found = _planned(**given)
+    measured = max(two_ranks.run(_measured_peak, **options))
+    found = _planned(**options)
     step = {name: sum(parts.values()) for name, parts in found.moments.items()}
     del step["start"]
     assert max(step.values()) + found.host_peak == pytest.approx(measured, rel=0.05)

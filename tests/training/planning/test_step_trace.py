@@ -1,4 +1,4 @@
-"""A step played with fake weights takes the bytes that it takes with real ones, in every stage."""
+"""A step traced with fake weights needs the same bytes as with real ones, in every stage."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,8 +15,8 @@ from muomni.training.planning.step_trace import (
     LOGITS,
     FakeStep,
     StepTrace,
-    play_step,
     trace_step,
+    trace_task,
 )
 from muomni.training.session import Request, Session, prepare
 from tests.training.stages.curves import stage_config
@@ -50,21 +50,21 @@ def open_session(
         ("sft", {"training": {"activation_checkpointing": {"thinker": "full", "audio*": 2}}}),
     ],
 )
-def test_fake_weights_take_the_bytes_of_real_ones(
+def test_fake_weights_need_the_bytes_of_real_ones(
     name: str, changes: dict[str, Any], media_data: Path, omni_root: Path
 ) -> None:
     session = open_session(name, media_data, omni_root, changes)
     batches = read_step(session)
     task = session.stage.build()
     session.stage.set_up(task)
-    trace_step(session.stage, batches, "fp32", 2)  # makes windows and filters that are made once
-    real = play_step(session.stage, task.train(), batches, 2)
+    trace_step(session.stage, batches, "fp32", 2)  # creates cached windows and filters
+    real = trace_task(session.stage, task.train(), batches, 2)
     fake = trace_step(session.stage, batches, "fp32", 2)
     assert len(fake.stretches) == 1 + sum(p.requires_grad for p in task.parameters())
     assert fake == real
 
 
-def test_frozen_models_and_batches_are_always_there(media_data: Path, omni_root: Path) -> None:
+def test_frozen_models_and_batches_are_resident(media_data: Path, omni_root: Path) -> None:
     session = open_session("talker", media_data, omni_root, {})
     batches = read_step(session)
     weights = [t for model in session.stage.frozen_models() for t in model.state_dict().values()]
@@ -77,40 +77,40 @@ def peak(trace: StepTrace) -> int:
 
 
 @pytest.mark.parametrize("name", ["audio_encoder", "vision_encoder"])
-def test_what_a_loss_makes_is_told_from_what_a_model_makes(
+def test_tensors_of_losses_are_counted_as_logits(
     name: str, media_data: Path, omni_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Log-probabilities of CTC, similarities of a micro-batch with all pairs of a step."""
-    made: Counter[str] = Counter()
+    """CTC log-probabilities, and similarities of a micro-batch with all pairs of a step."""
+    allocated: Counter[str] = Counter()
 
-    class Noting(FakeStep):
+    class Counting(FakeStep):
         def _watch(self, tensor: torch.Tensor, part: str, num_bytes: int) -> None:
-            made[part] += num_bytes
+            allocated[part] += num_bytes
             super()._watch(tensor, part, num_bytes)
 
-    monkeypatch.setattr(step_trace, "FakeStep", Noting)
+    monkeypatch.setattr(step_trace, "FakeStep", Counting)
     session = open_session(name, media_data, omni_root, {})
     batches = read_step(session)
     trace_step(session.stage, batches, "fp32", 2)
-    num_rows = len(next(iter(batches[0].values())))
+    batch_size = len(next(iter(batches[0].values())))
     columns = (
-        2 * len(batches) * num_rows
+        2 * len(batches) * batch_size
         if name == "vision_encoder"
         else session.stage.tokenizer.vocab_size
     )
-    assert made[LOGITS] >= 4 * num_rows * columns
+    assert allocated[LOGITS] >= 4 * batch_size * columns
 
 
-def test_features_of_all_ranks_take_room(media_data: Path, omni_root: Path) -> None:
+def test_features_of_all_ranks_need_memory(media_data: Path, omni_root: Path) -> None:
     peaks = []
     for num_ranks in (2, 4):
         session = open_session("vision_encoder", media_data, omni_root, {}, num_ranks)
-        batches = read_step(session) * (num_ranks // 2)  # as many micro-batches a rank
+        batches = read_step(session) * (num_ranks // 2)  # the same number of micro-batches per rank
         peaks.append(peak(trace_step(session.stage, batches, "fp32", num_ranks)))
     assert peaks[1] > peaks[0]
 
 
-def test_recomputing_lowers_what_is_kept_and_costs_flops(media_data: Path, omni_root: Path) -> None:
+def test_recomputation_saves_memory_and_costs_flops(media_data: Path, omni_root: Path) -> None:
     sessions = [
         open_session("talker", media_data, omni_root, changes) for changes in ({}, RECOMPUTED)
     ]
@@ -120,9 +120,7 @@ def test_recomputing_lowers_what_is_kept_and_costs_flops(media_data: Path, omni_
     assert 1.1 * kept.flops < recomputed.flops < 4 / 3 * kept.flops
 
 
-def test_the_fewer_blocks_are_recomputed_the_more_is_kept(
-    media_data: Path, omni_root: Path
-) -> None:
+def test_recomputing_fewer_blocks_keeps_more_activations(media_data: Path, omni_root: Path) -> None:
     traces = []
     for policy in ("full", 2, 3, "none"):
         changes = {
@@ -135,5 +133,5 @@ def test_the_fewer_blocks_are_recomputed_the_more_is_kept(
     assert kept == sorted(kept) and len(set(kept)) == 4
     flops = [trace.flops for trace in traces]
     assert flops == sorted(flops, reverse=True) and len(set(flops)) == 4
-    # Half of the blocks cost half of what all cost again.
+    # Recomputing half of the blocks costs half of recomputing all.
     assert flops[1] - flops[3] == (flops[0] - flops[3]) / 2

@@ -109,5 +109,7 @@ def test_a_bias_that_does_not_fit_the_loss_is_an_error(
     loss: str, bias: float | None, media_data: Path
 ) -> None:
     changes = {"options": {"loss": loss}, "model": {"initial_bias": bias}}
-    with pytest.raises(ConfigError, match=rf"options\.loss={loss} and model\.initial_bias={bias}"):
+    with pytest.raises(
+        ConfigError, match=rf"options\.loss={loss} does not support model\.initial_bias={bias}"
+    ):
         session_of(media_data, changes)

@@ -1,7 +1,7 @@
-"""FLOPs of batches of conversations, depending on which parts of the omni model are trained.
+"""FLOPs of conversation batches, depending on which parts of the omni model are trained.
 
-Gradients flow from the answers through the Thinker to the trained parts before it, and from spoken answers
-through the Talker to the Thinker where the Talker sees its states. A frozen encoder only runs forward.
+Gradients flow from text answers through the Thinker to the trained parts before it, and from spoken answers
+through the Talker to the Thinker if the Talker sees its states. A frozen encoder only runs forward.
 """
 
 import torch
@@ -23,7 +23,7 @@ from muomni.training.flops import (
 
 
 def count_omni(omni: OmniModel, codec: Codec, on_cpu: bool) -> FlopCounter:
-    """Counts batches of `ConversationView` for a model with its parts frozen as they are now."""
+    """Return a counter for batches of `ConversationView`, given the currently frozen parts."""
     config, talker, words = omni.config, omni.talker, omni.thinker.embed_tokens.weight
     assert config.talker is not None and talker is not None
     by_documents = omni.thinker.stack.attends_by_documents

@@ -1,4 +1,4 @@
-"""From the exports of the single stages to one omni model: sizes, weights, what stays frozen."""
+"""Assemble the omni model from the exports of the other stages: sizes, weights, frozen parts."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -31,9 +31,9 @@ CONFIG_TYPES = {
 
 
 def check_sizes(config: SftRun, upstream: dict[str, Export]) -> None:
-    """Compare each export with the preset's sizes, which `model.STAGE.FIELD` of this run may change.
+    """Compare each export with the preset's sizes, overridden by `model.STAGE.FIELD` of this run.
 
-    Raises UpstreamError that names stage, field and both values, or a Talker of another codec.
+    Raises UpstreamError if a size differs, or if the Talker was trained on another codec.
     """
     preset = load_preset(config.preset)["models"]
     for stage, export in upstream.items():
@@ -44,21 +44,21 @@ def check_sizes(config: SftRun, upstream: dict[str, Export]) -> None:
         for field, wanted, has in _differences(expected, found):
             raise UpstreamError(
                 f"export {export.path} of stage {stage} has {field}={has}, but preset "
-                f"'{config.preset}' says {wanted}; give the --preset that it was trained with, or "
-                f"model.{stage}.{field}={has}, or make it again with {train_command(stage)}"
+                f"'{config.preset}' has {wanted}; use the --preset that it was trained with, set "
+                f"model.{stage}.{field}={has}, or retrain it with {train_command(stage)}"
             )
     learned = upstream["talker"].content.get("upstream", {}).get("codec")
     if learned != upstream["codec"].digest:
         raise UpstreamError(
-            f"the Talker in {upstream['talker'].path} learned the codes of another codec than "
-            f"{upstream['codec'].path}; train it again with {train_command('talker')} --resume never"
+            f"the Talker in {upstream['talker'].path} was trained on the codes of another codec than "
+            f"{upstream['codec'].path}; retrain it with {train_command('talker')} --resume never"
         )
 
 
 def _differences(
     expected: dict[str, Any], found: dict[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """(field, expected, found) of all fields that `expected` names and `found` has otherwise."""
+    """Return (field, expected, found) for each field of `expected` that differs in `found`."""
     differences = []
     for field, wanted in expected.items():
         has = found.get(field)
@@ -72,7 +72,7 @@ def _differences(
 def omni_config(
     config: SftRun, upstream: dict[str, Export], talker_sees_thinker: bool
 ) -> OmniConfig:
-    """Sizes of the joined model: parts from their exports, the rest from section `model`."""
+    """Return the sizes of the omni model: parts from their exports, the rest from section `model`."""
     parts = {stage: export.config(CONFIG_TYPES[stage]) for stage, export in upstream.items()}
     own = config.model.model_dump(exclude=set(parts))
     talker, thinker, vision = parts["talker"], parts["thinker"], parts["vision_encoder"]
@@ -85,11 +85,11 @@ def omni_config(
 
 
 def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
-    """Load all exports strictly; a Talker that now sees the Thinker starts as it was."""
+    """Load all exports strictly; the projection from Thinker to Talker starts at zero."""
     upstream["thinker"].load_into(model.thinker)
     embedding_std = float(model.thinker.embed_tokens.weight.detach().std())
     model.image_projector.start_at(embedding_std)
-    # What the encoder spells is embedded text already: random features would only hide it.
+    # CTC tokens are embedded as text already; random features would only add noise.
     model.audio_projector.start_at(0.0 if model.config.ctc_embeddings else embedding_std)
     upstream["audio_encoder"].load_into(model.audio_encoder)
     clip = Clip(upstream["vision_encoder"].config(ClipConfig))
@@ -105,10 +105,10 @@ def load_parts(model: OmniModel, upstream: dict[str, Export]) -> None:
 
 
 def freeze(model: OmniModel, patterns: tuple[str, ...]) -> None:
-    """Stop training the parameters that a pattern names.
+    """Freeze the parameters whose names match a shell pattern, such as `thinker.*`.
 
-    Patterns are those of the shell (`thinker.*`). Raises ConfigError for one that names nothing, or
-    when nothing is left to train. A head that the omni model does not use is always frozen.
+    An unused CTC head is always frozen. Raises ConfigError if a pattern matches nothing or if no trainable
+    parameter remains.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
@@ -116,11 +116,11 @@ def freeze(model: OmniModel, patterns: tuple[str, ...]) -> None:
             parts = sorted({f"{name.split('.')[0]}.*" for name in names})
             hint = did_you_mean(pattern, parts)
             raise ConfigError(
-                f"options.freeze names no parameter with '{pattern}'{hint}; parts are {', '.join(parts)}"
+                f"pattern '{pattern}' in options.freeze matches no parameter{hint}; parts: {', '.join(parts)}"
             )
     unused = () if model.config.ctc_embeddings else ("audio_encoder.ctc_head.*",)
     for name, parameter in model.named_parameters():
         if any(fnmatchcase(name, pattern) for pattern in (*patterns, *unused)):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("options.freeze leaves nothing to train; take a pattern out")
+        raise ConfigError("options.freeze freezes all parameters; remove a pattern")

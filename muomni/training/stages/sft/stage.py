@@ -1,8 +1,8 @@
 """Stage `sft`: conversations with images and audio clips, answered in text and speech.
 
-It joins the exports of all other stages into one omni model. The loss of the answers' text trains Thinker
-and projectors (and towers that are not frozen), the codes of spoken answers train the Talker, which now
-sees the Thinker's states through a projection that starts at zero.
+It joins the exports of all other stages into one omni model. The text loss of answers trains the Thinker, the
+projectors, and encoders that are not frozen. The code loss of spoken answers trains the Talker, which sees the
+Thinker's states through a zero-initialized projection.
 """
 
 import math
@@ -29,7 +29,7 @@ from muomni.training.stages.sft.parts import check_sizes, freeze, load_parts, om
 from muomni.training.stages.sft.task import OmniTask
 
 _CODEC_PREFIX = "codec."
-# Metrics of what a split or a stretch of training may lack.
+# Metrics that are undefined if a split or logging interval lacks the modality.
 _OPTIONAL = ("image_", "audio_", "speech_", "exact_")
 
 
@@ -47,7 +47,7 @@ class SftStage(Stage):
         self.has_experts = self.sizes.thinker.moe is not None
         if self.has_experts:
             self.terms = (*self.terms, moe.TERM)
-        with torch.device("meta"):  # a pattern that names nothing is refused before any start
+        with torch.device("meta"):  # reports invalid patterns before training starts
             freeze(OmniModel(self.sizes), self.config.options.freeze)
 
     def model_config(self) -> OmniConfig:
@@ -69,7 +69,7 @@ class SftStage(Stage):
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes, self.config.options.spec_augment)
         freeze(task.omni, self.config.options.freeze)
-        if torch.get_default_device().type != "meta":  # a dry run asks for sizes only
+        if torch.get_default_device().type != "meta":  # a dry run needs sizes only
             load_parts(task.omni, self.context.upstream)
         return task
 
@@ -88,11 +88,11 @@ class SftStage(Stage):
         return [self.codec.codec]
 
     def load_export(self, task: nn.Module, export: Export) -> None:
-        whole = OmniModel(self.sizes, with_codec=True)
-        export.load_into(whole)
-        assert isinstance(task, OmniTask) and whole.codec is not None
-        self.codec.replace(whole.codec)
-        state = whole.state_dict()
+        omni = OmniModel(self.sizes, with_codec=True)
+        export.load_into(omni)
+        assert isinstance(task, OmniTask) and omni.codec is not None
+        self.codec.replace(omni.codec)
+        state = omni.state_dict()
         own = {name: t for name, t in state.items() if not name.startswith(_CODEC_PREFIX)}
         task.omni.load_state_dict(own)
 
@@ -121,7 +121,7 @@ class SftStage(Stage):
 
     # -- results -----------------------------------------------------------------------------------
     def metrics(self, ratios: dict[str, float]) -> dict[str, float]:
-        """Loss as it is optimized; metrics of what did not occur are left out."""
+        """Add the optimized loss, and drop the metrics of absent modalities."""
         metrics = moe.load_metrics(ratios)
         weights = self.loss_weights()
         metrics["loss"] = weights["answer"] * metrics["answer_loss"]

@@ -1,8 +1,8 @@
-"""The omni model with its two losses, and in evaluation the metrics that show what it looks at.
+"""The omni model with its two losses, and evaluation metrics for grounding.
 
-Beside the loss, an evaluation pass counts answers that greedy decoding gets exactly right (each token is
-the likeliest given the ones before it) and repeats the loss of the answers to images and to audio clips
-with the media of another conversation in the micro-batch: a model that looks must then do worse.
+Evaluation also counts exact matches of greedy decoding (teacher-forced, so each token is the argmax given the
+reference prefix), and recomputes the loss of answers to images and audio with the media of another conversation
+in the micro-batch: a grounded model must do worse.
 """
 
 from contextlib import nullcontext
@@ -34,16 +34,16 @@ class OmniTask(nn.Module):
 
     @property
     def sees_thinker(self) -> bool:
-        """Whether the Talker takes the Thinker's states."""
+        """Whether the Talker sees the Thinker's states."""
         talker = self.omni.talker
         return talker is not None and talker.config.thinker_hidden_size is not None
 
     def forward(self, batch: Batch) -> StageOutput:
         omni, slots = self.omni, MediaSlots.of_batch(batch)
         images = omni.image_features(slots.images)
-        audios = self._heard(batch, slots)
-        audio = nullcontext([]) if self.moe is None else record_router_logits(omni.thinker)
-        with audio as router_logits:
+        audios = self._audio_features(batch, slots)
+        recorder = nullcontext([]) if self.moe is None else record_router_logits(omni.thinker)
+        with recorder as router_logits:
             hidden = self._states(batch, slots, images, audios)
         answer = omni.thinker.loss(hidden, batch["labels"])
         speech = self._speech(batch, hidden)
@@ -51,7 +51,7 @@ class OmniTask(nn.Module):
             "answer_loss": torch.stack([answer.total.detach(), answer.weight]),
             "answer_accuracy": torch.stack([answer.num_correct, answer.weight]),
             "speech_loss": torch.stack([speech.total.detach(), speech.weight]),
-            # How many a micro-batch has: what did not occur has no loss.
+            # Predictions per micro-batch: without any, there is no speech loss.
             "speech_predictions": torch.stack([speech.weight, torch.ones_like(speech.weight)]),
             **{f"speech_{name}": pair for name, pair in speech.logs.items()},
         }
@@ -64,7 +64,7 @@ class OmniTask(nn.Module):
             output.logs |= self._swaps(batch, slots, images, audios, hidden)
         return output
 
-    def _heard(self, batch: Batch, slots: MediaSlots) -> Tensor:
+    def _audio_features(self, batch: Batch, slots: MediaSlots) -> Tensor:
         augmentation = self.augmentation if self.training else None
         seeds = batch["audio_seeds"]
         return self.omni.audio_features(slots.audios, slots.audio_lengths, seeds, augmentation)
@@ -84,7 +84,7 @@ class OmniTask(nn.Module):
 
     # -- evaluation only ---------------------------------------------------------------------------
     def _exact_matches(self, batch: Batch, hidden: Tensor) -> Sums:
-        """Answers whose every token, the end included, is the likeliest one."""
+        """Count answers whose every token, including the end, is the argmax."""
         is_label = batch["labels"] != IGNORE
         answer_ids, labels = batch["answer_ids"][is_label], batch["labels"][is_label]
         guesses = [
@@ -102,18 +102,18 @@ class OmniTask(nn.Module):
     def _swaps(
         self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor, hidden: Tensor
     ) -> Sums:
-        """Loss of the answers that follow an image (an audio clip), and how much a wrong one adds."""
-        nowhere = batch["input_ids"].numel()
+        """Return the loss of answers to images (audio), and its increase with swapped media."""
+        pad_index = batch["input_ids"].numel()
         logs: Sums = {}
-        for kind, places in (("image", slots.image_positions), ("audio", slots.audio_positions)):
+        for kind, positions in (("image", slots.image_positions), ("audio", slots.audio_positions)):
             labels = batch["labels"].masked_fill(~batch[f"sees_{kind}"], IGNORE)
             right = self.omni.thinker.loss(hidden, labels)
-            num_real = int((places[:, 0] < nowhere).sum())
-            order = torch.arange(len(places), device=places.device)
+            num_real = int((positions[:, 0] < pad_index).sum())
+            order = torch.arange(len(positions), device=positions.device)
             order[:num_real] = order[:num_real].roll(1)
             media = {"image": images, "audio": audios}
             media[kind] = media[kind][order]
-            # Every rank makes this pass, whether it has two to swap or not (ZeRO-3).
+            # Every rank runs this pass, even without media to swap (otherwise ZeRO-3 collectives deadlock).
             swapped = self._states(batch, slots, media["image"], media["audio"])
             wrong = self.omni.thinker.loss(swapped, labels)
             can_swap = float(num_real > 1)

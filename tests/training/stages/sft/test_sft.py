@@ -265,7 +265,7 @@ def test_a_pattern_that_names_nothing_is_refused_with_a_suggestion(root: Path) -
 
 
 def test_freezing_everything_is_refused(root: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with pytest.raises(ConfigError, match="freezes all parameters"):
         open_session(root, {"options": {"freeze": ["*"]}})
 
 
