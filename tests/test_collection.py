@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 # Test files that need a package which no extra installs.
 OPTIONAL = {"tests/data/shards/test_energon.py": "megatron"}
@@ -47,3 +49,9 @@ def test_ruff_checks_every_python_file() -> None:
     command = [sys.executable, "-m", "ruff", "check", "--show-files"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert {str(Path(line).relative_to(ROOT)) for line in printed.split()} >= python_files(ROOT)
+
+
+def test_workers_group_tests_by_file(request: pytest.FixtureRequest) -> None:
+    """Without the group in their ids, the tests of a file would be spread over workers."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        assert request.node.nodeid.endswith("@tests/test_collection.py")

@@ -19,6 +19,7 @@ LAYERS = {
     "errors": 0,
     "config": 0,
     "io": 0,
+    "command_line": 0,
     "distributed": 1,
     "models": 1,
     "data": 1,

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import shtab
 
 from muomni.cli.completion import complete_parser
 from muomni.cli.main import VERBS, main, verb_module, verb_parser
@@ -89,7 +90,6 @@ def test_a_wrong_key_is_rejected_before_torch_is_imported() -> None:
 
 
 def test_completion_knows_the_options_of_every_verb() -> None:
-    shtab = pytest.importorskip("shtab")
     script = shtab.complete(complete_parser(), "bash")
     for verb in PARSED:
         options = [

@@ -43,7 +43,7 @@ def test_weights_of_other_size_are_rejected(thinker_run: Path, tmp_path: Path) -
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "thinker" / "config.yaml"
     config.write_text(config.read_text().replace("intermediate_size: 64", "intermediate_size: 48"))
-    with pytest.raises(UpstreamError, match=r"another size: 'stack.*train stage thinker with"):
+    with pytest.raises(UpstreamError, match=r"differs in size: 'stack.*train stage thinker with"):
         evaluate(stage="thinker", run=tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_upstream_export_with_other_tokenizer_is_rejected(
     export = read_export(thinker_run / "thinker" / "export", "thinker")
     with pytest.raises(UpstreamError, match=r"have different tokenizers; retrain stage thinker"):
         _upstream_exports(export, tmp_path / "run", ("thinker",))
-    with pytest.raises(UpstreamError, match=r"has no export of talker; make it with"):
+    with pytest.raises(UpstreamError, match=r"has no export of talker; create it with"):
         _upstream_exports(export, thinker_run, ("thinker", "talker"))
 
 

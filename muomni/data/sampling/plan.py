@@ -291,8 +291,9 @@ class Plan:
     def _check_longest(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         worst = int(lengths.argmax())
         if lengths[worst] > self.batching.size:
+            unit = " mel frames (10 ms each)" if self.batching.mode == "bucket" else ""
             raise DataError(
-                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}, but "
+                f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}{unit}, but "
                 f"{self.batching.size_key} allows {self.batching.size}; raise it or remove the sample from "
                 f"the corpus"
             )

@@ -50,8 +50,8 @@ _PAIR = [("a.jpg", image(1)), ("a.txt", b"a thing")]
     [
         ([*_PAIR, _special(tarfile.SYMTYPE), ("b.txt", b"b")], "'b.jpg' is a link"),
         ([*_PAIR, _special(tarfile.LNKTYPE)], "'b.jpg' is a link"),
-        ([*_PAIR, _special(tarfile.CHRTYPE)], "'b.jpg' is a link, a device"),
-        ([*_PAIR, _special(tarfile.FIFOTYPE)], "'b.jpg' is a link, a device"),
+        ([*_PAIR, _special(tarfile.CHRTYPE)], "'b.jpg' is a link, device"),
+        ([*_PAIR, _special(tarfile.FIFOTYPE)], "'b.jpg' is a link, device"),
         ([("../../a.jpg", image(1)), ("../../a.txt", b"x")], "would be extracted outside"),
         ([("/etc/a.jpg", image(1)), ("/etc/a.txt", b"x")], "would be extracted outside"),
         ([*_PAIR, ("b.txt", b"x"), *_PAIR], "the key occurs twice"),
