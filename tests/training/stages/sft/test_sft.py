@@ -259,7 +259,7 @@ def test_an_lr_scale_without_match_is_rejected(root: Path) -> None:
 
 def test_a_freeze_pattern_without_match_is_rejected_with_a_suggestion(root: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"'vision_encodr\.\*' \(did you mean 'vision_encoder\.\*'"
+        ConfigError, match=r"matches no parameter \(did you mean 'vision_encoder\.\*'"
     ):
         open_session(root, {"options": {"freeze": ["vision_encodr.*"]}})
 
@@ -284,11 +284,11 @@ def test_missing_exports_are_listed_with_their_commands(root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"thinker": {"hidden_size": 64}}, "stage thinker has hidden_size=32, but .* says 64"),
-        ({"codec": {"codebook_size": 99}}, "stage codec has codebook_size=16, but .* says 99"),
+        ({"thinker": {"hidden_size": 64}}, "stage thinker has hidden_size=32, but .* has 64"),
+        ({"codec": {"codebook_size": 99}}, "stage codec has codebook_size=16, but .* has 99"),
         (
             {"vision_encoder": {"vision": {"image_size": 64}}},
-            "stage vision_encoder has vision.image_size=32, but .* says 64",
+            "stage vision_encoder has vision.image_size=32, but .* has 64",
         ),
     ],
 )
