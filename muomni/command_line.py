@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from muomni import __version__
 from muomni.errors import ConfigError, did_you_mean
 
-# Options of earlier versions, which are refused with their new names.
+# Options of earlier versions, and their new names, for the error message.
 RENAMED_OPTIONS = {
     "--licence": "--license",  # codespell:ignore licence
     "--normalise": "--normalize",  # codespell:ignore normalise

@@ -166,7 +166,9 @@ def test_existing_environment_is_used_as_is(machine: Machine) -> None:
     assert not (machine.clone / ".venv").exists()
 
 
-def test_existing_environment_without_packages_is_refused(machine: Machine, tmp_path: Path) -> None:
+def test_existing_environment_without_packages_is_rejected(
+    machine: Machine, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     outcome = machine.bootstrap(MUOMNI_VENV=str(bare))

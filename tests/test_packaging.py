@@ -111,7 +111,7 @@ def test_extras_have_their_names(metadata: Message) -> None:
 @pytest.mark.parametrize(
     ("url", "extra"), [("s3://bucket/a", "s3"), ("gs://bucket/a", "gcs"), ("hf://datasets/a", "hf")]
 )
-def test_missing_extra_is_named(url: str, extra: str) -> None:
+def test_missing_extra_is_reported(url: str, extra: str) -> None:
     code = f"""if True:
         import sys
         sys.modules["{EXTRAS[extra]}"] = None  # as if it were not installed

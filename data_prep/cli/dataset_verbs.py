@@ -133,7 +133,7 @@ def _run_index(arguments: argparse.Namespace) -> None:
     from data_prep.sharding.adopt import adopt
 
     if not arguments.dir.is_dir():
-        raise DataError(f"folder {arguments.dir} does not exist; give a folder of *.tar shards")
+        raise DataError(f"folder {arguments.dir} does not exist; pass a folder of *.tar shards")
     name = arguments.name or default_name(arguments.dir)
     with open_progress(None, name) as progress:
         manifest = adopt(

@@ -170,7 +170,7 @@ def _run_mix(arguments: argparse.Namespace) -> None:
     from muomni.config.run import MixSection
 
     if (arguments.steps is None) != (arguments.samples_per_step is None):
-        raise ConfigError("--steps and --samples-per-step must be given together")
+        raise ConfigError("--steps and --samples-per-step must be used together")
     content: dict[str, object] = {"unit": arguments.unit}
     if arguments.weights:
         content["weights"] = dict(map(_name_and_weight, arguments.weights))

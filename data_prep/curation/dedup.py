@@ -91,10 +91,10 @@ def find_duplicates(
 ) -> list[Outcome]:
     """Compare all samples of the datasets within each task; nothing is written.
 
-    Raises `DataError` for a dataset that is given twice or cannot be read.
+    Raises `DataError` if a dataset is listed twice or cannot be read.
     """
     if len({manifest.root.resolve() for manifest in manifests}) < len(manifests):
-        raise DataError("a dataset is given twice; all its samples would be duplicates")
+        raise DataError("a dataset is listed twice; list each dataset once")
     outcomes = []
     for task in dict.fromkeys(manifest.task for manifest in manifests):
         own = [manifest for manifest in manifests if manifest.task == task]

@@ -55,7 +55,7 @@ def _image_folder(beside: Path) -> Path:
     if named:
         return named[0]
     if next(beside.glob("*.jpg"), None) is None:
-        raise DataError(f"no image folder {_FOLDERS[0]} in {beside}; give it with --media")
+        raise DataError(f"no image folder {_FOLDERS[0]} in {beside}; set it with --media")
     return beside
 
 

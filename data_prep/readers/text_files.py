@@ -1,7 +1,7 @@
 """Text, JSON, JSON-lines, and delimited files of corpora: UTF-8, with or without a byte order mark.
 
 Invalid UTF-8 becomes lone surrogates and a broken line becomes a `Problem`, so that it costs one sample.
-Files in UTF-16 or UTF-32 are refused, since all their lines would be bad.
+Files in UTF-16 or UTF-32 are rejected, since all their lines would be bad.
 """
 
 import csv

@@ -61,7 +61,7 @@ def adopt(
     paths = sorted(path for path in root.rglob("*.tar") if not path.name.startswith("."))
     if not paths:
         raise DataError(
-            f"{root} contains no *.tar shard; give the folder that does or one above it"
+            f"{root} contains no *.tar shard; pass the folder that does, or a parent folder"
         )
     bad: list[_BadSample] = []
     shards: dict[str, list[ShardRecord]] = {split: [] for split in SPLIT_NAMES}

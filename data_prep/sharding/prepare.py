@@ -38,7 +38,7 @@ def prepare(
     Returns the manifest, or None while other tasks are unfinished.
     """
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; give a folder")
+        raise DataError(f"--out {out} is a file; choose a folder")
     read = find_reader(options.task, options.reader)
     plan = build_plan(read(options.source, reader_options), options)
     summary = store_plan_file(out, plan_file(plan))

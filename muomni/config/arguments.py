@@ -66,7 +66,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--check-memory",
         action="store_true",
-        help="refuse a run whose predicted memory per rank exceeds the available memory",
+        help="reject a run whose predicted memory per rank exceeds the available memory",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_logging_options(parser)

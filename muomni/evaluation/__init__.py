@@ -1,1 +1,1 @@
-"""Held-out metrics of each stage beside trivial baselines."""
+"""Held-out metrics of each stage, compared with trivial baselines."""

@@ -99,8 +99,8 @@ def write_transcripts(
         batch = view.collate([[utterance]])
         hidden, lengths = encoder(batch["waveform"].to(device), batch["lengths"].to(device))
         (ids,) = greedy_decode(encoder.ctc_logits(hidden), lengths)
-        spoken, heard = stage.tokenizer.decode(utterance.labels), stage.tokenizer.decode(ids)
-        lines.append(f"spoken: {spoken}\nheard:  {heard}\n")
+        reference, decoded = stage.tokenizer.decode(utterance.labels), stage.tokenizer.decode(ids)
+        lines.append(f"reference: {reference}\ndecoded:   {decoded}\n")
     yield _text(folder.samples / "audio_encoder.txt", lines)
 
 
@@ -122,7 +122,7 @@ def write_reconstructions(
 def write_spoken_texts(
     stage: "TalkerStage", source: Source, folder: RunFolder
 ) -> Iterator[Artifact]:
-    """Each image has the spectrogram of the recording above that of the generated speech."""
+    """Each image has the spectrogram of the original above that of the generated speech."""
     talker, view = _load_model(stage, folder), stage.view()
     codec, device = stage.codec.codec, stage.context.device
     for index in range(min(_NUM_SPOKEN, len(source))):

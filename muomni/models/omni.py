@@ -153,14 +153,19 @@ class OmniModel(nn.Module):
         """Embeddings [B, T, hidden_size] with the features of all slots at their positions."""
         images = self.image_features(slots.images)
         audios = self.audio_features(slots.audios, slots.audio_lengths)
-        return self.place(input_ids, slots, images, audios)
+        return self.insert_features(input_ids, slots, images, audios)
 
-    def place(self, input_ids: Tensor, slots: MediaSlots, images: Tensor, audios: Tensor) -> Tensor:
+    def insert_features(
+        self, input_ids: Tensor, slots: MediaSlots, images: Tensor, audios: Tensor
+    ) -> Tensor:
         """Token embeddings [B, T, D] with `images` [I, P, D] and `audios` [A, L, D] at their positions."""
         text = self.thinker.embed(input_ids)
-        rows = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # the last one is nowhere
-        for features, places in ((images, slots.image_positions), (audios, slots.audio_positions)):
-            rows = rows.index_copy(0, places.flatten(), features.flatten(0, 1).to(rows.dtype))
+        rows = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # the pad index is last
+        for features, positions in (
+            (images, slots.image_positions),
+            (audios, slots.audio_positions),
+        ):
+            rows = rows.index_copy(0, positions.flatten(), features.flatten(0, 1).to(rows.dtype))
         return rows[:-1].view_as(text)
 
     def forward(
@@ -260,7 +265,7 @@ def _trains(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
 
 
-def gather_positions(states: Tensor, places: Tensor) -> Tensor:
+def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
     """States [B, T, D] at flat indices [S, L] -> [S, L, D]; zeros at the pad index."""
     rows = F.pad(states.flatten(0, 1), (0, 0, 0, 1))
-    return rows[places]
+    return rows[positions]

@@ -155,7 +155,7 @@ def _store_lock(uri: str) -> AbstractContextManager[None]:
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten `{"a": {"b": 1}}` to `{"a.b": 1}`, the form in which MLflow compares parameters.
 
-    A table with keys that are not identifiers (patterns, datasets) stays a value: MLflow refuses some of
+    A table with keys that are not identifiers (patterns, datasets) stays a value: MLflow rejects some of
     them.
     """
     flat: dict[str, Any] = {}

@@ -222,19 +222,19 @@ class StreamFeed(Feed):
 
 
 def stream_batch_size(stream: StreamSection, batching: Batching, stage: str) -> int:
-    """Samples per streamed micro-batch: one per row, or `data.stream.samples_per_batch`.
+    """Samples per streamed micro-batch: `batch.batch_size`, or `data.stream.samples_per_batch`.
 
     Raises ConfigError if a stage that batches by length lacks that setting, or another stage has it.
     """
-    given = stream.samples_per_batch
+    num_samples = stream.samples_per_batch
     if batching.mode == "bucket":
-        if given is None:
+        if num_samples is None:
             raise ConfigError(
                 f"stage {stage} batches by seconds, but a stream has no lengths; set "
                 f"data.stream.samples_per_batch"
             )
-        return given
-    if given is not None:
+        return num_samples
+    if num_samples is not None:
         raise ConfigError(
             f"stage {stage} takes {batching.num_items} samples per micro-batch from a stream, as "
             f"batch.batch_size says; remove data.stream.samples_per_batch"

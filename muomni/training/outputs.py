@@ -1,4 +1,4 @@
-"""What a task module returns: the type between models, stages, engine, and loop."""
+"""The output of a task module, shared by models, stages, engine, and loop."""
 
 from dataclasses import dataclass, field
 

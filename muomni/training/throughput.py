@@ -74,7 +74,7 @@ class Throughput:
         self._units += batch["units"]
 
     def take(self, step: int, loader: CountedBatches) -> Measured:
-        """What was measured since the last call; every rank must call it.
+        """Return the measurements since the last call; every rank must call it.
 
         Requests for profiles are exchanged in the same reduction.
         """

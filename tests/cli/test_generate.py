@@ -60,7 +60,7 @@ def test_user_error_is_one_sentence(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_missing_export_is_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_export_is_reported_with_its_command(tmp_path: Path) -> None:
     done = generate("--run", tmp_path, "--text", "a")
     assert done.returncode == 4
     assert "no export of stage sft" in done.stderr and "--stage sft" in done.stderr

@@ -78,7 +78,7 @@ def test_a_user_error_is_one_sentence(
     assert message in captured.err and captured.err.count("\n") == 1
 
 
-def test_a_wrong_key_is_refused_before_torch_is_imported() -> None:
+def test_a_wrong_key_is_rejected_before_torch_is_imported() -> None:
     code = (
         "import sys; from muomni.cli.main import main\n"
         "try: main(['train', '--stage', 'sft', 'model.projektor=3'])\n"

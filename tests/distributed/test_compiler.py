@@ -18,7 +18,9 @@ def test_interpreter_folder_is_added_once() -> None:
     assert environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
 
 
-def test_each_missing_requirement_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_missing_requirement_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     environ = {"PATH": str(tmp_path), "CXX": "g++"}
     for requirement in ("g++", "Python.h", "ninja"):

@@ -20,7 +20,7 @@ def test_missing_export_names_command(tmp_path: Path) -> None:
         evaluate(stage="thinker", run=tmp_path)
 
 
-def test_missing_config_is_named(thinker_run: Path, tmp_path: Path) -> None:
+def test_missing_config_is_reported(thinker_run: Path, tmp_path: Path) -> None:
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "thinker" / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"thinker/config\.yaml does not exist"):

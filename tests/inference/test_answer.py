@@ -129,7 +129,7 @@ def test_empty_question_is_rejected() -> None:
             read_question(text)
 
 
-def test_unreadable_files_are_named(tmp_path: Path, assistant: Assistant) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, assistant: Assistant) -> None:
     with pytest.raises(DataError, match=r"cannot read image .*none.png"):
         read_question("a", images=[tmp_path / "none.png"])
     (tmp_path / "a.txt").write_text("a")

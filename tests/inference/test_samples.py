@@ -53,7 +53,7 @@ def _samples(config: RunConfig, run: Path, upstream: Path) -> tuple[Path, Source
 def test_audio_encoder_writes_transcripts(media: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(stage_config("audio_encoder", media), tmp_path, tmp_path)
     text = (folder / "audio_encoder.txt").read_text()
-    assert kinds == ["text"] and any(f"spoken: {word}" in text for word in WORDS)
+    assert kinds == ["text"] and any(f"reference: {word}" in text for word in WORDS)
 
 
 def test_vision_encoder_writes_nearest_captions(media: Path, tmp_path: Path) -> None:

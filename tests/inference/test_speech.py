@@ -69,7 +69,7 @@ def test_model_without_talker_is_an_error(tmp_path: Path) -> None:
         check_can_speak(assistant)
 
 
-def test_unwritable_path_is_named(assistant: Assistant, tmp_path: Path) -> None:
+def test_unwritable_path_is_reported(assistant: Assistant, tmp_path: Path) -> None:
     answer = text_answer(assistant, "the cat")
     speech = speak_answer(
         assistant, answer, max_seconds=0.1, temperature=1.0,

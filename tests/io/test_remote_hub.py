@@ -103,6 +103,6 @@ def test_temporary_server_failure_is_retried(
     assert all(remote.read(index) == local.read(index) for index in range(30))
 
 
-def test_missing_repository_is_refused(hub: HttpFolder, tmp_path: Path) -> None:
+def test_missing_repository_is_rejected(hub: HttpFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no dataset"):
         open_datasets(data_at(hub, "team/nowhere", tmp_path), ["text"])

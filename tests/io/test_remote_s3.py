@@ -94,6 +94,6 @@ def test_error_names_a_missing_object(store: str, tmp_path: Path) -> None:
         reader.read(0)
 
 
-def test_missing_bucket_is_refused(store: str, tmp_path: Path) -> None:
+def test_missing_bucket_is_rejected(store: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no dataset"):
         open_datasets(data_at("s3://nowhere-at-all/x", tmp_path), ["text"])

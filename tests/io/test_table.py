@@ -40,7 +40,7 @@ def test_empty_table(headers):
     assert format_table(headers, []) == ("" if headers is None else "a  b")
 
 
-def test_ragged_rows_are_refused():
+def test_ragged_rows_are_rejected():
     with pytest.raises(ValueError):
         format_table(("a", "b"), [("1", "2"), ("3",)])
     with pytest.raises(ValueError):

@@ -56,6 +56,6 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
     assert drawn == set(range(400)) - {105, 106}
 
 
-def test_a_missing_corpus_is_named(root: Path) -> None:
+def test_a_missing_corpus_is_reported(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"names 'wep'.*did you mean 'web'\?.*books, web"):
         opened(root, {"data": {"mix": {"weights": {"wep": 1, "books": 1}}}})

@@ -97,7 +97,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("precision", "zero", "phase", "num_bad"), CASES)
-def test_non_finite_values_are_named_and_dumped(
+def test_non_finite_values_are_reported_and_dumped(
     precision: str,
     zero: int,
     phase: str,

@@ -104,7 +104,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert resumed["losses"] == straight["losses"]
 
 
-def test_a_checkpoint_of_another_topology_or_data_is_refused_in_a_sentence(
+def test_a_checkpoint_of_another_topology_or_data_is_rejected(
     text_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 4, "save_every": 2}})
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_topology_or_data_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("zero", ["zero1", "zero3"])
-def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
+def test_a_checkpoint_of_another_size_is_rejected(
     zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_size_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
-def test_a_checkpoint_of_other_parameter_groups_is_refused_in_a_sentence(
+def test_a_checkpoint_of_other_parameter_groups_is_rejected(
     zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     changes = {"training": {"max_steps": 2}, "optim": {"lr_scales": {"*.mlp.*": 0.5}}}

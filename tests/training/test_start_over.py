@@ -32,7 +32,7 @@ def test_starting_over_deletes_later_checkpoints(
     assert finished_result(_session(longer, tmp_path)) is None
 
 
-def test_a_finished_run_is_refused_for_other_data_or_exports(
+def test_a_finished_run_is_rejected_for_other_data_or_exports(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
@@ -53,7 +53,7 @@ def test_a_finished_run_is_refused_for_other_data_or_exports(
 def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_written(
     text_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'hiden_size'.*did you mean 'hidden_size'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'model.hiden_size'.*did you mean 'hidden_size'"):
         _session(thinker_config(text_data, {"model": {"hiden_size": 8}}), tmp_path)
     with pytest.raises(CheckpointError, match=r"--resume .*none is not a checkpoint folder"):
         _session(thinker_config(text_data), tmp_path, str(tmp_path / "none"))
@@ -62,7 +62,7 @@ def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_writt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_is_refused_for_other_sizes(
+def test_a_finished_run_is_rejected_for_other_sizes(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     config = thinker_config(text_data, {"training": {"max_steps": 2}})

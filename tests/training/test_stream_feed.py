@@ -155,7 +155,7 @@ def test_a_root_may_hold_a_tokenizer_only(root: Path, tmp_path: Path, one_rank: 
     assert (tmp_path / "run" / "thinker" / "export").is_dir()
 
 
-def test_a_missing_shard_is_named_before_the_start(root: Path) -> None:
+def test_a_missing_shard_is_reported_before_the_start(root: Path) -> None:
     config = streamed(root).model_dump()
     config["data"]["stream"]["shards"] = [str(root / "tars" / "{000007..000008}.tar")]
     with pytest.raises(DataError, match=r"000008\.tar of data.stream does not exist"):

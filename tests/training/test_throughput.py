@@ -164,7 +164,7 @@ def test_traces_are_complete_or_absent(text_data: Path, tmp_path: Path, one_rank
     assert ranges(trace)["backward"] >= 8
 
 
-def test_a_missing_rank_is_refused_before_any_start(text_data: Path, tmp_path: Path) -> None:
+def test_a_missing_rank_is_rejected_before_any_start(text_data: Path, tmp_path: Path) -> None:
     config = short(text_data, profile={"start_step": 1, "ranks": [0, 7]})
     request = Request(config, tmp_path, tmp_path, {"zero_optimization": {"stage": 0}}, "never")
     with pytest.raises(ConfigError, match=r"profile\.ranks names rank 7, but there is 1 rank"):

@@ -212,7 +212,7 @@ class Manifest(Section):
 
     def to_json(self) -> str:
         """The text of `manifest.json`, with sorted keys, so equal manifests have equal bytes."""
-        # Older versions refuse these keys; omitting them keeps a dataset readable.
+        # Older versions reject these keys; omitting them keeps a dataset readable.
         unused = {name for name in ("filters", "preprocessing") if not getattr(self, name)}
         content = self.model_dump(mode="json", exclude=unused)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -14,7 +14,7 @@ from muomni.errors import DataError
 
 
 class Source:
-    """The samples of one split of all given datasets, in manifest order.
+    """The samples of one split of all datasets, in manifest order.
 
     Excluded samples keep their ids; `included` skips them. Picklable; files are opened on first use.
     Raises DataError if the split has no samples. Without `check_files`, a file that does not match the

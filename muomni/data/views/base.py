@@ -1,6 +1,6 @@
 """The interface of views, which decode samples into examples and collate examples into batches.
 
-A view knows no model, rank, or order. Each view is one file of this package.
+Views do not depend on models, ranks, or sample order. Each view is one module of this package.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +38,7 @@ class View(ABC, Generic[Example]):
         """
 
     def reader(self, source: Source) -> "ExampleReader[Example]":
-        """The reader that a loader gets the examples of `source` from."""
+        """Return the reader of the examples of `source`, for a loader."""
         return ExampleReader(self, source)
 
     @abstractmethod

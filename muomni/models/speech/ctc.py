@@ -60,7 +60,7 @@ def _sample_losses(
     is_feasible: Tensor,
 ) -> Tensor:
     """Return the loss [B] of each sample; that of infeasible samples is finite and arbitrary."""
-    if logits.numel() == 0:  # torch refuses these, but empty media slots have them
+    if logits.numel() == 0:  # torch rejects these, but empty media slots have them
         return logits.sum((1, 2))
     # One frame without a label replaces an infeasible sample. On GPUs, torch copies the lengths to
     # the host, the only synchronization in this loss.

@@ -51,7 +51,7 @@ def disable_shared_memory_op() -> None:
 
 
 def allow_fp16_on_cpu() -> None:
-    """CPUs compute fp16 slowly but correctly; DeepSpeed refuses unless its accelerator says otherwise."""
+    """CPUs compute fp16 slowly but correctly; DeepSpeed rejects it unless its accelerator claims support."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()

@@ -1,4 +1,4 @@
-"""Complete a DeepSpeed JSON from the run config, and refuse one that contradicts it.
+"""Complete a DeepSpeed JSON from the run config, and reject one that contradicts it.
 
 The JSON holds engine settings only (ZeRO stage, buckets, offload, expert parallelism). Batch sizes,
 precision, clipping, optimizer, and schedule belong to the run config. DeepSpeed silently ignores unknown
@@ -56,7 +56,7 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(
-            f"DeepSpeed config {path} must hold an object, not a {type(content).__name__}"
+            f"DeepSpeed config {path} must contain an object, not a {type(content).__name__}"
         )
     for section in content:
         if section in OWNED_BY_RUN_CONFIG:
@@ -77,7 +77,7 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
         )
-    # DeepSpeed refuses misspelled keys of this section as well, but with a traceback on every rank.
+    # DeepSpeed also rejects misspelled keys of this section, but with a traceback on every rank.
     validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
     return content
 

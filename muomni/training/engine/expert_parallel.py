@@ -99,7 +99,7 @@ def _checked_size(size: Any, num_experts: int, world_size: int) -> int:
     if size == "auto":
         return math.gcd(num_experts, world_size)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(f"{SECTION}.autoep_size is {size!r}; give a positive number, or 'auto'")
+        raise ConfigError(f"{SECTION}.autoep_size is {size!r}; use a positive number or 'auto'")
     for count, what in ((num_experts, "experts of the model"), (world_size, "ranks")):
         if count % size:
             largest = math.gcd(num_experts, world_size)

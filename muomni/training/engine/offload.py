@@ -9,7 +9,7 @@ from typing import Any
 
 from muomni.errors import ConfigError
 
-_PLACES = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
+_SECTIONS = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
 # DeepSpeed options of offload that this project does not test.
 _UNTESTED = ("super_offload", "pipeline_read", "pipeline_write", "fast_init")
 
@@ -33,7 +33,7 @@ class Offload:
 
 def offload_of(engine_json: dict[str, Any]) -> Offload:
     """What an engine JSON offloads; DeepSpeed pins memory by default."""
-    optimizer, parameters = (_section(engine_json, place) for place in _PLACES)
+    optimizer, parameters = (_section(engine_json, name) for name in _SECTIONS)
     return Offload(
         bool(optimizer), bool(parameters),
         bool(optimizer) and optimizer.get("pin_memory", True),
@@ -50,10 +50,10 @@ def check_support(engine_json: dict[str, Any]) -> None:
                 f"zero_optimization.{old} is deprecated in DeepSpeed; use "
                 f'offload_optimizer or offload_param with {{"device": "cpu"}} in the DeepSpeed config'
             )
-    for place, stages in _PLACES.items():
-        section = _section(engine_json, place)
+    for name, stages in _SECTIONS.items():
+        section = _section(engine_json, name)
         if section:
-            _check_place(place, section, zero.get("stage", 0), stages)
+            _check_section(name, section, zero.get("stage", 0), stages)
     if not offload_of(engine_json):
         return
     for name, is_there in (
@@ -71,14 +71,14 @@ def check_support(engine_json: dict[str, Any]) -> None:
         )
 
 
-def _section(engine_json: dict[str, Any], place: str) -> dict[str, Any]:
+def _section(engine_json: dict[str, Any], name: str) -> dict[str, Any]:
     """The section of an enabled offload, else an empty one."""
-    section = engine_json.get("zero_optimization", {}).get(place) or {}
+    section = engine_json.get("zero_optimization", {}).get(name) or {}
     return section if section.get("device", "none") != "none" else {}
 
 
-def _check_place(place: str, section: dict[str, Any], stage: int, stages: tuple[int, ...]) -> None:
-    name = f"zero_optimization.{place}"
+def _check_section(key: str, section: dict[str, Any], stage: int, stages: tuple[int, ...]) -> None:
+    name = f"zero_optimization.{key}"
     if section["device"] == "nvme":
         raise ConfigError(
             f"{name} offloads to nvme, which is not supported; set its device to cpu in the DeepSpeed config"
@@ -86,7 +86,7 @@ def _check_place(place: str, section: dict[str, Any], stage: int, stages: tuple[
     if stage not in stages:
         needed = " or ".join(map(str, stages))
         raise ConfigError(
-            f"{name} needs ZeRO {needed}, the DeepSpeed config asks for stage {stage}; "
+            f"{name} needs ZeRO {needed}, but the DeepSpeed config has stage {stage}; "
             f"use configs/deepspeed/zero{stages[-1]}_offload.json, or remove it"
         )
     untested = [key for key in _UNTESTED if section.get(key)]

@@ -79,7 +79,7 @@ def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
     assert not differ(1, 1) and not differ(None, None)
 
 
-def test_sample_longer_than_a_batch_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_sample_longer_than_a_batch_is_rejected(tmp_path: Path, tokenizer: Tokenizer) -> None:
     samples = [speech_sample(f"clip{i}", ["cat"] * i, seed=i) for i in (1, 7, 2)]
     source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
     lengths = _dataset(source, tokenizer).view.lengths(source)

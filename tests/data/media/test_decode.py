@@ -147,7 +147,7 @@ def test_camera_orientation_is_applied() -> None:
     assert open_image(data).size == (20, 40)
 
 
-def test_broken_images_are_refused() -> None:
+def test_broken_images_are_rejected() -> None:
     whole = _encode(Image.effect_noise((64, 64), 50))
     for data in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
         with pytest.raises(DataError, match="broken image") as caught:
@@ -174,7 +174,7 @@ def test_audio_containers(form: str) -> None:
     assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
 
 
-def test_broken_audio_clips_are_refused() -> None:
+def test_broken_audio_clips_are_rejected() -> None:
     whole = _tone(16_000, duration_s=2.0)
     for data in (b"", b"no sound", whole[: len(whole) // 2], whole[:50]):
         with pytest.raises(DataError, match="broken audio clip") as caught:
@@ -201,7 +201,7 @@ def test_other_formats_are_not_opened(form: str) -> None:
         open_image(_encode(Image.new("RGB", (8, 8)), form))
 
 
-def test_truncated_wav_is_refused() -> None:
+def test_truncated_wav_is_rejected() -> None:
     data = _tone(16_000, form="WAV")
     with pytest.raises(DataError, match="has 15900 of 16000 bytes"):
         read_audio(data[:-100])
@@ -211,7 +211,7 @@ def test_truncated_wav_is_refused() -> None:
     assert len(read_audio(piped)[0]) == 8000
 
 
-def test_declared_length_above_memory_is_refused() -> None:
+def test_declared_length_above_memory_is_rejected() -> None:
     data = bytearray(_tone(16_000))
     data[21] |= 0x0F
     data[22:26] = b"\xff\xff\xff\xff"

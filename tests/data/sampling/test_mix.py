@@ -110,7 +110,7 @@ def test_error_names_mismatched_weights(weights: dict[str, float], message: str)
         ({"alpha": 1, "unit": "tokens"}, "unit"),
     ],
 )
-def test_invalid_mix_is_refused(content: dict[str, object], message: str) -> None:
+def test_invalid_mix_is_rejected(content: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(MixSection, content, "test")
 

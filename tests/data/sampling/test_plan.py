@@ -211,7 +211,7 @@ def test_error_of_an_invalid_world_size_lists_the_valid_ones() -> None:
         next(plan.rank_batches(0, 0, 4))
 
 
-def test_too_long_and_too_few_samples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_and_too_few_samples_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     too_long = np.array([1, 2, 3, 900])
     with pytest.raises(DataError, match="sample 3 has length 900"):
         Plan(too_long, Batching("pack", 512), 1, 0)

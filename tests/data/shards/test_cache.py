@@ -117,7 +117,7 @@ def test_damaged_response_is_downloaded_again(server: HttpFolder) -> None:
     assert content(cache_of(server), shard) == bytes(SIZE)
 
 
-def test_damaged_remote_file_is_refused_and_leaves_no_files(server: HttpFolder) -> None:
+def test_damaged_remote_file_is_rejected_and_leaves_no_files(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     server.fault = lambda path: "damage"
     cache = cache_of(server)
@@ -126,14 +126,14 @@ def test_damaged_remote_file_is_refused_and_leaves_no_files(server: HttpFolder) 
     assert files(cache) == []
 
 
-def test_truncated_remote_file_is_refused(server: HttpFolder) -> None:
+def test_truncated_remote_file_is_rejected(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     (server.folder / "train/0.tar").write_bytes(bytes(1000))
     with pytest.raises(DataError, match=r"train/0\.tar"):
         cache_of(server).open(shard)
 
 
-def test_missing_shard_is_refused_without_retries(server: HttpFolder) -> None:
+def test_missing_shard_is_rejected_without_retries(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     (server.folder / "train/0.tar").unlink()
     with pytest.raises(DataError, match=rf"{server.url}/train/0\.tar is missing"):
@@ -281,7 +281,7 @@ def test_part_counts_in_full_and_can_be_evicted(server: HttpFolder) -> None:
     assert files(cache) == [f"{listed[1].sha256}.tar"]
 
 
-def test_shard_larger_than_the_cache_is_refused(server: HttpFolder) -> None:
+def test_shard_larger_than_the_cache_is_rejected(server: HttpFolder) -> None:
     [shard] = shards(server.folder, 1)
     with pytest.raises(DataError, match=r"more than data\.cache_gb"):
         cache_of(server, SIZE - 1).open(shard)
@@ -299,7 +299,7 @@ def test_prefetching_does_not_evict_shards_needed_sooner(server: HttpFolder) -> 
     assert cached(cache, listed) == [1, 2]
 
 
-def test_unusable_cache_folder_is_refused(server: HttpFolder) -> None:
+def test_unusable_cache_folder_is_rejected(server: HttpFolder) -> None:
     (server.folder / "file").write_text("")
     with pytest.raises(DataError, match=r"set data\.cache_dir"):
         ShardCache(server.folder / "file", SIZE, RemoteFolder(server.url))

@@ -73,7 +73,7 @@ def test_masks_of_several_datasets(manifest: Manifest, tmp_path: Path) -> None:
     assert copy.read(69) == source.read(69) and copy.describe(69) == source.describe(69)
 
 
-def test_fully_excluded_split_is_refused(manifest: Manifest) -> None:
+def test_fully_excluded_split_is_rejected(manifest: Manifest) -> None:
     write_mask(manifest.root, "all", np.arange(50, dtype=np.uint64))
     with pytest.raises(DataError, match=r"has no samples \(masks exclude 50\)"):
         Source([manifest], "train")
@@ -92,7 +92,7 @@ def test_fully_excluded_split_is_refused(manifest: Manifest) -> None:
         (np.array([1], dtype=np.uint64), {"num_ids": 2}, "declares num_ids=2 but contains 1 ids"),
     ],
 )
-def test_mismatched_mask_is_refused(
+def test_mismatched_mask_is_rejected(
     ids: np.ndarray, more: dict[str, str], message: str, manifest: Manifest
 ) -> None:
     write_mask(manifest.root, "bad", ids)
@@ -103,7 +103,7 @@ def test_mismatched_mask_is_refused(
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"split": "train"}'])
-def test_malformed_mask_json_is_refused(content: str, manifest: Manifest) -> None:
+def test_malformed_mask_json_is_rejected(content: str, manifest: Manifest) -> None:
     write_mask(manifest.root, "bad", np.array([1], dtype=np.uint64))
     (manifest.root / "exclude" / "bad.json").write_text(content)
     with pytest.raises(DataError, match=r"bad\.json is not a mask"):

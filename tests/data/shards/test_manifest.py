@@ -55,7 +55,7 @@ def test_totals_add_up(tmp_path: Path) -> None:
         (lambda m: m["splits"]["train"]["shards"][0].update(num_samples=2), "was edited"),
     ],
 )
-def test_malformed_manifest_is_refused(tmp_path: Path, change, message: str) -> None:
+def test_malformed_manifest_is_rejected(tmp_path: Path, change, message: str) -> None:
     _dataset(tmp_path)
     path = tmp_path / "manifest.json"
     content = json.loads(path.read_text())

@@ -110,7 +110,7 @@ def test_error_of_an_unknown_split_lists_the_splits(small: Manifest) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 512, 1024, 1500])
-def test_truncated_shard_is_refused_at_open(small: Manifest, keep: int) -> None:
+def test_truncated_shard_is_rejected_at_open(small: Manifest, keep: int) -> None:
     path = small.root / "train/x-train-000000.tar"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=rf"x-train-000000\.tar has {keep} bytes"):
@@ -124,7 +124,7 @@ def test_error_names_a_missing_file(small: Manifest, suffix: str) -> None:
         SplitReader(small, "train")
 
 
-def test_sidecars_of_another_shard_are_refused(small: Manifest) -> None:
+def test_sidecars_of_another_shard_are_rejected(small: Manifest) -> None:
     folder = small.root / "train"
     (folder / "x-train-000000.tar.idx").write_bytes(
         (folder / "x-train-000002.tar.idx").read_bytes()
@@ -180,7 +180,7 @@ def test_number_of_open_tars_is_limited(tmp_path: Path, monkeypatch: pytest.Monk
     assert num_open() == 0
 
 
-def test_stale_index_is_refused_on_read(small: Manifest) -> None:
+def test_stale_index_is_rejected_on_read(small: Manifest) -> None:
     path = small.root / "train/x-train-000000.tar.idx"
     offsets = np.fromfile(path, dtype="<u8")
     offsets[1] = offsets[2]

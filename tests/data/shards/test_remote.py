@@ -82,7 +82,7 @@ def test_listing_of_datasets_over_http(server: HttpFolder, corpora: Path, tmp_pa
 
 
 @pytest.mark.parametrize("listing", ["{}", "[1]", '["a/b"]', '[".."]', "text"])
-def test_malformed_listing_is_refused(
+def test_malformed_listing_is_rejected(
     server: HttpFolder, corpora: Path, tmp_path: Path, listing: str
 ) -> None:
     (corpora / "datasets.json").write_text(listing)
@@ -90,7 +90,7 @@ def test_malformed_listing_is_refused(
         open_datasets(at(server.url, tmp_path), ["text"])
 
 
-def test_listed_folder_without_dataset_is_refused(
+def test_listed_folder_without_dataset_is_rejected(
     server: HttpFolder, corpora: Path, tmp_path: Path
 ) -> None:
     (corpora / "datasets.json").write_text('["text", "speech"]')
@@ -134,7 +134,7 @@ def test_sidecars_and_tars_are_copied_once(server: HttpFolder, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", [".tar.idx", ".cols.npy"])
-def test_sidecars_of_another_dataset_are_refused(
+def test_sidecars_of_another_dataset_are_rejected(
     server: HttpFolder, tmp_path: Path, suffix: str
 ) -> None:
     server.fault = lambda path: "damage" if path.endswith(suffix) else None
@@ -156,7 +156,7 @@ def test_manifest_cannot_refer_to_files_outside(corpora: Path, tmp_path: Path, p
         SplitReader(found, "train")
 
 
-def test_edited_manifest_is_refused(corpora: Path, tmp_path: Path) -> None:
+def test_edited_manifest_is_rejected(corpora: Path, tmp_path: Path) -> None:
     content = json.loads((corpora / "text/manifest.json").read_text())
     content["fingerprint"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(content))
@@ -228,6 +228,6 @@ def test_error_of_a_missing_package_names_the_extra(
         RemoteFolder(url, {"skip_instance_cache": True}).read("manifest.json")
 
 
-def test_secrets_in_the_config_are_refused(tmp_path: Path) -> None:
+def test_secrets_in_the_config_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="storage_options must not contain key, secret"):
         at("s3://b/x", tmp_path, storage_options={"key": "a", "secret": "b"})

@@ -70,7 +70,7 @@ def test_every_truncation_is_detected(
     assert len(scan_tar(path)) == len(payloads)
 
 
-def test_damaged_header_is_refused(tmp_path: Path) -> None:
+def test_damaged_header_is_rejected(tmp_path: Path) -> None:
     path = _tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2")], tarfile.USTAR_FORMAT)
     content = bytearray(path.read_bytes())
     content[1024 + 10] ^= 0xFF

@@ -62,7 +62,7 @@ def test_rewriting_removes_the_old_record_first(tmp_path: Path) -> None:
         assert load_record(tmp_path / record.path) is None
 
 
-def test_refused_samples(tmp_path: Path) -> None:
+def test_rejected_samples(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train/x-train-000000.tar", "train") as writer:
         with pytest.raises(DataError, match="'a b' does not match"):
             writer.add("a b", [("txt", b"")], "g", SampleCost())

@@ -143,7 +143,7 @@ def _json(content: Any) -> dict[str, Any]:
         (_json({"turns": [{"role": "user", "content": [IMAGE_0]}]}), r"refers to 0\.png"),
     ],
 )
-def test_unusable_conversations_are_refused(
+def test_unusable_conversations_are_rejected(
     encoder: ConversationEncoder, sample: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -151,14 +151,14 @@ def test_unusable_conversations_are_refused(
 
 
 @pytest.mark.parametrize("name", ["0.png", "0.wav"])
-def test_broken_media_are_refused(encoder: ConversationEncoder, name: str) -> None:
+def test_broken_media_are_rejected(encoder: ConversationEncoder, name: str) -> None:
     kind = IMAGE_0 if name == "0.png" else AUDIO_0
     conversation = turns(("user", [kind]), ("assistant", [text_part("red")]))
     with pytest.raises(DataError, match="broken"):
         encoder.encode(conversation, {name: b"not a file"}, 100)
 
 
-def test_audio_shorter_than_its_header_is_refused(encoder: ConversationEncoder) -> None:
+def test_audio_shorter_than_its_header_is_rejected(encoder: ConversationEncoder) -> None:
     conversation = turns(("user", [AUDIO_0]), ("assistant", [text_part("low")]))
     with pytest.raises(DataError, match="broken audio clip"):
         encoder.encode(conversation, {"0.wav": tone(300, 0.5, kind="FLAC")[:-4000]}, 100)

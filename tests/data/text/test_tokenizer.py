@@ -99,7 +99,7 @@ def test_largest_vocab_size_from_the_error_works(corpus: Path, tmp_path: Path) -
     assert train_tokenizer([corpus], limit, tmp_path / "t.model").vocab_size == limit
 
 
-def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
+def test_missing_and_invalid_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read tokenizer .*x\.model.*data_prep tokenizer"):
         Tokenizer.load(tmp_path / "x.model")
     (tmp_path / "x.model").write_bytes(b"garbage")
@@ -107,7 +107,7 @@ def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "x.model")
 
 
-def test_foreign_model_is_refused(tmp_path: Path) -> None:
+def test_foreign_model_is_rejected(tmp_path: Path) -> None:
     import io
 
     import sentencepiece

@@ -40,7 +40,7 @@ def test_json_round_trip() -> None:
         (sample({"turns": [{"role": "user", "content": [{"type": "video"}]}]}), "type 'video'"),
     ],
 )
-def test_malformed_turns_are_refused(members: dict[str, Any], message: str) -> None:
+def test_malformed_turns_are_rejected(members: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_turns(members)
 
@@ -55,7 +55,7 @@ def test_placeholders_take_files_in_order() -> None:
         split_placeholders("<image>", files)
 
 
-def test_missing_medium_is_refused() -> None:
+def test_missing_medium_is_rejected() -> None:
     assert find_medium({"0.png": b"x"}, "0.png") == b"x"
     with pytest.raises(DataError, match=r"refers to 1\.png"):
         find_medium({"0.png": b"x"}, "1.png")

@@ -161,7 +161,7 @@ def test_groups(pairs: list[tuple[int, int]]) -> None:
         (["--near", "--content-only"], 2, "cannot be used with --content-only"),
         (["--max-distance", "40"], 2, "--max-distance must be between 0 and 16 bits, got 40"),
         (["--min-similarity", "0.1"], 2, "--min-similarity must be between 0.5 and 1, got 0.1"),
-        (["{root}"], 3, "given twice"),
+        (["{root}"], 3, "listed twice"),
     ],
 )
 def test_invalid_options(

@@ -60,7 +60,7 @@ def test_default_shares_are_proportional_to_size(
         (["--weights", "bokks=1", "web=1"], "did you mean 'books'?"),
         (["--weights", "books:1"], "takes NAME=WEIGHT, got 'books:1'"),
         (["--weights", "books=1", "web=1", "--alpha", "1"], "exactly one of"),
-        (["--steps", "5"], "--steps and --samples-per-step must be given together"),
+        (["--steps", "5"], "--steps and --samples-per-step must be used together"),
         (["--unit", "words"], "unit"),
     ],
 )

@@ -183,7 +183,7 @@ def test_embeddings_and_ids_are_equivalent_inputs() -> None:
     torch.testing.assert_close(model(ids), model(inputs_embeds=model.embed(ids)))
 
 
-def test_conflicting_inputs_are_refused() -> None:
+def test_conflicting_inputs_are_rejected() -> None:
     model = make_thinker()
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="either"):

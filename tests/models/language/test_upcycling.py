@@ -68,14 +68,14 @@ def test_experts_diverge_and_the_shared_expert_learns() -> None:
         (DENSE.model_copy(update={"rope_theta": 5.0}), {}, "rope_theta=5.0, but .* 10000.0"),
     ],
 )
-def test_incompatible_sizes_are_refused(
+def test_incompatible_sizes_are_rejected(
     dense: ThinkerConfig, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_upcycling(dense, sparse_config(**changes))
 
 
-def test_a_model_without_experts_is_refused() -> None:
+def test_a_model_without_experts_is_rejected() -> None:
     with pytest.raises(
         ConfigError, match=r"needs a model with experts; use a preset with model\.moe"
     ):

@@ -109,7 +109,7 @@ def test_parts_have_their_own_policies() -> None:
     assert model.decoder.flops().recomputed == 0
 
 
-def test_a_pattern_without_a_match_is_refused() -> None:
+def test_a_pattern_without_a_match_is_rejected() -> None:
     model, _ = codec()
     with pytest.raises(ConfigError, match=r"no part matches 'decodr'.*'decoder'.*decoder, encoder"):
         recompute_activations(model, {"decodr": "full"})

@@ -56,6 +56,6 @@ def test_shape_is_kept() -> None:
     assert sample(torch.randn(2, 3, 7)).shape == (2, 3)
 
 
-def test_settings_out_of_range_are_refused() -> None:
+def test_settings_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match="top_p=0"):
         sample(LOGITS, top_p=0)

@@ -69,7 +69,7 @@ def test_order_and_context_matter() -> None:
     assert (model(changed, lengths)[0][:, 0] - hidden[:, 0]).abs().max() > 1e-3
 
 
-def test_an_even_kernel_is_refused() -> None:
+def test_an_even_kernel_is_rejected() -> None:
     with pytest.raises(ValueError, match="conv_kernel_size=8 must be odd"):
         AudioEncoderConfig.model_validate({**CONFIG.model_dump(), "conv_kernel_size": 8})
 

@@ -257,6 +257,6 @@ def test_thinker_states_matter() -> None:
     assert not torch.allclose(output, talker(**batch, thinker_hidden=-hidden).base)
 
 
-def test_thinker_states_without_their_size_are_refused() -> None:
+def test_thinker_states_without_their_size_are_rejected() -> None:
     with pytest.raises(ValueError, match="thinker_hidden_size"):
         make_talker()(**make_batch(), thinker_hidden=torch.zeros(3, 5, 16))

@@ -137,6 +137,6 @@ def test_among_equal_tokens_the_most_frequent_word_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("words", [{}, {"x": Word([], 1)}, {"x": Word([1, 0], 1)}])
-def test_invalid_word_lists_are_refused(words: dict[str, Word]) -> None:
+def test_invalid_word_lists_are_rejected(words: dict[str, Word]) -> None:
     with pytest.raises(ValueError, match=r"at least one"):
         WordDecoder(words)

@@ -90,20 +90,20 @@ def test_a_step_with_the_real_kernel_can_be_traced_without_a_mask(
     assert peaks["varlen"] < peaks["mask"]
 
 
-def test_varlen_is_refused_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
+def test_varlen_is_rejected_on_a_cpu_before_a_run_starts(text_data: Path) -> None:
     with pytest.raises(ConfigError, match=r"compute capability 8\.0 or more, this run is on cpu"):
         first_losses(thinker_config(text_data, VARLEN), Path())
 
 
 @pytest.mark.parametrize("stage", ["vision_encoder", "codec"])
-def test_varlen_is_refused_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
+def test_varlen_is_rejected_for_a_stage_without_masks(stage: str, media_data: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"pack or pad sequences \(thinker, audio_encoder, talker, sft"
     ):
         first_losses(stage_config(stage, media_data, VARLEN), Path())
 
 
-def test_varlen_is_refused_where_kernels_are_unsupported(
+def test_varlen_is_rejected_where_kernels_are_unsupported(
     text_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = prepare(

@@ -115,7 +115,7 @@ def test_experts_stay_eager_inside_compiled_blocks(
         assert got == pytest.approx(expected, rel=1e-4), metric
 
 
-def test_a_machine_without_a_compiler_is_refused_before_a_start(
+def test_a_machine_without_a_compiler_is_rejected_before_the_start(
     text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -44,14 +44,14 @@ def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
         ({"zero_optimization": {"overlap_comm": "often"}}, "bad value 'often' for 'overlap_comm'"),
     ],
 )
-def test_contradictions_are_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_contradictions_are_rejected(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message):
         read_engine_json(path)
 
 
-def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         read_engine_json(tmp_path / "none.json")
     path = tmp_path / "broken.json"

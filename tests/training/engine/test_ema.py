@@ -116,7 +116,7 @@ def test_a_checkpoint_without_an_average_starts_one_from_its_weights(
     assert all(torch.equal(on[name], weight) for name, weight in plain.items())
 
 
-def test_an_engine_without_accessible_master_weights_is_refused(
+def test_an_engine_without_accessible_master_weights_is_rejected(
     ema_config: RunConfig, tmp_path: Path
 ) -> None:
     engine_json = {"data_types": {"grad_accum_dtype": "fp32"}}

@@ -293,14 +293,14 @@ def test_resume_with_experts_repeats_the_losses(
         ({"autoep_size": 2}, None, 2, "the model has no experts; take a preset with model.moe"),
         ({"autoep_size": 3}, MOE, 3, "autoep_size=3 does not divide the 4 experts.*fit here: 1$"),
         ({"autoep_size": 4}, MOE, 2, "autoep_size=4 does not divide the 2 ranks.*fit here: 1, 2$"),
-        ({"autoep_size": 0}, MOE, 2, "autoep_size is 0; give a positive number, or 'auto'"),
+        ({"autoep_size": 0}, MOE, 2, "autoep_size is 0; use a positive number or 'auto'"),
         ({"autoep_size": "2"}, MOE, 2, "autoep_size is '2'"),
         ({"autoep_sise": 2}, MOE, 2, "autoep_sise cannot be set.*did you mean 'autoep_size'"),
         ({"top_k": 1}, MOE, 2, "expert_parallel.top_k cannot be set.*follows from the model"),
         ([2], MOE, 2, "expert_parallel must be an object"),
     ],
 )
-def test_an_invalid_section_is_refused(
+def test_an_invalid_section_is_rejected(
     section: Any, moe: MoEConfig | None, world_size: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -194,7 +194,7 @@ def test_shipped_configs_offload(
         ),
     ],
 )
-def test_unsupported_offload_is_refused_before_a_start(
+def test_unsupported_offload_is_rejected_before_the_start(
     section: dict[str, Any], message: str, text_data: Path, tmp_path: Path
 ) -> None:
     request = Request(thinker_config(text_data), tmp_path, tmp_path, {"zero_optimization": section})
@@ -209,7 +209,7 @@ def test_unsupported_offload_is_refused_before_a_start(
         ({"data_types": {"grad_accum_dtype": "fp32"}}, "data_types .* does not work with offload"),
     ],
 )
-def test_keys_that_conflict_with_offload_are_refused(
+def test_keys_that_conflict_with_offload_are_rejected(
     added: dict[str, Any], message: str, text_data: Path, tmp_path: Path
 ) -> None:
     engine_json = {**engine("zero2"), **added}

@@ -99,6 +99,6 @@ def test_other_precisions_keep_the_defaults_of_torch(precision: str, device: tor
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
-def test_tf32_with_16_bits_is_refused() -> None:
+def test_tf32_with_16_bits_is_rejected() -> None:
     with pytest.raises(ValidationError, match="tf32 needs precision fp32, not bf16"):
         thinker_config(Path(), {"precision": "bf16", "tf32": True})

@@ -117,7 +117,7 @@ def test_rates_follow_the_first_matching_pattern() -> None:
     assert rates[id(thinker.weight)] == rates[id(thinker.bias)] == 0.1
 
 
-def test_a_pattern_without_a_match_is_refused() -> None:
+def test_a_pattern_without_a_match_is_rejected() -> None:
     task = nn.ModuleDict({"omni": nn.ModuleDict({"talker": nn.Linear(3, 4)})})
     with pytest.raises(ConfigError, match=r"'taker\.\*'.*talker"):
         parameter_groups(task, OptimSection(lr=0.1, lr_scales={"taker.*": 0.5}))

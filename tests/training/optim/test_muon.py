@@ -123,7 +123,7 @@ def test_muon_in_16_bits_follows(
     assert result["losses"] == pytest.approx(reference, abs=tolerance)
 
 
-def test_a_checkpoint_of_the_other_optimizer_is_refused(
+def test_a_checkpoint_of_the_other_optimizer_is_rejected(
     muon_config: RunConfig, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
     adamw = thinker_config(text_data, {"training": {"max_steps": 2}})
@@ -139,14 +139,14 @@ def test_a_checkpoint_of_the_other_optimizer_is_refused(
         ({"expert_parallel": {"autoep_size": 1}}, "does not work with expert_parallel"),
     ],
 )
-def test_an_engine_that_cannot_run_muon_is_refused_before_a_start(
+def test_an_engine_that_cannot_run_muon_is_rejected_before_the_start(
     engine_json: dict[str, Any], message: str, muon_config: RunConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(Request(muon_config, tmp_path, tmp_path, engine_json), discover({}))
 
 
-def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_refused() -> None:
+def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_rejected() -> None:
     convolutions = nn.ModuleDict({"codec": nn.ModuleDict({"blocks": nn.Conv1d(3, 4, 1)})})
     with pytest.raises(ConfigError, match="found no trainable linear layer in the blocks"):
         parameter_groups(convolutions, OptimSection(lr=0.1, name="muon"))

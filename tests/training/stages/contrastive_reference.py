@@ -1,4 +1,4 @@
-"""The contrastive losses of a whole step in one matrix, and what ranks make of their shares of it."""
+"""Contrastive losses of a full step in one matrix, and from the micro-batches of ranks."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ def build_task(session: Session) -> VisionEncoderTask:
 
 
 def first_step(session: Session) -> list[Batch]:
-    """All micro-batches of the first step, those of all ranks."""
+    """The micro-batches of all ranks in the first step."""
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
     return [dataset[micro] for micro in session.planned.plan.step(0)]
 
 
-def whole_step(config: RunConfig) -> tuple[float, Gradients]:
+def full_step(config: RunConfig) -> tuple[float, Gradients]:
     """Mean loss and gradients of the first step, all its pairs in one graph."""
     session = open_session(config)
     seed_everything(0)
@@ -66,7 +66,7 @@ def gradients_of(task: torch.nn.Module) -> Gradients:
 
 
 def textbook_loss(task: VisionEncoderTask, batches: list[Batch]) -> torch.Tensor:
-    """Mean loss of all pairs at once, pairs with an equal caption no negatives.
+    """Mean loss of all pairs at once; pairs with equal captions are not negatives.
 
     Cross-entropy both ways (Radford et al., 2021), or for a model with a bias the sigmoid loss
     (Zhai et al., 2023).
@@ -83,5 +83,5 @@ def textbook_loss(task: VisionEncoderTask, batches: list[Batch]) -> torch.Tensor
         chances = torch.where(own, logits.sigmoid(), 1 - logits.sigmoid())
         return -chances.log().masked_fill(same, 0.0).sum() / len(captions)
     logits = logits.masked_fill(same, -torch.inf)
-    places = torch.arange(len(captions))
-    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+    targets = torch.arange(len(captions))
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2

@@ -1,4 +1,4 @@
-"""Configs of seconds for the perception stages."""
+"""Small, fast configs of the perception stages."""
 
 from pathlib import Path
 from typing import Any

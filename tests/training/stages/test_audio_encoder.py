@@ -31,7 +31,7 @@ def stage_of(session: Session) -> AudioEncoderStage:
 
 
 def batch_of(stage: AudioEncoderStage, *pairs: tuple[list[str], str]) -> dict[str, torch.Tensor]:
-    """Audio clips of words, each with a transcript that may be another."""
+    """A batch of synthesized words, each with a transcript that may differ."""
     view = stage.view()
     utterances = []
     for words, text in pairs:
@@ -40,7 +40,7 @@ def batch_of(stage: AudioEncoderStage, *pairs: tuple[list[str], str]) -> dict[st
     return view.collate([[utterance] for utterance in utterances])
 
 
-def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counted(
+def test_loss_denominators_and_infeasible_samples(
     media_data: Path,
 ) -> None:
     stage = stage_of(open_session(media_data))
@@ -58,7 +58,7 @@ def test_weights_are_what_the_loss_counts_and_samples_that_do_not_fit_are_counte
     assert fitting.logs["infeasible"].tolist() == [0, 2]
 
 
-def test_a_batch_without_a_fitting_sample_has_no_gradient_and_no_weight(media_data: Path) -> None:
+def test_a_batch_of_infeasible_samples_has_no_gradient_and_no_weight(media_data: Path) -> None:
     stage = stage_of(open_session(media_data))
     task = stage.build()
     for batch in (stage.view().collate([]), batch_of(stage, (["cat"], "the old river door"))):
@@ -97,7 +97,7 @@ def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> N
 
 
 def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Path) -> None:
-    """It leaves the phase in which CTC only says blank; then the words come out right."""
+    """It leaves the phase in which CTC predicts only blanks, and then gets words right."""
     changes = {
         "batch": {"max_seconds": 4, "micro_batches_per_step": 2},
         "optim": {"lr": 1e-2},
@@ -113,9 +113,9 @@ def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Pa
         metrics = validate(session.stage, task.eval(), batches)
     assert curve.losses[-1] < 0.5 * curve.losses[0]
     assert metrics["wer"] < 0.7 and metrics["cer"] < 0.5
-    heard = task(batch_of(stage_of(session), (["cat"], "cat")))
+    matching = task(batch_of(stage_of(session), (["cat"], "cat")))
     swapped = task(batch_of(stage_of(session), (["river"], "cat")))
-    assert swapped.losses["loss"] > heard.losses["loss"] + 1
+    assert swapped.losses["loss"] > matching.losses["loss"] + 1
 
 
 def test_a_run_reports_errors(media_data: Path, tmp_path: Path, two_ranks: RankPool) -> None:
@@ -127,7 +127,7 @@ def test_a_run_reports_errors(media_data: Path, tmp_path: Path, two_ranks: RankP
     assert result["curve"][0]["infeasible_fraction"] >= 0
 
 
-def test_micro_batches_hold_no_more_audio_than_asked(media_data: Path) -> None:
+def test_micro_batches_respect_max_seconds(media_data: Path) -> None:
     session = open_session(media_data)
     assert session.planned.plan.batching.size == 200
     lengths = session.planned.plan.lengths.all()

@@ -57,7 +57,9 @@ def test_all_ranks_end_with_the_codebooks_of_one_process(
     assert torch.equal(exported["quantizer.codebooks"], first)
 
 
-def test_training_moves_parameters_and_codebooks_and_evaluation_does_not(media_data: Path) -> None:
+def test_training_updates_parameters_and_codebooks_and_evaluation_does_not(
+    media_data: Path,
+) -> None:
     session = open_session(media_data)
     seed_everything(session.request.config.seed)
     before = session.stage.build().state_dict()
@@ -71,13 +73,13 @@ def test_training_moves_parameters_and_codebooks_and_evaluation_does_not(media_d
     assert all(torch.equal(after[name], tensor) for name, tensor in task.state_dict().items())
 
 
-def test_weights_are_what_the_loss_counts(media_data: Path) -> None:
+def test_loss_denominators_match_the_logs(media_data: Path) -> None:
     stage = open_session(media_data).stage
     task, view = stage.build(), stage.view()
     source = open_session(media_data).planned.source
     crops = [view.example(source.read(i), None) for i in range(3)]
-    for rows in ([[crop] for crop in crops], [[crops[0]], []], []):
-        batch = view.collate(rows)
+    for samples in ([[crop] for crop in crops], [[crops[0]], []], []):
+        batch = view.collate(samples)
         output = task(batch)
         for term, weight in stage.loss_denominators(batch).items():
             assert output.logs[term][1] == weight

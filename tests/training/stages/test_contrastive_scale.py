@@ -1,4 +1,4 @@
-"""Contrastive losses over all ranks and micro-batches: the same metrics however a step is divided."""
+"""Contrastive losses over all ranks and micro-batches do not depend on how a step is divided."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from tests.training.runs import train
 from tests.training.stages.contrastive_reference import (
     build_task,
     first_step,
+    full_step,
     gradients_of,
     open_session,
     step_of_rank,
     textbook_loss,
-    whole_step,
 )
 from tests.training.stages.curves import stage_config
 
@@ -35,14 +35,14 @@ LOSSES = ("clip", "siglip")
 def test_two_ranks_have_the_loss_and_gradient_of_the_joined_batch(
     loss: str, num_micro_batches: int, media_data: Path, two_ranks: RankPool
 ) -> None:
-    """With one micro-batch a rank and with two; through negatives of the other rank, too."""
+    """With one and two micro-batches per rank; gradients include negatives of the other rank."""
     changes = {
         "batch": {"micro_batches_per_step": num_micro_batches},
         "model": {"initial_temperature": 0.2},
         "options": {"loss": loss},
     }
     config = stage_config("vision_encoder", media_data, changes)
-    expected, gradients = whole_step(config)
+    expected, gradients = full_step(config)
     for total, found in two_ranks.run(step_of_rank, config=config):
         assert total == pytest.approx(expected, rel=1e-5)
         assert found.keys() == gradients.keys()
@@ -85,7 +85,7 @@ def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
         "precision": precision,
         "fp16": {"initial_scale_power": 8},
         "optim": {"lr": 3e-4, "eps": 1e-4},
-        # With so few pairs the start of real runs is far off, and a step changes the loss by a tenth.
+        # With few pairs, the default initialization is far off, and a step changes the loss by a tenth.
         "model": {"initial_temperature": 0.2, "initial_bias": -3.0},
         "options": {"loss": "siglip"},
     }
@@ -101,7 +101,7 @@ def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
     assert task.clip.bias.item() != -3
 
 
-def test_a_checkpoint_of_the_other_loss_is_refused(
+def test_a_checkpoint_of_the_other_loss_is_rejected(
     media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 1}})
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_the_other_loss_is_refused(
 
 
 class _Shapes(TorchDispatchMode):
-    """Collects the shapes of all tensors that operations return, those of backward passes, too."""
+    """Collects the shapes of all tensors that operators return, including backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Shapes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) -> None:
+def test_no_rank_computes_the_full_similarity_matrix(loss: str, media_data: Path) -> None:
     changes = {"batch": {"batch_size": 7}, "options": {"loss": loss}}
     session = open_session(stage_config("vision_encoder", media_data, changes))
     task = build_task(session)
@@ -144,7 +144,7 @@ def test_no_matrix_of_all_pairs_with_all_is_made(loss: str, media_data: Path) ->
 
 @contextmanager
 def dropout_on_features(task: VisionEncoderTask) -> Iterator[list[torch.Tensor]]:
-    """Drop a part of the images' features at random; gives a list of what came out each time."""
+    """Apply dropout to the image features; yields the list of its outputs."""
     seen: list[torch.Tensor] = []
 
     def drop(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
@@ -175,9 +175,9 @@ def test_dropout_is_the_same_in_both_passes(loss: str, media_data: Path) -> None
             value = task(batch).losses["loss"] / 16
             value.backward()
             total += value.item()
-    whole, first, second = seen[:4], seen[4:8], seen[8:]
-    for places in zip(whole, first, second, strict=True):
-        assert torch.equal(places[0], places[1]) and torch.equal(places[1], places[2])
+    full, first, second = seen[:4], seen[4:8], seen[8:]
+    for expected_features, one, other in zip(full, first, second, strict=True):
+        assert torch.equal(expected_features, one) and torch.equal(one, other)
     assert not torch.equal(first[0] == 0, first[1] == 0)
     assert total == pytest.approx(expected.item(), rel=1e-5)
     for name, gradient in gradients_of(task).items():

@@ -1,4 +1,4 @@
-"""What a post-mortem looks at is finite in every stage when nothing is wrong, masks and all."""
+"""A post-mortem of healthy batches finds only finite values in every stage, including masks."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def omni_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*PERCEPTION, "talker", "sft"])
-def test_nothing_is_found(name: str, media_data: Path, omni_root: Path) -> None:
+def test_post_mortem_finds_nothing(name: str, media_data: Path, omni_root: Path) -> None:
     if name in PERCEPTION:
         session = open_session(stage_config(name, media_data))
     else:

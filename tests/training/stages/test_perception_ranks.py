@@ -1,4 +1,4 @@
-"""What the perception stages export, resume and validate on two ranks."""
+"""Export, resume, and validation of the perception stages on two ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ STAGES = ("audio_encoder", "vision_encoder", "codec")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_export_holds_the_weights_that_plain_pytorch_learns(
+def test_an_export_has_the_weights_of_plain_pytorch(
     stage: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    """Also the codebooks, which no gradient moves."""
+    """Including the codebooks, which have no gradients."""
     config = stage_config(stage, media_data)
     result = two_ranks.run(train, config=config, run=tmp_path, zero="zero3")[0]
     curve, task = reference_curve(config)
@@ -37,21 +37,21 @@ def test_an_export_holds_the_weights_that_plain_pytorch_learns(
 def test_a_resumed_run_repeats_the_losses(
     stage: str, zero: str, media_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    """Codebooks, dropout, augmentation and crops go on where they were."""
+    """Including codebooks, dropout, augmentation, and crops."""
     changes: dict[str, Any] = {"training": {"save_every": 5}}
     if stage == "audio_encoder":
         changes["model"] = {"dropout": 0.2}
     config = stage_config(stage, media_data, changes)
-    whole = two_ranks.run(train, config=config, run=tmp_path / "whole", zero=zero)[0]
-    checkpoint = tmp_path / "whole" / stage / "checkpoints" / "step_00000005"
+    full = two_ranks.run(train, config=config, run=tmp_path / "full", zero=zero)[0]
+    checkpoint = tmp_path / "full" / stage / "checkpoints" / "step_00000005"
     resumed = two_ranks.run(
         train, config=config, run=tmp_path / "resumed", zero=zero, resume=str(checkpoint)
     )[0]
-    assert resumed["losses"] == whole["losses"][5:]
+    assert resumed["losses"] == full["losses"][5:]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_validation_on_fewer_samples_than_ranks_ends(
+def test_validation_with_fewer_samples_than_ranks(
     stage: str, media_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
     """The rank without a micro-batch runs an empty one, and the metrics do not depend on ranks."""

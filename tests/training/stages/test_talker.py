@@ -1,4 +1,4 @@
-"""Stage talker: dependence on the text, the stop, and what is refused."""
+"""Stage talker: dependence on the text, learned stop, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ def test_a_run_reports_accuracies(root: Path, tmp_path: Path, one_rank: RankPool
     assert {"val/loss", "val/accuracy", "val/accuracy_1", "val/stop_accuracy"} <= result.keys()
 
 
-def test_it_learns_words_their_length_and_their_end(root: Path) -> None:
-    """After a short training the codes follow the text, another text is unlikely, and speech ends."""
+def test_it_learns_words_lengths_and_stops(root: Path) -> None:
+    """After a short run, codes depend on the text, another text is unlikely, and speech stops."""
     batch = {"max_seconds": 3, "micro_batches_per_step": 1}
     changes = {"training": {"max_steps": 150}, "batch": batch, "optim": {"lr": 5e-3}}
     curve, task = reference_curve(omni_run("talker", root, changes), root / "run")
@@ -63,12 +63,12 @@ def ratio(pair: torch.Tensor) -> float:
     return float(pair[0] / pair[1])
 
 
-def test_a_missing_codec_is_named_with_its_command(root: Path, tmp_path: Path) -> None:
+def test_a_missing_codec_is_reported_with_its_command(root: Path, tmp_path: Path) -> None:
     request = Request(omni_run("talker", root), tmp_path, tmp_path, {}, "never")
     with pytest.raises(UpstreamError, match=r"no export of codec; .*--stage codec"):
         prepare(request, discover({}))
 
 
-def test_thinker_states_are_refused(root: Path) -> None:
+def test_thinker_hidden_size_is_rejected(root: Path) -> None:
     with pytest.raises(ConfigError, match="thinker_hidden_size"):
         open_session(root, {"model": {"thinker_hidden_size": 4}})

@@ -1,4 +1,4 @@
-"""A run that begins as a dense Thinker of another run: its first loss, its record, what is refused."""
+"""Upcycling a dense Thinker: first loss, recorded origin, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,17 @@ def test_the_first_loss_is_that_of_the_dense_model(
     origin = read_export(tmp_path / "dense" / "thinker" / "export", "thinker")
     assert export.content["upstream"] == {"thinker": origin.digest}
     export.load_into(Thinker(export.config(ThinkerConfig)))
-    # Evaluation needs the dense run no more.
+    # Evaluation does not need the dense run.
     evaluated = ThinkerStage(config, StageContext(session.stage.tokenizer, {}, torch.device("cpu")))
     evaluated.load_export(evaluated.build(), export)
 
 
-def test_what_does_not_fit_is_refused_before_any_start(text_data: Path, tmp_path: Path) -> None:
+def test_a_dense_run_that_does_not_match_is_rejected(text_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UpstreamError, match="no export of thinker"):
         open_session(upcycling(text_data, tmp_path / "none"), tmp_path)
     write_dense(tmp_path, Tokenizer.load(text_data / "tokenizer.model"))
     smaller = upcycling(text_data, tmp_path, {"expert_intermediate_size": 32})
-    with pytest.raises(ConfigError, match=r"size 32 cannot be copies of .* of size 64; give"):
+    with pytest.raises(ConfigError, match=r"size 32 cannot copy a feed-forward of size 64; set"):
         open_session(smaller, tmp_path)
     other = tmp_path / "other"
     other.mkdir()

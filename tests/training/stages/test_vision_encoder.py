@@ -15,9 +15,9 @@ from tests.training.runs import train
 from tests.training.stages.contrastive_reference import (
     build_task,
     first_step,
+    full_step,
     open_session,
     step_of_rank,
-    whole_step,
 )
 from tests.training.stages.curves import stage_config
 
@@ -29,7 +29,7 @@ def session_of(data: Path, changes: dict[str, object] | None = None) -> Session:
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(
+def test_micro_batches_have_the_loss_and_gradient_of_the_full_batch(
     loss: str, media_data: Path
 ) -> None:
     config = stage_config("vision_encoder", media_data, {"options": {"loss": loss}})
@@ -37,14 +37,14 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(
     assert (
         sum(session.stage.loss_denominators(batch)["loss"] for batch in first_step(session)) == 16
     )
-    expected, gradients = whole_step(config)
+    expected, gradients = full_step(config)
     total, found = step_of_rank(config)
     assert total == pytest.approx(expected, abs=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_accumulation_brings_negatives_of_all_micro_batches(media_data: Path) -> None:
+def test_accumulation_uses_negatives_of_all_micro_batches(media_data: Path) -> None:
     """A mean over micro-batches would start at log 4, the loss over all pairs starts at log 16."""
     config = stage_config("vision_encoder", media_data, {"training": {"max_steps": 1}})
     first = reference_curve(config)[0].losses[0]
@@ -52,7 +52,7 @@ def test_accumulation_brings_negatives_of_all_micro_batches(media_data: Path) ->
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_rows_that_fill_up_do_not_count(loss: str, media_data: Path) -> None:
+def test_padding_pairs_do_not_count(loss: str, media_data: Path) -> None:
     stage = session_of(media_data, {"options": {"loss": loss}}).stage
     task = stage.build().eval()
     empty = stage.view().collate([])
@@ -64,7 +64,7 @@ def test_rows_that_fill_up_do_not_count(loss: str, media_data: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_it_learns_to_find_images_and_captions(loss: str, media_data: Path) -> None:
+def test_it_learns_retrieval(loss: str, media_data: Path) -> None:
     changes = {
         "batch": {"batch_size": 16, "micro_batches_per_step": 2},
         "optim": {"lr": 3e-3},
@@ -93,7 +93,7 @@ def test_a_run_reports_accuracy(media_data: Path, tmp_path: Path, two_ranks: Ran
     assert result["curve"][0]["scale"] == pytest.approx(1 / 0.07, rel=1e-4)
 
 
-def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:
+def test_each_loss_starts_with_the_values_of_its_paper(media_data: Path) -> None:
     clip = build_task(session_of(media_data)).clip
     assert clip.scale().item() == pytest.approx(1 / 0.07, rel=1e-5) and clip.bias is None
     siglip = build_task(session_of(media_data, {"options": {"loss": "siglip"}})).clip
@@ -105,9 +105,7 @@ def test_each_loss_begins_where_its_paper_does(media_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("loss", "bias"), [("clip", -10.0)])
-def test_a_bias_that_does_not_fit_the_loss_is_an_error(
-    loss: str, bias: float | None, media_data: Path
-) -> None:
+def test_an_unsupported_bias_is_rejected(loss: str, bias: float | None, media_data: Path) -> None:
     changes = {"options": {"loss": loss}, "model": {"initial_bias": bias}}
     with pytest.raises(
         ConfigError, match=rf"options\.loss={loss} does not support model\.initial_bias={bias}"

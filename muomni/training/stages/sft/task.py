@@ -70,7 +70,7 @@ class OmniTask(nn.Module):
         return self.omni.audio_features(slots.audios, slots.audio_lengths, seeds, augmentation)
 
     def _states(self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor) -> Tensor:
-        embeds = self.omni.place(batch["input_ids"], slots, images, audios)
+        embeds = self.omni.insert_features(batch["input_ids"], slots, images, audios)
         return self.omni.thinker(inputs_embeds=embeds, **documents_of(batch))
 
     def _speech(self, batch: Batch, hidden: Tensor) -> TalkerLoss:

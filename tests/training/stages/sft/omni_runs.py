@@ -1,4 +1,4 @@
-"""Configs of seconds for the stages talker and sft, over exports with random weights."""
+"""Small, fast configs of the stages talker and sft, on exports with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tests.corpora import write_tokenizer
 
 
 def write_root(root: Path) -> Path:
-    """Datasets of both tasks, a tokenizer, and in `run` the exports of all earlier stages."""
+    """Datasets of both tasks, a tokenizer, and the exports of all upstream stages in `run`."""
     write_sft_dataset(root / "sft")
     write_tts_dataset(root / "tts")
     write_tokenizer(root / "tokenizer.model")
@@ -20,7 +20,7 @@ def write_root(root: Path) -> Path:
 
 
 def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> RunConfig:
-    """8 steps of 4 micro-batches in fp32, logged at each step; an sft row holds one conversation."""
+    """8 steps of 4 micro-batches in fp32, logged at each step; an sft sequence holds one conversation."""
     own: dict[str, Any] = {
         "talker": {"batch": {"max_seconds": 1}, "model": SIZES["talker"]},
         "sft": {

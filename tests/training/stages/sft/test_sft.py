@@ -1,4 +1,4 @@
-"""Stage sft: the loss curve on any layout, what is trained and kept, and what is refused."""
+"""Stage sft: loss curves across layouts, trained and frozen parts, and errors."""
 
 import json
 import shutil
@@ -51,8 +51,8 @@ def open_session(
 # -- layouts -------------------------------------------------------------------------------------
 
 
-def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
-    """What the layout tests below rely on: images on one rank, audio clips on the other."""
+def test_ranks_of_a_step_often_have_different_modalities(root: Path) -> None:
+    """The layout tests below rely on this: images on one rank, audio clips on the other."""
     session = open_session(root)
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
 
@@ -69,7 +69,7 @@ def test_ranks_of_a_step_often_hold_other_modalities(root: Path) -> None:
 
 
 @pytest.mark.parametrize("zero", ["zero1", "zero3"])
-def test_frozen_towers_stay_as_they_were_on_any_layout(
+def test_frozen_parts_do_not_change_on_any_layout(
     zero: str, root: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
     changes = {"options": {"freeze": ["vision_encoder.*", "audio_encoder.*", "talker.*"]}}
@@ -85,10 +85,10 @@ def test_frozen_towers_stay_as_they_were_on_any_layout(
 
 def test_a_resumed_run_repeats_the_losses(root: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = omni_run("sft", root, {"training": {"save_every": 5}})
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    full, resumed = tmp_path / "full", tmp_path / "resumed"
     common = {"config": config, "zero": "zero2", "upstream": root / "run"}
-    first = two_ranks.run(train, run=whole, **common)[0]
-    checkpoint = whole / "sft" / "checkpoints" / "step_00000005"
+    first = two_ranks.run(train, run=full, **common)[0]
+    checkpoint = full / "sft" / "checkpoints" / "step_00000005"
     second = two_ranks.run(train, run=resumed, resume=str(checkpoint), **common)[0]
     assert second["losses"] == first["losses"][5:]
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_repeats_the_losses(root: Path, tmp_path: Path, two_ranks:
 
 
 def parts_that_changed(exported: dict[str, torch.Tensor], root: Path) -> set[str]:
-    """Parts of an sft export whose weights are not those of the stage that made them."""
+    """Parts of an sft export whose weights differ from those of their own stage."""
     changed = set()
     prefixes = {
         "thinker": ("thinker.", ""), "audio_encoder": ("audio_encoder.", ""),
@@ -114,17 +114,17 @@ def parts_that_changed(exported: dict[str, torch.Tensor], root: Path) -> set[str
     return changed
 
 
-def test_the_export_is_the_tuned_model_and_all_it_needs(
+def test_the_export_is_the_complete_trained_model(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    """Loaded by the names of its config alone, it repeats the held-out metrics of the training."""
+    """Loaded with its config alone, it has the validation metrics of the training run."""
     result = one_rank.run(train, config=omni_run("sft", root), run=tmp_path, upstream=root / "run")[
         0
     ]
     folder = tmp_path / "sft" / "export"
     exported = load_file(folder / WEIGHTS)
     trained = {"thinker", "audio_encoder", "vision_encoder", "talker"}
-    assert parts_that_changed(exported, root) == trained  # the codec is as it was
+    assert parts_that_changed(exported, root) == trained  # the codec is unchanged
     config = OmniConfig.model_validate_json((folder / "config.json").read_text())
     model = OmniModel(config, with_codec=True)
     model.load_state_dict(exported, strict=True)
@@ -144,8 +144,8 @@ def test_the_export_is_the_tuned_model_and_all_it_needs(
     assert before["answer_loss"] > again["answer_loss"] + 0.1
 
 
-def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
-    """The projection of the Thinker's states is new and zero, so the first codes are the same."""
+def test_the_talker_starts_unchanged(root: Path) -> None:
+    """The new projection of the Thinker's states is zero, so the first loss is the same."""
     session = open_session(root)
     stage = session.stage
     task = stage.build().eval()
@@ -165,8 +165,8 @@ def test_the_talker_starts_as_its_own_stage_left_it(root: Path) -> None:
     torch.testing.assert_close(joined[0], expected.total)
 
 
-def heard_batch(session: Session, seed: int | None = None) -> Batch:
-    """The first training sample that has an audio clip, alone in its batch."""
+def audio_batch(session: Session, seed: int | None = None) -> Batch:
+    """A batch of the first training sample with an audio clip."""
     view, source = session.stage.view(), session.planned.source
     for index in range(len(source)):
         random = None if seed is None else np.random.default_rng(seed)
@@ -176,21 +176,21 @@ def heard_batch(session: Session, seed: int | None = None) -> Batch:
     raise AssertionError("no sample has an audio clip")
 
 
-def test_audio_clips_start_as_what_the_encoder_spells(root: Path) -> None:
-    """The projection of the encoder's states is new and adds nothing yet to the embeddings of tokens."""
+def test_audio_features_start_as_ctc_embeddings(root: Path) -> None:
+    """The new projection of the encoder's states is zero, so only CTC embeddings remain."""
     session = open_session(root)
-    task, batch = session.stage.build().eval(), heard_batch(session)
+    task, batch = session.stage.build().eval(), audio_batch(session)
     assert isinstance(task, OmniTask)
     omni = task.omni
     with torch.no_grad():
         states, _ = omni.audio_encoder(batch["audios"], batch["audio_lengths"])
         posteriors = omni.audio_encoder.ctc_logits(states).softmax(-1)
-        heard = omni.audio_features(batch["audios"], batch["audio_lengths"])
+        features = omni.audio_features(batch["audios"], batch["audio_lengths"])
     first = posteriors[0, : omni.config.audio_stack].sum(0)
-    torch.testing.assert_close(heard[0, 0], first @ omni.thinker.embed_tokens.weight)
+    torch.testing.assert_close(features[0, 0], first @ omni.thinker.embed_tokens.weight)
 
 
-def test_audio_clips_are_masked_in_training_only_and_by_the_seeds_of_their_samples(
+def test_audio_clips_are_masked_in_training_only_by_their_seeds(
     root: Path,
 ) -> None:
     session = open_session(root)
@@ -201,14 +201,14 @@ def test_audio_clips_are_masked_in_training_only_and_by_the_seeds_of_their_sampl
 
     @torch.no_grad()
     def loss(task: OmniTask, seed: int | None) -> float:
-        return float(task(heard_batch(session, seed)).losses["answer"])
+        return float(task(audio_batch(session, seed)).losses["answer"])
 
     unmasked = loss(plain.train(), 1)
     assert unmasked == loss(plain, 2) == loss(masked.eval(), None)
     assert unmasked != loss(masked.train(), 1) == loss(masked, 1) != loss(masked, 2)
 
 
-def test_a_talker_without_the_thinkers_states_is_an_option(root: Path) -> None:
+def test_the_talker_can_ignore_the_thinker(root: Path) -> None:
     session = open_session(root, {"options": {"talker_sees_thinker": False}})
     config = session.stage.model_config()
     assert isinstance(config, OmniConfig) and config.talker is not None
@@ -216,8 +216,8 @@ def test_a_talker_without_the_thinkers_states_is_an_option(root: Path) -> None:
     assert len(reference_curve(session.stage.config, root / "run")[0].losses) == 8
 
 
-def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -> None:
-    """After a short training held-out answers are right, and a wrong image makes them unlikely."""
+def test_a_short_run_learns_answers_and_stops_speech(root: Path) -> None:
+    """After a short run, held-out answers are correct, and a wrong image makes them unlikely."""
     changes = {
         "training": {"max_steps": 160},
         "batch": {"seq_len": 120, "batch_size": 1, "micro_batches_per_step": 1},
@@ -237,7 +237,7 @@ def test_a_short_training_gives_right_answers_and_speech_that_ends(root: Path) -
 # -- freezing --------------------------------------------------------------------------------------
 
 
-def test_freezing_takes_what_a_pattern_names_and_no_more(tokenizer: Tokenizer) -> None:
+def test_freeze_affects_matching_parameters_only(tokenizer: Tokenizer) -> None:
     model = OmniModel(omni_config(tokenizer))
     freeze(model, ("vision_encoder.*", "thinker.stack.blocks.0.*"))
     named = ("vision_encoder.", "thinker.stack.blocks.0.")
@@ -246,25 +246,25 @@ def test_freezing_takes_what_a_pattern_names_and_no_more(tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("is_used", [True, False])
-def test_a_head_that_nothing_reads_is_frozen(tokenizer: Tokenizer, is_used: bool) -> None:
+def test_an_unused_ctc_head_is_frozen(tokenizer: Tokenizer, is_used: bool) -> None:
     model = OmniModel(omni_config(tokenizer, ctc_embeddings=is_used))
     freeze(model, ())
     assert all(p.requires_grad is is_used for p in model.audio_encoder.ctc_head.parameters())
 
 
-def test_a_rate_for_nothing_is_refused_before_any_start(root: Path) -> None:
+def test_an_lr_scale_without_match_is_rejected(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"lr_scales pattern 'taker\.\*' matches no parameter"):
         open_session(root, {"optim": {"lr_scales": {"taker.*": 0.5}}})
 
 
-def test_a_pattern_that_names_nothing_is_refused_with_a_suggestion(root: Path) -> None:
+def test_a_freeze_pattern_without_match_is_rejected_with_a_suggestion(root: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"'vision_encodr\.\*' \(did you mean 'vision_encoder\.\*'"
+        ConfigError, match=r"matches no parameter \(did you mean 'vision_encoder\.\*'"
     ):
         open_session(root, {"options": {"freeze": ["vision_encodr.*"]}})
 
 
-def test_freezing_everything_is_refused(root: Path) -> None:
+def test_freezing_everything_is_rejected(root: Path) -> None:
     with pytest.raises(ConfigError, match="freezes all parameters"):
         open_session(root, {"options": {"freeze": ["*"]}})
 
@@ -284,22 +284,22 @@ def test_missing_exports_are_listed_with_their_commands(root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"thinker": {"hidden_size": 64}}, "stage thinker has hidden_size=32, but .* says 64"),
-        ({"codec": {"codebook_size": 99}}, "stage codec has codebook_size=16, but .* says 99"),
+        ({"thinker": {"hidden_size": 64}}, "stage thinker has hidden_size=32, but .* has 64"),
+        ({"codec": {"codebook_size": 99}}, "stage codec has codebook_size=16, but .* has 99"),
         (
             {"vision_encoder": {"vision": {"image_size": 64}}},
-            "stage vision_encoder has vision.image_size=32, but .* says 64",
+            "stage vision_encoder has vision.image_size=32, but .* has 64",
         ),
     ],
 )
-def test_an_export_of_another_size_is_named(
+def test_an_export_of_another_size_is_rejected(
     root: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UpstreamError, match=message):
         open_session(root, {"model": changes})
 
 
-def test_a_talker_of_another_codec_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_talker_of_another_codec_is_rejected(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "run", tmp_path / "run")
     manifest = tmp_path / "run" / "talker" / "export" / "export.json"
     content = json.loads(manifest.read_text())
@@ -309,7 +309,7 @@ def test_a_talker_of_another_codec_is_refused(root: Path, tmp_path: Path) -> Non
         open_session(root, run=tmp_path / "run")
 
 
-def test_an_export_with_another_tokenizer_is_refused(root: Path, tmp_path: Path) -> None:
+def test_an_export_with_another_tokenizer_is_rejected(root: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "other.model", vocab_size=340)
     write_upstream(tmp_path / "run", Tokenizer.load(tmp_path / "other.model"))
     with pytest.raises(UpstreamError, match="tokenizer"):

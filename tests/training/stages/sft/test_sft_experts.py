@@ -1,4 +1,4 @@
-"""Stage sft over a Thinker with a mixture of experts, divided over ranks by AutoEP."""
+"""Stage sft with a mixture-of-experts Thinker, sharded over ranks by AutoEP."""
 
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def engine(zero: int, num_expert_ranks: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_divided_experts_learn_and_export_as_whole_ones(
+def test_sharded_experts_train_and_export_like_replicated_ones(
     zero: int, root: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
-    """Also ranks whose micro-batches hold other modalities keep their all-to-alls in step."""
+    """Ranks with different modalities still run the same all-to-alls."""
     config, upstream = sft(root), root / "run"
     arguments = {"config": config, "upstream": upstream}
     whole = one_rank.run(train, **arguments, run=tmp_path / "1", zero=engine(0, 0))[0]
@@ -69,7 +69,7 @@ def test_divided_experts_learn_and_export_as_whole_ones(
         torch.testing.assert_close(tensor, expected_state[name], atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_frozen_experts_are_not_divided(root: Path, tmp_path: Path, two_ranks: RankPool) -> None:
+def test_frozen_experts_are_not_sharded(root: Path, tmp_path: Path, two_ranks: RankPool) -> None:
     config = sft(root, ["thinker.*"])
     with pytest.raises(ConfigError, match="shards experts, but none is trained"):
         two_ranks.run(train, config=config, run=tmp_path, zero=engine(1, 2), upstream=root / "run")
