@@ -53,7 +53,9 @@ def test_a_finished_run_is_rejected_for_other_data_or_exports(
 def test_sizes_and_the_checkpoint_to_resume_are_checked_before_anything_is_written(
     text_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'model.hiden_size'.*did you mean 'hidden_size'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'model.hiden_size'.*did you mean 'hidden_size'"
+    ):
         _session(thinker_config(text_data, {"model": {"hiden_size": 8}}), tmp_path)
     with pytest.raises(CheckpointError, match=r"--resume .*none is not a checkpoint folder"):
         _session(thinker_config(text_data), tmp_path, str(tmp_path / "none"))
