@@ -156,6 +156,7 @@ def test_cells(tmp_path: Path) -> None:
         (audio(1, fmt="OGG"), "ogg"),
         (audio(1, fmt="MP3"), "mp3"),
     ],
+    ids=["jpg", "webp", "wav", "flac", "ogg", "mp3"],
 )
 def test_format_detection(tmp_path: Path, content: bytes, extension: str) -> None:
     path = str(write_parquet(tmp_path / "t.parquet", [{"x": content}]))
