@@ -57,5 +57,5 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
 
 
 def test_a_missing_corpus_is_reported(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"names 'wep'.*did you mean 'web'\?.*books, web"):
+    with pytest.raises(ConfigError, match=r"names unknown corpus 'wep'.*corpora: books, web"):
         opened(root, {"data": {"mix": {"weights": {"wep": 1, "books": 1}}}})
