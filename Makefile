@@ -27,7 +27,7 @@ quickstart: install  ## train all stages at nano size on sample data, evaluate, 
 	@scripts/quickstart.sh
 
 test: install  ## the default tests, on CPU (select some with PYTEST_ARGS="-k name")
-	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup
+	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup --durations 15
 
 test-slow: install  ## tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"
