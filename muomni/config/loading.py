@@ -178,7 +178,7 @@ def _unknown_key(model: type[BaseModel], path: list[str], source: str) -> str:
     if not hint:  # the same key in another section
         same = [other for other in all_keys if other.split(".")[-1] == path[-1]]
         hint = f" (did you mean '{min(same, key=len)}'?)" if same else ""
-    return f"unknown key '{key}' in {source}{hint}; keys here: {', '.join(known)}"
+    return f"unknown key '{key}' in {source}{hint}; keys here: {', '.join(known) or 'none'}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

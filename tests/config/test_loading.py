@@ -100,3 +100,8 @@ def test_invalid_policies_are_rejected(text: str) -> None:
         ConfigError, match=r"activation_checkpointing.* is not a policy; use none, full"
     ):
         resolve("sft", "nano", None, parse_override(f"training.activation_checkpointing={text}"))
+
+
+def test_a_section_without_keys_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"'options\.speed' .*; keys here: none$"):
+        resolve("talker", "nano", None, parse_override("options.speed=1"))
