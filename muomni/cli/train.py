@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from muomni.command_line import CommandParser, configure_logging
 from muomni.config.arguments import EXAMPLES, add_train_options, resolve_train
-from muomni.distributed.discovery import Ranks, discover, export_environment
+from muomni.distributed.discovery import Ranks, discover, export_environment, keep_first
 from muomni.errors import ConfigError, exit_on_error
 
 if TYPE_CHECKING:
@@ -99,6 +99,14 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
     from muomni.training import session as sessions
 
     session = sessions.prepare(request, ranks)
+    num_usable = session.feed.max_ranks
+    if num_usable < ranks.world_size and ranks.launcher != "srun":
+        if ranks.is_main:
+            print(_explain_surplus(config, num_usable, ranks.world_size), flush=True)
+        if ranks.rank >= num_usable:
+            raise SystemExit(0)
+        ranks = keep_first(ranks, num_usable, os.environ)
+        session = sessions.prepare(request, ranks)
     if arguments.dry_run:
         from muomni.training.planning import dry_run
 
@@ -131,6 +139,13 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         folder, info = loop.parts.folder, loop.run_info()
         record_samples(session.stage, session.val, folder, loop.recorders, info)
     return result
+
+
+def _explain_surplus(config: "RunConfig", num_usable: int, num_ranks: int) -> str:
+    return (
+        f"{config.stage} trains on {num_usable} of {num_ranks} ranks: a global batch "
+        f"({config.batch.describe()}) has no work for more; raise batch.{config.batch.global_key} to use all"
+    )
 
 
 def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":

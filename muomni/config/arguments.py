@@ -17,8 +17,11 @@ EXAMPLES = (
 )
 
 
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `muomni train`; docs/config_keys.md lists the keys for key=value."""
+def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that define a run; returns the group of input and output.
+
+    docs/config_keys.md lists the keys for key=value.
+    """
     what = parser.add_argument_group("what to train")
     what.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
     what.add_argument(
@@ -37,9 +40,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="run folder with the exports that this stage loads (default: --run, or runs/quickstart)",
     )
-    where.add_argument(
-        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
-    )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--deepspeed_config",
@@ -52,6 +52,15 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         help="auto: bf16 or fp16 on GPUs, fp32 on CPUs (default: the recipe's, auto)",
+    )
+    add_logging_options(parser)
+    return where
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `muomni train`."""
+    add_run_options(parser).add_argument(
+        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
     )
     plan = parser.add_argument_group("checks before a run")
     plan.add_argument(
@@ -69,7 +78,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="reject a run whose predicted memory per rank exceeds the available memory",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    add_logging_options(parser)
 
 
 def parse_train(

@@ -18,8 +18,16 @@ from muomni.errors import ConfigError, did_you_mean
 
 # Keys of earlier versions and their new names, for the error message. The first one that the stage has applies.
 RENAMED_KEYS = {
-    "batch.size": ("batch.seq_len", "batch.max_seconds", "batch.batch_size"),
-    "batch.rows": ("batch.batch_size",),
+    "batch.size": ("batch.seq_len", "batch.micro_seconds", "batch.micro_samples"),
+    "batch.rows": ("batch.micro_sequences",),
+    "batch.batch_size": ("batch.micro_sequences", "batch.micro_samples"),
+    "batch.max_seconds": ("batch.micro_seconds",),
+    "batch.micro_batches_per_step": (
+        "batch.global_tokens",
+        "batch.global_seconds",
+        "batch.global_samples",
+    ),
+    "data.stream.samples_per_batch": ("data.stream.samples_per_micro_batch",),
     "batch.window": ("batch.shuffle_window",),
     "model.frames_per_letter": ("model.frames_per_character",),
     "model.talker.frames_per_letter": ("model.talker.frames_per_character",),

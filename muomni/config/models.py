@@ -37,15 +37,11 @@ class MoEConfig(Section):
     normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
         default="loss",
-        description="load balancing: an auxiliary loss, an expert bias without a loss, or none",
+        description="load balancing: an auxiliary loss over each sequence, an expert bias that follows the "
+        "load of a step, without a loss, or none",
     )
     balance_loss_weight: float = Field(
         default=0.01, ge=0, description="weight of the load-balancing loss (balance=loss)"
-    )
-    balance_over: Literal["micro_batch", "ranks"] = Field(
-        default="micro_batch",
-        description="tokens over which balance=loss balances the load: of one micro-batch, or of the "
-        "concurrent micro-batches of all ranks",
     )
     bias_update_rate: float = Field(
         default=0.001,

@@ -4,7 +4,7 @@ Each setting has one owner: ZeRO, buckets, and communication belong to DeepSpeed
 batch sizes, precision, clipping, and schedule belong here and are rejected there.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,9 +51,13 @@ class StreamSection(Section):
         description="paths, URLs, or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
     )
     samples_per_shard: Positive = Field(description="samples in each tar")
-    samples_per_batch: Positive | None = Field(
+    samples_per_step: Positive | None = Field(
         default=None,
-        description="samples per micro-batch, of any length, in stages that batch by seconds",
+        description="samples per optimizer step, of any length, in stages that batch by seconds",
+    )
+    samples_per_micro_batch: Positive | None = Field(
+        default=None,
+        description="most samples per micro-batch, in stages that batch by seconds",
     )
     has_val: bool = Field(
         default=True,
@@ -122,33 +126,90 @@ class DataSection(Section):
 
 
 class BatchSection(Section):
-    """How samples become micro-batches; subclasses add the size of a micro-batch."""
+    """The global batch of an optimizer step, and the micro-batch that fits a device.
 
-    micro_batches_per_step: Positive | None = Field(
-        default=None, description="over all ranks and accumulation steps; default: one per rank"
-    )
+    Subclasses add both in the unit of the stage. The global batch is spread over ranks and micro-batches, so
+    the micro-batch affects speed and memory, not the result.
+    """
+
+    global_key: ClassVar[str]  # the key of the global batch
+
     shuffle_window: Positive = Field(
         default=2048, description="samples that are shuffled, bucketed, or packed together"
     )
 
+    @property
+    def max_ranks(self) -> int | None:
+        """The largest number of ranks that a global batch can be spread over; None if it varies."""
+        return None
+
+    def describe(self) -> str:
+        """The global batch in words, and how much it was rounded."""
+        raise NotImplementedError
+
 
 class PackedBatch(BatchSection):
-    """Micro-batches of sequences, each packed with several samples."""
+    """Global batches of sequences, each packed with several samples."""
+
+    global_key = "global_tokens"
 
     seq_len: Positive = Field(description="positions per sequence")
-    batch_size: Positive = Field(default=1, description="sequences per micro-batch")
+    global_tokens: Positive = Field(
+        description="positions per optimizer step over all ranks; rounded to full sequences"
+    )
+    micro_sequences: Positive = Field(
+        default=1, description="most sequences per micro-batch of a rank"
+    )
+
+    @property
+    def global_sequences(self) -> int:
+        """Sequences per optimizer step."""
+        return max(1, round(self.global_tokens / self.seq_len))
+
+    @property
+    def max_ranks(self) -> int:
+        return self.global_sequences
+
+    def describe(self) -> str:
+        tokens = self.global_sequences * self.seq_len
+        text = f"{tokens:,} tokens in {self.global_sequences:,} sequences"
+        if tokens == self.global_tokens:
+            return text
+        return (
+            f"{text} (rounded from {self.global_tokens:,}, {tokens / self.global_tokens - 1:+.1%})"
+        )
 
 
 class SampleBatch(BatchSection):
-    """Micro-batches of a fixed number of samples."""
+    """Global batches of a fixed number of samples."""
 
-    batch_size: Positive = Field(description="samples per micro-batch")
+    global_key = "global_samples"
+
+    global_samples: Positive = Field(description="samples per optimizer step over all ranks")
+    micro_samples: Positive = Field(description="most samples per micro-batch of a rank")
+
+    @property
+    def max_ranks(self) -> int:
+        return self.global_samples
+
+    def describe(self) -> str:
+        return f"{self.global_samples:,} samples"
 
 
 class DurationBatch(BatchSection):
-    """Micro-batches of samples of similar duration."""
+    """Global batches of samples of similar duration."""
 
-    max_seconds: Positive = Field(description="seconds of audio per micro-batch, including padding")
+    global_key = "global_seconds"
+
+    global_seconds: Positive = Field(
+        description="seconds of audio per optimizer step over all ranks, on average"
+    )
+    micro_seconds: Positive = Field(
+        description="most seconds of audio per micro-batch of a rank, including padding"
+    )
+
+    def describe(self) -> str:
+        return f"about {self.global_seconds:,} s of audio"
 
 
 class OptimSection(Section):

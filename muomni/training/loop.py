@@ -166,7 +166,8 @@ class Loop:
         mark = self.throughput.clock.mark
         micro_batches: list[Batch] = []
         mark("data_wait")
-        for batch in itertools.islice(self._batches, self.engine.num_accumulation):
+        num_micro_batches = self.parts.feed.num_micro_batches(self.state.step)
+        for batch in itertools.islice(self._batches, num_micro_batches):
             mark("forward")
             micro_batches.append(self._prepare(batch))
             mark("data_wait")
@@ -175,13 +176,14 @@ class Loop:
         micro_batches = self.stage.begin_step(self.engine.forward, micro_batches)
         factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
         sums: Sums = {}
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, start=1):
             mark("forward")
             output = self.engine.forward(batch)
             mark("communication")
             denominators = self._step_reduction.denominators()
             mark("backward")
-            self.engine.backward(output, denominators, self._loss_weights)
+            is_last = number == num_micro_batches
+            self.engine.backward(output, denominators, self._loss_weights, is_last)
             mark("optimizer")
             self.engine.end_micro_step(factor)
             self.throughput.count_units(batch)

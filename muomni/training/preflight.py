@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from muomni.config.run import RunConfig
-from muomni.data.sampling.plan import check_world_size
 from muomni.distributed import compiler
 from muomni.observe.profiler import check_ranks
 from muomni.observe.recorder import check_recorders
@@ -38,11 +37,6 @@ class Candidate:
     device: torch.device | None = None
     precision: str | None = None
     stage: Stage | None = None
-
-
-def _ranks_share_a_step(run: Candidate) -> None:
-    group = run.config.batch.micro_batches_per_step
-    check_world_size(run.num_ranks if group is None else group, run.num_ranks)
 
 
 def _profiled_ranks_exist(run: Candidate) -> None:
@@ -98,7 +92,6 @@ def _experts_divide_over_ranks(run: Candidate) -> None:
 
 
 CHECKS: tuple[Callable[[Candidate], None], ...] = (
-    _ranks_share_a_step,
     _profiled_ranks_exist,
     _recorders_are_installed,
     _muon_fits_the_engine,

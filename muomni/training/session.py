@@ -22,7 +22,7 @@ from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
 from muomni.data.sampling.mix import open_order
-from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan
+from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_of
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ from muomni.training.engine.precision import (
     pick_precision,
     use_tf32,
 )
-from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
+from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_sizes
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
 from muomni.training.optim.groups import describe_parameters, groups_digest
@@ -120,8 +120,7 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     request = replace(request, engine_json=engine_json)
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val", check_files=ranks.is_main) if has_val else None
-    group = config.batch.micro_batches_per_step or ranks.world_size
-    reading = Reading(config, stage.view(), ranks, device, group)
+    reading = Reading(config, stage.view(), ranks, device)
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
@@ -132,16 +131,16 @@ def prepare(request: Request, ranks: Ranks) -> Session:
 
 def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
     """Open sharded datasets, whose order of samples is exact."""
-    config, group = reading.config, reading.micro_batches_per_step
-    lengths, batching = reading.view.lengths(train), stage.batching()
+    config = reading.config
+    lengths, batching = reading.view.lengths(train), batching_of(config.batch)
     order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
     order_digest = _digest(
         ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
         stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
     )  # fmt: skip
     cache = CountCache(train.manifests[0].root / train.split, order_digest)
-    plan = Plan(lengths, batching, group, config.seed, train.describe, order, cache)
-    return PlannedFeed(reading, _digest(order_digest, group), train, plan)
+    plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
+    return PlannedFeed(reading, order_digest, train, plan)
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
@@ -149,12 +148,11 @@ def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> Strea
     shards = stream_shards(stream.shards, stream.samples_per_shard)
     if reading.ranks.is_main:
         check_local(shards)
-    batch_size = stream_batch_size(stream, stage.batching(), stage.name)
+    sizes = stream_sizes(stream, batching_of(reading.config.batch), stage.name)
     digest = _digest(
-        STREAM_VERSION, fingerprint(shards), batch_size, stage.tokenizer.digest, reading.config.seed,
-        reading.micro_batches_per_step,
-    )  # fmt: skip
-    return StreamFeed(reading, digest, shards, batch_size)
+        STREAM_VERSION, fingerprint(shards), *sizes, stage.tokenizer.digest, reading.config.seed
+    )
+    return StreamFeed(reading, digest, shards, *sizes)
 
 
 def open_loop(session: Session) -> Loop:
@@ -186,7 +184,7 @@ def open_loop(session: Session) -> Loop:
         config,
         request.engine_json,
         session.precision,
-        session.feed.num_accumulation,
+        session.feed.accumulates,
         session.device,
     )
     if config.training.compile:
@@ -217,7 +215,7 @@ def open_loop(session: Session) -> Loop:
         start = f"resumed from {checkpoint}" if checkpoint else "from the start"
         setup = (
             f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
-            f"{session.ranks.world_size} ranks x {session.feed.num_accumulation} micro-batches, "
+            f"{describe_global_batch(session)}, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
             f"{num_parameters:,} parameters"
         )
@@ -259,6 +257,20 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     return {
         "stage": export.stage, "step": session.num_steps, **export.metrics, "export": str(export.path)
     }  # fmt: skip
+
+
+def describe_global_batch(session: Session) -> str:
+    """The global batch, its rounding, and the share of each rank, on one line."""
+    batch, num_ranks = session.request.config.batch, session.ranks.world_size
+    num_micro_batches = session.feed.num_micro_batches(0)
+    text = f"{batch.describe()} per step on {num_ranks} ranks x {num_micro_batches} micro-batches"
+    if batch.max_ranks is None:
+        return f"{text} at first"
+    num_slots = (
+        num_ranks * num_micro_batches * -(-batch.max_ranks // (num_ranks * num_micro_batches))
+    )
+    num_idle = num_slots - batch.max_ranks
+    return f"{text}, {num_idle / num_slots:.0%} of them padding" if num_idle else text
 
 
 def seed_everything(seed: int) -> None:

@@ -17,7 +17,6 @@ from torch import nn
 from muomni.checkpoint.export import Export, find_exports
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
-from muomni.data.sampling.plan import Batching
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, View
 from muomni.models.layers.blocks import recompute_activations
@@ -65,10 +64,6 @@ class Stage(ABC):
     @abstractmethod
     def view(self) -> View[Any]:
         """Return the view that reads the samples."""
-
-    @abstractmethod
-    def batching(self) -> Batching:
-        """Return how samples become micro-batches."""
 
     # -- model -----------------------------------------------------------------------------------
     @abstractmethod

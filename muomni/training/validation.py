@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from muomni.data.loading.loader import Loader, PlannedDataset, to_device
-from muomni.data.sampling.plan import MicroBatch, cover
+from muomni.data.sampling.plan import MicroBatch, batching_of, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
@@ -45,7 +45,9 @@ class SplitBatches:
         view = stage.view()
         num_samples = min(source.num_included, max_samples or source.num_included)
         ids = source.all_included[np.arange(num_samples)]
-        batches = cover(ids, view.lengths(source)[ids], stage.batching())[:max_batches]
+        batches = cover(ids, view.lengths(source)[ids], batching_of(stage.config.batch))[
+            :max_batches
+        ]
         ranks = collectives.world_size()
         padded = batches + [_EMPTY] * (-len(batches) % ranks)
         self._batches = list(itertools.islice(padded, collectives.rank(), None, ranks))

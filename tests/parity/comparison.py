@@ -57,7 +57,7 @@ def deviation(values: list[float], expected: list[float]) -> float:
 def measure(cell: Cell, pool: RankPool, data: Path, run: Path) -> Result:
     """Run a cell on warm ranks and compare its curve; reraises what a rank raises."""
     curves = pool.run(run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run)
-    curve, golden = curves[0], read_golden(cell.stage)[cell.group]
+    curve, golden = curves[0], read_golden(cell.stage)
     return Result(
         cell,
         loss=deviation(curve.losses, golden.losses),

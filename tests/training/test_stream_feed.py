@@ -15,7 +15,7 @@ from muomni.data.shards.writer import SampleCost, ShardWriter
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError, ConfigError, DataError
 from muomni.pipeline.state import has_same_data
-from muomni.training.feed import Feed, stream_batch_size
+from muomni.training.feed import Feed, stream_sizes
 from muomni.training.session import Request, Session, prepare
 from tests.corpora import sentences, write_text_dataset, write_tokenizer
 from tests.media_corpora import WORDS, speech_sample
@@ -49,7 +49,7 @@ def streamed(root: Path, changes: dict[str, Any] | None = None, **data: Any) -> 
     stream = {"shards": shards, "samples_per_shard": NUM_SAMPLES}
     content = {
         "data": {"stream": stream, **data},
-        "batch": {"seq_len": 64, "batch_size": 4, "micro_batches_per_step": 4},
+        "batch": {"seq_len": 64, "global_tokens": 1024, "micro_sequences": 4},
         "training": {"max_steps": 15, "save_every": 7},
     }
     return thinker_config(root, {**content, **(changes or {})})
@@ -180,16 +180,17 @@ def test_a_rank_reports_its_local_error_itself(
     assert said["text"].startswith("rank 0: 1 samples could not be decoded")
 
 
-def test_stages_that_batch_by_seconds_need_samples_per_batch() -> None:
+def test_stages_that_batch_by_seconds_need_numbers_of_samples() -> None:
     section = {"shards": ["a.tar"], "samples_per_shard": 5}
-    without, with_number = StreamSection(**section), StreamSection(**section, samples_per_batch=6)
-    bucket, fixed, packed = Batching("bucket", 100), Batching("fixed", 4), Batching("pack", 64, 3)
-    with pytest.raises(ConfigError, match=r"data\.stream\.samples_per_batch"):
-        stream_batch_size(without, bucket, "talker")
-    assert stream_batch_size(with_number, bucket, "talker") == 6
-    assert [stream_batch_size(without, each, "thinker") for each in (fixed, packed)] == [4, 3]
-    with pytest.raises(ConfigError, match="takes 3 samples per micro-batch from a stream"):
-        stream_batch_size(with_number, packed, "thinker")
+    without = StreamSection(**section)
+    with_numbers = StreamSection(**section, samples_per_step=12, samples_per_micro_batch=6)
+    bucket, packed = Batching("bucket", 200, 100), Batching("pack", 6, 3, seq_len=64)
+    with pytest.raises(ConfigError, match=r"data\.stream\.samples_per_step"):
+        stream_sizes(without, bucket, "talker")
+    assert stream_sizes(with_numbers, bucket, "talker") == (12, 6)
+    assert stream_sizes(without, packed, "thinker") == (6, 3)
+    with pytest.raises(ConfigError, match="takes 6 samples per step from a stream"):
+        stream_sizes(with_numbers, packed, "thinker")
 
 
 def test_speech_trains_from_a_stream(root: Path, tmp_path: Path, one_rank: RankPool) -> None:

@@ -27,7 +27,7 @@ from muomni.errors import DataError
 
 
 class ConversationView(View[Conversation]):
-    """Batches of `num_sequences` sequences of `seq_len` positions, packed with conversations.
+    """Batches of sequences of `seq_len` positions, packed with conversations.
 
     Keys (B sequences of T positions; I images, A audio clips, S spoken answers, each >= 1):
     `input_ids`, `labels`, `document_ids` [B, T]; `document_starts` [N] (`packing.document_starts`);
@@ -43,13 +43,10 @@ class ConversationView(View[Conversation]):
     unit = "tokens"
     augments = True
 
-    def __init__(
-        self, tokenizer: Tokenizer, config: OmniConfig, seq_len: int, num_sequences: int
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: OmniConfig, seq_len: int) -> None:
         self.encoder = ConversationEncoder(tokenizer, config)
         self.tokenizer = tokenizer
         self.seq_len = seq_len
-        self.num_sequences = num_sequences
 
     def lengths(self, source: Source) -> Lengths:
         depends_on = f"{self.encoder.depends_on} context={self.seq_len}"
@@ -65,7 +62,7 @@ class ConversationView(View[Conversation]):
             raise DataError(f"conversation '{sample['__key__']}': {error}") from None
 
     def collate(self, sequences: list[list[Conversation]]) -> Batch:
-        shape = (self.num_sequences, self.seq_len)
+        shape = (len(sequences), self.seq_len)
         batch = {
             "input_ids": torch.full(shape, self.tokenizer.pad_id),
             "labels": torch.full(shape, IGNORE),
@@ -89,20 +86,20 @@ class ConversationView(View[Conversation]):
                 start = end
         return {
             **batch,
-            **media_slots(placed, self.encoder, self.num_sequences * self.seq_len),
-            **self._speech_slots(placed),
+            **media_slots(placed, self.encoder, len(sequences) * self.seq_len),
+            **self._speech_slots(placed, len(sequences) * self.seq_len),
             "document_starts": torch.from_numpy(document_starts(batch["document_ids"].numpy())),
             "units": (batch["labels"] != IGNORE).sum().float(),
         }
 
-    def _speech_slots(self, placed: list[tuple[int, Conversation]]) -> Batch:
+    def _speech_slots(self, placed: list[tuple[int, Conversation]], pad_index: int) -> Batch:
         spoken = [(base, c, speech) for base, c in placed for speech in c.spoken]
         texts = []
         for _, conversation, speech in spoken:
             ids = conversation.ids[speech.start : speech.start + speech.num_tokens]
             texts.append((ids, self.tokenizer.characters(ids)))
         padded = pad_characters(texts, self.tokenizer.pad_id)
-        positions = torch.full(padded["text_ids"].shape, self.num_sequences * self.seq_len)
+        positions = torch.full(padded["text_ids"].shape, pad_index)
         for slot, ((base, _, speech), (_, characters)) in enumerate(
             zip(spoken, texts, strict=True)
         ):

@@ -35,7 +35,7 @@ class Document:
 
 
 class TextView(View[Document]):
-    """Packed sequences: input_ids, labels, document_ids [B, T] with B `num_sequences` and T `seq_len`,
+    """Packed sequences: input_ids, labels, document_ids [B, T] with T `seq_len`,
     document_starts [N] (`packing.document_starts`), num_bytes (float, 0-d).
 
     Inputs of a document are all ids but the last, labels all but the first: EOS is a target, and there is
@@ -44,10 +44,9 @@ class TextView(View[Document]):
 
     unit = "tokens"
 
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, num_sequences: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, seq_len: int) -> None:
         self.tokenizer = tokenizer
         self.seq_len = seq_len
-        self.num_sequences = num_sequences
 
     def lengths(self, source: Source) -> Lengths:
         """Positions of each text, at most `seq_len`; writes missing token caches."""
@@ -114,7 +113,7 @@ class TextView(View[Document]):
         return Document(ids, len(self.tokenizer.decode(list(ids)).encode()))
 
     def collate(self, sequences: list[list[Document]]) -> Batch:
-        shape = (self.num_sequences, self.seq_len)
+        shape = (len(sequences), self.seq_len)
         # numpy fills thousands of short slices several times faster than torch.
         input_ids = np.full(shape, self.tokenizer.pad_id)
         labels = np.full(shape, IGNORE)

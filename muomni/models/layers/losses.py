@@ -5,7 +5,7 @@ the logits of all tokens at once: it computes them in chunks in fp32 and turns e
 gradient immediately, so memory does not grow with vocabulary times batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -128,44 +128,38 @@ def router_losses(
     top_k: int,
     token_mask: Tensor | None = None,
     biases: Sequence[Tensor | None] | None = None,
-    sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RouterLosses:
     """Balance loss and z-loss of router logits, both times the number of real tokens.
 
-    Balance is E * sum_e f_e P_e, where f_e is the assignments to expert e per token and P_e its mean
-    probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6); it is `top_k` for an even load. z is
-    the mean squared log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds a tensor [N, E]
-    per layer, `token_mask` of N elements is False on padding, `biases` holds the routing bias [E] of
-    each layer or None. `sum_counts` adds the counts of other ranks to the vector of counts behind f_e.
+    Balance of a sequence is E * sum_e f_e P_e, where f_e is the assignments to expert e per token and P_e
+    its mean probability (Fedus et al. 2021, arXiv:2101.03961, eq. 4-6, over each sequence as in
+    DeepSeek-V2, arXiv:2405.04434, so that it does not depend on which sequences share a micro-batch);
+    it is `top_k` for an even load. Sequences count by their real tokens. z is the mean squared
+    log-sum-exp (Zoph et al. 2022, arXiv:2202.08906). `logits` holds a tensor [N, E] per layer,
+    `token_mask` [B, T] with B * T = N is False on padding (None: one sequence without padding),
+    `biases` holds the routing bias [E] of each layer or None.
     """
-    first = logits[0]
-    if token_mask is None:
-        real = torch.ones(first.shape[0], device=first.device)
-    else:
-        real = token_mask.reshape(-1).float()
+    stacked = torch.stack(logits).float()  # [layers, N, E]
+    num_layers, _, num_experts = stacked.shape
+    mask = stacked.new_ones(1, stacked.shape[1]) if token_mask is None else token_mask.float()
+    real = mask.reshape(1, -1) if mask.ndim == 1 else mask  # [B, T]
     num_real = real.sum()
-    wide = [layer.float() for layer in logits]
-    load = torch.stack(
+    by_sequence = stacked.view(num_layers, *real.shape, num_experts)
+    counts = torch.stack(
         [
             _count_assignments(layer, top_k, real, bias)
-            for layer, bias in zip(wide, biases or [None] * len(wide), strict=True)
+            for layer, bias in zip(by_sequence, biases or [None] * num_layers, strict=True)
         ]
     )
-    counts = sum_counts(torch.cat([load.flatten(), num_real[None]]))
-    frequencies = counts[:-1].view_as(load) / counts[-1].clamp(min=1)
-    share = (real / num_real.clamp(min=1))[:, None]
-    balance = torch.zeros((), device=first.device)
-    z = torch.zeros((), device=first.device)
-    for layer, frequency in zip(wide, frequencies, strict=True):
-        probability = (layer.softmax(dim=-1) * share).sum(dim=0)
-        balance = balance + layer.shape[1] * (frequency * probability).sum()
-        z = z + (layer.logsumexp(dim=-1).square() * share[:, 0]).sum()
-    scale = num_real / len(logits)
-    return RouterLosses(balance * scale, z * scale, num_real, load)
+    lengths = real.sum(1).clamp(min=1)[:, None]
+    probability = (by_sequence.softmax(dim=-1) * real[..., None]).sum(2)  # [layers, B, E]
+    balance = num_experts * (counts / lengths * probability).sum()
+    z = (by_sequence.logsumexp(dim=-1).square() * real).sum()
+    return RouterLosses(balance / num_layers, z / num_layers, num_real, counts.sum(1))
 
 
 def _count_assignments(logits: Tensor, top_k: int, real: Tensor, bias: Tensor | None) -> Tensor:
-    """Real tokens routed to each expert: [E]; `real` [N] is 1 for real tokens, else 0."""
+    """Real tokens of each sequence routed to each expert: [B, E]; `real` [B, T] is 0 on padding."""
     _, chosen = route(logits.detach(), top_k, normalize=False, bias=bias)
-    counts = torch.zeros(logits.shape[1], device=logits.device)
-    return counts.scatter_add_(0, chosen.reshape(-1), real.repeat_interleave(top_k))
+    counts = logits.new_zeros(len(logits), logits.shape[-1])
+    return counts.scatter_add_(1, chosen.flatten(1), real.repeat_interleave(top_k, dim=1))

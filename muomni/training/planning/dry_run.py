@@ -133,9 +133,8 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
         "val_samples": session.val.num_included if session.val else 0,
         "steps_per_epoch": num_steps,
         "steps": session.num_steps,
-        "micro_batches_per_step": session.feed.micro_batches_per_step,
-        "accumulation": session.feed.num_accumulation,
-        f"{unit}_per_step": units * session.feed.micro_batches_per_step,
+        "micro_batches_per_rank": len(batches),
+        f"{unit}_per_step": units * len(batches) * session.ranks.world_size,
         "flops_per_step": trace.flops * session.ranks.world_size,
         "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
         "memory": [as_metrics(plan, device) for plan in plans],
@@ -145,7 +144,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
 def read_step(session: Session) -> list[Batch]:
     """Return the micro-batches of this rank's first step; after `_MAX_READ`, they repeat."""
     read = itertools.cycle(read.batch for read in session.feed.read(0, _MAX_READ))
-    return list(itertools.islice(read, session.feed.num_accumulation))
+    return list(itertools.islice(read, session.feed.num_micro_batches(0)))
 
 
 def model_sizes(session: Session, task: nn.Module) -> Sizes:
@@ -175,7 +174,7 @@ def predict_memory(
         return []
     setup = Setup(
         session.ranks.world_size,
-        session.feed.num_accumulation,
+        session.feed.accumulates,
         DTYPES[session.precision].itemsize,
         config.training.ema_decay is not None,
         is_gpu=device.kind == "cuda",

@@ -59,7 +59,7 @@ class Setup:
     """
 
     num_ranks: int
-    num_accumulation: int
+    accumulates: bool
     weight_bytes: int
     has_average: bool
     is_gpu: bool
@@ -150,7 +150,7 @@ class _Unsharded:
 
     def during_backward(self) -> Iterator[Bytes]:
         """Gradients and buffers during each stretch, excluding the gradient that ends it."""
-        accumulated = self.num_trained if self.setup.num_accumulation > 1 else 0
+        accumulated = self.num_trained if self.setup.accumulates else 0
         for finished in self._finished():
             yield {GRADIENTS: self.width * max(accumulated, finished)}
 
@@ -217,7 +217,7 @@ class _ShardedState(_Unsharded):
         return _sum(super().start(), {BUCKETS: self.width * max(map(sum, self.sizes.groups))})
 
     def during_backward(self) -> Iterator[Bytes]:
-        is_split = self.setup.num_accumulation > 1
+        is_split = self.setup.accumulates
         num_own = 0 if self.offload.optimizer else self.num_own
         waiting = self.num_trained if is_split and not self.reduces_each_micro_batch else 0
         kept = num_own if is_split and self.reduces_each_micro_batch else 0
@@ -256,7 +256,7 @@ class _ShardedState(_Unsharded):
         buffer = self._optimizer_buffer
         fp32 = sum(buffer(_FP32_BYTES * share) for share in self.shares)
         accumulated = 0
-        if self.reduces_each_micro_batch and self.setup.num_accumulation > 1:
+        if self.reduces_each_micro_batch and self.setup.accumulates:
             accumulated = self._max_overlap(lambda size: buffer(self.width * size))
         return self._optimizer(self.shares, has_copies=True) | {
             MASTER: fp32,

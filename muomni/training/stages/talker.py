@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from muomni.config.loading import validate
-from muomni.config.models import MEL_RATE_HZ, TalkerConfig
+from muomni.config.models import TalkerConfig
 from muomni.config.run import RunConfig
 from muomni.config.stages import TalkerRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.tts import TtsView
 from muomni.models.speech.talker import Talker, num_predictions
@@ -58,12 +57,6 @@ class TalkerStage(Stage):
 
     def view(self) -> TtsView:
         return TtsView(self.tokenizer)
-
-    def batching(self) -> Batching:
-        batch = self.config.batch
-        return Batching(
-            "bucket", batch.max_seconds * MEL_RATE_HZ, shuffle_window=batch.shuffle_window
-        )
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

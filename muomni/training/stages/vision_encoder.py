@@ -16,7 +16,6 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import ClipConfig
 from muomni.config.stages import VisionEncoderRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.distributed import collectives
@@ -141,13 +140,7 @@ class VisionEncoderStage(Stage):
             self.tokenizer,
             config.vision.image_size,
             config.text.max_positions,
-            self.config.batch.batch_size,
             self.config.options.augmentation,
-        )
-
-    def batching(self) -> Batching:
-        return Batching(
-            "fixed", self.config.batch.batch_size, shuffle_window=self.config.batch.shuffle_window
         )
 
     def build(self) -> VisionEncoderTask:
@@ -157,9 +150,9 @@ class VisionEncoderStage(Stage):
         return task.clip
 
     def flop_counter(self, task: VisionEncoderTask) -> FlopCounter:
-        num_ranks = collectives.world_size()
-        group = self.config.batch.micro_batches_per_step or num_ranks
-        return count_clip(task.clip, group, num_ranks)
+        batch, num_ranks = self.config.batch, collectives.world_size()
+        num_accumulated = -(-batch.global_samples // (batch.micro_samples * num_ranks))
+        return count_clip(task.clip, num_accumulated * num_ranks, num_ranks)
 
     def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}

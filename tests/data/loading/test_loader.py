@@ -30,8 +30,9 @@ def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
 def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
     """Twelve batches of rank 1 of 2, past the end of an epoch."""
     lengths = dataset.view.lengths(dataset.source)
-    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.all().max())), 2, dataset.seed)
-    batches = plan.rank_batches(start_step, rank=1, world_size=2)
+    longest = int(lengths.all().max())
+    plan = Plan(lengths, Batching("bucket", 6 * longest, 3 * longest), dataset.seed)
+    batches = plan.rank_batches(start_step, rank=1, num_ranks=2)
     return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
 
 
@@ -60,7 +61,7 @@ def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
     views: dict[str, View[Any]] = {
         "speech": SpeechView(CtcUnits(tokenizer, None), True),
         "waveform": WaveformView(crop_s=0.2),
-        "image": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
+        "image": ImageTextView(tokenizer, 32, 24, Augmentation(min_scale=0.5, max_scale=1.0)),
     }
     write = write_image_dataset if kind == "image" else write_speech_dataset
     source = Source([write(tmp_path / "s", num_train=4)], "train")
@@ -84,7 +85,7 @@ def test_sample_longer_than_a_batch_is_rejected(tmp_path: Path, tokenizer: Token
     source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
     lengths = _dataset(source, tokenizer).view.lengths(source)
     with pytest.raises(DataError, match=r"sample 1 of .*/s/train \(key clip7\) has length"):
-        Plan(lengths, Batching("bucket", int(lengths.all().max()) - 1), 1, 0, source.describe)
+        Plan(lengths, Batching("bucket", 10_000, int(lengths.all().max()) - 1), 0, source.describe)
 
 
 def test_broken_samples_are_dropped_and_counted_up_to_a_limit(

@@ -55,9 +55,13 @@ def test_balance_loss_equals_that_of_transformers() -> None:
     torch.manual_seed(0)
     layers = [torch.randn(12, 6) for _ in range(3)]
     mask = torch.rand(3, 4) > 0.3
-    losses = router_losses(layers, 2, mask)
+    losses = router_losses(layers, 2, mask.flatten())  # as one sequence
     theirs = torch.tensor([load_balancing_loss_func((layer,), 6, 2, mask) for layer in layers])
     torch.testing.assert_close(losses.balance / losses.weight, theirs.mean())
+    by_sequence = router_losses(layers, 2, mask).balance
+    rows = [[layer[4 * i : 4 * i + 4] for layer in layers] for i in range(3)]
+    alone = [router_losses(row, 2, mask[i]).balance for i, row in enumerate(rows)]
+    torch.testing.assert_close(by_sequence, torch.stack(alone).sum())
     z = torch.stack([layer.logsumexp(-1).square()[mask.flatten()].mean() for layer in layers])
     torch.testing.assert_close(losses.z / losses.weight, z.mean())
 

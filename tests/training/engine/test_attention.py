@@ -35,7 +35,9 @@ def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     task = stage.build().train()
     stage.set_up(task)
-    batch = PlannedDataset(session.planned.source, stage.view(), 0)[session.planned.plan.step(0)[0]]
+    batch = PlannedDataset(session.planned.source, stage.view(), 0)[
+        session.planned.plan.rank_step(0, 0, 1)[0]
+    ]
     return {name: loss.detach() for name, loss in task(stage.prepare(batch)).losses.items()}
 
 
@@ -79,11 +81,14 @@ def test_a_step_with_the_real_kernel_can_be_traced_without_a_mask(
     peaks = {}
     for way in ("mask", "varlen"):
         # A document of more than a quarter of a row; otherwise a CPU would use windows for the mask.
-        changes = {"training": {"attention": way}, "batch": {"seq_len": 128, "batch_size": 4}}
+        changes = {
+            "training": {"attention": way},
+            "batch": {"seq_len": 128, "global_tokens": 512, "micro_sequences": 4},
+        }
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
         dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-        batch = dataset[session.planned.plan.step(0)[0]]
+        batch = dataset[session.planned.plan.rank_step(0, 0, 1)[0]]
         assert window_size(batch["document_ids"]) is None
         trace = trace_step(session.stage, [batch], "bf16", 1)
         peaks[way] = max(sum(stretch.live.values()) for stretch in trace.stretches)

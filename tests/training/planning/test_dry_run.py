@@ -30,7 +30,7 @@ def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> di
     sizes = [f"model.{name}={value}" for name, value in TINY_THINKER.items()]
     flags_of_run = [
         "--stage", "thinker", "--data", str(data), *sizes, "batch.seq_len=64",
-        "batch.micro_batches_per_step=64", "training.max_steps=20", *flags,
+        "batch.global_tokens=4096", "training.max_steps=20", *flags,
     ]  # fmt: skip
     arguments = parse_train(flags_of_run)
     return train(arguments, resolve_train(arguments), discover(environ or {}))
@@ -182,7 +182,7 @@ def trace(data: Path, changes: dict[str, Any]) -> tuple[StepTrace, Any, list[dic
 def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
     """The head runs on predicted positions only, attention over full sequences."""
     found, sizes, batches = trace(
-        text_data, {"batch": {"micro_batches_per_step": 1, "batch_size": 3}}
+        text_data, {"batch": {"global_tokens": 192, "micro_sequences": 3}}
     )
     num_predicted = int((batches[0]["labels"] >= 0).sum())
     costs = Thinker(sizes).flops()
@@ -192,7 +192,7 @@ def test_flops_are_those_of_the_formulas(text_data: Path) -> None:
 
 def test_logits_do_not_grow_with_the_batch(text_data: Path) -> None:
     def largest(batch_size: int) -> tuple[int, Any]:
-        changes = {"batch": {"micro_batches_per_step": 1, "batch_size": batch_size}}
+        changes = {"batch": {"global_tokens": 64 * batch_size, "micro_sequences": batch_size}}
         found, sizes, _ = trace(text_data, changes)
         return max(stretch.live.get(LOGITS, 0) for stretch in found.stretches), sizes
 

@@ -37,7 +37,7 @@ def test_two_ranks_have_the_loss_and_gradient_of_the_joined_batch(
 ) -> None:
     """With one and two micro-batches per rank; gradients include negatives of the other rank."""
     changes = {
-        "batch": {"micro_batches_per_step": num_micro_batches},
+        "batch": {"global_samples": 4 * num_micro_batches},
         "model": {"initial_temperature": 0.2},
         "options": {"loss": loss},
     }
@@ -56,9 +56,9 @@ def test_small_micro_batches_learn_like_one_large_batch(
 ) -> None:
     """Batch 8 with accumulation 4 and batch 32 with accumulation 1, on two ranks each, ZeRO-1."""
     curves = []
-    for size, num_accumulation in ((8, 4), (32, 1)):
+    for size in (8, 32):
         changes = {
-            "batch": {"batch_size": size, "micro_batches_per_step": 2 * num_accumulation},
+            "batch": {"global_samples": 64, "micro_samples": size},
             "model": {"initial_temperature": 0.2},
             "optim": {"eps": 1e-4},
             "options": {"loss": loss},
@@ -132,7 +132,7 @@ class _Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_rank_computes_the_full_similarity_matrix(loss: str, media_data: Path) -> None:
-    changes = {"batch": {"batch_size": 7}, "options": {"loss": loss}}
+    changes = {"batch": {"global_samples": 28, "micro_samples": 7}, "options": {"loss": loss}}
     session = open_session(stage_config("vision_encoder", media_data, changes))
     task = build_task(session)
     with _Shapes() as shapes:

@@ -66,7 +66,7 @@ def test_padding_pairs_do_not_count(loss: str, media_data: Path) -> None:
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_it_learns_retrieval(loss: str, media_data: Path) -> None:
     changes = {
-        "batch": {"batch_size": 16, "micro_batches_per_step": 2},
+        "batch": {"global_samples": 32, "micro_samples": 16},
         "optim": {"lr": 3e-3},
         "training": {"max_steps": 60},
         "options": {"augmentation": None, "loss": loss},
