@@ -32,7 +32,7 @@ from muomni.training.planning.memory_plan import (
     predict,
 )
 from muomni.training.planning.step_trace import StepTrace, trace_step
-from muomni.training.session import Session, count_parameters
+from muomni.training.session import Session, count_parameters, describe_global_batch
 
 MIB = 2**20
 # Micro-batches to read per step; with more accumulation, they repeat.
@@ -119,6 +119,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
     if session.ranks.is_main:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(*describe_parameters(task, config.optim), sep="\n")
+        print(describe_global_batch(session))
         print(*table(session, plans, device), sep="\n", flush=True)
     num_steps, unit = session.feed.num_steps(1), session.stage.view().unit
     units = sum(float(batch["units"]) for batch in batches) / len(batches)
