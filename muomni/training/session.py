@@ -171,6 +171,8 @@ def open_loop(session: Session) -> Loop:
     collectives.barrier()
     if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)
+    # The first global batch is described below by rank 0 alone, which must not count windows by itself.
+    session.feed.count_ahead(0, session.num_steps)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
