@@ -83,6 +83,7 @@ def test_command_uses_its_gpus(words: list[str], monkeypatch: pytest.MonkeyPatch
         runs = [[word for word in arguments if word != "..."]]
     for run in runs:
         parsed = parse_train(run)
+        parsed.config = None  # a file of the reader
         config = resolve_train(parsed)
         engine_json = read_engine_json(parsed.deepspeed_config)
         for num_gpus in named or ANY_NUMBER:
