@@ -1,6 +1,6 @@
 """Layout of a run folder.
 
-RUN/STAGE/config.yaml      resolved config and provenance
+RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the run
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from muomni.config.loading import RESOLVED
 from muomni.errors import ConfigError
 from muomni.io.atomic_write import write_atomic
 
@@ -69,7 +70,9 @@ class RunFolder:
         if not os.access(self.root, os.W_OK):
             raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
 
-    def write_config(self, content: dict[str, Any]) -> None:
+    def write_config(self, config: dict[str, Any], resolved: dict[str, Any]) -> None:
+        """Write the config, and facts about the run, which `--config` ignores."""
+        content = {**config, RESOLVED: resolved}
         write_atomic(self.config_file, yaml.safe_dump(content, sort_keys=False).encode())
 
 

@@ -1,7 +1,8 @@
 """`muomni summary`: table of all evaluations of a run."""
 
 import argparse
-from pathlib import Path
+
+from muomni.command_line import path
 
 SUMMARY = (
     "Print the held-out metrics of all evaluated stages of a run and their baselines, in Markdown."
@@ -11,7 +12,7 @@ EXAMPLES = ("muomni summary --run runs/first", "muomni summary --run runs/first 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the run and which metrics to print."""
-    parser.add_argument("--run", type=Path, required=True, help="run folder with evaluations")
+    parser.add_argument("--run", type=path, required=True, help="run folder with evaluations")
     parser.add_argument("--all", action="store_true", help="include metrics without a baseline")
 
 

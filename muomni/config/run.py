@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from muomni.config.models import Positive, Section
+from muomni.config.models import Section
+from muomni.config.values import Count, Fraction, FromList, PathText, Positive
 
 # The task of a dataset.
 Task = Literal["text", "image-caption", "speech", "tts", "sft"]
@@ -17,7 +18,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # Blocks whose activations are recomputed: none (false), all ("full", true), or every k-th.
 RecomputePolicy = bool | int | str
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+# Moving averages never forget with a decay of 1.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MixSection(Section):
@@ -27,7 +29,10 @@ class MixSection(Section):
         default=None, description="relative weight of each corpus by name; 0 skips it"
     )
     alpha: float | None = Field(
-        default=None, ge=0, description="weights proportional to size^alpha; 1: natural, 0: uniform"
+        default=None,
+        ge=0,
+        le=10,
+        description="weights proportional to size^alpha; 1: natural, 0: uniform",
     )
     unit: Literal["samples", "length"] = Field(
         default="samples",
@@ -46,7 +51,7 @@ class MixSection(Section):
 class StreamSection(Section):
     """Training samples streamed sequentially from tars without manifest and index."""
 
-    shards: tuple[str, ...] = Field(
+    shards: Annotated[tuple[PathText, ...], FromList] = Field(
         min_length=1,
         description="paths, URLs, or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
     )
@@ -72,26 +77,42 @@ _SECRET_OPTIONS = {
 }  # fmt: skip
 
 
+def _check_text_keys(value: Any) -> None:
+    """Raise ValueError for a key that is no text at any depth, since JSON could not record it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} must be a text; quote it")
+            _check_text_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text_keys(inner)
+
+
 class DataSection(Section):
     """Source of the samples, and the processes that decode them."""
 
-    root: str = Field(
+    root: PathText = Field(
         default="data/sample",
+        validate_default=True,
         description="one dataset or a folder of datasets: a local path or a URL (s3, gs, hf, http)",
     )
-    tokenizer: str | None = Field(default=None, description="default: ROOT/tokenizer.model")
-    cache_dir: str | None = Field(
+    tokenizer: PathText | None = Field(default=None, description="default: ROOT/tokenizer.model")
+    cache_dir: PathText | None = Field(
         default=None, description="folder that caches remote shards; default: ~/.cache/muomni"
     )
     cache_gb: float = Field(
-        default=100.0, gt=0, description="maximum size of the cache, in 10^9 bytes"
+        default=100.0, gt=0, le=1e9, description="maximum size of the cache, in 10^9 bytes"
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of the fsspec file system of the URL, without secrets",
     )
     num_workers: int = Field(
-        default=0, ge=0, description="worker processes per rank; 0: decode in the rank itself"
+        default=0,
+        ge=0,
+        le=1024,
+        description="worker processes per rank; 0: decode in the rank itself",
     )
     prefetch: Positive = Field(default=4, description="batches that each worker prefetches")
     mix: MixSection | None = Field(default=None, description="mix of several corpora")
@@ -105,6 +126,12 @@ class DataSection(Section):
     max_bad_samples: int = Field(
         default=100, ge=0, description="samples that may fail to decode before the run stops"
     )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _check_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_text_keys(value)
+        return value
 
     @model_validator(mode="after")
     def _check_options(self) -> "DataSection":
@@ -224,13 +251,13 @@ class OptimSection(Section):
         gt=0,
         description="learning rate of muon's parameters, scaled like adamw's; default: lr",
     )
-    muon_momentum: Fraction = 0.95
+    muon_momentum: Decay = 0.95
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="factors on lr by parameter name pattern, e.g. {'talker.*': 0.25}; first match wins",
     )
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: Annotated[tuple[Decay, Decay], FromList] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0, description="applied to matrices only")
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="gradient clipping norm; 0: no clipping"
@@ -266,7 +293,7 @@ class TrainingSection(Section):
     """Length of the run, and how often it validates, saves, and logs."""
 
     max_steps: Positive | None = None
-    max_epochs: Positive | None = None
+    max_epochs: int | None = Field(default=None, gt=0, le=100_000)
     validate_every: Positive = Field(default=200, description="steps between validations")
     validate_batches: Positive | None = Field(
         default=None, description="micro-batches per validation; default: the entire split"
@@ -276,7 +303,7 @@ class TrainingSection(Section):
         default=2, description="checkpoints to keep; the best one is kept in addition"
     )
     log_every: Positive = Field(default=10, description="steps between logged metrics")
-    recorders: tuple[Literal["mlflow", "tensorboard"], ...] = Field(
+    recorders: Annotated[tuple[Literal["mlflow", "tensorboard"], ...], FromList] = Field(
         default=("mlflow",),
         description="backends for metrics besides metrics.jsonl; tensorboard needs the extra tensorboard",
     )
@@ -332,7 +359,7 @@ class ProfileSection(Section):
         default=None, description="first step to record; null: only on request by the file"
     )
     num_steps: Positive = 3
-    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    ranks: Annotated[tuple[Count, ...], FromList] = Field(
         default=(0,), description="ranks that write a trace"
     )
 
@@ -340,7 +367,7 @@ class ProfileSection(Section):
 class Fp16Section(Section):
     """DeepSpeed's dynamic loss scaling."""
 
-    initial_scale_power: int = Field(default=16, ge=0)
+    initial_scale_power: int = Field(default=16, ge=0, le=64)
     scale_window: Positive = 500
     min_scale: float = Field(default=1.0, gt=0)
     hysteresis: Positive = 1
@@ -350,6 +377,15 @@ class Fp16Section(Section):
     warn_skipped: Fraction = Field(
         default=0.1, description="warn if more than this fraction of the last 100 steps was skipped"
     )
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> "Fp16Section":
+        if self.min_scale > 2.0**self.initial_scale_power:
+            raise ValueError(
+                f"fp16.min_scale={self.min_scale:g} exceeds the initial scale, "
+                f"2^{self.initial_scale_power}"
+            )
+        return self
 
 
 class NoOptions(Section):
@@ -364,12 +400,12 @@ class RunConfig(Section):
 
     stage: str
     preset: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Precision = "auto"
     tf32: bool = Field(
         default=False, description="use TF32 (10-bit mantissa) for fp32 matmuls on GPUs"
     )
-    data: DataSection = DataSection()
+    data: DataSection = Field(default_factory=DataSection)
     batch: BatchSection
     optim: OptimSection
     training: TrainingSection

@@ -145,4 +145,4 @@ def test_zero_is_rejected(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert run_main("--data", str(data), "--run", "run", option, "0") == 2
-    assert f"{option} must be at least 1, got 0" in capfd.readouterr().err
+    assert f"{option}: '0' is not an integer from 1" in capfd.readouterr().err

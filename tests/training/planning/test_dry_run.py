@@ -153,9 +153,9 @@ def test_ranks_on_a_cpu_share_its_memory(text_data: Path, monkeypatch: pytest.Mo
 def test_gpus_needs_dry_run(text_data: Path) -> None:
     with pytest.raises(ConfigError, match="add --dry-run, or remove them"):
         launch(text_data, "--gpus", "2")
-    with pytest.raises(ConfigError, match="--gpus must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="--gpus: '0' is not an integer from 1"):
         dry_run(text_data, "--gpus", "0")
-    with pytest.raises(ConfigError, match="--gpu-gib must be above 0, got -8"):
+    with pytest.raises(ConfigError, match="--gpu-gib: '-8' is not a number above 0"):
         dry_run(text_data, "--gpus", "2", "--gpu-gib=-8")
 
 
