@@ -20,4 +20,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table; raises MuomniError if nothing was evaluated."""
     from muomni.evaluation.report import read_reports, summary
 
-    print(summary(read_reports(arguments.run), with_all=arguments.all))
+    print(summary(arguments.run, read_reports(arguments.run), with_all=arguments.all))

@@ -34,6 +34,8 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
         num_samples=context.num_samples,
         num_dropped=num_dropped,
         export=str(context.export.path),
+        digest=context.export.digest,
+        measured_on=context.measured_on,
         metrics=tuple(metrics),
         answers=tuple(sorted(answers, key=lambda answer: (answer["index"], answer["turn"]))),
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from muomni.checkpoint.store import Topology, TrainState
+from muomni.config.loading import RESOLVED
 from muomni.data.loading.loader import DeviceCopies
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
@@ -43,6 +44,7 @@ class LoopParts:
     device: torch.device
     num_steps: int
     topology: Topology
+    resolved: dict[str, Any]  # facts to record, see RunFolder.write_config
     quiet: bool = False  # print nothing
 
 
@@ -241,7 +243,8 @@ class Loop:
 
     def run_info(self) -> RunInfo:
         """Facts about the run as it is now, to open recorders with."""
-        folder, content = self.parts.folder, self.config.model_dump(mode="json")
+        folder = self.parts.folder
+        content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
             self.parts.num_steps, self._run_id(),
@@ -254,7 +257,7 @@ class Loop:
         metrics = dict(self.last_metrics)
         export_stage(
             self.stage, self.engine, self.parts.folder, self.state.step, self.parts.feed.fingerprint,
-            metrics,
+            metrics, self.parts.resolved,
         )  # fmt: skip
         collectives.barrier()
         text, throughput = self.throughput.utilization.summary()

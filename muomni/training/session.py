@@ -7,6 +7,7 @@ dataset or upstream export, or a world size that does not divide a step.
 import logging
 import random
 import shutil
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from muomni.checkpoint import store
 from muomni.checkpoint.export import Export, read_export
 from muomni.checkpoint.store import Topology, TrainState
-from muomni.config.loading import read_yaml
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
@@ -30,6 +30,7 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
+from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
@@ -207,13 +208,20 @@ def open_loop(session: Session) -> Loop:
                 )
             engine.masters.set_average(average)
         _check_plan(state, session, checkpoint)
+    hosts = collectives.gather_objects(socket.gethostname())
+    resolved = {
+        "upstream": portable(request.upstream, request.run),  # relative to the run folder
+        "upstream_digests": _digests(session),
+        "ranks": session.ranks.world_size,
+        "nodes": len(set(hosts)),
+        "device": session.device.type,
+        "precision": session.precision,
+        "zero_stage": engine.zero_stage,
+        "deepspeed": engine.settings,
+        **provenance(),
+    }
     if collectives.rank() == 0:
-        origin = {
-            "upstream": str(request.upstream),
-            "upstream_digests": _digests(session),
-            "provenance": provenance(),
-        }
-        folder.write_config({**config.model_dump(mode="json"), **origin})
+        folder.write_config(config.model_dump(mode="json"), resolved)
         start = f"resumed from {checkpoint}" if checkpoint else "from the start"
         setup = (
             f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
@@ -225,7 +233,7 @@ def open_loop(session: Session) -> Loop:
             print(setup, *parameter_lines, sep=f"\n{config.stage} ", flush=True)
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology, request.quiet,
+        topology, resolved, request.quiet,
     )  # fmt: skip
     is_main = collectives.rank() == 0
     recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
@@ -332,7 +340,7 @@ def _digests(session: Session) -> dict[str, str]:
 
 
 def _check_upstream(folder: RunFolder, session: Session) -> None:
-    started_with = read_yaml(folder.config_file).get("upstream_digests", {})
+    started_with = folder.resolved().get("upstream_digests", {})
     for stage, digest in _digests(session).items():
         if started_with.get(stage, digest) != digest:
             raise CheckpointError(

@@ -41,6 +41,8 @@ class Stage(ABC):
     # The validation metric that selects the best checkpoint, and its direction.
     best_metric: ClassVar[str] = "loss"
     best_is_lower: ClassVar[bool] = True
+    # Whether the export contains the upstream models, too, so that evaluation does not depend on them.
+    exports_upstream: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         self.config = config

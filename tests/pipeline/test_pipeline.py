@@ -59,7 +59,9 @@ def publish(
     }
     (export / "export.json").write_text(json.dumps(manifest_of_export))
     (export / "metrics.json").write_text(json.dumps({"val/loss": 1.5}))
-    (run / stage / "config.yaml").write_text(json.dumps({"upstream_digests": digests}))
+    (run / stage / "config.yaml").write_text(
+        json.dumps({"resolved": {"upstream_digests": digests}})
+    )
 
 
 def digest_of(run: Path, stage: str) -> str:
@@ -107,7 +109,7 @@ def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_pa
     publish(tmp_path, "codec", data, weights=b"second")
     assert state(tmp_path, "talker", config) == "outdated"
     # Restarted with the new codec, then interrupted: it resumes and does not start over twice.
-    restarted = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
+    restarted = {"resolved": {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}}
     (tmp_path / "talker" / "config.yaml").write_text(json.dumps(restarted))
     assert state(tmp_path, "talker", config) == "open"
 
@@ -190,7 +192,7 @@ def test_output_ends_with_a_table_and_json(
 ) -> None:
     publish(tmp_path, "thinker", data)
     publish(tmp_path, "codec", data)
-    (tmp_path / "codec" / "config.yaml").write_text("upstream_digests: {thinker: old}")
+    (tmp_path / "codec" / "config.yaml").write_text("resolved: {upstream_digests: {thinker: old}}")
     codec = tmp_path / "codec" / "export" / "export.json"
     program = f"from pathlib import Path; path = Path({str(codec)!r}); "
     program += "path.write_text(path.read_text().replace('7', '8', 1))"

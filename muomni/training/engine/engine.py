@@ -57,6 +57,7 @@ class Engine:
         self._clips_itself = quirks.hides_gradient_norm(self.zero_stage, precision)
         if self._clips_itself:
             full["gradient_clipping"] = 0.0
+        self.settings = full  # what DeepSpeed gets
         self._scales_itself = quirks.leaves_loss_unscaled(self.zero_stage, precision)
         self._own_scale = 1.0
         self._max_grad_norm = config.optim.max_grad_norm

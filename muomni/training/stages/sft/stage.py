@@ -37,6 +37,7 @@ class SftStage(Stage):
 
     config: SftRun
     terms = ("answer", "speech")
+    exports_upstream = True
 
     def __init__(self, config: SftRun, context: StageContext) -> None:
         super().__init__(config, context)
