@@ -93,8 +93,7 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     plan = session.planned.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
     batches = []
     for _ in range(num_steps * session.feed.num_micro_batches(0)):
-        batch = dataset[next(plan)]
-        batch.pop("num_bad")
+        batch = dataset[next(plan)].tensors
         batches.append((batch, float(stage.loss_denominators(batch)["loss"])))
 
     def run() -> None:

@@ -48,7 +48,8 @@ class Topology:
 class TrainState:
     """State of the loop besides weights and optimizer.
 
-    `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor.
+    `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor. `best_of`
+    identifies the samples on which `best` was measured.
     """
 
     step: int
@@ -56,6 +57,7 @@ class TrainState:
     best: float | None
     mlflow_run_id: str | None
     units_seen: float
+    best_of: str = ""
 
 
 def step_folder(root: Path, step: int) -> Path:

@@ -30,6 +30,8 @@ RENAMED_KEYS = {
         "batch.global_samples",
     ),
     "data.stream.samples_per_batch": ("data.stream.samples_per_micro_batch",),
+    "data.max_bad_samples": ("data.max_bad_fraction",),
+    "training.validate_batches": ("training.validate_samples",),
     "batch.window": ("batch.shuffle_window",),
     "model.frames_per_letter": ("model.frames_per_character",),
     "model.talker.frames_per_letter": ("model.talker.frames_per_character",),

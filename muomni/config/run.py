@@ -123,8 +123,10 @@ class DataSection(Section):
         default=32,
         description="adjacent samples of a shard that are shuffled as one block; fewer in small corpora",
     )
-    max_bad_samples: int = Field(
-        default=100, ge=0, description="samples that may fail to decode before the run stops"
+    max_bad_fraction: Fraction = Field(
+        default=0.01,
+        description="fraction of the last 10,000 samples that may be unusable before the run stops; one bad "
+        "sample is always tolerated, unless 0",
     )
 
     @field_validator("storage_options")
@@ -295,8 +297,10 @@ class TrainingSection(Section):
     max_steps: Positive | None = None
     max_epochs: int | None = Field(default=None, gt=0, le=100_000)
     validate_every: Positive = Field(default=200, description="steps between validations")
-    validate_batches: Positive | None = Field(
-        default=None, description="micro-batches per validation; default: the entire split"
+    validate_samples: Positive | None = Field(
+        default=None,
+        description="samples per validation, drawn by the seed from the entire split, the same each time; "
+        "default: all",
     )
     save_every: Positive = Field(default=200, description="steps between checkpoints")
     keep_last: Positive = Field(

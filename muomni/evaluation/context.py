@@ -28,7 +28,7 @@ from muomni.evaluation.request import EvaluationRequest
 from muomni.io.paths import portable
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.validation import LocatedBatch, SplitBatches
+from muomni.training.validation import LocatedBatch, SplitBatches, first_samples
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,8 @@ class EvaluationContext:
 
     def batches(self) -> Iterator[LocatedBatch]:
         """This rank's shard of the evaluated samples; sets `num_bad` at the end."""
-        batches = SplitBatches(
-            self.stage, self.source, self.device, max_samples=self.request.max_samples
-        )
+        ids = first_samples(self.source, self.request.max_samples)
+        batches = SplitBatches(self.stage, self.source, self.device, ids)
         yield from batches
         self.num_bad = batches.num_bad
 
@@ -86,7 +85,8 @@ class EvaluationContext:
         """This rank's shard of the first training samples, without augmentation."""
         if self.train is None:
             return ()
-        return SplitBatches(self.stage, self.train, self.device, max_samples=max_samples)
+        ids = first_samples(self.train, max_samples)
+        return SplitBatches(self.stage, self.train, self.device, ids)
 
     def train_samples(self) -> Iterator[dict[str, Any]]:
         """This rank's shard of the training samples, undecoded."""

@@ -42,7 +42,6 @@ class Reading:
             "num_workers": data.num_workers,
             "prefetch": data.prefetch,
             "pin_memory": self.device.type == "cuda",
-            "max_bad_samples": data.max_bad_samples,
         }
 
 
@@ -174,7 +173,7 @@ class PlannedFeed(Feed):
         ranks = self.reading.ranks
         planned = self.plan.rank_step(step, ranks.rank, ranks.world_size)[:max_batches]
         return [
-            ReadBatch(_without_count(dataset[micro]), [self.source.origin(i) for i in micro.ids])
+            ReadBatch(dataset[micro].tensors, [self.source.origin(i) for i in micro.ids])
             for micro in planned
         ]
 
@@ -235,7 +234,7 @@ class StreamFeed(Feed):
         for number in range(first, first + self._num_micro_batches)[:max_batches]:
             batch, samples = dataset.read(number)
             origins = [{"key": s["__key__"], "shard": s["__url__"]} for s in samples]
-            read.append(ReadBatch(_without_count(batch), origins))
+            read.append(ReadBatch(batch.tensors, origins))
         return read
 
     def count_epochs(self, num_epochs: int) -> None:
@@ -265,9 +264,3 @@ def stream_sizes(stream: StreamSection, batching: Batching, stage: str) -> tuple
             f"says; remove data.stream.samples_per_step and data.stream.samples_per_micro_batch"
         )
     return batching.global_size, batching.micro_size
-
-
-def _without_count(batch: Batch) -> Batch:
-    """Drop the number of samples that failed to decode, as loaders do."""
-    del batch["num_bad"]
-    return batch

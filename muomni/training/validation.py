@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
+from muomni.config.run import RunConfig
+from muomni.data.loading.bad_samples import check_split
 from muomni.data.loading.loader import Loader, PlannedDataset, to_device
+from muomni.data.sampling.order import Bijection
 from muomni.data.sampling.plan import MicroBatch, batching_of, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
@@ -22,14 +25,17 @@ from muomni.training.step_reduction import RunningSums
 # A batch on the device, and the ids of its samples.
 LocatedBatch = tuple[MicroBatch, Batch]
 
+_SUBSET_KEY = 6
 _EMPTY = MicroBatch(sequences=())
 
 
 class SplitBatches:
-    """This rank's prepared micro-batches of a split, each with the ids of its samples.
+    """This rank's prepared micro-batches of samples of a split, each with the ids of its samples.
 
-    Micro-batches are distributed round-robin. Ranks that run out take empty ones with denominator 0, so that
-    all ranks run the same number of forward passes (otherwise ZeRO-3 collectives deadlock).
+    `ids` are the samples, by default all. Micro-batches are distributed round-robin. Ranks that run out take
+    empty ones with denominator 0, so that all ranks run the same number of forward passes (otherwise ZeRO-3
+    collectives deadlock). Iterating is a collective; at its end, it raises DataError if more samples were bad
+    than `data.max_bad_fraction` allows.
     """
 
     def __init__(
@@ -37,34 +43,49 @@ class SplitBatches:
         stage: Stage,
         source: Source,
         device: torch.device,
-        max_batches: int | None = None,
-        max_samples: int | None = None,
+        ids: np.ndarray | None = None,
     ) -> None:
         self.stage = stage
+        self.source = source
         self.device = device
+        self.num_bad = 0  # of this rank, known after iterating
         view = stage.view()
-        num_samples = min(source.num_included, max_samples or source.num_included)
-        ids = source.all_included[np.arange(num_samples)]
-        batches = cover(ids, view.lengths(source)[ids], batching_of(stage.config.batch))[
-            :max_batches
-        ]
+        if ids is None:
+            ids = first_samples(source, None)
+        self._num_samples = len(ids)
+        batches = cover(ids, view.lengths(source)[ids], batching_of(stage.config.batch))
         ranks = collectives.world_size()
         padded = batches + [_EMPTY] * (-len(batches) % ranks)
         self._batches = list(itertools.islice(padded, collectives.rank(), None, ranks))
-        self._loader = Loader(
-            PlannedDataset(source, view, stage.config.seed),
-            self._batches,
-            max_bad_samples=stage.config.data.max_bad_samples,
-        )
-
-    @property
-    def num_bad(self) -> int:
-        """Samples of this rank that failed to decode so far."""
-        return self._loader.num_bad
+        self._loader = Loader(PlannedDataset(source, view, stage.config.seed), self._batches)
 
     def __iter__(self) -> Iterator[LocatedBatch]:
         for micro, batch in zip(self._batches, self._loader, strict=True):
             yield micro, self.stage.prepare(to_device(batch, self.device))
+        _, own = self._loader.take_read()
+        self.num_bad = len(own)
+        bad = [sample for share in collectives.gather_objects(own) for sample in share]
+        max_fraction = self.stage.config.data.max_bad_fraction
+        check_split(max_fraction, self._num_samples, bad, self.source.split)
+
+
+def first_samples(source: Source, max_samples: int | None) -> np.ndarray:
+    """Ids of the first `max_samples` included samples of a split (None: of all), int64."""
+    num_samples = min(source.num_included, max_samples or source.num_included)
+    return source.all_included[np.arange(num_samples)]
+
+
+def validation_subset(source: Source, config: RunConfig) -> np.ndarray:
+    """Ids of the samples to validate on, in ascending order, int64.
+
+    `training.validate_samples` of them are drawn from the entire split by the seed, so that every
+    validation of a run, on any number of ranks, measures the same ones.
+    """
+    num_samples, size = config.training.validate_samples, source.num_included
+    if num_samples is None or num_samples >= size:
+        return first_samples(source, None)
+    drawn = Bijection(size, config.seed, _SUBSET_KEY)(np.arange(num_samples))
+    return source.all_included[np.sort(drawn)]
 
 
 def validate(

@@ -22,7 +22,7 @@ TINY = [
     *(f"model.{name}={value}" for name, value in TINY_THINKER.items()),
     "batch.seq_len=64", "batch.global_tokens=256", "batch.micro_sequences=1", "training.log_every=1",
     "training.validate_every=100000",
-    "training.save_every=100000", "training.validate_batches=2",
+    "training.save_every=100000", "training.validate_samples=8",
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConf
         "optim": {"lr": 3e-3},
         "training": {
             "max_steps": 20, "log_every": 1, "validate_every": 1000, "save_every": 1000,
-            "validate_batches": 2,
+            "validate_samples": 8,
         },
         "model": TINY_THINKER,
     }  # fmt: skip

@@ -39,7 +39,7 @@ def open_session(config: RunConfig, upstream: Path = Path()) -> Session:
 
 def first_step(session: Session) -> list[Batch]:
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-    return [dataset[micro] for micro in session.planned.plan.rank_step(0, 0, 1)]
+    return [dataset[micro].tensors for micro in session.planned.plan.rank_step(0, 0, 1)]
 
 
 def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:

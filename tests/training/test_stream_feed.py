@@ -162,8 +162,8 @@ def test_a_missing_shard_is_reported_before_the_start(root: Path) -> None:
         open_session(run_config(config))
 
 
-def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | None:
-    """The error of a rank that reads too many bad samples; None if another rank does."""
+def stop_at_the_broken_shard(config: RunConfig, run: Path) -> dict[str, Any] | None:
+    """The error of a rank that reads a broken shard; None if another rank does."""
     try:
         train(config, run)
     except DataError as error:
@@ -174,10 +174,14 @@ def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | Non
 def test_a_rank_reports_its_local_error_itself(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    config = streamed(root, max_bad_samples=0)
-    said = one_rank.run(stop_at_the_bad_sample, config=config, run=tmp_path)[0]
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"no tar")
+    config = streamed(root).model_dump()
+    config["data"]["stream"]["shards"] = [str(broken)]
+    settings = {"config": run_config(config), "run": tmp_path / "run"}
+    said = one_rank.run(stop_at_the_broken_shard, **settings)[0]
     assert said["is_rank_local"]
-    assert said["text"].startswith("rank 0: 1 samples could not be decoded")
+    assert said["text"].startswith(f"rank 0: cannot read {broken}")
 
 
 def test_stages_that_batch_by_seconds_need_numbers_of_samples() -> None:

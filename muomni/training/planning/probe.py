@@ -143,8 +143,7 @@ def _peak(loop: Loop, session: Session, planned: MicroBatch, live: LiveBytes | N
     """Peak bytes of a step of two such micro-batches; None if the device ran out of memory."""
     stage, engine, device = session.stage, loop.engine, session.device
     dataset = PlannedDataset(session.planned.source, stage.view(), session.request.config.seed)
-    host = dataset[planned]
-    host.pop("num_bad")
+    host = dataset[planned].tensors
     if live is not None:
         live.start_peak()
     else:

@@ -70,7 +70,7 @@ def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
 
     def seen(epoch: int | None) -> list[torch.Tensor]:
         epochs = None if epoch is None else ((epoch,),)
-        return [dataset[MicroBatch(((i,),), epochs)][content] for i in range(4)]
+        return [dataset[MicroBatch(((i,),), epochs)].tensors[content] for i in range(4)]
 
     def differ(one: int | None, other: int | None) -> bool:
         pairs = zip(seen(one), seen(other), strict=True)
@@ -88,7 +88,7 @@ def test_sample_longer_than_a_batch_is_rejected(tmp_path: Path, tokenizer: Token
         Plan(lengths, Batching("bucket", 10_000, int(lengths.all().max()) - 1), 0, source.describe)
 
 
-def test_broken_samples_are_dropped_and_counted_up_to_a_limit(
+def test_broken_samples_are_dropped_and_reported(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = [speech_sample(f"whole{i}", ["cat"], seed=i) for i in range(2)]
@@ -98,14 +98,26 @@ def test_broken_samples_are_dropped_and_counted_up_to_a_limit(
     dataset = _dataset(Source([manifest], "train"), tokenizer)
     batches = [MicroBatch(((0,), (1,))), MicroBatch(((1,),)), MicroBatch(((2,),))]
     with caplog.at_level(logging.WARNING):
-        loader = Loader(dataset, batches, max_bad_samples=2)
+        loader = Loader(dataset, batches)
         seen = list(loader)
-    assert loader.num_bad == 2
+    num_samples, bad = loader.take_read()
+    assert (num_samples, len(bad)) == (4, 2) and loader.take_read() == (0, [])
+    assert bad[0].name == f"sample 1 of {tmp_path / 's/train'} (key broken)"
+    assert "broken audio clip" in bad[0].reason and bad[0] == bad[1]
     assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
     assert f"dropped sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
     assert "broken audio clip" in caplog.text
-    with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
-        list(Loader(dataset, batches, max_bad_samples=1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_workers_report_bad_samples(num_workers: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    key, members, cost = speech_sample("broken", ["door"], seed=9)
+    samples = [(key, [("flac", b"no sound"), *members[1:]], cost)]
+    source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
+    loader = Loader(_dataset(source, tokenizer), [MicroBatch(((0,),))], num_workers)
+    list(loader)
+    num_samples, (bad,) = loader.take_read()
+    assert num_samples == 1 and "key broken" in bad.name
 
 
 def test_cpu_batches_are_not_copied() -> None:

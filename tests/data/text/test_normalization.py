@@ -27,7 +27,7 @@ def nfd(text: str) -> str:
         ("สวัสดีชาวโลก", "สวัสดีชาวโลก"),
         ("مَرْحَبًا، שָׁלוֹם", "مَرْحَبًا שָׁלוֹם"),
         (nfd("Cafés noirs"), "cafés noirs"),
-        (nfd("Việt Nam"), "việt nam"),
+        (nfd("Tiếng Việt"), "tiếng việt"),
         (nfd("한국어"), "한국어"),
         ("İstanbul’a GİDİYORUM", "istanbul'a gidiyorum"),
         ("it’s o’clock, don`t п’ять", "it's o'clock don't п'ять"),

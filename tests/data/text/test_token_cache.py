@@ -63,7 +63,9 @@ def batches_of(view: TextView, source: Source, through: Callable[[Any], Any] = l
     batching = Batching("pack", 2, 2, seq_len=view.seq_len)
     micro_batches = cover(ids, view.lengths(source)[ids], batching)
     dataset = through(PlannedDataset(source, view, seed=0))
-    return [dataset[batch] for batch in micro_batches]
+    loaded = [dataset[batch] for batch in micro_batches]
+    # The number of bad samples is compared, too.
+    return [{**each.tensors, "num_bad": torch.tensor(len(each.bad))} for each in loaded]
 
 
 def assert_equal(batches: list[Batch], others: list[Batch]) -> None:

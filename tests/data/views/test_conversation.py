@@ -114,8 +114,8 @@ def test_planned_sequences_contain_all_conversations_of_an_epoch(
     dataset = PlannedDataset(source, view, 0)
     num_answers, num_positions = 0, 0
     for step in range(plan.num_steps(1)):
-        batch = dataset[plan.rank_step(step, 0, 1)[0]]
-        assert batch["input_ids"].shape == (2, SEQ_LEN) and int(batch["num_bad"]) == 0
+        batch = dataset[plan.rank_step(step, 0, 1)[0]].tensors
+        assert batch["input_ids"].shape == (2, SEQ_LEN)
         num_answers += int(batch["answer_ids"].max())
         num_positions += int((batch["document_ids"] > 0).sum())
     assert num_answers == len(source) and num_positions == int(lengths.all().sum())

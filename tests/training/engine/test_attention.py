@@ -88,7 +88,7 @@ def test_a_step_with_the_real_kernel_can_be_traced_without_a_mask(
         config = thinker_config(text_data, changes)
         session = prepare(Request(config, Path("none"), Path(), {}, "never"), discover({}))
         dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-        batch = dataset[session.planned.plan.rank_step(0, 0, 1)[0]]
+        batch = dataset[session.planned.plan.rank_step(0, 0, 1)[0]].tensors
         assert window_size(batch["document_ids"]) is None
         trace = trace_step(session.stage, [batch], "bf16", 1)
         peaks[way] = max(sum(stretch.live.values()) for stretch in trace.stretches)

@@ -55,7 +55,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     beta, decay = config.optim.muon_momentum, config.optim.weight_decay
     losses = []
     for step in range(num_steps):
-        batches = [dataset[micro] for micro in session.planned.plan.rank_step(step, 0, 1)]
+        batches = [dataset[micro].tensors for micro in session.planned.plan.rank_step(step, 0, 1)]
         counts = [session.stage.loss_denominators(batch)["loss"] for batch in batches]
         losses_of_step = [task(batch).losses["loss"] for batch in batches]
         total = reduce(torch.add, losses_of_step) / reduce(torch.add, counts)

@@ -55,7 +55,7 @@ def test_validation_with_fewer_samples_than_ranks(
     stage: str, media_data: Path, tmp_path: Path, one_rank: RankPool, two_ranks: RankPool
 ) -> None:
     """The rank without a micro-batch runs an empty one, and the metrics do not depend on ranks."""
-    changes = {"training": {"max_steps": 1, "validate_batches": 1}}
+    changes = {"training": {"max_steps": 1, "validate_samples": 8}}
     config = stage_config(stage, media_data, changes)
     results = [
         pool.run(train, config=config, run=tmp_path / str(i), zero="zero3")[0]

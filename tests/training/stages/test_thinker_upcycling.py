@@ -60,7 +60,8 @@ def test_the_first_loss_is_that_of_the_dense_model(
     dataset = PlannedDataset(session.planned.source, session.stage.view(), config.seed)
     with torch.no_grad():
         logs = [
-            dense(dataset[micro]).logs["loss"] for micro in session.planned.plan.rank_step(0, 0, 1)
+            dense(dataset[micro].tensors).logs["loss"]
+            for micro in session.planned.plan.rank_step(0, 0, 1)
         ]
     total, weight = torch.stack(logs).sum(dim=0).tolist()
     zero = {"zero_optimization": {"stage": 2}, "expert_parallel": {"autoep_size": 2}}

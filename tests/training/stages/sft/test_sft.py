@@ -62,7 +62,9 @@ def test_ranks_of_a_step_often_have_different_modalities(root: Path) -> None:
 
     pairs = set()
     for step in range(8):
-        kinds = [kind(dataset[micro]) for micro in session.planned.plan.rank_step(step, 0, 1)]
+        kinds = [
+            kind(dataset[micro].tensors) for micro in session.planned.plan.rank_step(step, 0, 1)
+        ]
         assert len(kinds) == 4 and all(sum(k) == 1 for k in kinds)
         pairs |= {(kinds[0], kinds[1]), (kinds[2], kinds[3])}
     assert sum(one != other for one, other in pairs) >= 4
