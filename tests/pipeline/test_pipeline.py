@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,29 @@ def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_pa
     restarted = {"resolved": {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}}
     (tmp_path / "talker" / "config.yaml").write_text(json.dumps(restarted))
     assert state(tmp_path, "talker", config) == "open"
+
+
+def test_a_moved_run_and_its_moved_data_stay_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    publish(tmp_path / "run", "codec", root)
+    publish(tmp_path / "run", "talker", root, upstream=("codec",))
+    for name in ("run", "data"):
+        shutil.move(tmp_path / name, tmp_path / f"moved {name}")
+    monkeypatch.chdir(tmp_path)
+    for stage in ("codec", "talker"):
+        config = config_of(stage, Path("moved data"))
+        assert state(Path("moved run"), stage, config) == "finished"
+
+
+def test_values_of_options_are_not_taken_for_arguments_of_a_stage() -> None:
+    extra = ["--config", "sft.lr=1.yaml", "sft.optim.lr=1", "codec.seed=3", "data.root=talker.x"]
+    assert arguments_for("sft", extra) == [*extra[:2], "optim.lr=1", "data.root=talker.x"]
+    assert arguments_for("talker", [*extra, "--resume", "codec.a=b", "sft.yaml"]) == [
+        *extra[:2], "data.root=talker.x", "--resume", "codec.a=b", "sft.yaml"
+    ]  # fmt: skip
 
 
 def test_stages_are_in_dependency_order_and_unknown_ones_are_rejected() -> None:
