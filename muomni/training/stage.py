@@ -32,6 +32,8 @@ class StageContext:
     tokenizer: Tokenizer
     upstream: dict[str, Export]
     device: torch.device
+    # Attention by documents instead of masks, see `training.attention`.
+    uses_varlen: bool = False
 
 
 class Stage(ABC):
@@ -101,7 +103,7 @@ class Stage(ABC):
     def set_up(self, task: nn.Module) -> None:
         """Apply activation checkpointing and varlen attention to a task; raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
-        if self.config.training.attention == "varlen":
+        if self.context.uses_varlen:
             attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------

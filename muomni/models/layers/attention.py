@@ -77,8 +77,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Documents(NamedTuple):
     """The documents of packed or padded sequences [B, T]; runs of padding are documents too.
 
-    `starts` int32 [N]: offsets of the documents in the flattened batch, ascending, then B * T at least
-    once. `longest`: an upper bound on their lengths.
+    `starts` int32 [N]: offsets of the documents in the flattened batch, strictly ascending, then B * T
+    at least once. `longest`: an upper bound on their lengths.
     """
 
     starts: Tensor
@@ -142,7 +142,7 @@ class Attention(nn.Module):
             return self.o_proj(mixed.reshape(batch, length, -1))
         is_grouped = self.num_heads != self.num_kv_heads
         if is_grouped and context.mask is not None and not query.is_cpu:
-            # CUDA's masked kernels do not support grouped heads; the fallback is slow.
+            # The masked kernels besides cuDNN's do not support grouped heads; the fallback is slow.
             key, value = (repeat_heads(t, self.num_heads) for t in (key, value))
             is_grouped = False
         mixed = F.scaled_dot_product_attention(
@@ -184,9 +184,12 @@ def attend_in_documents(
     """
     query, key, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     starts, longest = documents
+    # A window of the full length selects the flash kernel. For (-1, -1), torch prefers cuDNN, which
+    # returns wrong gradients for documents of no length (the pads of `starts`) before version 9.25.
+    window = (-1, 0) if is_causal else (longest, longest)
     mixed = varlen_attn(
         query, key, value, starts, starts, longest, longest,
-        window_size=(-1, 0 if is_causal else -1), enable_gqa=query.shape[1] != key.shape[1],
+        window_size=window, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(mixed, Tensor)  # a tuple only on request
     return mixed

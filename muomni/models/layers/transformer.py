@@ -24,6 +24,7 @@ from muomni.models.layers.attention import (
 from muomni.models.layers.blocks import BlockRunner
 from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
+from muomni.models.layers.masks import additive_mask
 from muomni.models.layers.moe import Experts, MoEBlock
 
 INIT_STD = 0.02
@@ -190,6 +191,8 @@ class TransformerStack(BlockRunner):
             mask, is_causal = step.mask, step.is_causal
         elif valid is not None and not self.options.conv_kernel_size:
             raise ValueError("`valid` requires a cache or convolutions; pass a mask instead")
+        if mask is not None and mask.dtype == torch.bool and not mask.is_cpu:
+            mask = additive_mask(mask, self.dtype)
         rotary = None
         if self.options.rope_theta is not None:
             if positions is None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.config.models import TransformerConfig
@@ -15,6 +16,8 @@ from muomni.models.layers.attention import (
     rotary_angles,
 )
 from muomni.models.layers.masks import (
+    additive_mask,
+    causal_padding_mask,
     document_mask,
     document_positions,
     padding_mask,
@@ -191,3 +194,32 @@ def test_dropout_acts_in_training_only() -> None:
     torch.testing.assert_close(stack(x), stack(x))
     stack.train()
     assert not torch.equal(stack(x), stack(x))
+
+
+def test_an_accelerator_converts_the_mask_once_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks: list[Tensor] = []
+
+    def attend(query: Tensor, *_: Tensor, attn_mask: Tensor, **__: object) -> Tensor:
+        masks.append(attn_mask)
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    with torch.device("meta"):
+        stack = TransformerStack(CONFIG, StackOptions()).bfloat16()
+        stack(torch.empty(2, 5, 32).bfloat16(), mask=torch.empty(2, 1, 5, 5, dtype=torch.bool))
+    assert len(masks) == CONFIG.num_layers > 1
+    assert {mask.dtype for mask in masks} == {torch.bfloat16}
+    assert len({mask.untyped_storage()._cdata for mask in masks}) == 1
+
+
+def test_an_additive_mask_has_aligned_rows_and_the_same_effect() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    mask = causal_padding_mask(torch.rand(2, 5) < 0.5)
+    additive = additive_mask(mask, torch.float32)
+    assert additive.shape == mask.shape and additive.stride(2) % 8 == 0
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=additive)
+    torch.testing.assert_close(found, expected)
