@@ -24,6 +24,8 @@ from muomni.models.layers.masks import (
     valid_positions,
 )
 from muomni.models.layers.transformer import TransformerStack, init_weights
+from tests.models.accelerator import accelerated
+from tests.models.gradients import grad
 
 CONFIG = TransformerConfig(
     hidden_size=32,
@@ -194,6 +196,21 @@ def test_dropout_acts_in_training_only() -> None:
     torch.testing.assert_close(stack(x), stack(x))
     stack.train()
     assert not torch.equal(stack(x), stack(x))
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_kernels_of_accelerators_compute_the_same(has_mask: bool) -> None:
+    stack, x = make_stack(), torch.randn(2, 6, 32)
+    mask = causal_padding_mask(torch.tensor([[1] * 6, [0, 1, 1, 0, 1, 0]])) if has_mask else None
+    results = []
+    for inputs in (x, accelerated(x)):
+        stack.zero_grad()
+        states = stack(inputs, mask=mask)
+        assert states.is_cpu == (inputs is x)
+        (states**2 * torch.arange(32)).sum().backward()
+        results.append([states.detach(), *(grad(weight) for weight in stack.parameters())])
+    for on_cpu, on_device in zip(*results, strict=True):
+        torch.testing.assert_close(on_device, on_cpu, rtol=1e-4, atol=1e-3, check_device=False)
 
 
 def test_an_accelerator_converts_the_mask_once_for_all_layers(
