@@ -77,5 +77,5 @@ def pad_waveforms(
 
 
 def augmentation_seed(random: np.random.Generator | None) -> int:
-    """Sample a seed for augmentation on the device; 0 without `random` (in evaluation)."""
+    """Sample a seed for augmentation and dropout on the device; 0 without `random` (in evaluation)."""
     return 0 if random is None else int(random.integers(2**62))

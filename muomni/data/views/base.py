@@ -20,7 +20,7 @@ class View(ABC, Generic[Example]):
     """Decodes samples into examples and collates examples into batches with a fixed set of keys.
 
     `unit` is the unit of `batch["units"]`, which throughput is measured in: tokens, audio_s, or images.
-    `augments` says whether training samples are augmented at random.
+    `augments` says whether training samples are augmented at random, or have a seed for the model.
     """
 
     unit: str = "samples"

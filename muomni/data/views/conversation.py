@@ -35,9 +35,9 @@ class ConversationView(View[Conversation]):
     `sees_image`, `sees_audio` [B, T], True for labels of answers after an image or audio clip;
     `images` [I, 3, side, side] uint8, `image_positions` [I, P];
     `audios` [A, N], `audio_lengths` [A] in samples, `audio_seeds` [A], `audio_positions` [A, L];
-    `speech` [S, N], `speech_lengths` [S] in samples, `speech_text_ids`, `speech_character_ids`,
-    `speech_text_mask` [S, Tl] (`pad_characters`), and `speech_positions` [S, Tl], the position of the token
-    that each character of a spoken answer belongs to.
+    `speech` [S, N], `speech_lengths` [S] in samples, `speech_seeds` [S], `speech_text_ids`,
+    `speech_character_ids`, `speech_text_mask` [S, Tl] (`pad_characters`), and `speech_positions` [S, Tl], the
+    position of the token that each character of a spoken answer belongs to.
     """
 
     unit = "tokens"
@@ -109,6 +109,7 @@ class ConversationView(View[Conversation]):
         return {
             "speech": waveforms,
             "speech_lengths": lengths,
+            "speech_seeds": torch.tensor([speech.seed for _, _, speech in spoken] or [0]),
             **{f"speech_{name}": tensor for name, tensor in padded.items()},
             "speech_positions": positions,
         }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import pad_waveforms, read_audio
+from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Characters, Tokenizer
@@ -18,20 +18,25 @@ from muomni.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """Token ids (without BOS and EOS) and characters of a text, and its audio clip, float32 [num_samples]."""
+    """Token ids (without BOS and EOS) and characters of a text, and its audio clip, float32 [num_samples].
+
+    `seed` seeds the model's dropout.
+    """
 
     ids: list[int]
     characters: Characters
     waveform: np.ndarray
+    seed: int
 
 
 class TtsView(View[SpokenText]):
-    """Batches of `pad_characters` [B, Tl], `waveform` [B, N], and `lengths` [B] in samples.
+    """Batches of `pad_characters` [B, Tl], `waveform` [B, N], `lengths` [B] in samples, and `seeds` [B].
 
     Lengths are mel frames. A batch without a usable sample has one empty example.
     """
 
     unit = "audio_s"
+    augments = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -49,7 +54,8 @@ class TtsView(View[SpokenText]):
             raise DataError(f"the text of sample '{key}' is not UTF-8") from None
         if not ids:
             raise DataError(f"the text of sample '{key}' is empty")
-        return SpokenText(ids, self.tokenizer.characters(ids), read_audio(sample))
+        characters, seed = self.tokenizer.characters(ids), augmentation_seed(random)
+        return SpokenText(ids, characters, read_audio(sample), seed)
 
     def collate(self, sequences: list[list[SpokenText]]) -> Batch:
         examples = [example for sequence in sequences for example in sequence]
@@ -59,6 +65,7 @@ class TtsView(View[SpokenText]):
             **pad_characters(texts, self.tokenizer.pad_id),
             "waveform": waveform,
             "lengths": lengths,
+            "seeds": torch.tensor([example.seed for example in examples] or [0]),
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,
         }
 

@@ -106,6 +106,13 @@ class Documents(NamedTuple):
     longest: int
 
 
+class DropoutKeys(NamedTuple):
+    """Keys of `counter_random.keyed_dropout` in a block, which drops units in `channels.shape[0]` places."""
+
+    positions: Tensor  # int32 [B, T]
+    channels: Tensor  # int32 [3, D]
+
+
 class AttentionContext(NamedTuple):
     """State that all layers of one forward pass share, computed once by the stack.
 
@@ -120,6 +127,7 @@ class AttentionContext(NamedTuple):
     valid: Tensor | None = None  # bool [B, T], for convolutions
     windows: Tensor | None = None  # bool [B * T / W, 1, W, 2 * W], instead of a mask
     documents: Documents | None = None  # instead of a mask, on CUDA devices
+    dropout: DropoutKeys | None = None  # those of the layer; None: no dropout
 
 
 class Attention(nn.Module):

@@ -61,7 +61,8 @@ def loss_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, on_cpu: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Gradients of hidden states and weights, and those of fp64 autograd, all times `scale`."""
-    hidden.requires_grad_(), weight.requires_grad_()
+    hidden.requires_grad_()
+    weight.requires_grad_()
     loss = next_token_loss(hidden if on_cpu else accelerated(hidden), labels, weight, 256)
     found = torch.autograd.grad(loss.total * scale, (hidden, weight))
     wide = [t.detach().double().requires_grad_() for t in (hidden, weight)]

@@ -15,6 +15,7 @@ from muomni.models.layers.attention import (
     repeat_heads,
     rotary_angles,
 )
+from muomni.models.layers.counter_random import position_keys
 from muomni.models.layers.masks import (
     additive_mask,
     causal_padding_mask,
@@ -194,8 +195,14 @@ def test_dropout_acts_in_training_only() -> None:
     stack = make_stack(StackOptions(dropout=0.5))
     x = torch.randn(1, 5, 32)
     torch.testing.assert_close(stack(x), stack(x))
+    expected = stack(x)
     stack.train()
-    assert not torch.equal(stack(x), stack(x))
+    with pytest.raises(ValueError, match="needs dropout_keys"):
+        stack(x)
+    keys = [position_keys(torch.tensor([seed]), torch.arange(5)[None]) for seed in (1, 2)]
+    first, other = (stack(x, dropout_keys=own) for own in keys)
+    assert torch.equal(stack(x, dropout_keys=keys[0]), first)
+    assert not torch.equal(first, other) and not torch.equal(first, expected)
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
