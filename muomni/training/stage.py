@@ -18,7 +18,7 @@ from muomni.checkpoint.export import Export, find_exports
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import COARSE, EXACT, Batch, Padding, View
 from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
@@ -63,6 +63,11 @@ class Stage(ABC):
         return find_exports(run, stage_spec(config.stage).upstream)
 
     # -- data ------------------------------------------------------------------------------------
+    @property
+    def padding(self) -> Padding:
+        """How widths of padded tensors are rounded on the device of the run."""
+        return COARSE if self.context.device.type == "cuda" else EXACT
+
     @abstractmethod
     def view(self) -> View[Any]:
         """Return the view that reads the samples."""

@@ -77,7 +77,11 @@ class CopyLog(TorchDispatchMode):
         self.num_ops = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         self.num_ops += 1
         name = func._schema.name.split("::")[1]

@@ -20,7 +20,7 @@ from muomni.data.shards.source import Source
 from muomni.data.text.chat_template import Conversation, ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.text.turns import read_turns
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View
 from muomni.data.views.text import IGNORE
 from muomni.data.views.tts import pad_characters
 from muomni.errors import DataError
@@ -43,10 +43,17 @@ class ConversationView(View[Conversation]):
     unit = "tokens"
     augments = True
 
-    def __init__(self, tokenizer: Tokenizer, config: OmniConfig, seq_len: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: OmniConfig,
+        seq_len: int,
+        padding: Padding = EXACT,
+    ) -> None:
         self.encoder = ConversationEncoder(tokenizer, config)
         self.tokenizer = tokenizer
         self.seq_len = seq_len
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         depends_on = f"{self.encoder.depends_on} context={self.seq_len}"
@@ -86,7 +93,7 @@ class ConversationView(View[Conversation]):
                 start = end
         return {
             **batch,
-            **media_slots(placed, self.encoder, len(sequences) * self.seq_len),
+            **media_slots(placed, self.encoder, len(sequences) * self.seq_len, self.padding),
             **self._speech_slots(placed, len(sequences) * self.seq_len),
             "document_starts": torch.from_numpy(document_starts(batch["document_ids"].numpy())),
             "units": (batch["labels"] != IGNORE).sum().float(),
@@ -98,14 +105,16 @@ class ConversationView(View[Conversation]):
         for _, conversation, speech in spoken:
             ids = conversation.ids[speech.start : speech.start + speech.num_tokens]
             texts.append((ids, self.tokenizer.characters(ids)))
-        padded = pad_characters(texts, self.tokenizer.pad_id)
+        padded = pad_characters(texts, self.tokenizer.pad_id, self.padding.tokens)
         positions = torch.full(padded["text_ids"].shape, pad_index)
         for slot, ((base, _, speech), (_, characters)) in enumerate(
             zip(spoken, texts, strict=True)
         ):
             of_tokens = torch.tensor(characters.token_positions, dtype=torch.long)
             positions[slot, : len(of_tokens)] = of_tokens + base + speech.start
-        waveforms, lengths = pad_waveforms([speech.waveform for _, _, speech in spoken])
+        waveforms, lengths = pad_waveforms(
+            [speech.waveform for _, _, speech in spoken], multiple=self.padding.samples
+        )
         return {
             "speech": waveforms,
             "speech_lengths": lengths,
@@ -131,7 +140,10 @@ def _add_answers(
 
 
 def media_slots(
-    placed: Sequence[tuple[int, Conversation]], encoder: ConversationEncoder, pad_index: int
+    placed: Sequence[tuple[int, Conversation]],
+    encoder: ConversationEncoder,
+    pad_index: int,
+    padding: Padding = EXACT,
 ) -> Batch:
     """Image and audio slots of conversations, given with their start in the flattened sequences."""
     images = [(base + image.start, image) for base, c in placed for image in c.images]
@@ -142,7 +154,9 @@ def media_slots(
     for slot, (start, image) in enumerate(images):
         pixels.numpy()[slot] = image.pixels
         image_positions[slot] = torch.arange(start, start + num_tokens)
-    waveforms, lengths = pad_waveforms([audio.waveform for _, audio in audios])
+    waveforms, lengths = pad_waveforms(
+        [audio.waveform for _, audio in audios], multiple=padding.samples
+    )
     width = encoder.num_audio_tokens(waveforms.shape[1])
     audio_positions = torch.full((len(waveforms), width), pad_index)
     for slot, (start, audio) in enumerate(audios):

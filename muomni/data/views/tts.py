@@ -12,7 +12,7 @@ from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Characters, Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
 
 
@@ -38,8 +38,9 @@ class TtsView(View[SpokenText]):
     unit = "audio_s"
     augments = True
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, padding: Padding = EXACT) -> None:
         self.tokenizer = tokenizer
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         return mel_frames(source)
@@ -60,9 +61,10 @@ class TtsView(View[SpokenText]):
     def collate(self, sequences: list[list[SpokenText]]) -> Batch:
         examples = [example for sequence in sequences for example in sequence]
         texts = [(example.ids, example.characters) for example in examples]
-        waveform, lengths = pad_waveforms([example.waveform for example in examples])
+        waveforms = [example.waveform for example in examples]
+        waveform, lengths = pad_waveforms(waveforms, multiple=self.padding.samples)
         return {
-            **pad_characters(texts, self.tokenizer.pad_id),
+            **pad_characters(texts, self.tokenizer.pad_id, self.padding.tokens),
             "waveform": waveform,
             "lengths": lengths,
             "seeds": torch.tensor([example.seed for example in examples] or [0]),
@@ -70,14 +72,17 @@ class TtsView(View[SpokenText]):
         }
 
 
-def pad_characters(texts: Sequence[tuple[list[int], Characters]], pad_id: int) -> Batch:
+def pad_characters(
+    texts: Sequence[tuple[list[int], Characters]], pad_id: int, multiple: int = 1
+) -> Batch:
     """Token ids and characters of B texts as padded tensors with one position per character.
 
     `text_ids` [B, Tl] holds the token that each character belongs to, `character_ids` [B, Tl] the
-    character, `text_mask` bool [B, Tl] is False in padding. Without texts, B is 1 and all is padding.
+    character, `text_mask` bool [B, Tl] is False in padding. Tl is a multiple of `multiple`. Without texts, B
+    is 1 and all is padding.
     """
     width = max([len(characters.ids) for _, characters in texts], default=0)
-    shape = (max(1, len(texts)), max(1, width))
+    shape = (max(1, len(texts)), round_up(max(1, width), multiple))
     text_ids = torch.full(shape, pad_id)
     character_ids = torch.zeros(shape, dtype=torch.long)
     text_mask = torch.zeros(shape, dtype=torch.bool)

@@ -55,7 +55,7 @@ class TalkerStage(Stage):
         return validate(TalkerConfig, sizes, "section 'model'")
 
     def view(self) -> TtsView:
-        return TtsView(self.tokenizer)
+        return TtsView(self.tokenizer, self.padding)
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

@@ -132,6 +132,7 @@ class VisionEncoderStage(Stage):
             config.vision.image_size,
             config.text.max_positions,
             self.config.options.augmentation,
+            self.padding,
         )
 
     def build(self) -> VisionEncoderTask:
