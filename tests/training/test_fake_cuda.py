@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muomni.config.run import RunConfig
+from muomni.data.views.base import HOST_KEYS
 from muomni.distributed.discovery import discover
 from muomni.models.layers import moe
 from muomni.models.speech import mel
@@ -95,6 +96,7 @@ class CopyLog(TorchDispatchMode):
             source, target = args[1], args[0]
         elif name != "_to_copy":
             return output
+        assert isinstance(source, Tensor)
         if source.device.type != target.device.type and not kwargs.get("non_blocking"):
             self.waits.append(f"{func}: {source.device.type} to {target.device.type}")
         return output
@@ -151,7 +153,10 @@ def test_a_step_waits_for_no_value_of_the_device(
     make_fake(task.train(), torch.bfloat16)
     for model in frozen:
         make_fake(model)
-    on_device = [{name: fake(tensor) for name, tensor in batch.items()} for batch in batches]
+    on_device = [
+        {name: tensor if name in HOST_KEYS else fake(tensor) for name, tensor in batch.items()}
+        for batch in batches
+    ]
     with CopyLog() as log:
         with torch.no_grad():
             window = [steps.prepare(batch) for batch in on_device]

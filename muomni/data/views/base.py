@@ -15,6 +15,8 @@ from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 
 Batch = dict[str, torch.Tensor]
+# Entries that stay on the host: sizes that kernels are launched with.
+HOST_KEYS = frozenset({"longest_document"})
 Example = TypeVar("Example")
 
 

@@ -15,7 +15,7 @@ import torch
 from muomni.config.models import OmniConfig
 from muomni.data.media.audio import pad_waveforms
 from muomni.data.sampling.lengths import Lengths, measured_lengths
-from muomni.data.sampling.packing import document_starts
+from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.data.shards.source import Source
 from muomni.data.text.chat_template import Conversation, ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
@@ -30,7 +30,8 @@ class ConversationView(View[Conversation]):
     """Batches of sequences of `seq_len` positions, packed with conversations.
 
     Keys (B sequences of T positions; I images, A audio clips, S spoken answers, each >= 1):
-    `input_ids`, `labels`, `document_ids` [B, T]; `document_starts` [N] (`packing.document_starts`);
+    `input_ids`, `labels`, `document_ids` [B, T]; `document_starts` [N] (`packing.document_starts`),
+    `longest_document` (0-d, stays on the host);
     `answer_ids` [B, T], the number of the answer in the batch that a label belongs to (0 = none);
     `sees_image`, `sees_audio` [B, T], True for labels of answers after an image or audio clip;
     `images` [I, 3, side, side] uint8, `image_positions` [I, P];
@@ -91,11 +92,13 @@ class ConversationView(View[Conversation]):
                 _add_answers(batch, target, conversation, num_answers)
                 num_answers += max(conversation.answers)
                 start = end
+        starts = document_starts(batch["document_ids"].numpy())
         return {
             **batch,
             **media_slots(placed, self.encoder, len(sequences) * self.seq_len, self.padding),
             **self._speech_slots(placed, len(sequences) * self.seq_len),
-            "document_starts": torch.from_numpy(document_starts(batch["document_ids"].numpy())),
+            "document_starts": torch.from_numpy(starts),
+            "longest_document": torch.tensor(longest_document(starts)),
             "units": (batch["labels"] != IGNORE).sum().float(),
         }
 

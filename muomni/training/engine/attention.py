@@ -7,11 +7,11 @@ FlashAttention-2, arXiv:2307.08691). The padding of a sequence counts as a docum
 """
 
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
 from muomni.config.models import (
@@ -29,9 +29,11 @@ _LEAST_CAPABILITY = (8, 0)
 _HEAD_DIM_STEP, _LARGEST_HEAD_DIM = 8, 256
 
 
-def documents_of(batch: Batch) -> dict[str, Tensor]:
+def documents_of(batch: Batch) -> dict[str, Any]:
     """Document arguments of a Thinker for a batch of packed sequences."""
-    return {name: batch[name] for name in ("document_ids", "document_starts")}
+    longest = int(batch["longest_document"])  # on the host
+    tensors = {name: batch[name] for name in ("document_ids", "document_starts")}
+    return {**tensors, "longest_document": longest}
 
 
 def attend_by_documents(task: nn.Module) -> None:

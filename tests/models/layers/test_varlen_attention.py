@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muomni.config.models import AudioEncoderConfig, ThinkerConfig
-from muomni.data.sampling.packing import document_starts
+from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers import attention
 from muomni.models.layers.masks import padded_starts
@@ -93,7 +93,10 @@ def states_and_gradients(thinker: Thinker, by_documents: bool, device: str) -> l
     tokens = torch.randint(0, 61, DOCUMENT_IDS.shape).to(device)
     thinker.stack.attends_by_documents = by_documents
     thinker.zero_grad()
-    states = thinker(tokens, document_ids=ids, document_starts=starts)[ids > 0]
+    longest = longest_document(starts.cpu().numpy())
+    states = thinker(tokens, document_ids=ids, document_starts=starts, longest_document=longest)[
+        ids > 0
+    ]
     (states.float() ** 2 * torch.arange(32, device=device)).sum().backward()
     gradients = [p.grad for p in thinker.parameters() if p.grad is not None]
     return [states.detach(), *gradients]
@@ -138,6 +141,8 @@ def test_starts_split_sequences_into_documents(rows: list[list[int]]) -> None:
     starts = document_starts(ids)
     assert starts.dtype == np.int32 and len(starts) % 64 == 0
     assert starts[0] == 0 and starts[-1] == ids.size and (np.diff(starts) >= 0).all()
+    longest = longest_document(starts)
+    assert longest & (longest - 1) == 0 and longest / 2 < np.diff(starts).max() <= longest
     flat = ids.ravel()
     for start, end in itertools.pairwise(starts):
         assert len(set(flat[start:end].tolist())) <= 1 and end - start <= 9
