@@ -118,7 +118,7 @@ def make_fake(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 
 def config_of(stage: str, text_data: Path, media_data: Path, omni_root: Path) -> RunConfig:
-    changes = {"batch": {"micro_batches_per_step": 2}, **CHANGES.get(stage, {})}
+    changes = CHANGES.get(stage, {})
     if stage == "experts":
         return moe_config(text_data, changes, EXPERTS)
     if stage == "thinker":

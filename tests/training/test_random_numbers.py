@@ -43,15 +43,10 @@ def test_every_rank_draws_its_own_and_all_layouts_the_same(
     is_perception = stage == "audio_encoder"
     config = stage_config(stage, media_data) if is_perception else omni_run(stage, omni_root)
     upstream = omni_root / "run"
-    alone = seeds(config, upstream, Ranks())
-    shared = [seeds(config, upstream, Ranks(rank, rank, 2)) for rank in range(2)]
-    interleaved = [batch for pair in zip(*shared, strict=True) for batch in pair]
-    assert len(interleaved) == len(alone) == 4
-    for one, two in zip(alone, interleaved, strict=True):
-        assert {n: t.tolist() for n, t in one.items()} == {n: t.tolist() for n, t in two.items()}
-    drawn = [values(batches) for batches in shared]
-    assert all(drawn) and len(set(values(alone))) == len(values(alone))
-    assert not set(drawn[0]) & set(drawn[1])
+    alone = values(seeds(config, upstream, Ranks()))
+    shared = [values(seeds(config, upstream, Ranks(rank, rank, 2))) for rank in range(2)]
+    assert all(shared) and len(set(alone)) == len(alone)
+    assert sorted([*shared[0], *shared[1]]) == sorted(alone)
     # After more samples than there are, epochs repeat them with new seeds.
     later = values(seeds(config, upstream, Ranks(), step=60))
-    assert later and not set(later) & set(values(alone))
+    assert later and not set(later) & set(alone)
