@@ -293,6 +293,7 @@ def own_padded_batches(
                 "labels": padded[:, 1:].masked_fill(~is_real, -100),
                 "document_ids": is_real.long(),
                 "document_starts": torch.from_numpy(document_starts(is_real.numpy())),
+                "longest_document": torch.tensor(is_real.shape[1]),
                 "num_bytes": torch.tensor(1.0),
                 "units": is_real.sum().float(),
             }

@@ -45,6 +45,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=path,
         help="report file (default: RUN/STAGE/evaluation.json for complete test splits)",
     )
+    parser.add_argument(
+        "--no-tf32",
+        action="store_true",
+        help="on GPUs, multiply in full fp32 instead of TF32 (slower)",
+    )
     parser.add_argument("--local_rank", type=integer(-1), help=argparse.SUPPRESS)
     add_logging_options(parser)
 
@@ -71,7 +76,7 @@ def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
     request = EvaluationRequest(
         arguments.stage, arguments.run, arguments.data, arguments.upstream, arguments.split,
-        arguments.limit,
+        arguments.limit, not arguments.no_tf32,
     )  # fmt: skip
     from muomni.evaluation.evaluator import evaluate
 

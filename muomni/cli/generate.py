@@ -60,6 +60,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=integer(0, MAX_SEED), default=0, help="sampling seed (default: 0)"
     )
+    parser.add_argument(
+        "--no-tf32",
+        action="store_true",
+        help="on GPUs, multiply in full fp32 instead of TF32 (slower)",
+    )
     parser.add_argument("--json", type=path, metavar="FILE", help="also write the JSON to a file")
 
 
@@ -83,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         speech_temperature=arguments.speech_temperature,
         seed=arguments.seed,
+        tf32=not arguments.no_tf32,
     )
     result = generate(request)
     text = json.dumps(result, ensure_ascii=False)

@@ -315,13 +315,15 @@ class TrainingSection(Section):
         default=False,
         description="none, full, k (every k-th block), or a mapping from part to one of these",
     )
-    compile: bool = Field(
-        default=False, description="torch.compile each block; needs a C++ compiler"
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="torch.compile each block; auto: on GPUs whose machine has a C++ compiler and "
+        "triton, except under ZeRO 3",
     )
-    attention: Literal["mask", "varlen"] = Field(
-        default="mask",
-        description="attention in packed and padded sequences; varlen: flash kernels per document, on "
-        "CUDA in bf16 or fp16",
+    attention: Literal["auto", "mask", "varlen"] = Field(
+        default="auto",
+        description="attention in packed and padded sequences; varlen: flash kernels per document; "
+        "auto: varlen on CUDA in bf16 or fp16, else mask",
     )
     peak_tflops: float | None = Field(
         default=None,

@@ -63,14 +63,15 @@ def _ema_fits_the_engine(run: Candidate) -> None:
 
 
 def _blocks_compile_here(run: Candidate) -> None:
-    if run.config.training.compile and run.device is not None:
+    if run.config.training.compile is True and run.device is not None:
         compiler.check_support(os.environ, run.device.type)
 
 
 def _varlen_kernels_run(run: Candidate) -> None:
-    if run.config.training.attention == "varlen" and run.stage is not None:
+    if run.stage is not None:
         assert run.precision is not None
-        attention.check_support(run.device, run.precision, run.stage.model_config())
+        sizes = run.stage.model_config()
+        attention.use_varlen(run.config.training.attention, run.device, run.precision, sizes)
 
 
 def _patterns_match_parameters(run: Candidate) -> None:

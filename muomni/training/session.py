@@ -5,6 +5,7 @@ dataset or upstream export, or a world size that does not divide a step.
 """
 
 import logging
+import os
 import random
 import shutil
 import socket
@@ -26,7 +27,7 @@ from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.distributed import collectives
+from muomni.distributed import collectives, compiler
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
@@ -36,7 +37,7 @@ from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
-from muomni.training.engine import expert_parallel
+from muomni.training.engine import attention, expert_parallel
 from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.precision import (
     describe_precision,
@@ -115,6 +116,9 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     # Builds no model yet, since ranks have not seeded their generators.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     preflight.check(replace(candidate, stage=stage))
+    stage.context.uses_varlen = attention.use_varlen(
+        config.training.attention, here, precision, stage.model_config()
+    )
     engine_json = expert_parallel.complete_section(
         request.engine_json, find_moe(stage.model_config()), ranks.world_size
     )
@@ -177,6 +181,7 @@ def open_loop(session: Session) -> Loop:
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
+    attention.avoid_cudnn(session.device, session.stage.model_config())
     task = session.stage.build()
     session.stage.set_up(task)
     num_parameters = count_parameters(task)  # before ZeRO shards it
@@ -190,7 +195,10 @@ def open_loop(session: Session) -> Loop:
         session.feed.accumulates,
         session.device,
     )
-    if config.training.compile:
+    is_compiled = compiler.should_compile(
+        config.training.compile, os.environ, session.device.type, engine.zero_stage
+    )
+    if is_compiled:
         compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
@@ -227,6 +235,8 @@ def open_loop(session: Session) -> Loop:
             f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
             f"{describe_global_batch(session)}, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
+            f"{'varlen attention, ' if session.stage.context.uses_varlen else ''}"
+            f"{'compiled blocks, ' if is_compiled else ''}"
             f"{num_parameters:,} parameters"
         )
         if not request.quiet:

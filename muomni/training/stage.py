@@ -18,7 +18,7 @@ from muomni.checkpoint.export import Export, find_exports
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import COARSE, EXACT, Batch, Padding, View
 from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
@@ -32,6 +32,8 @@ class StageContext:
     tokenizer: Tokenizer
     upstream: dict[str, Export]
     device: torch.device
+    # Attention by documents instead of masks, see `training.attention`.
+    uses_varlen: bool = False
 
 
 class Stage(ABC):
@@ -63,6 +65,11 @@ class Stage(ABC):
         return find_exports(run, stage_spec(config.stage).upstream)
 
     # -- data ------------------------------------------------------------------------------------
+    @property
+    def padding(self) -> Padding:
+        """How widths of padded tensors are rounded on the device of the run."""
+        return COARSE if self.context.device.type == "cuda" else EXACT
+
     @abstractmethod
     def view(self) -> View[Any]:
         """Return the view that reads the samples."""
@@ -103,7 +110,7 @@ class Stage(ABC):
     def set_up(self, task: nn.Module) -> None:
         """Apply activation checkpointing and varlen attention to a task; raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
-        if self.config.training.attention == "varlen":
+        if self.context.uses_varlen:
             attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from muomni.data.loading.bad_samples import BadSample
 from muomni.data.sampling.order import generator
 from muomni.data.sampling.plan import MicroBatch
 from muomni.data.shards.source import Source
-from muomni.data.views.base import Batch, ExampleReader, View
+from muomni.data.views.base import HOST_KEYS, Batch, ExampleReader, View
 from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,13 @@ class Loader(CountedBatches):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to the device; asynchronous if it is in pinned memory."""
+    """Copy a batch to the device, except `HOST_KEYS`; asynchronous if it is in pinned memory."""
     if device.type == "cpu":
         return batch
-    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+    return {
+        key: tensor if key in HOST_KEYS else tensor.to(device, non_blocking=True)
+        for key, tensor in batch.items()
+    }
 
 
 class DeviceCopies:
@@ -181,6 +184,7 @@ class DeviceCopies:
             copied = to_device(batch, self.device)
         compute = torch.cuda.current_stream(self.device)
         compute.wait_stream(self._stream)
-        for tensor in copied.values():
-            tensor.record_stream(compute)  # keeps the memory until that work is done
+        for key, tensor in copied.items():
+            if key not in HOST_KEYS:
+                tensor.record_stream(compute)  # keeps the memory until that work is done
         return copied

@@ -15,7 +15,7 @@ from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.manifest import hash64
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
 
 # The group of padding pairs; the loss knows it as PADDING_GROUP.
@@ -49,11 +49,13 @@ class ImageTextView(View[Pair]):
         image_size: int,
         max_tokens: int,
         augmentation: Augmentation | None,
+        padding: Padding = EXACT,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.max_tokens = max_tokens
         self.augmentation = augmentation
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         return Lengths(len(source), np.ones_like, "one each")
@@ -78,7 +80,8 @@ class ImageTextView(View[Pair]):
 
     def collate(self, sequences: list[list[Pair]]) -> Batch:
         pairs = [pair for sequence in sequences for pair in sequence]
-        size, width = len(sequences), max((len(pair.ids) for pair in pairs), default=1)
+        longest = max((len(pair.ids) for pair in pairs), default=1)
+        size, width = len(sequences), min(round_up(longest, self.padding.tokens), self.max_tokens)
         images = torch.zeros(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
         token_ids = torch.full((size, width), self.tokenizer.pad_id)
         token_lengths = torch.ones(size, dtype=torch.long)

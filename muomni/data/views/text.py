@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from muomni.data.sampling.lengths import Lengths, evenly_spaced, measured_lengths
-from muomni.data.sampling.packing import document_starts
+from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.data.shards.source import Source
 from muomni.data.text.token_cache import TokenCache
 from muomni.data.text.tokenizer import Tokenizer
@@ -35,8 +35,8 @@ class Document:
 
 
 class TextView(View[Document]):
-    """Packed sequences: input_ids, labels, document_ids [B, T] with T `seq_len`,
-    document_starts [N] (`packing.document_starts`), num_bytes (float, 0-d).
+    """Packed sequences: input_ids, labels, document_ids [B, T] with T `seq_len`, document_starts [N]
+    (`packing.document_starts`), longest_document (0-d, stays on the host), num_bytes (float, 0-d).
 
     Inputs of a document are all ids but the last, labels all but the first: EOS is a target, and there is
     no loss across documents. Longer documents are truncated; a warning is logged for training data.
@@ -128,11 +128,13 @@ class TextView(View[Document]):
                 document_ids[row, start:end] = number
                 num_bytes += document.num_bytes
                 start = end
+        starts = document_starts(document_ids)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "document_ids": torch.from_numpy(document_ids),
-            "document_starts": torch.from_numpy(document_starts(document_ids)),
+            "document_starts": torch.from_numpy(starts),
+            "longest_document": torch.tensor(longest_document(starts)),
             "num_bytes": torch.tensor(float(num_bytes)),
             "units": torch.tensor(float((labels != IGNORE).sum())),
         }

@@ -5,6 +5,7 @@ the logits of all tokens at once: it computes them in chunks in fp32 and turns e
 gradient immediately, so memory does not grow with vocabulary times batch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,10 @@ from muomni.models.layers.moe import route
 
 IGNORE = -100
 CHUNK_TOKENS = 1024
+# On accelerators, logits of a chunk: 0.5 GiB in fp32. Fewer and larger kernels are faster there.
+_CHUNK_LOGITS = 2**27
+# In fp16, small probabilities would become zero before the loss scale multiplies them.
+_GRADIENT_SCALES = {torch.float16: 1024.0}
 
 
 class LossSum(NamedTuple):
@@ -38,18 +43,22 @@ class RouterLosses(NamedTuple):
 
 
 def next_token_loss(
-    hidden: Tensor, labels: Tensor, weight: Tensor, chunk_tokens: int = CHUNK_TOKENS
+    hidden: Tensor, labels: Tensor, weight: Tensor, chunk_tokens: int | None = None
 ) -> LossSum:
     """Cross entropy of the output head, summed over the positions whose label is not -100.
 
     `hidden` is [..., D], `labels` [...] are already shifted, `weight` [V, D] is that of the head.
-    Gradients flow to `hidden` and `weight`.
+    Gradients flow to `hidden` and `weight`. Logits exist for `chunk_tokens` at a time, by default 1024, or
+    on accelerators more for vocabularies below 65,536.
     """
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    if flat.device.type == "cpu":
+    if flat.is_cpu:
         # Free on CPUs; on an accelerator the data-dependent size would synchronize.
         kept = targets != IGNORE
         flat, targets = flat[kept], targets[kept]
+    if chunk_tokens is None:
+        is_cpu, size = flat.is_cpu, _CHUNK_LOGITS // len(weight) // CHUNK_TOKENS * CHUNK_TOKENS
+        chunk_tokens = CHUNK_TOKENS if is_cpu else max(CHUNK_TOKENS, size)
     total, num_correct = _ChunkedCrossEntropy.apply(flat, weight, targets, chunk_tokens)
     return LossSum(total, (labels != IGNORE).sum().float(), num_correct)
 
@@ -70,57 +79,101 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        score = _score_on_cpu if hidden.is_cpu else _score
+        scale = _GRADIENT_SCALES.get(weight.dtype, 1.0) if needs_hidden or needs_weight else None
+        grad_hidden: list[Tensor] = []
         grad_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), device=hidden.device)
-        # Logits and the gradient of the head are large: update both in place.
         for start in range(0, max(1, hidden.shape[0]), chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            target = targets[chunk, None]
-            is_real = target != IGNORE
-            target = target.clamp(min=0)
-            logits = (hidden[chunk] @ weight.T).float()
-            chosen = logits.gather(1, target)
-            largest = logits.amax(dim=1, keepdim=True)
-            exponentials = logits.sub_(largest).exp_()
-            normalizer = exponentials.sum(dim=1, keepdim=True)
-            total += ((largest + normalizer.log() - chosen) * is_real).sum()
-            num_correct += ((largest == chosen) & is_real).sum()
-            if not (needs_hidden or needs_weight):
+            chunk = hidden[start : start + chunk_tokens]
+            target = targets[start : start + chunk_tokens, None]
+            loss, num_hits, grad = score(chunk, weight, target, scale)
+            total += loss
+            num_correct += num_hits
+            if grad is None:
                 continue
-            # d loss / d logits = softmax - one-hot, zero at ignored positions.
-            grad = exponentials.mul_(is_real / normalizer)
-            grad.scatter_add_(1, target, -is_real.float())
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight
+            if needs_hidden:
+                grad_hidden.append(_product(grad, weight))
             if needs_weight:
-                grad_weight = _add_product(grad_weight, grad.T, hidden[chunk])
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
+                grad_weight = _add_product(grad_weight, grad.T, chunk)
+        ctx.save_for_backward(torch.cat(grad_hidden) if grad_hidden else None, grad_weight)
+        ctx.dtypes, ctx.scale = (hidden.dtype, weight.dtype), scale
         ctx.mark_non_differentiable(num_correct)
         return total, num_correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grads[0]
+        # In fp32: a rounded scale would change all gradients by the same factor.
+        scale = grads[0] / ctx.scale
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+            grad_hidden = (grad_hidden.float() * scale).to(ctx.dtypes[0])
         if grad_weight is not None:
             # In place, so a second backward pass over the same graph is an error.
-            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(scale).to(ctx.dtypes[1])
         return grad_hidden, grad_weight, None, None
 
 
+_Score = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _score_on_cpu(hidden: Tensor, weight: Tensor, target: Tensor, scale: float | None) -> _Score:
+    """Loss sum, number of hits, and `scale` times the gradient of the logits of a chunk [n, D].
+
+    `target` is [n, 1]. Without `scale`, there is no gradient. Logits and their gradient are large, so both
+    are updated in place.
+    """
+    is_real = target != IGNORE
+    target = target.clamp(min=0)
+    logits = (hidden @ weight.T).float()
+    chosen = logits.gather(1, target)
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    normalizer = exponentials.sum(dim=1, keepdim=True)
+    loss = ((largest + normalizer.log() - chosen) * is_real).sum()
+    num_hits = ((largest == chosen) & is_real).sum()
+    if scale is None:
+        return loss, num_hits, None
+    # d loss / d logits = softmax - one-hot, zero at ignored positions.
+    grad = exponentials.mul_(is_real / normalizer)
+    grad.scatter_add_(1, target, -is_real.float())
+    return loss, num_hits, (grad if scale == 1 else grad.mul_(scale)).to(weight.dtype)
+
+
+def _score(hidden: Tensor, weight: Tensor, target: Tensor, scale: float | None) -> _Score:
+    """As `_score_on_cpu`, with fewer and fused kernels, and logits that are not rounded."""
+    is_real = target != IGNORE
+    target = target.clamp(min=0)
+    log_probs = _product(hidden, weight.T).log_softmax(dim=1)
+    chosen = log_probs.gather(1, target)
+    loss = -(chosen * is_real).sum()
+    num_hits = ((log_probs.amax(dim=1, keepdim=True) == chosen) & is_real).sum()
+    if scale is None:
+        return loss, num_hits, None
+    if scale != 1:
+        log_probs += math.log(scale)
+    grad = torch.exp(log_probs, out=torch.empty_like(log_probs, dtype=weight.dtype))
+    grad.scatter_(1, target, (chosen.expm1() * scale).to(weight.dtype))
+    return loss, num_hits, grad.mul_(is_real)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right; accelerators return fp32 that was not rounded to the precision of the factors."""
+    if left.is_cpu or left.dtype == torch.float32:
+        return left @ right
+    return torch.mm(left, right, out_dtype=torch.float32)
+
+
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Return `total` + left @ right in fp32, in place."""
+    """Return `total` + left @ right in fp32; CPUs add in place."""
     if total is None:
-        return (left @ right).float()
+        return _product(left, right).float()
     if left.dtype == total.dtype:
         return total.addmm_(left, right)
-    return total.add_(left @ right)
+    if left.is_cpu:
+        return total.add_(left @ right)
+    return torch.addmm(total, left, right, out_dtype=torch.float32)
 
 
 def router_losses(

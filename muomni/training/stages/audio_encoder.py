@@ -86,7 +86,7 @@ class AudioEncoderStage(Stage):
 
     def view(self) -> SpeechView:
         units = CtcUnits(self.tokenizer, self.config.options.num_merges)
-        return SpeechView(units, self.config.options.perturb_speed)
+        return SpeechView(units, self.config.options.perturb_speed, self.padding)
 
     def build(self) -> AudioEncoderTask:
         return AudioEncoderTask(

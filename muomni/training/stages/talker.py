@@ -29,9 +29,8 @@ class TalkerTask(nn.Module):
 
     def forward(self, batch: Batch) -> StageOutput:
         codes, code_mask = batch["codes"], batch["code_mask"]
-        output = self.talker(
-            batch["text_ids"], batch["character_ids"], batch["text_mask"], codes, code_mask
-        )
+        text = [batch[name] for name in ("text_ids", "character_ids", "text_mask")]
+        output = self.talker(*text, codes, code_mask, seeds=batch["seeds"])
         loss = self.talker.loss(output, codes, code_mask)
         logs = {"loss": torch.stack([loss.total.detach(), loss.weight]), **loss.logs}
         return StageOutput({"loss": loss.total}, logs)
@@ -56,7 +55,7 @@ class TalkerStage(Stage):
         return validate(TalkerConfig, sizes, "section 'model'")
 
     def view(self) -> TtsView:
-        return TtsView(self.tokenizer)
+        return TtsView(self.tokenizer, self.padding)
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

@@ -7,8 +7,7 @@ one micro-batch per rank, features are gathered in its forward pass. docs/contra
 the choice of loss.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -105,14 +104,6 @@ def _gathered(pool: Batch) -> GatheredFeatures:
     return GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
 
 
-@contextmanager
-def _preserved_rng(device: torch.device) -> Iterator[None]:
-    """Restore the RNG state after the block, so that a second pass samples the same values."""
-    devices = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices, device_type=device.type):
-        yield
-
-
 class VisionEncoderStage(Stage):
     """Trains a vision and a text tower; both are exported."""
 
@@ -141,6 +132,7 @@ class VisionEncoderStage(Stage):
             config.vision.image_size,
             config.text.max_positions,
             self.config.options.augmentation,
+            self.padding,
         )
 
     def build(self) -> VisionEncoderTask:
@@ -162,13 +154,13 @@ class VisionEncoderStage(Stage):
     ) -> list[Batch]:
         """With accumulation, compute the features of all micro-batches first, so that each sees all others.
 
-        Both passes use the same random numbers (dropout).
+        Both passes must compute the same features, so the towers may not draw random numbers.
         """
         if len(batches) == 1:
             return batches
         marker = torch.ones(())
         sizes = [len(batch["groups"]) for batch in batches]
-        with torch.no_grad(), _preserved_rng(self.context.device):
+        with torch.no_grad():
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])

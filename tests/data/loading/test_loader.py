@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from muomni.config.models import Augmentation
-from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset
+from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset, to_device
 from muomni.data.sampling.plan import Batching, MicroBatch, Plan
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
@@ -138,3 +138,11 @@ def test_copies_are_complete_while_the_gpu_is_busy() -> None:
         sums.append(copied["x"].sum())
         del copied  # its memory must not be reused before the sum is done
     assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]
+
+
+def test_sizes_for_kernels_stay_on_the_host() -> None:
+    batch = {"input_ids": torch.zeros(2, 3), "longest_document": torch.tensor(2)}
+    copied = to_device(batch, torch.device("meta"))
+    assert {name: t.device.type for name, t in copied.items()} == {
+        "input_ids": "meta", "longest_document": "cpu",
+    }  # fmt: skip

@@ -54,7 +54,8 @@ class SftStage(Stage):
         return self.sizes
 
     def view(self) -> ConversationView:
-        return ConversationView(self.tokenizer, self.sizes, self.config.batch.seq_len)
+        seq_len = self.config.batch.seq_len
+        return ConversationView(self.tokenizer, self.sizes, seq_len, self.padding)
 
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes, self.config.options.spec_augment)

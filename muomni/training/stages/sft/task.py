@@ -79,7 +79,7 @@ class OmniTask(nn.Module):
         states = gather_positions(hidden, batch["speech_positions"]) if self.sees_thinker else None
         codes, code_mask = batch["codes"], batch["code_mask"]
         text = [batch[f"speech_{name}"] for name in ("text_ids", "character_ids", "text_mask")]
-        output = talker(*text, codes, code_mask, thinker_hidden=states)
+        output = talker(*text, codes, code_mask, states, batch["speech_seeds"])
         return talker.loss(output, codes, code_mask)
 
     # -- evaluation only ---------------------------------------------------------------------------
