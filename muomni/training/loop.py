@@ -257,7 +257,7 @@ class Loop:
         measured_on = sha256_bytes(self.parts.val.fingerprint.encode() + ids.tobytes())
         batches = SplitBatches(self.stage, self.parts.val, self.parts.device, ids)
         with self.engine.evaluation():
-            metrics = validate(self.stage, self.engine.forward, batches)
+            metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)

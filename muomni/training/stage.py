@@ -122,10 +122,21 @@ class Stage(ABC):
     def loss_denominators(self, batch: Batch) -> Sums:
         """Return the count (0-d tensor) by which each loss sum is divided, known before forward."""
 
+    @property
+    def num_compared(self) -> int | None:
+        """Samples whose outputs validation compares with each other; None if it uses each alone."""
+        return None
+
     def begin_step(
-        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+        self,
+        forward: Callable[[Batch], StageOutput],
+        batches: list[Batch],
+        over_ranks: bool = True,
     ) -> list[Batch]:
-        """Process all micro-batches of a step before any backward pass, as contrastive losses need."""
+        """Process all micro-batches of a step before any backward pass, as contrastive losses need.
+
+        A step covers all ranks, in validation (`over_ranks` False) this rank only.
+        """
         return batches
 
     def after_step(self, task: nn.Module, state: Sums, step: int) -> None:  # noqa: B027

@@ -26,16 +26,16 @@ from muomni.training.step_reduction import RunningSums
 LocatedBatch = tuple[MicroBatch, Batch]
 
 _SUBSET_KEY = 6
-_EMPTY = MicroBatch(sequences=())
 
 
 class SplitBatches:
     """This rank's prepared micro-batches of samples of a split, each with the ids of its samples.
 
-    `ids` are the samples, by default all. Micro-batches are distributed round-robin. Ranks that run out take
-    empty ones with denominator 0, so that all ranks run the same number of forward passes (otherwise ZeRO-3
-    collectives deadlock). Iterating is a collective; at its end, it raises DataError if more samples were bad
-    than `data.max_bad_fraction` allows.
+    `ids` are the samples, by default all. Groups of `group_size` micro-batches are distributed round-robin. A
+    group has one, or the samples that the stage compares with each other (`Stage.num_compared`). Ranks that run
+    out take empty micro-batches with denominator 0, so that all ranks run the same number of forward passes
+    (otherwise ZeRO-3 collectives deadlock). Iterating is a collective; at its end, it raises DataError if more
+    samples were bad than `data.max_bad_fraction` allows.
     """
 
     def __init__(
@@ -53,10 +53,20 @@ class SplitBatches:
         if ids is None:
             ids = first_samples(source, None)
         self._num_samples = len(ids)
-        batches = cover(ids, view.lengths(source)[ids], batching_of(stage.config.batch))
+        lengths, batching = view.lengths(source), batching_of(stage.config.batch)
+        if stage.num_compared is None:
+            groups = [[batch] for batch in cover(ids, lengths[ids], batching)]
+        else:
+            starts = range(stage.num_compared, len(ids), stage.num_compared)
+            groups = [cover(part, lengths[part], batching) for part in np.split(ids, starts)]
+        self.group_size = max(map(len, groups), default=1)
+        width = len(groups[0][0].sequences) if groups and batching.mode != "bucket" else 0
+        empty = MicroBatch(((),) * width)
+        for group in groups:
+            group += [empty] * (self.group_size - len(group))
         ranks = collectives.world_size()
-        padded = batches + [_EMPTY] * (-len(batches) % ranks)
-        self._batches = list(itertools.islice(padded, collectives.rank(), None, ranks))
+        groups += [[empty] * self.group_size] * (-len(groups) % ranks)
+        self._batches = [batch for group in groups[collectives.rank() :: ranks] for batch in group]
         self._loader = Loader(PlannedDataset(source, view, stage.config.seed), self._batches)
 
     def __iter__(self) -> Iterator[LocatedBatch]:
@@ -92,11 +102,15 @@ def validate(
     stage: Stage,
     forward: Callable[[Batch], StageOutput],
     batches: Iterable[LocatedBatch],
+    group_size: int = 1,
 ) -> dict[str, float]:
-    """Metrics of the stage over the `batches` of all ranks; every rank must call it, without gradient."""
-    sums = RunningSums()
-    for _, batch in batches:
-        (seen,) = stage.begin_step(forward, [batch])
-        # A long fp32 sum would lose precision and depend on the number of ranks.
-        sums.add({name: pair.double() for name, pair in forward(seen).logs.items()})
+    """Metrics of the stage over the `batches` of all ranks; every rank must call it, without gradient.
+
+    The stage sees `group_size` batches at a time (`SplitBatches.group_size`).
+    """
+    sums, remaining = RunningSums(), iter(batches)
+    while group := [batch for _, batch in itertools.islice(remaining, group_size)]:
+        for batch in stage.begin_step(forward, group, over_ranks=False):
+            # A long fp32 sum would lose precision and depend on the number of ranks.
+            sums.add({name: pair.double() for name, pair in forward(batch).logs.items()})
     return stage.metrics(sums.take())

@@ -49,7 +49,7 @@ class VisionEncoderTask(nn.Module):
             return StageOutput({}, state=features)
         pool = batch
         if "all_images" not in batch:
-            # Evaluation compares within a micro-batch, so metrics do not depend on the number of ranks.
+            # Evaluation compares within this rank, so metrics do not depend on the number of ranks.
             pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
             if output.bias is None:
                 sizes = [len(output.image)]
@@ -149,8 +149,16 @@ class VisionEncoderStage(Stage):
     def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
 
+    @property
+    def num_compared(self) -> int:
+        """As many pairs as in a global batch, so that micro-batches do not matter."""
+        return self.config.batch.global_samples
+
     def begin_step(
-        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+        self,
+        forward: Callable[[Batch], StageOutput],
+        batches: list[Batch],
+        over_ranks: bool = True,
     ) -> list[Batch]:
         """With accumulation, compute the features of all micro-batches first, so that each sees all others.
 
@@ -164,9 +172,9 @@ class VisionEncoderStage(Stage):
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])
-            pool = _pool(images, texts, groups, is_shared=True)
+            pool = _pool(images, texts, groups, is_shared=over_ranks)
             if self.config.options.loss == "clip":
-                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=True)
+                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=over_ranks)
         starts = torch.tensor([0, *sizes]).cumsum(0)
         return [
             {**batch, **pool, "offset": pool["offset"] + start}
