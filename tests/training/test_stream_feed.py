@@ -207,8 +207,8 @@ def test_speech_trains_from_a_stream(root: Path, tmp_path: Path, one_rank: RankP
                 writer.add(key, members, key, cost)
     shutil.copy(root / "tokenizer.model", data)
     stream = {
-        "shards": [str(data / "{0,1}.tar")], "samples_per_shard": 12, "samples_per_batch": 3,
-        "has_val": False,
+        "shards": [str(data / "{0,1}.tar")], "samples_per_shard": 12,
+        "samples_per_step": 12, "samples_per_micro_batch": 3, "has_val": False,
     }  # fmt: skip
     config = stage_config("audio_encoder", data, {"data": {"stream": stream}})
     result = one_rank.run(train, config=config, run=tmp_path / "run")[0]

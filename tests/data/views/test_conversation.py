@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -79,7 +78,7 @@ def test_batch_without_media_has_empty_slots(view: ConversationView) -> None:
     full = view.collate(
         [[read(view, color_sample("a", "red"))], [read(view, speech_sample("s", "low"))]]
     )
-    for batch in (view.collate([]), view.collate([[read(view, text)], []])):
+    for batch in (view.collate([[], []]), view.collate([[read(view, text)], []])):
         assert batch.keys() == full.keys()
         assert all(batch[key].dtype == full[key].dtype for key in full)
         assert batch["images"].shape[0] == batch["audios"].shape[0] == batch["speech"].shape[0] == 1
@@ -126,4 +125,3 @@ def test_error_names_broken_media(tmp_path: Path, view: ConversationView) -> Non
     broken = {"__key__": key, **dict(members), "0.png": b"PNG"}
     with pytest.raises(DataError, match=r"conversation 'cat': 0\.png: broken image"):
         view.example(broken, None)
-    assert np.array_equal(view.collate([[]])["labels"], view.collate([])["labels"])
