@@ -158,7 +158,7 @@ def test_a_step_without_usable_samples_changes_nothing(
         "samples_per_shard": 12,
         "has_val": False,
     }
-    changes = {"data": {"stream": stream}, "batch": {"micro_batches_per_step": 1}}
+    changes = {"data": {"stream": stream}, "batch": {"global_tokens": 64}}
     settings = {"config": thinker_config(root, changes), "run": tmp_path / "run", "zero": zero}
     (result,) = one_rank.run(steps_around_a_bad_sample, **settings)
     steps = [1, 2, 3, 5, 6]
