@@ -147,11 +147,15 @@ def bounds(metadata: Sequence[Any]) -> str:
         if isinstance(item, FieldInfo):
             found.append(bounds(item.metadata).strip())
         found += [
-            f"{sign} {getattr(item, name):g}"
+            f"{sign} {_limit(getattr(item, name))}"
             for name, sign in BOUNDS.items()
             if hasattr(item, name)
         ]
     return f" {', '.join(found)}" if found else ""
+
+
+def _limit(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from muomni.command_line import configure_logging
+from muomni.command_line import configure_logging, number, path
 from muomni.config.arguments import add_run_options, resolve_train
 from muomni.errors import ConfigError
 
@@ -26,11 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     group = parser.add_argument_group("memory and output")
     group.add_argument(
-        "--memory-gib", type=float, metavar="GIB",
+        "--memory-gib", type=number(at_most=1e6, above=0), metavar="GIB",
         help="memory to use (default: 0.92 of the GPU; required on a CPU)",
     )  # fmt: skip
     group.add_argument(
-        "--out", type=Path, metavar="FILE", help="YAML file for --config (default: print only)"
+        "--out", type=path, metavar="FILE", help="YAML file for --config (default: print only)"
     )
 
 
@@ -38,8 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Probe, print the trials, and write the config file; raises MuomniError."""
     configure_logging(arguments)
     config = resolve_train(arguments)
-    if arguments.memory_gib is not None and not 0 < arguments.memory_gib < float("inf"):
-        raise ConfigError(f"--memory-gib must be above 0, got {arguments.memory_gib:g}")
     from muomni.cli.train import SAMPLE_RUN
     from muomni.distributed.deepspeed_import import import_deepspeed
     from muomni.distributed.discovery import Ranks, export_environment

@@ -70,10 +70,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return where
 
 
+def _resume(text: str) -> str:
+    return text if text in ("auto", "never") else str(path(text))
+
+
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `muomni train`."""
     add_run_options(parser).add_argument(
-        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
+        "--resume",
+        type=_resume,
+        default="auto",
+        help="auto, never, or a checkpoint folder (default: auto)",
     )
     plan = parser.add_argument_group("checks before a run")
     plan.add_argument(

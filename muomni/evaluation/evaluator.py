@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from muomni.config.registry import load, stage_spec
+from muomni.data.loading.bad_samples import num_allowed
 from muomni.distributed import collectives
 from muomni.distributed.deepspeed_import import import_deepspeed
 from muomni.distributed.discovery import Ranks, export_environment
+from muomni.errors import DataError
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
 from muomni.evaluation.request import EvaluationRequest
@@ -26,6 +28,12 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
     with torch.no_grad():
         metrics = load(stage_spec(request.stage).evaluate)(context)
     num_dropped = sum(collectives.gather_objects(context.num_bad))
+    max_fraction = context.data.max_bad_fraction
+    if num_dropped > num_allowed(max_fraction, context.num_samples):
+        raise DataError(
+            f"{num_dropped} of {context.num_samples} samples are not usable, more than "
+            f"data.max_bad_fraction={max_fraction:g} allows; see the warnings above"
+        )
     answers = chain.from_iterable(collectives.gather_objects(context.answers))
     return Report(
         stage=request.stage,
