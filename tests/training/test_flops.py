@@ -248,12 +248,11 @@ def test_empty_sequences_and_slots_count_as_hardware_flops_only(omni_root: Path)
     session = open_session(omni_run("sft", omni_root), omni_root / "run")
     view: Any = session.stage.view()
     count = session.stage.flop_counter(session.stage.build())
-    empty = count(view.collate([]))
+    empty = count(view.collate([[]]))
     assert empty.model == 0 < empty.hardware
     speaking = next(s for s in map(session.planned.source.read, range(20)) if "say" in s["__key__"])
     example = view.example(speaking, None)
-    view.num_sequences = 3
-    counted = count(view.collate([[example]]))
+    counted = count(view.collate([[example], [], []]))
     assert 0 < counted.model < counted.hardware / 2
 
 
