@@ -204,6 +204,7 @@ class ConversationEncoder:
             i + 1 for i, t in enumerate(ids) if t in (token.image_start_id, token.audio_start_id)
         )
         answer = 0
+        spoken: list[tuple[np.ndarray, int, int]] = []
         for turn in turns:
             answer += turn.role == "assistant"
             for part in turn.parts:
@@ -217,15 +218,19 @@ class ConversationEncoder:
                     continue
                 with _error_prefix(part):
                     waveform = decode_declared_length(data)
-                seed = augmentation_seed(random)
                 if turn.role == "assistant":
                     start = conversation.answers.index(answer)
                     num_tokens = len(self.answer_ids(turn))
-                    conversation.spoken.append(SpokenAnswer(waveform, start, num_tokens, seed))
+                    spoken.append((waveform, start, num_tokens))
                 else:
                     num_tokens = self.num_audio_tokens(len(waveform))
-                    placed = PlacedAudio(waveform, next(starts), num_tokens, seed)
+                    placed = PlacedAudio(
+                        waveform, next(starts), num_tokens, augmentation_seed(random)
+                    )
                     conversation.audios.append(placed)
+        for waveform, start, num_tokens in spoken:
+            seed = augmentation_seed(random)
+            conversation.spoken.append(SpokenAnswer(waveform, start, num_tokens, seed))
 
 
 @contextmanager
