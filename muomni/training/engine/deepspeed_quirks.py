@@ -59,26 +59,22 @@ def allow_fp16_on_cpu() -> None:
 
 
 # -- gradients and optimizer step ------------------------------------------------------------------
-def hides_gradient_norm(zero_stage: int, precision: str) -> bool:
-    """Whether the engine clips without reporting the norm: plain fp32 without ZeRO does."""
-    return zero_stage == 0 and precision == "fp32"
-
-
 def leaves_loss_unscaled(zero_stage: int, precision: str) -> bool:
     """Whether the caller must apply the loss scale: fp16 without ZeRO divides gradients by it only."""
     return zero_stage == 0 and precision == "fp16"
 
 
-def skip_reduction_on_one_rank(engine: "DeepSpeedEngine", task: nn.Module) -> None:
+def skip_reduction_on_one_rank(engine: "DeepSpeedEngine", optimizer: DeepSpeedOptimizer) -> None:
     """Replace the gradient reduction, which copies all gradients to a buffer and back, by its side effect.
 
-    That is a zero gradient for parameters without one, so that AdamW decays them, too.
+    That is a zero gradient for weights without one, so that AdamW decays them, too.
     """
 
     def fill_missing_gradients(grads: object = None, elements_per_buffer: int = 0) -> None:
-        for parameter in task.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
 
     engine.buffered_allreduce_fallback = fill_missing_gradients
 
@@ -128,6 +124,8 @@ def master_weights(optimizer: DeepSpeedOptimizer, zero_stage: int) -> list[Tenso
     """The fp32 weights that this rank's optimizer updates; a flat shard of them under ZeRO."""
     if zero_stage == 3:
         return list(optimizer.fp32_partitioned_groups_flat)
+    if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 with bf16 weights and fp32 gradients
+        return list(optimizer.fp32_groups_flat_partition)
     if zero_stage:
         return list(optimizer.single_partition_of_fp32_groups)
     return [p for group in optimizer.param_groups for p in group["params"]]
