@@ -53,14 +53,18 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The setup to predict for. `weight_bytes` is the size of an element in the compute dtype.
+    """The setup to predict for.
 
+    `weight_bytes` is the size of an element in the compute dtype, `sum_bytes` of a gradient that is added up
+    over micro-batches, and `reduce_bytes` of one that is reduced over ranks.
     On a GPU (`is_gpu`), reserved but unwritten memory counts, and host memory is separate.
     """
 
     num_ranks: int
     num_accumulation: int
     weight_bytes: int
+    sum_bytes: int
+    reduce_bytes: int
     has_average: bool
     is_gpu: bool
 
@@ -100,6 +104,8 @@ class MemoryPlan:
 def predict(zero: ZeroSettings, sizes: Sizes, trace: StepTrace, setup: Setup) -> MemoryPlan:
     """Predict the memory of one rank, the one with the most if ranks differ."""
     engine = {0: _Unsharded, 1: _ShardedState, 2: _ShardedGradients, 3: _ShardedWeights}[zero.stage]
+    if zero.stage == 1 and setup.weight_bytes < setup.sum_bytes:
+        engine = _SummedGradients
     return engine(zero, sizes, trace, setup).plan()
 
 
@@ -109,6 +115,7 @@ class _Unsharded:
     def __init__(self, zero: ZeroSettings, sizes: Sizes, trace: StepTrace, setup: Setup) -> None:
         self.zero, self.sizes, self.trace, self.setup = zero, sizes, trace, setup
         self.width, self.offload = setup.weight_bytes, zero.offload
+        self.sum_width, self.reduce_width = setup.sum_bytes, setup.reduce_bytes
         self.is_wide = self.width == _FP32_BYTES
         self.num_trained, self.num_frozen = sum(sizes.trained), sum(sizes.frozen)
 
@@ -152,16 +159,14 @@ class _Unsharded:
         """Gradients and buffers during each stretch, excluding the gradient that ends it."""
         accumulated = self.num_trained if self.setup.num_accumulation > 1 else 0
         for finished in self._finished():
-            yield {GRADIENTS: self.width * max(accumulated, finished)}
+            yield {GRADIENTS: self.sum_width * max(accumulated, finished)}
 
     def during_update(self) -> Iterator[Bytes]:
         """Gradients and buffers at the possible peaks of the update."""
-        gradients = self.width * self.num_trained
+        gradients = self.sum_width * self.num_trained
         in_flight = min(self.num_trained, _PLAIN_BUCKET + max(self.sizes.trained))
         is_alone = self.setup.num_ranks == 1  # then nothing is communicated
-        yield {GRADIENTS: gradients, BUCKETS: 0 if is_alone else self.width * in_flight}
-        if not self.is_wide:
-            yield {GRADIENTS: gradients + _FP32_BYTES * self.num_trained}
+        yield {GRADIENTS: gradients, BUCKETS: 0 if is_alone else self.sum_width * in_flight}
 
     def on_host(self) -> Bytes:
         """Offloaded state in host memory."""
@@ -228,8 +233,7 @@ class _ShardedState(_Unsharded):
         for finished, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
             held = max(0, waiting - finished) + kept
             # Gradients are reduced in a copy; then this rank's own part is copied out.
-            copied = max(sent * (self.setup.num_ranks > 1), num_own - own) if sent else 0
-            in_transit = self.width * copied
+            in_transit = max(self._reduced(sent), self.width * (num_own - own)) if sent else 0
             if sent and self.offload.optimizer:  # norms are computed before gradients are offloaded
                 in_transit = max(in_transit, _NORM_BYTES * self.largest)
             yield {
@@ -239,6 +243,11 @@ class _ShardedState(_Unsharded):
             reserved = buckets.reserved
             if sent:
                 own = num_own
+
+    def _reduced(self, num_sent: int) -> int:
+        """Bytes of the copies in which a bucket is reduced."""
+        width = self.width + (self.reduce_width if self.reduce_width != self.width else 0)
+        return width * num_sent * (self.setup.num_ranks > 1)
 
     def during_update(self) -> Iterator[Bytes]:
         if self.offload.optimizer:
@@ -279,6 +288,45 @@ class _ShardedGradients(_ShardedState):
 
     reduces_each_micro_batch = True
 
+    def during_backward(self) -> Iterator[Bytes]:
+        if self.sum_width == self.width:
+            yield from super().during_backward()
+            return
+        # Sums in fp32 are kept for this rank's shard alone.
+        buckets = _Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
+        own = sum(self.shares) if self.setup.num_accumulation > 1 else 0
+        for _, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
+            own = sum(self.shares) if sent else own
+            reserved = self.width * buckets.reserved
+            yield {
+                GRADIENTS: self.sum_width * own,
+                BUCKETS: reserved + (self.width + self.reduce_width) * sent,
+            }
+
+    def during_update(self) -> Iterator[Bytes]:
+        if self.sum_width == self.width:
+            yield from super().during_update()
+            return
+        yield {GRADIENTS: self.sum_width * sum(self.shares), BUCKETS: _NORM_BYTES * self.largest}
+
+
+class _SummedGradients(_ShardedState):
+    """ZeRO 1 with 16-bit weights and fp32 sums: DeepSpeed's BF16_Optimizer, whose sums exist at all times."""
+
+    def state(self) -> Bytes:
+        return super().state() | {GRADIENTS: self.sum_width * self.num_padded}
+
+    def during_backward(self) -> Iterator[Bytes]:
+        for stretch in self.trace.stretches:
+            size = 0 if stretch.parameter is None else self.sizes.trained[stretch.parameter]
+            yield {BUCKETS: self.sum_width * size}  # the copy in which it is added
+
+    def during_update(self) -> Iterator[Bytes]:
+        groups = [sum(group) for group in self.sizes.groups]
+        in_flight = min(self.num_padded, _PLAIN_BUCKET + max(groups))
+        # A single group is reduced in place.
+        yield {BUCKETS: self.sum_width * in_flight * (len(groups) > 1)}
+
 
 class _ShardedWeights(_Unsharded):
     """ZeRO 3: weights are sharded, too, and gathered during use."""
@@ -301,7 +349,7 @@ class _ShardedWeights(_Unsharded):
 
     def between_steps(self) -> Bytes:
         buckets = _Buckets(self.zero, self.setup, 1)
-        return {GRADIENTS: self._gradients, BUCKETS: self.width * buckets.reserved}
+        return {GRADIENTS: self._gradients, BUCKETS: self.reduce_width * buckets.reserved}
 
     def during_backward(self) -> Iterator[Bytes]:
         buckets = _Buckets(self.zero, self.setup, 1)
@@ -311,18 +359,18 @@ class _ShardedWeights(_Unsharded):
             yield {
                 PARAMETERS: self.width * self._num_gathered(finished),
                 GRADIENTS: self._gradients,
-                BUCKETS: self.width * (buckets.reserved + sent) + norm * (sent > 0),
+                BUCKETS: self.reduce_width * (buckets.reserved + sent) + norm * (sent > 0),
             }
 
     def during_update(self) -> Iterator[Bytes]:
         buckets = _Buckets(self.zero, self.setup, 1)
         buckets.touch(self.num_trained)
-        reserved = self.width * buckets.reserved
+        reserved = self.reduce_width * buckets.reserved
         if self.offload.optimizer:
             yield {BUCKETS: reserved}
             return
         copies = min(max(self.shares), self.zero.sub_group_size)
-        copies *= _FP32_BYTES + (0 if self.is_wide else self.width)
+        copies *= _FP32_BYTES + (0 if self.sum_width == _FP32_BYTES else self.width)
         norm = _NORM_BYTES * self._share(max(self.sizes.trained))
         yield {GRADIENTS: self._gradients, BUCKETS: reserved + norm}
         yield {GRADIENTS: self._gradients + copies, BUCKETS: reserved}
@@ -360,7 +408,7 @@ class _ShardedWeights(_Unsharded):
     @property
     def _gradients(self) -> int:
         """Bytes of this rank's shard of the gradients on the device."""
-        return 0 if self.offload.optimizer else self.width * self.num_share
+        return 0 if self.offload.optimizer else self.sum_width * self.num_share
 
     @property
     def _is_gathered(self) -> bool:

@@ -49,10 +49,11 @@ ALL = Offload(optimizer=True, parameters=True)
 def plan(
     stage: int, *, num_ranks: int = 2, width: int = 4, accumulation: int = 1, average: bool = False,
     bucket: int = 1000, on_gpu: bool = True, offload: Offload = NOTHING,
-    prefetch: int = 0, small: int = 0, reuse: int = 10**9,
+    prefetch: int = 0, small: int = 0, reuse: int = 10**9, sums: int | None = None,
 ) -> MemoryPlan:  # fmt: skip
     zero = ZeroSettings(stage, True, bucket, prefetch, small, reuse, 10**9, offload)
-    setup = Setup(num_ranks, accumulation, width, average, on_gpu)
+    sums = sums or (4 if stage == 0 else width)  # without ZeRO, gradients are always fp32
+    setup = Setup(num_ranks, accumulation, width, sums, sums, average, on_gpu)
     return predict(zero, SIZES, TRACE, setup)
 
 
@@ -82,7 +83,7 @@ def test_16_bit_weights_have_fp32_master_weights() -> None:
     assert found.parts["parameters"] == 4 * 630 + 8  # fp32 when built, then half
     assert found.moments["update"]["parameters"] == 2 * 630 + 8
     assert found.parts["fp32_weights"] == found.parts["average"] == 4 * 130
-    assert found.moments["update"]["gradients"] == (2 + 4) * 130
+    assert found.moments["update"]["gradients"] == 4 * 130
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
