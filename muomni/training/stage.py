@@ -6,7 +6,7 @@ The training loop uses only this interface. A stage's *task module* holds the mo
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +47,10 @@ class Stage(ABC):
         self.config = config
         self.context = context
         self.tokenizer = context.tokenizer
+
+    def on(self, device: torch.device) -> "Stage":
+        """This stage for another device, with frozen models of its own."""
+        return type(self)(self.config, replace(self.context, device=device))
 
     @property
     def name(self) -> str:

@@ -90,7 +90,9 @@ def preview(session: Session, device: Device) -> Preview:
     with torch.device("meta"):
         task = session.stage.build()
     batches = read_step(session)
-    trace = trace_step(session.stage, batches, session.precision, session.ranks.world_size)
+    trace = trace_step(
+        session.stage, batches, session.precision, session.ranks.world_size, device.kind
+    )
     return Preview(task, batches, trace, predict_memory(session, task, trace, device))
 
 

@@ -1,8 +1,8 @@
 """Track the bytes of live tensors, from allocation to release, and count FLOPs.
 
 Storages are counted, so views are free, and tensors saved for autograd count until the backward pass releases
-them. Works with real and fake tensors; meta tensors are skipped. Temporary memory within an operator (kernel
-scratch space) is not tracked.
+them. Works with real, fake, and meta tensors. Temporary memory within an operator (kernel scratch space) is not
+tracked.
 """
 
 import weakref
@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         out = self.run(func, args, kwargs or {})
         self.flops += operator_flops(func, args, kwargs or {}, out)
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+            if isinstance(leaf, Tensor):
                 self._watch(leaf, self._part(), leaf.untyped_storage().nbytes())
         if sum(self.now.values()) > sum(self.peak.values()):
             self.peak = dict(self.now)
