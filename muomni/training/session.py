@@ -7,6 +7,8 @@ dataset or upstream export, or a world size that does not divide a step.
 import logging
 import random
 import shutil
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import expert_parallel
 from muomni.training.engine.deepspeed_quirks import full_shape
+from muomni.training.engine.ds_config import zero_stage
 from muomni.training.engine.precision import (
     describe_precision,
     pick_device,
@@ -163,6 +166,7 @@ def open_loop(session: Session) -> Loop:
     Every rank must call it, within a process group.
     """
     from muomni.training.engine.engine import Engine
+    from muomni.training.engine.sharded_build import RecordedBuild
 
     request, config = session.request, session.request.config
     folder = RunFolder(request.run, config.stage)
@@ -176,7 +180,11 @@ def open_loop(session: Session) -> Loop:
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
-    task = session.stage.build()
+    build = RecordedBuild() if _shards_weights(request.engine_json) else None
+    with build or nullcontext(), warnings.catch_warnings():
+        # Loading an export into such weights is recorded, too.
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter.*", UserWarning)
+        task = session.stage.build()
     session.stage.set_up(task)
     num_parameters = count_parameters(task)  # before ZeRO shards it
     parameter_lines = describe_parameters(task, config.optim)
@@ -188,12 +196,13 @@ def open_loop(session: Session) -> Loop:
         session.precision,
         session.feed.num_accumulation,
         session.device,
+        build,
     )
     if config.training.compile:
         compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
-        config.optim.name, trained_groups,
+        engine.optimizer_layout, trained_groups,
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
@@ -259,6 +268,11 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     return {
         "stage": export.stage, "step": session.num_steps, **export.metrics, "export": str(export.path)
     }  # fmt: skip
+
+
+def _shards_weights(engine_json: dict[str, Any]) -> bool:
+    """Whether no rank holds all weights; AutoEP replaces the experts of a complete model."""
+    return zero_stage(engine_json) == 3 and not expert_parallel.is_enabled(engine_json)
 
 
 def seed_everything(seed: int) -> None:

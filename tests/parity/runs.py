@@ -27,7 +27,7 @@ NUM_STEPS = 20
 LR = 1e-3
 # Adam is invariant to the gradient scale, unless eps is as large as small gradients.
 EPS = 1e-4
-# The shipped sizes, in elements, suit models of 10^8 parameters and more. With these, the gradients of toy
+# The default sizes, in elements, suit models of 10^8 parameters and more. With these, the gradients of toy
 # models fill several buckets, too, and ZeRO-3 partitions all weights except those of norms.
 _TOY_SIZES = {
     "reduce_bucket_size": 5000,
@@ -83,7 +83,8 @@ def engine_json(cell: Cell) -> dict[str, Any]:
     """The shipped engine JSON of the ZeRO stage, with toy sizes and maximum expert parallelism."""
     content = read_engine_json(ENGINES / f"zero{cell.zero}.json")
     section = content["zero_optimization"]
-    section |= {name: size for name, size in _TOY_SIZES.items() if name in section}
+    if cell.zero:  # each stage ignores the sizes of others
+        section |= _TOY_SIZES
     if cell.stage == "thinker-moe":
         content["expert_parallel"] = {"autoep_size": "auto"}
     return content

@@ -119,12 +119,17 @@ def loss_scale(optimizer: DeepSpeedOptimizer) -> float:
     return float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0)))
 
 
+def has_fp32_sums(optimizer: DeepSpeedOptimizer) -> bool:
+    """Whether this is DeepSpeed's separate optimizer of ZeRO 1 for bf16 weights and fp32 gradients."""
+    return hasattr(optimizer, "fp32_groups_flat_partition")
+
+
 # -- weights ---------------------------------------------------------------------------------------
 def master_weights(optimizer: DeepSpeedOptimizer, zero_stage: int) -> list[Tensor]:
     """The fp32 weights that this rank's optimizer updates; a flat shard of them under ZeRO."""
     if zero_stage == 3:
         return list(optimizer.fp32_partitioned_groups_flat)
-    if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 with bf16 weights and fp32 gradients
+    if has_fp32_sums(optimizer):
         return list(optimizer.fp32_groups_flat_partition)
     if zero_stage:
         return list(optimizer.single_partition_of_fp32_groups)

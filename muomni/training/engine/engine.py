@@ -24,6 +24,8 @@ from muomni.models.layers.blocks import not_compiled
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine import deepspeed_quirks as quirks
 from muomni.training.engine import ds_config, expert_parallel, weights
+from muomni.training.engine.precision import DTYPES
+from muomni.training.engine.sharded_build import RecordedBuild, shard
 from muomni.training.engine.unsharded import UnshardedOptimizer
 from muomni.training.optim.groups import build_optimizer, parameter_groups
 from muomni.training.outputs import StageOutput, Sums
@@ -43,7 +45,9 @@ class Engine:
         precision: str,
         num_accumulation: int,
         device: torch.device,
+        build: RecordedBuild | None = None,
     ) -> None:
+        """`build` has recorded how to initialize `task`; ZeRO 3 then never holds all of its weights."""
         if precision == "fp16" and device.type == "cpu":
             quirks.allow_fp16_on_cpu()
         self.zero_stage = ds_config.zero_stage(engine_json)
@@ -58,6 +62,7 @@ class Engine:
             full["gradient_clipping"] = 0.0
         self._scales_itself = quirks.leaves_loss_unscaled(self.zero_stage, precision)
         self._own_scale = 1.0
+        self._optimizer_name = config.optim.name
         self._max_grad_norm = config.optim.max_grad_norm
         self._own_norm: Tensor | None = None
         self._own_skips = torch.zeros((), device=device)
@@ -66,11 +71,16 @@ class Engine:
         self.num_bad_steps: int | Tensor = 0
         self.num_expert_ranks = expert_parallel.group_size(full)
         self._device = device
+        groups = [group.settings() for group in parameter_groups(task, config.optim)]
+        if build is not None:
+            sharded = shard(task, build, full, DTYPES[precision])
+            for group in groups:
+                group["params"] = [sharded[id(parameter)] for parameter in group["params"]]
         task.to(device)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
         optimizer: Any = partial(_moe_optimizer, task, config.optim)
         if not self.num_expert_ranks:
-            optimizer = build_optimizer(task, config.optim)
+            optimizer = build_optimizer(task, config.optim, groups)
         with quirks.quiet_deepspeed():
             parts: Any = deepspeed.initialize(model=task, optimizer=optimizer, config=full)
         self.deepspeed, self.optimizer, _, _ = parts
@@ -88,6 +98,12 @@ class Engine:
         self.masters = weights.MasterWeights(
             self.optimizer, self.zero_stage, precision, config.training.ema_decay
         )
+
+    @property
+    def optimizer_layout(self) -> str:
+        """The optimizer and how DeepSpeed lays out its state, for checkpoints."""
+        has_sums = quirks.has_fp32_sums(self.optimizer)
+        return self._optimizer_name + (" with fp32 sums of gradients" if has_sums else "")
 
     @property
     def task(self) -> nn.Module:

@@ -4,7 +4,7 @@ The input is the trace of a step and the parameter sizes. The allocations follow
 (`runtime/engine.py`, `zero/stage_1_and_2.py`, `zero/stage3.py`, `fp16/unfused_optimizer.py`). A test compares
 the prediction with the tensors of real ranks.
 
-Memory can peak at four moments: the start (full fp32 weights before they are cast and sharded), before the
+Memory can peak at four moments: the start (except under ZeRO 3, full fp32 weights before they are cast), before the
 first forward pass, during forward and backward pass, and during the update. Offloaded state stays on the host
 and is counted separately.
 """
@@ -346,6 +346,11 @@ class _ShardedWeights(_Unsharded):
         if not self.offload.optimizer:
             optimizer = self._optimizer(self.shares, has_copies=True)
         return optimizer | {PARAMETERS: self.width * num_elements + self.sizes.buffer_bytes}
+
+    def start(self) -> Bytes:
+        """Weights are initialized and sharded one by one."""
+        largest = max(self._all_sizes)
+        return {PARAMETERS: self.width * (self._num_owned + largest) + self.sizes.buffer_bytes}
 
     def between_steps(self) -> Bytes:
         buckets = _Buckets(self.zero, self.setup, 1)

@@ -144,7 +144,8 @@ def trace_task(
 ) -> StepTrace:
     """Trace the work before the first forward pass, then forward and backward of the largest micro-batch."""
     phase = [ACTIVATIONS]
-    live = FakeStep(lambda: LOGITS if _is_in_loss() else phase[0])
+    on_meta = any(parameter.is_meta for parameter in task.parameters())
+    live = FakeStep(lambda: LOGITS if _is_in_loss() else phase[0], on_meta)
     frozen = [t for model in stage.frozen_models() for t in model.state_dict().values()]
     inputs = [tensor for batch in batches for tensor in batch.values()]
     live.exclude([*task.parameters(), *task.buffers(), *frozen, *inputs])

@@ -72,7 +72,7 @@ def test_recomputation_is_traced_for_gpus_too(open_on_gpu: Any) -> None:
 def _live_after_attention(mask: torch.Tensor | None, num_layers: int = 3) -> int:
     """Bytes that attention layers keep for the backward pass, besides their inputs."""
     query = torch.empty(2, 4, 40, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    live = LiveBytes(lambda: "all")
+    live = LiveBytes(lambda: "all", on_meta=True)
     live.exclude([query, *([] if mask is None else [mask])])
     with gpu_kernels.stand_ins(), live:
         mixed = [
@@ -93,7 +93,7 @@ def test_a_boolean_mask_is_kept_as_a_bias_of_each_layer_and_a_bias_once() -> Non
     assert by_mask - plain == 3 * 2 * 40 * 48 * 2  # rows are padded to 16 elements
     bias = torch.empty(2, 1, 40, 48, dtype=torch.bfloat16, device="meta")[..., :48]
     query = torch.empty(2, 4, 48, 8, dtype=torch.bfloat16, device="meta")
-    live = LiveBytes(lambda: "all")
+    live = LiveBytes(lambda: "all", on_meta=True)
     live.exclude([query, bias])
     with gpu_kernels.stand_ins(), live:
         out = F.scaled_dot_product_attention(query, query, query, attn_mask=bias)
@@ -103,7 +103,7 @@ def test_a_boolean_mask_is_kept_as_a_bias_of_each_layer_and_a_bias_once() -> Non
 def test_the_backward_pass_has_fp32_query_gradients_and_one_key_gradient_per_query_head() -> None:
     query = torch.empty(2, 4, 32, 8, device="meta", requires_grad=True)
     key = torch.empty(2, 1, 32, 8, device="meta", requires_grad=True)
-    live = LiveBytes(lambda: "all")
+    live = LiveBytes(lambda: "all", on_meta=True)
     live.exclude([query, key])
     with gpu_kernels.stand_ins(), live:
         mixed = F.scaled_dot_product_attention(query, key, key, enable_gqa=True)
