@@ -86,8 +86,10 @@ class DataSection(Section):
         default_factory=dict,
         description="arguments of the fsspec file system of the URL, without secrets",
     )
-    num_workers: int = Field(
-        default=0, ge=0, description="worker processes per rank; 0: decode in the rank itself"
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="worker processes per rank; 0: decode in the rank itself; auto: one per core of a GPU rank, "
+        "and 0 on CPU ranks",
     )
     prefetch: Positive = Field(default=4, description="batches that each worker prefetches")
     mix: MixSection | None = Field(default=None, description="mix of several corpora")

@@ -22,8 +22,11 @@ from muomni.data.sampling.plan import Batching, Plan
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
 from muomni.distributed import collectives
-from muomni.distributed.discovery import Ranks
+from muomni.distributed.discovery import Ranks, cores_of_rank
 from muomni.errors import ConfigError
+
+# Each one imports torch, and its batches wait in memory.
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,24 @@ class Reading:
 
     @property
     def loader_options(self) -> dict[str, Any]:
-        data = self.config.data
-        return {
-            "num_workers": data.num_workers,
-            "prefetch": data.prefetch,
-            "pin_memory": self.device.type == "cuda",
-            "max_bad_samples": data.max_bad_samples,
-        }
+        return loader_options(self.config.data, self.device)
+
+
+def loader_options(data: DataSection, device: torch.device) -> dict[str, Any]:
+    """Options of the loaders of a rank, for training and validation."""
+    return {
+        "num_workers": num_workers(data, device),
+        "prefetch": data.prefetch,
+        "pin_memory": device.type == "cuda",
+        "max_bad_samples": data.max_bad_samples,
+    }
+
+
+def num_workers(data: DataSection, device: torch.device) -> int:
+    """Worker processes of a rank. CPU ranks need their cores for training."""
+    if data.num_workers != "auto":
+        return data.num_workers
+    return min(cores_of_rank() - 1, _MOST_WORKERS) if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +126,10 @@ class SharedCounts:
     rank must make the same calls.
     """
 
-    def __init__(self, plan: Plan, data: DataSection, num_accumulation: int) -> None:
+    def __init__(self, plan: Plan, num_read_ahead: int, num_accumulation: int) -> None:
         self.plan = plan
         # Steps that workers may be ahead, rounded up, plus the one in progress.
-        self._ahead = -(-data.num_workers * data.prefetch // num_accumulation) + 2
+        self._ahead = -(-num_read_ahead // num_accumulation) + 2
 
     def count_epochs(self, num_epochs: int) -> None:
         """Count the first `num_epochs` epochs."""
@@ -150,7 +164,9 @@ class PlannedFeed(Feed):
         super().__init__(reading, digest, source.fingerprint, source.num_included)
         self.source = source
         self.plan = plan
-        self._counts = SharedCounts(plan, reading.config.data, reading.num_accumulation)
+        options = reading.loader_options
+        num_read_ahead = options["num_workers"] * options["prefetch"]
+        self._counts = SharedCounts(plan, num_read_ahead, reading.num_accumulation)
 
     def num_steps(self, num_epochs: int) -> int:
         return self.plan.num_steps(num_epochs)
@@ -192,10 +208,11 @@ class StreamFeed(Feed):
     ) -> None:
         num_samples = sum(shard.num_samples for shard in shards)
         super().__init__(reading, digest, fingerprint(shards), num_samples)
-        ranks, num_workers = reading.ranks, max(reading.config.data.num_workers, 1)
+        ranks = reading.ranks
+        num_readers = max(reading.loader_options["num_workers"], 1)
         self.order = StreamOrder(
             shards, batch_size, reading.config.seed, Reader(ranks.rank, ranks.world_size),
-            num_workers, reading.num_accumulation,
+            num_readers, reading.num_accumulation,
         )  # fmt: skip
 
     def num_steps(self, num_epochs: int) -> int:

@@ -84,6 +84,7 @@ class Loop:
         self._copies = DeviceCopies(parts.device)
         self._batches = self._read_batches()
         self._logs = RunningSums()
+        self._val_batches: SplitBatches | None = None
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the result that is printed as the last line.
@@ -218,10 +219,12 @@ class Loop:
         """Record metrics of the validation split, if any, and save the best checkpoint."""
         if self.parts.val is None:
             return
-        max_batches = self.config.training.validate_batches
-        batches = SplitBatches(self.stage, self.parts.val, self.parts.device, max_batches)
+        if self._val_batches is None:  # lengths may be slow to measure
+            self._val_batches = SplitBatches(
+                self.stage, self.parts.val, self.parts.device, self.config.training.validate_batches
+            )
         with self.engine.evaluation():
-            metrics = validate(self.stage, self.engine.forward, batches)
+            metrics = validate(self.stage, self.engine.forward, self._val_batches)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value, best = metrics.get(self.stage.best_metric, math.nan), self.state.best

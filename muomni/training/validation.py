@@ -15,6 +15,7 @@ from muomni.data.sampling.plan import MicroBatch, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
+from muomni.training.feed import loader_options
 from muomni.training.outputs import StageOutput
 from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums
@@ -52,15 +53,16 @@ class SplitBatches:
         self._loader = Loader(
             PlannedDataset(source, view, stage.config.seed),
             self._batches,
-            max_bad_samples=stage.config.data.max_bad_samples,
+            **loader_options(stage.config.data, device),
         )
 
     @property
     def num_bad(self) -> int:
-        """Samples of this rank that failed to decode so far."""
+        """Samples of this rank that failed to decode in the last iteration."""
         return self._loader.num_bad
 
     def __iter__(self) -> Iterator[LocatedBatch]:
+        self._loader.num_bad = 0
         for micro, batch in zip(self._batches, self._loader, strict=True):
             yield micro, self.stage.prepare(to_device(batch, self.device))
 

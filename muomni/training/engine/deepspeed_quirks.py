@@ -90,6 +90,11 @@ def time_gradient_reduction(engine: "DeepSpeedEngine", clock: StepClock) -> None
     engine.allreduce_gradients = timed_reduce
 
 
+def weight_pairs(optimizer: DeepSpeedOptimizer) -> list[tuple[list[Any], list[Tensor]]]:
+    """The trained 16-bit weights of each group and their fp32 counterparts, without ZeRO."""
+    return list(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True))
+
+
 def undo_warm_up_step(optimizer: DeepSpeedOptimizer) -> None:
     """Forget the step with zero gradients by which the 16-bit optimizers without ZeRO allocate state.
 
@@ -147,8 +152,8 @@ def copy_masters_to_model(optimizer: DeepSpeedOptimizer, zero_stage: int, precis
     elif zero_stage:
         optimizer.update_lp_params()
     elif precision != "fp32":
-        for short, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for parameter, master in zip(short, full, strict=True):
+        for shorts, fulls in weight_pairs(optimizer):
+            for parameter, master in zip(shorts, fulls, strict=True):
                 parameter.data.copy_(master.data)
 
 

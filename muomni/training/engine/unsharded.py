@@ -15,6 +15,8 @@ from deepspeed.moe.utils import is_moe_param
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor
 
+from muomni.training.engine import deepspeed_quirks as quirks
+
 
 class UnshardedOptimizer(FP16_UnfusedOptimizer):
     """Updates the fp32 weights from their own gradients, which `Engine` has unscaled and clipped."""
@@ -29,7 +31,7 @@ class UnshardedOptimizer(FP16_UnfusedOptimizer):
 
     def pairs(self) -> Iterator[tuple[Any, Tensor]]:
         """Each trained weight of the model and its fp32 counterpart."""
-        for shorts, fulls in zip(self.fp16_groups, self.fp32_groups, strict=True):
+        for shorts, fulls in quirks.weight_pairs(self):
             yield from zip(shorts, fulls, strict=True)
 
     def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
@@ -50,7 +52,7 @@ class UnshardedOptimizer(FP16_UnfusedOptimizer):
             self._update_scale(self.overflow)
         if not self.overflow:
             self.optimizer.step()
-            for shorts, fulls in zip(self.fp16_groups, self.fp32_groups, strict=True):
+            for shorts, fulls in quirks.weight_pairs(self):
                 torch._foreach_copy_([short.data for short in shorts], [full.data for full in fulls])
         for _, full in self.pairs():
             full.grad = None
