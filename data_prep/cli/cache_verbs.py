@@ -39,8 +39,8 @@ def _add_measure(verbs: "Verbs") -> None:
         "measure",
         "measure the conversations of a data root for the stage sft",
         "data --preset small --workers 16\ndata --preset small --seq-len 4096",
-        "Lengths depend on the tokenizer, on model sizes, and on batch.seq_len; training measures in one process "
-        "if it has others.",
+        "Lengths depend on the tokenizer, on model sizes, and on batch.seq_len; with others, training measures "
+        "again, in one process.",
     )
     verb.add_argument("dir", type=Path, metavar="DIR", help="data root of the run, or one dataset")
     _add_tokenizer(verb)
@@ -98,7 +98,9 @@ def _run_measure(arguments: argparse.Namespace) -> None:
     tokenizer = _load_tokenizer(arguments.tokenizer, arguments.dir)
     batch: Any = resolve("sft", arguments.preset).batch
     seq_len = arguments.seq_len or batch.seq_len
-    view = ConversationView(tokenizer, _sizes(arguments.preset, tokenizer), seq_len, num_sequences=1)
+    view = ConversationView(
+        tokenizer, _sizes(arguments.preset, tokenizer), seq_len, num_sequences=1
+    )
     for split in sorted({name for dataset in datasets for name in dataset.splits}):
         source = Source(datasets, split)
         lengths = view.lengths(source, arguments.workers).all()

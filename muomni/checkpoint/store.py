@@ -7,6 +7,7 @@ never written. A kill at any moment leaves earlier checkpoints intact.
 DeepSpeed's files are pickles, so they are loaded only from the run's own folder.
 """
 
+import itertools
 import json
 import logging
 import random
@@ -260,7 +261,8 @@ def _check_hashes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     by_size = sorted(files, key=lambda name: (-files[name]["bytes"], name))
     own = by_size[collectives.rank() :: collectives.world_size()]
     damaged = [name for name in own if sha256_file(folder / name) != files[name]["sha256"]]
-    for name in sum(collectives.gather_objects(damaged), []):
+    by_rank = collectives.gather_objects(damaged)
+    for name in itertools.chain.from_iterable(by_rank):
         raise CheckpointError(f"checkpoint {folder} is damaged: the hash of {name} differs")
 
 

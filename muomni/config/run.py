@@ -88,8 +88,8 @@ class DataSection(Section):
     )
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
-        description="worker processes per rank; 0: decode in the rank itself; auto: one per core of a GPU rank, "
-        "and 0 on CPU ranks",
+        description="worker processes per rank; 0: decode in the rank itself; auto: cores of the rank - 1 on "
+        "GPUs, 0 on CPUs",
     )
     prefetch: Positive = Field(default=4, description="batches that each worker prefetches")
     mix: MixSection | None = Field(default=None, description="mix of several corpora")

@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+from muomni.config.loading import merge, run_config
 from muomni.config.names import ENGINES
 from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
@@ -107,12 +108,15 @@ class CurveRecorder:
     def close(self, status: Status) -> None: ...
 
 
-def run_cell(cell: Cell, root: Path, run: Path) -> Curve:
+def run_cell(cell: Cell, root: Path, run: Path, changes: dict[str, Any] | None = None) -> Curve:
     """Run a cell with the real session, engine, and loop; returns the logged curve. Call it on all ranks.
 
-    Validation, checkpoints, and exports are skipped, as other tests cover them.
+    Validation, checkpoints, and exports are skipped, as other tests cover them. `changes` to the config must
+    not change the curve.
     """
     config = parity_config(cell, root)
+    if changes:
+        config = run_config(merge(config.model_dump(mode="json"), changes))
     session = prepare(Request(config, run, root / "run", engine_json(cell), "never"), discover())
     loop = open_loop(session)
     curve = Curve([], [])

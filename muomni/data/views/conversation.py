@@ -52,7 +52,7 @@ class ConversationView(View[Conversation]):
         self.num_sequences = num_sequences
 
     def lengths(self, source: Source, num_workers: int = 1) -> Lengths:
-        """Positions of each conversation, at most `seq_len`; measured by `num_workers` processes, and cached."""
+        """Positions of each conversation, at most `seq_len`; measured by `num_workers` processes."""
         depends_on = f"{self.encoder.depends_on} context={self.seq_len}"
         measured = measured_lengths(source, self._measure, depends_on, num_workers)
         return measured.clipped(1, self.seq_len)

@@ -114,7 +114,8 @@ def gradient_format(engine_json: dict[str, Any], precision: str) -> tuple[str, s
     """The formats in which gradients are added up over micro-batches, and reduced over ranks.
 
     Both are fp32 for bf16 weights, whose 8 significant bits would lose small contributions, unless the JSON
-    sets others. Offloaded gradients and those of fp16 weights, which are scaled, keep the format of the weights.
+    sets others. Offloaded gradients, and those of fp16 weights, which are scaled, keep the format of the
+    weights.
     """
     stage = zero_stage(engine_json)
     own = precision if stage and (precision != "bf16" or offload_of(engine_json)) else "fp32"

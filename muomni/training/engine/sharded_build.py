@@ -1,8 +1,8 @@
 """Builds a model for ZeRO 3 without ever holding all of it: weights are initialized and sharded one by one.
 
 `RecordedBuild` runs a stage's `build()` with large weights on the meta device and records the operators that
-initialize them. `shard` later repeats those of one weight at a time, in fp32 on the CPU, and gives the result to
-DeepSpeed, which keeps this rank's shard. Random numbers are drawn in the order of an ordinary build, so that a run
+initialize them. `shard` later repeats those of one weight at a time, in fp32 on the CPU, and gives the result
+to DeepSpeed, which keeps this rank's shard. Random numbers are drawn in the order of an ordinary build, so a run
 starts with the same weights under every ZeRO stage. (DeepSpeed's `zero.Init` as a context would draw them on
 the device and in the compute dtype.)
 """
@@ -127,12 +127,14 @@ def shard(
 ) -> dict[int, nn.Parameter]:
     """Replace all parameters of `task` by ZeRO-3 parameters in `dtype`, of which each rank has a shard.
 
-    `config` is the complete DeepSpeed config. Returns the new parameters by the `id` of the old ones. Every rank
-    must call it.
+    `config` is the complete DeepSpeed config. Returns the new parameters by the `id` of the old ones. Every
+    rank must call it.
     """
     known: dict[int, nn.Parameter] = {}
     first: Any = None
-    for module, name, parameter in list(_parameters(task)):  # the list keeps the old ones, and their ids
+    for module, name, parameter in list(
+        _parameters(task)
+    ):  # the list keeps the old ones, and their ids
         if id(parameter) not in known:
             full = build.value(parameter).detach().to(dtype)
             known[id(parameter)] = sharded = nn.Parameter(full, parameter.requires_grad)

@@ -53,7 +53,9 @@ class UnshardedOptimizer(FP16_UnfusedOptimizer):
         if not self.overflow:
             self.optimizer.step()
             for shorts, fulls in quirks.weight_pairs(self):
-                torch._foreach_copy_([short.data for short in shorts], [full.data for full in fulls])
+                torch._foreach_copy_(
+                    [short.data for short in shorts], [full.data for full in fulls]
+                )
         for _, full in self.pairs():
             full.grad = None
 

@@ -89,9 +89,7 @@ def full_state(
     return from_autoep(state) if groups else state
 
 
-def _full_parameter(
-    parameter: nn.Parameter, zero_stage: int, is_wanted: bool
-) -> Tensor | None:
+def _full_parameter(parameter: nn.Parameter, zero_stage: int, is_wanted: bool) -> Tensor | None:
     """The full fp32 parameter on the CPU, or None on ranks that only take part in gathering it."""
     full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
     if full is None:  # frozen, or an engine without master weights

@@ -98,12 +98,10 @@ def preview(session: Session, device: Device) -> Preview:
 
 def check_memory(session: Session, seen: Preview, device: Device) -> None:
     """Raise ConfigError if the predicted memory of the run exceeds the device, or is unknown."""
-    own = [plan for plan in seen.plans if _is_own(plan, session)]
-    if not own:
-        raise ConfigError(
-            "memory cannot be predicted with expert_parallel; remove --check-memory"
-        )
-    plan, fits = own[0], fits_device(own[0], device)
+    plan = own_plan(session, seen)
+    if plan is None:
+        raise ConfigError("memory cannot be predicted with expert_parallel; remove --check-memory")
+    fits = fits_device(plan, device)
     if fits is None:
         raise ConfigError("--check-memory needs the memory of the GPUs; add --gpu-gib")
     if not fits:
@@ -116,6 +114,11 @@ def check_memory(session: Session, seen: Preview, device: Device) -> None:
             "training.activation_checkpointing, or choose another --deepspeed_config "
             "(--dry-run shows the memory for each)"
         )
+
+
+def own_plan(session: Session, seen: Preview) -> MemoryPlan | None:
+    """The plan for the DeepSpeed JSON of the run; None if it cannot be predicted."""
+    return next((plan for plan in seen.plans if _is_own(plan, session)), None)
 
 
 def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:

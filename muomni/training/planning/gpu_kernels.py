@@ -1,10 +1,10 @@
 """What CUDA kernels keep for the backward pass and allocate on the side, for traces on the meta device.
 
-Attention on the meta device would be torch's composite of matrix products with all scores. CUDA has fused kernels
-(flash, memory-efficient, cuDNN), which keep query, key, value, output, and the log-sum-exp of each query (Dao
-2023, arXiv:2307.08691). They take no boolean masks: torch converts one to a bias of the query's dtype in each call,
-with rows padded to 16 elements, and autograd keeps it. The backward pass sums query gradients in fp32, and has
-key and value gradients of each query head. Where kernels differ, the larger need is taken.
+Attention on the meta device would be torch's composite of matrix products, with all scores. CUDA has fused
+kernels (flash, memory-efficient, cuDNN), which keep query, key, value, output, and the log-sum-exp of each query
+(Dao 2023, arXiv:2307.08691). They take no boolean masks: torch converts one to a bias of the query's dtype in each
+call, with rows padded to 16 elements, and autograd keeps it. The backward pass sums query gradients in fp32, and
+has key and value gradients of each query head. Where kernels differ, the larger need is taken.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,9 @@ def _attention(
     """[B, H, T, D], [B, K, S, D] -> [B, H, T, D], with the memory of a fused kernel."""
     bias = attn_mask
     if bias is not None and bias.dtype == torch.bool:
-        bias = torch.where(bias, torch.zeros((), dtype=query.dtype, device=query.device), -torch.inf)
+        bias = torch.where(
+            bias, torch.zeros((), dtype=query.dtype, device=query.device), -torch.inf
+        )
     if bias is not None and bias.shape[-1] % _BIAS_ALIGNMENT:
         bias = F.pad(bias, (0, -bias.shape[-1] % _BIAS_ALIGNMENT))
     return _FusedAttention.apply(query, key, value, bias)

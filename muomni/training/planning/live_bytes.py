@@ -21,7 +21,8 @@ Bytes = dict[str, int]
 class LiveBytes(TorchDispatchMode):
     """While active, tracks `now`, the live bytes by part, and `peak`, their values at the highest total.
 
-    `part()` returns the part of a new storage. `on_meta` tracks tensors on the meta device, and no others. `flops` follows `models/layers/flops.py`.
+    `part()` returns the part of a new storage. `on_meta` tracks tensors on the meta device, and no
+    others. `flops` follows `models/layers/flops.py`.
     """
 
     def __init__(self, part: Callable[[], str], on_meta: bool = False) -> None:

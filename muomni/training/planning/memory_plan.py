@@ -4,9 +4,9 @@ The input is the trace of a step and the parameter sizes. The allocations follow
 (`runtime/engine.py`, `zero/stage_1_and_2.py`, `zero/stage3.py`, `fp16/unfused_optimizer.py`). A test compares
 the prediction with the tensors of real ranks.
 
-Memory can peak at four moments: the start (except under ZeRO 3, full fp32 weights before they are cast), before the
-first forward pass, during forward and backward pass, and during the update. Offloaded state stays on the host
-and is counted separately.
+Memory can peak at four moments: the start (full fp32 weights before they are cast, except under ZeRO 3), before
+the first forward pass, during forward and backward pass, and during the update. Offloaded state stays on the
+host and is counted separately.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -89,6 +89,11 @@ class MemoryPlan:
     def peak(self) -> int:
         """Peak bytes on the device."""
         return sum(self.moments[self.peak_at].values())
+
+    @property
+    def step_peak(self) -> int:
+        """Peak bytes on the device in a step, without the start."""
+        return max(sum(parts.values()) for name, parts in self.moments.items() if name != "start")
 
     @property
     def host_peak(self) -> int:

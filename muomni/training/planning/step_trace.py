@@ -110,10 +110,8 @@ def _even_counts(total: int, num_bins: int) -> Tensor:
 def _ctc_outputs(log_probs: Tensor, labels: Tensor, _lengths: Any, label_lengths: Any) -> Any:
     """Return the loss [B] and the forward variables [B, T, 2L + 1] saved for the backward pass."""
     num_frames, batch, _ = log_probs.shape
-    if labels.is_meta:
-        longest = labels.shape[-1]
-    else:
-        longest = max(torch.as_tensor(label_lengths).tolist(), default=0)
+    lengths = [labels.shape[-1]] if labels.is_meta else torch.as_tensor(label_lengths).tolist()
+    longest = max(lengths, default=0)
     variables = log_probs.new_empty(batch, num_frames, 2 * longest + 1)
     return log_probs.new_empty(batch), variables
 

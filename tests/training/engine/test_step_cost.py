@@ -68,7 +68,14 @@ def _count_waits(config: RunConfig, run: Path, stage: int) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("stage", "precision", "most"),
-    [(0, "fp32", 0), (0, "bf16", 0), (0, "fp16", 1), (1, "bf16", 2), (1, "fp16", 4), (2, "bf16", 4)],
+    [
+        (0, "fp32", 0),
+        (0, "bf16", 0),
+        (0, "fp16", 1),
+        (1, "bf16", 2),
+        (1, "fp16", 4),
+        (2, "bf16", 4),
+    ],
 )
 def test_the_engine_waits_for_the_device_at_most_a_few_times_a_step(
     stage: int, precision: str, most: int, text_data: Path, tmp_path: Path, one_rank: RankPool
