@@ -107,7 +107,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     here = None if request.is_for_other_gpus else device
     candidate = preflight.Candidate(config, request.engine_json, ranks.world_size, here, precision)
     preflight.check(candidate)
-    upstream = stage_type.find_upstream(config, request.upstream)
+    # Only one rank checks hashes and file sizes, to spare the file system.
+    upstream = stage_type.find_upstream(config, request.upstream, with_hashes=ranks.is_main)
     stream = config.data.stream
     needs_datasets = stream is None or stream.has_val
     datasets = open_datasets(config.data, spec.tasks) if needs_datasets else []
@@ -128,7 +129,6 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
-        # Only one rank checks file sizes, to spare the file system.
         feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
     return Session(request, ranks, device, precision, stage, feed, val)
 

@@ -58,12 +58,14 @@ class Stage(ABC):
         return self.config.stage
 
     @classmethod
-    def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
+    def find_upstream(
+        cls, config: RunConfig, run: Path, with_hashes: bool = True
+    ) -> dict[str, Export]:
         """Open the exports that the stage loads: those of `run`, unless its options name others.
 
         Raises UpstreamError if some are missing.
         """
-        return find_exports(run, stage_spec(config.stage).upstream)
+        return find_exports(run, stage_spec(config.stage).upstream, with_hashes)
 
     # -- data ------------------------------------------------------------------------------------
     @abstractmethod

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from muomni.checkpoint import store
+from muomni.checkpoint import export, store
 from muomni.distributed import collectives
-from muomni.distributed.discovery import discover
+from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError
 from muomni.training.session import Request, open_loop, prepare
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config
+from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 ZERO1: dict[str, Any] = {"zero_optimization": {"stage": 1}}
 
@@ -23,6 +24,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text_dataset(root / "text")
     write_tokenizer(root / "tokenizer.model")
     return root
+
+
+def test_only_the_first_rank_hashes_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_root(tmp_path)
+    hashed: list[Path] = []
+    original = export.sha256_file
+    monkeypatch.setattr(export, "sha256_file", lambda path: hashed.append(path) or original(path))
+    request = Request(omni_run("talker", root, {}), root / "run", root / "run", {}, "never")
+    prepare(request, Ranks(1, 1, 2))
+    assert not hashed
+    prepare(request, Ranks(0, 0, 2))
+    assert len(hashed) == 3
 
 
 def _hashed_files(config: Any, run: Path) -> dict[str, list[str]]:

@@ -2,9 +2,9 @@
 
 `RecordedBuild` runs a stage's `build()` with large weights on the meta device and records the operators that
 initialize them. `shard` later repeats those of one weight at a time, in fp32 on the CPU, and gives the result
-to DeepSpeed, which keeps this rank's shard. Random numbers are drawn in the order of an ordinary build, so a run
-starts with the same weights under every ZeRO stage. (DeepSpeed's `zero.Init` as a context would draw them on
-the device and in the compute dtype.)
+to DeepSpeed, which keeps this rank's shard. Random numbers are drawn in the order of an ordinary build, so a
+run starts with the same weights under every ZeRO stage. (DeepSpeed's `zero.Init` as a context would draw them
+on the device and in the compute dtype.)
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,11 @@
 """What CUDA kernels keep for the backward pass and allocate on the side, for traces on the meta device.
 
 Attention on the meta device would be torch's composite of matrix products, with all scores. CUDA has fused
-kernels (flash, memory-efficient, cuDNN), which keep query, key, value, output, and the log-sum-exp of each query
-(Dao 2023, arXiv:2307.08691). They take no boolean masks: torch converts one to a bias of the query's dtype in each
-call, with rows padded to 16 elements, and autograd keeps it. The backward pass sums query gradients in fp32, and
-has key and value gradients of each query head. Where kernels differ, the larger need is taken.
+kernels (flash, memory-efficient, cuDNN), which keep query, key, value, output, and the log-sum-exp of each
+query (Dao 2023, arXiv:2307.08691). They take no boolean masks: torch converts one to a bias of the query's
+dtype in each call, with rows padded to 16 elements, and autograd keeps it. The backward pass sums query
+gradients in fp32, and has key and value gradients of each query head. Where kernels differ, the larger need is
+taken.
 """
 
 from collections.abc import Iterator
