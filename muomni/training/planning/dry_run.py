@@ -25,6 +25,7 @@ from muomni.training.engine.ds_config import (
 from muomni.training.engine.offload import offload_of
 from muomni.training.engine.precision import DTYPES
 from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.planning.gradient_layout import Setup, Sizes
 from muomni.training.planning.live_bytes import storage_bytes
 from muomni.training.planning.memory_plan import (
     AVERAGE,
@@ -32,8 +33,6 @@ from muomni.training.planning.memory_plan import (
     MOMENTS,
     PARTS,
     MemoryPlan,
-    Setup,
-    Sizes,
     predict,
 )
 from muomni.training.planning.step_trace import StepTrace, trace_step

@@ -9,14 +9,15 @@ the first forward pass, during forward and backward pass, and during the update.
 host and is counted separately.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
 from muomni.training.engine.ds_config import ZeroSettings
 from muomni.training.engine.offload import Offload
+from muomni.training.planning.gradient_layout import Buckets, Setup, Sizes, overlap_by_rank
 from muomni.training.planning.live_bytes import Bytes
-from muomni.training.planning.step_trace import ACTIVATIONS, LOGITS, WORKSPACE, StepTrace, Stretch
+from muomni.training.planning.step_trace import ACTIVATIONS, LOGITS, WORKSPACE, StepTrace
 
 PARAMETERS, GRADIENTS, BUCKETS = "parameters", "gradients", "buckets"
 MASTER, MOMENTS, AVERAGE = "fp32_weights", "moments", "average"
@@ -28,45 +29,6 @@ _FP32_BYTES = 4
 _NORM_BYTES = 8  # an element of the gradient whose norm is computed, in fp64
 # Elements per gradient bucket of the engine without ZeRO.
 _PLAIN_BUCKET = 500_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Elements of each trained parameter by optimizer group, and of each frozen parameter.
-
-    `order` has the position in the model of each parameter of the concatenated groups. `num_moments` is the
-    number of fp32 values per element that the optimizer keeps for a group.
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-    num_moments: tuple[int, ...]
-    order: tuple[int, ...]
-    frozen: tuple[int, ...]
-    buffer_bytes: int
-
-    @property
-    def trained(self) -> list[int]:
-        """Elements of the trained parameters in model order."""
-        sizes = [size for group in self.groups for size in group]
-        return [size for _, size in sorted(zip(self.order, sizes, strict=True))]
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """The setup to predict for.
-
-    `weight_bytes` is the size of an element in the compute dtype, `sum_bytes` of a gradient that is added up
-    over micro-batches, and `reduce_bytes` of one that is reduced over ranks.
-    On a GPU (`is_gpu`), reserved but unwritten memory counts, and host memory is separate.
-    """
-
-    num_ranks: int
-    num_accumulation: int
-    weight_bytes: int
-    sum_bytes: int
-    reduce_bytes: int
-    has_average: bool
-    is_gpu: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +193,7 @@ class _ShardedState(_Unsharded):
         num_own = 0 if self.offload.optimizer else self.num_own
         waiting = self.num_trained if is_split and not self.reduces_each_micro_batch else 0
         kept = num_own if is_split and self.reduces_each_micro_batch else 0
-        buckets = _Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
+        buckets = Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
         # Buffers are allocated with the first gradient; ZeRO 1 keeps them until the end of the step.
         reserved = buckets.reserved if waiting else 0
         own = 0
@@ -282,7 +244,7 @@ class _ShardedState(_Unsharded):
     def _max_overlap(self, measure: Callable[[int], int]) -> int:
         """Sum `measure` over the parameters that overlap a rank's shard; the maximum over ranks."""
         by_group = [
-            _overlap_by_rank(group, share, self.setup.num_ranks, measure)
+            overlap_by_rank(group, share, self.setup.num_ranks, measure)
             for group, share in zip(self.sizes.groups, self.shares, strict=True)
         ]
         return max(map(sum, zip(*by_group, strict=True)))
@@ -298,7 +260,7 @@ class _ShardedGradients(_ShardedState):
             yield from super().during_backward()
             return
         # Sums in fp32 are kept for this rank's shard alone.
-        buckets = _Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
+        buckets = Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
         own = sum(self.shares) if self.setup.num_accumulation > 1 else 0
         for _, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
             own = sum(self.shares) if sent else own
@@ -358,11 +320,11 @@ class _ShardedWeights(_Unsharded):
         return {PARAMETERS: self.width * (self._num_owned + largest) + self.sizes.buffer_bytes}
 
     def between_steps(self) -> Bytes:
-        buckets = _Buckets(self.zero, self.setup, 1)
+        buckets = Buckets(self.zero, self.setup, 1)
         return {GRADIENTS: self._gradients, BUCKETS: self.reduce_width * buckets.reserved}
 
     def during_backward(self) -> Iterator[Bytes]:
-        buckets = _Buckets(self.zero, self.setup, 1)
+        buckets = Buckets(self.zero, self.setup, 1)
         # Before offload, the norm of a gradient is computed in fp64.
         norm = _NORM_BYTES * self._share(max(self.sizes.trained)) * self.offload.optimizer
         for finished, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
@@ -373,7 +335,7 @@ class _ShardedWeights(_Unsharded):
             }
 
     def during_update(self) -> Iterator[Bytes]:
-        buckets = _Buckets(self.zero, self.setup, 1)
+        buckets = Buckets(self.zero, self.setup, 1)
         buckets.touch(self.num_trained)
         reserved = self.reduce_width * buckets.reserved
         if self.offload.optimizer:
@@ -439,52 +401,6 @@ class _ShardedWeights(_Unsharded):
         large = [n for n in self._all_sizes if not self._is_small(n)]
         limit = self.zero.max_reuse_distance + self.zero.prefetch_bucket + max(large, default=0)
         return max(0, min(sum(large) - num_finished, limit))
-
-
-class _Buckets:
-    """The buffers of finished gradients that wait to be reduced; counts elements."""
-
-    def __init__(self, zero: ZeroSettings, setup: Setup, num_buffers: int) -> None:
-        self._size = zero.reduce_bucket
-        self._written = [0] * num_buffers
-        self._is_gpu = setup.is_gpu
-        self._waiting = 0
-
-    @property
-    def reserved(self) -> int:
-        """Elements of all buffers: reserved on GPUs, written on CPUs."""
-        return self._size * len(self._written) if self._is_gpu else sum(self._written)
-
-    def touch(self, size: int) -> None:
-        """Write up to `size` elements into the buffer in use."""
-        self._written[0] = max(self._written[0], min(size, self._size))
-
-    def follow(self, stretches: Sequence[Stretch], trained: list[int]) -> Iterator[tuple[int, int]]:
-        """Yield for each stretch the elements finished before it, and those reduced at its end."""
-        finished = 0
-        for stretch in stretches:
-            size = 0 if stretch.parameter is None else trained[stretch.parameter]
-            sent = 0
-            if stretch.parameter is None or self._waiting + size > self._size:
-                sent, self._waiting = self._waiting, 0
-                self._written.reverse()
-            self._waiting += size
-            self.touch(self._waiting)
-            yield finished, sent
-            finished += size
-
-
-def _overlap_by_rank(
-    group: tuple[int, ...], share: int, num_ranks: int, measure: Callable[[int], int]
-) -> list[int]:
-    """Sum `measure` over the parameters of a group that overlap each rank's shard."""
-    sums = [0] * num_ranks
-    start = 0
-    for size in group:
-        for rank in range(start // share, (start + size - 1) // share + 1):
-            sums[rank] += measure(size)
-        start += size
-    return sums
 
 
 def _sum(*parts: Bytes) -> Bytes:

@@ -12,8 +12,9 @@ from muomni.distributed.discovery import Ranks, discover
 from muomni.training.engine.ds_config import ZeroSettings
 from muomni.training.engine.offload import Offload
 from muomni.training.planning.dry_run import Device, predict_memory, read_step
+from muomni.training.planning.gradient_layout import Setup, Sizes
 from muomni.training.planning.live_bytes import LiveBytes
-from muomni.training.planning.memory_plan import MemoryPlan, Setup, Sizes, predict
+from muomni.training.planning.memory_plan import MemoryPlan, predict
 from muomni.training.planning.step_trace import (
     ACTIVATIONS,
     WORKSPACE,
