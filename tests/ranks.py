@@ -114,7 +114,9 @@ class RankPool:
         for pool in self._instead_of:
             pool.close()
         # The fork server has imported DeepSpeed for CPUs.
-        context = multiprocessing.get_context("forkserver" if self.device == "cpu" else "spawn")
+        context: Any = multiprocessing.get_context(
+            "forkserver" if self.device == "cpu" else "spawn"
+        )
         port = _free_port()
         self._logs = []
         for rank in range(self.num_ranks):

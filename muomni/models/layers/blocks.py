@@ -130,6 +130,6 @@ def not_compiled() -> Iterator[None]:
         torch.compiler.set_stance("default")
 
 
-def full_precision(x: torch.Tensor) -> AbstractContextManager[None]:
+def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Disable autocast on the device of `x`; a tensor without data (meta device) has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -160,7 +160,9 @@ class Engine:
             norm = torch.nn.utils.get_total_norm(gradients.values())
         limit, scale = self._max_grad_norm or float("inf"), self._own_scale
         factor = (limit / (norm / scale + 1e-6)).clamp(max=1.0) / scale
-        torch._foreach_mul_(list(gradients.values()), factor)
+        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+            list(gradients.values()), factor
+        )
         is_bad = (~torch.isfinite(norm)).view(()).float()
         # As torch's GradScaler does: fused optimizers read it on the device, so the host does not wait.
         inner = self.optimizer if self.precision == "fp32" else self.optimizer.optimizer

@@ -53,7 +53,7 @@ class UnshardedOptimizer(FP16_UnfusedOptimizer):
         if not self.overflow:
             self.optimizer.step()
             for shorts, fulls in quirks.weight_pairs(self):
-                torch._foreach_copy_(
+                torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
                     [short.data for short in shorts], [full.data for full in fulls]
                 )
         for _, full in self.pairs():

@@ -197,11 +197,13 @@ def predict_memory(
 
 
 def _setup(session: Session, engine_json: dict[str, Any], device: Device) -> Setup:
-    formats = (session.precision, *gradient_format(engine_json, session.precision))
+    summed, reduced = gradient_format(engine_json, session.precision)
     return Setup(
         session.ranks.world_size,
         session.feed.num_accumulation,
-        *(DTYPES[name].itemsize for name in formats),
+        DTYPES[session.precision].itemsize,
+        DTYPES[summed].itemsize,
+        DTYPES[reduced].itemsize,
         session.request.config.training.ema_decay is not None,
         is_gpu=device.kind == "cuda",
     )
