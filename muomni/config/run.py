@@ -6,7 +6,7 @@ batch sizes, precision, clipping, and schedule belong here and are rejected ther
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from muomni.config.models import Positive, Section
 
@@ -68,6 +68,12 @@ _SECRET_OPTIONS = {
 }  # fmt: skip
 
 
+def _check_workers(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 0):
+        raise ValueError("write a number of processes, or auto")
+    return value
+
+
 class DataSection(Section):
     """Source of the samples, and the processes that decode them."""
 
@@ -86,7 +92,7 @@ class DataSection(Section):
         default_factory=dict,
         description="arguments of the fsspec file system of the URL, without secrets",
     )
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    num_workers: Annotated[int | Literal["auto"], PlainValidator(_check_workers)] = Field(
         default="auto",
         description="worker processes per rank; 0: decode in the rank itself; auto: cores of the rank - 1 on "
         "GPUs, 0 on CPUs",
