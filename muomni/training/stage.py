@@ -49,7 +49,9 @@ class Stage(ABC):
         self.tokenizer = context.tokenizer
 
     def on(self, device: torch.device) -> "Stage":
-        """This stage for another device, with frozen models of its own."""
+        """This stage, or one for another device, with frozen models of its own."""
+        if device == self.context.device:
+            return self
         return type(self)(self.config, replace(self.context, device=device))
 
     @property
