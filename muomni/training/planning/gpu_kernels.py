@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muomni.models.layers.moe import Experts
+
 # cuBLAS allocates it at the first product; the size that torch chooses for Hopper, the largest.
 MATMUL_WORKSPACE_BYTES = 32 * 2**20
 
@@ -24,14 +26,27 @@ _BIAS_ALIGNMENT = 16
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Replace scaled dot-product attention by a stand-in for the fused CUDA kernels."""
-    original = F.scaled_dot_product_attention
+    """Replace attention by a stand-in for the fused CUDA kernels, and the load of experts by an even one."""
+    attention, experts = F.scaled_dot_product_attention, Experts.forward
+
+    def with_even_load(self: Experts, x: Tensor, counts: Any) -> Tensor:
+        is_unknown = isinstance(counts, Tensor) and counts.is_meta
+        return experts(self, x, even_counts(len(x), len(counts)) if is_unknown else counts)
+
     # Not by a TorchFunctionMode, which recomputation in the backward pass would not see.
     F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    Experts.forward = with_even_load
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = original
+        F.scaled_dot_product_attention, Experts.forward = attention, experts
+
+
+def even_counts(total: int, num_bins: int) -> Tensor:
+    """Tokens per expert with a balanced router: int64 [num_bins]."""
+    counts = torch.full((num_bins,), total // num_bins)
+    counts[: total % num_bins] += 1
+    return counts
 
 
 def allocate_scratch(func: Any, args: tuple[Any, ...]) -> None:

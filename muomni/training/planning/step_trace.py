@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from muomni.data.loading.loader import to_device
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.models.layers import losses
@@ -67,7 +68,7 @@ class FakeStep(LiveBytes):
         if func in _INDEXING:
             args = (args[0], _integer_indices(args[1]), *args[2:])
         elif func is _aten.bincount.default and _has_no_values(args[0]):
-            return _even_counts(args[0].numel(), kwargs.get("minlength", args[-1]))
+            return gpu_kernels.even_counts(args[0].numel(), kwargs.get("minlength", args[-1]))
         elif func in _CTC_LOSSES and _has_no_values(args[0]):
             return _ctc_outputs(*args[:4])
         elif func in _CTC_GRADIENTS and args[1].is_meta:
@@ -100,13 +101,6 @@ def _integer_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     return numbers
 
 
-def _even_counts(total: int, num_bins: int) -> Tensor:
-    """Tokens per expert with a balanced router."""
-    counts = torch.full((num_bins,), total // num_bins)
-    counts[: total % num_bins] += 1
-    return counts
-
-
 def _ctc_outputs(log_probs: Tensor, labels: Tensor, _lengths: Any, label_lengths: Any) -> Any:
     """Return the loss [B] and the forward variables [B, T, 2L + 1] saved for the backward pass."""
     num_frames, batch, _ = log_probs.shape
@@ -131,7 +125,7 @@ def trace_step(
     make_fake(task, DTYPES[precision], is_gpu)
     if not is_gpu:
         return trace_task(stage, task.train(), batches, num_ranks)
-    copies = [{name: tensor.to("meta") for name, tensor in batch.items()} for batch in batches]
+    copies = [to_device(batch, torch.device("meta")) for batch in batches]
     with gpu_kernels.stand_ins():
         trace = trace_task(stage, task.train(), copies, num_ranks)
     return replace(trace, resident=trace.resident + gpu_kernels.MATMUL_WORKSPACE_BYTES)

@@ -19,6 +19,7 @@ from tests.training.stages.curves import stage_config
 from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 PERCEPTION = ("audio_encoder", "vision_encoder", "codec")
+EXPERTS = {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 32}
 STAGES = (*PERCEPTION, "thinker", "talker", "sft")
 
 
@@ -58,6 +59,14 @@ def test_a_dry_run_on_a_gpu_machine_previews_every_stage(name: str, open_on_gpu:
     on_cpu = trace_step(session.stage, seen.batches, "bf16", 2)
     assert 0.3 < seen.trace.flops / on_cpu.flops < 4
     assert seen.trace.stretches[0].live[ACTIVATIONS] > 0.3 * on_cpu.stretches[0].live[ACTIVATIONS]
+
+
+def test_experts_are_traced_with_an_even_load(open_on_gpu: Any) -> None:
+    session = open_on_gpu("thinker", {"model": {"moe": EXPERTS}})
+    trace = trace_step(session.stage, read_step(session), "bf16", 2, "cuda")
+    assert trace.stretches[0].live[ACTIVATIONS] > 0
+    counts = gpu_kernels.even_counts(11, 4)
+    assert counts.tolist() == [3, 3, 3, 2]
 
 
 def test_recomputation_is_traced_for_gpus_too(open_on_gpu: Any) -> None:
