@@ -44,9 +44,9 @@ def dry_run(data: Path, *flags: str) -> dict[str, Any]:
 def test_state_is_sharded_by_zero_stage(
     text_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = dry_run(text_data, "--gpus", "32", "--gpu-gib", "1", "--precision", "bf16")
+    found = dry_run(text_data, "--gpus", "32", "--gpu-gib", "4", "--precision", "bf16")
     printed = capsys.readouterr().out
-    assert "memory per GPU in MiB, 32 in total, bf16 (a GPU has 1,024 MiB)" in printed
+    assert "memory per GPU in MiB, 32 in total, bf16 (a GPU has 4,096 MiB)" in printed
     assert json.loads(json.dumps(found)) == found
     full, *sharded = found["memory"]
     names = [(plan["zero_stage"], plan["offload"]) for plan in sharded]
@@ -58,7 +58,7 @@ def test_state_is_sharded_by_zero_stage(
         # Page-locked fp32 weights take up to twice their size.
         most = 16 if plan["offload"] else 12
         assert 12 * num / 32 <= plan["optimizer_state_bytes"] <= 1.05 * most * num / 32
-        assert plan["fits"] and plan["device_bytes"] == GIB
+        assert plan["fits"] and plan["device_bytes"] == 4 * GIB
         assert bool(plan["host_bytes"]) == bool(plan["offload"])
     assert found["ranks"] == 32 and found["accumulation"] == 2
     one = dry_run(text_data, "--gpus", "1", "--precision", "bf16")
@@ -136,10 +136,10 @@ def test_the_sums_of_bf16_gradients_need_memory(text_data: Path, tmp_path: Path)
     for name in ("fp32", "bf16"):
         content = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": name}}
         engine = write_json(tmp_path / f"{name}.json", content)
-        flags = ("--precision", "bf16", "--deepspeed_config", engine)
+        flags = ("--precision", "bf16", "--deepspeed_config", engine, "--gpus", "32")
         (plan,) = (p for p in dry_run(text_data, *flags)["memory"] if p["zero_stage"] == 1)
         peaks.append(plan["parts_bytes"]["gradients"])
-    assert peaks[0] >= 1.9 * peaks[1]
+    assert 1.5 * peaks[1] < peaks[0] <= 2 * peaks[1]
 
 
 def test_offload_has_a_row_and_uses_the_same_memory_on_a_cpu(
