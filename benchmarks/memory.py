@@ -44,10 +44,10 @@ LEAN_ALLOCATION = {
 }  # fmt: skip
 MINIMAL = (
     "model.hidden_size=8", "model.num_layers=1", "model.num_heads=1", "model.num_kv_heads=1",
-    "model.head_dim=8", "model.intermediate_size=8", "batch.seq_len=16", "batch.batch_size=1",
+    "model.head_dim=8", "model.intermediate_size=8", "batch.seq_len=16", "batch.micro_sequences=1",
 )  # fmt: skip
 # A step of preset small takes 15 minutes on one core; use one micro-batch per rank.
-FEW_MICRO_BATCHES = ("batch.batch_size=2", "batch.micro_batches_per_step=2")
+FEW_MICRO_BATCHES = ("batch.micro_sequences=2", "batch.global_tokens=4096")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ and documents with a log-normal distribution (mean of about 510 tokens), truncat
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def of_sample_data(arguments: argparse.Namespace) -> dict[str, dict[str, float]]
         config = resolve(stage, arguments.preset, None, {"data": {"root": arguments.data}})
         session = prepare(Request(config, Path(), Path(), {}, "never"), Ranks())
         name = f"sample {stage}, {session.planned.plan.order.epoch_size} samples"
-        results[name] = metrics(session.planned.plan, session.planned.plan.num_steps(1))
+        results[name] = metrics(session.planned.plan, session.planned.plan.num_steps(1), 1)
     return results
 
 
@@ -69,25 +70,26 @@ def of_synthetic_lengths(num_steps: int) -> dict[str, dict[str, float]]:
     frames = np.ceil(100 * seconds).astype(np.int64)
     tokens = np.clip(random.lognormal(5.85, 0.9, _NUM_SAMPLED), 8, 4096).astype(np.int64)
     results = {}
-    for group in (8, 64, 512):
+    for group in (8, 64, 512):  # ranks, with one micro-batch per step each
         for budget_s in (100, 200, 400):
-            plan = Plan(frames, Batching("bucket", budget_s * 100), group, 0)
-            results[f"speech {budget_s} s, G={group}"] = metrics(plan, num_steps)
+            plan = Plan(frames, Batching("bucket", group * budget_s * 100, budget_s * 100), 0)
+            results[f"speech {budget_s} s, G={group}"] = metrics(plan, num_steps, group)
         for rows in (1, 8):
-            plan = Plan(tokens, Batching("pack", 4096, num_sequences=rows), group, 0)
-            results[f"text {rows} x 4096 tokens, G={group}"] = metrics(plan, num_steps)
+            plan = Plan(tokens, Batching("pack", group * rows, rows, seq_len=4096), 0)
+            results[f"text {rows} x 4096 tokens, G={group}"] = metrics(plan, num_steps, group)
     return results
 
 
-def metrics(plan: Any, num_steps: int) -> dict[str, float]:
+def metrics(plan: Any, num_steps: int, num_ranks: int) -> dict[str, float]:
     """Useful fraction and waits over the first `num_steps` steps, at most one epoch."""
     real, padded, waits = 0, 0, []
     for step in range(min(num_steps, plan.num_steps(1))):
         costs = []
-        for batch in plan.step(step):
+        shares = [plan.rank_step(step, rank, num_ranks) for rank in range(num_ranks)]
+        for batch in itertools.chain(*shares):
             lengths = plan.lengths[np.array(batch.ids)]
             if plan.batching.mode == "pack":
-                cost = plan.batching.num_sequences * plan.batching.size
+                cost = len(batch.sequences) * plan.batching.seq_len
             else:
                 cost = len(lengths) * int(lengths.max())
             real += int(lengths.sum())

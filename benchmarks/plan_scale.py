@@ -151,18 +151,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         manifest = Manifest.load(arguments.work / "speech")
         source = Source([manifest], "train", check_files=arguments.check_files)
         batching = {
-            "fixed": Batching("fixed", 64),
-            "bucket": Batching("bucket", 200 * 100),
-            "pack": Batching("pack", 4096, num_sequences=4),
+            "fixed": Batching("fixed", 64, 64),
+            "bucket": Batching("bucket", 800 * 100, 200 * 100),
+            "pack": Batching("pack", 4, 4, seq_len=4096),
         }[arguments.mode]
         order = SampleOrder(source.all_included, 0, batching.shuffle_window)
-        plan = Plan(mel_frames(source), batching, arguments.ranks, 0, source.describe, order)
+        plan = Plan(mel_frames(source), batching, 0, source.describe, order)
     num_windows = plan.windows.count
     random = np.random.default_rng(1)
     targets = random.integers(0, num_windows - 1, arguments.seeks)
     with Stopwatch() as counting:
         if arguments.mode == "fixed":
-            numbers = targets * (batching.shuffle_window // batching.size)
+            numbers = targets * (batching.shuffle_window // batching.global_size)
         else:
             first, last = (num_windows * (arguments.rank + i) // arguments.ranks for i in range(2))
             share = plan.count_windows(0, first, last)
@@ -171,7 +171,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     seeks = []
     for number in numbers.tolist():
         with Stopwatch() as seeking:
-            assert plan.micro_batch(number).ids
+            assert plan.rank_step(number, 0, 1)[0].ids
         seeks.append(seeking)
     return {
         "open_s": round(opening.wall_s, 3),
@@ -190,14 +190,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 def _set_counts(plan: Any, share: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Set exact counts for the windows `targets` and their successors, and typical counts for all others.
 
-    Returns the number of a micro-batch that starts in each target.
+    Returns the number of a step that starts in each target.
     """
     counts = np.resize(share, plan.windows.count)
     for window in np.unique(np.concatenate([targets, targets + 1])).tolist():
         counts[window] = plan.count_windows(0, window, window + 1)[0]
     plan.set_counts(0, counts)
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    return -(-starts[targets] // plan.batching.num_items)
+    return -(-starts[targets] // (plan.batching.units_per_step or 1))
 
 
 class Stopwatch:

@@ -154,7 +154,9 @@ def raw_variants(manifest: Manifest) -> dict[str, Callable[[], Iterable[Any]]]:
 
 def _in_planned_order(source: Source) -> Iterator[Sample]:
     """One epoch; the last micro-batch is truncated, since it extends into the next epoch."""
-    plan = Plan(np.ones(len(source), dtype=np.int64), Batching("fixed", _RAW_BATCH), 1, seed=0)
+    plan = Plan(
+        np.ones(len(source), dtype=np.int64), Batching("fixed", _RAW_BATCH, _RAW_BATCH), seed=0
+    )
     num_left = len(source)
     for batch in plan.rank_batches(0, 0, 1):
         for index in batch.ids[:num_left]:
@@ -203,7 +205,7 @@ def decoded_images(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         max(1, arguments.images // 8),
     )
     tokenizer = train_tokenizer([manifest.root], _VOCAB_SIZE, root / "images.model")
-    view = ImageTextView(tokenizer, _SIDE, _MAX_TOKENS, _IMAGE_BATCH, None)
+    view = ImageTextView(tokenizer, _SIDE, _MAX_TOKENS, None)
     results = {}
     for num_workers in map(int, arguments.workers.split(",")):
         pipelines: dict[str, Pipeline] = {
@@ -270,7 +272,7 @@ def own_batches(
 ) -> Iterable[Batch]:
     """The loader, as in training."""
     source = Source([manifest], "train")
-    plan = Plan(view.lengths(source), Batching("fixed", size), 1, seed=0)
+    plan = Plan(view.lengths(source), Batching("fixed", size, size), seed=0)
     return Loader(
         PlannedDataset(source, view, 0), plan.rank_batches(0, 0, 1), num_workers, _PREFETCH
     )

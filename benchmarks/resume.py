@@ -116,18 +116,24 @@ def make_cases(root: Path, arguments: argparse.Namespace) -> dict[str, Case]:
         for mode, task, samples in corpora
     }
     tokenizer = train_tokenizer([root / "pack"], 1024, root / "tokenizer.model")
-    text_view = TextView(tokenizer, seq_len=1024, num_sequences=4)
+    text_view = TextView(tokenizer, seq_len=1024)
     text_view.lengths(Source([manifests["pack"]], "train"))
     return {
         "fixed": Case(
-            manifests["fixed"], ImageTextView(tokenizer, 224, 64, 64, None), Batching("fixed", 64)
+            manifests["fixed"],
+            ImageTextView(tokenizer, 224, 64, None),
+            Batching("fixed", 64 * _MICRO_BATCHES_PER_STEP, 64),
         ),
         "bucket": Case(
             manifests["bucket"],
             SpeechView(CtcUnits(tokenizer, None), False),
-            Batching("bucket", 100 * 100),
+            Batching("bucket", _MICRO_BATCHES_PER_STEP * 100 * 100, 100 * 100),
         ),
-        "pack": Case(manifests["pack"], text_view, Batching("pack", 1024, num_sequences=4)),
+        "pack": Case(
+            manifests["pack"],
+            text_view,
+            Batching("pack", 4 * _MICRO_BATCHES_PER_STEP, 4, seq_len=1024),
+        ),
     }
 
 
@@ -165,7 +171,7 @@ def resume(case: Case, num_workers: int, position: float) -> dict[str, float]:
     source = Source([case.manifest], "train")
 
     def new_plan() -> Plan:
-        return Plan(case.view.lengths(source), case.batching, _MICRO_BATCHES_PER_STEP, seed=0)
+        return Plan(case.view.lengths(source), case.batching, seed=0)
 
     step = int(position * new_plan().num_steps(1))
     start = time.perf_counter()

@@ -138,7 +138,11 @@ def open_session(arguments: argparse.Namespace, folder: Path, ranks: Ranks) -> A
         {
             "data": {"root": arguments.data},
             "precision": "fp32",
-            "batch": {"seq_len": size, "batch_size": rows, "micro_batches_per_step": ranks.world_size},
+            "batch": {
+                "seq_len": size,
+                "global_tokens": size * rows * ranks.world_size,
+                "micro_sequences": rows,
+            },
             "training": {"max_steps": num_steps, "max_epochs": None},
         },
     )  # fmt: skip

@@ -83,7 +83,7 @@ def soak(stage_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     files: dict[str, list[int]] = {}
     step = 0
     for epoch in range(1, arguments.epochs + 1):
-        num_batches = (plan.num_steps(epoch) - step) * plan.micro_batches_per_step
+        num_batches = sum(plan.num_micro_batches(s, 1) for s in range(step, plan.num_steps(epoch)))
         for _ in itertools.islice(batches, num_batches):
             continue
         step = plan.num_steps(epoch)

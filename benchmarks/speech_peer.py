@@ -59,7 +59,7 @@ def random_batches(session: Any, num_batches: int) -> list[dict[str, Tensor]]:
     view, source = session.stage.view(), session.planned.source
     read, random = view.reader(source), np.random.default_rng(0)
     seconds = view.lengths(source)[np.arange(len(source))] / MEL_RATE_HZ
-    budget_s = session.request.config.batch.max_seconds
+    budget_s = session.request.config.batch.micro_seconds
     num_rows = next(
         n for n in range(1, len(source)) if (n + 1) * _mean_longest(seconds, n + 1) > budget_s
     )

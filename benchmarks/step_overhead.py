@@ -82,7 +82,7 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     config, stage = session.request.config, session.stage
     task = stage.build()
     full = ds_config.complete(
-        session.request.engine_json, config, session.precision, session.feed.num_accumulation,
+        session.request.engine_json, config, session.precision, session.feed.accumulates,
         session.ranks.world_size,
     )  # fmt: skip
     with quiet_deepspeed():
@@ -92,9 +92,8 @@ def bare_loop(session: Any, num_steps: int) -> Callable[[], None]:
     dataset = PlannedDataset(session.planned.source, stage.view(), config.seed)
     plan = session.planned.plan.rank_batches(0, session.ranks.rank, session.ranks.world_size)
     batches = []
-    for _ in range(num_steps * session.feed.num_accumulation):
-        batch = dataset[next(plan)]
-        batch.pop("num_bad")
+    for _ in range(num_steps * session.feed.num_micro_batches(0)):
+        batch = dataset[next(plan)].tensors
         batches.append((batch, float(stage.loss_denominators(batch)["loss"])))
 
     def run() -> None:

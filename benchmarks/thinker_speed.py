@@ -44,7 +44,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int | None]] = {
         "small",
         {
             "model": {"num_layers": 12, "num_kv_heads": 12, "max_positions": 1024},
-            "batch": {"seq_len": 512, "batch_size": 1, "micro_batches_per_step": 1},
+            "batch": {"seq_len": 512, "global_tokens": 512, "micro_sequences": 1},
         },
         32_768,
     ),
@@ -128,7 +128,7 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
     """Measure all variants in turn and compute the ratios."""
     from muomni.training.session import open_loop
 
-    num_batches = arguments.steps * session.feed.num_accumulation
+    num_batches = arguments.steps * session.feed.num_micro_batches(0)
     loop = open_loop(session)
     variants, close = peers(session, arguments, num_batches, folder)
     useful: dict[str, float] = {}  # labels per step
@@ -157,8 +157,8 @@ def compare(session: Any, arguments: argparse.Namespace, folder: Path) -> dict[s
         },
         "labels_per_step": useful,
         "positions_per_step": session.request.config.batch.seq_len
-        * session.request.config.batch.batch_size
-        * session.feed.num_accumulation,
+        * session.request.config.batch.micro_sequences
+        * session.feed.num_micro_batches(0),
         "median_ms": {name: round(statistics.median(t), 2) for name, t in times.items()},
         "minimum_ms": {name: round(min(t), 2) for name, t in times.items()},
         "rounds_ms": times,
@@ -180,7 +180,7 @@ def peers(
 
     sizes, optim = session.stage.model_config(), session.request.config.optim
     batch, generator = session.request.config.batch, torch.Generator().manual_seed(0)
-    shape = (num_batches, batch.batch_size, batch.seq_len)
+    shape = (num_batches, batch.micro_sequences, batch.seq_len)
     # Step time does not depend on the token values.
     ids = torch.randint(sizes.vocab_size, shape, generator=generator)
     rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
@@ -190,19 +190,21 @@ def peers(
         if name == "plain_gpt":
             gpt = PlainGpt(sizes)
             loss_of = lambda batch, model=gpt: model(**batch)  # noqa: E731
-            variants[name] = bare_loop(gpt, loss_of, rows, session.feed.num_accumulation, optim)
+            variants[name] = bare_loop(gpt, loss_of, rows, session.feed.num_micro_batches(0), optim)
             continue
         model = hugging_face(name.partition("_")[0], sizes)
         if name.endswith("_bare"):
             loss_of = lambda batch, model=model: model(**batch).loss  # noqa: E731
-            variants[name] = bare_loop(model, loss_of, rows, session.feed.num_accumulation, optim)
+            variants[name] = bare_loop(
+                model, loss_of, rows, session.feed.num_micro_batches(0), optim
+            )
         else:
             settings = {
                 "deepspeed": trainer_engine(session.request.engine_json),
                 "logging_steps": session.request.config.training.log_every,
             }
             trainer = TrainerTurns(
-                model, rows, session.feed.num_accumulation, optim, settings, folder / "trainer"
+                model, rows, session.feed.num_micro_batches(0), optim, settings, folder / "trainer"
             )
             variants[name], close = trainer, trainer.close
     return variants, close
@@ -228,7 +230,7 @@ def padded_variants(
     )  # fmt: skip
     batch, optim, num_steps = config.batch, config.optim, arguments.steps
     view, pad_id = stage.view(), stage.tokenizer.pad_id
-    positions = batch.seq_len * batch.batch_size * session.feed.num_accumulation
+    positions = batch.seq_len * batch.micro_sequences * session.feed.num_micro_batches(0)
     num_wide = positions // batch.seq_len
     # The largest number of rows that, padded to the longest, fits into the same positions.
     num_rows = next(
@@ -291,6 +293,7 @@ def own_padded_batches(
                 "labels": padded[:, 1:].masked_fill(~is_real, -100),
                 "document_ids": is_real.long(),
                 "document_starts": torch.from_numpy(document_starts(is_real.numpy())),
+                "longest_document": torch.tensor(is_real.shape[1]),
                 "num_bytes": torch.tensor(1.0),
                 "units": is_real.sum().float(),
             }

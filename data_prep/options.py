@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from muomni.data.text.normalization import QUOTES, remove_punctuation, spoken_form
 from muomni.errors import ConfigError
 
 DOCUMENTS = ("line", "paragraph", "file")
@@ -31,9 +32,6 @@ _NAME_PREFIXES = {
     "hiragana": ("HIRAGANA ", "KATAKANA-HIRAGANA "),
     "katakana": ("KATAKANA ", "KATAKANA-HIRAGANA "),
 }
-_QUOTES = str.maketrans(
-    {**dict.fromkeys("‘’‚‛′", "'"), **dict.fromkeys("“”„‟″«»", '"'), "–": "-", "—": "-", "…": "..."}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +187,13 @@ def _remove_control(text: str) -> str:
     return "".join(kept)
 
 
-def _remove_punctuation(text: str) -> str:
-    """Remove punctuation, except apostrophes and hyphens within words."""
-    return re.sub(r"(?<![^\W_])['’-]|['’-](?![^\W_])|[^\w\s'’-]|_", "", text)
-
-
 NORMALIZERS: dict[str, Callable[[str], str]] = {
     "nfc": lambda text: unicodedata.normalize("NFC", text),
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
     "control": _remove_control,
-    "quotes": lambda text: text.translate(_QUOTES),
-    "punctuation": _remove_punctuation,
+    "quotes": lambda text: text.translate(QUOTES),
+    "punctuation": remove_punctuation,
+    "spoken": spoken_form,
     "lower": str.lower,
     "upper": str.upper,
     "whitespace": _normalize_whitespace,

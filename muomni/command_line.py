@@ -1,18 +1,21 @@
-"""The argument parser of all commands, with one-sentence errors, and common options.
+"""The argument parser of all commands, with one-sentence errors, the types of arguments, and common options.
 
 Must not import torch, so that `--help` is fast.
 """
 
 import argparse
 import logging
+import math
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from muomni import __version__
 from muomni.errors import ConfigError, did_you_mean
+from muomni.io.paths import absolute
 
 # Options of earlier versions, and their new names, for the error message.
 RENAMED_OPTIONS = {
@@ -21,6 +24,9 @@ RENAMED_OPTIONS = {
     "--side-by-side": "--parallel-stages",  # terms: allow
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_INTEGER = 2**31 - 1
+MAX_SEED = 2**32 - 1
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 # Defaults that the help does not show.
 _UNSET = ("None", "", "()", "[]", "False", argparse.SUPPRESS)
 
@@ -65,6 +71,11 @@ class CommandParser(argparse.ArgumentParser):
         """Raise ConfigError instead of printing the usage and exiting."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
+    def takes_value(self, argument: str) -> bool:
+        """Whether an argument is an option whose value is the next argument."""
+        action = self._option_string_actions.get(argument)
+        return action is not None and action.nargs is None
+
     def _check_options(self, arguments: Sequence[str]) -> None:
         known = tuple(self._option_string_actions)
         for argument in arguments:
@@ -76,6 +87,64 @@ class CommandParser(argparse.ArgumentParser):
             if option in RENAMED_OPTIONS:
                 raise ConfigError(f"option {option} was renamed to {RENAMED_OPTIONS[option]}")
             self.error(f"unknown option {option}{did_you_mean(option, known)}")
+
+
+def integer(at_least: int = 0, at_most: int = MAX_INTEGER) -> Callable[[str], int]:
+    """Argument type: an integer in decimal digits, within limits."""
+
+    def parse(text: str) -> int:
+        if not _INTEGER.fullmatch(text) or not at_least <= int(text) <= at_most:
+            limits = f"of at least {at_least}" if at_most == MAX_INTEGER else ""
+            limits = limits or f"from {at_least} to {at_most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer {limits}")
+        return int(text)
+
+    return parse
+
+
+def number(
+    at_least: float = 0.0, at_most: float = math.inf, *, above: float | None = None
+) -> Callable[[str], float]:
+    """Argument type: a finite number within limits; `above` replaces `at_least` and is excluded."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        is_low = value < at_least if above is None else value <= above
+        if not math.isfinite(value) or "_" in text or is_low or value > at_most:
+            limits = f"of at least {at_least:g}" if above is None else f"above {above:g}"
+            limits += "" if at_most == math.inf else f" and at most {at_most:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+        return value
+
+    return parse
+
+
+def temperature(text: str) -> float:
+    """Argument type: 0 for greedy decoding, or a sampling temperature from 0.01 to 100."""
+    value = number(at_most=100)(text)
+    if 0 < value < 0.01:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 (greedy) nor from 0.01 to 100")
+    return value
+
+
+def path(text: str) -> Path:
+    """Argument type: a local path, as given, with `~` expanded; an empty one is refused."""
+    try:
+        absolute(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return Path(text).expanduser()
+
+
+def path_or_url(text: str) -> str:
+    """Argument type: an absolute local path, or a URL; an empty one is refused."""
+    try:
+        return absolute(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Layout of a run folder.
 
-RUN/STAGE/config.yaml      resolved config and provenance
+RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the run
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
@@ -9,6 +9,7 @@ RUN/STAGE/nonfinite/       micro-batches with non-finite gradients, and reports 
 RUN/STAGE/export/          weights and config for later stages and inference
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from muomni.config.loading import RESOLVED, read_yaml
 from muomni.errors import ConfigError
 from muomni.io.atomic_write import write_atomic
 
@@ -69,8 +71,23 @@ class RunFolder:
         if not os.access(self.root, os.W_OK):
             raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
 
-    def write_config(self, content: dict[str, Any]) -> None:
+    def resolved(self) -> dict[str, Any]:
+        """Facts about the last start of the run, such as its upstream exports; empty if it never started."""
+        content = read_yaml(self.config_file) if self.config_file.is_file() else {}
+        return content.get(RESOLVED) or {}
+
+    def write_config(self, config: dict[str, Any], resolved: dict[str, Any]) -> None:
+        """Write the config, and facts about the run, which `--config` ignores."""
+        content = {**config, RESOLVED: resolved}
         write_atomic(self.config_file, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def export_digest(export: Path) -> str | None:
+    """The digest that identifies the export in a folder, from its manifest; None without one."""
+    manifest = export / "export.json"
+    if not manifest.is_file():
+        return None
+    return json.loads(manifest.read_text(encoding="utf-8"))["sha256"]["model.safetensors"]
 
 
 def provenance() -> dict[str, Any]:

@@ -78,16 +78,29 @@ def two_gpu_ranks() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="module")
+def three_ranks(
+    request: pytest.FixtureRequest, one_rank: RankPool, two_ranks: RankPool
+) -> Iterator[RankPool]:
+    """Three warm ranks for the tests of one file (`_many_ranks`)."""
+    yield from _many_ranks(3, request, one_rank, two_ranks)
+
+
+@pytest.fixture(scope="module")
 def four_ranks(
     request: pytest.FixtureRequest, one_rank: RankPool, two_ranks: RankPool
 ) -> Iterator[RankPool]:
-    """Four warm ranks for the tests of one file; smaller pools are closed first and restart on demand.
+    """Four warm ranks for the tests of one file (`_many_ranks`)."""
+    yield from _many_ranks(4, request, one_rank, two_ranks)
 
-    Four ranks need much memory, so the files that start them share one worker.
+
+def _many_ranks(num: int, request: pytest.FixtureRequest, *smaller: RankPool) -> Iterator[RankPool]:
+    """A pool in place of smaller ones, which are closed first and restart on demand.
+
+    Many ranks need much memory, so the files that start them share one worker.
     """
     marker = request.node.get_closest_marker("xdist_group")
-    is_grouped = marker is not None and marker.args == ("four_ranks",)
-    assert is_grouped, f'{request.path} needs pytestmark = pytest.mark.xdist_group("four_ranks")'
-    pool = RankPool(4, instead_of=(one_rank, two_ranks))
+    is_grouped = marker is not None and marker.args == ("many_ranks",)
+    assert is_grouped, f'{request.path} needs pytestmark = pytest.mark.xdist_group("many_ranks")'
+    pool = RankPool(num, instead_of=smaller)
     yield pool
     pool.close()

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.cli.dataset_verbs import print_tables
-from data_prep.cli.parser import add_verb, add_workers, open_progress
+from data_prep.cli.parser import add_verb, add_workers, any_integer, any_number, open_progress
 from data_prep.options import Comparison
+from muomni.command_line import path
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs
@@ -30,11 +30,11 @@ def _add_retry(verbs: "Verbs") -> None:
         "retry quarantined samples and add the valid ones as new shards",
         "data/coco\ndata/coco --src /new/COCO",
     )
-    verb.add_argument("dir", type=Path, metavar="DATASET", help="dataset")
+    verb.add_argument("dir", type=path, metavar="DATASET", help="dataset")
     source = verb.add_argument_group("input")
-    source.add_argument("--src", type=Path, help="location of the corpus if it was moved")
+    source.add_argument("--src", type=path, help="location of the corpus if it was moved")
     source.add_argument(
-        "--media", type=Path, metavar="DIR", help="location of its media if they were moved"
+        "--media", type=path, metavar="DIR", help="location of its media if they were moved"
     )
     add_workers(verb.add_argument_group("workers"))
     verb.set_defaults(run=_run_retry)
@@ -48,7 +48,7 @@ def _add_dedup(verbs: "Verbs") -> None:
         "data/coco data/cc3m --dry-run\ndata --near --max-distance 6",
     )
     verb.add_argument(
-        "dirs", nargs="+", type=Path, metavar="DATASET", help="datasets or data roots"
+        "dirs", nargs="+", type=path, metavar="DATASET", help="datasets or data roots"
     )
     default = Comparison()
     comparison = verb.add_argument_group("comparison")
@@ -62,21 +62,21 @@ def _add_dedup(verbs: "Verbs") -> None:
     )
     comparison.add_argument(
         "--max-distance",
-        type=int,
+        type=any_integer,
         default=default.max_distance,
         metavar="BITS",
         help="maximum distance of image hashes, of 64 bits",
     )
     comparison.add_argument(
         "--min-similarity",
-        type=float,
+        type=any_number,
         default=default.min_similarity,
         metavar="F",
         help="minimum Jaccard similarity of texts",
     )
     output = verb.add_argument_group("output")
     output.add_argument("--dry-run", action="store_true", help="print findings, write no mask")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
+    output.add_argument("--json", type=path, metavar="FILE", help="write all findings to this file")
     add_workers(verb.add_argument_group("workers"))
     verb.set_defaults(run=_run_dedup)
 
@@ -88,11 +88,11 @@ def _add_exclude(verbs: "Verbs") -> None:
         "write a mask of listed samples that training skips",
         "data/coco --from bad.jsonl\ndata/coco --from bad.jsonl --name reviewed --reason blurry",
     )
-    verb.add_argument("dir", type=Path, metavar="DATASET", help="dataset")
+    verb.add_argument("dir", type=path, metavar="DATASET", help="dataset")
     verb.add_argument(
         "--from",
         dest="listing",
-        type=Path,
+        type=path,
         required=True,
         metavar="FILE",
         help='JSON lines with "key", or with "id" and "split"',

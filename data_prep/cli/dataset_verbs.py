@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cli.parser import add_verb, add_workers, open_progress, positive
+from data_prep.cli.parser import add_verb, add_workers, fraction, open_progress, positive
 from data_prep.readers import READERS
+from muomni.command_line import path
 from muomni.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _add_sample(verbs: "Verbs") -> None:
         "--out data/sample\n--out data/sample --vocab-size 1024 --overwrite",
     )
     output = verb.add_argument_group("output")
-    output.add_argument("--out", required=True, type=Path, help="data root to create")
+    output.add_argument("--out", required=True, type=path, help="data root to create")
     output.add_argument(
         "--vocab-size", type=positive, default=512, metavar="N", help="pieces of the tokenizer"
     )
@@ -49,13 +50,13 @@ def _add_tokenizer(verbs: "Verbs") -> None:
         "--data data/coco data/asr --vocab-size 4096 --out data/tokenizer.model",
     )
     verb.add_argument_group("input").add_argument(
-        "--data", required=True, nargs="+", type=Path, metavar="DIR", help="datasets or data roots"
+        "--data", required=True, nargs="+", type=path, metavar="DIR", help="datasets or data roots"
     )
     output = verb.add_argument_group("output")
     output.add_argument(
         "--vocab-size", required=True, type=positive, metavar="N", help="number of pieces"
     )
-    output.add_argument("--out", required=True, type=Path, help="model file to write")
+    output.add_argument("--out", required=True, type=path, help="model file to write")
     verb.set_defaults(run=_run_tokenizer)
 
 
@@ -66,7 +67,7 @@ def _add_finalize(verbs: "Verbs") -> None:
         "write the manifest after all array tasks have finished",
         "data/asr\n/scratch/data/coco",
     )
-    verb.add_argument("dir", type=Path, metavar="DIR", help="dataset")
+    verb.add_argument("dir", type=path, metavar="DIR", help="dataset")
     verb.set_defaults(run=_run_finalize)
 
 
@@ -78,13 +79,13 @@ def _add_index(verbs: "Verbs") -> None:
         "data/cc12m --task image-caption\ndata/cc12m --task image-caption --max-bad-fraction 0.05",
         "Tars in folders train, val, and test belong to that split, all others to train.",
     )
-    verb.add_argument("dir", type=Path, metavar="DIR", help="folder of tars")
+    verb.add_argument("dir", type=path, metavar="DIR", help="folder of tars")
     verb.add_argument("--task", required=True, choices=tuple(READERS), help="task of the samples")
     verb.add_argument("--name", help="dataset name (default: name of DIR)")
     verb.add_argument("--license", default="", metavar="NAME", help="license of the corpus")
     verb.add_argument(
         "--max-bad-fraction",
-        type=float,
+        type=fraction,
         default=0.01,
         metavar="F",
         help="maximum fraction of bad samples",

@@ -6,17 +6,25 @@ The modules of this package import only the standard library and options when th
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from muomni.command_line import CommandParser
+from muomni.command_line import MAX_INTEGER, CommandParser, integer, number
 
 if TYPE_CHECKING:
     from data_prep.sharding.sharder import Progress
 
     Verbs: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+
+positive = integer(1)
+fraction = number(0, 1)
+# The options of data preparation check their own limits.
+any_integer = integer(-MAX_INTEGER)
+any_number = number(-math.inf)
 
 
 def add_verb(
@@ -46,13 +54,6 @@ def add_workers(group: "argparse._ActionsContainer", default: int | None = None)
 def num_cpus() -> int:
     """Number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def positive(text: str) -> int:
-    """Argument type: a positive integer."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 @contextlib.contextmanager

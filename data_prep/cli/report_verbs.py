@@ -3,12 +3,12 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.cli.dataset_verbs import print_tables
 from data_prep.cli.parser import add_verb, add_workers, positive
 from data_prep.readers import READERS
+from muomni.command_line import number, path
 from muomni.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _add_verify(verbs: "Verbs") -> None:
     verb = add_verb(
         verbs, "verify", "check datasets on disk", "data/coco\n--full --decode 1 data/coco data/asr"
     )
-    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
     checks = verb.add_argument_group("checks")
     level = checks.add_mutually_exclusive_group()
     level.add_argument(
@@ -37,10 +37,14 @@ def _add_verify(verbs: "Verbs") -> None:
         "--full", action="store_true", help="also check SHA-256, tar headers, and keys"
     )
     checks.add_argument(
-        "--decode", type=float, default=0.0, metavar="P", help="percentage of samples to decode"
+        "--decode",
+        type=number(0, 100),
+        default=0.0,
+        metavar="P",
+        help="percentage of samples to decode",
     )
     verb.add_argument_group("output").add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the report to this file"
+        "--json", type=path, metavar="FILE", help="also write the report to this file"
     )
     add_workers(verb.add_argument_group("workers"))
     verb.set_defaults(run=_run_verify)
@@ -50,7 +54,7 @@ def _add_stats(verbs: "Verbs") -> None:
     verb = add_verb(
         verbs, "stats", "show statistics of datasets", "data/coco\n--json data > stats.json"
     )
-    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_run_stats)
 
@@ -62,11 +66,11 @@ def _add_inspect(verbs: "Verbs") -> None:
         "show samples of a dataset, or the content of a data root",
         "data\ndata/coco --split val --count 32 --png sheet.png",
     )
-    verb.add_argument("dir", type=Path, metavar="DIR", help="dataset or data root")
+    verb.add_argument("dir", type=path, metavar="DIR", help="dataset or data root")
     verb.add_argument("--split", default="train", help="split of the samples")
     verb.add_argument("--count", type=positive, default=16, metavar="N", help="number of samples")
     verb.add_argument(
-        "--png", type=Path, metavar="FILE", help="also draw images, waveforms, and spectrograms"
+        "--png", type=path, metavar="FILE", help="also draw images, waveforms, and spectrograms"
     )
     verb.set_defaults(run=_run_inspect)
 
@@ -80,7 +84,7 @@ def _add_mix(verbs: "Verbs") -> None:
         "--data data --weights coco=2 cc3m=1 --steps 10000 --samples-per-step 256",
     )
     corpora = verb.add_argument_group("input")
-    corpora.add_argument("--data", required=True, type=Path, metavar="DIR", help="data root")
+    corpora.add_argument("--data", required=True, type=path, metavar="DIR", help="data root")
     corpora.add_argument(
         "--task", choices=tuple(READERS), help="task of the datasets (default: the only one)"
     )
@@ -89,7 +93,7 @@ def _add_mix(verbs: "Verbs") -> None:
         "--weights", nargs="+", metavar="NAME=WEIGHT", help="relative weights, data.mix.weights"
     )
     mix.add_argument(
-        "--alpha", type=float, help="exponent of corpus sizes, data.mix.alpha (default: 1)"
+        "--alpha", type=number(0, 10), help="exponent of corpus sizes, data.mix.alpha (default: 1)"
     )
     mix.add_argument(
         "--unit", default="samples", metavar="UNIT", help="unit of the shares: samples or length"

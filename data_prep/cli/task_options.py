@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from data_prep.cli.parser import any_integer, any_number
 from data_prep.options import (
     CHECKS,
     FRAME_S,
@@ -26,22 +27,32 @@ _TEXTS = ("text", "image-caption", "speech", "tts")
 
 # Field of `Filters`: tasks, type of the flag, its metavar, and its help.
 _FILTERS: dict[str, tuple[tuple[str, ...], Callable[[str], int | float | str], str, str]] = {
-    "min_duration_s": (_SPEECH, float, "S", "minimum duration of audio clips in seconds"),
-    "max_duration_s": (_SPEECH, float, "S", "maximum duration of audio clips in seconds"),
-    "min_chars_per_s": (_SPEECH, float, "N", "minimum characters of the transcript per second"),
-    "max_chars_per_s": (_SPEECH, float, "N", "maximum characters of the transcript per second"),
+    "min_duration_s": (_SPEECH, any_number, "S", "minimum duration of audio clips in seconds"),
+    "max_duration_s": (_SPEECH, any_number, "S", "maximum duration of audio clips in seconds"),
+    "min_chars_per_s": (
+        _SPEECH,
+        any_number,
+        "N",
+        "minimum characters of the transcript per second",
+    ),
+    "max_chars_per_s": (
+        _SPEECH,
+        any_number,
+        "N",
+        "maximum characters of the transcript per second",
+    ),
     "max_silence_fraction": (
         _SPEECH,
-        float,
+        any_number,
         "F",
         f"maximum fraction of {1000 * FRAME_S:g} ms frames with an RMS below {SILENCE_DBFS} dBFS",
     ),
-    "max_clipped_fraction": (_SPEECH, float, "F", "maximum fraction of full-scale samples"),
-    "min_side_pixels": (_IMAGES, int, "PIXELS", "minimum shorter side of images"),
-    "max_pixels": (_IMAGES, int, "N", "maximum pixels of images (width times height)"),
-    "max_aspect": (_IMAGES, float, "RATIO", "maximum ratio of the longer to the shorter side"),
-    "min_chars": (_TEXTS, int, "N", "minimum characters of texts"),
-    "max_chars": (_TEXTS, int, "N", "maximum characters of texts"),
+    "max_clipped_fraction": (_SPEECH, any_number, "F", "maximum fraction of full-scale samples"),
+    "min_side_pixels": (_IMAGES, any_integer, "PIXELS", "minimum shorter side of images"),
+    "max_pixels": (_IMAGES, any_integer, "N", "maximum pixels of images (width times height)"),
+    "max_aspect": (_IMAGES, any_number, "RATIO", "maximum ratio of the longer to the shorter side"),
+    "min_chars": (_TEXTS, any_integer, "N", "minimum characters of texts"),
+    "max_chars": (_TEXTS, any_integer, "N", "maximum characters of texts"),
     "script": (
         _TEXTS,
         str.lower,
@@ -96,7 +107,7 @@ def add_preprocessing(verb: argparse.ArgumentParser, task: "Task") -> None:
         group.add_argument(
             "--sample-rate",
             dest="sample_rate_hz",
-            type=int,
+            type=any_integer,
             metavar="HZ",
             help="resample audio clips of other rates, as 16-bit FLAC",
         )
@@ -113,7 +124,7 @@ def add_preprocessing(verb: argparse.ArgumentParser, task: "Task") -> None:
 def _add_images(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--resize-shorter",
-        type=int,
+        type=any_integer,
         metavar="PIXELS",
         help="shrink larger images to this shorter side",
     )
@@ -126,7 +137,7 @@ def _add_images(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--quality",
-        type=int,
+        type=any_integer,
         default=_DEFAULT.quality,
         metavar="N",
         help="quality of JPEG and WebP, 1 to 100",

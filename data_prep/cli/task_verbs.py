@@ -2,11 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.cli.dataset_verbs import default_name, print_tables
-from data_prep.cli.parser import add_verb, add_workers, open_progress
+from data_prep.cli.parser import add_verb, add_workers, fraction, open_progress
 from data_prep.cli.task_options import (
     add_filters,
     add_preprocessing,
@@ -15,6 +14,7 @@ from data_prep.cli.task_options import (
 )
 from data_prep.options import DOCUMENTS, ReaderOptions
 from data_prep.readers import READERS
+from muomni.command_line import MAX_SEED, integer, path
 from muomni.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _add_input(verb: argparse.ArgumentParser, task: "Task") -> None:
         help=f"corpus layout: {', '.join(sorted(READERS[task]))}",
     )
     group.add_argument(
-        "--src", required=True, type=Path, help="folder of the corpus, or its table or file"
+        "--src", required=True, type=path, help="folder of the corpus, or its table or file"
     )
     if task == "text":
         group.add_argument(
@@ -98,7 +98,7 @@ def _add_input(verb: argparse.ArgumentParser, task: "Task") -> None:
     else:
         group.add_argument(
             "--media",
-            type=Path,
+            type=path,
             metavar="DIR",
             help="base of relative media paths in a table, manifest, or conversation (default: its folder)",
         )
@@ -152,7 +152,7 @@ def _add_speech_input(group: "argparse._ArgumentGroup") -> None:
 
 def _add_output(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("output")
-    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="dataset to create")
+    group.add_argument("--out", required=True, type=path, metavar="DIR", help="dataset to create")
     group.add_argument("--name", help="dataset name (default: name of --out)")
     group.add_argument(
         "--license", default="", metavar="NAME", help="license of the corpus, for the manifest"
@@ -165,7 +165,7 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-bad-fraction",
-        type=float,
+        type=fraction,
         default=0.01,
         metavar="F",
         help="maximum fraction of bad samples",
@@ -177,14 +177,14 @@ def _add_splits(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("splits")
     group.add_argument(
         "--val-fraction",
-        type=float,
+        type=fraction,
         default=0.01,
         metavar="F",
         help="fraction held out for validation during training",
     )
     group.add_argument(
         "--test-fraction",
-        type=float,
+        type=fraction,
         default=0.01,
         metavar="F",
         help="fraction held out for evaluation",
@@ -196,7 +196,9 @@ def _add_splits(verb: argparse.ArgumentParser) -> None:
         help="hash: by the hash of the group, consistent across corpora; source: as declared by the "
         "corpus, with missing splits taken from train by hash",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample order")
+    group.add_argument(
+        "--seed", type=integer(0, MAX_SEED), default=0, metavar="N", help="seed of the sample order"
+    )
 
 
 def _run_task(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ of eight bytes. Candidate pairs agree in a part of the hash: by the pigeonhole p
 the distance is missed, and of texts at the default similarity about 1 in 20,000.
 """
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import combinations, pairwise
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from muomni.data.media.decode import open_image
+from muomni.data.text.normalization import words_of
 
 _GRAY_SIDE = 32
 _HASH_SIDE = 8
@@ -47,7 +47,7 @@ _OFFSETS = _RANDOM.integers(2**64, size=(NUM_HASHES, 1), dtype=np.uint64)
 def plain_words(text: str) -> str:
     """The words of a text in lower case, without punctuation and compatibility forms."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
+    return " ".join(words_of(folded))
 
 
 def image_signature(data: bytes) -> tuple[int, np.ndarray] | None:

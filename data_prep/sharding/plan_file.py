@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from data_prep.options import Filters, Preprocessing, ReaderOptions
 from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan
-from muomni.config.models import Section
+from muomni.config.models import Record
 from muomni.data.shards.manifest import MANIFEST_NAME, Task
 from muomni.data.shards.writer import load_record
 from muomni.errors import DataError
@@ -20,7 +20,7 @@ from muomni.io.atomic_write import write_atomic
 PLAN_NAME = "shard_plan.json"
 
 
-class PlannedPath(Section):
+class PlannedPath(Record):
     """A planned shard."""
 
     path: str
@@ -28,7 +28,7 @@ class PlannedPath(Section):
     num_planned: int
 
 
-class RetryRound(Section):
+class RetryRound(Record):
     """A retry of bad samples: their keys as listed, and their new shards.
 
     Samples that fail again are listed with the new shards, so each sample belongs to one shard.
@@ -38,7 +38,7 @@ class RetryRound(Section):
     shards: tuple[PlannedPath, ...]
 
 
-class Request(Section):
+class Request(Record):
     """Location of the corpus, and the options that order and split it."""
 
     source: str
@@ -50,7 +50,7 @@ class Request(Section):
     shard_size: str
 
 
-class PlanFile(Section):
+class PlanFile(Record):
     """The parts of a plan that `finalize` and `retry-bad` need."""
 
     name: str

@@ -114,7 +114,7 @@ def parse_shard_size(text: str) -> tuple[int, bool]:
 
     Raises `ConfigError` for anything else.
     """
-    match = re.fullmatch(r"([1-9][0-9]*)\s*([KMG]I?B)?", text.strip().upper())
+    match = re.fullmatch(r"([1-9][0-9]{0,14})\s*([KMG]I?B)?", text.strip().upper())
     if not match:
         raise ConfigError(f"--shard-size {text!r} is not a number of samples or a size like 256MB")
     number, unit = int(match[1]), match[2]

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from muomni.config.loading import validate
+from muomni.config.loading import run_config, validate
+from muomni.config.run import RunConfig
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import UpstreamError
 from muomni.io.hashing import sha256_file
@@ -50,6 +51,15 @@ class Export:
     def digest(self) -> str:
         """SHA-256 of the weights, which identifies the training run."""
         return self.content["sha256"][_WEIGHTS]
+
+    @property
+    def run_config(self) -> RunConfig:
+        """The config that the stage was trained with; raises UpstreamError if it is not recorded."""
+        if "config" not in self.content:
+            raise UpstreamError(
+                f"{self.path} does not record its config; train stage {self.stage} again"
+            )
+        return run_config(self.content["config"], str(self.path / _MANIFEST))
 
     def config(self, config_type: type[Config]) -> Config:
         """The sizes of the exported model."""

@@ -49,7 +49,8 @@ class Topology:
 class TrainState:
     """State of the loop besides weights and optimizer.
 
-    `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor.
+    `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor. `best_of`
+    identifies the samples on which `best` was measured.
     """
 
     step: int
@@ -57,6 +58,7 @@ class TrainState:
     best: float | None
     mlflow_run_id: str | None
     units_seen: float
+    best_of: str = ""
 
 
 def step_folder(root: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from muomni.command_line import path
 from muomni.errors import CheckpointError
 
 SUMMARY = "List the checkpoints of a run with their step, size, state, and marks."
@@ -14,7 +15,7 @@ EXAMPLES = ("muomni ckpt ls runs/first", "muomni ckpt ls runs/first --verify --j
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the action and the run."""
     parser.add_argument("action", choices=("ls",), help="ls: list")
-    parser.add_argument("run", type=Path, help="run folder, with one folder per stage")
+    parser.add_argument("run", type=path, help="run folder, with one folder per stage")
     parser.add_argument(
         "--verify", action="store_true", help="also compare the SHA-256 of every file"
     )

@@ -1,7 +1,8 @@
 """`muomni convert`: write an export in the format of transformers or open_clip."""
 
 import argparse
-from pathlib import Path
+
+from muomni.command_line import path
 
 SUMMARY = """\
 Convert the export of stage thinker to transformers' Qwen3, or of vision_encoder to open_clip's CLIP."""
@@ -13,9 +14,9 @@ EXAMPLES = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add source and target."""
-    parser.add_argument("--run", type=Path, required=True, help="run folder with the export")
+    parser.add_argument("--run", type=path, required=True, help="run folder with the export")
     parser.add_argument("--stage", required=True, help="thinker or vision_encoder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument("--out", type=path, required=True, help="folder to create")
 
 
 def run(arguments: argparse.Namespace) -> None:

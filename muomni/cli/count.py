@@ -4,8 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
+from muomni.command_line import integer
 from muomni.config.names import preset_names
-from muomni.errors import ConfigError
 
 SUMMARY = """\
 Print parameters and forward FLOPs of every stage's model, by formula. Training costs three times the
@@ -20,8 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"any of {', '.join(preset_names())} (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--vocab-size", type=int, default=2048, metavar="N", help="tokens (default: 2048)"
-    )
+        "--vocab-size", type=integer(1, 2**24), default=2048, metavar="N",
+        help="tokens (default: 2048)",
+    )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead of tables"
     )
@@ -29,12 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the tables of some presets; raises ConfigError for an unknown one."""
-    vocab_size = arguments.vocab_size
-    if vocab_size < 1:
-        raise ConfigError(f"--vocab-size must be at least 1, got {vocab_size}")
     from muomni.training.planning.model_counts import count_preset, table
 
     presets = arguments.presets or preset_names()
+    vocab_size = arguments.vocab_size
     rows = {preset: count_preset(preset, vocab_size) for preset in presets}
     if arguments.json:
         content = {preset: [asdict(row) for row in counted] for preset, counted in rows.items()}

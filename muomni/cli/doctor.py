@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from muomni.command_line import path
 from muomni.config.names import preset_names
 from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
 from muomni.errors import DataError, MachineError, MuomniError
@@ -38,8 +39,8 @@ class Check:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add options for data, run, and preset."""
-    parser.add_argument("--data", type=Path, help="also check the datasets in this folder")
-    parser.add_argument("--run", type=Path, help="also check this run folder and its exports")
+    parser.add_argument("--data", type=path, help="also check the datasets in this folder")
+    parser.add_argument("--run", type=path, help="also check this run folder and its exports")
     parser.add_argument(
         "--preset",
         default="nano",
@@ -159,7 +160,7 @@ def check_shared_memory_op() -> str:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
     built = sorted(root.glob("**/deepspeed_shm_comm.so"))
     python = f"py{sys.version_info[0]}{sys.version_info[1]}_"
-    own = [path for path in built if python in str(path) or "TORCH_EXTENSIONS_DIR" in os.environ]
+    own = [file for file in built if python in str(file) or "TORCH_EXTENSIONS_DIR" in os.environ]
     return str(own[0]) if own else "not compiled yet; the first start of several ranks compiles it"
 
 
@@ -188,7 +189,7 @@ def check_shared_memory() -> str:
 
 
 def check_disk(run: Path) -> str:
-    existing = next(path for path in (run.resolve(), *run.resolve().parents) if path.exists())
+    existing = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
     if not os.access(existing, os.W_OK):
         raise MachineError(f"{existing} is not writable; choose another --run")
     free = shutil.disk_usage(existing).free

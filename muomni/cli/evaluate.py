@@ -2,9 +2,15 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from muomni.command_line import CommandParser, add_logging_options, configure_logging
+from muomni.command_line import (
+    CommandParser,
+    add_logging_options,
+    configure_logging,
+    integer,
+    path,
+    path_or_url,
+)
 from muomni.config.names import recipe_names
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import exit_on_error
@@ -23,19 +29,28 @@ EXAMPLES = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the stage, data, and report options."""
     parser.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
-    parser.add_argument("--run", type=Path, required=True, help="run folder with the export")
-    parser.add_argument("--data", help="data root or URL (default: the training data of the run)")
-    parser.add_argument("--split", default="test", help="split to evaluate (default: test)")
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N samples only")
+    parser.add_argument("--run", type=path, required=True, help="run folder with the export")
     parser.add_argument(
-        "--upstream", type=Path, help="run folder with the upstream exports (default: as recorded)"
+        "--data", type=path_or_url, help="data root or URL (default: the training data of the run)"
+    )
+    parser.add_argument("--split", default="test", help="split to evaluate (default: test)")
+    parser.add_argument(
+        "--limit", type=integer(1), metavar="N", help="evaluate the first N samples only"
+    )
+    parser.add_argument(
+        "--upstream", type=path, help="run folder with the upstream exports (default: as recorded)"
     )
     parser.add_argument(
         "--json",
-        type=Path,
+        type=path,
         help="report file (default: RUN/STAGE/evaluation.json for complete test splits)",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--no-tf32",
+        action="store_true",
+        help="on GPUs, multiply in full fp32 instead of TF32 (slower)",
+    )
+    parser.add_argument("--local_rank", type=integer(-1), help=argparse.SUPPRESS)
     add_logging_options(parser)
 
 
@@ -61,7 +76,7 @@ def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
     request = EvaluationRequest(
         arguments.stage, arguments.run, arguments.data, arguments.upstream, arguments.split,
-        arguments.limit,
+        arguments.limit, not arguments.no_tf32,
     )  # fmt: skip
     from muomni.evaluation.evaluator import evaluate
 

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from muomni.command_line import MAX_SEED, integer, number, path, temperature
+
 SUMMARY = """\
 Answer a question of text, images, and audio.
 
@@ -20,41 +22,50 @@ _SPEECH_TEMPERATURE = 0.7  # muomni.config.models.SPEECH_TEMPERATURE, which a te
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the question, the answer's limits, and sampling."""
     parser.add_argument(
-        "--run", type=Path, default=SAMPLE_RUN,
+        "--run", type=path, default=SAMPLE_RUN,
         help=f"run folder with an sft export (default: {SAMPLE_RUN})",
     )  # fmt: skip
     parser.add_argument(
         "--text", help="question; each <image> and <audio> is replaced by the next file of its kind"
     )
-    parser.add_argument("--image", type=Path, nargs="+", default=[], help="image files")
-    parser.add_argument("--audio", type=Path, nargs="+", default=[], help="audio files")
+    parser.add_argument("--image", type=path, nargs="+", default=[], help="image files")
+    parser.add_argument("--audio", type=path, nargs="+", default=[], help="audio files")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument(
-        "--speak", type=Path, metavar="OUT.wav", help="also write the answer as speech"
+        "--speak", type=path, metavar="OUT.wav", help="also write the answer as speech"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=128, help="maximum length in tokens (default: 128)"
-    )
+        "--max-new-tokens", type=integer(1, 2**20), default=128,
+        help="maximum length in tokens (default: 128)",
+    )  # fmt: skip
     parser.add_argument(
-        "--min-new-tokens", type=int, default=0, help="minimum length in tokens (default: 0)"
+        "--min-new-tokens", type=integer(), default=0, help="minimum length in tokens (default: 0)"
     )
     parser.add_argument(
         "--keep-loops", action="store_true", help="do not truncate repetitive answers"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=30.0, help="maximum length of the speech (default: 30)"
-    )
+        "--max-seconds", type=number(at_most=600, above=0), default=30.0,
+        help="maximum length of the speech (default: 30)",
+    )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=float, default=0.0,
+        "--temperature", type=temperature, default=0.0,
         help="sampling temperature; 0 = greedy (default: 0)",
     )  # fmt: skip
     parser.add_argument(
-        "--speech-temperature", type=float, default=_SPEECH_TEMPERATURE,
+        "--speech-temperature", type=temperature, default=_SPEECH_TEMPERATURE,
         help="sampling temperature of the speech codes; 0 = greedy, which tends to loop "
         f"(default: {_SPEECH_TEMPERATURE})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="sampling seed (default: 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON to a file")
+    parser.add_argument(
+        "--seed", type=integer(0, MAX_SEED), default=0, help="sampling seed (default: 0)"
+    )
+    parser.add_argument(
+        "--no-tf32",
+        action="store_true",
+        help="on GPUs, multiply in full fp32 instead of TF32 (slower)",
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="also write the JSON to a file")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         speech_temperature=arguments.speech_temperature,
         seed=arguments.seed,
+        tf32=not arguments.no_tf32,
     )
     result = generate(request)
     text = json.dumps(result, ensure_ascii=False)

@@ -29,6 +29,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "planning": {
         "count": "parameters and FLOPs of every stage",
+        "probe": "find the largest micro-batch that fits the device",
         "doctor": "check machine, data, and config",
         "completion": "print a completion script for bash, zsh, or tcsh",
     },

@@ -4,9 +4,15 @@ import argparse
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
-from muomni.command_line import CommandParser, add_logging_options, configure_logging
+from muomni.command_line import (
+    CommandParser,
+    add_logging_options,
+    configure_logging,
+    integer,
+    path,
+    path_or_url,
+)
 from muomni.config.names import preset_names, recipe_names
 from muomni.errors import ConfigError, exit_on_error
 
@@ -35,16 +41,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     where = parser.add_argument_group("input and output")
     where.add_argument(
-        "--data", default="data/sample", help="folder of datasets (default: data/sample)"
+        "--data",
+        type=path_or_url,
+        default="data/sample",
+        help="folder of datasets (default: data/sample)",
     )
-    where.add_argument("--run", type=Path, required=True, help="run folder of all stages")
+    where.add_argument("--run", type=path, required=True, help="run folder of all stages")
     how = parser.add_argument_group("execution")
     how.add_argument(
-        "--ranks", type=int, metavar="N",
+        "--ranks", type=integer(1, 2**20), metavar="N",
         help="processes per stage (default: one per GPU; on a CPU 2, on one core 1)",
     )  # fmt: skip
     how.add_argument(
-        "--parallel-stages", type=int, default=1, metavar="N",
+        "--parallel-stages", type=integer(1, 2**20), default=1, metavar="N",
         help="train up to N independent stages at a time, each on 1/N of the ranks (default: 1)",
     )  # fmt: skip
     how.add_argument(
@@ -67,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     slurm.add_argument(
         "--vocab-size",
-        type=int,
+        type=integer(1, 2**24),
         metavar="N",
         help="then train a tokenizer of this size on all datasets",
     )

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muomni.command_line import CommandParser, configure_logging
+from muomni.command_line import CommandParser, configure_logging, integer
 from muomni.config.arguments import EXAMPLES, add_train_options, resolve_train
-from muomni.distributed.discovery import Ranks, discover, export_environment
+from muomni.distributed.discovery import Ranks, discover, export_environment, keep_first
 from muomni.errors import ConfigError, exit_on_error
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_train_options(parser)
     parser.add_argument(
         "--ranks",
-        type=int,
+        type=integer(1, 2**20),
         metavar="N",
         help="processes to start (default: one per GPU; on a CPU 2, on one core 1)",
     )
@@ -50,8 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from muomni.pipeline.local import count_ranks, rank_environment, shareable_ranks, train_argv
 
-    if arguments.ranks is not None and arguments.ranks < 1:
-        raise ConfigError(f"--ranks must be at least 1, got {arguments.ranks}")
     num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
     if num_ranks == 1:
         run_rank(arguments, config, ranks)
@@ -89,16 +87,20 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
         raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or remove them")
-    if arguments.gpu_gib is not None and arguments.gpu_gib <= 0:
-        raise ConfigError(f"--gpu-gib must be above 0, got {arguments.gpu_gib:g}")
     if is_planned:
-        if arguments.gpus < 1:
-            raise ConfigError(f"--gpus must be at least 1, got {arguments.gpus}")
         ranks = replace(ranks, world_size=arguments.gpus)
     request = build_request(arguments, config)
     from muomni.training import session as sessions
 
     session = sessions.prepare(request, ranks)
+    num_usable = session.feed.max_ranks
+    if num_usable < ranks.world_size and ranks.launcher != "srun":
+        if ranks.is_main:
+            print(_explain_surplus(config, num_usable, ranks.world_size), flush=True)
+        if ranks.rank >= num_usable:
+            raise SystemExit(0)
+        ranks = keep_first(ranks, num_usable, os.environ)
+        session = sessions.prepare(request, ranks)
     if arguments.dry_run:
         from muomni.training.planning import dry_run
 
@@ -131,6 +133,13 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         folder, info = loop.parts.folder, loop.run_info()
         record_samples(session.stage, session.val, folder, loop.recorders, info)
     return result
+
+
+def _explain_surplus(config: "RunConfig", num_usable: int, num_ranks: int) -> str:
+    return (
+        f"{config.stage} trains on {num_usable} of {num_ranks} ranks: a global batch "
+        f"({config.batch.describe()}) has no work for more; raise batch.{config.batch.global_key} to use all"
+    )
 
 
 def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":

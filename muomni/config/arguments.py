@@ -1,10 +1,16 @@
 """Options of the training command, and the run config that they resolve to."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muomni.command_line import CommandParser, add_logging_options
+from muomni.command_line import (
+    CommandParser,
+    add_logging_options,
+    integer,
+    number,
+    path,
+    path_or_url,
+)
 from muomni.config.names import ENGINES, preset_names, recipe_names
 
 if TYPE_CHECKING:  # --help must not import pydantic
@@ -17,34 +23,41 @@ EXAMPLES = (
 )
 
 
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `muomni train`; docs/config_keys.md lists the keys for key=value."""
+def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that define a run; returns the group of input and output.
+
+    docs/config_keys.md lists the keys for key=value.
+    """
     what = parser.add_argument_group("what to train")
     what.add_argument("--stage", required=True, help=f"one of {', '.join(recipe_names())}")
     what.add_argument(
-        "--preset", default="nano", help=f"model sizes: {', '.join(preset_names())} (default: nano)"
+        "--preset",
+        help=f"model sizes: {', '.join(preset_names())} (default: that of --config, or nano)",
     )
-    what.add_argument("--config", type=Path, help="YAML file whose keys override the recipe")
-    what.add_argument("--max-steps", type=int, help="optimizer steps of the complete run")
+    what.add_argument(
+        "--config",
+        type=path,
+        help="YAML file whose keys override the recipe, or the config.yaml of a run",
+    )
+    what.add_argument("--max-steps", type=integer(1), help="optimizer steps of the complete run")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=3e-4")
     where = parser.add_argument_group("input and output")
     where.add_argument(
-        "--data", help="a dataset or folder of datasets, path or URL (default: data/sample)"
+        "--data",
+        type=path_or_url,
+        help="a dataset or folder of datasets, path or URL (default: data/sample)",
     )
-    where.add_argument("--run", type=Path, help="run folder (default: runs/default)")
+    where.add_argument("--run", type=path, help="run folder (default: runs/default)")
     where.add_argument(
         "--upstream",
-        type=Path,
+        type=path,
         help="run folder with the exports that this stage loads (default: --run, or runs/quickstart)",
-    )
-    where.add_argument(
-        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
-        type=Path,
+        type=path,
         default=DEFAULT_ENGINE,
         help="DeepSpeed JSON, see configs/deepspeed (default: zero1.json)",
     )
@@ -53,23 +66,33 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16"),
         help="auto: bf16 or fp16 on GPUs, fp32 on CPUs (default: the recipe's, auto)",
     )
+    add_logging_options(parser)
+    return where
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `muomni train`."""
+    add_run_options(parser).add_argument(
+        "--resume", default="auto", help="auto, never, or a checkpoint folder (default: auto)"
+    )
     plan = parser.add_argument_group("checks before a run")
     plan.add_argument(
         "--dry-run", action="store_true", help="check and print everything, train nothing"
     )
     plan.add_argument(
-        "--gpus", type=int, metavar="N", help="with --dry-run: plan for N GPUs, here or elsewhere"
-    )
+        "--gpus", type=integer(1, 2**20), metavar="N",
+        help="with --dry-run: plan for N GPUs, here or elsewhere",
+    )  # fmt: skip
     plan.add_argument(
-        "--gpu-gib", type=float, metavar="GIB", help="with --dry-run: memory of each GPU"
-    )
+        "--gpu-gib", type=number(at_most=1e6, above=0), metavar="GIB",
+        help="with --dry-run: memory of each GPU",
+    )  # fmt: skip
     plan.add_argument(
         "--check-memory",
         action="store_true",
         help="reject a run whose predicted memory per rank exceeds the available memory",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    add_logging_options(parser)
+    parser.add_argument("--local_rank", type=integer(-1), help=argparse.SUPPRESS)
 
 
 def parse_train(
@@ -84,11 +107,13 @@ def parse_train(
 def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
     """Resolve recipe, preset, file, options, and overrides to a run config; raises ConfigError."""
     from muomni.config.loading import merge, parse_override, resolve
+    from muomni.config.registry import stage_spec
 
+    config = stage_spec(arguments.stage).config
     overrides: dict[str, Any] = {}
     for text in arguments.overrides:
-        overrides = merge(overrides, parse_override(text))
-    if arguments.data:
+        overrides = merge(overrides, parse_override(text, config))
+    if arguments.data is not None:
         overrides = merge(overrides, {"data": {"root": arguments.data}})
     if arguments.precision:
         overrides = merge(overrides, {"precision": arguments.precision})
@@ -99,14 +124,18 @@ def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
 
 
 def arguments_for(stage: str, extra: list[str]) -> list[str]:
-    """Select the pipeline arguments for one stage; STAGE.key=value goes to that stage only."""
-    from muomni.config.registry import STAGES
+    """Select the pipeline arguments for one stage; STAGE.key=value goes to that stage only.
 
-    chosen = []
+    The values of options, such as a file `sft.yaml`, go to every stage.
+    """
+    parser = CommandParser("train")
+    add_train_options(parser)
+    chosen, is_value = [], False
     for argument in extra:
         prefix, dot, rest = argument.partition(".")
-        if not dot or prefix not in STAGES:
+        if is_value or not dot or prefix not in recipe_names() or "=" not in rest:
             chosen.append(argument)
         elif prefix == stage:
             chosen.append(rest)
+        is_value = not is_value and parser.takes_value(argument)
     return chosen

@@ -1,12 +1,13 @@
 """Build a validated `RunConfig` from YAML files and `key=value` overrides.
 
-Later sources win: the stage's recipe, the preset, the user's file, the command line. An unknown key or a
-wrong type is a one-sentence `ConfigError` that names the key, its source, and a suggestion.
+Later sources win: the stage's recipe, the preset, the user's file, the command line. The `config.yaml` of a run
+is complete, so it replaces recipe and preset. An unknown key or a wrong type is a one-sentence `ConfigError`
+that names the key, its source, and a suggestion.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,12 +15,23 @@ from pydantic import BaseModel, ValidationError
 from muomni.config.names import PRESETS, preset_names
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
+from muomni.config.values import CoreLoader, parse_value
 from muomni.errors import ConfigError, did_you_mean
 
 # Keys of earlier versions and their new names, for the error message. The first one that the stage has applies.
 RENAMED_KEYS = {
-    "batch.size": ("batch.seq_len", "batch.max_seconds", "batch.batch_size"),
-    "batch.rows": ("batch.batch_size",),
+    "batch.size": ("batch.seq_len", "batch.micro_seconds", "batch.micro_samples"),
+    "batch.rows": ("batch.micro_sequences",),
+    "batch.batch_size": ("batch.micro_sequences", "batch.micro_samples"),
+    "batch.max_seconds": ("batch.micro_seconds",),
+    "batch.micro_batches_per_step": (
+        "batch.global_tokens",
+        "batch.global_seconds",
+        "batch.global_samples",
+    ),
+    "data.stream.samples_per_batch": ("data.stream.samples_per_micro_batch",),
+    "data.max_bad_samples": ("data.max_bad_fraction",),
+    "training.validate_batches": ("training.validate_samples",),
     "batch.window": ("batch.shuffle_window",),
     "model.frames_per_letter": ("model.frames_per_character",),
     "model.talker.frames_per_letter": ("model.talker.frames_per_character",),
@@ -27,26 +39,23 @@ RENAMED_KEYS = {
     "model.thinker.moe.normalise_top_k": ("model.thinker.moe.normalize_top_k",),  # codespell:ignore
 }
 
-# Keys of a run's `config.yaml` that are not settings.
-RECORDED_KEYS = frozenset({"upstream", "upstream_digests", "provenance"})
+# The section of a run's `config.yaml` that records facts about the run; it has no settings.
+RESOLVED = "resolved"
+DEFAULT_PRESET = "nano"
+_MAX_SHOWN = 80
+# What the user should write, by pydantic's type of error.
+_REMEDIES = {
+    "int_type": "write an integer in decimal digits, without leading zeros",
+    "float_type": "write a number, such as 0.5 or 3e-4",
+    "finite_number": "write a finite number",
+    "bool_type": "write true or false",
+    "string_type": "write text; in YAML, quote a number that is meant as text",
+    "tuple_type": "write a list, such as [a, b]",
+    "dict_type": "write a mapping, such as {a: 1}",
+    "model_type": "write its keys, as in section.key=value",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that rejects duplicate keys (plain YAML keeps the last one)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key.value}' occurs twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,8 +63,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist; check the path")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), CoreLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config file {path} is not valid YAML ({reason})") from None
     if content is None:
@@ -78,23 +89,24 @@ def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """Parse `a.b=c` into `{"a": {"b": c}}`; the value is YAML."""
+def parse_override(text: str, config: type[RunConfig] = RunConfig) -> dict[str, Any]:
+    """Parse `a.b=c` into `{"a": {"b": c}}`; a field of `config` that holds text takes the value literally."""
     key, separator, value = text.partition("=")
-    if not separator or not key or key.startswith("-") or not all(key.split(".")):
+    path = key.split(".")
+    if not separator or key.startswith("-") or not all(path):
         raise ConfigError(f"'{text}' is not an override; write it as section.key=value")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of override '{text}' is not valid YAML; quote it") from None
-    if isinstance(parsed, str):
-        try:  # YAML 1.1 reads 3e-4 as a string
-            parsed = float(parsed)
-        except ValueError:
-            parsed = parsed.strip()
-    for part in reversed(key.split(".")):
+    field = _model_at(config, path[:-1]).model_fields.get(path[-1])
+    parsed = parse_value(value, is_text=field is not None and _holds_text(field.annotation))
+    for part in reversed(path):
         parsed = {part: parsed}
     return parsed
+
+
+def _holds_text(annotation: Any) -> bool:
+    """Whether a field holds a text, or a text or null."""
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    plain = [get_args(o)[0] if get_origin(o) is Annotated else o for o in options or [annotation]]
+    return plain == [str]
 
 
 def load_preset(preset: str) -> dict[str, Any]:
@@ -107,35 +119,42 @@ def load_preset(preset: str) -> dict[str, Any]:
 
 def resolve(
     stage: str,
-    preset: str,
+    preset: str | None,
     config_file: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> RunConfig:
-    """Build the run config of a stage from recipe, preset, file, and overrides, in this order."""
+    """Build the run config of a stage from recipe, preset, file, and overrides, in this order.
+
+    Without `preset`, it is that of the file, or nano.
+    """
     spec = stage_spec(stage)
-    sizes = load_preset(preset)
-    content = read_yaml(spec.recipe)
-    content = merge(content, sizes.get("stages", {}).get(stage, {}))
-    content = merge(content, {"model": sizes["models"].get(stage, {})})
-    source = "the command line"
+    own, source = {}, "the command line"
     if config_file is not None:
-        content = merge(content, read_yaml(config_file))
-        source = f"{config_file} or the command line"
-    for owned in ("stage", "preset"):
-        found = content.pop(owned, None)
-        expected = {"stage": stage, "preset": preset}[owned]
-        if found not in (None, expected):
+        own, source = read_yaml(config_file), f"{config_file} or the command line"
+    preset = str(preset or own.get("preset") or DEFAULT_PRESET)
+    for owned, expected in (("stage", stage), ("preset", preset)):
+        if own.get(owned, expected) != expected:
             raise ConfigError(
-                f"{config_file} is for {owned} '{found}', but --{owned} is '{expected}'"
+                f"{config_file} is for {owned} '{own[owned]}', but --{owned} is '{expected}'"
             )
+        if (overrides or {}).get(owned, expected) != expected:
+            raise ConfigError(f"{owned} cannot be overridden; use --{owned}")
+    sizes = load_preset(preset)
+    if RESOLVED in own:
+        content = {key: value for key, value in own.items() if key != RESOLVED}
+    else:
+        content = read_yaml(spec.recipe)
+        content = merge(content, sizes.get("stages", {}).get(stage, {}))
+        content = merge(content, {"model": sizes["models"].get(stage, {})})
+        content = merge(content, own)
     content = merge(content, overrides or {})
-    return validate(spec.config, {"stage": stage, "preset": preset, **content}, source)
+    return validate(spec.config, {**content, "stage": stage, "preset": preset}, source)
 
 
 def run_config(content: dict[str, Any], source: str = "the config") -> RunConfig:
     """Validate a complete config, such as the `config.yaml` of a run; raises ConfigError."""
     spec = stage_spec(content.get("stage", ""))
-    settings = {key: value for key, value in content.items() if key not in RECORDED_KEYS}
+    settings = {key: value for key, value in content.items() if key != RESOLVED}
     return validate(spec.config, settings, source)
 
 
@@ -149,7 +168,8 @@ def validate(model: type[Model], content: dict[str, Any], source: str) -> Model:
 
 def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"]]
+    path = _path_of(model, location)
     key = ".".join(path) or model.__name__
     if problem["type"] == "extra_forbidden":
         return _unknown_key(model, path, source)
@@ -161,11 +181,32 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
                 return f"key '{old}' in {source} was renamed to '{key}'"
         return f"key '{key}' is missing in {source}; set it"
     message = problem["msg"].removeprefix("Value error, ")
+    message = _REMEDIES.get(problem["type"], message)
+    if path != location:  # none of several types
+        message = f"a value of type {type(problem['input']).__name__} is not allowed here"
     field = _model_at(model, path[:-1]).model_fields.get(path[-1]) if path else None
     is_section = not path or (field is not None and _section(field.annotation) is not None)
     if is_section and isinstance(problem["input"], dict):  # a validator of several keys
-        return f"{message} (in {source})"
-    return f"bad value {problem['input']!r} for '{key}' in {source}: {message}"
+        where = f"{key}: " if path and key not in message else ""
+        return f"{where}{message} (in {source})"
+    return f"bad value {_shown(problem['input'])} for '{key}' in {source}: {message}"
+
+
+def _path_of(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Drop the names of pydantic's union members from the location of an error."""
+    for index, part in enumerate(path):
+        field = model.model_fields.get(part)
+        section = _section(field.annotation) if field else None
+        if section is None:
+            is_union = field is not None and len(get_args(field.annotation)) > 2
+            return path[: index + 1] if is_union else path
+        model = section
+    return path
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _unknown_key(model: type[BaseModel], path: list[str], source: str) -> str:

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from muomni.config.values import Count, Fraction, Positive
+
+# Beyond these, not even the memory of a model can be predicted in reasonable time.
+Width = Annotated[int, Field(gt=0, le=2**20)]
+Depth = Annotated[int, Field(gt=0, le=1024)]
+RopeTheta = Annotated[float, Field(ge=1)]
+NormEps = Annotated[float, Field(gt=0, lt=1)]
 
 # Encoder and codec share a frame rate: 100 mel frames per second, subsampled by 4.
 SAMPLE_RATE_HZ = 16_000
@@ -19,33 +25,38 @@ FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
 SPEECH_TEMPERATURE = 0.7
 
 
-class Section(BaseModel):
-    """Base of all config sections: immutable, and an unknown key is an error."""
+class Record(BaseModel):
+    """Base of everything that is stored as JSON or YAML: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Section(Record):
+    """Base of all config sections, which users write.
+
+    Types are strict: `true` and `"1"` are no numbers, and floats are finite.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class MoEConfig(Section):
     """Mixture of experts in place of every feed-forward layer (dropless, softmax top-k)."""
 
-    num_experts: Positive
-    num_experts_per_token: Positive
-    expert_intermediate_size: Positive
-    shared_intermediate_size: Positive | None = Field(
+    num_experts: Depth
+    num_experts_per_token: Depth
+    expert_intermediate_size: Width
+    shared_intermediate_size: Width | None = Field(
         default=None, description="size of a shared expert that processes every token; null: none"
     )
     normalize_top_k: bool = True
     balance: Literal["loss", "bias", "none"] = Field(
         default="loss",
-        description="load balancing: an auxiliary loss, an expert bias without a loss, or none",
+        description="load balancing: an auxiliary loss over each sequence, an expert bias that follows the "
+        "load of a step, without a loss, or none",
     )
     balance_loss_weight: float = Field(
         default=0.01, ge=0, description="weight of the load-balancing loss (balance=loss)"
-    )
-    balance_over: Literal["micro_batch", "ranks"] = Field(
-        default="micro_batch",
-        description="tokens over which balance=loss balances the load: of one micro-batch, or of the "
-        "concurrent micro-batches of all ranks",
     )
     bias_update_rate: float = Field(
         default=0.001,
@@ -67,12 +78,12 @@ class MoEConfig(Section):
 class TransformerConfig(Section):
     """Sizes common to all transformer stacks."""
 
-    hidden_size: Positive
-    num_layers: Positive
-    num_heads: Positive
-    num_kv_heads: Positive
-    head_dim: Positive
-    intermediate_size: Positive
+    hidden_size: Width
+    num_layers: Depth
+    num_heads: Depth
+    num_kv_heads: Depth
+    head_dim: Depth
+    intermediate_size: Width
 
     @model_validator(mode="after")
     def _check_heads(self) -> "TransformerConfig":
@@ -83,12 +94,22 @@ class TransformerConfig(Section):
         return self
 
 
-class ThinkerSizes(TransformerConfig):
+class RotaryConfig(TransformerConfig):
+    """Sizes of a stack with rotary positions, which rotate pairs of dimensions."""
+
+    @model_validator(mode="after")
+    def _check_head_dim(self) -> "RotaryConfig":
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even, for rotary positions")
+        return self
+
+
+class ThinkerSizes(RotaryConfig):
     """Decoder LM with the exact architecture of Qwen3 (dense, or MoE if `moe` is set)."""
 
     max_positions: Positive = 2048
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    rope_theta: RopeTheta = 10_000.0
+    norm_eps: NormEps = 1e-6
     tie_embeddings: bool = True
     moe: MoEConfig | None = None
 
@@ -102,25 +123,39 @@ class ThinkerConfig(ThinkerSizes):
 class MelConfig(Section):
     """Log-mel front end; `num_fft` and `hop` are in samples at `SAMPLE_RATE_HZ`."""
 
-    num_mels: Positive = 80
-    num_fft: Positive = 512
+    num_mels: Depth = 80
+    num_fft: int = Field(default=512, ge=MEL_HOP, le=2**16)
     hop: Literal[160] = MEL_HOP
-    min_hz: float = 20.0
-    max_hz: float = 7600.0
+    min_hz: float = Field(default=20.0, ge=0)
+    max_hz: float = Field(default=7600.0, gt=0, le=SAMPLE_RATE_HZ / 2)
+
+    @model_validator(mode="after")
+    def _check(self) -> "MelConfig":
+        if self.min_hz >= self.max_hz:
+            raise ValueError(f"min_hz={self.min_hz:g} must be below max_hz={self.max_hz:g}")
+        if self.num_fft % 2:
+            raise ValueError(f"num_fft={self.num_fft} must be even")
+        if self.num_mels > self.num_fft // 2:
+            raise ValueError(
+                f"num_mels={self.num_mels} exceeds the {self.num_fft // 2} frequencies of "
+                f"num_fft={self.num_fft}"
+            )
+        return self
 
 
-class AudioEncoderSizes(TransformerConfig):
+class AudioEncoderSizes(RotaryConfig):
     """Log-mel, 4x convolutional subsampling to 25 Hz, bidirectional encoder, subword CTC head."""
 
     mel: MelConfig = MelConfig()
-    conv_channels: Positive = 64
+    conv_channels: Width = 64
     conv_kernel_size: int = Field(
         default=0,
         ge=0,
+        le=1023,
         description="kernel size of the convolution in each layer, in frames, odd; 0: none",
     )
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    rope_theta: RopeTheta = 10_000.0
+    norm_eps: NormEps = 1e-6
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -139,9 +174,17 @@ class AudioEncoderConfig(AudioEncoderSizes):
 class VisionTowerConfig(TransformerConfig):
     """Pre-norm CLIP ViT (class token and patch tokens, learned positions, LayerNorm, GELU)."""
 
-    image_size: Positive = 64
-    patch_size: Positive = 16
-    norm_eps: float = 1e-5
+    image_size: int = Field(default=64, gt=0, le=8192)
+    patch_size: Depth = 16
+    norm_eps: NormEps = 1e-5
+
+    @model_validator(mode="after")
+    def _check_patches(self) -> "VisionTowerConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
+            )
+        return self
 
     @property
     def num_patches(self) -> int:
@@ -151,8 +194,8 @@ class VisionTowerConfig(TransformerConfig):
 class TextTowerSizes(TransformerConfig):
     """CLIP text transformer: causal, learned positions, pooled at the end-of-sequence token."""
 
-    max_positions: Positive = 64
-    norm_eps: float = 1e-5
+    max_positions: int = Field(default=64, ge=2, le=2**20)
+    norm_eps: NormEps = 1e-5
 
 
 class TextTowerConfig(TextTowerSizes):
@@ -166,10 +209,11 @@ class ClipSizes(Section):
 
     vision: VisionTowerConfig
     text: TextTowerSizes
-    embedding_size: Positive
+    embedding_size: Width
     initial_temperature: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.01,
+        le=100,
         description="initial softmax temperature; default: 0.07, or 0.1 with options.loss=siglip",
     )
     initial_bias: float | None = Field(
@@ -182,35 +226,37 @@ class ClipConfig(ClipSizes):
     """`ClipSizes` for one tokenizer."""
 
     text: TextTowerConfig
-    initial_temperature: float = Field(default=0.07, gt=0)
+    initial_temperature: float = Field(default=0.07, ge=0.01, le=100)
 
 
 class CodecConfig(Section):
     """Mel encoder, residual vector quantizer (EMA codebooks), mel decoder; 40 ms per frame."""
 
     mel: MelConfig = MelConfig(num_fft=1024, min_hz=0.0, max_hz=8000.0)
-    hidden_size: Positive = 128
-    latent_size: Positive = 32
-    num_blocks: Positive = 2
-    num_codebooks: Positive = 2
-    codebook_size: Positive = 128
+    hidden_size: Width = 128
+    latent_size: Width = 32
+    num_blocks: int = Field(
+        default=2, gt=0, le=12, description="residual blocks; block i has dilation 2^i"
+    )
+    num_codebooks: int = Field(default=2, gt=0, le=64)
+    codebook_size: int = Field(default=128, ge=2, le=2**20)
     ema_decay: float = Field(default=0.97, gt=0, lt=1)
-    commitment_weight: float = 0.25
+    commitment_weight: float = Field(default=0.25, ge=0)
     dead_code_usage: float = Field(
-        default=0.1, description="codes whose EMA usage falls below this are reinitialized"
+        default=0.1, ge=0, description="codes whose EMA usage falls below this are reinitialized"
     )
 
 
-class TalkerSizes(TransformerConfig):
+class TalkerSizes(RotaryConfig):
     """Code LM: characters as prefix, then K codes per frame; code k is conditioned on codes < k.
 
     `frames_per_character` is the mean speaking rate: 25 frames and about 17 characters (with spaces) a
     second.
     """
 
-    frames_per_character: float = Field(default=1.5, gt=0)
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    frames_per_character: float = Field(default=1.5, gt=0, le=1000)
+    rope_theta: RopeTheta = 10_000.0
+    norm_eps: NormEps = 1e-6
     dropout: float = Field(default=0.0, ge=0, lt=1)
     frame_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="fraction of input frames that are masked in training"
@@ -227,13 +273,15 @@ class TalkerConfig(TalkerSizes):
 
 
 def _overrides(section: type[Section]) -> type[Section]:
-    """Derive a section with the same keys, all optional, for overrides of some sizes."""
+    """Derive a section with the same keys and limits, all optional, for overrides of some sizes."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation: Any = field.annotation
         for option in get_args(annotation) or (annotation,):
             if isinstance(option, type) and issubclass(option, Section):
                 annotation = _overrides(option)
+        if field.metadata:
+            annotation = Annotated[(annotation, *field.metadata)]
         fields[name] = (annotation | None, None)
     model = create_model(f"{section.__name__}Overrides", __base__=Section, **fields)
     # Pickle looks up a class by module and name.
@@ -245,8 +293,8 @@ def _overrides(section: type[Section]) -> type[Section]:
 class OmniSizes(Section):
     """Sizes that stage `sft` adds to its parts, and overrides of the preset's part sizes."""
 
-    projector_hidden_size: Positive = 256
-    audio_stack: Positive = Field(
+    projector_hidden_size: Width = 256
+    audio_stack: Depth = Field(
         default=2, description="encoder frames joined into one Thinker position"
     )
     ctc_embeddings: bool = Field(
@@ -263,18 +311,24 @@ class OmniSizes(Section):
 class SpecAugmentConfig(Section):
     """SpecAugment masks; both widths are sampled uniformly from zero to the maximum."""
 
-    num_channel_masks: int = 2
-    max_channels: int = 15
-    num_time_masks: int = 2
-    max_time_share: float = 0.1
+    num_channel_masks: int = Field(default=2, ge=0, le=1000)
+    max_channels: Count = 15
+    num_time_masks: int = Field(default=2, ge=0, le=1000)
+    max_time_share: Fraction = 0.1
 
 
 class Augmentation(Section):
     """Image augmentation: random scale, shift on a white canvas, and horizontal flip."""
 
-    min_scale: float = Field(default=0.8, gt=0)
-    max_scale: float = Field(default=1.1, gt=0)
-    flip_probability: float = Field(default=0.0, ge=0, le=1)
+    min_scale: float = Field(default=0.8, ge=0.01, le=10)
+    max_scale: float = Field(default=1.1, ge=0.01, le=10)
+    flip_probability: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Augmentation":
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale={self.min_scale:g} exceeds max_scale={self.max_scale:g}")
+        return self
 
 
 class OmniConfig(Section):
@@ -285,8 +339,8 @@ class OmniConfig(Section):
     vision_encoder: VisionTowerConfig
     talker: TalkerConfig | None = None
     codec: CodecConfig | None = None
-    projector_hidden_size: Positive = 256
-    audio_stack: Positive = Field(
+    projector_hidden_size: Width = 256
+    audio_stack: Depth = Field(
         default=2, description="encoder frames joined into one Thinker position"
     )
     ctc_embeddings: bool = Field(

@@ -4,11 +4,12 @@ Each setting has one owner: ZeRO, buckets, and communication belong to DeepSpeed
 batch sizes, precision, clipping, and schedule belong here and are rejected there.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
 
-from muomni.config.models import Positive, Section
+from muomni.config.models import Section
+from muomni.config.values import Count, Fraction, FromList, PathText, Positive
 
 # The task of a dataset.
 Task = Literal["text", "image-caption", "speech", "tts", "sft"]
@@ -17,7 +18,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # Blocks whose activations are recomputed: none (false), all ("full", true), or every k-th.
 RecomputePolicy = bool | int | str
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+# Moving averages never forget with a decay of 1.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MixSection(Section):
@@ -27,7 +29,10 @@ class MixSection(Section):
         default=None, description="relative weight of each corpus by name; 0 skips it"
     )
     alpha: float | None = Field(
-        default=None, ge=0, description="weights proportional to size^alpha; 1: natural, 0: uniform"
+        default=None,
+        ge=0,
+        le=10,
+        description="weights proportional to size^alpha; 1: natural, 0: uniform",
     )
     unit: Literal["samples", "length"] = Field(
         default="samples",
@@ -46,14 +51,18 @@ class MixSection(Section):
 class StreamSection(Section):
     """Training samples streamed sequentially from tars without manifest and index."""
 
-    shards: tuple[str, ...] = Field(
+    shards: Annotated[tuple[PathText, ...], FromList] = Field(
         min_length=1,
         description="paths, URLs, or pipe:COMMAND, with braces as in x-{000000..000099}.tar",
     )
     samples_per_shard: Positive = Field(description="samples in each tar")
-    samples_per_batch: Positive | None = Field(
+    samples_per_step: Positive | None = Field(
         default=None,
-        description="samples per micro-batch, of any length, in stages that batch by seconds",
+        description="samples per optimizer step, of any length, in stages that batch by seconds",
+    )
+    samples_per_micro_batch: Positive | None = Field(
+        default=None,
+        description="most samples per micro-batch, in stages that batch by seconds",
     )
     has_val: bool = Field(
         default=True,
@@ -69,24 +78,37 @@ _SECRET_OPTIONS = {
 
 
 def _check_workers(value: object) -> object:
-    if value != "auto" and (type(value) is not int or value < 0):
-        raise ValueError("write a number of processes, or auto")
+    if value != "auto" and (type(value) is not int or not 0 <= value <= 1024):
+        raise ValueError("write a number of processes, at most 1024, or auto")
     return value
+
+
+def _check_text_keys(value: Any) -> None:
+    """Raise ValueError for a key that is no text at any depth, since JSON could not record it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} must be a text; quote it")
+            _check_text_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text_keys(inner)
 
 
 class DataSection(Section):
     """Source of the samples, and the processes that decode them."""
 
-    root: str = Field(
+    root: PathText = Field(
         default="data/sample",
+        validate_default=True,
         description="one dataset or a folder of datasets: a local path or a URL (s3, gs, hf, http)",
     )
-    tokenizer: str | None = Field(default=None, description="default: ROOT/tokenizer.model")
-    cache_dir: str | None = Field(
+    tokenizer: PathText | None = Field(default=None, description="default: ROOT/tokenizer.model")
+    cache_dir: PathText | None = Field(
         default=None, description="folder that caches remote shards; default: ~/.cache/muomni"
     )
     cache_gb: float = Field(
-        default=100.0, gt=0, description="maximum size of the cache, in 10^9 bytes"
+        default=100.0, gt=0, le=1e9, description="maximum size of the cache, in 10^9 bytes"
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
@@ -106,9 +128,17 @@ class DataSection(Section):
         default=32,
         description="adjacent samples of a shard that are shuffled as one block; fewer in small corpora",
     )
-    max_bad_samples: int = Field(
-        default=100, ge=0, description="samples that may fail to decode before the run stops"
+    max_bad_fraction: Fraction = Field(
+        default=0.01,
+        description="fraction of the last 10,000 samples that may be unusable before the run stops; one bad "
+        "sample is always tolerated, unless 0",
     )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _check_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_text_keys(value)
+        return value
 
     @model_validator(mode="after")
     def _check_options(self) -> "DataSection":
@@ -130,33 +160,90 @@ class DataSection(Section):
 
 
 class BatchSection(Section):
-    """How samples become micro-batches; subclasses add the size of a micro-batch."""
+    """The global batch of an optimizer step, and the micro-batch that fits a device.
 
-    micro_batches_per_step: Positive | None = Field(
-        default=None, description="over all ranks and accumulation steps; default: one per rank"
-    )
+    Subclasses add both in the unit of the stage. The global batch is spread over ranks and micro-batches, so
+    the micro-batch affects speed and memory, not the result.
+    """
+
+    global_key: ClassVar[str]  # the key of the global batch
+
     shuffle_window: Positive = Field(
         default=2048, description="samples that are shuffled, bucketed, or packed together"
     )
 
+    @property
+    def max_ranks(self) -> int | None:
+        """The largest number of ranks that a global batch can be spread over; None if it varies."""
+        return None
+
+    def describe(self) -> str:
+        """The global batch in words, and how much it was rounded."""
+        raise NotImplementedError
+
 
 class PackedBatch(BatchSection):
-    """Micro-batches of sequences, each packed with several samples."""
+    """Global batches of sequences, each packed with several samples."""
+
+    global_key = "global_tokens"
 
     seq_len: Positive = Field(description="positions per sequence")
-    batch_size: Positive = Field(default=1, description="sequences per micro-batch")
+    global_tokens: Positive = Field(
+        description="positions per optimizer step over all ranks; rounded to full sequences"
+    )
+    micro_sequences: Positive = Field(
+        default=1, description="most sequences per micro-batch of a rank"
+    )
+
+    @property
+    def global_sequences(self) -> int:
+        """Sequences per optimizer step."""
+        return max(1, round(self.global_tokens / self.seq_len))
+
+    @property
+    def max_ranks(self) -> int:
+        return self.global_sequences
+
+    def describe(self) -> str:
+        tokens = self.global_sequences * self.seq_len
+        text = f"{tokens:,} tokens in {self.global_sequences:,} sequences"
+        if tokens == self.global_tokens:
+            return text
+        return (
+            f"{text} (rounded from {self.global_tokens:,}, {tokens / self.global_tokens - 1:+.1%})"
+        )
 
 
 class SampleBatch(BatchSection):
-    """Micro-batches of a fixed number of samples."""
+    """Global batches of a fixed number of samples."""
 
-    batch_size: Positive = Field(description="samples per micro-batch")
+    global_key = "global_samples"
+
+    global_samples: Positive = Field(description="samples per optimizer step over all ranks")
+    micro_samples: Positive = Field(description="most samples per micro-batch of a rank")
+
+    @property
+    def max_ranks(self) -> int:
+        return self.global_samples
+
+    def describe(self) -> str:
+        return f"{self.global_samples:,} samples"
 
 
 class DurationBatch(BatchSection):
-    """Micro-batches of samples of similar duration."""
+    """Global batches of samples of similar duration."""
 
-    max_seconds: Positive = Field(description="seconds of audio per micro-batch, including padding")
+    global_key = "global_seconds"
+
+    global_seconds: Positive = Field(
+        description="seconds of audio per optimizer step over all ranks, on average"
+    )
+    micro_seconds: Positive = Field(
+        description="most seconds of audio per micro-batch of a rank, including padding"
+    )
+
+    def describe(self) -> str:
+        return f"about {self.global_seconds:,} s of audio"
 
 
 class OptimSection(Section):
@@ -171,13 +258,13 @@ class OptimSection(Section):
         gt=0,
         description="learning rate of muon's parameters, scaled like adamw's; default: lr",
     )
-    muon_momentum: Fraction = 0.95
+    muon_momentum: Decay = 0.95
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="factors on lr by parameter name pattern, e.g. {'talker.*': 0.25}; first match wins",
     )
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: Annotated[tuple[Decay, Decay], FromList] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0, description="applied to matrices only")
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="gradient clipping norm; 0: no clipping"
@@ -213,17 +300,19 @@ class TrainingSection(Section):
     """Length of the run, and how often it validates, saves, and logs."""
 
     max_steps: Positive | None = None
-    max_epochs: Positive | None = None
+    max_epochs: int | None = Field(default=None, gt=0, le=100_000)
     validate_every: Positive = Field(default=200, description="steps between validations")
-    validate_batches: Positive | None = Field(
-        default=None, description="micro-batches per validation; default: the entire split"
+    validate_samples: Positive | None = Field(
+        default=None,
+        description="samples per validation, drawn by the seed from the entire split, the same each time; "
+        "default: all",
     )
     save_every: Positive = Field(default=200, description="steps between checkpoints")
     keep_last: Positive = Field(
         default=2, description="checkpoints to keep; the best one is kept in addition"
     )
     log_every: Positive = Field(default=10, description="steps between logged metrics")
-    recorders: tuple[Literal["mlflow", "tensorboard"], ...] = Field(
+    recorders: Annotated[tuple[Literal["mlflow", "tensorboard"], ...], FromList] = Field(
         default=("mlflow",),
         description="backends for metrics besides metrics.jsonl; tensorboard needs the extra tensorboard",
     )
@@ -231,13 +320,15 @@ class TrainingSection(Section):
         default=False,
         description="none, full, k (every k-th block), or a mapping from part to one of these",
     )
-    compile: bool = Field(
-        default=False, description="torch.compile each block; needs a C++ compiler"
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="torch.compile each block; auto: on GPUs whose machine has a C++ compiler and "
+        "triton, except under ZeRO 3",
     )
-    attention: Literal["mask", "varlen"] = Field(
-        default="mask",
-        description="attention in packed and padded sequences; varlen: flash kernels per document, on "
-        "CUDA in bf16 or fp16",
+    attention: Literal["auto", "mask", "varlen"] = Field(
+        default="auto",
+        description="attention in packed and padded sequences; varlen: flash kernels per document; "
+        "auto: varlen on CUDA in bf16 or fp16, else mask",
     )
     peak_tflops: float | None = Field(
         default=None,
@@ -279,7 +370,7 @@ class ProfileSection(Section):
         default=None, description="first step to record; null: only on request by the file"
     )
     num_steps: Positive = 3
-    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    ranks: Annotated[tuple[Count, ...], FromList] = Field(
         default=(0,), description="ranks that write a trace"
     )
 
@@ -287,7 +378,7 @@ class ProfileSection(Section):
 class Fp16Section(Section):
     """DeepSpeed's dynamic loss scaling."""
 
-    initial_scale_power: int = Field(default=16, ge=0)
+    initial_scale_power: int = Field(default=16, ge=0, le=64)
     scale_window: Positive = 500
     min_scale: float = Field(default=1.0, gt=0)
     hysteresis: Positive = 1
@@ -297,6 +388,15 @@ class Fp16Section(Section):
     warn_skipped: Fraction = Field(
         default=0.1, description="warn if more than this fraction of the last 100 steps was skipped"
     )
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> "Fp16Section":
+        if self.min_scale > 2.0**self.initial_scale_power:
+            raise ValueError(
+                f"fp16.min_scale={self.min_scale:g} exceeds the initial scale, "
+                f"2^{self.initial_scale_power}"
+            )
+        return self
 
 
 class NoOptions(Section):
@@ -311,12 +411,12 @@ class RunConfig(Section):
 
     stage: str
     preset: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Precision = "auto"
     tf32: bool = Field(
         default=False, description="use TF32 (10-bit mantissa) for fp32 matmuls on GPUs"
     )
-    data: DataSection = DataSection()
+    data: DataSection = Field(default_factory=DataSection)
     batch: BatchSection
     optim: OptimSection
     training: TrainingSection

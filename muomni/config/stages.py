@@ -3,7 +3,7 @@
 Must not import torch, so that a wrong key is reported at once.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,12 +19,13 @@ from muomni.config.models import (
     ThinkerSizes,
 )
 from muomni.config.run import DurationBatch, NoOptions, PackedBatch, RunConfig, SampleBatch
+from muomni.config.values import FromList, PathText
 
 
 class ThinkerOptions(Section):
     """Options of stage `thinker`."""
 
-    upcycle: str | None = Field(
+    upcycle: PathText | None = Field(
         default=None,
         description="run folder of a dense Thinker; each expert is initialized from its MLP",
     )
@@ -85,7 +86,7 @@ class VisionEncoderRun(RunConfig):
 class CodecOptions(Section):
     """Options of stage `codec`."""
 
-    crop_s: float = Field(default=2.0, gt=0, description="seconds per training crop")
+    crop_s: float = Field(default=2.0, ge=0.1, le=3600, description="seconds per training crop")
 
 
 class CodecRun(RunConfig):
@@ -107,7 +108,7 @@ class TalkerRun(RunConfig):
 class SftOptions(Section):
     """Options of stage `sft`."""
 
-    freeze: tuple[str, ...] = Field(
+    freeze: Annotated[tuple[str, ...], FromList] = Field(
         default=("vision_encoder.*", "audio_encoder.*"),
         description="name patterns of parameters that are not trained",
     )

@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Mapping, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from muomni.errors import ConfigError
 
@@ -39,14 +40,33 @@ def missing_for_compiling(environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def should_compile(
+    wanted: bool | Literal["auto"], environ: Mapping[str, str], device: str, zero_stage: int
+) -> bool:
+    """Resolve `training.compile`.
+
+    `auto` compiles on GPUs if this machine can. Under ZeRO 3 it does not: the hooks that gather weights
+    break the graph at every layer.
+    """
+    if wanted == "auto":
+        return device == "cuda" and zero_stage < 3 and _missing_on(environ, device) is None
+    return wanted
+
+
 def check_support(environ: Mapping[str, str], device: str) -> None:
     """Raise ConfigError if `training.compile` cannot work on this machine."""
-    extended = {"PATH": environ.get("PATH", os.defpath), **environ}
-    add_interpreter_folder(extended)
-    missing = missing_for_compiling(extended)
-    if missing is None and device == "cuda" and find_spec("triton") is None:
-        missing = "triton (pip install triton)"
+    missing = _missing_on(environ, device)
     if missing is not None:
         raise ConfigError(
             f"training.compile needs {missing}; install it, or remove training.compile"
         )
+
+
+def _missing_on(environ: Mapping[str, str], device: str) -> str | None:
+    """Name what this machine lacks to compile models for `device`, or return None."""
+    extended = {"PATH": environ.get("PATH", os.defpath), **environ}
+    add_interpreter_folder(extended)
+    missing = missing_for_compiling(extended)
+    if missing is None and device == "cuda" and find_spec("triton") is None:
+        return "triton (pip install triton)"
+    return missing

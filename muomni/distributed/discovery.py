@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muomni.errors import ConfigError
 
@@ -95,6 +95,19 @@ def cores_of_rank(environ: Mapping[str, str] | None = None) -> int:
         return min(num_visible, _number(env, "SLURM_CPUS_PER_TASK", num_visible))
     name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
     return max(1, num_visible // max(1, _number(env, name, 1)))
+
+
+def keep_first(ranks: Ranks, num_ranks: int, environ: dict[str, str] | os._Environ[str]) -> Ranks:
+    """This rank among the first `num_ranks` only, which export the environment of a smaller job.
+
+    The caller ends the other ranks.
+    """
+    environ["WORLD_SIZE"] = str(num_ranks)
+    num_on_node = num_ranks - (ranks.rank - ranks.local_rank)
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        if name in environ:
+            environ[name] = str(min(int(environ[name]), num_on_node))
+    return replace(ranks, world_size=num_ranks)
 
 
 def free_port() -> int:

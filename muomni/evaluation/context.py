@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from muomni.checkpoint.export import Export, find_exports, read_export
-from muomni.config.loading import read_yaml, run_config
+from muomni.config.loading import RESOLVED
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import DataSection
 from muomni.data.shards.datasets import open_datasets
@@ -25,9 +25,10 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives
 from muomni.errors import DataError, UpstreamError
 from muomni.evaluation.request import EvaluationRequest
+from muomni.io.paths import portable
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
-from muomni.training.validation import LocatedBatch, SplitBatches
+from muomni.training.validation import LocatedBatch, SplitBatches, first_samples
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ class EvaluationContext:
     """A stage in eval mode with its exported weights, and the data to evaluate it on.
 
     Baselines are fitted on `train`: the training split of the run's data or, if that is gone, of the
-    evaluated data, or None. An evaluation sets `num_bad`, this rank's undecodable samples, and `answers`,
-    this rank's generated answers (stage sft only).
+    evaluated data, or None. `measured_on` has the digests of the exports that determine the metrics, by
+    folder (relative to the run, if inside of it). An evaluation sets `num_bad`, this rank's undecodable
+    samples, and `answers`, this rank's generated answers (stage sft only).
     """
 
     request: EvaluationRequest
@@ -54,6 +56,7 @@ class EvaluationContext:
     source: Source
     train: Source | None
     upstream_run: Path
+    measured_on: dict[str, str]
     num_bad: int = 0
     answers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -62,6 +65,10 @@ class EvaluationContext:
         """The exported model."""
         return self.stage.model(self.task)
 
+    def measure_with(self, export: Export) -> None:
+        """Record that metrics depend on an export."""
+        self.measured_on[portable(export.path, self.request.run)] = export.digest
+
     @property
     def num_samples(self) -> int:
         """Number of evaluated samples, over all ranks."""
@@ -69,9 +76,8 @@ class EvaluationContext:
 
     def batches(self) -> Iterator[LocatedBatch]:
         """This rank's shard of the evaluated samples; sets `num_bad` at the end."""
-        batches = SplitBatches(
-            self.stage, self.source, self.device, max_samples=self.request.max_samples
-        )
+        ids = first_samples(self.source, self.request.max_samples)
+        batches = SplitBatches(self.stage, self.source, self.device, ids)
         yield from batches
         self.num_bad = batches.num_bad
 
@@ -79,7 +85,8 @@ class EvaluationContext:
         """This rank's shard of the first training samples, without augmentation."""
         if self.train is None:
             return ()
-        return SplitBatches(self.stage, self.train, self.device, max_samples=max_samples)
+        ids = first_samples(self.train, max_samples)
+        return SplitBatches(self.stage, self.train, self.device, ids)
 
     def train_samples(self) -> Iterator[dict[str, Any]]:
         """This rank's shard of the training samples, undecoded."""
@@ -102,21 +109,25 @@ def open_context(request: EvaluationRequest, device: torch.device) -> Evaluation
     spec = stage_spec(request.stage)
     folder = RunFolder(request.run, request.stage)
     export = read_export(folder.export, request.stage)
-    content = read_yaml(folder.config_file)
-    config = run_config(content, str(folder.config_file))
+    config = export.run_config
     data = config.data.model_copy(update={"root": request.data or config.data.root})
     source, train = _sources(request.split, spec.tasks, config.data, data)
-    upstream_run = _upstream_run(request, spec.upstream, content.get("upstream"))
-    upstream = _upstream_exports(export, upstream_run, spec.upstream)
+    recorded = export.content.get(RESOLVED, {}).get("upstream")
+    upstream_run = _upstream_run(request, spec.upstream, recorded)
+    stage_type: type[Stage] = load(spec.stage)
+    upstream = _upstream_exports(export, upstream_run, spec.upstream, stage_type.exports_upstream)
     tokenizer = Tokenizer.load(export.tokenizer_file)
-    stage = load(spec.stage)(config, StageContext(tokenizer, upstream, device))
+    stage = stage_type(config, StageContext(tokenizer, upstream, device))
     torch.manual_seed(config.seed)
     task = stage.build()
     stage.load_export(task, export)
     task.to(device).eval()
-    return EvaluationContext(
-        request, stage, task, export, device, data, source, train, upstream_run
+    context = EvaluationContext(
+        request, stage, task, export, device, data, source, train, upstream_run, {}
     )
+    for each in (export, *(() if stage.exports_upstream else upstream.values())):
+        context.measure_with(each)
+    return context
 
 
 def _sources(
@@ -187,13 +198,25 @@ def _upstream_run(
     if request.upstream is not None:
         return request.upstream
     has_all = all(RunFolder(request.run, stage).export.is_dir() for stage in stages)
-    return request.run if has_all or recorded is None else Path(recorded)
+    # Recorded relative to the run folder, or absolute.
+    return request.run if has_all or recorded is None else request.run / recorded
 
 
-def _upstream_exports(export: Export, run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
-    """Open the upstream exports; raises UpstreamError if a tokenizer differs."""
+def _upstream_exports(
+    export: Export, run: Path, stages: tuple[str, ...], is_complete: bool = False
+) -> dict[str, Export]:
+    """Open the upstream exports; raises UpstreamError if a tokenizer differs.
+
+    Unless the export `is_complete`, they must be those that it was trained with.
+    """
     upstream = find_exports(run, stages)
-    for other in upstream.values():
+    trained_with = {} if is_complete else export.content.get("upstream", {})
+    for name, other in upstream.items():
+        if trained_with.get(name, other.digest) != other.digest:
+            raise UpstreamError(
+                f"export {other.path} is not the one that export {export.path} was trained with; retrain "
+                f"stage {export.stage}, or set --upstream to a run with that export"
+            )
         if other.tokenizer_digest != export.tokenizer_digest:
             raise UpstreamError(
                 f"export {export.path} and export {other.path} have different tokenizers; retrain stage "

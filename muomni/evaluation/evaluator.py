@@ -14,7 +14,7 @@ from muomni.distributed.discovery import Ranks, export_environment
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
 from muomni.evaluation.request import EvaluationRequest
-from muomni.training.engine.precision import pick_device
+from muomni.training.engine.precision import pick_device, use_tf32
 
 
 def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
@@ -34,6 +34,8 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
         num_samples=context.num_samples,
         num_dropped=num_dropped,
         export=str(context.export.path),
+        digest=context.export.digest,
+        measured_on=context.measured_on,
         metrics=tuple(metrics),
         answers=tuple(sorted(answers, key=lambda answer: (answer["index"], answer["turn"]))),
     )
@@ -46,6 +48,7 @@ def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None 
     none. Raises MuomniError as `run_evaluation` does, and ConfigError if the report cannot be written.
     """
     device = pick_device(ranks.local_rank)
+    use_tf32(request.tf32, "fp32", device)
     with ExitStack() as stack:
         if ranks.world_size > 1:
             import_deepspeed()

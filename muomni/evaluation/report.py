@@ -6,6 +6,7 @@ torch.
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from muomni.config.registry import STAGES
 from muomni.errors import ConfigError, DataError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.table import format_table
+from muomni.run_folder import export_digest
 
 REPORT_NAME = "evaluation.json"
 ANSWERS_SUFFIX = ".answers.jsonl"
 _SIGNIFICANT_DIGITS = 4
+_DIGEST_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,11 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All metrics of one stage on one split of its datasets, and the generated answers (stage sft)."""
+    """All metrics of one stage on one split of its datasets, and the generated answers (stage sft).
+
+    `digest` identifies the evaluated export, and `measured_on` all exports that determine the metrics, as
+    folder -> digest.
+    """
 
     stage: str
     split: str
@@ -52,6 +59,8 @@ class Report:
     num_samples: int
     num_dropped: int
     export: str
+    digest: str
+    measured_on: dict[str, str]
     metrics: tuple[Metric, ...]
     answers: tuple[dict[str, Any], ...] = ()
 
@@ -64,6 +73,8 @@ class Report:
             "num_samples": self.num_samples,
             "num_dropped": self.num_dropped,
             "export": self.export,
+            "digest": self.digest,
+            "measured_on": self.measured_on,
             "metrics": {metric.name: _finite(metric.value) for metric in self.metrics},
             "baselines": {
                 metric.name: {
@@ -91,7 +102,7 @@ class Report:
         ]
         header = ("metric", "value", "trivial baseline", "better?")
         title = f"{self.stage} on split '{self.split}' of {', '.join(self.datasets)}: "
-        title += f"{self.num_samples:,} samples"
+        title += f"{self.num_samples:,} samples, export {self.digest[:_DIGEST_DIGITS]}"
         if self.num_dropped:
             title += f" ({self.num_dropped} could not be decoded)"
         return f"{title}\n{format_table(header, rows, align='<<<<')}"
@@ -137,16 +148,31 @@ def read_reports(run: Path) -> list[dict[str, Any]]:
     return reports
 
 
-def summary(reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
-    """Format the metrics of all stages and their baselines as a markdown table.
+def changed_exports(run: Path, report: dict[str, Any]) -> list[str]:
+    """Return the export folders that no longer hold what a report of `run` was measured on."""
+    measured_on = report.get("measured_on", {report["export"]: None})
+    return [folder for folder, used in measured_on.items() if export_digest(run / folder) != used]
 
-    Metrics without a baseline are included only if `with_all`.
+
+def summary(run: Path, reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
+    """Format the metrics of all stages of a run and their baselines as a markdown table.
+
+    Each row has the digest of the evaluated export; metrics that were measured on exports that have changed
+    since are marked as outdated. Metrics without a baseline are included only if `with_all`.
     """
     lines = [
-        "| stage | metric | muomni | trivial baseline | beaten |",
-        "|---|---|---:|---|---|",
+        "| stage | metric | muomni | trivial baseline | beaten | export |",
+        "|---|---|---:|---|---|---|",
     ]
+    notes = []
     for report in reports:
+        stage, digest = report["stage"], report.get("digest", "unknown")[:_DIGEST_DIGITS]
+        if changed := changed_exports(run, report):
+            digest += " (outdated)"
+            notes.append(
+                f"The metrics of {stage} are outdated, because {', '.join(changed)} changed after the "
+                f"evaluation; run: muomni evaluate --stage {stage} --run {shlex.quote(str(run))}"
+            )
         for name, value in report["metrics"].items():
             baseline = report["baselines"].get(name)
             if baseline is not None:
@@ -156,9 +182,9 @@ def summary(reports: Sequence[dict[str, Any]], with_all: bool = False) -> str:
                 reference, verdict = "-", "-"
             else:
                 continue
-            cells = (report["stage"], name, _number(value), reference, verdict)
+            cells = (stage, name, _number(value), reference, verdict, digest)
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *("" for _ in notes[:1]), *notes])
 
 
 def _finite(value: float | None) -> float | None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_TEXTS = 8
+_NUM_PAIRS = 64
 _NUM_SPOKEN = 2
 _MAX_ANSWER_TOKENS = 64
 _MAX_ANSWER_FRAMES = 10 * FRAME_RATE_HZ
@@ -148,9 +149,9 @@ def write_spoken_texts(
 def write_neighbors(
     stage: "VisionEncoderStage", source: Source, folder: RunFolder
 ) -> Iterator[Artifact]:
-    """The three nearest captions of each image, among those of one batch."""
+    """The three nearest captions of each image, among those of the first pairs of the split."""
     clip, view, device = _load_model(stage, folder), stage.view(), stage.context.device
-    pairs = [view.example(source.read(i), None) for i in range(min(view.batch_size, len(source)))]
+    pairs = [view.example(source.read(i), None) for i in range(min(_NUM_PAIRS, len(source)))]
     batch = view.collate([[pair] for pair in pairs])
     output = clip(*(batch[name].to(device) for name in ("images", "token_ids", "token_lengths")))
     names = [stage.tokenizer.decode(pair.ids) for pair in pairs]

@@ -174,12 +174,14 @@ class OmniModel(nn.Module):
         slots: MediaSlots,
         document_ids: Tensor | None = None,
         document_starts: Tensor | None = None,
+        longest_document: int | None = None,
     ) -> Tensor:
         """Hidden states [B, T, hidden_size]; document arguments as in `Thinker.forward`."""
         return self.thinker(
             inputs_embeds=self.embed(input_ids, slots),
             document_ids=document_ids,
             document_starts=document_starts,
+            longest_document=longest_document,
         )
 
     def flops(self) -> dict[str, Flops]:

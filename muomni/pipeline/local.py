@@ -41,11 +41,8 @@ def count_ranks() -> int:
 
 
 def shareable_ranks(config: RunConfig, num_ranks: int) -> int:
-    """The largest number of ranks, up to `num_ranks`, that divides the micro-batches of a step."""
-    group = config.batch.micro_batches_per_step
-    if group is None:
-        return num_ranks
-    return max(number for number in range(1, num_ranks + 1) if group % number == 0)
+    """The largest number of ranks, up to `num_ranks`, that a global batch can be spread over."""
+    return min(num_ranks, config.batch.max_ranks or num_ranks)
 
 
 def rank_environment(num_ranks: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Train the stages of a run folder in dependency order, each with the training command."""
 
 import argparse
+import shlex
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +54,6 @@ class Pipeline:
     def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
         self.arguments, self.extra = arguments, extra
         self.folder: Path = arguments.run
-        for option in ("ranks", "parallel_stages"):
-            number = getattr(arguments, option)
-            if number is not None and number < 1:
-                name = option.replace("_", "-")
-                raise ConfigError(f"--{name} must be at least 1, got {number}")
         self._running: list[RunningStage] = []
         self._is_stopped = False
 
@@ -123,7 +119,7 @@ class Pipeline:
             print(f"{stage}: {state}{f' ({why})' if why else ''}")
             if state != "finished":
                 command = train_argv(self.ranks_of(stage, config), self._arguments(stage, state))
-                print(f"  {' '.join(command)}")
+                print(f"  {shlex.join(command)}")
 
     def run(self, configs: dict[str, RunConfig]) -> dict[str, StageResult]:
         """Train all stages that are not finished; raises MuomniError with the exit code of the first failure.

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from muomni.config.loading import read_yaml
 from muomni.config.run import RunConfig
 from muomni.errors import MuomniError
 from muomni.observe.mlflow_log import flatten
-from muomni.run_folder import RunFolder
+from muomni.run_folder import RunFolder, export_digest
 
 State = Literal["finished", "outdated", "open"]
+_PLACES = {"data.root", "data.tokenizer", "data.cache_dir"}
 
 
 @dataclass(slots=True)
@@ -32,11 +32,9 @@ def stage_state(run: Path, stage: str, config: RunConfig) -> tuple[State, str]:
     open: anything else; the training command decides whether to start or to resume.
     """
     folder = RunFolder(run, stage)
-    if folder.config_file.is_file():
-        used = read_yaml(folder.config_file).get("upstream_digests", {})
-        changed = changed_upstream(run, used)
-        if changed:
-            return "outdated", f"because {', '.join(changed)} was retrained"
+    changed = changed_upstream(run, folder.resolved().get("upstream_digests", {}))
+    if changed:
+        return "outdated", f"because {', '.join(changed)} was retrained"
     if not (folder.export / "export.json").is_file():
         return "open", ""
     # Imports torch, which is slow and not needed for new runs.
@@ -59,21 +57,22 @@ def stage_state(run: Path, stage: str, config: RunConfig) -> tuple[State, str]:
 
 
 def changed_settings(before: dict[str, Any], config: RunConfig) -> list[str]:
-    """Return the keys, such as optim.lr, whose values differ from those of an export."""
+    """Return the keys, such as optim.lr, whose values differ from those of an export.
+
+    Places of the data may differ; `has_same_data` compares their content.
+    """
     old, new = flatten(before), flatten(config.model_dump(mode="json"))
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    keys = (old.keys() | new.keys()) - _PLACES
+    return sorted(key for key in keys if old.get(key) != new.get(key))
 
 
 def changed_upstream(run: Path, digests: dict[str, str]) -> list[str]:
     """Return the stages whose exports in `run` no longer have these digests."""
-    changed = []
-    for stage, digest in digests.items():
-        manifest = RunFolder(run, stage).export / "export.json"
-        if manifest.is_file():
-            hashes = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
-            if hashes["model.safetensors"] != digest:
-                changed.append(stage)
-    return changed
+    return [
+        stage
+        for stage, digest in digests.items()
+        if export_digest(RunFolder(run, stage).export) not in (None, digest)
+    ]
 
 
 def has_same_data(config: RunConfig, data: dict[str, Any], tokenizer_digest: str) -> bool:

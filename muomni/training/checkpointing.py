@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from muomni.checkpoint import store
 from muomni.checkpoint.export import write_export
 from muomni.checkpoint.store import Topology, TrainState
+from muomni.config.loading import RESOLVED
 from muomni.config.registry import stage_spec
 from muomni.distributed import collectives
 from muomni.errors import NonFiniteError
-from muomni.run_folder import RunFolder, provenance
+from muomni.run_folder import RunFolder
 from muomni.training.engine.engine import Engine
 from muomni.training.stage import Stage
 
@@ -89,10 +91,11 @@ def export_stage(
     step: int,
     fingerprint: str,
     metrics: dict[str, float],
+    resolved: dict[str, Any],
 ) -> None:
     """Write the export of a trained stage; every rank must call it.
 
-    `fingerprint` identifies the training data.
+    `fingerprint` identifies the training data, `resolved` are facts about the run to record.
     """
     with engine.masters.averaged():
         state = engine.full_state(_model_prefix(stage, engine.task))
@@ -106,7 +109,7 @@ def export_stage(
         "config": config.model_dump(mode="json"),
         "data": {"tasks": stage_spec(stage.name).tasks, "fingerprint": fingerprint},
         "upstream": {name: export.digest for name, export in stage.context.upstream.items()},
-        **provenance(),
+        RESOLVED: resolved,
     }
     write_export(
         folder.export,

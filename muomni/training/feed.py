@@ -37,11 +37,6 @@ class Reading:
     view: View[Any]
     ranks: Ranks
     device: torch.device
-    micro_batches_per_step: int
-
-    @property
-    def num_accumulation(self) -> int:
-        return self.micro_batches_per_step // self.ranks.world_size
 
     @property
     def loader_options(self) -> dict[str, Any]:
@@ -54,7 +49,6 @@ def loader_options(data: DataSection, device: torch.device) -> dict[str, Any]:
         "num_workers": num_workers(data, device),
         "prefetch": data.prefetch,
         "pin_memory": device.type == "cuda",
-        "max_bad_samples": data.max_bad_samples,
     }
 
 
@@ -86,13 +80,19 @@ class Feed(ABC):
         self.fingerprint = fingerprint
         self.num_samples = num_samples
 
-    @property
-    def micro_batches_per_step(self) -> int:
-        return self.reading.micro_batches_per_step
+    @abstractmethod
+    def num_micro_batches(self, step: int) -> int:
+        """Micro-batches of each rank in optimizer step `step` (from 0)."""
 
     @property
-    def num_accumulation(self) -> int:
-        return self.reading.num_accumulation
+    @abstractmethod
+    def max_ranks(self) -> int:
+        """The number of units in a global batch, on average; more ranks would have nothing to do."""
+
+    @property
+    @abstractmethod
+    def accumulates(self) -> bool:
+        """Whether some steps may have several micro-batches per rank."""
 
     @abstractmethod
     def num_steps(self, num_epochs: int) -> int:
@@ -104,7 +104,7 @@ class Feed(ABC):
 
     @abstractmethod
     def read(self, step: int, max_batches: int | None = None) -> list[ReadBatch]:
-        """Read the first micro-batches of this rank after `step` finished steps, without workers."""
+        """Read the micro-batches of this rank in step `step` (from 0), or the first ones, without workers."""
 
     @abstractmethod
     def count_epochs(self, num_epochs: int) -> None:
@@ -113,9 +113,6 @@ class Feed(ABC):
     @abstractmethod
     def count_ahead(self, step: int, num_steps: int) -> None:
         """Count what the loader may need during step `step` of `num_steps`; every rank must call it."""
-
-    def _num_read(self, max_batches: int | None) -> int:
-        return min(self.num_accumulation, max_batches or self.num_accumulation)
 
 
 class SharedCounts:
@@ -126,10 +123,10 @@ class SharedCounts:
     rank must make the same calls.
     """
 
-    def __init__(self, plan: Plan, num_read_ahead: int, num_accumulation: int) -> None:
+    def __init__(self, plan: Plan, num_read_ahead: int) -> None:
         self.plan = plan
-        # Steps that workers may be ahead, rounded up, plus the one in progress.
-        self._ahead = -(-num_read_ahead // num_accumulation) + 2
+        # Steps that workers may be ahead if a step has one micro-batch, plus the one in progress.
+        self._ahead = num_read_ahead + 2
 
     def count_epochs(self, num_epochs: int) -> None:
         """Count the first `num_epochs` epochs."""
@@ -165,8 +162,18 @@ class PlannedFeed(Feed):
         self.source = source
         self.plan = plan
         options = reading.loader_options
-        num_read_ahead = options["num_workers"] * options["prefetch"]
-        self._counts = SharedCounts(plan, num_read_ahead, reading.num_accumulation)
+        self._counts = SharedCounts(plan, options["num_workers"] * options["prefetch"])
+
+    def num_micro_batches(self, step: int) -> int:
+        return self.plan.num_micro_batches(step, self.reading.ranks.world_size)
+
+    @property
+    def max_ranks(self) -> int:
+        return self.plan.units_per_step
+
+    @property
+    def accumulates(self) -> bool:
+        return self.plan.batching.units_per_step is None or self.num_micro_batches(0) > 1
 
     def num_steps(self, num_epochs: int) -> int:
         return self.plan.num_steps(num_epochs)
@@ -179,10 +186,9 @@ class PlannedFeed(Feed):
     def read(self, step: int, max_batches: int | None = None) -> list[ReadBatch]:
         dataset = self._dataset()
         ranks = self.reading.ranks
-        numbers = self.plan.rank_batches(step, ranks.rank, ranks.world_size)
-        planned = [next(numbers) for _ in range(self._num_read(max_batches))]
+        planned = self.plan.rank_step(step, ranks.rank, ranks.world_size)[:max_batches]
         return [
-            ReadBatch(_without_count(dataset[micro]), [self.source.origin(i) for i in micro.ids])
+            ReadBatch(dataset[micro].tensors, [self.source.origin(i) for i in micro.ids])
             for micro in planned
         ]
 
@@ -204,16 +210,31 @@ class StreamFeed(Feed):
         reading: Reading,
         digest: str,
         shards: Sequence[StreamShard],
-        batch_size: int,
+        samples_per_step: int,
+        samples_per_micro_batch: int,
     ) -> None:
         num_samples = sum(shard.num_samples for shard in shards)
         super().__init__(reading, digest, fingerprint(shards), num_samples)
-        ranks = reading.ranks
-        num_readers = max(reading.loader_options["num_workers"], 1)
+        ranks, num_readers = reading.ranks, max(reading.loader_options["num_workers"], 1)
+        # Rounded up, so that all ranks read the same number of samples.
+        of_rank = -(-samples_per_step // ranks.world_size)
+        self._num_micro_batches = -(-of_rank // samples_per_micro_batch)
+        self._samples_per_step = samples_per_step
         self.order = StreamOrder(
-            shards, batch_size, reading.config.seed, Reader(ranks.rank, ranks.world_size),
-            num_readers, reading.num_accumulation,
+            shards, -(-of_rank // self._num_micro_batches), reading.config.seed,
+            Reader(ranks.rank, ranks.world_size), num_readers, self._num_micro_batches,
         )  # fmt: skip
+
+    def num_micro_batches(self, step: int) -> int:
+        return self._num_micro_batches
+
+    @property
+    def max_ranks(self) -> int:
+        return self._samples_per_step
+
+    @property
+    def accumulates(self) -> bool:
+        return self._num_micro_batches > 1
 
     def num_steps(self, num_epochs: int) -> int:
         return num_epochs * self.order.steps_per_epoch
@@ -223,12 +244,12 @@ class StreamFeed(Feed):
 
     def read(self, step: int, max_batches: int | None = None) -> list[ReadBatch]:
         dataset = StreamDataset(self.order, self.reading.view)
-        first = step * self.num_accumulation
+        first = step * self._num_micro_batches
         read = []
-        for number in range(first, first + self._num_read(max_batches)):
+        for number in range(first, first + self._num_micro_batches)[:max_batches]:
             batch, samples = dataset.read(number)
             origins = [{"key": s["__key__"], "shard": s["__url__"]} for s in samples]
-            read.append(ReadBatch(_without_count(batch), origins))
+            read.append(ReadBatch(batch.tensors, origins))
         return read
 
     def count_epochs(self, num_epochs: int) -> None:
@@ -238,28 +259,23 @@ class StreamFeed(Feed):
         """Nothing to do: a stream has no windows."""
 
 
-def stream_batch_size(stream: StreamSection, batching: Batching, stage: str) -> int:
-    """Samples per streamed micro-batch: `batch.batch_size`, or `data.stream.samples_per_batch`.
+def stream_sizes(stream: StreamSection, batching: Batching, stage: str) -> tuple[int, int]:
+    """Streamed samples per optimizer step and, at most, per micro-batch.
 
-    Raises ConfigError if a stage that batches by length lacks that setting, or another stage has it.
+    Without lengths, a packed sequence holds one sample, and a bucket as many as the config says. Raises
+    ConfigError if a stage that batches by length lacks these settings, or another stage has them.
     """
-    num_samples = stream.samples_per_batch
+    sizes = (stream.samples_per_step, stream.samples_per_micro_batch)
     if batching.mode == "bucket":
-        if num_samples is None:
+        if None in sizes:
             raise ConfigError(
                 f"stage {stage} batches by seconds, but a stream has no lengths; set "
-                f"data.stream.samples_per_batch"
+                f"data.stream.samples_per_step and data.stream.samples_per_micro_batch"
             )
-        return num_samples
-    if num_samples is not None:
+        return sizes  # type: ignore[return-value]
+    if sizes != (None, None):
         raise ConfigError(
-            f"stage {stage} takes {batching.num_items} samples per micro-batch from a stream, as "
-            f"batch.batch_size says; remove data.stream.samples_per_batch"
+            f"stage {stage} takes {batching.global_size} samples per step from a stream, as section batch "
+            f"says; remove data.stream.samples_per_step and data.stream.samples_per_micro_batch"
         )
-    return batching.num_items
-
-
-def _without_count(batch: Batch) -> Batch:
-    """Drop the number of samples that failed to decode, as loaders do."""
-    del batch["num_bad"]
-    return batch
+    return batching.global_size, batching.micro_size

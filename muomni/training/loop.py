@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from muomni.checkpoint.store import Topology, TrainState
+from muomni.config.loading import RESOLVED
+from muomni.data.loading.bad_samples import BadSample, BadSampleBudget
 from muomni.data.loading.loader import DeviceCopies
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError
+from muomni.io.hashing import sha256_bytes
 from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
@@ -28,7 +31,7 @@ from muomni.training.postmortem import PostMortem
 from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.throughput import Throughput
-from muomni.training.validation import SplitBatches, validate
+from muomni.training.validation import SplitBatches, validate, validation_subset
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class LoopParts:
     device: torch.device
     num_steps: int
     topology: Topology
+    resolved: dict[str, Any]  # facts to record, see RunFolder.write_config
     quiet: bool = False  # print nothing
 
 
@@ -81,6 +85,10 @@ class Loop:
         self._scale_watch = ScaleWatch(self.config.fp16)
         self._loss_weights = self.stage.loss_weights()
         self._step_reduction = StepReduction(self.stage, parts.device)
+        self._bad_samples = BadSampleBudget(
+            self.config.data.max_bad_fraction, parts.feed.num_samples
+        )
+        self._num_usable = 0  # samples since the last log, over all ranks
         self._copies = DeviceCopies(parts.device)
         self._batches = self._read_batches()
         self._logs = RunningSums()
@@ -89,8 +97,9 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the result that is printed as the last line.
 
-        Raises PreemptedError after a signal (the state is saved), and NonFiniteError if gradients or the loss
-        stay non-finite (the state is saved, and the step diagnosed) or a weight is (nothing is saved).
+        Raises PreemptedError after a signal (the state is saved), NonFiniteError if gradients or the loss
+        stay non-finite (the state is saved, and the step diagnosed) or a weight is (nothing is saved), and
+        DataError for too many bad samples.
         """
         self.open()
         status: Status = "FAILED"
@@ -104,8 +113,8 @@ class Loop:
         except PreemptedError:
             status, do_all_ranks_stop = "KILLED", True
             raise
-        except NonFiniteError:
-            do_all_ranks_stop = True
+        except (NonFiniteError, DataError) as error:
+            do_all_ranks_stop = not error.is_rank_local
             raise
         finally:
             self.close(status)
@@ -167,22 +176,27 @@ class Loop:
         mark = self.throughput.clock.mark
         micro_batches: list[Batch] = []
         mark("data_wait")
-        for batch in itertools.islice(self._batches, self.engine.num_accumulation):
+        num_micro_batches = self.parts.feed.num_micro_batches(self.state.step)
+        for batch in itertools.islice(self._batches, num_micro_batches):
             mark("forward")
             micro_batches.append(self._prepare(batch))
             mark("data_wait")
         mark("forward")
-        self._step_reduction.start(micro_batches, wants_stop, self.engine.num_bad_steps)
+        num_samples, bad = self.loader.take_read()
+        self._step_reduction.start(
+            micro_batches, wants_stop, self.engine.num_bad_steps, num_samples, len(bad)
+        )
         micro_batches = self.stage.begin_step(self.engine.forward, micro_batches)
         factor = lr_factor(self.state.step, self.parts.num_steps, self.config.optim)
         sums: Sums = {}
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, start=1):
             mark("forward")
             output = self.engine.forward(batch)
             mark("communication")
             denominators = self._step_reduction.denominators()
             mark("backward")
-            self.engine.backward(output, denominators, self._loss_weights)
+            is_last = number == num_micro_batches
+            self.engine.backward(output, denominators, self._loss_weights, is_last)
             mark("optimizer")
             self.engine.end_micro_step(factor)
             self.throughput.count_units(batch)
@@ -190,14 +204,34 @@ class Loop:
             for name, value in output.state.items():
                 sums[name] = sums[name] + value if name in sums else value
         self.state = replace(self.state, step=self.state.step + 1)
-        self.engine.masters.update_average(self.state.step)
-        self.stage.after_step(self.engine.task, sums, self.state.step)
-        mark("other")
         reduction = self._step_reduction
+        if self._has_usable_samples(bad):
+            self.engine.masters.update_average(self.state.step)
+            self.stage.after_step(self.engine.task, sums, self.state.step)
+        else:  # the engine skipped the step, but its gradients were not bad
+            self.engine.num_bad_steps = 0
+        mark("other")
         return StepResult(self.state.step, reduction.stop_agreed(), reduction.num_bad_steps())
 
+    def _has_usable_samples(self, bad: list[BadSample]) -> bool:
+        """Whether any rank had a usable sample in the last step; `bad` are those that this rank dropped.
+
+        Raises DataError on all ranks if the run has too many bad samples.
+        """
+        num_samples, num_bad = self._step_reduction.num_samples()
+        if self._bad_samples.add(num_samples, num_bad, bad):
+            self._bad_samples.check(collectives.gather_objects(self._bad_samples.own))
+        self._num_usable += num_samples - num_bad
+        return num_samples > num_bad
+
     def log(self) -> None:
-        """Record the metrics since the last call; every rank must call it. Stops a non-finite run."""
+        """Record the metrics since the last call; every rank must call it. Stops a non-finite run.
+
+        Without a usable sample since then, there is nothing to record.
+        """
+        if not self._num_usable:
+            return
+        self._num_usable = 0
         step, optim = self.state.step, self.config.optim
         measured = self.throughput.take(step, self.loader)
         self.state = replace(self.state, units_seen=self.state.units_seen + measured.units)
@@ -205,7 +239,8 @@ class Loop:
         metrics["lr"] = optim.lr * lr_factor(step - 1, self.parts.num_steps, optim)
         metrics["grad_norm"] = self.engine.grad_norm
         metrics[f"{self.unit}_seen"] = self.state.units_seen
-        metrics["num_bad_samples"] = measured.num_bad_samples
+        metrics["num_bad_samples"] = float(self._bad_samples.num_bad)
+        metrics["bad_fraction"] = self._bad_samples.fraction
         num_skipped = self.engine.count_skipped()
         metrics["num_skipped"] = float(num_skipped)
         if self.engine.precision == "fp16":
@@ -220,19 +255,22 @@ class Loop:
         if self.parts.val is None:
             return
         if self._val_batches is None:  # lengths may be slow to measure
-            self._val_batches = SplitBatches(
-                self.stage, self.parts.val, self.parts.device, self.config.training.validate_batches
-            )
+            ids = validation_subset(self.parts.val, self.config)
+            self._val_batches = SplitBatches(self.stage, self.parts.val, self.parts.device, ids)
+        batches, fingerprint = self._val_batches, self.parts.val.fingerprint
+        measured_on = sha256_bytes(fingerprint.encode() + batches.ids.tobytes())
         with self.engine.evaluation():
-            metrics = validate(self.stage, self.engine.forward, self._val_batches)
+            metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
-        value, best = metrics.get(self.stage.best_metric, math.nan), self.state.best
+        value = metrics.get(self.stage.best_metric, math.nan)
+        # Values on other samples, before a resume with other settings, are not comparable.
+        best = self.state.best if self.state.best_of == measured_on else None
         is_lower_better = self.stage.best_is_lower
         if math.isfinite(value) and (
             best is None or (value < best if is_lower_better else value > best)
         ):
-            self.state = replace(self.state, best=value)
+            self.state = replace(self.state, best=value, best_of=measured_on)
             self.save()
             self.checkpoints.mark_best(self.state.step)
 
@@ -242,7 +280,8 @@ class Loop:
 
     def run_info(self) -> RunInfo:
         """Facts about the run as it is now, to open recorders with."""
-        folder, content = self.parts.folder, self.config.model_dump(mode="json")
+        folder = self.parts.folder
+        content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
             self.parts.num_steps, self._run_id(),
@@ -255,7 +294,7 @@ class Loop:
         metrics = dict(self.last_metrics)
         export_stage(
             self.stage, self.engine, self.parts.folder, self.state.step, self.parts.feed.fingerprint,
-            metrics,
+            metrics, self.parts.resolved,
         )  # fmt: skip
         collectives.barrier()
         text, throughput = self.throughput.utilization.summary()

@@ -1,13 +1,9 @@
 """Router loss, load metrics, and router biases of stages with a mixture of experts.
 
-The router losses are a separate loss term, divided by the real tokens of the step: token-weighted means over
-its micro-batches and ranks. The balance loss multiplies two means over tokens: how often an expert was
-chosen, and its probability. By default both are means over one micro-batch, so any split of the same
-micro-batches into ranks and accumulation steps gives the same loss. With `balance_over: ranks` the first is a
-mean over all ranks (Qiu et al. 2025, arXiv:2501.11873): without accumulation this balances the entire step,
-and micro-batches need not be balanced individually. A mean over the entire step with accumulation would need
-all forward passes before the first backward pass; the mean of the previous step trained a small model worse.
-The bias on the choice does learn from the load of the entire step.
+The router losses are a separate loss term, divided by the real tokens of the step. The balance loss multiplies
+two means over the tokens of a sequence: how often an expert was chosen, and its probability. A sum over
+sequences does not depend on ranks and micro-batches, and needs no forward pass over the whole step first, as
+means over the global batch would. The bias on the choice does learn from the load of the entire step.
 
 Load counts real tokens only (AutoEP's own counter includes padding), and is the same for plain and for
 expert-parallel layers.
@@ -49,14 +45,10 @@ def add_router_term(
 ) -> None:
     """Add the router loss, its logs, and the load for router biases to `output`.
 
-    `logits` holds the router logits [N, E] of each layer of `model`; `is_real` [...], with N elements, is
-    False on padding. The term is a sum over the real tokens that `router_denominator` counts. With
-    `balance_over: ranks` all ranks must call it.
+    `logits` holds the router logits [N, E] of each layer of `model`; `is_real` [B, T], with N elements, is
+    False on padding. The term is a sum over the real tokens that `router_denominator` counts.
     """
-    over_ranks = {"sum_counts": sum_over_ranks} if moe.balance_over == "ranks" else {}
-    losses = router_losses(
-        logits, moe.num_experts_per_token, is_real, choice_biases(model), **over_ranks
-    )
+    losses = router_losses(logits, moe.num_experts_per_token, is_real, choice_biases(model))
     output.losses[TERM] = moe.z_loss_weight * losses.z
     if moe.balance == "loss":
         output.losses[TERM] = output.losses[TERM] + moe.balance_loss_weight * losses.balance

@@ -130,7 +130,7 @@ class PostMortem:
             losses = {term: _number(loss) for term, loss in output.losses.items()}
             for term, loss in output.losses.items():
                 seen.note_output(f"loss '{term}'", loss)
-            self.engine.backward(output, denominators, self.stage.loss_weights())
+            self.engine.backward(output, denominators, self.stage.loss_weights(), is_last=False)
         if seen.outputs:
             return Finding(number, "forward", seen.outputs[0], losses, seen.parameters)
         if seen.gradients:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from muomni.config.run import RunConfig
-from muomni.data.sampling.plan import check_world_size
 from muomni.distributed import compiler
 from muomni.observe.profiler import check_ranks
 from muomni.observe.recorder import check_recorders
@@ -40,11 +39,6 @@ class Candidate:
     stage: Stage | None = None
 
 
-def _ranks_share_a_step(run: Candidate) -> None:
-    group = run.config.batch.micro_batches_per_step
-    check_world_size(run.num_ranks if group is None else group, run.num_ranks)
-
-
 def _profiled_ranks_exist(run: Candidate) -> None:
     check_ranks(run.config.profile, run.num_ranks)
 
@@ -64,14 +58,15 @@ def _offload_is_supported(run: Candidate) -> None:
 
 
 def _blocks_compile_here(run: Candidate) -> None:
-    if run.config.training.compile and run.device is not None:
+    if run.config.training.compile is True and run.device is not None:
         compiler.check_support(os.environ, run.device.type)
 
 
 def _varlen_kernels_run(run: Candidate) -> None:
-    if run.config.training.attention == "varlen" and run.stage is not None:
+    if run.stage is not None:
         assert run.precision is not None
-        attention.check_support(run.device, run.precision, run.stage.model_config())
+        sizes = run.stage.model_config()
+        attention.use_varlen(run.config.training.attention, run.device, run.precision, sizes)
 
 
 def _patterns_match_parameters(run: Candidate) -> None:
@@ -93,7 +88,6 @@ def _experts_divide_over_ranks(run: Candidate) -> None:
 
 
 CHECKS: tuple[Callable[[Candidate], None], ...] = (
-    _ranks_share_a_step,
     _profiled_ranks_exist,
     _recorders_are_installed,
     _muon_fits_the_engine,

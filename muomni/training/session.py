@@ -5,8 +5,10 @@ dataset or upstream export, or a world size that does not divide a step.
 """
 
 import logging
+import os
 import random
 import shutil
+import socket
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,25 +21,25 @@ import torch
 from muomni.checkpoint import store
 from muomni.checkpoint.export import Export, read_export
 from muomni.checkpoint.store import Topology, TrainState
-from muomni.config.loading import read_yaml
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
 from muomni.data.sampling.mix import open_order
-from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan
+from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_of
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.distributed import collectives
+from muomni.distributed import collectives, compiler
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
+from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
-from muomni.training.engine import expert_parallel
+from muomni.training.engine import attention, expert_parallel
 from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.ds_config import zero_stage
 from muomni.training.engine.precision import (
@@ -46,7 +48,7 @@ from muomni.training.engine.precision import (
     pick_precision,
     use_tf32,
 )
-from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_batch_size
+from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_sizes
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
 from muomni.training.optim.groups import describe_parameters, groups_digest
@@ -118,14 +120,16 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     # Builds no model yet, since ranks have not seeded their generators.
     stage = stage_type(config, StageContext(tokenizer, upstream, device))
     preflight.check(replace(candidate, stage=stage))
+    stage.context.uses_varlen = attention.use_varlen(
+        config.training.attention, here, precision, stage.model_config()
+    )
     engine_json = expert_parallel.complete_section(
         request.engine_json, find_moe(stage.model_config()), ranks.world_size
     )
     request = replace(request, engine_json=engine_json)
     has_val = any("val" in dataset.splits for dataset in datasets)
     val = Source(datasets, "val", check_files=ranks.is_main) if has_val else None
-    group = config.batch.micro_batches_per_step or ranks.world_size
-    reading = Reading(config, stage.view(), ranks, device, group)
+    reading = Reading(config, stage.view(), ranks, device)
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
@@ -135,16 +139,16 @@ def prepare(request: Request, ranks: Ranks) -> Session:
 
 def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
     """Open sharded datasets, whose order of samples is exact."""
-    config, group = reading.config, reading.micro_batches_per_step
-    lengths, batching = reading.view.lengths(train), stage.batching()
+    config = reading.config
+    lengths, batching = reading.view.lengths(train), batching_of(config.batch)
     order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
     order_digest = _digest(
         ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
         stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
     )  # fmt: skip
     cache = CountCache(train.manifests[0].root / train.split, order_digest)
-    plan = Plan(lengths, batching, group, config.seed, train.describe, order, cache)
-    return PlannedFeed(reading, _digest(order_digest, group), train, plan)
+    plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
+    return PlannedFeed(reading, order_digest, train, plan)
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
@@ -152,12 +156,11 @@ def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> Strea
     shards = stream_shards(stream.shards, stream.samples_per_shard)
     if reading.ranks.is_main:
         check_local(shards)
-    batch_size = stream_batch_size(stream, stage.batching(), stage.name)
+    sizes = stream_sizes(stream, batching_of(reading.config.batch), stage.name)
     digest = _digest(
-        STREAM_VERSION, fingerprint(shards), batch_size, stage.tokenizer.digest, reading.config.seed,
-        reading.micro_batches_per_step,
-    )  # fmt: skip
-    return StreamFeed(reading, digest, shards, batch_size)
+        STREAM_VERSION, fingerprint(shards), *sizes, stage.tokenizer.digest, reading.config.seed
+    )
+    return StreamFeed(reading, digest, shards, *sizes)
 
 
 def open_loop(session: Session) -> Loop:
@@ -177,9 +180,12 @@ def open_loop(session: Session) -> Loop:
     collectives.barrier()
     if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)
+    # The first global batch is described below by rank 0 alone, which must not count windows by itself.
+    session.feed.count_ahead(0, session.num_steps)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
+    attention.avoid_cudnn(session.device, session.stage.model_config())
     build = RecordedBuild() if _shards_weights(request.engine_json) else None
     with build or nullcontext(), warnings.catch_warnings():
         # Loading an export into such weights is recorded, too.
@@ -194,11 +200,14 @@ def open_loop(session: Session) -> Loop:
         config,
         request.engine_json,
         session.precision,
-        session.feed.num_accumulation,
+        session.feed.accumulates,
         session.device,
         build,
     )
-    if config.training.compile:
+    is_compiled = compiler.should_compile(
+        config.training.compile, os.environ, session.device.type, engine.zero_stage
+    )
+    if is_compiled:
         compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
@@ -216,25 +225,34 @@ def open_loop(session: Session) -> Loop:
                 )
             engine.masters.set_average(average)
         _check_plan(state, session, checkpoint)
+    hosts = collectives.gather_objects(socket.gethostname())
+    resolved = {
+        "upstream": portable(request.upstream, request.run),  # relative to the run folder
+        "upstream_digests": _digests(session),
+        "ranks": session.ranks.world_size,
+        "nodes": len(set(hosts)),
+        "device": session.device.type,
+        "precision": session.precision,
+        "zero_stage": engine.zero_stage,
+        "deepspeed": engine.settings,
+        **provenance(),
+    }
     if collectives.rank() == 0:
-        origin = {
-            "upstream": str(request.upstream),
-            "upstream_digests": _digests(session),
-            "provenance": provenance(),
-        }
-        folder.write_config({**config.model_dump(mode="json"), **origin})
+        folder.write_config(config.model_dump(mode="json"), resolved)
         start = f"resumed from {checkpoint}" if checkpoint else "from the start"
         setup = (
             f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
-            f"{session.ranks.world_size} ranks x {session.feed.num_accumulation} micro-batches, "
+            f"{describe_global_batch(session)}, "
             f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
+            f"{'varlen attention, ' if session.stage.context.uses_varlen else ''}"
+            f"{'compiled blocks, ' if is_compiled else ''}"
             f"{num_parameters:,} parameters"
         )
         if not request.quiet:
             print(setup, *parameter_lines, sep=f"\n{config.stage} ", flush=True)
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology, request.quiet,
+        topology, resolved, request.quiet,
     )  # fmt: skip
     is_main = collectives.rank() == 0
     recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
@@ -273,6 +291,20 @@ def finished_result(session: Session) -> dict[str, Any] | None:
 def _shards_weights(engine_json: dict[str, Any]) -> bool:
     """Whether no rank holds all weights; AutoEP replaces the experts of a complete model."""
     return zero_stage(engine_json) == 3 and not expert_parallel.is_enabled(engine_json)
+
+
+def describe_global_batch(session: Session) -> str:
+    """The global batch, its rounding, and the share of each rank, on one line."""
+    batch, num_ranks = session.request.config.batch, session.ranks.world_size
+    num_micro_batches = session.feed.num_micro_batches(0)
+    text = f"{batch.describe()} per step on {num_ranks} ranks x {num_micro_batches} micro-batches"
+    if batch.max_ranks is None:
+        return f"{text} at first"
+    num_slots = (
+        num_ranks * num_micro_batches * -(-batch.max_ranks // (num_ranks * num_micro_batches))
+    )
+    num_idle = num_slots - batch.max_ranks
+    return f"{text}, {num_idle / num_slots:.0%} of them padding" if num_idle else text
 
 
 def seed_everything(seed: int) -> None:
@@ -332,7 +364,7 @@ def _digests(session: Session) -> dict[str, str]:
 
 
 def _check_upstream(folder: RunFolder, session: Session) -> None:
-    started_with = read_yaml(folder.config_file).get("upstream_digests", {})
+    started_with = folder.resolved().get("upstream_digests", {})
     for stage, digest in _digests(session).items():
         if started_with.get(stage, digest) != digest:
             raise CheckpointError(

@@ -17,9 +17,8 @@ from torch import nn
 from muomni.checkpoint.export import Export, find_exports
 from muomni.config.registry import stage_spec
 from muomni.config.run import RunConfig
-from muomni.data.sampling.plan import Batching
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import COARSE, EXACT, Batch, Padding, View
 from muomni.models.layers.blocks import recompute_activations
 from muomni.training.engine.attention import attend_by_documents
 from muomni.training.flops import FlopCounter
@@ -33,6 +32,8 @@ class StageContext:
     tokenizer: Tokenizer
     upstream: dict[str, Export]
     device: torch.device
+    # Attention by documents instead of masks, see `training.attention`.
+    uses_varlen: bool = False
 
 
 class Stage(ABC):
@@ -42,6 +43,8 @@ class Stage(ABC):
     # The validation metric that selects the best checkpoint, and its direction.
     best_metric: ClassVar[str] = "loss"
     best_is_lower: ClassVar[bool] = True
+    # Whether the export contains the upstream models, too, so that evaluation does not depend on them.
+    exports_upstream: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig, context: StageContext) -> None:
         self.config = config
@@ -70,13 +73,14 @@ class Stage(ABC):
         return find_exports(run, stage_spec(config.stage).upstream, with_hashes)
 
     # -- data ------------------------------------------------------------------------------------
+    @property
+    def padding(self) -> Padding:
+        """How widths of padded tensors are rounded on the device of the run."""
+        return COARSE if self.context.device.type == "cuda" else EXACT
+
     @abstractmethod
     def view(self) -> View[Any]:
         """Return the view that reads the samples."""
-
-    @abstractmethod
-    def batching(self) -> Batching:
-        """Return how samples become micro-batches."""
 
     # -- model -----------------------------------------------------------------------------------
     @abstractmethod
@@ -114,7 +118,7 @@ class Stage(ABC):
     def set_up(self, task: nn.Module) -> None:
         """Apply activation checkpointing and varlen attention to a task; raises ConfigError."""
         recompute_activations(self.model(task), self.config.training.activation_checkpointing)
-        if self.config.training.attention == "varlen":
+        if self.context.uses_varlen:
             attend_by_documents(task)
 
     # -- one step --------------------------------------------------------------------------------
@@ -126,10 +130,21 @@ class Stage(ABC):
     def loss_denominators(self, batch: Batch) -> Sums:
         """Return the count (0-d tensor) by which each loss sum is divided, known before forward."""
 
+    @property
+    def num_compared(self) -> int | None:
+        """Samples whose outputs validation compares with each other; None if it uses each alone."""
+        return None
+
     def begin_step(
-        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+        self,
+        forward: Callable[[Batch], StageOutput],
+        batches: list[Batch],
+        over_ranks: bool = True,
     ) -> list[Batch]:
-        """Process all micro-batches of a step before any backward pass, as contrastive losses need."""
+        """Process all micro-batches of a step before any backward pass, as contrastive losses need.
+
+        A step covers all ranks, in validation (`over_ranks` False) this rank only.
+        """
         return batches
 
     def after_step(self, task: nn.Module, state: Sums, step: int) -> None:  # noqa: B027

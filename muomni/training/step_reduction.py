@@ -1,4 +1,4 @@
-"""One reduction per step over all ranks: loss denominators, the stop flag, and the count of bad steps."""
+"""One reduction per step over all ranks: loss denominators, the stop flag, and counts of what was bad."""
 
 import torch
 import torch.distributed as dist
@@ -8,12 +8,14 @@ from muomni.distributed import collectives
 from muomni.training.outputs import Sums
 from muomni.training.stage import Stage
 
+_NUM_FLAGS = 4
+
 
 class StepReduction:
     """Sums the loss denominators of a step over its micro-batches and all ranks.
 
     The reduction overlaps the first forward pass, since only the backward pass needs the sum. The stop flag
-    and the count of bad steps travel in the same tensor. They are read from an asynchronous copy after the
+    and counts travel in the same tensor. They are read from an asynchronous copy after the
     step, so the host does not wait for the device; all ranks read the same values at the same step.
     """
 
@@ -27,29 +29,43 @@ class StepReduction:
         self._copied: torch.cuda.Event | None = None
 
     def start(
-        self, micro_batches: list[Batch], wants_stop: bool, num_bad_steps: int | torch.Tensor = 0
+        self,
+        micro_batches: list[Batch],
+        wants_stop: bool,
+        num_bad_steps: int | torch.Tensor = 0,
+        num_samples: int = 1,
+        num_bad_samples: int = 0,
     ) -> None:
         """Begin the reduction of a step; every rank must call it, then `denominators`.
 
-        `num_bad_steps` counts consecutive bad steps before this one, equal on all ranks.
+        `num_bad_steps` counts consecutive bad steps before this one, equal on all ranks. `num_samples` counts
+        this rank's samples in the step, including `num_bad_samples` that were dropped.
         """
         local = [self.stage.loss_denominators(batch) for batch in micro_batches]
         values = [
             torch.stack([counts[term] for counts in local]).sum() for term in self.stage.terms
         ]
-        values += [torch.as_tensor(wants_stop), torch.as_tensor(num_bad_steps)]
+        flags = (wants_stop, num_bad_steps, num_samples, num_bad_samples)
+        values += [torch.as_tensor(flag) for flag in flags]
         on_device = [value.to(self.device, non_blocking=True).float() for value in values]
         self._packed = torch.stack(on_device)
         self._work = collectives.start_sum_over_ranks(self._packed)
         self._denominators = None
 
     def denominators(self) -> Sums:
-        """Global denominator of each loss term (0-d tensors on the device) of the step in progress."""
+        """Global denominator of each loss term (0-d tensors on the device) of the step in progress.
+
+        Without a usable sample on any rank, they are NaN: so are the gradients then, and the engine skips the
+        step on all ranks, without a host that waits for the device.
+        """
         if self._denominators is None:
             if self._work is not None:
                 self._work.wait()
-            self._copy_flags(self._packed[-2:])
-            self._denominators = dict(zip(self.stage.terms, self._packed[:-2], strict=True))
+            flags = self._packed[-_NUM_FLAGS:]
+            self._copy_flags(flags)
+            is_empty = flags[2] <= flags[3]
+            sums = self._packed[:-_NUM_FLAGS].masked_fill(is_empty, float("nan"))
+            self._denominators = dict(zip(self.stage.terms, sums, strict=True))
         return self._denominators
 
     def _copy_flags(self, flags: torch.Tensor) -> None:
@@ -68,6 +84,10 @@ class StepReduction:
     def num_bad_steps(self) -> int:
         """The number of consecutive bad steps before the last step."""
         return round(self._flag(1) / collectives.world_size())
+
+    def num_samples(self) -> tuple[int, int]:
+        """Samples of the last step over all ranks, including dropped ones, and the dropped ones."""
+        return round(self._flag(2)), round(self._flag(3))
 
     def _flag(self, index: int) -> float:
         if self._flags is None:

@@ -28,7 +28,6 @@ class Measured(NamedTuple):
     """Sums over all ranks, and metrics, of the steps since the last call of `take`."""
 
     units: float
-    num_bad_samples: float
     metrics: dict[str, float]
 
 
@@ -78,16 +77,16 @@ class Throughput:
 
         Requests for profiles are exchanged in the same reduction.
         """
-        own = [loader.num_bad, self._flops.model, self._flops.hardware]
+        own = [self._flops.model, self._flops.hardware]
         own += self.profiler.take_requests()
         table = torch.tensor([0.0, *own], dtype=torch.float64, device=self._device)
         table[0] += self._units
         self._flops, self._units = StepFlops(), torch.zeros_like(self._units)
         sums: list[float] = collectives.sum_over_ranks(table).tolist()
-        units, num_bad, model, hardware, wants_trace, wants_memory = sums
+        units, model, hardware, wants_trace, wants_memory = sums
         metrics = self._rates.take(step, units, loader.wait_s)
         num_steps, busy_s = self._rates.num_busy_steps, self._rates.busy_s
         metrics |= self.utilization.take(step, num_steps, model, hardware, busy_s)
         metrics |= step_breakdown(self.clock.take(), num_steps)
         self.profiler.request(wants_trace > 0, wants_memory > 0, step)
-        return Measured(units, num_bad, metrics)
+        return Measured(units, metrics)

@@ -86,7 +86,7 @@ def test_tables_and_json_agree(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["nani"], "muomni count: unknown preset 'nani' (did you mean 'nano'?)"),
-        (["nano", "--vocab-size", "0"], "muomni count: --vocab-size must be at least 1"),
+        (["nano", "--vocab-size", "0"], "muomni count: argument --vocab-size: '0' is not an"),
     ],
 )
 def test_user_errors_are_one_sentence(

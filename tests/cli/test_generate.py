@@ -47,7 +47,11 @@ def test_answer_is_text_and_speech_and_ends_with_json(run: Path, tmp_path: Path)
         (["--text", "a", "--image", "RUN/broken.png"], 3, "broken.png: broken image"),
         (["--text", "a", "--image", "RUN/none.png"], 3, "none.png: No such file"),
         ([], 2, "question is empty"),
-        (["--text", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens must be positive"),
+        (["--text", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens: '0' is not an integer"),
+        (["--text", "a", "--temperature", "nan"], 2, "--temperature: 'nan' is not a number"),
+        (["--text", "a", "--temperature", "1e-300"], 2, "is neither 0 (greedy) nor"),
+        (["--text", "a", "--max-seconds", "1e9"], 2, "is not a number above 0 and at most 600"),
+        (["--text", "a", "--seed", "010"], 2, "--seed: '010' is not an integer"),
         (["--text", "a", "--speak", "RUN/no/out.wav"], 2, "is not a writable folder"),
     ],
 )

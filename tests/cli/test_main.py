@@ -61,9 +61,9 @@ def test_version() -> None:
         (["train"], "muomni train: the following arguments are required: --stage"),
         (["train", "--stage", "sft", "--prset", "x"], "unknown option --prset (did you mean '--preset'?)"),
         (["train", "--stage", "sft", "lr=1e-3"], "(did you mean 'optim.lr'?)"),
-        (["train", "--stage", "sft", "batch.rows=2"], "was renamed to 'batch.batch_size'"),
+        (["train", "--stage", "sft", "batch.rows=2"], "was renamed to 'batch.micro_sequences'"),
         (["train", "--stage", "sft", "batch.size=2"], "was renamed to 'batch.seq_len'"),
-        (["train", "--stage", "codec", "batch.size=2"], "was renamed to 'batch.batch_size'"),
+        (["train", "--stage", "codec", "batch.size=2"], "was renamed to 'batch.micro_samples'"),
         (["pipeline", "--run", "r", "--side-by-side", "2"], "was renamed to --parallel-stages"),  # terms: allow
         (["ckpt", "ls", "nowhere"], "muomni ckpt: nowhere has no checkpoints"),
     ],

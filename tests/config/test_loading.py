@@ -109,5 +109,7 @@ def test_a_section_without_keys_says_so() -> None:
 
 @pytest.mark.parametrize("value", [-1, "many", 2.5, True])
 def test_the_number_of_workers_is_a_number_or_auto(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"'data.num_workers' .*a number of processes, or auto"):
+    with pytest.raises(
+        ConfigError, match=r"'data.num_workers' .*a number of processes, at most 1024, or auto"
+    ):
         resolve("thinker", "nano", None, {"data": {"num_workers": value}})

@@ -22,7 +22,7 @@ from tests.ranks import RankPool
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("thinker", "audio_encoder", "vision_encoder", "codec", "talker", "sft")
 STEPS = 4
-QUICK = ("training.log_every=1", "training.save_every=2", "training.validate_batches=2")
+QUICK = ("training.log_every=1", "training.save_every=2", "training.validate_samples=8")
 
 
 def command(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:

@@ -54,11 +54,14 @@ def untrained_export(config: RunConfig, run: Path, upstream_run: Path | None = N
     model = stage.model(stage.build())
     folder = RunFolder(run, config.stage)
     folder.create()
-    content = {"upstream": str(upstream_run or run), "provenance": {}}
-    folder.write_config({**config.model_dump(mode="json"), **content})
+    about = {
+        "config": config.model_dump(mode="json"),
+        "upstream": {name: export.digest for name, export in upstream.items()},
+        "resolved": {"upstream": str(upstream_run or run)},
+    }
     state = {**model.state_dict(), **stage.frozen_state()}
     state = {name: tensor.clone() for name, tensor in state.items()}
-    write_export(folder.export, config.stage, state, stage.model_config(), tokenizer, {}, {})
+    write_export(folder.export, config.stage, state, stage.model_config(), tokenizer, {}, about)
     return stage
 
 

@@ -44,7 +44,7 @@ def test_only_full_test_split_writes_default_report(thinker_run: Path) -> None:
     ("flags", "code", "message"),
     [
         (["--stage", "tinker"], 2, "unknown stage 'tinker' (did you mean 'thinker'?)"),
-        (["--stage", "thinker", "--limit", "0"], 2, "--limit must be at least 1, got 0"),
+        (["--stage", "thinker", "--limit", "0"], 2, "--limit: '0' is not an integer of at least 1"),
         (["--stage", "codec"], 4, "no export of stage codec at"),
         (["--stage", "thinker", "--split", "dev"], 3, "has a split 'dev'; set --split to one of"),
         (["--stage", "thinker", "--data", "/nowhere"], 3, "/nowhere does not exist"),

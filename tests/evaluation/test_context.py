@@ -1,15 +1,20 @@
 """Invalid evaluations are rejected with a remedy."""
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from muomni.checkpoint.export import read_export
-from muomni.errors import ConfigError, DataError, UpstreamError
+from muomni.config.loading import merge
+from muomni.errors import DataError, UpstreamError
 from muomni.evaluation.context import _upstream_exports, _upstream_run, open_context
 from muomni.evaluation.request import EvaluationRequest
+from muomni.run_folder import RunFolder
 from tests.corpora import sentences, write_tokenizer
 from tests.evaluation.runs import CPU, evaluate, three_splits, untrained_export, write_texts
 from tests.training.runs import thinker_config
@@ -20,11 +25,30 @@ def test_missing_export_names_command(tmp_path: Path) -> None:
         evaluate(stage="thinker", run=tmp_path)
 
 
-def test_missing_config_is_reported(thinker_run: Path, tmp_path: Path) -> None:
+def change_manifest(run: Path, stage: str, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = run / stage / "export" / "export.json"
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(json.dumps(content))
+
+
+def test_an_export_without_config_is_rejected(thinker_run: Path, tmp_path: Path) -> None:
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "thinker" / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"thinker/config\.yaml does not exist"):
+    change_manifest(tmp_path, "thinker", lambda content: content.pop("config"))
+    with pytest.raises(
+        UpstreamError, match=r"export does not record its config; train stage thinker"
+    ):
         evaluate(stage="thinker", run=tmp_path)
+
+
+def test_the_config_of_a_later_start_does_not_matter(thinker_run: Path, tmp_path: Path) -> None:
+    """The export was trained with sequences of 64 tokens, and a later start uses others."""
+    shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
+    config = read_export(tmp_path / "thinker" / "export", "thinker").run_config
+    later = merge(config.model_dump(mode="json"), {"batch": {"seq_len": 16}})
+    RunFolder(tmp_path, "thinker").write_config(later, {})
+    expected = evaluate(stage="thinker", run=thinker_run)
+    assert evaluate(stage="thinker", run=tmp_path)["metrics"] == expected["metrics"]
 
 
 def test_missing_split_lists_available_splits(thinker_run: Path) -> None:
@@ -41,8 +65,9 @@ def test_training_split_must_be_requested(thinker_run: Path) -> None:
 
 def test_weights_of_other_size_are_rejected(thinker_run: Path, tmp_path: Path) -> None:
     shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
-    config = tmp_path / "thinker" / "config.yaml"
-    config.write_text(config.read_text().replace("intermediate_size: 64", "intermediate_size: 48"))
+    change_manifest(
+        tmp_path, "thinker", lambda content: content["config"]["model"].update(intermediate_size=48)
+    )
     with pytest.raises(UpstreamError, match=r"differs in size: 'stack.*train stage thinker with"):
         evaluate(stage="thinker", run=tmp_path)
 
@@ -69,8 +94,10 @@ def test_no_baseline_without_training_data(
     thinker_run: Path, three_way_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(thinker_run, tmp_path / "run")
-    config = tmp_path / "run" / "thinker" / "config.yaml"
-    config.write_text(config.read_text().replace(str(three_way_text), str(tmp_path / "gone")))
+    gone = str(tmp_path / "gone")
+    change_manifest(
+        tmp_path / "run", "thinker", lambda content: content["config"]["data"].update(root=gone)
+    )
     write_texts(tmp_path / "data" / "other", {"test": sentences(5, 7)})
     result = evaluate(stage="thinker", run=tmp_path / "run", data=tmp_path / "data")
     assert result["baselines"] == {}
@@ -90,6 +117,22 @@ def test_upstream_run_is_same_run_or_recorded_run(thinker_run: Path, tmp_path: P
     assert _upstream_run(EvaluationRequest("sft", tmp_path), ("thinker",), None) == tmp_path
     explicit = EvaluationRequest("sft", thinker_run, upstream=tmp_path)
     assert _upstream_run(explicit, ("thinker",), str(thinker_run)) == tmp_path
+
+
+def test_the_recorded_upstream_run_is_relative_to_the_run(thinker_run: Path) -> None:
+    request = EvaluationRequest("sft", thinker_run)
+    assert _upstream_run(request, ("codec",), ".") == thinker_run
+    assert _upstream_run(request, ("codec",), "parts") == thinker_run / "parts"
+
+
+def test_a_retrained_upstream_export_is_rejected(thinker_run: Path, tmp_path: Path) -> None:
+    """Unless the export contains its upstream models."""
+    shutil.copytree(thinker_run, tmp_path, dirs_exist_ok=True)
+    change_manifest(tmp_path, "thinker", lambda content: content.update(upstream={"thinker": "0"}))
+    export = read_export(tmp_path / "thinker" / "export", "thinker")
+    with pytest.raises(UpstreamError, match=r"is not the one that export .* was trained with"):
+        _upstream_exports(export, thinker_run, ("thinker",))
+    assert _upstream_exports(export, thinker_run, ("thinker",), is_complete=True)
 
 
 def test_upstream_export_with_other_tokenizer_is_rejected(

@@ -10,9 +10,21 @@ import pytest
 from muomni.errors import ConfigError, DataError
 from muomni.evaluation.report import Metric, Report, read_reports, summary, write_report
 
+DIGEST = "0123456789abcdef"
+
 
 def report(stage: str = "thinker", *metrics: Metric) -> Report:
-    return Report(stage, "test", ("data/text",), 10, 1, "runs/x/thinker/export", metrics)
+    measured_on = {f"{stage}/export": DIGEST}
+    return Report(
+        stage, "test", ("data/text",), 10, 1, f"runs/x/{stage}/export", DIGEST, measured_on, metrics
+    )
+
+
+def write_manifest(run: Path, stage: str, digest: str) -> None:
+    export = run / stage / "export"
+    export.mkdir(parents=True, exist_ok=True)
+    content = {"sha256": {"model.safetensors": digest}}
+    (export / "export.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +50,7 @@ def test_table_shows_value_baseline_and_verdict() -> None:
         Metric("recall", 0.1, 0.2, "chance", is_lower_better=False),
     ).table()
     title, header, first, second, third = table.splitlines()
-    assert "thinker on split 'test' of data/text: 10 samples (1 could not be decoded)" in title
+    assert "thinker on split 'test' of data/text: 10 samples, export 0123456789ab (1 could" in title
     assert header.split() == ["metric", "value", "trivial", "baseline", "better?"]
     assert first.split() == ["perplexity", "12.35", "500.0", "(unigram", "model)", "yes"]
     assert second.split() == ["codes", "0.0042", "-", "-"]
@@ -73,14 +85,35 @@ def test_summary_is_a_markdown_table_in_stage_order(tmp_path: Path) -> None:
     thinker = report("thinker", Metric("perplexity", 30.0, 20.0, "unigram model"), Metric("x", 1.0))
     for one in (sft, thinker):
         write_report(tmp_path / one.stage / "evaluation.json", one)
-    lines = summary(read_reports(tmp_path)).splitlines()
+        write_manifest(tmp_path, one.stage, DIGEST)
+    lines = summary(tmp_path, read_reports(tmp_path)).splitlines()
     assert lines == [
-        "| stage | metric | muomni | trivial baseline | beaten |",
-        "|---|---|---:|---|---|",
-        "| thinker | perplexity | 30.00 | 20.00 (unigram model) | no |",
-        "| sft | loss | 1.000 | 2.000 (unigram model) | yes |",
+        "| stage | metric | muomni | trivial baseline | beaten | export |",
+        "|---|---|---:|---|---|---|",
+        "| thinker | perplexity | 30.00 | 20.00 (unigram model) | no | 0123456789ab |",
+        "| sft | loss | 1.000 | 2.000 (unigram model) | yes | 0123456789ab |",
     ]
-    assert "| thinker | x | 1.000 | - | - |" in summary(read_reports(tmp_path), with_all=True)
+    complete = summary(tmp_path, read_reports(tmp_path), with_all=True)
+    assert "| thinker | x | 1.000 | - | - | 0123456789ab |" in complete
+
+
+def test_metrics_of_an_earlier_export_are_shown_as_outdated(tmp_path: Path) -> None:
+    """Also if another export changed that they were measured with, such as the recognizer's."""
+    thinker = report("thinker", Metric("perplexity", 30.0, 20.0, "unigram model"))
+    codec = report("codec", Metric("wer", 0.5, 1.0, "empty transcript"))
+    codec.measured_on["audio_encoder/export"] = DIGEST
+    for one in (thinker, codec):
+        write_report(tmp_path / one.stage / "evaluation.json", one)
+        write_manifest(tmp_path, one.stage, DIGEST)
+    write_manifest(tmp_path, "audio_encoder", "retrained")
+    lines = summary(tmp_path, read_reports(tmp_path)).splitlines()
+    assert "outdated" not in lines[2] and lines[3].endswith("| 0123456789ab (outdated) |")
+    assert lines[5:] == [
+        "The metrics of codec are outdated, because audio_encoder/export changed after the evaluation; "
+        f"run: muomni evaluate --stage codec --run {tmp_path}"
+    ]
+    write_manifest(tmp_path, "thinker", "retrained")
+    assert "thinker are outdated" in summary(tmp_path, read_reports(tmp_path))
 
 
 def test_missing_and_invalid_reports_are_rejected(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_steps_run_after_a_warm_up(text_data: Path, tmp_path: Path, one_rank: Ra
 def test_the_peak_is_close_to_the_prediction(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    config = thinker_config(text_data, {"batch": {"batch_size": 8}})
+    config = thinker_config(text_data, {"batch": {"global_tokens": 4 * 512, "micro_sequences": 8}})
     options = {"config": config, "run": tmp_path, "engine_json": ZERO1}
     ((measured, predicted),) = one_rank.run(peak_and_prediction, **options)
     assert predicted == pytest.approx(measured, rel=0.06)

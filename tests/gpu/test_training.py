@@ -30,7 +30,7 @@ MEDIUM = {
         "intermediate_size": 1536, "max_positions": 1024,
     },
     "precision": "bf16",
-    "batch": {"seq_len": 1024, "batch_size": 4, "micro_batches_per_step": 2},
+    "batch": {"seq_len": 1024, "global_tokens": 8 * 1024, "micro_sequences": 4},
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def write_sft_export(run: Path, num_steps: int = 0, **changes: Any) -> OmniModel
     model = OmniModel(config, with_codec=True)
     if model.codec is not None:
         model.codec.quantizer.codebooks.normal_(std=0.1)
-    view = ConversationView(tokenizer, config, 32, len(COLORS))
+    view = ConversationView(tokenizer, config, 32)
     samples = [color_sample(name, name) for name in COLORS]
     batch = view.collate([[view.example({"__key__": k, **dict(m)}, None)] for k, m, _ in samples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

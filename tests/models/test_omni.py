@@ -46,7 +46,7 @@ def model(tokenizer: Tokenizer) -> OmniModel:
 
 def collate(tokenizer: Tokenizer, samples: list[Sample], context: int = 40) -> Batch:
     """One sample per sequence."""
-    view = ConversationView(tokenizer, omni_config(tokenizer), context, len(samples))
+    view = ConversationView(tokenizer, omni_config(tokenizer), context)
     return view.collate(
         [[view.example({"__key__": key, **dict(members)}, None)] for key, members, _ in samples]
     )
@@ -147,7 +147,7 @@ def test_every_module_is_in_the_graph_for_any_micro_batch(
     model: OmniModel, tokenizer: Tokenizer, kind: str
 ) -> None:
     samples = {"image": [color_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
-    view = ConversationView(tokenizer, model.config, 40, 1)
+    view = ConversationView(tokenizer, model.config, 40)
     rows = [[view.example({"__key__": key, **dict(m)}, None)] for key, m, _ in samples[kind]]
     batch = view.collate(rows)
     hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
@@ -182,7 +182,7 @@ def test_packed_conversations_do_not_see_each_others_media(
     model: OmniModel, tokenizer: Tokenizer
 ) -> None:
     model.eval()
-    view = ConversationView(tokenizer, model.config, 64, 1)
+    view = ConversationView(tokenizer, model.config, 64)
 
     def states(first: str) -> torch.Tensor:
         made = [color_sample("a", first), color_sample("b", "green")]

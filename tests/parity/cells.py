@@ -10,8 +10,10 @@ STAGES = (
 )  # fmt: skip
 ZERO_STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16", "fp16")
-NUM_RANKS = (1, 2, 4)
-ACCUMULATIONS = (1, 4)
+NUM_RANKS = (1, 2, 3, 4)
+ACCUMULATIONS = (1, 2)
+# A global batch in units of a stage: sequences, or a few samples. Three ranks get unequal shares of it.
+NUM_UNITS = 8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,9 +28,9 @@ class Cell:
     is_checkpointing: bool
 
     @property
-    def group(self) -> int:
-        """Micro-batches per optimizer step over all ranks, which determine the reference curve."""
-        return self.num_ranks * self.num_accumulation
+    def units_per_micro_batch(self) -> int:
+        """The largest share of a global batch in one of the cell's micro-batches."""
+        return -(-NUM_UNITS // (self.num_ranks * self.num_accumulation))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -72,13 +74,13 @@ def covering(cells: Sequence[Cell], strength: int = 2) -> list[Cell]:
 
 
 def default_suite() -> list[Cell]:
-    """The cells of `make test`: all pairs of settings on one and two ranks, and few on four.
+    """The cells of `make test`: all pairs of settings on one and two ranks, and few on three.
 
-    Four ranks are slow on two cores, so there each setting only occurs at least once.
+    More ranks are slow on two cores, so on three each setting only occurs at least once.
     """
     cells = all_cells()
-    few = [cell for cell in cells if cell.num_ranks < 4]
-    return covering([cell for cell in cells if cell.num_ranks == 4], strength=1) + covering(few)
+    few = [cell for cell in cells if cell.num_ranks < 3]
+    return covering([cell for cell in cells if cell.num_ranks == 3], strength=1) + covering(few)
 
 
 def _combinations(cell: Cell, strength: int) -> set[tuple[tuple[int, object], ...]]:

@@ -62,7 +62,7 @@ def measure(
     curves = pool.run(
         run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run, changes=changes
     )
-    curve, golden = curves[0], read_golden(cell.stage)[cell.group]
+    curve, golden = curves[0], read_golden(cell.stage)
     return Result(
         cell,
         loss=deviation(curve.losses, golden.losses),

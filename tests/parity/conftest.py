@@ -14,6 +14,6 @@ def parity_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pools(one_rank: RankPool, two_ranks: RankPool, four_ranks: RankPool) -> dict[int, RankPool]:
+def pools(one_rank: RankPool, two_ranks: RankPool, three_ranks: RankPool) -> dict[int, RankPool]:
     """Warm ranks, keyed by their number; a pool starts its ranks on first use."""
-    return {1: one_rank, 2: two_ranks, 4: four_ranks}
+    return {1: one_rank, 2: two_ranks, 3: three_ranks}

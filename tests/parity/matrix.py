@@ -26,7 +26,6 @@ from tests.parity.cells import Cell, all_cells, default_suite
 from tests.parity.comparison import Result, deviation, measure
 from tests.parity.golden import (
     FOLDER,
-    GROUPS,
     REL_TOLERANCE,
     live_curve,
     read_golden,
@@ -81,15 +80,14 @@ def append_result(path: Path, digest: str, result: Result) -> None:
 
 def check_golden(data: Path, stages: Iterable[str]) -> None:
     """Exit with one sentence if a golden curve differs from the live reference."""
-    for stage in stages:
-        for group in tqdm(GROUPS, desc=f"reference {stage}", leave=False, disable=None):
-            live, golden = live_curve(stage, group, data), read_golden(stage)[group]
-            worst = deviation(live.losses, golden.losses)
-            if worst > REL_TOLERANCE:
-                sys.exit(
-                    f"the golden curve of {stage} with {group} micro-batches per step deviates from the "
-                    f"reference by {worst:.1e}; run python -m tests.parity --write-golden and explain why"
-                )
+    for stage in tqdm(stages, desc="reference", leave=False, disable=None):
+        live, golden = live_curve(stage, data), read_golden(stage)
+        worst = deviation(live.losses, golden.losses)
+        if worst > REL_TOLERANCE:
+            sys.exit(
+                f"the golden curve of {stage} deviates from the reference by {worst:.1e}; run "
+                f"python -m tests.parity --write-golden and explain why"
+            )
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:

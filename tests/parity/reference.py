@@ -40,7 +40,10 @@ def reference_curve(config: RunConfig, upstream: Path = Path()) -> tuple[Curve, 
     dataset = PlannedDataset(session.planned.source, stage.view(), config.seed)
     curve = Curve([], [])
     for step in range(session.num_steps):
-        batches = [stage.prepare(dataset[micro]) for micro in session.planned.plan.step(step)]
+        batches = [
+            stage.prepare(dataset[micro].tensors)
+            for micro in session.planned.plan.rank_step(step, 0, 1)
+        ]
         weights = {
             term: _sum(stage.loss_denominators(batch)[term] for batch in batches)
             for term in stage.terms

@@ -17,7 +17,7 @@ from muomni.training.session import Request, open_loop, prepare
 from tests.conversations import write_sft_dataset, write_tts_dataset, write_upstream
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.media_corpora import write_image_dataset, write_speech_dataset
-from tests.parity.cells import Cell
+from tests.parity.cells import NUM_UNITS, Cell
 from tests.parity.reference import Curve
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
@@ -57,7 +57,7 @@ def parity_config(cell: Cell, root: Path) -> RunConfig:
     changes: dict[str, Any] = {
         "precision": cell.precision,
         "fp16": {"initial_scale_power": 8},
-        "batch": {"micro_batches_per_step": cell.group},
+        "batch": _batch(cell),
         "optim": {"lr": LR, "eps": EPS, "warmup_fraction": 0.1},
         "training": {
             "max_steps": NUM_STEPS, "activation_checkpointing": cell.is_checkpointing,
@@ -78,6 +78,23 @@ def parity_config(cell: Cell, root: Path) -> RunConfig:
     if cell.stage in ("talker", "sft"):
         return omni_run(cell.stage, root, changes)
     return stage_config(cell.stage, root, changes)
+
+
+def _batch(cell: Cell) -> dict[str, int]:
+    """The same global batch for every cell of a stage, and micro-batches that divide it."""
+    size = cell.units_per_micro_batch
+    if cell.stage.startswith("thinker"):
+        return {"global_tokens": NUM_UNITS * 64, "micro_sequences": size}
+    if cell.stage == "sft":
+        return {"global_tokens": NUM_UNITS * 22, "micro_sequences": size}
+    if cell.stage in ("vision_encoder", "codec"):
+        return {"global_samples": NUM_UNITS * 4, "micro_samples": size * 4}
+    # As few as the longest clip allows, or all of a step.
+    longest = 2 if cell.stage == "audio_encoder" else 1
+    return {
+        "global_seconds": 4 * longest,
+        "micro_seconds": (100, longest)[cell.num_accumulation > 1],
+    }
 
 
 def engine_json(cell: Cell) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.parity.comparison import Result, deviation
 from tests.parity.matrix import append_result, in_order, read_results
 from tests.parity.table import BEGIN, END, render, write_table
 
-CELL = Cell("codec", 3, "bf16", 2, 4, is_checkpointing=True)
+CELL = Cell("codec", 3, "bf16", 2, 2, is_checkpointing=True)
 
 
 def pairs(cells: list[Cell]) -> set[object]:
@@ -22,8 +22,8 @@ def pairs(cells: list[Cell]) -> set[object]:
 
 
 def test_matrix_has_every_setting_of_every_stage() -> None:
-    assert len(all_cells()) == len(set(all_cells())) == 7 * 4 * 3 * 3 * 2 * 2
-    assert str(CELL) == "codec-zero3-bf16-2x4-recomputed" and CELL.group == 8
+    assert len(all_cells()) == len(set(all_cells())) == 7 * 4 * 3 * 4 * 2 * 2
+    assert str(CELL) == "codec-zero3-bf16-2x2-recomputed" and CELL.units_per_micro_batch == 2
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -36,13 +36,13 @@ def test_covering_subset_has_all_pairs_in_few_cells(stage: str) -> None:
 
 def test_default_suite_is_small_and_has_all_pairs_on_two_ranks() -> None:
     suite = default_suite()
-    assert pairs([cell for cell in suite if cell.num_ranks < 4]) == pairs(
-        [cell for cell in all_cells() if cell.num_ranks < 4]
+    assert pairs([cell for cell in suite if cell.num_ranks < 3]) == pairs(
+        [cell for cell in all_cells() if cell.num_ranks < 3]
     )
-    four = [cell for cell in suite if cell.num_ranks == 4]
-    assert {cell.stage for cell in four} == set(STAGES)
-    assert {cell.zero for cell in four} == {0, 1, 2, 3}
-    assert {cell.precision for cell in four} == {"fp32", "bf16", "fp16"}
+    three = [cell for cell in suite if cell.num_ranks == 3]
+    assert {cell.stage for cell in three} == set(STAGES)
+    assert {cell.zero for cell in three} == {0, 1, 2, 3}
+    assert {cell.precision for cell in three} == {"fp32", "bf16", "fp16"}
     assert len(suite) == len(set(suite)) <= 40
     assert set(in_order(all_cells())[: len(suite)]) == set(suite)
 
@@ -68,8 +68,8 @@ def test_results_of_other_code_are_ignored(tmp_path: Path) -> None:
 def test_table_shows_the_worst_layout_failures_and_missing_cells(tmp_path: Path) -> None:
     good = [
         Result(Cell("codec", 1, "bf16", num_ranks, num_accumulation, again), 0.001 * num_ranks, 0.0)
-        for num_ranks in (1, 2, 4)
-        for num_accumulation in (1, 4)
+        for num_ranks in (1, 2, 3, 4)
+        for num_accumulation in (1, 2)
         for again in (False, True)
     ]
     page = tmp_path / "parity.md"
@@ -79,8 +79,8 @@ def test_table_shows_the_worst_layout_failures_and_missing_cells(tmp_path: Path)
     assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
     row = next(line for line in text.splitlines() if line.startswith("| codec | bf16"))
     assert (
-        row == "| codec | bf16 | not run | 4.0e-03 | not run | **FAILS** in 1, 5.0e-01 (1 of 12) |"
+        row == "| codec | bf16 | not run | 4.0e-03 | not run | **FAILS** in 1, 5.0e-01 (1 of 16) |"
     )
-    assert "13 of 1008 cells ran, 12 of them within" in text
+    assert "17 of 1344 cells ran, 16 of them within" in text
     gone = render([Result(CELL, error="RankError: gone")], date(2026, 1, 2))
-    assert "**FAILS** in 1, no curve (1 of 12)" in gone and gone.startswith("2026-01-02, ")
+    assert "**FAILS** in 1, no curve (1 of 16)" in gone and gone.startswith("2026-01-02, ")

@@ -11,7 +11,7 @@ from tests.parity.cells import Cell, default_suite
 from tests.parity.comparison import TOLERANCES, measure
 from tests.ranks import RankPool
 
-pytestmark = pytest.mark.xdist_group("four_ranks")
+pytestmark = pytest.mark.xdist_group("many_ranks")
 CELLS = sorted(default_suite(), key=lambda cell: cell.num_ranks)
 
 

@@ -125,13 +125,11 @@ def test_parallel_stages_share_ranks_and_the_last_stage_has_all(data: Path) -> N
     assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
 
 
-def test_ranks_are_limited_by_micro_batches_per_step(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "count_ranks", lambda: 7)
+def test_ranks_are_limited_by_the_global_batch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "count_ranks", lambda: 70)
     config = config_of("codec", data)
-    assert config.batch.micro_batches_per_step == 2
-    assert pipeline_of(data).ranks_of("codec", config) == 2
+    assert config.batch.max_ranks == 16
+    assert pipeline_of(data).ranks_of("codec", config) == 16
 
 
 def test_parallel_stages_use_different_gpus() -> None:
@@ -147,4 +145,4 @@ def test_zero_is_rejected(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert run_main("--data", str(data), "--run", "run", option, "0") == 2
-    assert f"{option} must be at least 1, got 0" in capfd.readouterr().err
+    assert f"{option}: '0' is not an integer from 1" in capfd.readouterr().err

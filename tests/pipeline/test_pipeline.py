@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def publish(
     }
     (export / "export.json").write_text(json.dumps(manifest_of_export))
     (export / "metrics.json").write_text(json.dumps({"val/loss": 1.5}))
-    (run / stage / "config.yaml").write_text(json.dumps({"upstream_digests": digests}))
+    (run / stage / "config.yaml").write_text(
+        json.dumps({"resolved": {"upstream_digests": digests}})
+    )
 
 
 def digest_of(run: Path, stage: str) -> str:
@@ -107,9 +110,32 @@ def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_pa
     publish(tmp_path, "codec", data, weights=b"second")
     assert state(tmp_path, "talker", config) == "outdated"
     # Restarted with the new codec, then interrupted: it resumes and does not start over twice.
-    restarted = {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}
+    restarted = {"resolved": {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}}
     (tmp_path / "talker" / "config.yaml").write_text(json.dumps(restarted))
     assert state(tmp_path, "talker", config) == "open"
+
+
+def test_a_moved_run_and_its_moved_data_stay_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    publish(tmp_path / "run", "codec", root)
+    publish(tmp_path / "run", "talker", root, upstream=("codec",))
+    for name in ("run", "data"):
+        shutil.move(tmp_path / name, tmp_path / f"moved {name}")
+    monkeypatch.chdir(tmp_path)
+    for stage in ("codec", "talker"):
+        config = config_of(stage, Path("moved data"))
+        assert state(Path("moved run"), stage, config) == "finished"
+
+
+def test_values_of_options_are_not_taken_for_arguments_of_a_stage() -> None:
+    extra = ["--config", "sft.lr=1.yaml", "sft.optim.lr=1", "codec.seed=3", "data.root=talker.x"]
+    assert arguments_for("sft", extra) == [*extra[:2], "optim.lr=1", "data.root=talker.x"]
+    assert arguments_for("talker", [*extra, "--resume", "codec.a=b", "sft.yaml"]) == [
+        *extra[:2], "data.root=talker.x", "--resume", "codec.a=b", "sft.yaml"
+    ]  # fmt: skip
 
 
 def test_stages_are_in_dependency_order_and_unknown_ones_are_rejected() -> None:
@@ -190,7 +216,7 @@ def test_output_ends_with_a_table_and_json(
 ) -> None:
     publish(tmp_path, "thinker", data)
     publish(tmp_path, "codec", data)
-    (tmp_path / "codec" / "config.yaml").write_text("upstream_digests: {thinker: old}")
+    (tmp_path / "codec" / "config.yaml").write_text("resolved: {upstream_digests: {thinker: old}}")
     codec = tmp_path / "codec" / "export" / "export.json"
     program = f"from pathlib import Path; path = Path({str(codec)!r}); "
     program += "path.write_text(path.read_text().replace('7', '8', 1))"

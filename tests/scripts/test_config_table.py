@@ -20,7 +20,7 @@ def test_all_keys() -> None:
     assert {
         "seed",
         "optim.lr",
-        "batch.max_seconds",
+        "batch.micro_seconds",
         "model.moe",
         "options.spec_augment.max_channels",
     } <= keys

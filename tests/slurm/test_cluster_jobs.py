@@ -15,7 +15,7 @@ from tests.slurm.testbed import ROOT, Cluster, Job, open_cluster
 pytestmark = pytest.mark.slurm
 
 SHORT = (
-    "training.max_steps=2", "training.max_epochs=null", "training.validate_batches=1",
+    "training.max_steps=2", "training.max_epochs=null", "training.validate_samples=8",
     "training.log_every=1",
 )  # fmt: skip
 

@@ -20,8 +20,9 @@ NUM_STEPS = 300
 START_TIMEOUT_S, RUN_TIMEOUT_S = 240, 600
 TINY = [
     *(f"model.{name}={value}" for name, value in TINY_THINKER.items()),
-    "batch.seq_len=64", "batch.batch_size=1", "training.log_every=1", "training.validate_every=100000",
-    "training.save_every=100000", "training.validate_batches=2",
+    "batch.seq_len=64", "batch.global_tokens=256", "batch.micro_sequences=1", "training.log_every=1",
+    "training.validate_every=100000",
+    "training.save_every=100000", "training.validate_samples=8",
 ]  # fmt: skip
 
 

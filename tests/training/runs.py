@@ -21,17 +21,17 @@ TINY_THINKER = {
 
 
 def thinker_config(data: Path, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A short thinker run: 20 steps of 4 micro-batches of 64 tokens, logged at each step."""
+    """A short thinker run: 20 steps of 4 sequences of 64 tokens, logged at each step."""
     content: dict[str, Any] = {
         "stage": "thinker",
         "preset": "test",
         "precision": "fp32",
         "data": {"root": str(data)},
-        "batch": {"seq_len": 64, "batch_size": 1, "micro_batches_per_step": 4, "shuffle_window": 64},
+        "batch": {"seq_len": 64, "global_tokens": 256, "micro_sequences": 1, "shuffle_window": 64},
         "optim": {"lr": 3e-3},
         "training": {
             "max_steps": 20, "log_every": 1, "validate_every": 1000, "save_every": 1000,
-            "validate_batches": 2,
+            "validate_samples": 8,
         },
         "model": TINY_THINKER,
     }  # fmt: skip

@@ -36,7 +36,7 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
         {"seed": 1},
         {"batch": {"seq_len": 96}},
         {"batch": {"shuffle_window": 32}},
-        {"batch": {"micro_batches_per_step": 8}},
+        {"batch": {"global_tokens": 512}},
         {"data": {"mix": {"alpha": 0.5}}},
         {"data": {"mix": {"weights": {"books": 1, "web": 3}}}},
         {"data": {"mix": {"weights": {"books": 1, "web": 3}, "unit": "length"}}},
@@ -51,7 +51,10 @@ def test_the_digest_depends_on_the_order_and_not_on_ranks_or_workers(root: Path)
     assert describe(masked, find_device(masked))["train_samples"] == 398
     num_steps = masked.planned.plan.num_steps(1)
     drawn = {
-        i for s in range(num_steps) for batch in masked.planned.plan.step(s) for i in batch.ids
+        i
+        for s in range(num_steps)
+        for batch in masked.planned.plan.rank_step(s, 0, 1)
+        for i in batch.ids
     }
     assert drawn == set(range(400)) - {105, 106}
 

@@ -17,19 +17,14 @@ from muomni.training.session import Request, prepare
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
+BATCHING = Batching("bucket", 300, 150, shuffle_window=64)
 LENGTHS = np.random.default_rng(0).integers(1, 90, 900)
 
 
 def _count(folder: Path) -> tuple[int, int, str]:
     """Steps of two epochs, windows that this rank counted itself, and a later step."""
     plan_module._MIN_CACHED_COUNTS = 1
-    plan = Plan(
-        LENGTHS,
-        Batching("bucket", 300, shuffle_window=64),
-        4,
-        1,
-        cache=CountCache(folder, "d" * 16),
-    )
+    plan = Plan(LENGTHS, BATCHING, 1, cache=CountCache(folder, "d" * 16))
     counted = []
     count_windows = plan.count_windows
 
@@ -38,19 +33,19 @@ def _count(folder: Path) -> tuple[int, int, str]:
         return count_windows(epoch, start, stop)
 
     plan.count_windows = count  # type: ignore[method-assign]
-    counts = SharedCounts(plan, num_read_ahead=8, num_accumulation=2)
+    counts = SharedCounts(plan, num_read_ahead=8)
     counts.count_epochs(2)
     num_steps = plan.num_steps(2)
     counts.count_ahead(num_steps - 1, num_steps + 100)  # workers prefetch the third epoch
-    return num_steps, sum(counted), repr(plan.step(num_steps))
+    return num_steps, sum(counted), repr(plan.rank_step(num_steps, 0, 1))
 
 
 def test_ranks_share_the_counting_and_cache_it(tmp_path: Path, two_ranks: RankPool) -> None:
-    alone = Plan(LENGTHS, Batching("bucket", 300, shuffle_window=64), 4, 1)
+    alone = Plan(LENGTHS, BATCHING, 1)
     num_steps = alone.num_steps(2)
     found = two_ranks.run(_count, folder=tmp_path)
     assert [result[0] for result in found] == [num_steps] * 2
-    assert [result[2] for result in found] == [repr(alone.step(num_steps))] * 2
+    assert [result[2] for result in found] == [repr(alone.rank_step(num_steps, 0, 1))] * 2
     assert sum(result[1] for result in found) == 3 * alone.windows.count
     assert abs(found[0][1] - found[1][1]) <= 3
     again = two_ranks.run(_count, folder=tmp_path)
@@ -98,11 +93,11 @@ def test_validation_reads_like_training_and_measures_lengths_once(
             super().__init__(*args, **options)
 
     monkeypatch.setattr(validation, "Loader", Recorded)
-    config = thinker_config(text_data, {"data": {"num_workers": 0, "max_bad_samples": 3}})
+    config = thinker_config(text_data, {"data": {"prefetch": 3}})
     session = prepare(Request(config, tmp_path, tmp_path, {}, "never"), Ranks())
     assert session.val is not None
     batches = validation.SplitBatches(session.stage, session.val, torch.device("cpu"))
     expected = feed.loader_options(config.data, torch.device("cpu"))
-    assert given == [expected] and expected["max_bad_samples"] == 3
+    assert given == [expected] and expected["prefetch"] == 3
     first, second = ([micro.ids for micro, _ in batches] for _ in range(2))
     assert first == second and len(given) == 1

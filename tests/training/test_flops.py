@@ -39,7 +39,7 @@ def open_session(config: RunConfig, upstream: Path = Path()) -> Session:
 
 def first_step(session: Session) -> list[Batch]:
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-    return [dataset[micro] for micro in session.planned.plan.step(0)]
+    return [dataset[micro].tensors for micro in session.planned.plan.rank_step(0, 0, 1)]
 
 
 def counted_and_measured(session: Session) -> tuple[StepFlops, int, Any]:
@@ -105,7 +105,7 @@ def test_perception_stages(media_data: Path, stage: str, policy: Any) -> None:
 @pytest.mark.parametrize(("loss", "group"), [("clip", 1), ("clip", 2), ("siglip", 1)])
 def test_contrastive_losses_by_micro_batches(media_data: Path, loss: str, group: int) -> None:
     """One micro-batch needs no first pass over the towers, and the sigmoid loss no log-sum-exps."""
-    changes = {"batch": {"micro_batches_per_step": group}, "options": {"loss": loss}}
+    changes = {"batch": {"global_samples": 4 * group}, "options": {"loss": loss}}
     counted, by_torch, _ = counted_and_measured(
         open_session(stage_config("vision_encoder", media_data, changes))
     )
@@ -134,18 +134,21 @@ def test_attention_by_documents(
     if stage == "thinker":
         config = thinker_config(text_data, changes)
     elif stage == "audio_encoder":
-        changes |= {"model": {"conv_kernel_size": 0}, "batch": {"max_seconds": 4}}
+        changes |= {
+            "model": {"conv_kernel_size": 0},
+            "batch": {"global_seconds": 16, "micro_seconds": 4},
+        }
         config = stage_config(stage, media_data, changes)
     elif stage == "talker":
         config = omni_run(
-            stage, omni_root, changes | {"batch": {"max_seconds": 3, "micro_batches_per_step": 2}}
+            stage, omni_root, changes | {"batch": {"global_seconds": 6, "micro_seconds": 3}}
         )
     else:
         # No gradient of depthwise convolutions, which torch counts as full ones.
         changes |= {"options": {"freeze": ["audio_encoder.*"]}, "batch": {"seq_len": 64}}
         config = omni_run(stage, omni_root, changes)
     by_mask, _, _ = counted_and_measured(open_session(config, omni_root / "run"))
-    monkeypatch.setattr(attention, "check_support", lambda *_: None)
+    monkeypatch.setattr(attention, "use_varlen", lambda wanted, *_: wanted == "varlen")
     monkeypatch.setattr(attention_layer, "varlen_attn", attend_to_each)
     training = config.training.model_copy(update={"attention": "varlen"})
     config = config.model_copy(update={"training": training})

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from muomni.config.models import AudioEncoderConfig, MoEConfig, OmniConfig, ThinkerConfig
 from muomni.config.models import VisionTowerConfig as VisionConfig
-from muomni.distributed import collectives
 from muomni.models.layers.losses import router_losses
 from muomni.models.layers.moe import MoEBlock, choice_biases
 from muomni.training.moe import (
@@ -22,7 +21,6 @@ from muomni.training.moe import (
 )
 from muomni.training.outputs import StageOutput
 from muomni.training.step_reduction import RunningSums
-from tests.ranks import RankPool
 
 MOE = MoEConfig.model_validate(
     {"num_experts": 4, "num_experts_per_token": 2, "expert_intermediate_size": 8}
@@ -67,33 +65,21 @@ def test_the_term_sums_the_router_losses_over_real_tokens(balance: str) -> None:
     assert (output.state != {}) == (balance == "bias")
 
 
-def _share_of_term(moe: MoEConfig, logits: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
-    """This rank's rows of router logits [rows, N, E]: their term, and its gradient."""
-    own = slice(collectives.rank(), None, collectives.world_size())
-    rows = logits[own].clone().requires_grad_()
-    output = one_pass(moe, Model(moe, 1), [rows.flatten(0, 1)], is_real[own])
-    output.losses[TERM].backward()
-    assert rows.grad is not None
-    return output.losses[TERM].detach(), rows.grad
-
-
 def _biases(model: nn.Module) -> torch.Tensor:
     return torch.stack([bias for bias in choice_biases(model) if bias is not None])
 
 
-def test_balance_over_ranks_equals_that_of_all_tokens_together(two_ranks: RankPool) -> None:
+def test_the_term_does_not_depend_on_the_split_into_micro_batches() -> None:
     generator = torch.Generator().manual_seed(0)
-    given: dict[str, Any] = {
-        "logits": torch.randn(2, 12, 4, generator=generator),
-        "is_real": torch.stack([torch.arange(12) < 11, torch.arange(12) < 5]),
-    }
-    together, whole = _share_of_term(MOE, **given)
-    over_ranks = two_ranks.run(_share_of_term, moe=changed(balance_over="ranks"), **given)
-    torch.testing.assert_close(sum(term for term, _ in over_ranks), together)
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in over_ranks]), whole)
-    # Balancing each micro-batch separately is a different loss.
-    apart = two_ranks.run(_share_of_term, moe=MOE, **given)
-    assert abs(sum(term for term, _ in apart) - together) > 1e-3 * together
+    logits = torch.randn(3, 12, 4, generator=generator)
+    is_real = torch.arange(12) < torch.tensor([[11], [5], [12]])
+    model = Model(MOE, 1)
+    together = one_pass(MOE, model, [logits.flatten(0, 1)], is_real).losses[TERM]
+    apart = [one_pass(MOE, model, [logits[i]], is_real[i : i + 1]).losses[TERM] for i in range(3)]
+    torch.testing.assert_close(torch.stack(apart).sum(), together)
+    # A balance over all tokens at once is a different loss.
+    joined = one_pass(MOE, model, [logits.flatten(0, 1)], is_real.view(1, -1)).losses[TERM]
+    assert abs(joined - together) > 1e-3 * together
 
 
 def test_padding_alone_adds_nothing() -> None:

@@ -66,7 +66,7 @@ def _broken_block(phase: str, bad_rank: int, first: int) -> Iterator[list[Any]]:
 
 def _stop(config: Any, run: Path, zero: Any, phase: str, bad_rank: int = 1) -> dict[str, Any]:
     """Train until the run stops; returns its message and the batches of this rank."""
-    num_passes = config.batch.micro_batches_per_step // torch.distributed.get_world_size()
+    num_passes = config.batch.global_sequences // torch.distributed.get_world_size()
     with _broken_block(phase, bad_rank, (FIRST_BAD - 1) * num_passes + 1) as seen:
         try:
             train(config, run, zero)

@@ -45,7 +45,9 @@ def test_a_finished_run_is_rejected_for_other_data_or_exports(
     assert finished_result(session) is not None  # it began before digests were saved
     config_file = tmp_path / "thinker" / "config.yaml"
     text = config_file.read_text()
-    config_file.write_text(text.replace("upstream_digests: {}", "upstream_digests: {codec: old}"))
+    config_file.write_text(
+        text.replace("  upstream_digests: {}", "  upstream_digests: {codec: old}")
+    )
     with pytest.raises(CheckpointError, match=r"codec was retrained after .*--resume never"):
         finished_result(session)
 

@@ -15,7 +15,7 @@ from muomni.data.shards.writer import SampleCost, ShardWriter
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError, ConfigError, DataError
 from muomni.pipeline.state import has_same_data
-from muomni.training.feed import Feed, stream_batch_size
+from muomni.training.feed import Feed, stream_sizes
 from muomni.training.session import Request, Session, prepare
 from tests.corpora import sentences, write_text_dataset, write_tokenizer
 from tests.media_corpora import WORDS, speech_sample
@@ -49,7 +49,7 @@ def streamed(root: Path, changes: dict[str, Any] | None = None, **data: Any) -> 
     stream = {"shards": shards, "samples_per_shard": NUM_SAMPLES}
     content = {
         "data": {"stream": stream, **data},
-        "batch": {"seq_len": 64, "batch_size": 4, "micro_batches_per_step": 4},
+        "batch": {"seq_len": 64, "global_tokens": 1024, "micro_sequences": 4},
         "training": {"max_steps": 15, "save_every": 7},
     }
     return thinker_config(root, {**content, **(changes or {})})
@@ -162,8 +162,8 @@ def test_a_missing_shard_is_reported_before_the_start(root: Path) -> None:
         open_session(run_config(config))
 
 
-def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | None:
-    """The error of a rank that reads too many bad samples; None if another rank does."""
+def stop_at_the_broken_shard(config: RunConfig, run: Path) -> dict[str, Any] | None:
+    """The error of a rank that reads a broken shard; None if another rank does."""
     try:
         train(config, run)
     except DataError as error:
@@ -174,22 +174,27 @@ def stop_at_the_bad_sample(config: RunConfig, run: Path) -> dict[str, Any] | Non
 def test_a_rank_reports_its_local_error_itself(
     root: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    config = streamed(root, max_bad_samples=0)
-    said = one_rank.run(stop_at_the_bad_sample, config=config, run=tmp_path)[0]
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"no tar")
+    config = streamed(root).model_dump()
+    config["data"]["stream"]["shards"] = [str(broken)]
+    settings = {"config": run_config(config), "run": tmp_path / "run"}
+    said = one_rank.run(stop_at_the_broken_shard, **settings)[0]
     assert said["is_rank_local"]
-    assert said["text"].startswith("rank 0: 1 samples could not be decoded")
+    assert said["text"].startswith(f"rank 0: cannot read {broken}")
 
 
-def test_stages_that_batch_by_seconds_need_samples_per_batch() -> None:
+def test_stages_that_batch_by_seconds_need_numbers_of_samples() -> None:
     section = {"shards": ["a.tar"], "samples_per_shard": 5}
-    without, with_number = StreamSection(**section), StreamSection(**section, samples_per_batch=6)
-    bucket, fixed, packed = Batching("bucket", 100), Batching("fixed", 4), Batching("pack", 64, 3)
-    with pytest.raises(ConfigError, match=r"data\.stream\.samples_per_batch"):
-        stream_batch_size(without, bucket, "talker")
-    assert stream_batch_size(with_number, bucket, "talker") == 6
-    assert [stream_batch_size(without, each, "thinker") for each in (fixed, packed)] == [4, 3]
-    with pytest.raises(ConfigError, match="takes 3 samples per micro-batch from a stream"):
-        stream_batch_size(with_number, packed, "thinker")
+    without = StreamSection(**section)
+    with_numbers = StreamSection(**section, samples_per_step=12, samples_per_micro_batch=6)
+    bucket, packed = Batching("bucket", 200, 100), Batching("pack", 6, 3, seq_len=64)
+    with pytest.raises(ConfigError, match=r"data\.stream\.samples_per_step"):
+        stream_sizes(without, bucket, "talker")
+    assert stream_sizes(with_numbers, bucket, "talker") == (12, 6)
+    assert stream_sizes(without, packed, "thinker") == (6, 3)
+    with pytest.raises(ConfigError, match="takes 6 samples per step from a stream"):
+        stream_sizes(with_numbers, packed, "thinker")
 
 
 def test_speech_trains_from_a_stream(root: Path, tmp_path: Path, one_rank: RankPool) -> None:

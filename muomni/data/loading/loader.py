@@ -10,16 +10,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from muomni.data.loading.bad_samples import BadSample
 from muomni.data.sampling.order import generator
 from muomni.data.sampling.plan import MicroBatch
 from muomni.data.shards.source import Source
-from muomni.data.views.base import Batch, ExampleReader, View
+from muomni.data.views.base import HOST_KEYS, Batch, ExampleReader, View
 from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,15 @@ _NUM_AHEAD = 256
 _ANNOUNCE_EVERY = 32
 
 
-class PlannedDataset(Dataset[Batch]):
+class LoadedBatch(NamedTuple):
+    """The tensors of a micro-batch, and what was read for it: `bad` of `num_samples` were dropped."""
+
+    tensors: Batch
+    num_samples: int
+    bad: tuple[BadSample, ...]
+
+
+class PlannedDataset(Dataset[LoadedBatch]):
     """Decodes and collates the samples of a micro-batch."""
 
     def __init__(self, source: Source, view: View, seed: int) -> None:
@@ -38,8 +47,8 @@ class PlannedDataset(Dataset[Batch]):
         self.seed = seed
         self.reader = view.reader(source)
 
-    def __getitem__(self, batch: MicroBatch) -> Batch:
-        num_bad = 0
+    def __getitem__(self, batch: MicroBatch) -> LoadedBatch:
+        bad = []
         sequences = []
         epochs = batch.epochs or [[None] * len(sequence) for sequence in batch.sequences]
         for sequence, sequence_epochs in zip(batch.sequences, epochs, strict=True):
@@ -51,12 +60,10 @@ class PlannedDataset(Dataset[Batch]):
                 try:
                     examples.append(self.reader(index, random))
                 except DataError as error:
-                    num_bad += 1
-                    logger.warning("dropped %s: %s", self.source.describe(index), error)
+                    bad.append(BadSample(self.source.describe(index), str(error)))
+                    logger.warning("dropped %s: %s", *bad[-1])
             sequences.append(examples)
-        tensors = self.view.collate(sequences)
-        tensors["num_bad"] = torch.tensor(num_bad)
-        return tensors
+        return LoadedBatch(self.view.collate(sequences), len(batch.ids), tuple(bad))
 
 
 class LookAhead:
@@ -92,15 +99,20 @@ class LookAhead:
 class CountedBatches:
     """Iterates batches and measures the time spent waiting for them (`wait_s`).
 
-    `num_bad` of a batch counts its samples that could not be decoded; raises DataError if their sum
-    exceeds `max_bad_samples`.
+    `take_read` returns what was read for the batches since its last call.
     """
 
-    def __init__(self, loader: DataLoader[Batch], max_bad_samples: int) -> None:
+    def __init__(self, loader: DataLoader[LoadedBatch]) -> None:
         self.wait_s = 0.0
-        self.num_bad = 0
-        self.max_bad_samples = max_bad_samples
+        self._num_samples = 0
+        self._bad: list[BadSample] = []
         self._loader = loader
+
+    def take_read(self) -> tuple[int, list[BadSample]]:
+        """Number of samples, dropped ones included, and the dropped ones."""
+        taken = self._num_samples, self._bad
+        self._num_samples, self._bad = 0, []
+        return taken
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
@@ -111,14 +123,9 @@ class CountedBatches:
             except StopIteration:
                 return
             self.wait_s += time.perf_counter() - start
-            self.num_bad += int(batch.pop("num_bad"))
-            if self.num_bad > self.max_bad_samples:
-                raise DataError(
-                    f"{self.num_bad} samples could not be decoded, more than data.max_bad_samples="
-                    f"{self.max_bad_samples}; see the warnings above, or run "
-                    f"'python -m data_prep verify --decode 1' on the dataset"
-                )
-            yield batch
+            self._num_samples += batch.num_samples
+            self._bad += batch.bad
+            yield batch.tensors
 
 
 class Loader(CountedBatches):
@@ -131,7 +138,6 @@ class Loader(CountedBatches):
         num_workers: int = 0,
         prefetch: int = 4,
         pin_memory: bool = False,
-        max_bad_samples: int = 0,
     ) -> None:
         loader = DataLoader(
             dataset,
@@ -146,14 +152,17 @@ class Loader(CountedBatches):
             # Workers must not inherit threads and locks of a process that runs collectives.
             multiprocessing_context="forkserver" if num_workers else None,
         )
-        super().__init__(loader, max_bad_samples)
+        super().__init__(loader)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to the device; asynchronous if it is in pinned memory."""
+    """Copy a batch to the device, except `HOST_KEYS`; asynchronous if it is in pinned memory."""
     if device.type == "cpu":
         return batch
-    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+    return {
+        key: tensor if key in HOST_KEYS else tensor.to(device, non_blocking=True)
+        for key, tensor in batch.items()
+    }
 
 
 class DeviceCopies:
@@ -175,6 +184,7 @@ class DeviceCopies:
             copied = to_device(batch, self.device)
         compute = torch.cuda.current_stream(self.device)
         compute.wait_stream(self._stream)
-        for tensor in copied.values():
-            tensor.record_stream(compute)  # keeps the memory until that work is done
+        for key, tensor in copied.items():
+            if key not in HOST_KEYS:
+                tensor.record_stream(compute)  # keeps the memory until that work is done
         return copied

@@ -19,10 +19,11 @@ import torch
 from braceexpand import braceexpand
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from muomni.data.loading.loader import AUGMENT_KEY, CountedBatches
+from muomni.data.loading.bad_samples import BadSample
+from muomni.data.loading.loader import AUGMENT_KEY, CountedBatches, LoadedBatch
 from muomni.data.sampling.order import generator
 from muomni.data.shards.manifest import hash64
-from muomni.data.views.base import Batch, Example, View
+from muomni.data.views.base import Example, View
 from muomni.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class StreamOrder:
         return number, rest
 
 
-class StreamDataset(IterableDataset[Batch]):
+class StreamDataset(IterableDataset[LoadedBatch]):
     """Endless micro-batches of one rank, from batch `first_batch` on.
 
     Each sample is one sequence: without known lengths, nothing is packed or bucketed.
@@ -148,7 +149,7 @@ class StreamDataset(IterableDataset[Batch]):
         self.view = view
         self.first_batch = first_batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         info = get_worker_info()
         # The loader asks its workers in turn, starting with worker 0.
         number = self.first_batch + (info.id if info is not None else 0)
@@ -159,7 +160,7 @@ class StreamDataset(IterableDataset[Batch]):
                 yield self._batch(epoch, self._take(samples))
                 number += self.order.num_workers
 
-    def read(self, number: int) -> tuple[Batch, list[Sample]]:
+    def read(self, number: int) -> tuple[LoadedBatch, list[Sample]]:
         """Batch `number` of this rank, numbered through all epochs, and its samples."""
         samples = self._take(self._samples(number))
         return self._batch(number // self.order.batches_per_epoch, samples), samples
@@ -181,8 +182,8 @@ class StreamDataset(IterableDataset[Batch]):
     def _take(self, samples: Iterator[Sample]) -> list[Sample]:
         return list(itertools.islice(samples, self.order.batch_size))
 
-    def _batch(self, epoch: int, samples: list[Sample]) -> Batch:
-        num_bad = 0
+    def _batch(self, epoch: int, samples: list[Sample]) -> LoadedBatch:
+        bad = []
         sequences = []
         for sample in samples:
             key = sample["__key__"]
@@ -192,12 +193,10 @@ class StreamDataset(IterableDataset[Batch]):
             try:
                 sequences.append([self.view.example(sample, random)])
             except DataError as error:
-                num_bad += 1
                 sequences.append([])
-                logger.warning("dropped sample %s of %s: %s", key, sample["__url__"], error)
-        tensors = self.view.collate(sequences)
-        tensors["num_bad"] = torch.tensor(num_bad)
-        return tensors
+                bad.append(BadSample(f"sample {key} of {sample['__url__']}", str(error)))
+                logger.warning("dropped %s: %s", *bad[-1])
+        return LoadedBatch(self.view.collate(sequences), len(samples), tuple(bad))
 
 
 class StreamLoader(CountedBatches):
@@ -211,7 +210,6 @@ class StreamLoader(CountedBatches):
         num_workers: int = 0,
         prefetch: int = 4,
         pin_memory: bool = False,
-        max_bad_samples: int = 0,
     ) -> None:
         if order.num_workers != max(num_workers, 1):
             raise ValueError(
@@ -226,7 +224,7 @@ class StreamLoader(CountedBatches):
             generator=torch.Generator(),  # the global one belongs to the model
             multiprocessing_context="forkserver" if num_workers else None,
         )
-        super().__init__(loader, max_bad_samples)
+        super().__init__(loader)
 
 
 def read_shard(shard: StreamShard) -> Iterator[Sample]:

@@ -61,15 +61,17 @@ def decode_declared_length(data: bytes) -> np.ndarray:
 
 
 def pad_waveforms(
-    waveforms: list[np.ndarray], num_samples: int | None = None
+    waveforms: list[np.ndarray], num_samples: int | None = None, multiple: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad waveforms to float32 [B, N]; returns them and their lengths [B].
 
-    N is `num_samples`, or the length of the longest waveform. Without waveforms, the result is one mel
-    frame of padding with length 0: a batch without weight that a model can run on.
+    N is `num_samples`, or the length of the longest waveform, rounded up to a multiple of `multiple`. Without
+    waveforms, the result is one waveform of padding with length 0, at least one mel frame: a batch without
+    weight that a model can run on.
     """
     lengths = [len(waveform) for waveform in waveforms] or [0]
-    width = num_samples or max(*lengths, SAMPLE_RATE_HZ // MEL_RATE_HZ)
+    longest = max(*lengths, SAMPLE_RATE_HZ // MEL_RATE_HZ)
+    width = num_samples or -(-longest // multiple) * multiple
     padded = torch.zeros(len(lengths), width)
     for row, waveform in enumerate(waveforms):
         padded[row, : len(waveform)] = torch.from_numpy(waveform)
@@ -77,5 +79,5 @@ def pad_waveforms(
 
 
 def augmentation_seed(random: np.random.Generator | None) -> int:
-    """Sample a seed for augmentation on the device; 0 without `random` (in evaluation)."""
+    """Sample a seed for augmentation and dropout on the device; 0 without `random` (in evaluation)."""
     return 0 if random is None else int(random.integers(2**62))

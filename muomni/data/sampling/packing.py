@@ -68,3 +68,11 @@ def document_starts(document_ids: np.ndarray) -> np.ndarray:
     padded = np.full(num, document_ids.size, dtype=np.int32)
     padded[: len(starts)] = starts
     return padded
+
+
+def longest_document(starts: np.ndarray) -> int:
+    """Length of the longest document of `document_starts`, rounded up to a power of two.
+
+    Attention kernels launch work for this length, and compiled ones depend on it.
+    """
+    return 1 << (int(np.diff(starts).max()) - 1).bit_length()

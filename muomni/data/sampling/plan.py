@@ -1,16 +1,20 @@
-"""The order of micro-batches: a pure function of (seed, order of samples, lengths, batching).
+"""The order of samples and optimizer steps: a pure function of (seed, order of samples, lengths, batching).
 
 No sample is read here. The endless stream of samples (`order`) is split into shuffle windows. Within a
-window, samples become *items*: packed sequences (`pack`), buckets of similar length (`bucket`), or single
-samples (`fixed`). The items of all windows and epochs form an endless stream again: a micro-batch is the
-next few items, an optimizer step the next G micro-batches, and rank r of W takes r, r+W, ... of them.
-So no sample is dropped, no step is short, every rank has the same number of steps, and the steps are the
-same for every W that divides G (contract *Plan* in docs/architecture.md).
+window, samples become *units*, the smallest parts that ranks can share: packed sequences (`pack`), single
+samples (`fixed`), or single samples of similar length (`bucket`). A global batch, the units of an optimizer
+step, is the next `global_size` units of the stream, or one bucket of about `global_size` length units.
 
-Seeking needs the number of items in each window (`count_windows`): known for `fixed`, otherwise counted
-once per epoch. Only the window at the position is then built.
+Ranks and micro-batches only divide a global batch: `num_micro_batches` and `rank_step` spread its units
+evenly over the ranks and over as few micro-batches as fit `micro_size`. So no sample is dropped, every rank
+has the same number of micro-batches, and steps are the same for any number of ranks and any size of
+micro-batches (contract *Plan* in docs/architecture.md).
+
+Seeking needs the number of items in each window (`count_windows`), packed sequences or buckets: known for
+`fixed`, otherwise counted once per epoch. Only the window at the position is then built.
 """
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,15 +24,20 @@ from typing import Literal
 
 import numpy as np
 
+from muomni.config.models import MEL_RATE_HZ
+from muomni.config.run import BatchSection, DurationBatch, PackedBatch, SampleBatch
 from muomni.data.sampling.lengths import MAX_FULL_SCAN, Lengths
 from muomni.data.sampling.order import EvenWindows, Order, SampleOrder, shuffled
 from muomni.data.sampling.packing import bucket_ends, pack_best_fit
 from muomni.data.shards.exclusion_mask import IncludedSamples
-from muomni.errors import ConfigError, DataError
+from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
 
 # Part of a plan's digest: increase it if the same settings yield another order.
-ORDER_VERSION = 2
+ORDER_VERSION = 3
+
+# The samples of each sequence: ids, or epochs.
+Sequences = tuple[tuple[int, ...], ...]
 
 _ITEMS_KEY = 3
 _MAX_CACHED_WINDOWS = 8
@@ -39,47 +48,59 @@ _MIN_CACHED_COUNTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How a shuffle window of samples becomes micro-batches.
+    """How a shuffle window of samples becomes global batches and micro-batches.
 
-    `fixed`: `size` samples. `bucket`: samples of similar length whose count times longest length is at
-    most `size`. `pack`: `num_sequences` sequences of at most `size` length units, each packed with samples.
+    `fixed`: a global batch is `global_size` samples, a micro-batch at most `micro_size` samples. `pack`: the
+    same with sequences of at most `seq_len` length units, each packed with samples. `bucket`: a global
+    batch is samples of similar length, about `global_size` length units; the number of samples of a
+    micro-batch times the longest is at most `micro_size`.
+
+    `micro_size` has no effect on the order of samples.
     """
 
     mode: Literal["fixed", "bucket", "pack"]
-    size: int
-    num_sequences: int = 1
+    global_size: int
+    micro_size: int
+    seq_len: int = 0  # `pack` only
     shuffle_window: int = 2048
 
     @property
-    def size_key(self) -> str:
-        """The config key that sets `size`."""
-        keys = {"fixed": "batch_size", "bucket": "max_seconds", "pack": "seq_len"}
-        return f"batch.{keys[self.mode]}"
-
-    @property
-    def num_items(self) -> int:
-        """Items per micro-batch: samples, sequences, or one bucket."""
-        return {"fixed": self.size, "bucket": 1, "pack": self.num_sequences}[self.mode]
+    def units_per_step(self) -> int | None:
+        """Units of a global batch; None if it varies (`bucket`)."""
+        return None if self.mode == "bucket" else self.global_size
 
     @property
     def depends_on(self) -> str:
-        """All fields, for digests; checkpoints store those, so this text must not change."""
+        """All that determines the order, for digests; checkpoints store those, so this text must not change."""
         return (
-            f"Batching(mode={self.mode!r}, size={self.size}, num_sequences={self.num_sequences}, "
-            f"window={self.shuffle_window})"
+            f"mode={self.mode} global_size={self.global_size} seq_len={self.seq_len} "
+            f"shuffle_window={self.shuffle_window}"
         )
+
+
+def batching_of(batch: BatchSection) -> Batching:
+    """The batching that section `batch` of a run config describes; its type decides the mode."""
+    window = batch.shuffle_window
+    if isinstance(batch, PackedBatch):
+        size, micro_size = batch.global_sequences, batch.micro_sequences
+        return Batching("pack", size, micro_size, batch.seq_len, shuffle_window=window)
+    if isinstance(batch, SampleBatch):
+        return Batching("fixed", batch.global_samples, batch.micro_samples, shuffle_window=window)
+    assert isinstance(batch, DurationBatch)
+    sizes = (seconds * MEL_RATE_HZ for seconds in (batch.global_seconds, batch.micro_seconds))
+    return Batching("bucket", *sizes, shuffle_window=window)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The sample ids of each sequence of one forward pass.
+    """The sample ids of each sequence of one forward pass; empty sequences pad it to a constant shape.
 
     `epochs` holds the epoch of each sample, which seeds its augmentation together with seed and sample id;
     None (in evaluation) means no augmentation.
     """
 
-    sequences: tuple[tuple[int, ...], ...]
-    epochs: tuple[tuple[int, ...], ...] | None = None
+    sequences: Sequences
+    epochs: Sequences | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -88,10 +109,11 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Sample ids and epochs of a window, int64 [n], and the indices into them of each item."""
+    """Sample ids, epochs, and lengths of a window, int64 [n], and the indices into them of each item."""
 
     ids: np.ndarray
     epochs: np.ndarray
+    lengths: np.ndarray
     items: list[list[int]]
 
 
@@ -122,20 +144,19 @@ class CountCache:
 
 
 class Plan:
-    """The micro-batches of all epochs; `micro_batches_per_step` is G.
+    """The global batches of all epochs, and the share of each rank.
 
-    `lengths` holds the length of each sample in the unit of `batching.size` (ignored for `fixed`).
-    `order` defaults to each sample once per epoch. `describe` names a sample in error messages.
+    `lengths` holds the length of each sample (ignored for `fixed`). `order` defaults to each sample once
+    per epoch. `describe` names a sample in error messages.
 
     Raises DataError if there is no sample, fewer than one step needs, or one longer than a sequence or
-    bucket. Above `MAX_FULL_SCAN` samples, a sample that is too long is found only with its window.
+    micro-batch. Above `MAX_FULL_SCAN` samples, a sample that is too long is found only with its window.
     """
 
     def __init__(
         self,
         lengths: Lengths | np.ndarray,
         batching: Batching,
-        micro_batches_per_step: int,
         seed: int,
         describe: Callable[[int], str] = "sample {}".format,
         order: Order | None = None,
@@ -145,7 +166,6 @@ class Plan:
             raise DataError("the plan has no samples; check the split and the filters")
         self.lengths = Lengths.of_array(lengths) if isinstance(lengths, np.ndarray) else lengths
         self.batching = batching
-        self.micro_batches_per_step = micro_batches_per_step
         self.seed = seed
         self.describe = describe
         window_size = batching.shuffle_window
@@ -165,35 +185,63 @@ class Plan:
         """Optimizer steps in `num_epochs` epochs; the next epoch completes the last step."""
         return -(-self._num_items(num_epochs) // self._items_per_step)
 
-    def step(self, step: int) -> list[MicroBatch]:
-        """The G micro-batches of optimizer step `step` (from 0)."""
-        group = self.micro_batches_per_step
-        return [self.micro_batch(number) for number in range(step * group, (step + 1) * group)]
+    @property
+    def units_per_step(self) -> int:
+        """Units of a global batch; the mean in the first window if it varies."""
+        if self.batching.units_per_step is not None:
+            return self.batching.units_per_step
+        lengths = self._samples(0, 0)[2]
+        return max(1, len(lengths) // self._count(lengths))
 
-    def rank_batches(self, start_step: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
+    def num_micro_batches(self, step: int, num_ranks: int) -> int:
+        """Micro-batches per rank in optimizer step `step` (from 0), the same on each of `num_ranks`."""
+        num_units, most = self._size(step)
+        return -(-num_units // (most * num_ranks))
+
+    def rank_step(self, step: int, rank: int, num_ranks: int) -> list[MicroBatch]:
+        """The micro-batches of one rank in optimizer step `step` (from 0).
+
+        Micro-batch k of rank r is part k * num_ranks + r of the global batch, whose parts differ by one unit
+        at most. Packed and fixed micro-batches of a step have one shape, padded with empty sequences.
+        """
+        num_units, _ = self._size(step)
+        num_parts = self.num_micro_batches(step, num_ranks) * num_ranks
+        width = 0 if self.batching.mode == "bucket" else -(-num_units // num_parts)
+        micro_batches = []
+        for part in range(rank, num_parts, num_ranks):
+            start, stop = (num_units * (part + end) // num_parts for end in range(2))
+            sequences, epochs = self._units(step, start, stop)
+            padding = ((),) * (width - len(sequences))
+            micro_batches.append(MicroBatch(sequences + padding, epochs + padding))
+        return micro_batches
+
+    def rank_batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[MicroBatch]:
         """Endless micro-batches of one rank, from optimizer step `start_step` (from 0)."""
-        check_world_size(self.micro_batches_per_step, world_size)
-        number = start_step * self.micro_batches_per_step + rank
-        while True:  # G is a multiple of W, so stride W stays on this rank's micro-batches
-            yield self.micro_batch(number)
-            number += world_size
+        for step in itertools.count(start_step):
+            yield from self.rank_step(step, rank, num_ranks)
 
-    def micro_batch(self, number: int) -> MicroBatch:
-        """Micro-batch `number` of the endless stream."""
-        width = self.batching.num_items
-        if self.batching.mode == "fixed":
-            ids, epochs = self.order.samples(number * width, (number + 1) * width)
-            return MicroBatch(_singles(ids.tolist()), _singles(epochs.tolist()))
-        sequences, sequence_epochs = [], []
-        for item in range(number * width, (number + 1) * width):
-            epoch, window_number, index = self._locate(item)
-            window = self._window(epoch, window_number)
-            members = window.items[index]
-            sequences.append(window.ids[members].tolist())
-            sequence_epochs.append(window.epochs[members].tolist())
+    def _size(self, step: int) -> tuple[int, int]:
+        """Units of the global batch of a step, and the most of them that a micro-batch may have."""
+        batching = self.batching
+        if batching.mode != "bucket":
+            return batching.global_size, batching.micro_size
+        window, members = self._item(step)
+        return len(members), batching.micro_size // int(window.lengths[members[0]])
+
+    def _units(self, step: int, start: int, stop: int) -> tuple[Sequences, Sequences]:
+        """Sample ids and epochs of the units [start, stop) of the global batch of a step."""
         if self.batching.mode == "bucket":
-            return MicroBatch(_singles(sequences[0]), _singles(sequence_epochs[0]))
-        return MicroBatch(tuple(map(tuple, sequences)), tuple(map(tuple, sequence_epochs)))
+            window, members = self._item(step)
+            chosen = members[start:stop]
+            return _singles(window.ids[chosen]), _singles(window.epochs[chosen])
+        first = step * self.batching.global_size
+        if self.batching.mode == "fixed":
+            ids, epochs = self.order.samples(first + start, first + stop)
+            return _singles(ids), _singles(epochs)
+        found = [self._item(number) for number in range(first + start, first + stop)]
+        sequences = tuple(tuple(window.ids[members].tolist()) for window, members in found)
+        epochs_of = tuple(tuple(window.epochs[members].tolist()) for window, members in found)
+        return sequences, epochs_of
 
     # -- item counts -------------------------------------------------------------------------------
     def count_windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
@@ -202,8 +250,8 @@ class Plan:
         return np.array(counts, dtype=np.int32)
 
     def uncounted_epoch(self, num_epochs: int | None = None, step: int = 0) -> int | None:
-        """The next epoch to count before the length of `num_epochs` epochs, or all micro-batches of the
-        first `step` steps, are known; None if there is none."""
+        """The next epoch to count before the length of `num_epochs` epochs, or the first `step` steps, are
+        known; None if there is none."""
         known = len(self._ends) - 1
         if self.batching.mode == "fixed":
             return None
@@ -222,7 +270,7 @@ class Plan:
 
     @property
     def _items_per_step(self) -> int:
-        return self.micro_batches_per_step * self.batching.num_items
+        return self.batching.units_per_step or 1  # one bucket
 
     def _num_items(self, num_epochs: int) -> int:
         if self.batching.mode == "fixed":
@@ -243,15 +291,16 @@ class Plan:
         self._starts.move_to_end(epoch)
         return self._starts[epoch]
 
-    def _locate(self, item: int) -> tuple[int, int, int]:
-        """Epoch, window, and index within the window of an item of the stream."""
+    def _item(self, item: int) -> tuple[_Window, list[int]]:
+        """The window of an item of the stream, and the indices of its samples in the window."""
         while self._ends[-1] <= item:
             self._window_starts(len(self._ends) - 1)
         epoch = int(np.searchsorted(self._ends, item, side="right")) - 1
         starts = self._window_starts(epoch)
         within = item - self._ends[epoch]
         window = int(np.searchsorted(starts, within, side="right")) - 1
-        return epoch, window, within - int(starts[window])
+        built = self._window(epoch, window)
+        return built, built.items[within - int(starts[window])]
 
     # -- windows -----------------------------------------------------------------------------------
     def _window(self, epoch: int, number: int) -> _Window:
@@ -266,13 +315,11 @@ class Plan:
         ids, epochs, lengths = self._samples(epoch, number)
         random = (self.seed, epoch, number, _ITEMS_KEY)
         if self.batching.mode == "pack":
-            items = pack_best_fit(lengths, self.batching.size)
-            order = shuffled(len(items), *random).tolist()
+            items = pack_best_fit(lengths, self.batching.seq_len)
         else:
-            items = _buckets(lengths, self.batching.size)
-            first = self._ends[epoch] + int(self._window_starts(epoch)[number])
-            order = group_similar_costs(len(items), first, self.micro_batches_per_step, random)
-        return _Window(ids, epochs, [items[index] for index in order])
+            items = even_buckets(lengths, self._count(lengths))
+        order = shuffled(len(items), *random).tolist()
+        return _Window(ids, epochs, lengths, [items[index] for index in order])
 
     def _samples(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sample ids, epochs, and lengths of a window, int64 [n]."""
@@ -284,18 +331,23 @@ class Plan:
 
     def _count(self, lengths: np.ndarray) -> int:
         if self.batching.mode == "pack":
-            return len(pack_best_fit(lengths, self.batching.size))
-        return len(bucket_ends(np.sort(lengths).tolist(), self.batching.size))
+            return len(pack_best_fit(lengths, self.batching.seq_len))
+        total = int(lengths.sum())
+        # No bucket may be empty, so the mean of the buckets is at least the longest sample.
+        return max(1, min(round(total / self.batching.global_size), total // int(lengths.max())))
 
     # -- checks ------------------------------------------------------------------------------------
     def _check_longest(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         worst = int(lengths.argmax())
-        if lengths[worst] > self.batching.size:
-            unit = " mel frames (10 ms each)" if self.batching.mode == "bucket" else ""
+        key, limit, unit = "batch.seq_len", self.batching.seq_len, ""
+        if self.batching.mode == "bucket":
+            key, limit, unit = (
+                "batch.micro_seconds", self.batching.micro_size, " mel frames (10 ms each)",
+            )  # fmt: skip
+        if lengths[worst] > limit:
             raise DataError(
                 f"{self.describe(int(ids[worst]))} has length {int(lengths[worst])}{unit}, but "
-                f"{self.batching.size_key} allows {self.batching.size}; raise it or remove the sample from "
-                f"the corpus"
+                f"{key} allows {limit}; raise it or remove the sample from the corpus"
             )
 
     def _check_enough(self) -> None:
@@ -308,65 +360,54 @@ class Plan:
                 num_items += int(self.count_windows(0, window, window + 1)[0])
                 window += 1
         if num_items < self._items_per_step:
+            what = {"fixed": ("samples", "global_samples"), "pack": ("sequences", "global_tokens")}
+            name, key = what[self.batching.mode]
             raise DataError(
-                f"{self.order.epoch_size} samples make {num_items // self.batching.num_items} micro-batches, "
-                f"but one step needs {self.micro_batches_per_step}; lower {self.batching.size_key} or "
-                f"batch.micro_batches_per_step, or add data"
+                f"{self.order.epoch_size} samples make {num_items} {name}, but one step needs "
+                f"{self._items_per_step}; lower batch.{key}, or add data"
             )
-
-
-def check_world_size(micro_batches_per_step: int, world_size: int) -> None:
-    """Raise ConfigError, listing the valid numbers of ranks, unless they divide a step evenly."""
-    if micro_batches_per_step % world_size:
-        legal = [n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0]
-        raise ConfigError(
-            f"{world_size} ranks cannot share batch.micro_batches_per_step={micro_batches_per_step}; "
-            f"start {' or '.join(map(str, legal))} ranks, or set it to a multiple of {world_size}"
-        )
 
 
 def cover(ids: np.ndarray, lengths: np.ndarray, batching: Batching) -> list[MicroBatch]:
     """Micro-batches that contain each of the samples `ids` exactly once, in a fixed order, for evaluation.
 
-    `lengths` are the lengths of `ids`.
+    `lengths` are the lengths of `ids`. Packed and fixed micro-batches have one shape, padded with empty
+    sequences.
     """
     if batching.mode == "bucket":
-        buckets = _buckets(lengths, batching.size)
-        return [MicroBatch(_singles(ids[indices].tolist())) for indices in buckets]
+        buckets = _buckets(lengths, batching.micro_size)
+        return [MicroBatch(_singles(ids[indices])) for indices in buckets]
     if batching.mode == "pack":
-        packed = pack_best_fit(lengths, batching.size)
+        packed = pack_best_fit(lengths, batching.seq_len)
         sequences = [tuple(ids[indices].tolist()) for indices in packed]
     else:
-        sequences = list(_singles(ids.tolist()))
-    width = batching.num_items
-    starts = range(0, len(sequences), width)
+        sequences = list(_singles(ids))
+    width = min(batching.micro_size, len(sequences))
+    sequences += [()] * (-len(sequences) % max(1, width))
+    starts = range(0, len(sequences), max(1, width))
     return [MicroBatch(tuple(sequences[start : start + width])) for start in starts]
 
 
-def group_similar_costs(num: int, first: int, group: int, random: tuple[int, ...]) -> list[int]:
-    """An order of the `num` items of a window, which are sorted by cost and start at `first` in the stream.
+def even_buckets(lengths: np.ndarray, num: int) -> list[list[int]]:
+    """Split samples by length into `num` buckets with sums of lengths as equal as possible.
 
-    Each complete step of `group` items gets items of similar cost; the steps are in random order. Steps
-    at the ends of the window, shared with neighboring windows, get items of medium cost.
+    Returns the indices into `lengths` of each bucket, by descending length; none is empty if `num` times the
+    longest is at most the sum.
     """
-    head = min(num, -first % group)
-    num_steps = (num - head) // group
-    num_shared = num - num_steps * group
-    low = num_steps // 2 * group  # items below those of the shared steps
-    shared = low + shuffled(num_shared, *random, 0)
-    runs = [range(i, i + group) for i in range(0, low, group)]
-    runs += [range(i, i + group) for i in range(low + num_shared, num, group)]
-    middle = [i for run in shuffled(num_steps, *random, 1) for i in runs[run]]
-    return [*shared[:head].tolist(), *middle, *shared[head:].tolist()]
+    descending = np.argsort(-lengths, kind="stable")
+    sums = np.cumsum(lengths[descending])
+    ends = np.searchsorted(sums * num, sums[-1] * np.arange(1, num + 1)) + 1
+    indices = descending.tolist()
+    return [indices[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _buckets(lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """The indices into `lengths` of each bucket, by ascending length."""
+    """The indices into `lengths` of each bucket of `bucket_ends`, by ascending length."""
     ascending = np.argsort(lengths, kind="stable")
     ends = bucket_ends(lengths[ascending].tolist(), budget)
     indices = ascending.tolist()
     return [indices[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _singles(values: list[int]) -> tuple[tuple[int, ...], ...]:
-    return tuple((value,) for value in values)
+def _singles(values: np.ndarray) -> Sequences:
+    return tuple((value,) for value in values.tolist())

@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from muomni.config.models import Section
+from muomni.config.models import Record
 from muomni.config.run import Task
 from muomni.errors import DataError
 from muomni.io.remote_folder import RemoteFolder
@@ -47,7 +47,7 @@ def hash64(text: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-class Totals(Section):
+class Totals(Record):
     """Sums over samples."""
 
     num_samples: int = 0
@@ -71,7 +71,7 @@ class Totals(Section):
         )
 
 
-class ShardRecord(Section):
+class ShardRecord(Record):
     """A complete shard: the content of its `.json` file and its entry in the manifest.
 
     `path` is the tar relative to the dataset and `num_bytes` its size. `config_digest` identifies the
@@ -93,7 +93,7 @@ class ShardRecord(Section):
     sources_digest: str = ""
 
 
-class Split(Section):
+class Split(Record):
     """An ordered list of shards; sample ids are numbered through them in this order."""
 
     shards: tuple[ShardRecord, ...]
@@ -120,7 +120,7 @@ class Origin:
     max_bytes: int
 
 
-class Manifest(Section):
+class Manifest(Record):
     """A complete dataset: `Manifest.load(folder)`.
 
     `root` contains the shards; for a remote dataset (`origin`), only copies of the sidecars.

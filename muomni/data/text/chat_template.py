@@ -46,11 +46,15 @@ class PlacedAudio:
 
 @dataclass(frozen=True, slots=True)
 class SpokenAnswer:
-    """Audio, float32 [num_samples], of an answer whose text has the `num_tokens` positions from `start`."""
+    """Audio, float32 [num_samples], of an answer whose text has the `num_tokens` positions from `start`.
+
+    `seed` seeds the Talker's dropout.
+    """
 
     waveform: np.ndarray
     start: int
     num_tokens: int
+    seed: int
 
 
 @dataclass(slots=True)
@@ -213,15 +217,14 @@ class ConversationEncoder:
                     continue
                 with _error_prefix(part):
                     waveform = decode_declared_length(data)
+                seed = augmentation_seed(random)
                 if turn.role == "assistant":
                     start = conversation.answers.index(answer)
-                    spoken = SpokenAnswer(waveform, start, len(self.answer_ids(turn)))
-                    conversation.spoken.append(spoken)
+                    num_tokens = len(self.answer_ids(turn))
+                    conversation.spoken.append(SpokenAnswer(waveform, start, num_tokens, seed))
                 else:
                     num_tokens = self.num_audio_tokens(len(waveform))
-                    placed = PlacedAudio(
-                        waveform, next(starts), num_tokens, augmentation_seed(random)
-                    )
+                    placed = PlacedAudio(waveform, next(starts), num_tokens, seed)
                     conversation.audios.append(placed)
 
 

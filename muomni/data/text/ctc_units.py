@@ -8,16 +8,11 @@ full tokenizer, which decodes them.
 import re
 from itertools import pairwise
 
+from muomni.data.text.normalization import spoken_form
 from muomni.data.text.tokenizer import Tokenizer
 
 _SPACE = "\u2581"  # SentencePiece's word-start mark
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_NOT_SPOKEN = re.compile(r"[^\w']+|_")
-
-
-def spoken_form(text: str) -> str:
-    """Lower-case words without punctuation."""
-    return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
 
 
 class CtcUnits:

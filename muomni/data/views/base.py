@@ -4,23 +4,46 @@ Views do not depend on models, ranks, or sample order. Each view is one module o
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
+from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.source import Source
 
 Batch = dict[str, torch.Tensor]
+# Entries that stay on the host: sizes that kernels are launched with.
+HOST_KEYS = frozenset({"longest_document"})
 Example = TypeVar("Example")
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Multiples that the widths of padded tensors are rounded up to."""
+
+    samples: int = 1  # of waveforms at 16 kHz
+    tokens: int = 1  # characters of spoken texts, tokens of captions
+
+
+# CPUs compute no more than needed. GPUs build kernels and plans for each new shape, and are faster on sizes
+# that are multiples of 16: 0.64 s of audio are 16 frames of the encoder and of the codec.
+EXACT = Padding()
+COARSE = Padding(samples=16 * FRAME_SUBSAMPLING * MEL_HOP, tokens=32)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
 
 
 class View(ABC, Generic[Example]):
     """Decodes samples into examples and collates examples into batches with a fixed set of keys.
 
     `unit` is the unit of `batch["units"]`, which throughput is measured in: tokens, audio_s, or images.
-    `augments` says whether training samples are augmented at random.
+    `augments` says whether training samples are augmented at random, or have a seed for the model.
     """
 
     unit: str = "samples"

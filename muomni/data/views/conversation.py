@@ -15,41 +15,46 @@ import torch
 from muomni.config.models import OmniConfig
 from muomni.data.media.audio import pad_waveforms
 from muomni.data.sampling.lengths import Lengths, measured_lengths
-from muomni.data.sampling.packing import document_starts
+from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.data.shards.source import Source
 from muomni.data.text.chat_template import Conversation, ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.text.turns import read_turns
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View
 from muomni.data.views.text import IGNORE
 from muomni.data.views.tts import pad_characters
 from muomni.errors import DataError
 
 
 class ConversationView(View[Conversation]):
-    """Batches of `num_sequences` sequences of `seq_len` positions, packed with conversations.
+    """Batches of sequences of `seq_len` positions, packed with conversations.
 
     Keys (B sequences of T positions; I images, A audio clips, S spoken answers, each >= 1):
-    `input_ids`, `labels`, `document_ids` [B, T]; `document_starts` [N] (`packing.document_starts`);
+    `input_ids`, `labels`, `document_ids` [B, T]; `document_starts` [N] (`packing.document_starts`),
+    `longest_document` (0-d, stays on the host);
     `answer_ids` [B, T], the number of the answer in the batch that a label belongs to (0 = none);
     `sees_image`, `sees_audio` [B, T], True for labels of answers after an image or audio clip;
     `images` [I, 3, side, side] uint8, `image_positions` [I, P];
     `audios` [A, N], `audio_lengths` [A] in samples, `audio_seeds` [A], `audio_positions` [A, L];
-    `speech` [S, N], `speech_lengths` [S] in samples, `speech_text_ids`, `speech_character_ids`,
-    `speech_text_mask` [S, Tl] (`pad_characters`), and `speech_positions` [S, Tl], the position of the token
-    that each character of a spoken answer belongs to.
+    `speech` [S, N], `speech_lengths` [S] in samples, `speech_seeds` [S], `speech_text_ids`,
+    `speech_character_ids`, `speech_text_mask` [S, Tl] (`pad_characters`), and `speech_positions` [S, Tl], the
+    position of the token that each character of a spoken answer belongs to.
     """
 
     unit = "tokens"
     augments = True
 
     def __init__(
-        self, tokenizer: Tokenizer, config: OmniConfig, seq_len: int, num_sequences: int
+        self,
+        tokenizer: Tokenizer,
+        config: OmniConfig,
+        seq_len: int,
+        padding: Padding = EXACT,
     ) -> None:
         self.encoder = ConversationEncoder(tokenizer, config)
         self.tokenizer = tokenizer
         self.seq_len = seq_len
-        self.num_sequences = num_sequences
+        self.padding = padding
 
     def lengths(self, source: Source, num_workers: int = 1) -> Lengths:
         """Positions of each conversation, at most `seq_len`; measured by `num_workers` processes."""
@@ -67,7 +72,7 @@ class ConversationView(View[Conversation]):
             raise DataError(f"conversation '{sample['__key__']}': {error}") from None
 
     def collate(self, sequences: list[list[Conversation]]) -> Batch:
-        shape = (self.num_sequences, self.seq_len)
+        shape = (len(sequences), self.seq_len)
         batch = {
             "input_ids": torch.full(shape, self.tokenizer.pad_id),
             "labels": torch.full(shape, IGNORE),
@@ -89,31 +94,36 @@ class ConversationView(View[Conversation]):
                 _add_answers(batch, target, conversation, num_answers)
                 num_answers += max(conversation.answers)
                 start = end
+        starts = document_starts(batch["document_ids"].numpy())
         return {
             **batch,
-            **media_slots(placed, self.encoder, self.num_sequences * self.seq_len),
-            **self._speech_slots(placed),
-            "document_starts": torch.from_numpy(document_starts(batch["document_ids"].numpy())),
+            **media_slots(placed, self.encoder, len(sequences) * self.seq_len, self.padding),
+            **self._speech_slots(placed, len(sequences) * self.seq_len),
+            "document_starts": torch.from_numpy(starts),
+            "longest_document": torch.tensor(longest_document(starts)),
             "units": (batch["labels"] != IGNORE).sum().float(),
         }
 
-    def _speech_slots(self, placed: list[tuple[int, Conversation]]) -> Batch:
+    def _speech_slots(self, placed: list[tuple[int, Conversation]], pad_index: int) -> Batch:
         spoken = [(base, c, speech) for base, c in placed for speech in c.spoken]
         texts = []
         for _, conversation, speech in spoken:
             ids = conversation.ids[speech.start : speech.start + speech.num_tokens]
             texts.append((ids, self.tokenizer.characters(ids)))
-        padded = pad_characters(texts, self.tokenizer.pad_id)
-        positions = torch.full(padded["text_ids"].shape, self.num_sequences * self.seq_len)
+        padded = pad_characters(texts, self.tokenizer.pad_id, self.padding.tokens)
+        positions = torch.full(padded["text_ids"].shape, pad_index)
         for slot, ((base, _, speech), (_, characters)) in enumerate(
             zip(spoken, texts, strict=True)
         ):
             of_tokens = torch.tensor(characters.token_positions, dtype=torch.long)
             positions[slot, : len(of_tokens)] = of_tokens + base + speech.start
-        waveforms, lengths = pad_waveforms([speech.waveform for _, _, speech in spoken])
+        waveforms, lengths = pad_waveforms(
+            [speech.waveform for _, _, speech in spoken], multiple=self.padding.samples
+        )
         return {
             "speech": waveforms,
             "speech_lengths": lengths,
+            "speech_seeds": torch.tensor([speech.seed for _, _, speech in spoken] or [0]),
             **{f"speech_{name}": tensor for name, tensor in padded.items()},
             "speech_positions": positions,
         }
@@ -135,7 +145,10 @@ def _add_answers(
 
 
 def media_slots(
-    placed: Sequence[tuple[int, Conversation]], encoder: ConversationEncoder, pad_index: int
+    placed: Sequence[tuple[int, Conversation]],
+    encoder: ConversationEncoder,
+    pad_index: int,
+    padding: Padding = EXACT,
 ) -> Batch:
     """Image and audio slots of conversations, given with their start in the flattened sequences."""
     images = [(base + image.start, image) for base, c in placed for image in c.images]
@@ -146,7 +159,9 @@ def media_slots(
     for slot, (start, image) in enumerate(images):
         pixels.numpy()[slot] = image.pixels
         image_positions[slot] = torch.arange(start, start + num_tokens)
-    waveforms, lengths = pad_waveforms([audio.waveform for _, audio in audios])
+    waveforms, lengths = pad_waveforms(
+        [audio.waveform for _, audio in audios], multiple=padding.samples
+    )
     width = encoder.num_audio_tokens(waveforms.shape[1])
     audio_positions = torch.full((len(waveforms), width), pad_index)
     for slot, (start, audio) in enumerate(audios):

@@ -15,7 +15,7 @@ from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.manifest import hash64
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
 
 # The group of padding pairs; the loss knows it as PADDING_GROUP.
@@ -33,8 +33,8 @@ class Pair:
 
 
 class ImageTextView(View[Pair]):
-    """Batches of exactly `batch_size` pairs: images [B, 3, S, S] uint8, token_ids [B, L],
-    token_lengths [B], groups [B, 2] (-1 in padding pairs).
+    """Batches with one pair per sequence: images [B, 3, S, S] uint8, token_ids [B, L],
+    token_lengths [B], groups [B, 2] (-1 in the padding pairs of empty sequences, which come last).
 
     Training samples one caption per image, evaluation takes the first. Captions are truncated to
     `max_tokens`, keeping the EOS.
@@ -48,14 +48,14 @@ class ImageTextView(View[Pair]):
         tokenizer: Tokenizer,
         image_size: int,
         max_tokens: int,
-        batch_size: int,
         augmentation: Augmentation | None,
+        padding: Padding = EXACT,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.max_tokens = max_tokens
-        self.batch_size = batch_size
         self.augmentation = augmentation
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         return Lengths(len(source), np.ones_like, "one each")
@@ -80,13 +80,12 @@ class ImageTextView(View[Pair]):
 
     def collate(self, sequences: list[list[Pair]]) -> Batch:
         pairs = [pair for sequence in sequences for pair in sequence]
-        width = max((len(pair.ids) for pair in pairs), default=1)
-        images = torch.zeros(
-            self.batch_size, 3, self.image_size, self.image_size, dtype=torch.uint8
-        )
-        token_ids = torch.full((self.batch_size, width), self.tokenizer.pad_id)
-        token_lengths = torch.ones(self.batch_size, dtype=torch.long)
-        groups = torch.full((self.batch_size, 2), NO_GROUP)
+        longest = max((len(pair.ids) for pair in pairs), default=1)
+        size, width = len(sequences), min(round_up(longest, self.padding.tokens), self.max_tokens)
+        images = torch.zeros(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        token_ids = torch.full((size, width), self.tokenizer.pad_id)
+        token_lengths = torch.ones(size, dtype=torch.long)
+        groups = torch.full((size, 2), NO_GROUP)
         for index, pair in enumerate(pairs):
             images.numpy()[index] = (
                 pair.pixels

@@ -12,7 +12,7 @@ from muomni.data.media.resampling import resample
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View
 from muomni.errors import DataError
 
 # Speed perturbation of Ko et al., 2015, "Audio Augmentation for Speech Recognition", as ratios.
@@ -39,9 +39,10 @@ class SpeechView(View[Utterance]):
     unit = "audio_s"
     augments = True
 
-    def __init__(self, units: CtcUnits, perturb_speed: bool) -> None:
+    def __init__(self, units: CtcUnits, perturb_speed: bool, padding: Padding = EXACT) -> None:
         self.units = units
         self.perturb_speed = perturb_speed
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         return mel_frames(source, _SLOWEST if self.perturb_speed else 1.0)
@@ -57,7 +58,8 @@ class SpeechView(View[Utterance]):
 
     def collate(self, sequences: list[list[Utterance]]) -> Batch:
         utterances = [utterance for sequence in sequences for utterance in sequence]
-        waveform, lengths = pad_waveforms([utterance.waveform for utterance in utterances])
+        waveforms = [utterance.waveform for utterance in utterances]
+        waveform, lengths = pad_waveforms(waveforms, multiple=self.padding.samples)
         label_lengths = torch.tensor([len(u.labels) for u in utterances] or [0])
         width = max(1, int(label_lengths.max()))
         labels = torch.full((len(lengths), width), self.units.tokenizer.pad_id)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from muomni.data.sampling.lengths import Lengths, evenly_spaced, measured_lengths
-from muomni.data.sampling.packing import document_starts
+from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.data.shards.source import Source
 from muomni.data.text.token_cache import TokenCache
 from muomni.data.text.tokenizer import Tokenizer
@@ -35,8 +35,8 @@ class Document:
 
 
 class TextView(View[Document]):
-    """Packed sequences: input_ids, labels, document_ids [B, T] with B `num_sequences` and T `seq_len`,
-    document_starts [N] (`packing.document_starts`), num_bytes (float, 0-d).
+    """Packed sequences: input_ids, labels, document_ids [B, T] with T `seq_len`, document_starts [N]
+    (`packing.document_starts`), longest_document (0-d, stays on the host), num_bytes (float, 0-d).
 
     Inputs of a document are all ids but the last, labels all but the first: EOS is a target, and there is
     no loss across documents. Longer documents are truncated; a warning is logged for training data.
@@ -44,10 +44,9 @@ class TextView(View[Document]):
 
     unit = "tokens"
 
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, num_sequences: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, seq_len: int) -> None:
         self.tokenizer = tokenizer
         self.seq_len = seq_len
-        self.num_sequences = num_sequences
 
     def lengths(self, source: Source, num_workers: int = 1) -> Lengths:
         """Positions of each text, at most `seq_len`; writes missing token caches by `num_workers` processes."""
@@ -121,7 +120,7 @@ class TextView(View[Document]):
         return Document(ids, len(self.tokenizer.decode(list(ids)).encode()))
 
     def collate(self, sequences: list[list[Document]]) -> Batch:
-        shape = (self.num_sequences, self.seq_len)
+        shape = (len(sequences), self.seq_len)
         # numpy fills thousands of short slices several times faster than torch.
         input_ids = np.full(shape, self.tokenizer.pad_id)
         labels = np.full(shape, IGNORE)
@@ -136,11 +135,13 @@ class TextView(View[Document]):
                 document_ids[row, start:end] = number
                 num_bytes += document.num_bytes
                 start = end
+        starts = document_starts(document_ids)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "document_ids": torch.from_numpy(document_ids),
-            "document_starts": torch.from_numpy(document_starts(document_ids)),
+            "document_starts": torch.from_numpy(starts),
+            "longest_document": torch.tensor(longest_document(starts)),
             "num_bytes": torch.tensor(float(num_bytes)),
             "units": torch.tensor(float((labels != IGNORE).sum())),
         }

@@ -8,33 +8,39 @@ import numpy as np
 import torch
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.audio import pad_waveforms, read_audio
+from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Characters, Tokenizer
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """Token ids (without BOS and EOS) and characters of a text, and its audio clip, float32 [num_samples]."""
+    """Token ids (without BOS and EOS) and characters of a text, and its audio clip, float32 [num_samples].
+
+    `seed` seeds the model's dropout.
+    """
 
     ids: list[int]
     characters: Characters
     waveform: np.ndarray
+    seed: int
 
 
 class TtsView(View[SpokenText]):
-    """Batches of `pad_characters` [B, Tl], `waveform` [B, N], and `lengths` [B] in samples.
+    """Batches of `pad_characters` [B, Tl], `waveform` [B, N], `lengths` [B] in samples, and `seeds` [B].
 
     Lengths are mel frames. A batch without a usable sample has one empty example.
     """
 
     unit = "audio_s"
+    augments = True
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, padding: Padding = EXACT) -> None:
         self.tokenizer = tokenizer
+        self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
         return mel_frames(source)
@@ -49,28 +55,34 @@ class TtsView(View[SpokenText]):
             raise DataError(f"the text of sample '{key}' is not UTF-8") from None
         if not ids:
             raise DataError(f"the text of sample '{key}' is empty")
-        return SpokenText(ids, self.tokenizer.characters(ids), read_audio(sample))
+        characters, seed = self.tokenizer.characters(ids), augmentation_seed(random)
+        return SpokenText(ids, characters, read_audio(sample), seed)
 
     def collate(self, sequences: list[list[SpokenText]]) -> Batch:
         examples = [example for sequence in sequences for example in sequence]
         texts = [(example.ids, example.characters) for example in examples]
-        waveform, lengths = pad_waveforms([example.waveform for example in examples])
+        waveforms = [example.waveform for example in examples]
+        waveform, lengths = pad_waveforms(waveforms, multiple=self.padding.samples)
         return {
-            **pad_characters(texts, self.tokenizer.pad_id),
+            **pad_characters(texts, self.tokenizer.pad_id, self.padding.tokens),
             "waveform": waveform,
             "lengths": lengths,
+            "seeds": torch.tensor([example.seed for example in examples] or [0]),
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,
         }
 
 
-def pad_characters(texts: Sequence[tuple[list[int], Characters]], pad_id: int) -> Batch:
+def pad_characters(
+    texts: Sequence[tuple[list[int], Characters]], pad_id: int, multiple: int = 1
+) -> Batch:
     """Token ids and characters of B texts as padded tensors with one position per character.
 
     `text_ids` [B, Tl] holds the token that each character belongs to, `character_ids` [B, Tl] the
-    character, `text_mask` bool [B, Tl] is False in padding. Without texts, B is 1 and all is padding.
+    character, `text_mask` bool [B, Tl] is False in padding. Tl is a multiple of `multiple`. Without texts, B
+    is 1 and all is padding.
     """
     width = max([len(characters.ids) for _, characters in texts], default=0)
-    shape = (max(1, len(texts)), max(1, width))
+    shape = (max(1, len(texts)), round_up(max(1, width), multiple))
     text_ids = torch.full(shape, pad_id)
     character_ids = torch.zeros(shape, dtype=torch.long)
     text_mask = torch.zeros(shape, dtype=torch.bool)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from muomni.data.text.ctc_units import spoken_form
+from muomni.data.text.normalization import spoken_form
 from muomni.data.text.turns import Turn
 
 KINDS = ("caption", "spoken_question", "transcribe", "speak", "text")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from muomni.data.text.ctc_units import spoken_form
+from muomni.data.text.normalization import spoken_form
 from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.report import Metric
 from muomni.training.stages.audio_encoder import error_sums

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muomni.checkpoint.export import read_export
-from muomni.config.loading import read_yaml, validate
+from muomni.checkpoint.export import Export, read_export
 from muomni.config.models import AudioEncoderConfig
 from muomni.config.stages import AudioEncoderOptions
 from muomni.data.text.ctc_units import CtcUnits
@@ -43,8 +42,13 @@ class Recognizer:
     """
 
     def __init__(
-        self, encoder: AudioEncoder, tokenizer: Tokenizer, word_decoder: WordDecoder | None
+        self,
+        export: Export,
+        encoder: AudioEncoder,
+        tokenizer: Tokenizer,
+        word_decoder: WordDecoder | None,
     ) -> None:
+        self.export = export
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
         self.word_decoder = word_decoder
@@ -79,26 +83,13 @@ def find_recognizer(
             encoder = AudioEncoder(export.config(AudioEncoderConfig))
             export.load_into(encoder)
             tokenizer = Tokenizer.load(export.tokenizer_file)
-            units = _trained_units(folder, tokenizer)
-            decoder = None if units is None else transcripts.word_decoder(units)
-            return Recognizer(encoder.to(device), tokenizer, decoder)
+            options = export.run_config.options
+            assert isinstance(options, AudioEncoderOptions)
+            decoder = transcripts.word_decoder(CtcUnits(tokenizer, options.num_merges))
+            return Recognizer(export, encoder.to(device), tokenizer, decoder)
     logger.warning(
         "skipping WER of generated speech: no export of stage %s in %s",
         _STAGE,
         " or ".join(map(str, runs)),
     )
     return None
-
-
-def _trained_units(folder: RunFolder, tokenizer: Tokenizer) -> CtcUnits | None:
-    """The CTC units that the encoder was trained on, which only its run config records."""
-    if not folder.config_file.is_file():
-        logger.warning(
-            "no word list, using greedy CTC decoding for word errors: %s, which records the CTC units of "
-            "the audio encoder, is missing",
-            folder.config_file,
-        )
-        return None
-    options = read_yaml(folder.config_file).get("options", {})
-    where = f"{folder.config_file}, section 'options'"
-    return CtcUnits(tokenizer, validate(AudioEncoderOptions, options, where).num_merges)

@@ -67,6 +67,8 @@ class SpeechErrors:
         runs = tuple(dict.fromkeys((context.request.run, context.upstream_run)))
         transcripts = TrainingTranscripts(context)
         self.recognizer = find_recognizer(runs, context.device, transcripts)
+        if self.recognizer is not None:
+            context.measure_with(self.recognizer.export)
         self.errors = ErrorCounts(transcripts.constants() if constants is None else constants)
 
     def add(self, audio: Audio, generated: Tensor) -> None:

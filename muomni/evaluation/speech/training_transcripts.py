@@ -12,7 +12,8 @@ import numpy as np
 
 from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.source import Source
-from muomni.data.text.ctc_units import CtcUnits, spoken_form
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.normalization import spoken_form
 from muomni.data.views.speech import transcript
 from muomni.errors import DataError
 from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, shard_indices

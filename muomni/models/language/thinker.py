@@ -53,6 +53,7 @@ class Thinker(nn.Module):
         inputs_embeds: Tensor | None = None,
         document_ids: Tensor | None = None,
         document_starts: Tensor | None = None,
+        longest_document: int | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
@@ -62,7 +63,8 @@ class Thinker(nn.Module):
 
         Pass `input_ids` [B, T] or `inputs_embeds` [B, T, hidden_size]. `document_ids` [B, T] (0 =
         padding, 1.. = documents) hide documents from each other and restart positions in each; a stack
-        with `attends_by_documents` also takes `document_starts` (`attention.Documents.starts`). Without
+        with `attends_by_documents` also takes `document_starts` (`attention.Documents.starts`) and an upper
+        bound on their lengths, `longest_document`, by default T. Without
         them or a complete `mask`, attention is causal over the sequence. With `cache`, `valid` [B, T]
         marks the real ones among the new tokens. Raises ValueError when inputs conflict.
         """
@@ -77,7 +79,8 @@ class Thinker(nn.Module):
                 raise ValueError("document_ids build the mask; pass neither a mask nor a cache")
             positions = document_positions(document_ids) if positions is None else positions
             if self.stack.attends_by_documents and document_starts is not None:
-                documents = Documents(document_starts, document_ids.shape[1])
+                longest = longest_document or document_ids.shape[1]
+                documents = Documents(document_starts, min(longest, document_ids.shape[1]))
                 return self.stack(x, positions=positions, documents=documents)
             # Free on CPUs; on an accelerator, reading the data would synchronize.
             size = window_size(document_ids) if document_ids.is_cpu else None

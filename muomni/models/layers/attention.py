@@ -45,6 +45,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size] in the dtype of `x`."""
+        if not x.is_cpu and x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel
         wide = x.float()
         mean_square = torch.linalg.vecdot(wide, wide)[..., None] / wide.shape[-1]
         scale = torch.rsqrt(mean_square + self.eps)
@@ -59,30 +61,56 @@ def make_norm(kind: Literal["rms", "layer"], size: int, eps: float) -> nn.Module
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of RoPE (Su et al. 2021, arXiv:2104.09864), fp32.
 
-    `positions` [B, T] -> two tensors [B, 1, T, head_dim / 2], ready to broadcast over heads.
+    `positions` [B, T] -> two tensors [B, 1, T, head_dim], ready to broadcast over heads. The halves of the
+    cosine are equal; those of the sine have opposite signs, as they multiply the other half of a head.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / (theta ** (exponents / head_dim))
     angles = positions[:, None, :, None].float() * frequencies
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [B, H, T, D] in fp32; dimension i is paired with i + D/2, as in the Qwen family."""
+    half = x.shape[-1] // 2
+    if not x.is_cpu:  # four kernels
+        return torch.addcmul(x * cos, x.roll(half, dims=-1), sin).to(x.dtype)
     first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[..., half:], sin[..., half:]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return rotated.to(x.dtype)
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply rotary positions to queries [B, H, T, D] and keys [B, num_kv_heads, T, D].
+
+    Accelerators rotate both in one call, in the layout [B, T, H, D] of their projections.
+    """
+    if query.is_cpu:
+        return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+    both = torch.cat([query.transpose(1, 2), key.transpose(1, 2)], dim=2)
+    both = apply_rotary(both, cos.transpose(1, 2), sin.transpose(1, 2)).transpose(1, 2)
+    rotated_query, rotated_key = both.split([query.shape[1], key.shape[1]], dim=1)
+    return rotated_query, rotated_key
 
 
 class Documents(NamedTuple):
     """The documents of packed or padded sequences [B, T]; runs of padding are documents too.
 
-    `starts` int32 [N]: offsets of the documents in the flattened batch, ascending, then B * T at least
-    once. `longest`: an upper bound on their lengths.
+    `starts` int32 [N]: offsets of the documents in the flattened batch, strictly ascending, then B * T
+    at least once. `longest`: an upper bound on their lengths.
     """
 
     starts: Tensor
     longest: int
+
+
+class DropoutKeys(NamedTuple):
+    """Keys of `counter_random.keyed_dropout` in a block, which drops units in `channels.shape[0]` places."""
+
+    positions: Tensor  # int32 [B, T]
+    channels: Tensor  # int32 [3, D]
 
 
 class AttentionContext(NamedTuple):
@@ -99,6 +127,7 @@ class AttentionContext(NamedTuple):
     valid: Tensor | None = None  # bool [B, T], for convolutions
     windows: Tensor | None = None  # bool [B * T / W, 1, W, 2 * W], instead of a mask
     documents: Documents | None = None  # instead of a mask, on CUDA devices
+    dropout: DropoutKeys | None = None  # those of the layer; None: no dropout
 
 
 class Attention(nn.Module):
@@ -130,8 +159,7 @@ class Attention(nn.Module):
         value = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         if context.rotary is not None:
-            query = apply_rotary(query, *context.rotary)
-            key = apply_rotary(key, *context.rotary)
+            query, key = rotate(query, key, *context.rotary)
         if context.cache is not None and context.step is not None:
             key, value = context.cache.write(layer, context.step, key, value)
         if context.windows is not None:
@@ -142,7 +170,7 @@ class Attention(nn.Module):
             return self.o_proj(mixed.reshape(batch, length, -1))
         is_grouped = self.num_heads != self.num_kv_heads
         if is_grouped and context.mask is not None and not query.is_cpu:
-            # CUDA's masked kernels do not support grouped heads; the fallback is slow.
+            # The masked kernels besides cuDNN's do not support grouped heads; the fallback is slow.
             key, value = (repeat_heads(t, self.num_heads) for t in (key, value))
             is_grouped = False
         mixed = F.scaled_dot_product_attention(
@@ -184,9 +212,12 @@ def attend_in_documents(
     """
     query, key, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     starts, longest = documents
+    # A window of the full length selects the flash kernel. For (-1, -1), torch prefers cuDNN, which
+    # returns wrong gradients for documents of no length (the pads of `starts`) before version 9.25.
+    window = (-1, 0) if is_causal else (longest, longest)
     mixed = varlen_attn(
         query, key, value, starts, starts, longest, longest,
-        window_size=(-1, 0 if is_causal else -1), enable_gqa=query.shape[1] != key.shape[1],
+        window_size=window, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(mixed, Tensor)  # a tuple only on request
     return mixed

@@ -22,6 +22,8 @@ def document_positions(document_ids: Tensor) -> Tensor:
     return index - torch.where(is_start, index, 0).cummax(dim=1).values
 
 
+# Elements of half precision in 16 bytes.
+_ALIGNMENT = 8
 # Narrower windows gain nothing: the kernel works in blocks of about this size.
 _MIN_WINDOW = 32
 
@@ -66,7 +68,7 @@ def padded_starts(valid: Tensor) -> Tensor:
     """Document offsets of a padded batch for `attention.Documents.starts`: int32 [3 * B + 1].
 
     `valid` [B, T] is True in one run per sequence. The run and the padding before and after it are
-    documents, possibly empty.
+    documents, unless they are empty.
     """
     batch_size, length = valid.shape
     valid = valid.to(torch.int32)
@@ -74,7 +76,22 @@ def padded_starts(valid: Tensor) -> Tensor:
     begins = offsets + valid.argmax(dim=1)
     ends = begins + valid.sum(dim=1)
     starts = torch.stack([offsets, begins, ends], dim=1).flatten()
-    return nn.functional.pad(starts, (0, 1), value=batch_size * length).to(torch.int32)
+    starts = nn.functional.pad(starts, (0, 1), value=batch_size * length).to(torch.int32)
+    # Repeated offsets are empty documents; as copies of the last offset, they sort to the end.
+    is_empty = nn.functional.pad(starts.diff() == 0, (0, 1))
+    return torch.where(is_empty, starts[-1], starts).sort().values
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a bool mask [..., S] to one that is added to scores: 0 or -inf.
+
+    Otherwise `scaled_dot_product_attention` converts the mask in every layer, and autograd keeps each
+    copy. Its kernels need rows aligned to 16 bytes, or copy the mask once more.
+    """
+    width = mask.shape[-1]
+    aligned = -(-width // _ALIGNMENT) * _ALIGNMENT
+    zeros = torch.zeros(*mask.shape[:-1], aligned, dtype=dtype, device=mask.device)
+    return zeros[..., :width].masked_fill_(~mask, -torch.inf)
 
 
 def valid_positions(valid: Tensor) -> Tensor:

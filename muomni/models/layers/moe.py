@@ -12,6 +12,7 @@ forward hook, in this block and in AutoEP's, so balance losses work on both.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +37,35 @@ class Experts(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
         nn.init.normal_(self.down_proj, std=intermediate_size**-0.5)
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """Tokens sorted by expert [N, d] -> [N, d]; `counts[e]` of them belong to expert e."""
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Tokens sorted by expert [N, d] -> [N, d]; `counts[e]` (int64 [E]) of them belong to expert e."""
+        if self._has_grouped_kernels(x):
+            return self.grouped(x, counts)
         # unbind, not indexing: its gradient is one stack instead of a full-size tensor per expert.
         gate_ups, downs = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
         outputs = []
-        for tokens, gate_up, down in zip(x.split(counts), gate_ups, downs, strict=True):
+        # Reads the counts, which synchronizes an accelerator.
+        parts = x.split(counts.tolist())
+        for tokens, gate_up, down in zip(parts, gate_ups, downs, strict=True):
             gate, up = F.linear(tokens, gate_up).chunk(2, dim=-1)
             outputs.append(F.linear(F.silu(gate) * up, down))
         return torch.cat(outputs)
+
+    def grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+        """As `forward`, by two grouped matmuls whose groups the device reads."""
+        ends = counts.cumsum(0).to(torch.int32)
+        hidden = F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends)
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
+
+    def _has_grouped_kernels(self, x: Tensor) -> bool:
+        """Whether `grouped_mm` runs as one kernel; otherwise it is a loop that reads the counts, too.
+
+        Its rows must be aligned to 16 bytes.
+        """
+        _, hidden_size, size = self.down_proj.shape
+        is_aligned = hidden_size % 8 == 0 and size % 8 == 0
+        return is_aligned and x.dtype == torch.bfloat16 and _is_hopper(x.device)
 
 
 class MoEBlock(nn.Module):
@@ -79,13 +100,13 @@ class MoEBlock(nn.Module):
         bias = self.e_score_correction_bias
         scores, chosen = route(self.gate(tokens), self.top_k, self.normalize_top_k, bias)
         flat = chosen.reshape(-1)
-        counts = torch.bincount(flat, minlength=self.num_experts)
+        counts = count_per_expert(flat, self.num_experts)
         with torch.no_grad():
             self.tokens_per_expert += counts
         order = flat.argsort(stable=True)
         # index_select, not indexing: on CPUs its gradient adds vectors instead of single elements.
         routed = tokens.index_select(0, order // self.top_k)
-        outputs = self.experts(routed, counts.tolist())
+        outputs = self.experts(routed, counts)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         outputs = outputs.index_select(0, inverse).view(*chosen.shape, x.shape[-1])
@@ -109,6 +130,20 @@ def route(
     if normalize:
         scores = scores / scores.sum(dim=-1, keepdim=True)
     return scores, chosen
+
+
+def count_per_expert(chosen: Tensor, num_experts: int) -> Tensor:
+    """Count the occurrences of each expert in `chosen` (int64): int64 [num_experts]."""
+    if chosen.is_cpu:
+        return torch.bincount(chosen, minlength=num_experts)
+    # bincount reads the largest value, which synchronizes an accelerator.
+    return chosen.new_zeros(num_experts).scatter_add_(0, chosen, torch.ones_like(chosen))
+
+
+@lru_cache
+def _is_hopper(device: torch.device) -> bool:
+    """Whether a device is a GPU of compute capability 9.0 or more."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def moe_layers(model: nn.Module) -> list[nn.Module]:

@@ -16,17 +16,21 @@ from muomni.models.layers.attention import (
     Attention,
     AttentionContext,
     Documents,
+    DropoutKeys,
     RMSNorm,
     StackOptions,
     make_norm,
     rotary_angles,
 )
 from muomni.models.layers.blocks import BlockRunner
+from muomni.models.layers.counter_random import channel_keys, keyed_dropout
 from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
+from muomni.models.layers.masks import additive_mask
 from muomni.models.layers.moe import Experts, MoEBlock
 
 INIT_STD = 0.02
+_BLOCK_DROPOUTS = 3  # after attention, convolution, and feed-forward
 
 
 class SwiGLU(nn.Module):
@@ -94,14 +98,21 @@ class TransformerBlock(nn.Module):
             self.conv = ConvModule(config.hidden_size, options.conv_kernel_size, options.norm_eps)
         self.mlp_norm = make_norm(options.norm, config.hidden_size, options.norm_eps)
         self.mlp = _make_mlp(config, options)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = options.dropout
 
     def forward(self, x: Tensor, context: AttentionContext, layer: int = 0) -> Tensor:
         """[B, T, hidden_size] -> [B, T, hidden_size]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), context, layer))
+        attended = self.attention(self.attention_norm(x), context, layer)
+        x = x + self._drop(attended, context, 0)
         if self.conv is not None:
-            x = x + self.dropout(self.conv(self.conv_norm(x), context.valid))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+            x = x + self._drop(self.conv(self.conv_norm(x), context.valid), context, 1)
+        return x + self._drop(self.mlp(self.mlp_norm(x)), context, 2)
+
+    def _drop(self, x: Tensor, context: AttentionContext, use: int) -> Tensor:
+        if context.dropout is None:
+            return x
+        positions, channels = context.dropout
+        return keyed_dropout(x, positions, channels[use], self.dropout)
 
 
 def _make_mlp(config: TransformerConfig, options: StackOptions) -> nn.Module:
@@ -139,6 +150,7 @@ class TransformerStack(BlockRunner):
         valid: Tensor | None = None,
         windows: Tensor | None = None,
         documents: Documents | None = None,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, T, hidden_size] -> normed hidden states of the same shape.
 
@@ -146,7 +158,9 @@ class TransformerStack(BlockRunner):
         `mask` (bool, True = attend, or additive) is broadcastable to [B, H, T, T] and complete: a causal
         stack with a mask adds no causality. A cache brings its own mask, and `valid` [B, T] marks the
         real tokens among the new ones; without a cache it marks padding for convolutions. `windows` (of
-        `masks.window_mask`) and `documents` replace the mask. Raises ValueError when arguments conflict.
+        `masks.window_mask`) and `documents` replace the mask. `dropout_keys` int32 [B, T]
+        (`counter_random.position_keys`) are required in training with dropout. Raises ValueError when
+        arguments are missing or conflict.
         """
         context = self._context(x, positions, mask, cache, valid)
         if windows is not None or documents is not None:
@@ -155,9 +169,26 @@ class TransformerStack(BlockRunner):
                     "windows and documents replace the mask; pass neither a mask nor a cache"
                 )
             context = context._replace(windows=windows, documents=documents)
+        channels = self._dropout_channels(x, dropout_keys)
         for layer, block in enumerate(self.blocks):
+            if dropout_keys is not None and channels is not None:
+                context = context._replace(dropout=DropoutKeys(dropout_keys, channels[layer]))
             x = self.run_block(layer, block, x, context, layer)
         return self.final_norm(x)
+
+    @property
+    def num_dropouts(self) -> int:
+        """Uses of dropout in all blocks; a model numbers its own ones from here."""
+        return _BLOCK_DROPOUTS * len(self.blocks)
+
+    def _dropout_channels(self, x: Tensor, dropout_keys: Tensor | None) -> Tensor | None:
+        """Channel keys [num_layers, 3, hidden_size], or None without dropout."""
+        if not self.training or not self.options.dropout:
+            return None
+        if dropout_keys is None:
+            raise ValueError("dropout in training needs dropout_keys")
+        keys = channel_keys(0, self.num_dropouts, x.shape[2], x.device)
+        return keys.unflatten(0, (len(self.blocks), _BLOCK_DROPOUTS))
 
     def flops(self) -> tuple[Flops, Flops]:
         """FLOPs per position, and per pair of a query and a key."""
@@ -190,6 +221,8 @@ class TransformerStack(BlockRunner):
             mask, is_causal = step.mask, step.is_causal
         elif valid is not None and not self.options.conv_kernel_size:
             raise ValueError("`valid` requires a cache or convolutions; pass a mask instead")
+        if mask is not None and mask.dtype == torch.bool and not mask.is_cpu:
+            mask = additive_mask(mask, self.dtype)
         rotary = None
         if self.options.rope_theta is not None:
             if positions is None:

@@ -5,11 +5,13 @@ bidirectional transformer with rotary positions. Every layer ignores padding, so
 the same result as single audio clips.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, AudioEncoderConfig, SpecAugmentConfig
 from muomni.models.layers.attention import Documents, StackOptions
+from muomni.models.layers.counter_random import position_keys
 from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.masks import padded_starts, padding_mask
 from muomni.models.layers.transformer import TransformerStack, init_weights
@@ -70,8 +72,8 @@ class AudioEncoder(nn.Module):
         """Return states [B, Tf, hidden_size], zero on padding, and frame lengths [B].
 
         `waveform` is [B, N] at 16 kHz, `lengths` [B] in samples, Tf = ceil(ceil(N / 160) / 4).
-        `augmentation` applies SpecAugment, seeded per sample by `seeds` [B]. Raises ValueError if they
-        are missing.
+        `augmentation` applies SpecAugment. It and dropout in training depend on a seed per sample, `seeds`
+        int64 [B]. Raises ValueError if they are missing.
         """
         log_mel, mel_lengths = self.log_mel(waveform, lengths)
         features = normalize_per_utterance(log_mel, mel_lengths)
@@ -82,11 +84,14 @@ class AudioEncoder(nn.Module):
         x, frame_lengths = self.subsampling(features, mel_lengths)
         valid = length_mask(frame_lengths, x.shape[1])
         for_convs = valid if self.config.conv_kernel_size else None
+        keys = None
+        if seeds is not None and self.training and self.config.dropout:
+            keys = position_keys(seeds, torch.arange(x.shape[1], device=x.device)[None])
         if self.stack.attends_by_documents:
             documents = Documents(padded_starts(valid), valid.shape[1])
-            x = self.stack(x, documents=documents, valid=for_convs)
+            x = self.stack(x, documents=documents, valid=for_convs, dropout_keys=keys)
         else:
-            x = self.stack(x, mask=padding_mask(valid), valid=for_convs)
+            x = self.stack(x, mask=padding_mask(valid), valid=for_convs, dropout_keys=keys)
         return x * valid[:, :, None], frame_lengths
 
     def ctc_logits(self, hidden: Tensor) -> Tensor:

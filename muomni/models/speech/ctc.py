@@ -62,8 +62,8 @@ def _sample_losses(
     """Return the loss [B] of each sample; that of infeasible samples is finite and arbitrary."""
     if logits.numel() == 0:  # torch rejects these, but empty media slots have them
         return logits.sum((1, 2))
-    # One frame without a label replaces an infeasible sample. On GPUs, torch copies the lengths to
-    # the host, the only synchronization in this loss.
+    # One frame without a label replaces an infeasible sample. On GPUs, torch copies the lengths to the
+    # host and back, the only synchronization in this loss; lengths on the host would not avoid it.
     return F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1),
         labels,

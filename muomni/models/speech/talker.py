@@ -21,6 +21,12 @@ from torch import Tensor, nn
 
 from muomni.config.models import TalkerConfig
 from muomni.models.layers.attention import Documents, RMSNorm, StackOptions
+from muomni.models.layers.counter_random import (
+    channel_keys,
+    keyed_dropout,
+    position_keys,
+    uniform_hash,
+)
 from muomni.models.layers.flops import Flops, module_flops
 from muomni.models.layers.kv_cache import KVCache
 from muomni.models.layers.losses import IGNORE, cross_entropy_sum
@@ -29,6 +35,8 @@ from muomni.models.layers.sampling import sample
 from muomni.models.layers.transformer import SwiGLU, TransformerStack, init_weights
 
 NUM_CHARACTERS = 256
+# Frames are numbered from here for dropout; no text is that long.
+_FIRST_FRAME = 2**30
 
 
 class TalkerOutput(NamedTuple):
@@ -58,11 +66,15 @@ class GeneratedCodes(NamedTuple):
 
 
 class _Prefix(NamedTuple):
-    """Everything before the first frame; `valid` is False on padding, `positions` are in frames."""
+    """Everything before the first frame; `valid` is False on padding, `positions` are in frames.
+
+    `numbers` count the real elements of a sample: 0 for the start token, then characters.
+    """
 
     embeds: Tensor  # [B, Tp, D]
     valid: Tensor  # [B, Tp]
     positions: Tensor  # [B, Tp]
+    numbers: Tensor  # [B, Tp]
 
 
 class ResidualHead(nn.Module):
@@ -97,7 +109,6 @@ class Talker(nn.Module):
         options = StackOptions(
             rope_theta=config.rope_theta, norm_eps=config.norm_eps, dropout=config.dropout
         )
-        self.dropout = nn.Dropout(config.dropout)
         self.stack = TransformerStack(config, options)
         self.base_head = nn.Linear(size, num_codes + 1, bias=False)
         self.residual_heads = nn.ModuleList(
@@ -118,33 +129,39 @@ class Talker(nn.Module):
         codes: Tensor,
         code_mask: Tensor,
         thinker_hidden: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> TalkerOutput:
         """Teacher-forced logits of all frames.
 
         `character_ids` [B, Tl] are bytes, `text_ids` [B, Tl] the token of each, `text_mask` [B, Tl] is
         False on padding; `codes` [B, Tf, K] and `code_mask` [B, Tf] are padded at the end;
-        `thinker_hidden` is [B, Tl, thinker_hidden_size]. Padding may hold any valid id. Raises
-        ValueError for `thinker_hidden` without a configured size.
+        `thinker_hidden` is [B, Tl, thinker_hidden_size]. Padding may hold any valid id. Dropout in training
+        depends on a seed per sample, `seeds` int64 [B]. Raises ValueError if they are missing, or for
+        `thinker_hidden` without a configured size.
         """
         prefix = self._prefix(text_ids, character_ids, text_mask, thinker_hidden)
         if self.stack.attends_by_documents:
             prefix = _with_padding_first(prefix)
         code_embeds = self._code_embeddings(codes)
-        frames = self._drop_frames(code_embeds.sum(dim=2))
-        x = self.dropout(torch.cat([prefix.embeds, frames], dim=1))
+        frames = self._drop_frames(code_embeds.sum(dim=2), seeds)
+        keys = self._dropout_keys(seeds, prefix, frames)
+        x = self._drop(torch.cat([prefix.embeds, frames], dim=1), keys, 0)
         valid = torch.cat([prefix.valid, code_mask.to(torch.bool)], dim=1)
         at_frames = torch.arange(1, codes.shape[1] + 1, device=codes.device).expand(len(codes), -1)
         positions = torch.cat([prefix.positions, at_frames.float()], dim=1)
         if self.stack.attends_by_documents:
             documents = Documents(padded_starts(valid), valid.shape[1])
-            states = self.stack(x, positions=positions, documents=documents)
+            states = self.stack(x, positions=positions, documents=documents, dropout_keys=keys)
         else:
-            states = self.stack(x, positions=positions, mask=causal_padding_mask(valid))
-        states = states[:, prefix.embeds.shape[1] - 1 :]
+            mask = causal_padding_mask(valid)
+            states = self.stack(x, positions=positions, mask=mask, dropout_keys=keys)
+        prefix_length = prefix.embeds.shape[1]
+        states = states[:, prefix_length - 1 :]
+        frame_keys = None if keys is None else keys[:, prefix_length:]
         residual, known = [], states[:, :-1]
         for k, head in enumerate(self.residual_heads):
             known = known + code_embeds[:, :, k]
-            residual.append(head(self.dropout(known)))
+            residual.append(head(self._drop(known, frame_keys, k + 1)))
         return TalkerOutput(self.base_head(states), residual)
 
     def loss(self, output: TalkerOutput, codes: Tensor, code_mask: Tensor) -> TalkerLoss:
@@ -256,7 +273,22 @@ class Talker(nn.Module):
             embedding = embedding + self._embed_codebook(code, k)
         return torch.stack(codes, dim=-1), embedding
 
-    def _drop_frames(self, frames: Tensor) -> Tensor:
+    def _dropout_keys(self, seeds: Tensor | None, prefix: _Prefix, frames: Tensor) -> Tensor | None:
+        """Position keys [B, Tp + Tf] of dropout, or None without it."""
+        if not self.training or not self.config.dropout:
+            return None
+        numbers = torch.arange(frames.shape[1], device=frames.device) + _FIRST_FRAME
+        numbers = torch.cat([prefix.numbers, numbers.expand(len(frames), -1)], dim=1)
+        return position_keys(_required(seeds), numbers)
+
+    def _drop(self, x: Tensor, keys: Tensor | None, use: int) -> Tensor:
+        """Apply dropout outside of the stack."""
+        if keys is None:
+            return x
+        (channels,) = channel_keys(self.stack.num_dropouts + use, 1, x.shape[2], x.device)
+        return keyed_dropout(x, keys, channels, self.config.dropout)
+
+    def _drop_frames(self, frames: Tensor, seeds: Tensor | None) -> Tensor:
         """In training, drop random frames [B, Tf, D] from the input.
 
         The last frame mostly predicts the next one; without it, the model must attend to characters,
@@ -265,7 +297,8 @@ class Talker(nn.Module):
         rate = self.config.frame_dropout
         if not self.training or not rate:
             return frames
-        is_kept = torch.rand(frames.shape[:2], device=frames.device) >= rate
+        numbers = torch.arange(frames.shape[1], device=frames.device)
+        is_kept = uniform_hash(_required(seeds)[:, None], numbers) >= rate
         return frames * is_kept[:, :, None]
 
     def _embed_codebook(self, codes: Tensor, k: int) -> Tensor:
@@ -290,11 +323,13 @@ class Talker(nn.Module):
             text = text + self.thinker_proj(_unit_states(thinker_hidden).to(text.dtype))
         start = self.embed_start(text_ids.new_zeros(len(text_ids), 1))
         text_mask = text_mask.to(torch.bool)
-        at_characters = valid_positions(text_mask) * self.config.frames_per_character
+        numbers = valid_positions(text_mask)
+        at_characters = numbers * self.config.frames_per_character
         return _Prefix(
             torch.cat([text, start], dim=1),
             nn.functional.pad(text_mask, (0, 1), value=True),
             nn.functional.pad(at_characters, (0, 1)),  # the start token, before frame 0
+            nn.functional.pad(numbers + 1, (0, 1)),
         )
 
 
@@ -316,7 +351,14 @@ def _with_padding_first(prefix: _Prefix) -> _Prefix:
         prefix.embeds.take_along_dim(order[..., None], dim=1),
         prefix.valid.take_along_dim(order, dim=1),
         prefix.positions.take_along_dim(order, dim=1),
+        prefix.numbers.take_along_dim(order, dim=1),
     )
+
+
+def _required(seeds: Tensor | None) -> Tensor:
+    if seeds is None:
+        raise ValueError("dropout in training needs a seed per sample")
+    return seeds
 
 
 def _unit_states(states: Tensor) -> Tensor:

@@ -158,7 +158,8 @@ def _masked_pairs(groups: Tensor | None, offset: int, num_local: int) -> Tensor 
     for column in groups.unsqueeze(-1).flatten(1).unbind(1):
         same |= column[local, None] == column[None, :]
     own = torch.arange(num_local, device=groups.device)
-    same[own, own + offset] = False
+    # Not by assignment: `same[...] = False` copies a host scalar to the device, which synchronizes.
+    same &= torch.arange(len(groups), device=groups.device) != (own + offset)[:, None]
     padding = _is_padding(groups)
     return same | padding[local, None] | padding[None, :]
 

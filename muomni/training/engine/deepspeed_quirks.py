@@ -110,13 +110,17 @@ def tolerate_min_loss_scale(optimizer: DeepSpeedOptimizer) -> None:
     optimizer.loss_scaler.raise_error_at_min_scale = False
 
 
-def mark_accumulation_boundary(engine: "DeepSpeedEngine", optimizer: DeepSpeedOptimizer) -> None:
-    """Tell a ZeRO optimizer whether this micro-batch is the last of a step.
+def set_accumulation_boundary(
+    engine: "DeepSpeedEngine", optimizer: DeepSpeedOptimizer, is_last: bool
+) -> None:
+    """Tell engine and optimizer whether this micro-batch is the last of a step.
 
-    DeepSpeed does so by hooks on output tensors, which it does not find in a StageOutput; offload would
-    then take the first micro-batch for the last.
+    DeepSpeed counts to a fixed number, and tells ZeRO optimizers by hooks on output tensors, which it does
+    not find in a StageOutput; offload would then take the first micro-batch for the last.
     """
-    optimizer.set_gradient_accumulation_boundary(engine.is_gradient_accumulation_boundary())
+    engine._is_gradient_accumulation_boundary = is_last
+    if hasattr(optimizer, "set_gradient_accumulation_boundary"):  # ZeRO 1 to 3
+        optimizer.set_gradient_accumulation_boundary(is_last)
 
 
 def loss_scale(optimizer: DeepSpeedOptimizer) -> float:

@@ -28,9 +28,9 @@ ENGINE_SECTIONS = (
 )  # fmt: skip
 
 OWNED_BY_RUN_CONFIG = {
-    "train_batch_size": "batch.micro_batches_per_step",
-    "train_micro_batch_size_per_gpu": "batch.batch_size",
-    "gradient_accumulation_steps": "batch.micro_batches_per_step",
+    "train_batch_size": "the global batch in section batch",
+    "train_micro_batch_size_per_gpu": "the micro-batch in section batch",
+    "gradient_accumulation_steps": "the global batch in section batch",
     "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
@@ -156,10 +156,15 @@ def complete(
     engine_json: dict[str, Any],
     config: RunConfig,
     precision: str,
-    num_accumulation: int,
+    accumulates: bool,
     world_size: int,
 ) -> dict[str, Any]:
-    """The full DeepSpeed config: engine settings from the JSON, all else from the run config."""
+    """The full DeepSpeed config: engine settings from the JSON, all else from the run config.
+
+    The number of micro-batches of a step may vary, so DeepSpeed learns only whether there are several
+    (`accumulates`), which decides about its buffers; the engine marks the last one of each step.
+    """
+    num_accumulation = 2 if accumulates else 1
     accumulated, reduced = gradient_format(engine_json, precision)
     full = {key: value for key, value in engine_json.items() if key != "data_types"}
     if zero_stage(engine_json):  # else this project adds up gradients itself (engine/unsharded.py)

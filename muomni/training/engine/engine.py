@@ -32,7 +32,10 @@ from muomni.training.outputs import StageOutput, Sums
 
 
 class Engine:
-    """A DeepSpeed engine around a stage's task module."""
+    """A DeepSpeed engine around a stage's task module.
+
+    `accumulates`: some steps have several micro-batches. Their number may vary from step to step.
+    """
 
     deepspeed: DeepSpeedEngine
     optimizer: quirks.DeepSpeedOptimizer
@@ -43,7 +46,7 @@ class Engine:
         config: RunConfig,
         engine_json: dict[str, Any],
         precision: str,
-        num_accumulation: int,
+        accumulates: bool,
         device: torch.device,
         build: RecordedBuild | None = None,
     ) -> None:
@@ -52,14 +55,14 @@ class Engine:
             quirks.allow_fp16_on_cpu()
         self.zero_stage = ds_config.zero_stage(engine_json)
         self.precision = precision
-        self.num_accumulation = num_accumulation
         full = ds_config.complete(
-            engine_json, config, precision, num_accumulation, collectives.world_size()
+            engine_json, config, precision, accumulates, collectives.world_size()
         )
         # Without ZeRO, DeepSpeed does not report the norm in fp32, and reads many values in 16 bits.
         self._clips_itself = self.zero_stage == 0
         if self._clips_itself:
             full["gradient_clipping"] = 0.0
+        self.settings = full  # what DeepSpeed gets
         self._scales_itself = quirks.leaves_loss_unscaled(self.zero_stage, precision)
         self._own_scale = 1.0
         self._optimizer_name = config.optim.name
@@ -114,9 +117,13 @@ class Engine:
         return self.deepspeed(batch)
 
     def backward(
-        self, output: StageOutput, denominators: Sums, loss_weights: dict[str, float]
+        self,
+        output: StageOutput,
+        denominators: Sums,
+        loss_weights: dict[str, float],
+        is_last: bool = True,
     ) -> None:
-        """Add this micro-batch's part of the gradient of the step's mean loss."""
+        """Add this micro-batch's part of the gradient of the step's mean loss; `is_last` ends the step."""
         num_ranks = collectives.world_size()
         total = sum(
             # A term that no rank has in this step has denominator 0; its sum is 0, too.
@@ -125,8 +132,7 @@ class Engine:
         )
         if self._scales_itself:
             self._own_scale = self.loss_scale
-        if self.zero_stage:
-            quirks.mark_accumulation_boundary(self.deepspeed, self.optimizer)
+        quirks.set_accumulation_boundary(self.deepspeed, self.optimizer, is_last)
         self.deepspeed.backward(total * self._own_scale, scale_wrt_gas=False)
 
     def end_micro_step(self, lr_factor: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muomni.errors import ConfigError
 
@@ -70,13 +70,35 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None if closure is None else closure()
-        # Set as for torch's fused optimizers, which read it on the device; Muon is not fused and must wait.
-        found_inf: torch.Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf:
-            return loss
+        # Set as for torch's fused optimizers, which read it on the device.
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.is_cpu:
+            if found_inf:
+                return loss
+            found_inf = None
         for optimizer, is_muon in ((self._muon, True), (self._adamw, False)):
             # Loading a checkpoint, and engines with master weights, replace groups and state.
             optimizer.param_groups = self._groups(is_muon)
             optimizer.state = self.state
-            optimizer.step()
+        if found_inf is None:
+            self._muon.step()
+        else:
+            self._step_muon_unless(found_inf)
+        self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
+        self._adamw.step()
         return loss
+
+    @torch.no_grad()
+    def _step_muon_unless(self, found_inf: Tensor) -> None:
+        """Update matrices one by one, and restore each if `found_inf`, which stays on the device."""
+        is_bad = found_inf.bool()
+        for group in self._groups(is_muon=True):
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault(
+                    "momentum_buffer", torch.zeros_like(weight)
+                )
+                before = weight.clone(), momentum.clone()
+                self._muon.param_groups = [{**group, "params": [weight]}]
+                self._muon.step()
+                for tensor, old in zip((weight, momentum), before, strict=True):
+                    tensor.copy_(torch.where(is_bad, old, tensor))

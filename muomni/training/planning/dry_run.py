@@ -36,7 +36,7 @@ from muomni.training.planning.memory_plan import (
     predict,
 )
 from muomni.training.planning.step_trace import StepTrace, trace_step
-from muomni.training.session import Session, count_parameters
+from muomni.training.session import Session, count_parameters, describe_global_batch
 
 MIB = 2**20
 # Micro-batches to read per step; with more accumulation, they repeat.
@@ -128,6 +128,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
     if session.ranks.is_main:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(*describe_parameters(task, config.optim), sep="\n")
+        print(describe_global_batch(session))
         print(*table(session, plans, device), sep="\n", flush=True)
     num_steps, unit = session.feed.num_steps(1), session.stage.view().unit
     units = sum(float(batch["units"]) for batch in batches) / len(batches)
@@ -142,9 +143,8 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
         "val_samples": session.val.num_included if session.val else 0,
         "steps_per_epoch": num_steps,
         "steps": session.num_steps,
-        "micro_batches_per_step": session.feed.micro_batches_per_step,
-        "accumulation": session.feed.num_accumulation,
-        f"{unit}_per_step": units * session.feed.micro_batches_per_step,
+        "micro_batches_per_rank": len(batches),
+        f"{unit}_per_step": units * len(batches) * session.ranks.world_size,
         "flops_per_step": trace.flops * session.ranks.world_size,
         "first_micro_batch": {key: list(value.shape) for key, value in batches[0].items()},
         "memory": [as_metrics(plan, device) for plan in plans],
@@ -154,7 +154,7 @@ def describe(session: Session, device: Device, seen: Preview | None = None) -> d
 def read_step(session: Session) -> list[Batch]:
     """Return the micro-batches of this rank's first step; after `_MAX_READ`, they repeat."""
     read = itertools.cycle(read.batch for read in session.feed.read(0, _MAX_READ))
-    return list(itertools.islice(read, session.feed.num_accumulation))
+    return list(itertools.islice(read, session.feed.num_micro_batches(0)))
 
 
 def model_sizes(session: Session, task: nn.Module) -> Sizes:
@@ -200,7 +200,7 @@ def _setup(session: Session, engine_json: dict[str, Any], device: Device) -> Set
     summed, reduced = gradient_format(engine_json, session.precision)
     return Setup(
         session.ranks.world_size,
-        session.feed.num_accumulation,
+        session.feed.accumulates,
         DTYPES[session.precision].itemsize,
         DTYPES[summed].itemsize,
         DTYPES[reduced].itemsize,

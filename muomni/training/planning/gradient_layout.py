@@ -38,7 +38,7 @@ class Setup:
     """
 
     num_ranks: int
-    num_accumulation: int
+    accumulates: bool
     weight_bytes: int
     sum_bytes: int
     reduce_bytes: int

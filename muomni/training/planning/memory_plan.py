@@ -124,7 +124,7 @@ class _Unsharded:
 
     def during_backward(self) -> Iterator[Bytes]:
         """Gradients and buffers during each stretch, excluding the gradient that ends it."""
-        accumulated = self.num_trained if self.setup.num_accumulation > 1 else 0
+        accumulated = self.num_trained if self.setup.accumulates else 0
         for finished in self._finished():
             yield {GRADIENTS: self.sum_width * max(accumulated, finished)}
 
@@ -189,7 +189,7 @@ class _ShardedState(_Unsharded):
         return _sum(super().start(), {BUCKETS: self.width * max(map(sum, self.sizes.groups))})
 
     def during_backward(self) -> Iterator[Bytes]:
-        is_split = self.setup.num_accumulation > 1
+        is_split = self.setup.accumulates
         num_own = 0 if self.offload.optimizer else self.num_own
         waiting = self.num_trained if is_split and not self.reduces_each_micro_batch else 0
         kept = num_own if is_split and self.reduces_each_micro_batch else 0
@@ -232,7 +232,7 @@ class _ShardedState(_Unsharded):
         buffer = self._optimizer_buffer
         fp32 = sum(buffer(_FP32_BYTES * share) for share in self.shares)
         accumulated = 0
-        if self.reduces_each_micro_batch and self.setup.num_accumulation > 1:
+        if self.reduces_each_micro_batch and self.setup.accumulates:
             accumulated = self._max_overlap(lambda size: buffer(self.width * size))
         return self._optimizer(self.shares, has_copies=True) | {
             MASTER: fp32,
@@ -261,7 +261,7 @@ class _ShardedGradients(_ShardedState):
             return
         # Sums in fp32 are kept for this rank's shard alone.
         buckets = Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
-        own = sum(self.shares) if self.setup.num_accumulation > 1 else 0
+        own = sum(self.shares) if self.setup.accumulates else 0
         for _, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
             own = sum(self.shares) if sent else own
             reserved = self.width * buckets.reserved

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config.loading import validate
-from muomni.config.models import MEL_RATE_HZ, AudioEncoderConfig, SpecAugmentConfig
+from muomni.config.models import AudioEncoderConfig, SpecAugmentConfig
 from muomni.config.stages import AudioEncoderRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch
@@ -87,13 +86,7 @@ class AudioEncoderStage(Stage):
 
     def view(self) -> SpeechView:
         units = CtcUnits(self.tokenizer, self.config.options.num_merges)
-        return SpeechView(units, self.config.options.perturb_speed)
-
-    def batching(self) -> Batching:
-        batch = self.config.batch
-        return Batching(
-            "bucket", batch.max_seconds * MEL_RATE_HZ, shuffle_window=batch.shuffle_window
-        )
+        return SpeechView(units, self.config.options.perturb_speed, self.padding)
 
     def build(self) -> AudioEncoderTask:
         return AudioEncoderTask(

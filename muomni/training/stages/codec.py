@@ -6,7 +6,6 @@ from torch import nn
 from muomni.config.models import CodecConfig
 from muomni.config.run import RunConfig
 from muomni.config.stages import CodecRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.waveform import WaveformView
 from muomni.distributed import collectives
@@ -50,11 +49,6 @@ class CodecStage(Stage):
 
     def view(self) -> WaveformView:
         return WaveformView(self.config.options.crop_s)
-
-    def batching(self) -> Batching:
-        return Batching(
-            "fixed", self.config.batch.batch_size, shuffle_window=self.config.batch.shuffle_window
-        )
 
     def build(self) -> CodecTask:
         return CodecTask(self.model_config())

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from muomni.config.loading import validate
-from muomni.config.models import MEL_RATE_HZ, TalkerConfig
+from muomni.config.models import TalkerConfig
 from muomni.config.run import RunConfig
 from muomni.config.stages import TalkerRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.tts import TtsView
 from muomni.models.speech.talker import Talker, num_predictions
@@ -30,9 +29,8 @@ class TalkerTask(nn.Module):
 
     def forward(self, batch: Batch) -> StageOutput:
         codes, code_mask = batch["codes"], batch["code_mask"]
-        output = self.talker(
-            batch["text_ids"], batch["character_ids"], batch["text_mask"], codes, code_mask
-        )
+        text = [batch[name] for name in ("text_ids", "character_ids", "text_mask")]
+        output = self.talker(*text, codes, code_mask, seeds=batch["seeds"])
         loss = self.talker.loss(output, codes, code_mask)
         logs = {"loss": torch.stack([loss.total.detach(), loss.weight]), **loss.logs}
         return StageOutput({"loss": loss.total}, logs)
@@ -57,13 +55,7 @@ class TalkerStage(Stage):
         return validate(TalkerConfig, sizes, "section 'model'")
 
     def view(self) -> TtsView:
-        return TtsView(self.tokenizer)
-
-    def batching(self) -> Batching:
-        batch = self.config.batch
-        return Batching(
-            "bucket", batch.max_seconds * MEL_RATE_HZ, shuffle_window=batch.shuffle_window
-        )
+        return TtsView(self.tokenizer, self.padding)
 
     def build(self) -> TalkerTask:
         return TalkerTask(self.model_config())

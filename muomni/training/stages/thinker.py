@@ -15,7 +15,6 @@ from muomni.config.loading import validate
 from muomni.config.models import ThinkerConfig
 from muomni.config.run import RunConfig
 from muomni.config.stages import ThinkerRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.text import IGNORE, TextView
 from muomni.models.language.thinker import Thinker
@@ -86,16 +85,7 @@ class ThinkerStage(Stage):
         return validate(ThinkerConfig, sizes, "section 'model'")
 
     def view(self) -> TextView:
-        return TextView(self.tokenizer, self.config.batch.seq_len, self.config.batch.batch_size)
-
-    def batching(self) -> Batching:
-        batch = self.config.batch
-        return Batching(
-            "pack",
-            batch.seq_len,
-            num_sequences=batch.batch_size,
-            shuffle_window=batch.shuffle_window,
-        )
+        return TextView(self.tokenizer, self.config.batch.seq_len)
 
     def build(self) -> ThinkerTask:
         task = ThinkerTask(self.model_config())

@@ -7,8 +7,7 @@ one micro-batch per rank, features are gathered in its forward pass. docs/contra
 the choice of loss.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,7 +15,6 @@ from torch import nn
 from muomni.config.loading import validate
 from muomni.config.models import ClipConfig
 from muomni.config.stages import VisionEncoderRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.image_text import NO_GROUP, ImageTextView
 from muomni.distributed import collectives
@@ -51,7 +49,7 @@ class VisionEncoderTask(nn.Module):
             return StageOutput({}, state=features)
         pool = batch
         if "all_images" not in batch:
-            # Evaluation compares within a micro-batch, so metrics do not depend on the number of ranks.
+            # Evaluation compares within this rank, so metrics do not depend on the number of ranks.
             pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
             if output.bias is None:
                 sizes = [len(output.image)]
@@ -106,14 +104,6 @@ def _gathered(pool: Batch) -> GatheredFeatures:
     return GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
 
 
-@contextmanager
-def _preserved_rng(device: torch.device) -> Iterator[None]:
-    """Restore the RNG state after the block, so that a second pass samples the same values."""
-    devices = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices, device_type=device.type):
-        yield
-
-
 class VisionEncoderStage(Stage):
     """Trains a vision and a text tower; both are exported."""
 
@@ -141,13 +131,8 @@ class VisionEncoderStage(Stage):
             self.tokenizer,
             config.vision.image_size,
             config.text.max_positions,
-            self.config.batch.batch_size,
             self.config.options.augmentation,
-        )
-
-    def batching(self) -> Batching:
-        return Batching(
-            "fixed", self.config.batch.batch_size, shuffle_window=self.config.batch.shuffle_window
+            self.padding,
         )
 
     def build(self) -> VisionEncoderTask:
@@ -157,31 +142,39 @@ class VisionEncoderStage(Stage):
         return task.clip
 
     def flop_counter(self, task: VisionEncoderTask) -> FlopCounter:
-        num_ranks = collectives.world_size()
-        group = self.config.batch.micro_batches_per_step or num_ranks
-        return count_clip(task.clip, group, num_ranks)
+        batch, num_ranks = self.config.batch, collectives.world_size()
+        num_accumulated = -(-batch.global_samples // (batch.micro_samples * num_ranks))
+        return count_clip(task.clip, num_accumulated * num_ranks, num_ranks)
 
     def loss_denominators(self, batch: Batch) -> Sums:
         return {"loss": (batch["groups"][:, 0] != NO_GROUP).sum().float()}
 
+    @property
+    def num_compared(self) -> int:
+        """As many pairs as in a global batch, so that micro-batches do not matter."""
+        return self.config.batch.global_samples
+
     def begin_step(
-        self, forward: Callable[[Batch], StageOutput], batches: list[Batch]
+        self,
+        forward: Callable[[Batch], StageOutput],
+        batches: list[Batch],
+        over_ranks: bool = True,
     ) -> list[Batch]:
         """With accumulation, compute the features of all micro-batches first, so that each sees all others.
 
-        Both passes use the same random numbers (dropout).
+        Both passes must compute the same features, so the towers may not draw random numbers.
         """
         if len(batches) == 1:
             return batches
         marker = torch.ones(())
         sizes = [len(batch["groups"]) for batch in batches]
-        with torch.no_grad(), _preserved_rng(self.context.device):
+        with torch.no_grad():
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])
-            pool = _pool(images, texts, groups, is_shared=True)
+            pool = _pool(images, texts, groups, is_shared=over_ranks)
             if self.config.options.loss == "clip":
-                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=True)
+                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=over_ranks)
         starts = torch.tensor([0, *sizes]).cumsum(0)
         return [
             {**batch, **pool, "offset": pool["offset"] + start}

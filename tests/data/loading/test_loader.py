@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from muomni.config.models import Augmentation
-from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset
+from muomni.data.loading.loader import DeviceCopies, Loader, PlannedDataset, to_device
 from muomni.data.sampling.plan import Batching, MicroBatch, Plan
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
@@ -30,8 +30,9 @@ def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
 def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
     """Twelve batches of rank 1 of 2, past the end of an epoch."""
     lengths = dataset.view.lengths(dataset.source)
-    plan = Plan(lengths, Batching("bucket", 3 * int(lengths.all().max())), 2, dataset.seed)
-    batches = plan.rank_batches(start_step, rank=1, world_size=2)
+    longest = int(lengths.all().max())
+    plan = Plan(lengths, Batching("bucket", 6 * longest, 3 * longest), dataset.seed)
+    batches = plan.rank_batches(start_step, rank=1, num_ranks=2)
     return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
 
 
@@ -60,7 +61,7 @@ def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
     views: dict[str, View[Any]] = {
         "speech": SpeechView(CtcUnits(tokenizer, None), True),
         "waveform": WaveformView(crop_s=0.2),
-        "image": ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0)),
+        "image": ImageTextView(tokenizer, 32, 24, Augmentation(min_scale=0.5, max_scale=1.0)),
     }
     write = write_image_dataset if kind == "image" else write_speech_dataset
     source = Source([write(tmp_path / "s", num_train=4)], "train")
@@ -69,7 +70,7 @@ def test_augmentation_differs_between_epochs_and_is_off_in_evaluation(
 
     def seen(epoch: int | None) -> list[torch.Tensor]:
         epochs = None if epoch is None else ((epoch,),)
-        return [dataset[MicroBatch(((i,),), epochs)][content] for i in range(4)]
+        return [dataset[MicroBatch(((i,),), epochs)].tensors[content] for i in range(4)]
 
     def differ(one: int | None, other: int | None) -> bool:
         pairs = zip(seen(one), seen(other), strict=True)
@@ -84,10 +85,10 @@ def test_sample_longer_than_a_batch_is_rejected(tmp_path: Path, tokenizer: Token
     source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
     lengths = _dataset(source, tokenizer).view.lengths(source)
     with pytest.raises(DataError, match=r"sample 1 of .*/s/train \(key clip7\) has length"):
-        Plan(lengths, Batching("bucket", int(lengths.all().max()) - 1), 1, 0, source.describe)
+        Plan(lengths, Batching("bucket", 10_000, int(lengths.all().max()) - 1), 0, source.describe)
 
 
-def test_broken_samples_are_dropped_and_counted_up_to_a_limit(
+def test_broken_samples_are_dropped_and_reported(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = [speech_sample(f"whole{i}", ["cat"], seed=i) for i in range(2)]
@@ -97,14 +98,26 @@ def test_broken_samples_are_dropped_and_counted_up_to_a_limit(
     dataset = _dataset(Source([manifest], "train"), tokenizer)
     batches = [MicroBatch(((0,), (1,))), MicroBatch(((1,),)), MicroBatch(((2,),))]
     with caplog.at_level(logging.WARNING):
-        loader = Loader(dataset, batches, max_bad_samples=2)
+        loader = Loader(dataset, batches)
         seen = list(loader)
-    assert loader.num_bad == 2
+    num_samples, bad = loader.take_read()
+    assert (num_samples, len(bad)) == (4, 2) and loader.take_read() == (0, [])
+    assert bad[0].name == f"sample 1 of {tmp_path / 's/train'} (key broken)"
+    assert "broken audio clip" in bad[0].reason and bad[0] == bad[1]
     assert [int((batch["lengths"] > 0).sum()) for batch in seen] == [1, 0, 1]
     assert f"dropped sample 1 of {tmp_path / 's/train'} (key broken): " in caplog.text
     assert "broken audio clip" in caplog.text
-    with pytest.raises(DataError, match=r"2 samples .* more than data.max_bad_samples=1; see"):
-        list(Loader(dataset, batches, max_bad_samples=1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_workers_report_bad_samples(num_workers: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    key, members, cost = speech_sample("broken", ["door"], seed=9)
+    samples = [(key, [("flac", b"no sound"), *members[1:]], cost)]
+    source = Source([write_dataset(tmp_path / "s", "speech", {"train": samples})], "train")
+    loader = Loader(_dataset(source, tokenizer), [MicroBatch(((0,),))], num_workers)
+    list(loader)
+    num_samples, (bad,) = loader.take_read()
+    assert num_samples == 1 and "key broken" in bad.name
 
 
 def test_cpu_batches_are_not_copied() -> None:
@@ -125,3 +138,11 @@ def test_copies_are_complete_while_the_gpu_is_busy() -> None:
         sums.append(copied["x"].sum())
         del copied  # its memory must not be reused before the sum is done
     assert [int(each) for each in sums] == [number * 1_000_000 for number in range(20)]
+
+
+def test_sizes_for_kernels_stay_on_the_host() -> None:
+    batch = {"input_ids": torch.zeros(2, 3), "longest_document": torch.tensor(2)}
+    copied = to_device(batch, torch.device("meta"))
+    assert {name: t.device.type for name, t in copied.items()} == {
+        "input_ids": "meta", "longest_document": "cpu",
+    }  # fmt: skip

@@ -123,12 +123,11 @@ def test_bad_samples_of_a_stream_are_dropped_and_counted(
 ) -> None:
     shard = write(tmp_path, 0, [1, "bad", 3, "bad"])
     order = StreamOrder([shard], 2, 0, Reader())
-    loader = StreamLoader(order, NumberView(), max_bad_samples=2)
+    loader = StreamLoader(order, NumberView())
     assert [[n // 1000 for n in batch] for batch in batches(loader, 2)] == [[1], [3]]
-    assert loader.num_bad == 2
+    num_samples, bad = loader.take_read()
+    assert num_samples == 4 and [each.reason for each in bad] == ["bad number"] * 2
     assert "dropped sample k0_1" in caplog.text
-    with pytest.raises(DataError, match="3 samples could not be decoded"):
-        batches(StreamLoader(order, NumberView(), max_bad_samples=2), 4)
 
 
 def test_shards_are_read_from_pipes_and_http(tars: list[StreamShard], tmp_path: Path) -> None:

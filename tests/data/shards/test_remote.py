@@ -204,7 +204,7 @@ def test_announced_shards_are_prefetched(server: HttpFolder, tmp_path: Path) -> 
 def test_remote_batches_equal_local_batches(
     server: HttpFolder, corpora: Path, tmp_path: Path
 ) -> None:
-    view = TextView(Tokenizer.load(corpora / "tokenizer.model"), 64, 2)
+    view = TextView(Tokenizer.load(corpora / "tokenizer.model"), 64)
     batches = [MicroBatch(sequences=((i, i + 1), (i + 2,))) for i in range(0, 30, 3)]
 
     def batches_of(manifest: Manifest) -> list[dict[str, list[float]]]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from muomni.data.text.ctc_units import CtcUnits, spoken_form
+from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.normalization import spoken_form
 from muomni.data.text.tokenizer import Tokenizer
 from tests.corpora import sentences, write_tokenizer
 
@@ -12,19 +13,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     write_tokenizer(path)
     return Tokenizer.load(path)
-
-
-@pytest.mark.parametrize(
-    ("written", "spoken"),
-    [
-        ("Press ONE, please.", "press one please"),
-        ("  It's   5 o'clock! ", "it's 5 o'clock"),
-        ("naïve_café", "naïve café"),
-        ("... ?", ""),
-    ],
-)
-def test_spoken_form_has_only_words(written: str, spoken: str) -> None:
-    assert spoken_form(written) == spoken
 
 
 def test_all_merges_equal_the_tokenizer(tokenizer: Tokenizer) -> None:

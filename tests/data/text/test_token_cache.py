@@ -60,10 +60,12 @@ def source(manifests: list[Manifest]) -> Source:
 def batches_of(view: TextView, source: Source, through: Callable[[Any], Any] = lambda x: x) -> Any:
     """Batches of all included samples, two sequences each; `through` transforms the dataset first."""
     ids = source.all_included[np.arange(source.num_included)]
-    batching = Batching("pack", view.seq_len, num_sequences=view.num_sequences)
+    batching = Batching("pack", 2, 2, seq_len=view.seq_len)
     micro_batches = cover(ids, view.lengths(source)[ids], batching)
     dataset = through(PlannedDataset(source, view, seed=0))
-    return [dataset[batch] for batch in micro_batches]
+    loaded = [dataset[batch] for batch in micro_batches]
+    # The number of bad samples is compared, too.
+    return [{**each.tensors, "num_bad": torch.tensor(len(each.bad))} for each in loaded]
 
 
 def assert_equal(batches: list[Batch], others: list[Batch]) -> None:
@@ -99,11 +101,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_cached_batches_equal_uncached_ones_without_reading_shards(
     is_pickled: bool, source: Source, tokenizer: Tokenizer, reads: list[int]
 ) -> None:
-    expected = batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source)
+    expected = batches_of(Uncached(tokenizer, SEQ_LEN), source)
     assert sum(int(batch["num_bad"]) for batch in expected) == 2
     through = (lambda dataset: pickle.loads(pickle.dumps(dataset))) if is_pickled else lambda x: x
     reads.clear()
-    cached = batches_of(TextView(tokenizer, SEQ_LEN, num_sequences=2), source, through)
+    cached = batches_of(TextView(tokenizer, SEQ_LEN), source, through)
     assert_equal(cached, expected)
     # Only the two bad samples are read, for decoding and for the log message.
     assert set(reads) == {24, 25}
@@ -112,7 +114,7 @@ def test_cached_batches_equal_uncached_ones_without_reading_shards(
 def test_cached_lengths_equal_measured_lengths(
     source: Source, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
+    view = TextView(tokenizer, SEQ_LEN)
     cached = view.lengths(source)
     monkeypatch.setattr(TokenCache, "ensure", lambda *_: False)
     measured = view.lengths(source)
@@ -125,14 +127,14 @@ def test_read_only_folder_is_not_cached_and_warns_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(os, "access", lambda path, mode: "first" not in str(path))
-    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
+    view = TextView(tokenizer, SEQ_LEN)
     val = Source(manifests, "val", check_files=False)
     with caplog.at_level(logging.WARNING):
         cached = batches_of(view, source)
         view.lengths(val)
     assert caplog.text.count("cannot cache token ids in") == 1
     assert {path.parent.parent.name for path in files_of(source)} == {"second"}
-    assert_equal(cached, batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source))
+    assert_equal(cached, batches_of(Uncached(tokenizer, SEQ_LEN), source))
 
 
 def test_full_disk_leaves_no_files(
@@ -171,14 +173,14 @@ def test_full_disk_leaves_no_files(
 def test_cache_files_are_separate_per_tokenizer_and_dataset(
     source: Source, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    TextView(tokenizer, SEQ_LEN, num_sequences=2).lengths(source)
+    TextView(tokenizer, SEQ_LEN).lengths(source)
     assert len(files_of(source)) == 4
     write_tokenizer(tmp_path / "other.model", vocab_size=320)
-    other = TextView(Tokenizer.load(tmp_path / "other.model"), SEQ_LEN, num_sequences=2)
+    other = TextView(Tokenizer.load(tmp_path / "other.model"), SEQ_LEN)
     assert not TokenCache(source.readers[0], other.tokenizer).is_complete()
     assert_equal(
         batches_of(other, source),
-        batches_of(Uncached(other.tokenizer, SEQ_LEN, num_sequences=2), source),
+        batches_of(Uncached(other.tokenizer, SEQ_LEN), source),
     )
     assert len(files_of(source)) == 8
     changed = Source([write_text_dataset(tmp_path / "second", num_train=31)], "train")
@@ -191,12 +193,12 @@ def test_damaged_cache_is_rebuilt_with_a_warning(
     suffix: str, num_lost: int | None, source: Source, tokenizer: Tokenizer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
+    view = TextView(tokenizer, SEQ_LEN)
     view.lengths(source)
     whole = {path: path.read_bytes() for path in files_of(source)}
     path = next(path for path in whole if path.suffix == f".{suffix}")
     path.write_bytes(whole[path][:-num_lost] if num_lost else b"")
-    expected = batches_of(Uncached(tokenizer, SEQ_LEN, num_sequences=2), source)
+    expected = batches_of(Uncached(tokenizer, SEQ_LEN), source)
     assert "rebuilding damaged token cache" in caplog.text
     assert {path: path.read_bytes() for path in files_of(source)} == whole
     assert_equal(batches_of(view, source), expected)
@@ -245,7 +247,7 @@ def test_one_process_tokenizes_while_others_wait(source: Source, tokenizer: Toke
 def test_only_shards_of_uncached_texts_are_prefetched(
     source: Source, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = TextView(tokenizer, SEQ_LEN, num_sequences=2)
+    view = TextView(tokenizer, SEQ_LEN)
     first = source.readers[0]
     TokenCache(first, tokenizer).ensure(first, view._ids_and_bytes)
     expected: list[list[int]] = []

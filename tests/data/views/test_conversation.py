@@ -31,7 +31,7 @@ SEQ_LEN = 64
 
 @pytest.fixture(scope="module")
 def view(tokenizer: Tokenizer) -> ConversationView:
-    return ConversationView(tokenizer, omni_config(tokenizer), SEQ_LEN, num_sequences=2)
+    return ConversationView(tokenizer, omni_config(tokenizer), SEQ_LEN)
 
 
 def read(view: ConversationView, sample: Sample) -> Conversation:
@@ -110,12 +110,12 @@ def test_planned_sequences_contain_all_conversations_of_an_epoch(
 ) -> None:
     source = Source([write_sft_dataset(tmp_path / "sft", num_each=5)], "train")
     lengths = view.lengths(source)
-    plan = Plan(lengths, Batching("pack", SEQ_LEN, num_sequences=2), 1, seed=0)
+    plan = Plan(lengths, Batching("pack", 2, 2, seq_len=SEQ_LEN), seed=0)
     dataset = PlannedDataset(source, view, 0)
     num_answers, num_positions = 0, 0
     for step in range(plan.num_steps(1)):
-        batch = dataset[plan.step(step)[0]]
-        assert batch["input_ids"].shape == (2, SEQ_LEN) and int(batch["num_bad"]) == 0
+        batch = dataset[plan.rank_step(step, 0, 1)[0]].tensors
+        assert batch["input_ids"].shape == (2, SEQ_LEN)
         num_answers += int(batch["answer_ids"].max())
         num_positions += int((batch["document_ids"] > 0).sum())
     assert num_answers == len(source) and num_positions == int(lengths.all().sum())

@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def view(tokenizer: Tokenizer) -> ImageTextView:
-    return ImageTextView(tokenizer, 32, 24, 4, Augmentation(min_scale=0.5, max_scale=1.0))
+    return ImageTextView(tokenizer, 32, 24, Augmentation(min_scale=0.5, max_scale=1.0))
 
 
 def sample(key: str = "k1", color: str = "red") -> dict[str, object]:
@@ -74,9 +74,9 @@ def test_flip_probability(tokenizer: Tokenizer) -> None:
     lopsided = sample()
     lopsided["png"] = image("blue", "square", offset=-6)
     fixed = {"min_scale": 1.0, "max_scale": 1.0}
-    plain = ImageTextView(tokenizer, 32, 24, 4, None).example(lopsided, generator(0, 0, 0)).pixels
+    plain = ImageTextView(tokenizer, 32, 24, None).example(lopsided, generator(0, 0, 0)).pixels
     for share, expected in ((0.0, plain), (1.0, plain[:, :, ::-1])):
-        view = ImageTextView(tokenizer, 32, 24, 4, Augmentation(flip_probability=share, **fixed))
+        view = ImageTextView(tokenizer, 32, 24, Augmentation(flip_probability=share, **fixed))
         assert (view.example(lopsided, generator(0, 0, 0)).pixels == expected).all()
 
 

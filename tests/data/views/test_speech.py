@@ -55,21 +55,21 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(
     view: SpeechView, source: Source
 ) -> None:
     dataset = PlannedDataset(source, view, seed=3)
-    together = dataset[MicroBatch(((4,), (5,)), ((2,), (2,)))]
-    alone = dataset[MicroBatch(((5,),), ((2,),))]
+    together = dataset[MicroBatch(((4,), (5,)), ((2,), (2,)))].tensors
+    alone = dataset[MicroBatch(((5,),), ((2,),))].tensors
     length = int(alone["lengths"][0])
     assert together["lengths"][1] == length and together["seeds"][1] == alone["seeds"][0]
     assert (together["waveform"][1, :length] == alone["waveform"][0, :length]).all()
-    epochs = [dataset[MicroBatch(((5,),), ((e,),))] for e in range(8)]
+    epochs = [dataset[MicroBatch(((5,),), ((e,),))].tensors for e in range(8)]
     assert len({int(batch["seeds"][0]) for batch in epochs}) == 8
     assert len({int(batch["lengths"][0]) for batch in epochs}) == 3  # three speeds
 
 
 def test_evaluation_is_not_augmented(view: SpeechView, source: Source) -> None:
     dataset = PlannedDataset(source, view, seed=3)
-    batch = dataset[MicroBatch(((5,),))]
+    batch = dataset[MicroBatch(((5,),))].tensors
     assert int(batch["seeds"][0]) == 0
-    again = dataset[MicroBatch(((5,),))]
+    again = dataset[MicroBatch(((5,),))].tensors
     assert (batch["waveform"] == again["waveform"]).all()
 
 

@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Source:
 def test_packed_documents_have_separate_labels_with_eos(
     source: Source, tokenizer: Tokenizer
 ) -> None:
-    view = TextView(tokenizer, seq_len=32, num_sequences=2)
+    view = TextView(tokenizer, seq_len=32)
     batch = view.collate([[view.example(source.read(i), None) for i in (0, 2)], []])
     first, second = (tokenizer.encode(text) for text in ("the cat", "the old river"))
     end = len(first) + len(second) + 2
@@ -45,7 +45,7 @@ def test_packed_documents_have_separate_labels_with_eos(
 def test_long_document_is_truncated_with_a_warning(
     source: Source, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    view = TextView(tokenizer, seq_len=32, num_sequences=1)
+    view = TextView(tokenizer, seq_len=32)
     with caplog.at_level(logging.WARNING):
         lengths = view.lengths(source).all()
     assert lengths.max() == 32

@@ -33,9 +33,9 @@ def test_text_matches_audio(tmp_path: Path, view: TtsView, tokenizer: Tokenizer)
 def test_micro_batches_respect_their_duration_limit(tmp_path: Path, view: TtsView) -> None:
     source = Source([write_tts_dataset(tmp_path / "tts", num_each=8)], "train")
     lengths = view.lengths(source)
-    plan = Plan(lengths, Batching("bucket", 200), 1, seed=0)
+    plan = Plan(lengths, Batching("bucket", 200, 200), seed=0)
     for step in range(plan.num_steps(1)):
-        ids = plan.step(step)[0].ids
+        ids = plan.rank_step(step, 0, 1)[0].ids
         batch = view.collate([[view.example(source.read(i), None)] for i in ids])
         assert batch["waveform"].numel() <= 2.0 * 16_000
 

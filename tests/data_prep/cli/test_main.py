@@ -83,7 +83,9 @@ def test_usage_errors_are_one_line(capsys: Capture) -> None:
     assert "invalid choice: 'vrify'" in fails(capsys, "vrify", code=2)
     error = fails(capsys, "stats", "x", "--json", "--workers", "0", code=2)
     assert "unknown option --workers" in error
-    assert "'0' is not a positive integer" in fails(capsys, "verify", "x", "--workers", "0", code=2)
+    assert "'0' is not an integer of at least 1" in fails(
+        capsys, "verify", "x", "--workers", "0", code=2
+    )
 
 
 def test_negative_numbers_are_values(capsys: Capture, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from muomni.checkpoint.export import read_export
 from muomni.config.run import DataSection
 from muomni.data.shards.manifest import find_datasets
 from muomni.data.shards.source import Source
@@ -102,25 +103,19 @@ def test_greedy_decoding_without_word_list_logs_warning(
 
 
 def test_words_are_spelled_in_the_units_of_the_encoder(
-    perception_run: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    perception_run: Path, root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(perception_run / "audio_encoder", tmp_path / "audio_encoder")
-    config = tmp_path / "audio_encoder" / "config.yaml"
+    manifest = tmp_path / "audio_encoder" / "export" / "export.json"
+    content = json.loads(manifest.read_text())
     transcripts = transcripts_of(root)
     spelled = []
     transcripts.word_decoder = lambda units: spelled.append(units.num_merges)  # type: ignore
     for num_merges in (0, 7):
-        text = perception_run.joinpath("audio_encoder", "config.yaml").read_text()
-        assert "num_merges: 0" in text
-        config.write_text(text.replace("num_merges: 0", f"num_merges: {num_merges}"))
+        content["config"]["options"]["num_merges"] = num_merges
+        manifest.write_text(json.dumps(content))
         find_recognizer((tmp_path,), CPU, transcripts)
     assert spelled == [0, 7]
-    config.unlink()
-    recognizer = find_recognizer((tmp_path,), CPU, transcripts_of(root))
-    assert recognizer is not None and recognizer.word_decoder is None
-    assert (
-        "config.yaml, which records the CTC units of the audio encoder, is missing" in caplog.text
-    )
 
 
 class _FakeEncoder:
@@ -148,7 +143,8 @@ def test_word_list_corrects_words_but_not_greedy_transcript(
     units = CtcUnits(tokenizer, num_merges)
     words = {w: Word(units.encode(w), 1) for w in ("the", "door", "cat", "over", "é")}
     encoder = _FakeEncoder(units.encode("the odor cat é"), tokenizer.vocab_size)
-    recognizer = Recognizer(encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
+    export = read_export(perception_run / "audio_encoder" / "export", "audio_encoder")
+    recognizer = Recognizer(export, encoder, tokenizer, WordDecoder(words))  # type: ignore[arg-type]
     transcription = recognizer.transcribe(torch.zeros(160))
     assert transcription.greedy == "the odor cat é"
     decoded = transcription.words.split()

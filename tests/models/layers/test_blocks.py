@@ -31,7 +31,7 @@ def thinker() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
 def audio_encoder(dropout: float) -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     sizes = {**SIZES["audio_encoder"], "dropout": dropout, "vocab_size": 40}
     model = AudioEncoder(AudioEncoderConfig(**sizes))
-    return model, lambda module: module(WAVEFORM, LENGTHS)[0].square().sum()
+    return model, lambda module: module(WAVEFORM, LENGTHS, LENGTHS)[0].square().sum()
 
 
 def codec() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:

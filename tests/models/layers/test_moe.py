@@ -10,13 +10,16 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from muomni.config.models import MoEConfig, ThinkerConfig
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers.moe import (
+    Experts,
     MoEBlock,
     choice_biases,
+    count_per_expert,
     find_routers,
     from_autoep,
     record_router_logits,
 )
 from muomni.training.engine.expert_parallel import complete_section
+from tests.models.accelerator import accelerated
 from tests.models.gradients import grad
 
 CONFIG = MoEConfig(num_experts=4, num_experts_per_token=2, expert_intermediate_size=12)
@@ -54,7 +57,8 @@ def test_a_routing_bias_changes_the_choice_but_not_the_scores() -> None:
     assert block.tokens_per_expert.tolist() == [6, 6, 0, 0]
     scores = block.gate(x).softmax(dim=-1)[..., :2]
     experts = [
-        block.experts(x[0], [6 if e == other else 0 for other in range(4)]) for e in range(2)
+        block.experts(x[0], torch.tensor([6 if e == other else 0 for other in range(4)]))
+        for e in range(2)
     ]
     shares = scores / scores.sum(dim=-1, keepdim=True)
     expected = sum(shares[..., e : e + 1] * experts[e] for e in range(2))
@@ -95,6 +99,29 @@ def test_gradients_reach_router_and_used_experts() -> None:
 
 def test_empty_batch_passes_through() -> None:
     assert make_block()(torch.zeros(0, 5, 8)).shape == (0, 5, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_matmuls_equal_the_loop(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    experts = Experts(4, 16, 24).to(dtype)
+    counts = torch.tensor([5, 0, 1, 9])
+    x, weights = torch.randn(15, 16, dtype=dtype), torch.randn(15, 16, dtype=dtype)
+    results = []
+    for run in (experts.forward, experts.grouped):
+        experts.zero_grad()
+        read = x.clone().requires_grad_()
+        output = run(read, counts)
+        (output * weights).sum().backward()
+        results.append([output, grad(read), *(grad(weight) for weight in experts.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_counts_on_an_accelerator_equal_those_of_bincount() -> None:
+    chosen = torch.tensor([3, 1, 1, 0, 3, 3])
+    counts = count_per_expert(accelerated(chosen), 5)
+    assert counts.tolist() == count_per_expert(chosen, 5).tolist() == [1, 2, 0, 3, 0]
 
 
 def make_thinker(moe: MoEConfig = CONFIG) -> Thinker:

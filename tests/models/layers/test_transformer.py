@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.config.models import TransformerConfig
@@ -14,13 +15,18 @@ from muomni.models.layers.attention import (
     repeat_heads,
     rotary_angles,
 )
+from muomni.models.layers.counter_random import position_keys
 from muomni.models.layers.masks import (
+    additive_mask,
+    causal_padding_mask,
     document_mask,
     document_positions,
     padding_mask,
     valid_positions,
 )
 from muomni.models.layers.transformer import TransformerStack, init_weights
+from tests.models.accelerator import accelerated
+from tests.models.gradients import grad
 
 CONFIG = TransformerConfig(
     hidden_size=32,
@@ -189,5 +195,55 @@ def test_dropout_acts_in_training_only() -> None:
     stack = make_stack(StackOptions(dropout=0.5))
     x = torch.randn(1, 5, 32)
     torch.testing.assert_close(stack(x), stack(x))
+    expected = stack(x)
     stack.train()
-    assert not torch.equal(stack(x), stack(x))
+    with pytest.raises(ValueError, match="needs dropout_keys"):
+        stack(x)
+    keys = [position_keys(torch.tensor([seed]), torch.arange(5)[None]) for seed in (1, 2)]
+    first, other = (stack(x, dropout_keys=own) for own in keys)
+    assert torch.equal(stack(x, dropout_keys=keys[0]), first)
+    assert not torch.equal(first, other) and not torch.equal(first, expected)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_kernels_of_accelerators_compute_the_same(has_mask: bool) -> None:
+    stack, x = make_stack(), torch.randn(2, 6, 32)
+    mask = causal_padding_mask(torch.tensor([[1] * 6, [0, 1, 1, 0, 1, 0]])) if has_mask else None
+    results = []
+    for inputs in (x, accelerated(x)):
+        stack.zero_grad()
+        states = stack(inputs, mask=mask)
+        assert states.is_cpu == (inputs is x)
+        (states**2 * torch.arange(32)).sum().backward()
+        results.append([states.detach(), *(grad(weight) for weight in stack.parameters())])
+    for on_cpu, on_device in zip(*results, strict=True):
+        torch.testing.assert_close(on_device, on_cpu, rtol=1e-4, atol=1e-3, check_device=False)
+
+
+def test_an_accelerator_converts_the_mask_once_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks: list[Tensor] = []
+
+    def attend(query: Tensor, *_: Tensor, attn_mask: Tensor, **__: object) -> Tensor:
+        masks.append(attn_mask)
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    with torch.device("meta"):
+        stack = TransformerStack(CONFIG, StackOptions()).bfloat16()
+        stack(torch.empty(2, 5, 32).bfloat16(), mask=torch.empty(2, 1, 5, 5, dtype=torch.bool))
+    assert len(masks) == CONFIG.num_layers > 1
+    assert {mask.dtype for mask in masks} == {torch.bfloat16}
+    assert len({mask.untyped_storage()._cdata for mask in masks}) == 1
+
+
+def test_an_additive_mask_has_aligned_rows_and_the_same_effect() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    mask = causal_padding_mask(torch.rand(2, 5) < 0.5)
+    additive = additive_mask(mask, torch.float32)
+    assert additive.shape == mask.shape and additive.stride(2) % 8 == 0
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=additive)
+    torch.testing.assert_close(found, expected)

@@ -32,6 +32,7 @@ def audio_clips(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.
 
 
 WITH_CONV = CONFIG.model_copy(update={"conv_kernel_size": 7})
+WITH_DROPOUT = WITH_CONV.model_copy(update={"dropout": 0.3})
 
 
 def build(config: AudioEncoderConfig = CONFIG) -> AudioEncoder:
@@ -39,16 +40,19 @@ def build(config: AudioEncoderConfig = CONFIG) -> AudioEncoder:
     return AudioEncoder(config).eval()
 
 
-@pytest.mark.parametrize("config", [CONFIG, WITH_CONV], ids=["plain", "conv"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, WITH_CONV, WITH_DROPOUT], ids=["plain", "conv", "dropout"]
+)
 @torch.no_grad()
 def test_padded_batch_equals_single_audio_clips(config: AudioEncoderConfig) -> None:
-    model = build(config)
+    model = build(config).train(config.dropout > 0)
     waveform, lengths = audio_clips([16_000, 9_000, 8_960, 641, 100, 1])
-    hidden, frame_lengths = model(waveform, lengths)
+    seeds = torch.arange(6)
+    hidden, frame_lengths = model(waveform, lengths, seeds)
     assert hidden.shape == (6, 25, 48)
     assert frame_lengths.tolist() == num_encoder_frames(lengths).tolist() == [25, 15, 14, 2, 1, 1]
     for i, length in enumerate(lengths.tolist()):
-        single, _ = model(waveform[i : i + 1, :length], lengths[i : i + 1])
+        single, _ = model(waveform[i : i + 1, :length], lengths[i : i + 1], seeds[i : i + 1])
         frames = int(frame_lengths[i])
         assert single.shape[1] == frames == math.ceil(length / 640)
         torch.testing.assert_close(hidden[i, :frames], single[0], rtol=1e-4, atol=1e-4)

@@ -66,8 +66,9 @@ def text_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def train(talker: Talker, batch: dict[str, Tensor], steps: int) -> None:
     optimizer = torch.optim.AdamW(talker.parameters(), lr=5e-3, weight_decay=0.0)
     talker.train()
-    for _ in range(steps):
-        loss = talker.loss(talker(**batch), batch["codes"], batch["code_mask"])
+    for step in range(steps):
+        seeds = torch.arange(len(batch["codes"])) + 1000 * step
+        loss = talker.loss(talker(**batch, seeds=seeds), batch["codes"], batch["code_mask"])
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         torch.nn.utils.clip_grad_norm_(talker.parameters(), 1.0)
@@ -130,10 +131,23 @@ def test_frames_are_dropped_in_training_only() -> None:
     other = dict(batch, codes=(batch["codes"] + 1) % NUM_CODES)
     assert not torch.allclose(talker(**batch).base[1, 3], talker(**other).base[1, 3])
     talker.train()
-    torch.manual_seed(0)
-    hidden = talker(**batch).base[1]
-    torch.manual_seed(0)
-    torch.testing.assert_close(hidden, talker(**other).base[1])
+    seeds = torch.arange(3)
+    hidden = talker(**batch, seeds=seeds).base[1]
+    torch.testing.assert_close(hidden, talker(**other, seeds=seeds).base[1])
+
+
+@pytest.mark.parametrize("rate", ["dropout", "frame_dropout"])
+def test_dropout_needs_seeds_and_depends_on_nothing_else(rate: str) -> None:
+    talker, batch = make_talker(**{rate: 0.5}).train(), make_batch()
+    with pytest.raises(ValueError, match="needs a seed per sample"):
+        talker(**batch)
+    seeds, state = torch.tensor([7, 8, 9]), torch.get_rng_state()
+    first = talker(**batch, seeds=seeds).base
+    assert torch.equal(talker(**batch, seeds=seeds).base, first)
+    assert torch.equal(torch.get_rng_state(), state)
+    other = talker(**batch, seeds=seeds + torch.tensor([0, 1, 0])).base
+    assert torch.equal(other[[0, 2]], first[[0, 2]]) and not torch.equal(other[1], first[1])
+    assert not torch.equal(talker.eval()(**batch).base, first)
 
 
 def test_shapes_and_weight() -> None:
@@ -186,14 +200,18 @@ def test_no_prediction_sees_the_code_it_predicts() -> None:
     assert same[2][:, :frame].all() and not same[2][1, frame]
 
 
-def test_padded_batch_equals_single_samples() -> None:
-    talker, batch = make_talker(), make_batch()
-    together = talker(**batch)
+@pytest.mark.parametrize("has_dropout", [False, True])
+def test_padded_batch_equals_single_samples(has_dropout: bool) -> None:
+    talker, batch = make_talker(dropout=0.3, frame_dropout=0.3), make_batch()
+    talker.train(has_dropout)
+    seeds = torch.tensor([7, 8, 9])
+    together = talker(**batch, seeds=seeds)
     for row, (text_length, length) in enumerate([(5, 3), (2, 6), (4, 0)]):
         alone = talker(
             *(part[[row], :text_length] for part in text_of(batch)),
             batch["codes"][[row], :length],
             batch["code_mask"][[row], :length],
+            seeds=seeds[[row]],
         )
         torch.testing.assert_close(together.base[row, : length + 1], alone.base[0])
         torch.testing.assert_close(together.residual[0][row, :length], alone.residual[0][0])

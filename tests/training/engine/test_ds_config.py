@@ -14,9 +14,9 @@ from tests.training.runs import thinker_config
 
 @pytest.mark.parametrize("path", sorted(ENGINES.glob("*.json")), ids=str)
 def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
-    full = complete(read_engine_json(path), thinker_config(Path("data")), "bf16", 3, 4)
-    assert full["train_batch_size"] == 12
-    assert full["gradient_accumulation_steps"] == 3
+    full = complete(read_engine_json(path), thinker_config(Path("data")), "bf16", True, 4)
+    assert full["train_batch_size"] == 8
+    assert full["gradient_accumulation_steps"] == 2
     assert full["gradient_clipping"] == 1.0
     assert full["bf16"]["enabled"] and not full["fp16"]["enabled"]
 
@@ -24,7 +24,7 @@ def test_every_committed_json_is_accepted_and_completed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_batch_size": 8}, "'train_batch_size', which the run config owns.*micro_batches"),
+        ({"train_batch_size": 8}, "'train_batch_size', which the run config owns.*global batch"),
         ({"gradient_clipping": 2.0}, "set optim.max_grad_norm instead"),
         ({"fp16": {"enabled": True}}, "'fp16', which the run config owns"),
         ({"bf16": {"enabled": True}}, "set precision instead"),

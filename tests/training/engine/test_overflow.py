@@ -65,7 +65,7 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_on_all(
         {
             "precision": "fp16",
             "fp16": {"initial_scale_power": 8, "warn_scale": 200},
-            "batch": {"micro_batches_per_step": 2},
+            "batch": {"global_tokens": 128},
         },
     )
     results = two_ranks.run(
@@ -105,7 +105,7 @@ def test_persistent_overflows_stop_all_ranks(
         {
             "precision": "fp16",
             "fp16": {"initial_scale_power": 1},
-            "batch": {"micro_batches_per_step": 2},
+            "batch": {"global_tokens": 128},
         },
     )
     with pytest.raises(NonFiniteError, match=r"smallest loss scale, 1; .*--precision bf16"):

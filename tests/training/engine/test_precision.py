@@ -1,14 +1,21 @@
 """Choice of the device, and precisions that it does not support."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from muomni.errors import ConfigError
+from muomni.distributed.discovery import Ranks
+from muomni.errors import ConfigError, UpstreamError
+from muomni.evaluation import evaluator
+from muomni.evaluation.evaluator import evaluate
+from muomni.evaluation.request import EvaluationRequest
+from muomni.inference.generate import GenerationRequest, generate
 from muomni.observe.peak_flops import find_peak
+from muomni.training.engine import precision as precision_module
 from muomni.training.engine.precision import (
     describe_precision,
     pick_device,
@@ -101,3 +108,19 @@ def test_other_precisions_keep_the_defaults_of_torch(precision: str, device: tor
 def test_tf32_with_16_bits_is_rejected() -> None:
     with pytest.raises(ConfigError, match="tf32 needs precision fp32, not bf16"):
         thinker_config(Path(), {"precision": "bf16", "tf32": True})
+
+
+@pytest.mark.usefixtures("restored_tf32")
+@pytest.mark.parametrize("tf32", [True, False])
+def test_evaluation_and_generation_choose_tf32_on_gpus(
+    tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (evaluator, precision_module):
+        monkeypatch.setattr(module, "pick_device", lambda _: CUDA)
+    evaluation = EvaluationRequest("thinker", tmp_path, tf32=tf32)
+    generation = GenerationRequest(tmp_path, text="hello", tf32=tf32)
+    for run in (partial(evaluate, evaluation, Ranks()), partial(generate, generation)):
+        torch.set_float32_matmul_precision("highest" if tf32 else "high")
+        with pytest.raises(UpstreamError):
+            run()
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32

@@ -80,7 +80,7 @@ def _count_waits(config: RunConfig, run: Path, stage: int) -> dict[str, int]:
 def test_the_engine_waits_for_the_device_at_most_a_few_times_a_step(
     stage: int, precision: str, most: int, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    changes = {"precision": precision, "batch": {"micro_batches_per_step": 1}}
+    changes = {"precision": precision, "batch": {"global_tokens": 64}}
     config = thinker_config(text_data, changes)
     (waits,) = one_rank.run(_count_waits, config=config, run=tmp_path, stage=stage)
     assert waits.get("synchronize", 0) == 0
@@ -114,8 +114,6 @@ def _first_norms(config: RunConfig, run: Path, stage: int) -> tuple[float, float
 def test_bf16_gradients_are_added_up_in_fp32(
     stage: int, text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
-    config = thinker_config(
-        text_data, {"precision": "bf16", "batch": {"micro_batches_per_step": 16}}
-    )
+    config = thinker_config(text_data, {"precision": "bf16", "batch": {"global_tokens": 16 * 64}})
     ((found, expected),) = one_rank.run(_first_norms, config=config, run=tmp_path, stage=stage)
     assert found == pytest.approx(expected, rel=1.5e-3)

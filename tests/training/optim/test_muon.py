@@ -15,8 +15,10 @@ from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, ConfigError
 from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.optim.muon import MuonWithAdamW
 from muomni.training.optim.schedule import lr_factor
 from muomni.training.session import Request, prepare, seed_everything
+from tests.models.accelerator import accelerated
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
@@ -55,7 +57,7 @@ def reference_losses(config: RunConfig, num_steps: int) -> list[float]:
     beta, decay = config.optim.muon_momentum, config.optim.weight_decay
     losses = []
     for step in range(num_steps):
-        batches = [dataset[micro] for micro in session.planned.plan.step(step)]
+        batches = [dataset[micro].tensors for micro in session.planned.plan.rank_step(step, 0, 1)]
         counts = [session.stage.loss_denominators(batch)["loss"] for batch in batches]
         losses_of_step = [task(batch).losses["loss"] for batch in batches]
         total = reduce(torch.add, losses_of_step) / reduce(torch.add, counts)
@@ -169,3 +171,36 @@ def test_muon_trains_only_linear_layers_in_blocks() -> None:
         "optimizes vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
         "optimizes vectors and embeddings of blocks.*: 12 parameters, lr 0.05, weight decay 0",
     ]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_step_with_non_finite_gradients_changes_nothing(on_cpu: bool) -> None:
+    """Accelerators update and restore instead of reading the flag."""
+    torch.manual_seed(0)
+    matrix, vector = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(5))
+    groups: list[dict[str, Any]] = [
+        {"params": [matrix], "is_muon": True, "weight_decay": 0.1},
+        {"params": [vector], "is_muon": False, "weight_decay": 0.0},
+    ]
+    optimizer = MuonWithAdamW(groups, 0.1, (0.9, 0.95), 1e-8, 0.9)
+    plain = MuonWithAdamW(
+        [{**group, "params": [nn.Parameter(p.detach().clone()) for p in group["params"]]} for group in groups],
+        0.1, (0.9, 0.95), 1e-8, 0.9,
+    )  # fmt: skip
+    ours = [p for group in optimizer.param_groups for p in group["params"]]
+    theirs = [p for group in plain.param_groups for p in group["params"]]
+    for step in range(4):
+        is_bad = step in (0, 2)
+        flag = torch.tensor(float(is_bad))
+        optimizer.found_inf = flag if on_cpu else accelerated(flag)  # type: ignore[attr-defined]
+        before = [p.detach().clone() for p in ours]
+        for one, other in zip(ours, theirs, strict=True):
+            other.grad = torch.randn_like(other)
+            one.grad = other.grad * float("nan") if is_bad else other.grad.clone()
+        optimizer.step()
+        if is_bad:
+            assert all(torch.equal(p, old) for p, old in zip(ours, before, strict=True))
+        else:
+            plain.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

@@ -54,7 +54,7 @@ def plan(
 ) -> MemoryPlan:  # fmt: skip
     zero = ZeroSettings(stage, True, bucket, prefetch, small, reuse, 10**9, offload)
     sums = sums or (4 if stage == 0 else width)  # without ZeRO, gradients are always fp32
-    setup = Setup(num_ranks, accumulation, width, sums, sums, average, on_gpu)
+    setup = Setup(num_ranks, accumulation > 1, width, sums, sums, average, on_gpu)
     return predict(zero, SIZES, TRACE, setup)
 
 
@@ -207,10 +207,10 @@ BUCKETS = {
 }  # fmt: skip
 # Dominated by weights and gradients, or by activations.
 RUNS: list[dict[str, Any]] = [
-    {"precision": "fp32", "batch": {"batch_size": 1, "micro_batches_per_step": 4}},
+    {"precision": "fp32", "batch": {"global_tokens": 256, "micro_sequences": 1}},
     {
         "precision": "bf16",
-        "batch": {"batch_size": 8, "micro_batches_per_step": 2},
+        "batch": {"global_tokens": 1024, "micro_sequences": 8},
         "training": {"ema_decay": 0.9},
     },
 ]

@@ -29,7 +29,7 @@ def build_task(session: Session) -> VisionEncoderTask:
 def first_step(session: Session) -> list[Batch]:
     """The micro-batches of all ranks in the first step."""
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-    return [dataset[micro] for micro in session.planned.plan.step(0)]
+    return [dataset[micro].tensors for micro in session.planned.plan.rank_step(0, 0, 1)]
 
 
 def full_step(config: RunConfig) -> tuple[float, Gradients]:

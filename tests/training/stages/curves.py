@@ -12,12 +12,12 @@ _STACK = {
 }  # fmt: skip
 _STAGES: dict[str, dict[str, Any]] = {
     "audio_encoder": {
-        "batch": {"max_seconds": 2},
+        "batch": {"global_seconds": 8, "micro_seconds": 2},
         "model": {**_STACK, "conv_channels": 8, "conv_kernel_size": 5},
         "options": {"num_merges": 0},
     },
     "vision_encoder": {
-        "batch": {"batch_size": 4},
+        "batch": {"global_samples": 16, "micro_samples": 4},
         "model": {
             "embedding_size": 16,
             "vision": {**_STACK, "image_size": 32},
@@ -25,7 +25,7 @@ _STAGES: dict[str, dict[str, Any]] = {
         },
     },
     "codec": {
-        "batch": {"batch_size": 3},
+        "batch": {"global_samples": 12, "micro_samples": 3},
         "model": {"hidden_size": 24, "latent_size": 8, "codebook_size": 8, "num_blocks": 1},
         "options": {"crop_s": 0.48},
     },
@@ -33,13 +33,12 @@ _STAGES: dict[str, dict[str, Any]] = {
 
 
 def stage_config(stage: str, data: Path, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A run of 8 steps of 4 micro-batches in fp32, logged at each step."""
+    """A run of 8 steps, of 4 micro-batches on one rank, in fp32, logged at each step."""
     content: dict[str, Any] = {
         "stage": stage,
         "preset": "test",
         "precision": "fp32",
         "data": {"root": str(data)},
-        "batch": {"micro_batches_per_step": 4},
         "optim": {"lr": 3e-3, "warmup_fraction": 0.25},
         "training": {
             "max_steps": 8, "log_every": 1, "validate_every": 1000, "save_every": 1000,

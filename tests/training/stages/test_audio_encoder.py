@@ -99,7 +99,7 @@ def test_spec_augment_changes_training_and_not_evaluation(media_data: Path) -> N
 def test_it_learns_to_recognize_unseen_audio_clips_of_known_words(media_data: Path) -> None:
     """It leaves the phase in which CTC predicts only blanks, and then gets words right."""
     changes = {
-        "batch": {"max_seconds": 4, "micro_batches_per_step": 2},
+        "batch": {"global_seconds": 8, "micro_seconds": 4},
         "optim": {"lr": 1e-2},
         "training": {"max_steps": 160},
         "model": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 128},
@@ -127,9 +127,9 @@ def test_a_run_reports_errors(media_data: Path, tmp_path: Path, two_ranks: RankP
     assert result["curve"][0]["infeasible_fraction"] >= 0
 
 
-def test_micro_batches_respect_max_seconds(media_data: Path) -> None:
+def test_micro_batches_respect_micro_seconds(media_data: Path) -> None:
     session = open_session(media_data)
-    assert session.planned.plan.batching.size == 200
+    assert session.planned.plan.batching.micro_size == 200
     lengths = session.planned.plan.lengths.all()
     for batch in cover(np.arange(len(lengths)), lengths, session.planned.plan.batching):
         assert len(batch.ids) * max(int(lengths[i]) for i in batch.ids) <= 200

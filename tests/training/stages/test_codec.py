@@ -91,7 +91,7 @@ def test_it_beats_the_mean_spectrum_on_unseen_audio_clips_and_uses_its_codes(
     media_data: Path,
 ) -> None:
     changes = {
-        "batch": {"batch_size": 8, "micro_batches_per_step": 1},
+        "batch": {"global_samples": 8, "micro_samples": 8},
         "optim": {"lr": 4e-3},
         "training": {"max_steps": 200},
         "model": {"hidden_size": 48, "latent_size": 16, "codebook_size": 16},

@@ -35,7 +35,7 @@ def test_a_run_reports_accuracies(root: Path, tmp_path: Path, one_rank: RankPool
 
 def test_it_learns_words_lengths_and_stops(root: Path) -> None:
     """After a short run, codes depend on the text, another text is unlikely, and speech stops."""
-    batch = {"max_seconds": 3, "micro_batches_per_step": 1}
+    batch = {"global_seconds": 3, "micro_seconds": 3}
     changes = {"training": {"max_steps": 150}, "batch": batch, "optim": {"lr": 5e-3}}
     curve, task = reference_curve(omni_run("talker", root, changes), root / "run")
     session = open_session(root, changes)

@@ -8,7 +8,7 @@ from muomni.errors import ConfigError
 from muomni.evaluation.metrics.retrieval import class_names, embed_split, recall, zero_shot_top1
 from muomni.training.session import Session
 from muomni.training.stages.vision_encoder import VisionEncoderStage, VisionEncoderTask
-from muomni.training.validation import SplitBatches
+from muomni.training.validation import SplitBatches, validate
 from tests.parity.reference import reference_curve
 from tests.ranks import RankPool
 from tests.training.runs import train
@@ -55,7 +55,7 @@ def test_accumulation_uses_negatives_of_all_micro_batches(media_data: Path) -> N
 def test_padding_pairs_do_not_count(loss: str, media_data: Path) -> None:
     stage = session_of(media_data, {"options": {"loss": loss}}).stage
     task = stage.build().eval()
-    empty = stage.view().collate([])
+    empty = stage.view().collate([[], []])
     output = task(empty)
     assert stage.loss_denominators(empty)["loss"] == 0 == output.losses["loss"]
     assert output.logs["loss"].tolist() == [0, 0]
@@ -66,7 +66,7 @@ def test_padding_pairs_do_not_count(loss: str, media_data: Path) -> None:
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_it_learns_retrieval(loss: str, media_data: Path) -> None:
     changes = {
-        "batch": {"batch_size": 16, "micro_batches_per_step": 2},
+        "batch": {"global_samples": 32, "micro_samples": 16},
         "optim": {"lr": 3e-3},
         "training": {"max_steps": 60},
         "options": {"augmentation": None, "loss": loss},
@@ -111,3 +111,17 @@ def test_an_unsupported_bias_is_rejected(loss: str, bias: float | None, media_da
         ConfigError, match=rf"options\.loss={loss} does not support model\.initial_bias={bias}"
     ):
         session_of(media_data, changes)
+
+
+def test_validation_does_not_depend_on_the_micro_batch(media_data: Path) -> None:
+    found = []
+    for micro_samples in (3, 16):
+        changes = {"batch": {"global_samples": 16, "micro_samples": micro_samples}}
+        session = session_of(media_data, changes)
+        assert session.val is not None and session.val.num_included % 16 != 0
+        torch.manual_seed(0)
+        task = session.stage.build().eval()
+        batches = SplitBatches(session.stage, session.val, CPU)
+        with torch.no_grad():
+            found.append(validate(session.stage, task, batches, batches.group_size))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

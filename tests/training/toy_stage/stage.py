@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.training.flops import FlopCounter, StepFlops
 from muomni.training.outputs import StageOutput, Sums
@@ -34,9 +33,6 @@ class ToyStage(Stage):
 
     def view(self) -> ToyView:
         return ToyView(self.tokenizer, self.config.options.max_tokens)
-
-    def batching(self) -> Batching:
-        return Batching("fixed", self.config.batch.batch_size)
 
     def model_config(self) -> ToySizes:
         return self.config.model

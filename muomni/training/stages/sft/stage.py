@@ -13,7 +13,6 @@ from torch import nn
 from muomni.checkpoint.export import Export
 from muomni.config.models import OmniConfig
 from muomni.config.stages import SftRun
-from muomni.data.sampling.plan import Batching
 from muomni.data.views.base import Batch
 from muomni.data.views.conversation import ConversationView
 from muomni.data.views.text import IGNORE
@@ -38,6 +37,7 @@ class SftStage(Stage):
 
     config: SftRun
     terms = ("answer", "speech")
+    exports_upstream = True
 
     def __init__(self, config: SftRun, context: StageContext) -> None:
         super().__init__(config, context)
@@ -54,17 +54,8 @@ class SftStage(Stage):
         return self.sizes
 
     def view(self) -> ConversationView:
-        batch = self.config.batch
-        return ConversationView(self.tokenizer, self.sizes, batch.seq_len, batch.batch_size)
-
-    def batching(self) -> Batching:
-        batch = self.config.batch
-        return Batching(
-            "pack",
-            batch.seq_len,
-            num_sequences=batch.batch_size,
-            shuffle_window=batch.shuffle_window,
-        )
+        seq_len = self.config.batch.seq_len
+        return ConversationView(self.tokenizer, self.sizes, seq_len, self.padding)
 
     def build(self) -> OmniTask:
         task = OmniTask(self.sizes, self.config.options.spec_augment)

@@ -2,7 +2,7 @@
 
 Evaluation also counts exact matches of greedy decoding (teacher-forced, so each token is the argmax given the
 reference prefix), and recomputes the loss of answers to images and audio with the media of another conversation
-in the micro-batch: a grounded model must do worse.
+in the packed sequence: a grounded model must do worse.
 """
 
 from contextlib import nullcontext
@@ -79,7 +79,7 @@ class OmniTask(nn.Module):
         states = gather_positions(hidden, batch["speech_positions"]) if self.sees_thinker else None
         codes, code_mask = batch["codes"], batch["code_mask"]
         text = [batch[f"speech_{name}"] for name in ("text_ids", "character_ids", "text_mask")]
-        output = talker(*text, codes, code_mask, thinker_hidden=states)
+        output = talker(*text, codes, code_mask, states, batch["speech_seeds"])
         return talker.loss(output, codes, code_mask)
 
     # -- evaluation only ---------------------------------------------------------------------------
@@ -102,23 +102,32 @@ class OmniTask(nn.Module):
     def _swaps(
         self, batch: Batch, slots: MediaSlots, images: Tensor, audios: Tensor, hidden: Tensor
     ) -> Sums:
-        """Return the loss of answers to images (audio), and its increase with swapped media."""
-        pad_index = batch["input_ids"].numel()
+        """Return the loss of answers to images (audio), and its increase with swapped media.
+
+        Media are swapped among the conversations of a packed sequence, so that the result does not depend on
+        the micro-batch. Sequences with a single image (audio clip) have no gap.
+        """
+        num_sequences, length = batch["input_ids"].shape
         logs: Sums = {}
         for kind, positions in (("image", slots.image_positions), ("audio", slots.audio_positions)):
             labels = batch["labels"].masked_fill(~batch[f"sees_{kind}"], IGNORE)
             right = self.omni.thinker.loss(hidden, labels)
-            num_real = int((positions[:, 0] < pad_index).sum())
-            order = torch.arange(len(positions), device=positions.device)
-            order[:num_real] = order[:num_real].roll(1)
+            logs[f"{kind}_answer_loss"] = torch.stack([right.total, right.weight])
+            sequences = positions[:, 0] // length  # ascending; `num_sequences` for empty slots
             media = {"image": images, "audio": audios}
-            media[kind] = media[kind][order]
+            media[kind] = media[kind][_rotate_within(sequences)]
             # Every rank runs this pass, even without media to swap (otherwise ZeRO-3 collectives deadlock).
             swapped = self._states(batch, slots, media["image"], media["audio"])
-            wrong = self.omni.thinker.loss(swapped, labels)
-            can_swap = float(num_real > 1)
-            logs[f"{kind}_answer_loss"] = torch.stack([right.total, right.weight])
-            logs[f"{kind}_swap_gap"] = can_swap * torch.stack(
-                [wrong.total - right.total, right.weight]
-            )
+            counts = sequences.bincount(minlength=num_sequences)[:num_sequences]
+            labels = labels.masked_fill(counts[:, None] < 2, IGNORE)
+            right, wrong = (self.omni.thinker.loss(states, labels) for states in (hidden, swapped))
+            logs[f"{kind}_swap_gap"] = torch.stack([wrong.total - right.total, right.weight])
         return logs
+
+
+def _rotate_within(groups: Tensor) -> Tensor:
+    """Indices [N] that rotate the elements of each group by one; `groups` [N] is ascending."""
+    indices = torch.arange(len(groups), device=groups.device)
+    last = torch.searchsorted(groups, groups, right=True) - 1
+    is_first = torch.searchsorted(groups, groups) == indices
+    return torch.where(is_first, last, indices - 1)

@@ -20,11 +20,11 @@ def write_root(root: Path) -> Path:
 
 
 def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> RunConfig:
-    """8 steps of 4 micro-batches in fp32, logged at each step; an sft sequence holds one conversation."""
+    """8 steps in fp32, of 4 micro-batches on one rank; an sft sequence holds one conversation."""
     own: dict[str, Any] = {
-        "talker": {"batch": {"max_seconds": 1}, "model": SIZES["talker"]},
+        "talker": {"batch": {"global_seconds": 4, "micro_seconds": 1}, "model": SIZES["talker"]},
         "sft": {
-            "batch": {"seq_len": 22},
+            "batch": {"seq_len": 22, "global_tokens": 88},
             "model": {"projector_hidden_size": 32, **SIZES},
             "options": {"freeze": []},
         },
@@ -34,7 +34,6 @@ def omni_run(stage: str, root: Path, changes: dict[str, Any] | None = None) -> R
         "preset": "nano",
         "precision": "fp32",
         "data": {"root": str(root)},
-        "batch": {"micro_batches_per_step": 4},
         "optim": {"lr": 3e-3, "warmup_fraction": 0.25},
         "training": {
             "max_steps": 8, "log_every": 1, "validate_every": 1000, "save_every": 1000,

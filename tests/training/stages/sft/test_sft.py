@@ -62,7 +62,9 @@ def test_ranks_of_a_step_often_have_different_modalities(root: Path) -> None:
 
     pairs = set()
     for step in range(8):
-        kinds = [kind(dataset[micro]) for micro in session.planned.plan.step(step)]
+        kinds = [
+            kind(dataset[micro].tensors) for micro in session.planned.plan.rank_step(step, 0, 1)
+        ]
         assert len(kinds) == 4 and all(sum(k) == 1 for k in kinds)
         pairs |= {(kinds[0], kinds[1]), (kinds[2], kinds[3])}
     assert sum(one != other for one, other in pairs) >= 4
@@ -220,7 +222,7 @@ def test_a_short_run_learns_answers_and_stops_speech(root: Path) -> None:
     """After a short run, held-out answers are correct, and a wrong image makes them unlikely."""
     changes = {
         "training": {"max_steps": 160},
-        "batch": {"seq_len": 120, "batch_size": 1, "micro_batches_per_step": 1},
+        "batch": {"seq_len": 120, "global_tokens": 120},
         "optim": {"lr": 5e-3},
     }
     _, task = reference_curve(omni_run("sft", root, changes), root / "run")
