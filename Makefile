@@ -15,7 +15,7 @@ test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench clean
+.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ test-slow: install  ## tests that take minutes each
 test-slurm: install  ## tests that submit jobs to a Slurm cluster of two nodes
 	@$(PYTEST) -m slurm
 
-test-gpu: install  ## tests that need a CUDA device
-	@$(PYTEST) -m gpu
+test-gpu: install  ## tests that need CUDA devices; lists each one, and what was skipped
+	@$(PYTEST) -m gpu -v -rs
 
 parity: install  ## compare all training layouts with plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
@@ -81,6 +81,10 @@ bench: install  ## the benchmarks of the README, into benchmarks/results (after 
 	@python launch/pipeline.py --preset tiny --run runs/bench_tiny -- --max-steps 10 training.log_every=5
 	@python benchmarks/memory.py --upstream runs/bench_tiny --json benchmarks/results/memory.json
 	@python benchmarks/loader.py --preset tiny --run runs/bench_tiny --json benchmarks/results/loader_tiny.json
+
+bench-gpu: install  ## what a GPU must decide: attention, compilation, ZeRO settings (GPU_RANKS=2 for two GPUs)
+	@mkdir -p benchmarks/results
+	@python benchmarks/gpu.py --ranks $(or $(GPU_RANKS),1) --json benchmarks/results/gpu.json
 
 clean:  ## remove caches; keeps .venv, data/ and runs/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

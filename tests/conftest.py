@@ -26,6 +26,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need more GPUs than there are: `gpu` needs one, `gpu(2)` two."""
+    marker = item.get_closest_marker("gpu")
+    if marker is not None:
+        import torch
+
+        num_needed = marker.args[0] if marker.args else 1
+        if torch.cuda.device_count() < num_needed:
+            pytest.skip(f"needs {num_needed} CUDA device{'s' if num_needed > 1 else ''}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def return_freed_memory() -> Iterator[None]:
     """Return freed memory to the system after each file; workers and their ranks share the machine."""
@@ -46,6 +57,22 @@ def one_rank() -> Iterator[RankPool]:
 def two_ranks() -> Iterator[RankPool]:
     """Two warm ranks of one process group (tests/ranks.py shows how to use them)."""
     pool = RankPool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def gpu_rank() -> Iterator[RankPool]:
+    """One warm rank with a GPU, for tests with the marker `gpu`."""
+    pool = RankPool(1, device="cuda")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def two_gpu_ranks() -> Iterator[RankPool]:
+    """Two warm ranks, each with a GPU, for tests with the marker `gpu(2)`."""
+    pool = RankPool(2, device="cuda")
     yield pool
     pool.close()
 

@@ -60,14 +60,18 @@ class RankTracebackError(Exception):
 
 
 class RankPool:
-    """`num_ranks` CPU processes that have initialized torch.distributed (gloo) and DeepSpeed.
+    """`num_ranks` processes that have initialized torch.distributed and DeepSpeed.
 
-    Ranks start at the first `run`, and again after a hang or death, so one bad test does not affect
-    others. Before they start, the pools in `instead_of` are closed.
+    `device` is "cpu" (gloo), or "cuda" (NCCL, each rank with its own GPU). Ranks start at the first `run`, and
+    again after a hang or death, so one bad test does not affect others. Before they start, the pools in
+    `instead_of` are closed.
     """
 
-    def __init__(self, num_ranks: int, instead_of: tuple["RankPool", ...] = ()) -> None:
+    def __init__(
+        self, num_ranks: int, instead_of: tuple["RankPool", ...] = (), device: str = "cpu"
+    ) -> None:
         self.num_ranks = num_ranks
+        self.device = device
         self._instead_of = instead_of
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
@@ -109,7 +113,10 @@ class RankPool:
     def _start(self) -> None:
         for pool in self._instead_of:
             pool.close()
-        context = multiprocessing.get_context("forkserver")
+        # The fork server has imported DeepSpeed for CPUs.
+        context: Any = multiprocessing.get_context(
+            "forkserver" if self.device == "cpu" else "spawn"
+        )
         port = _free_port()
         self._logs = []
         for rank in range(self.num_ranks):
@@ -123,7 +130,7 @@ class RankPool:
                 "LOCAL_WORLD_SIZE": str(self.num_ranks),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "DS_ACCELERATOR": "cpu",
+                "DS_ACCELERATOR": self.device,
                 "OMP_NUM_THREADS": "1",
             }
             # Not daemonic, as a test may start data loader workers on a rank.
@@ -271,7 +278,7 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
 
 
 def _start_process_group() -> Callable[[], None]:
-    """Start gloo through DeepSpeed; returns a function that restores the current state."""
+    """Start the process group through DeepSpeed; returns a function that restores the current state."""
     import_deepspeed()
     import deepspeed
     import torch
@@ -283,10 +290,16 @@ def _start_process_group() -> Callable[[], None]:
     add_interpreter_folder(os.environ)
     if missing_for_compiling(os.environ):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cpu")
+    if os.environ["DS_ACCELERATOR"] == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     deepspeed.init_distributed(
-        dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600)
-    )
-    release_shared_memory(os.environ)
+        dist_backend="gloo" if device.type == "cpu" else "nccl", auto_mpi_discovery=False,
+        timeout=timedelta(seconds=600),
+    )  # fmt: skip
+    if device.type == "cpu":
+        release_shared_memory(os.environ)
     process_groups = torch.distributed.distributed_c10d._world.pg_map
     known_groups = set(process_groups)
     environment, folder = dict(os.environ), Path.cwd()
@@ -323,7 +336,7 @@ def _start_process_group() -> Callable[[], None]:
         gc.freeze()
         ctypes.CDLL(None).malloc_trim(0)
         # The sum is wrong if a peer is still in a different collective.
-        token = torch.ones(1)
+        token = torch.ones(1, device=device)
         torch.distributed.all_reduce(token)
         if int(token.item()) != torch.distributed.get_world_size():
             raise RankError(f"the ranks are out of sync: the sum of ones is {token.item()}")

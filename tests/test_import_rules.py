@@ -46,9 +46,10 @@ QUIRKS = "muomni/training/engine/deepspeed_quirks.py"
 PRIVATE_DEEPSPEED_NAMES = {
     "__compatible_ops__", "_is_autoep_layer", "_partition_all_parameters",
     "_reassign_or_swap_out_partitioned_parameters", "allreduce_gradients", "buffered_allreduce_fallback",
-    "cur_scale", "ep_group", "fp16_groups", "fp32_groups", "fp32_partitioned_groups_flat", "is_fp16_supported",
-    "loss_scaler", "persistent_parameters", "raise_error_at_min_scale", "refresh_fp32_params",
-    "set_gradient_accumulation_boundary", "single_partition_of_fp32_groups", "update_lp_params",
+    "cur_scale", "ep_group", "fp16_groups", "fp32_groups", "fp32_groups_flat_partition",
+    "fp32_partitioned_groups_flat", "is_fp16_supported", "loss_scaler", "persistent_parameters",
+    "raise_error_at_min_scale", "refresh_fp32_params", "set_gradient_accumulation_boundary",
+    "single_partition_of_fp32_groups", "update_lp_params",
 }  # fmt: skip
 DS_ATTRIBUTE = re.compile(r"ds_(?:numel|shape|tensor|persist|zero_partition_rank|id|status)")
 SHARED_BY_STAGES = {"frozen_codec"}

@@ -124,8 +124,11 @@ def write_export(
         staging.rename(path)
 
 
-def read_export(path: Path, stage: str) -> Export:
-    """Open an export and check its hashes; raises UpstreamError if it is missing or damaged."""
+def read_export(path: Path, stage: str, with_hashes: bool = True) -> Export:
+    """Open an export and check its hashes; raises UpstreamError if it is missing or damaged.
+
+    Without `with_hashes`, its files must only exist.
+    """
     manifest = path / _MANIFEST
     if not manifest.is_file():
         raise UpstreamError(
@@ -141,12 +144,13 @@ def read_export(path: Path, stage: str) -> Export:
     if found != stage:
         raise UpstreamError(f"{path} is an export of stage {found}, not {stage}")
     for name, expected in hashes.items():
-        if not (path / name).is_file() or sha256_file(path / name) != expected:
+        file = path / name
+        if not file.is_file() or (with_hashes and sha256_file(file) != expected):
             raise UpstreamError(f"{path / name} is missing or damaged; train stage {stage} again")
     return Export(path, stage, hashes[_TOKENIZER], content)
 
 
-def find_exports(run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
+def find_exports(run: Path, stages: tuple[str, ...], with_hashes: bool = True) -> dict[str, Export]:
     """Open the exports of several stages of a run; one UpstreamError names all missing ones."""
     missing = [stage for stage in stages if not (run / stage / "export" / _MANIFEST).is_file()]
     if missing:
@@ -155,7 +159,7 @@ def find_exports(run: Path, stages: tuple[str, ...]) -> dict[str, Export]:
             f"{run} has no export of {', '.join(missing)}; create {'it' if len(missing) == 1 else 'them'} "
             f"with 'make quickstart', or with: {commands}"
         )
-    return {stage: read_export(run / stage / "export", stage) for stage in stages}
+    return {stage: read_export(run / stage / "export", stage, with_hashes) for stage in stages}
 
 
 def train_command(stage: str) -> str:

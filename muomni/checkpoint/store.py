@@ -7,6 +7,7 @@ never written. A kill at any moment leaves earlier checkpoints intact.
 DeepSpeed's files are pickles, so they are loaded only from the run's own folder.
 """
 
+import itertools
 import json
 import logging
 import random
@@ -82,18 +83,25 @@ def save(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     collectives.barrier()
-    engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
-    torch.save(_rng_state(), staging / f"rng_rank_{collectives.rank():05d}.pt")
+    written = _save_engine(engine, staging)
+    written.append(staging / f"rng_rank_{collectives.rank():05d}.pt")
+    torch.save(_rng_state(), written[-1])
     if average is not None and (_is_sharded(topology) or collectives.rank() == 0):
-        torch.save(average, _average_file(staging, topology))
-    collectives.barrier()
+        written.append(_average_file(staging, topology))
+        torch.save(average, written[-1])
+    # A single rank would read a large checkpoint longer than the others may wait.
+    described = collectives.gather_objects(_describe_files(staging, written))
     if collectives.rank() == 0:
+        files = {name: about for each in described for name, about in each.items()}
+        others = [path for path in staging.rglob("*") if path.is_file()]
+        others = [path for path in others if str(path.relative_to(staging)) not in files]
+        files |= _describe_files(staging, others)
         content = {
             "schema_version": SCHEMA_VERSION,
             "state": asdict(state),
             "topology": asdict(topology),
             "shapes": shapes,
-            "files": _list_files(staging),
+            "files": dict(sorted(files.items())),
         }
         (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
         if final.exists():  # same step, after a resume from an earlier one
@@ -156,7 +164,8 @@ def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: st
     Raises CheckpointError for a damaged checkpoint, or a different topology, parameter grouping, or
     digest of parameter `shapes`.
     """
-    content = verify(folder)
+    content = verify(folder, with_hashes=False)
+    _check_hashes(folder, content["files"])
     groups = topology.parameter_groups  # earlier versions did not save theirs
     saved = Topology(**{"parameter_groups": groups, **content["topology"]})
     if replace(saved, parameter_groups=groups) != topology:
@@ -223,12 +232,40 @@ def _describe(topology: Topology) -> str:
     )
 
 
-def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _save_engine(engine: "DeepSpeedEngine", folder: Path) -> list[Path]:
+    """Save the engine's state, and return the files that this rank wrote."""
+    written: list[Path] = []
+    saver: Any = engine.checkpoint_engine
+    save = saver.save
+
+    def recorded_save(state_dict: Any, path: str) -> Any:
+        written.append(Path(path))
+        return save(state_dict, path)
+
+    saver.save = recorded_save
+    try:
+        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    finally:
+        del saver.save
+    return written
+
+
+def _describe_files(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file, by its name relative to `folder`."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
+        for path in paths
     }
+
+
+def _check_hashes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raise CheckpointError on all ranks if a hash differs; each rank reads an equal share of the files."""
+    by_size = sorted(files, key=lambda name: (-files[name]["bytes"], name))
+    own = by_size[collectives.rank() :: collectives.world_size()]
+    damaged = [name for name in own if sha256_file(folder / name) != files[name]["sha256"]]
+    by_rank = collectives.gather_objects(damaged)
+    for name in itertools.chain.from_iterable(by_rank):
+        raise CheckpointError(f"checkpoint {folder} is damaged: the hash of {name} differs")
 
 
 def _rng_state() -> dict[str, Any]:

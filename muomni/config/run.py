@@ -6,7 +6,7 @@ batch sizes, precision, clipping, and schedule belong here and are rejected ther
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from muomni.config.models import Section
 from muomni.config.values import Count, Fraction, FromList, PathText, Positive
@@ -77,6 +77,12 @@ _SECRET_OPTIONS = {
 }  # fmt: skip
 
 
+def _check_workers(value: object) -> object:
+    if value != "auto" and (type(value) is not int or not 0 <= value <= 1024):
+        raise ValueError("write a number of processes, at most 1024, or auto")
+    return value
+
+
 def _check_text_keys(value: Any) -> None:
     """Raise ValueError for a key that is no text at any depth, since JSON could not record it."""
     if isinstance(value, dict):
@@ -108,11 +114,10 @@ class DataSection(Section):
         default_factory=dict,
         description="arguments of the fsspec file system of the URL, without secrets",
     )
-    num_workers: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="worker processes per rank; 0: decode in the rank itself",
+    num_workers: Annotated[int | Literal["auto"], PlainValidator(_check_workers)] = Field(
+        default="auto",
+        description="worker processes per rank; 0: decode in the rank itself; auto: cores of the rank - 1 on "
+        "GPUs, 0 on CPUs",
     )
     prefetch: Positive = Field(default=4, description="batches that each worker prefetches")
     mix: MixSection | None = Field(default=None, description="mix of several corpora")

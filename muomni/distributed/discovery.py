@@ -86,6 +86,17 @@ def export_environment(ranks: Ranks, environ: dict[str, str] | os._Environ[str])
         environ.setdefault("MASTER_PORT", str(free_port()))
 
 
+def cores_of_rank(environ: Mapping[str, str] | None = None) -> int:
+    """CPU cores that this rank may use: its own ones under srun, else an equal share of the node's."""
+    env = os.environ if environ is None else environ
+    num_visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    num_tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS"))
+    if _is_srun_task(env) and env.get("WORLD_SIZE", num_tasks) == num_tasks:
+        return min(num_visible, _number(env, "SLURM_CPUS_PER_TASK", num_visible))
+    name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
+    return max(1, num_visible // max(1, _number(env, name, 1)))
+
+
 def keep_first(ranks: Ranks, num_ranks: int, environ: dict[str, str] | os._Environ[str]) -> Ranks:
     """This rank among the first `num_ranks` only, which export the environment of a smaller job.
 

@@ -4,6 +4,7 @@ One function per stage; they run after training, on rank 0 only. Files are kept 
 the run's recorders.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from muomni.training.stages.talker import TalkerStage
     from muomni.training.stages.vision_encoder import VisionEncoderStage
 
+logger = logging.getLogger(__name__)
+
 _NUM_TEXTS = 8
 _NUM_PAIRS = 64
 _NUM_SPOKEN = 2
@@ -70,8 +73,16 @@ def record_samples(
     recorders: Sequence[Recorder],
     info: RunInfo,
 ) -> None:
-    """Write sample outputs, and add them to the closed recorders of the finished run `info`."""
-    artifacts = write_samples(stage, source, folder)
+    """Write sample outputs, and add them to the closed recorders of the finished run `info`.
+
+    A device without memory for them is a warning: the run has ended, and its export is complete.
+    """
+    try:
+        artifacts = write_samples(stage, source, folder)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        logger.warning("no sample outputs of %s: %s", stage.name, reason)
+        return
     for recorder in recorders if artifacts else ():
         status: Status = "FAILED"
         recorder.open(info)

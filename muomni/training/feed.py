@@ -22,8 +22,11 @@ from muomni.data.sampling.plan import Batching, Plan
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
 from muomni.distributed import collectives
-from muomni.distributed.discovery import Ranks
+from muomni.distributed.discovery import Ranks, cores_of_rank
 from muomni.errors import ConfigError
+
+# Each one imports torch, and its batches wait in memory.
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,23 @@ class Reading:
 
     @property
     def loader_options(self) -> dict[str, Any]:
-        data = self.config.data
-        return {
-            "num_workers": data.num_workers,
-            "prefetch": data.prefetch,
-            "pin_memory": self.device.type == "cuda",
-        }
+        return loader_options(self.config.data, self.device)
+
+
+def loader_options(data: DataSection, device: torch.device) -> dict[str, Any]:
+    """Options of the loaders of a rank, for training and validation."""
+    return {
+        "num_workers": num_workers(data, device),
+        "prefetch": data.prefetch,
+        "pin_memory": device.type == "cuda",
+    }
+
+
+def num_workers(data: DataSection, device: torch.device) -> int:
+    """Worker processes of a rank. CPU ranks need their cores for training."""
+    if data.num_workers != "auto":
+        return data.num_workers
+    return min(cores_of_rank() - 1, _MOST_WORKERS) if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +123,10 @@ class SharedCounts:
     rank must make the same calls.
     """
 
-    def __init__(self, plan: Plan, data: DataSection) -> None:
+    def __init__(self, plan: Plan, num_read_ahead: int) -> None:
         self.plan = plan
         # Steps that workers may be ahead if a step has one micro-batch, plus the one in progress.
-        self._ahead = data.num_workers * data.prefetch + 2
+        self._ahead = num_read_ahead + 2
 
     def count_epochs(self, num_epochs: int) -> None:
         """Count the first `num_epochs` epochs."""
@@ -147,7 +161,8 @@ class PlannedFeed(Feed):
         super().__init__(reading, digest, source.fingerprint, source.num_included)
         self.source = source
         self.plan = plan
-        self._counts = SharedCounts(plan, reading.config.data)
+        options = reading.loader_options
+        self._counts = SharedCounts(plan, options["num_workers"] * options["prefetch"])
 
     def num_micro_batches(self, step: int) -> int:
         return self.plan.num_micro_batches(step, self.reading.ranks.world_size)
@@ -200,14 +215,14 @@ class StreamFeed(Feed):
     ) -> None:
         num_samples = sum(shard.num_samples for shard in shards)
         super().__init__(reading, digest, fingerprint(shards), num_samples)
-        ranks, num_workers = reading.ranks, max(reading.config.data.num_workers, 1)
+        ranks, num_readers = reading.ranks, max(reading.loader_options["num_workers"], 1)
         # Rounded up, so that all ranks read the same number of samples.
         of_rank = -(-samples_per_step // ranks.world_size)
         self._num_micro_batches = -(-of_rank // samples_per_micro_batch)
         self._samples_per_step = samples_per_step
         self.order = StreamOrder(
             shards, -(-of_rank // self._num_micro_batches), reading.config.seed,
-            Reader(ranks.rank, ranks.world_size), num_workers, self._num_micro_batches,
+            Reader(ranks.rank, ranks.world_size), num_readers, self._num_micro_batches,
         )  # fmt: skip
 
     def num_micro_batches(self, step: int) -> int:

@@ -92,6 +92,7 @@ class Loop:
         self._copies = DeviceCopies(parts.device)
         self._batches = self._read_batches()
         self._logs = RunningSums()
+        self._val_batches: SplitBatches | None = None
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the result that is printed as the last line.
@@ -253,9 +254,11 @@ class Loop:
         """Record metrics of the validation split, if any, and save the best checkpoint."""
         if self.parts.val is None:
             return
-        ids = validation_subset(self.parts.val, self.config)
-        measured_on = sha256_bytes(self.parts.val.fingerprint.encode() + ids.tobytes())
-        batches = SplitBatches(self.stage, self.parts.val, self.parts.device, ids)
+        if self._val_batches is None:  # lengths may be slow to measure
+            ids = validation_subset(self.parts.val, self.config)
+            self._val_batches = SplitBatches(self.stage, self.parts.val, self.parts.device, ids)
+        batches, fingerprint = self._val_batches, self.parts.val.fingerprint
+        measured_on = sha256_bytes(fingerprint.encode() + batches.ids.tobytes())
         with self.engine.evaluation():
             metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}

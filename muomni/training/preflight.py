@@ -15,7 +15,7 @@ from muomni.config.run import RunConfig
 from muomni.distributed import compiler
 from muomni.observe.profiler import check_ranks
 from muomni.observe.recorder import check_recorders
-from muomni.training.engine import attention, ema, expert_parallel, offload
+from muomni.training.engine import attention, expert_parallel, offload
 from muomni.training.engine.ds_config import zero_stage
 from muomni.training.moe import find_moe
 from muomni.training.optim import muon
@@ -57,11 +57,6 @@ def _offload_is_supported(run: Candidate) -> None:
     offload.check_support(run.engine_json)
 
 
-def _ema_fits_the_engine(run: Candidate) -> None:
-    if run.config.training.ema_decay is not None:
-        ema.check_support(run.engine_json)
-
-
 def _blocks_compile_here(run: Candidate) -> None:
     if run.config.training.compile is True and run.device is not None:
         compiler.check_support(os.environ, run.device.type)
@@ -97,7 +92,6 @@ CHECKS: tuple[Callable[[Candidate], None], ...] = (
     _recorders_are_installed,
     _muon_fits_the_engine,
     _offload_is_supported,
-    _ema_fits_the_engine,
     _blocks_compile_here,
     _varlen_kernels_run,
     _patterns_match_parameters,

@@ -9,6 +9,8 @@ import os
 import random
 import shutil
 import socket
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import attention, expert_parallel
 from muomni.training.engine.deepspeed_quirks import full_shape
+from muomni.training.engine.ds_config import zero_stage
 from muomni.training.engine.precision import (
     describe_precision,
     pick_device,
@@ -106,7 +109,8 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     here = None if request.is_for_other_gpus else device
     candidate = preflight.Candidate(config, request.engine_json, ranks.world_size, here, precision)
     preflight.check(candidate)
-    upstream = stage_type.find_upstream(config, request.upstream)
+    # Only one rank checks hashes and file sizes, to spare the file system.
+    upstream = stage_type.find_upstream(config, request.upstream, with_hashes=ranks.is_main)
     stream = config.data.stream
     needs_datasets = stream is None or stream.has_val
     datasets = open_datasets(config.data, spec.tasks) if needs_datasets else []
@@ -129,7 +133,6 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
-        # Only one rank checks file sizes, to spare the file system.
         feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
     return Session(request, ranks, device, precision, stage, feed, val)
 
@@ -166,6 +169,7 @@ def open_loop(session: Session) -> Loop:
     Every rank must call it, within a process group.
     """
     from muomni.training.engine.engine import Engine
+    from muomni.training.engine.sharded_build import RecordedBuild
 
     request, config = session.request, session.request.config
     folder = RunFolder(request.run, config.stage)
@@ -182,7 +186,11 @@ def open_loop(session: Session) -> Loop:
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
     attention.avoid_cudnn(session.device, session.stage.model_config())
-    task = session.stage.build()
+    build = RecordedBuild() if _shards_weights(request.engine_json) else None
+    with build or nullcontext(), warnings.catch_warnings():
+        # Loading an export into such weights is recorded, too.
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter.*", UserWarning)
+        task = session.stage.build()
     session.stage.set_up(task)
     num_parameters = count_parameters(task)  # before ZeRO shards it
     parameter_lines = describe_parameters(task, config.optim)
@@ -194,6 +202,7 @@ def open_loop(session: Session) -> Loop:
         session.precision,
         session.feed.accumulates,
         session.device,
+        build,
     )
     is_compiled = compiler.should_compile(
         config.training.compile, os.environ, session.device.type, engine.zero_stage
@@ -202,7 +211,7 @@ def open_loop(session: Session) -> Loop:
         compile_blocks(engine.task)
     topology = Topology(
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
-        config.optim.name, trained_groups,
+        engine.optimizer_layout, trained_groups,
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
@@ -277,6 +286,11 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     return {
         "stage": export.stage, "step": session.num_steps, **export.metrics, "export": str(export.path)
     }  # fmt: skip
+
+
+def _shards_weights(engine_json: dict[str, Any]) -> bool:
+    """Whether no rank holds all weights; AutoEP replaces the experts of a complete model."""
+    return zero_stage(engine_json) == 3 and not expert_parallel.is_enabled(engine_json)
 
 
 def describe_global_batch(session: Session) -> str:

@@ -6,7 +6,7 @@ The training loop uses only this interface. A stage's *task module* holds the mo
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,18 +51,26 @@ class Stage(ABC):
         self.context = context
         self.tokenizer = context.tokenizer
 
+    def on(self, device: torch.device) -> "Stage":
+        """This stage, or one for another device, with frozen models of its own."""
+        if device == self.context.device:
+            return self
+        return type(self)(self.config, replace(self.context, device=device))
+
     @property
     def name(self) -> str:
         """The name in the registry."""
         return self.config.stage
 
     @classmethod
-    def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
+    def find_upstream(
+        cls, config: RunConfig, run: Path, with_hashes: bool = True
+    ) -> dict[str, Export]:
         """Open the exports that the stage loads: those of `run`, unless its options name others.
 
         Raises UpstreamError if some are missing.
         """
-        return find_exports(run, stage_spec(config.stage).upstream)
+        return find_exports(run, stage_spec(config.stage).upstream, with_hashes)
 
     # -- data ------------------------------------------------------------------------------------
     @property

@@ -18,6 +18,7 @@ from muomni.data.sampling.plan import MicroBatch, batching_of, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
+from muomni.training.feed import loader_options
 from muomni.training.outputs import StageOutput
 from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums
@@ -52,6 +53,7 @@ class SplitBatches:
         view = stage.view()
         if ids is None:
             ids = first_samples(source, None)
+        self.ids = ids
         self._num_samples = len(ids)
         lengths, batching = view.lengths(source), batching_of(stage.config.batch)
         if stage.num_compared is None:
@@ -67,7 +69,11 @@ class SplitBatches:
         ranks = collectives.world_size()
         groups += [[empty] * self.group_size] * (-len(groups) % ranks)
         self._batches = [batch for group in groups[collectives.rank() :: ranks] for batch in group]
-        self._loader = Loader(PlannedDataset(source, view, stage.config.seed), self._batches)
+        self._loader = Loader(
+            PlannedDataset(source, view, stage.config.seed),
+            self._batches,
+            **loader_options(stage.config.data, device),
+        )
 
     def __iter__(self) -> Iterator[LocatedBatch]:
         for micro, batch in zip(self._batches, self._loader, strict=True):

@@ -105,3 +105,11 @@ def test_invalid_policies_are_rejected(text: str) -> None:
 def test_a_section_without_keys_says_so() -> None:
     with pytest.raises(ConfigError, match=r"'options\.speed' .*; keys here: none$"):
         resolve("talker", "nano", None, parse_override("options.speed=1"))
+
+
+@pytest.mark.parametrize("value", [-1, "many", 2.5, True])
+def test_the_number_of_workers_is_a_number_or_auto(value: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'data.num_workers' .*a number of processes, at most 1024, or auto"
+    ):
+        resolve("thinker", "nano", None, {"data": {"num_workers": value}})

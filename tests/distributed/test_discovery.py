@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from muomni.distributed.discovery import Ranks, discover, export_environment, first_host, free_port
+from muomni.distributed.discovery import (
+    Ranks,
+    cores_of_rank,
+    discover,
+    export_environment,
+    first_host,
+    free_port,
+)
 from muomni.errors import ConfigError
 
 # The variables of the second task on the second of two nodes.
@@ -157,3 +164,17 @@ def test_two_srun_tasks_connect_without_mpi4py() -> None:
         for rank in range(2)
     ]
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["[0, 1]"] * 2
+
+
+def test_ranks_of_a_node_share_its_cores_unless_srun_divides_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    assert cores_of_rank({}) == 64
+    assert cores_of_rank({"LOCAL_WORLD_SIZE": "8"}) == cores_of_rank({"LOCAL_SIZE": "8"}) == 8
+    assert cores_of_rank({"LOCAL_SIZE": "100"}) == 1
+    alone = {**SRUN, "SLURM_CPUS_PER_TASK": "12"}
+    assert cores_of_rank(alone) == cores_of_rank(exported(alone)) == 12
+    # A launcher inside one task starts several ranks on its cores.
+    launched = {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "8"}
+    assert cores_of_rank(launched) == 8

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.parity.cells import Cell
 from tests.parity.golden import read_golden
@@ -54,9 +55,13 @@ def deviation(values: list[float], expected: list[float]) -> float:
     return max(abs(value - reference) / abs(reference) for value, reference in pairs)
 
 
-def measure(cell: Cell, pool: RankPool, data: Path, run: Path) -> Result:
+def measure(
+    cell: Cell, pool: RankPool, data: Path, run: Path, changes: dict[str, Any] | None = None
+) -> Result:
     """Run a cell on warm ranks and compare its curve; reraises what a rank raises."""
-    curves = pool.run(run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run)
+    curves = pool.run(
+        run_cell, timeout_s=CELL_TIMEOUT_S, cell=cell, root=data, run=run, changes=changes
+    )
     curve, golden = curves[0], read_golden(cell.stage)
     return Result(
         cell,

@@ -18,11 +18,14 @@ from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
 
 
-@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
+@pytest.mark.parametrize(
+    ("zero", "precision"),
+    [("zero0", "fp32"), ("zero1", "fp32"), ("zero1", "bf16"), ("zero3", "fp32")],
+)
 def test_a_resumed_run_repeats_the_losses_bit_for_bit(
-    zero: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+    zero: str, precision: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    config = thinker_config(text_data, {"training": {"save_every": 8}})
+    config = thinker_config(text_data, {"precision": precision, "training": {"save_every": 8}})
     straight = two_ranks.run(train, config=config, run=tmp_path / "run", zero=zero)[0]
     checkpoints = tmp_path / "run" / "thinker" / "checkpoints"
     for newer in sorted(checkpoints.glob("step_*"))[1:]:

@@ -7,14 +7,18 @@ memory-mapped files beside the shards. Lengths in tokens depend on the tokenizer
 
 import os
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muomni.config.models import MEL_RATE_HZ
+from muomni.data.shards.parallel import map_ranges
 from muomni.data.shards.source import Source
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
+from muomni.io.file_lock import exclusive_lock_if_supported
 from muomni.io.hashing import sha256_bytes
 
 # Above this number of samples, checks and averages use a subset.
@@ -83,25 +87,52 @@ def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
 
 
 def measured_lengths(
-    source: Source, measure: Callable[[dict[str, Any]], int], depends_on: str
+    source: Source,
+    measure: Callable[[dict[str, Any]], int],
+    depends_on: str,
+    num_workers: int = 1,
 ) -> Lengths:
     """`measure` of each sample, cached beside the shards; -1 for samples that raise DataError.
 
     `depends_on` names everything besides the samples that determines the result; a digest of it names
-    the cache file, so a stale cache is never read. If the folder is read-only, nothing is cached. The
-    file is memory-mapped, so the ranks of a node share its memory.
+    the cache file, so a stale cache is never read. One process measures, by `num_workers` processes, while
+    others wait for its file; without file locks, all measure. If the folder is read-only, nothing is cached.
+    The file is memory-mapped, so the ranks of a node share its memory.
     """
     digest = sha256_bytes(f"{source.fingerprint}|{source.split}|{depends_on}".encode())
     cache = source.manifests[0].root / source.split / f".lengths-{digest[:16]}.npy"
-    if cache.is_file():
-        lengths = np.load(cache, mmap_mode="r")
-        if len(lengths) == len(source):
-            return Lengths.of_array(lengths, depends_on)
-    lengths = np.array([_length(source, i, measure) for i in range(len(source))], dtype=np.int32)
-    if os.access(cache.parent, os.W_OK):
-        with open_atomic(cache) as file:  # ranks may write it at once, all with the same bytes
-            np.save(file, lengths)
+    lengths = _load(cache, len(source))
+    if lengths is not None:
+        return Lengths.of_array(lengths, depends_on)
+    measure_range = partial(_lengths_of_range, source, measure)
+
+    def measure_all() -> np.ndarray:
+        ranges = map_ranges(measure_range, len(source), num_workers)
+        return np.concatenate([np.empty(0, dtype=np.int32), *ranges])
+
+    if not os.access(cache.parent, os.W_OK):
+        return Lengths.of_array(measure_all(), depends_on)
+    with exclusive_lock_if_supported(cache.with_suffix(".lock")):
+        lengths = _load(cache, len(source))  # another process may have measured meanwhile
+        if lengths is None:
+            lengths = measure_all()
+            with open_atomic(cache) as file:
+                np.save(file, lengths)
     return Lengths.of_array(lengths, depends_on)
+
+
+def _load(cache: Path, num_samples: int) -> np.ndarray | None:
+    """The complete lengths in a file, if there are any."""
+    if not cache.is_file():
+        return None
+    lengths = np.load(cache, mmap_mode="r")
+    return lengths if len(lengths) == num_samples else None
+
+
+def _lengths_of_range(
+    source: Source, measure: Callable[[dict[str, Any]], int], first: int, stop: int
+) -> np.ndarray:
+    return np.array([_length(source, i, measure) for i in range(first, stop)], dtype=np.int32)
 
 
 def _length(source: Source, index: int, measure: Callable[[dict[str, Any]], int]) -> int:

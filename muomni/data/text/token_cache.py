@@ -12,11 +12,13 @@ time. They are memory-mapped, so the ranks and workers of a node share their mem
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from muomni.data.shards.parallel import map_ranges
 from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
@@ -60,10 +62,11 @@ class TokenCache:
             self._maps = None
         return is_complete
 
-    def ensure(self, reader: SplitReader, encode: Encode) -> bool:
+    def ensure(self, reader: SplitReader, encode: Encode, num_workers: int = 1) -> bool:
         """Write the cache unless it is complete; returns whether it is complete now.
 
-        One process writes while the others wait; without file locks, all write the same bytes.
+        One process writes while the others wait; without file locks, all write the same bytes. With several
+        workers, `encode` must be picklable.
         """
         if self.is_complete():
             return True
@@ -74,7 +77,7 @@ class TokenCache:
                 if not self.is_complete():
                     if self._path("texts").exists():
                         logger.warning("rebuilding damaged token cache %s", self._path("ids"))
-                    self._write(reader, encode)
+                    self._write(reader, encode, num_workers)
         except OSError as error:
             logger.warning("cannot write token cache to %s: %s", self.folder, error.strerror)
             return False
@@ -98,18 +101,32 @@ class TokenCache:
             self._maps = _map(self._path("texts"), TEXT), _map(self._path("ids"), self._dtype)
         return self._maps
 
-    def _write(self, reader: SplitReader, encode: Encode) -> None:
+    def _write(self, reader: SplitReader, encode: Encode, num_workers: int) -> None:
         start = 0
+        encode_range = partial(_encode_range, reader, encode, self._dtype)
         # The inner file is renamed first, so `texts` marks the cache as complete.
         with open_atomic(self._path("texts")) as texts, open_atomic(self._path("ids")) as ids:
-            for index in range(self._num_texts):
-                try:
-                    encoded, num_bytes = encode(reader.read(index))
-                except DataError:
-                    encoded, num_bytes = [], 0
-                ids.write(np.array(encoded, dtype=self._dtype).tobytes())
-                texts.write(np.array((start, len(encoded), num_bytes), dtype=TEXT).tobytes())
-                start += len(encoded)
+            for found_ids, found in map_ranges(encode_range, self._num_texts, num_workers):
+                found["start"] += start
+                ids.write(found_ids.tobytes())
+                texts.write(found.tobytes())
+                start += len(found_ids)
+
+
+def _encode_range(
+    reader: SplitReader, encode: Encode, dtype: np.dtype, first: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the samples first ... stop - 1, concatenated, and `TEXT` of each, with starts from 0."""
+    ids: list[int] = []
+    texts = []
+    for index in range(first, stop):
+        try:
+            encoded, num_bytes = encode(reader.read(index))
+        except DataError:
+            encoded, num_bytes = [], 0
+        texts.append((len(ids), len(encoded), num_bytes))
+        ids += encoded
+    return np.array(ids, dtype=dtype), np.array(texts, dtype=TEXT)
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

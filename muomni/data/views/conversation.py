@@ -56,9 +56,11 @@ class ConversationView(View[Conversation]):
         self.seq_len = seq_len
         self.padding = padding
 
-    def lengths(self, source: Source) -> Lengths:
+    def lengths(self, source: Source, num_workers: int = 1) -> Lengths:
+        """Positions of each conversation, at most `seq_len`; measured by `num_workers` processes."""
         depends_on = f"{self.encoder.depends_on} context={self.seq_len}"
-        return measured_lengths(source, self._measure, depends_on).clipped(1, self.seq_len)
+        measured = measured_lengths(source, self._measure, depends_on, num_workers)
+        return measured.clipped(1, self.seq_len)
 
     def _measure(self, sample: dict[str, Any]) -> int:
         return self.encoder.num_positions(read_turns(sample), sample, self.seq_len)

@@ -48,18 +48,14 @@ class TextView(View[Document]):
         self.tokenizer = tokenizer
         self.seq_len = seq_len
 
-    def lengths(self, source: Source) -> Lengths:
-        """Positions of each text, at most `seq_len`; writes missing token caches."""
+    def lengths(self, source: Source, num_workers: int = 1) -> Lengths:
+        """Positions of each text, at most `seq_len`; writes missing token caches by `num_workers` processes."""
         depends_on = f"text tokenizer={self.tokenizer.digest}"
-        caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
-        missing = [
-            cache.folder
-            for cache, reader in zip(caches, source.readers, strict=True)
-            if not cache.ensure(reader, self._ids_and_bytes)
-        ]
+        caches = self._caches(source)
+        missing = self.cache_tokens(source, num_workers)
         if missing:
             self._warn_of_missing(missing, source.split)
-            lengths = measured_lengths(source, self._measure, depends_on)
+            lengths = measured_lengths(source, self._measure, depends_on, num_workers)
         else:
             lengths = Lengths(
                 len(source),
@@ -70,12 +66,23 @@ class TextView(View[Document]):
             self._warn_of_truncation(lengths[evenly_spaced(len(lengths))])
         return lengths.clipped(1, self.seq_len)
 
+    def cache_tokens(self, source: Source, num_workers: int = 1) -> list[Path]:
+        """Write missing token caches; returns the folders where that is impossible."""
+        return [
+            cache.folder
+            for cache, reader in zip(self._caches(source), source.readers, strict=True)
+            if not cache.ensure(reader, self._ids_and_bytes, num_workers)
+        ]
+
     def reader(self, source: Source) -> ExampleReader[Document]:
         """A reader of token ids from the existing caches, and of the other texts from their shards."""
-        caches = [TokenCache(reader, self.tokenizer) for reader in source.readers]
+        caches = self._caches(source)
         return _CachedTexts(
             self, source, [cache if cache.is_complete() else None for cache in caches]
         )
+
+    def _caches(self, source: Source) -> list[TokenCache]:
+        return [TokenCache(reader, self.tokenizer) for reader in source.readers]
 
     def _warn_of_missing(self, folders: list[Path], split: str) -> None:
         if split == TRAIN:  # validation calls this repeatedly

@@ -10,7 +10,7 @@ blocks (packing, masks, losses) and mixtures of experts, whose shapes depend on 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -128,3 +128,8 @@ def not_compiled() -> Iterator[None]:
         yield
     finally:
         torch.compiler.set_stance("default")
+
+
+def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Disable autocast on the device of `x`; a tensor without data (meta device) has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

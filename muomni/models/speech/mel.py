@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.models import SAMPLE_RATE_HZ, MelConfig
+from muomni.models.layers.blocks import full_precision
 from muomni.models.layers.flops import Flops
 
 MAGNITUDE_FLOOR = 1e-5
@@ -77,7 +78,7 @@ class LogMel(nn.Module):
         are ignored; frames beyond a frame length hold `LOG_FLOOR` (silence).
         """
         config = self.config
-        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
+        with torch.no_grad(), full_precision(waveform):
             num_frames = -(-waveform.shape[1] // config.hop)
             signal = waveform.float() * length_mask(lengths, waveform.shape[1])
             # Half a window of zeros on both sides of a multiple of the hop.

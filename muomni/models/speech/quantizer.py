@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from muomni.models.layers.blocks import full_precision
 from muomni.models.layers.counter_random import uniform_hash
 
 # Initial use of a new or replaced code, relative to the average use: one or two dozen steps to win
@@ -217,7 +218,7 @@ class ResidualQuantizer(nn.Module):
 
 def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """Return the index [...] of the vector in `codebook` [V, d] nearest to each latent [..., d]."""
-    with torch.autocast(latents.device.type, enabled=False):
+    with full_precision(latents):
         # -|x - e|^2 + |x|^2; the last term is the same for all codes.
         similarity = 2 * latents @ codebook.T - codebook.square().sum(-1)
     return similarity.argmax(-1)

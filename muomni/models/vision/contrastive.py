@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muomni.models.layers.blocks import full_precision
+
 PADDING_GROUP = -1
 
 
@@ -143,7 +145,7 @@ def _sigmoid_sum(logits: Tensor, target: Tensor, masked: Tensor | None) -> Tenso
 def _similarity(local: Tensor, others: Tensor, scale: Tensor) -> Tensor:
     """Return scale * local @ others.T [n, N], in fp32 or wider."""
     dtype = torch.promote_types(local.dtype, torch.float32)
-    with torch.autocast(local.device.type, enabled=False):
+    with full_precision(local):
         return scale.to(dtype) * (local.to(dtype) @ others.to(dtype).T)
 
 

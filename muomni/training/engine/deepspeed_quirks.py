@@ -59,26 +59,22 @@ def allow_fp16_on_cpu() -> None:
 
 
 # -- gradients and optimizer step ------------------------------------------------------------------
-def hides_gradient_norm(zero_stage: int, precision: str) -> bool:
-    """Whether the engine clips without reporting the norm: plain fp32 without ZeRO does."""
-    return zero_stage == 0 and precision == "fp32"
-
-
 def leaves_loss_unscaled(zero_stage: int, precision: str) -> bool:
     """Whether the caller must apply the loss scale: fp16 without ZeRO divides gradients by it only."""
     return zero_stage == 0 and precision == "fp16"
 
 
-def skip_reduction_on_one_rank(engine: "DeepSpeedEngine", task: nn.Module) -> None:
+def skip_reduction_on_one_rank(engine: "DeepSpeedEngine", optimizer: DeepSpeedOptimizer) -> None:
     """Replace the gradient reduction, which copies all gradients to a buffer and back, by its side effect.
 
-    That is a zero gradient for parameters without one, so that AdamW decays them, too.
+    That is a zero gradient for weights without one, so that AdamW decays them, too.
     """
 
     def fill_missing_gradients(grads: object = None, elements_per_buffer: int = 0) -> None:
-        for parameter in task.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
 
     engine.buffered_allreduce_fallback = fill_missing_gradients
 
@@ -92,6 +88,11 @@ def time_gradient_reduction(engine: "DeepSpeedEngine", clock: StepClock) -> None
             reduce(*args, **kwargs)
 
     engine.allreduce_gradients = timed_reduce
+
+
+def weight_pairs(optimizer: DeepSpeedOptimizer) -> list[tuple[list[Any], list[Tensor]]]:
+    """The trained 16-bit weights of each group and their fp32 counterparts, without ZeRO."""
+    return list(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True))
 
 
 def undo_warm_up_step(optimizer: DeepSpeedOptimizer) -> None:
@@ -127,11 +128,18 @@ def loss_scale(optimizer: DeepSpeedOptimizer) -> float:
     return float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0)))
 
 
+def has_fp32_sums(optimizer: DeepSpeedOptimizer) -> bool:
+    """Whether this is DeepSpeed's separate optimizer of ZeRO 1 for bf16 weights and fp32 gradients."""
+    return hasattr(optimizer, "fp32_groups_flat_partition")
+
+
 # -- weights ---------------------------------------------------------------------------------------
 def master_weights(optimizer: DeepSpeedOptimizer, zero_stage: int) -> list[Tensor]:
     """The fp32 weights that this rank's optimizer updates; a flat shard of them under ZeRO."""
     if zero_stage == 3:
         return list(optimizer.fp32_partitioned_groups_flat)
+    if has_fp32_sums(optimizer):
+        return list(optimizer.fp32_groups_flat_partition)
     if zero_stage:
         return list(optimizer.single_partition_of_fp32_groups)
     return [p for group in optimizer.param_groups for p in group["params"]]
@@ -148,8 +156,8 @@ def copy_masters_to_model(optimizer: DeepSpeedOptimizer, zero_stage: int, precis
     elif zero_stage:
         optimizer.update_lp_params()
     elif precision != "fp32":
-        for short, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for parameter, master in zip(short, full, strict=True):
+        for shorts, fulls in weight_pairs(optimizer):
+            for parameter, master in zip(shorts, fulls, strict=True):
                 parameter.data.copy_(master.data)
 
 

@@ -17,6 +17,8 @@ from muomni.config.run import RunConfig
 from muomni.errors import ConfigError
 from muomni.training.engine.offload import Offload, offload_of
 
+GRADIENT_DTYPES = ("fp32", "bf16", "fp16")
+
 ENGINE_SECTIONS = (
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "expert_parallel", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
@@ -77,9 +79,25 @@ def read_engine_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"zero_optimization.stage in {path} is {stage!r}; it must be 0, 1, 2 or 3"
         )
+    _check_data_types(content.get("data_types", {}), stage, path)
     # DeepSpeed also rejects misspelled keys of this section, but with a traceback on every rank.
     validate(DeepSpeedZeroConfig, zero, f"zero_optimization of {path}")
     return content
+
+
+def _check_data_types(section: Any, stage: int, path: Path) -> None:
+    """Raise ConfigError unless `section` names a format in which this stage can add up gradients."""
+    found = section.get("grad_accum_dtype", "fp32") if isinstance(section, dict) else None
+    if found not in GRADIENT_DTYPES or set(section) - {"grad_accum_dtype"}:
+        raise ConfigError(
+            f'data_types in {path} must be an object like {{"grad_accum_dtype": "fp32"}} '
+            f"({', '.join(GRADIENT_DTYPES)}), not {section!r}"
+        )
+    if stage == 0 and found != "fp32":
+        raise ConfigError(
+            f"data_types in {path} asks for gradients in {found}, but without ZeRO they are added up in fp32; "
+            f"remove data_types, or use ZeRO 1"
+        )
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,6 +108,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key '{twice}' occurs twice")
     return content
+
+
+def gradient_format(engine_json: dict[str, Any], precision: str) -> tuple[str, str]:
+    """The formats in which gradients are added up over micro-batches, and reduced over ranks.
+
+    Both are fp32 for bf16 weights, whose 8 significant bits would lose small contributions, unless the JSON
+    sets others. Offloaded gradients, and those of fp16 weights, which are scaled, keep the format of the
+    weights.
+    """
+    stage = zero_stage(engine_json)
+    own = precision if stage and (precision != "bf16" or offload_of(engine_json)) else "fp32"
+    accumulated = engine_json.get("data_types", {}).get("grad_accum_dtype", own)
+    reduced = "fp32" if precision == "bf16" or stage == 0 else precision
+    return accumulated, engine_json.get("communication_data_type") or reduced
 
 
 def zero_stage(engine_json: dict[str, Any]) -> int:
@@ -133,8 +165,15 @@ def complete(
     (`accumulates`), which decides about its buffers; the engine marks the last one of each step.
     """
     num_accumulation = 2 if accumulates else 1
+    accumulated, reduced = gradient_format(engine_json, precision)
+    full = {key: value for key, value in engine_json.items() if key != "data_types"}
+    if zero_stage(engine_json):  # else this project adds up gradients itself (engine/unsharded.py)
+        full["data_types"] = {"grad_accum_dtype": accumulated}
     return {
-        **engine_json,
+        **full,
+        "communication_data_type": reduced,
+        # Its timer would wait for the device in each forward pass and each step.
+        "timers": {"throughput": {"enabled": False}, **engine_json.get("timers", {})},
         # DeepSpeed uses sample counts only in its own logs; here one micro-batch counts as one sample.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": num_accumulation,
@@ -144,7 +183,9 @@ def complete(
         # Offloaded state uses the same optimizer (muomni/training/engine/offload.py).
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": engine_json.get("steps_per_print", 10**12),
-        "bf16": {"enabled": precision == "bf16"},
+        # Gradients are added to the fp32 sums as they are finished. Else ZeRO 1 would add them at hooks on
+        # output tensors, which DeepSpeed does not find in a StageOutput.
+        "bf16": {"enabled": precision == "bf16", "immediate_grad_update": True},
         "fp16": {
             "enabled": precision == "fp16",
             "loss_scale": 0,

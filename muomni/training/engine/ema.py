@@ -4,20 +4,8 @@ It is kept in fp32 over the tensors that the optimizer updates, so over this ran
 needs no communication, since averaging is elementwise.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from muomni.errors import ConfigError
-
-
-def check_support(engine_json: dict[str, Any]) -> None:
-    """Raise ConfigError for an engine whose master weights cannot be averaged."""
-    if "data_types" in engine_json:
-        raise ConfigError(
-            "training.ema_decay does not work with data_types in the DeepSpeed config; remove one of them"
-        )
 
 
 def decay_at(step: int, decay: float) -> float:

@@ -14,7 +14,6 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
-from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor, nn
 
 from muomni.config.run import OptimSection, RunConfig
@@ -25,6 +24,9 @@ from muomni.models.layers.blocks import not_compiled
 from muomni.observe.step_clock import StepClock
 from muomni.training.engine import deepspeed_quirks as quirks
 from muomni.training.engine import ds_config, expert_parallel, weights
+from muomni.training.engine.precision import DTYPES
+from muomni.training.engine.sharded_build import RecordedBuild, shard
+from muomni.training.engine.unsharded import UnshardedOptimizer
 from muomni.training.optim.groups import build_optimizer, parameter_groups
 from muomni.training.outputs import StageOutput, Sums
 
@@ -46,7 +48,9 @@ class Engine:
         precision: str,
         accumulates: bool,
         device: torch.device,
+        build: RecordedBuild | None = None,
     ) -> None:
+        """`build` has recorded how to initialize `task`; ZeRO 3 then never holds all of its weights."""
         if precision == "fp16" and device.type == "cpu":
             quirks.allow_fp16_on_cpu()
         self.zero_stage = ds_config.zero_stage(engine_json)
@@ -54,12 +58,14 @@ class Engine:
         full = ds_config.complete(
             engine_json, config, precision, accumulates, collectives.world_size()
         )
-        self._clips_itself = quirks.hides_gradient_norm(self.zero_stage, precision)
+        # Without ZeRO, DeepSpeed does not report the norm in fp32, and reads many values in 16 bits.
+        self._clips_itself = self.zero_stage == 0
         if self._clips_itself:
             full["gradient_clipping"] = 0.0
         self.settings = full  # what DeepSpeed gets
         self._scales_itself = quirks.leaves_loss_unscaled(self.zero_stage, precision)
         self._own_scale = 1.0
+        self._optimizer_name = config.optim.name
         self._max_grad_norm = config.optim.max_grad_norm
         self._own_norm: Tensor | None = None
         self._own_skips = torch.zeros((), device=device)
@@ -68,18 +74,25 @@ class Engine:
         self.num_bad_steps: int | Tensor = 0
         self.num_expert_ranks = expert_parallel.group_size(full)
         self._device = device
+        groups = [group.settings() for group in parameter_groups(task, config.optim)]
+        if build is not None:
+            sharded = shard(task, build, full, DTYPES[precision])
+            for group in groups:
+                group["params"] = [sharded[id(parameter)] for parameter in group["params"]]
         task.to(device)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
         optimizer: Any = partial(_moe_optimizer, task, config.optim)
         if not self.num_expert_ranks:
-            optimizer = build_optimizer(task, config.optim)
+            optimizer = build_optimizer(task, config.optim, groups)
         with quirks.quiet_deepspeed():
             parts: Any = deepspeed.initialize(model=task, optimizer=optimizer, config=full)
         self.deepspeed, self.optimizer, _, _ = parts
         if self.zero_stage == 0 and collectives.world_size() == 1:
-            quirks.skip_reduction_on_one_rank(self.deepspeed, self.task)
+            quirks.skip_reduction_on_one_rank(self.deepspeed, self.optimizer)
         if self.zero_stage == 0 and precision != "fp32":
             quirks.undo_warm_up_step(self.optimizer)
+            UnshardedOptimizer.take_over(self.optimizer)
+        self._updated = self._updated_weights() if self._clips_itself else {}
         if self.zero_stage and precision == "fp16":
             quirks.tolerate_min_loss_scale(self.optimizer)
         self._min_scale = config.fp16.min_scale if precision == "fp16" else 1.0
@@ -88,6 +101,12 @@ class Engine:
         self.masters = weights.MasterWeights(
             self.optimizer, self.zero_stage, precision, config.training.ema_decay
         )
+
+    @property
+    def optimizer_layout(self) -> str:
+        """The optimizer and how DeepSpeed lays out its state, for checkpoints."""
+        has_sums = quirks.has_fp32_sums(self.optimizer)
+        return self._optimizer_name + (" with fp32 sums of gradients" if has_sums else "")
 
     @property
     def task(self) -> nn.Module:
@@ -129,23 +148,43 @@ class Engine:
             if self._clips_itself:
                 self._clip()
         self.deepspeed.step()
-        if is_last and not self._clips_itself:
+        if is_last and not self._counts_on_device:
             is_bad = self.optimizer.overflow and scale <= self._min_scale
             self.num_bad_steps = self.num_bad_steps + 1 if is_bad else 0
 
+    @property
+    def _counts_on_device(self) -> bool:
+        """Whether the host does not know if gradients were non-finite, so that it need not wait."""
+        return self._clips_itself and self.precision != "fp16"
+
     def _clip(self) -> None:
-        """Clip gradients by their global norm, and let the optimizer skip the step if it is non-finite."""
-        limit = self._max_grad_norm or float("inf")
+        """Unscale gradients, clip them by their global norm, and let the optimizer skip non-finite ones."""
+        gradients = {name: w.grad for name, w in self._updated.items() if w.grad is not None}
         if self.num_expert_ranks:
-            norm = expert_parallel.clip_grad_norm(self.task, limit)
+            norm = expert_parallel.global_norm(self.task, gradients)
         else:
-            norm = clip_grad_norm_(self.task.parameters(), max_norm=limit)
+            norm = torch.nn.utils.get_total_norm(gradients.values())
+        limit, scale = self._max_grad_norm or float("inf"), self._own_scale
+        factor = (limit / (norm / scale + 1e-6)).clamp(max=1.0) / scale
+        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+            list(gradients.values()), factor
+        )
         is_bad = (~torch.isfinite(norm)).view(()).float()
         # As torch's GradScaler does: fused optimizers read it on the device, so the host does not wait.
-        self.optimizer.found_inf = is_bad
+        inner = self.optimizer if self.precision == "fp32" else self.optimizer.optimizer
+        inner.found_inf = is_bad
         self._own_norm = norm
-        self._own_skips += is_bad
-        self.num_bad_steps = (self.num_bad_steps + 1) * is_bad
+        if self._counts_on_device:
+            self._own_skips += is_bad
+            self.num_bad_steps = (self.num_bad_steps + 1) * is_bad
+
+    def _updated_weights(self) -> dict[str, Tensor]:
+        """The weights that the optimizer without ZeRO updates, by parameter name."""
+        named = {name: p for name, p in self.task.named_parameters() if p.requires_grad}
+        if self.precision == "fp32":
+            return dict(named)
+        full = {id(short): full for short, full in self.optimizer.pairs()}
+        return {name: full[id(p)] for name, p in named.items()}
 
     def time_reductions(self, clock: StepClock) -> None:
         """Let `clock` separate the gradient reduction from the backward pass."""
@@ -174,7 +213,7 @@ class Engine:
         return weights.first_non_finite_weight(self.task, self._device)
 
     def full_state(self, prefix: str) -> dict[str, Tensor]:
-        """Parameters and buffers below `prefix` as full fp32 CPU tensors; all ranks must call it."""
+        """Parameters and buffers below `prefix` as full fp32 CPU tensors, on rank 0; all ranks must call it."""
         return weights.full_state(self.task, prefix, self.zero_stage, self._device)
 
     def shapes_digest(self) -> str:

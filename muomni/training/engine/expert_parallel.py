@@ -129,24 +129,17 @@ def gather_experts(local: Tensor, group: dist.ProcessGroup, device: torch.device
     return collectives.gather_rows(local.to(device), group).cpu()
 
 
-def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
-    """Clip gradients in place by their global norm, in which each expert counts once; returns the norm.
+def global_norm(module: nn.Module, gradients: dict[str, Tensor]) -> Tensor:
+    """The norm of the gradients by parameter name, in which each expert counts once.
 
-    For the engine with full gradients on every rank (fp32 without ZeRO).
+    For the engine with full gradients on every rank (without ZeRO).
     """
     groups = expert_groups(module)
-    shared: list[Tensor] = []
-    experts: list[Tensor] = []
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            (experts if name in groups else shared).append(parameter.grad)
+    shared = [gradient for name, gradient in gradients.items() if name not in groups]
+    experts = [gradient for name, gradient in gradients.items() if name in groups]
     squares = torch.nn.utils.get_total_norm(experts).square()
     dist.all_reduce(squares, group=next(iter(groups.values())))
-    norm = (torch.nn.utils.get_total_norm(shared).square() + squares).sqrt()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in (*shared, *experts):
-        gradient.mul_(factor)
-    return norm
+    return (torch.nn.utils.get_total_norm(shared).square() + squares).sqrt()
 
 
 def buffer_owner(module: nn.Module, name: str) -> nn.Module:

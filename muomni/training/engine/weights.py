@@ -63,18 +63,24 @@ class MasterWeights:
 def full_state(
     task: nn.Module, prefix: str, zero_stage: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Parameters and buffers below `prefix` as full fp32 CPU tensors; all ranks must call it.
+    """Parameters and buffers below `prefix` as full fp32 CPU tensors on rank 0, nothing on other ranks.
 
-    Includes the experts of all ranks, under the names of the plain block.
+    All ranks must call it; each gathers one parameter at a time. Includes the experts of all ranks, under the
+    names of the plain block.
     """
     state: dict[str, Tensor] = {}
     groups = expert_parallel.expert_groups(task)
+    is_main = collectives.rank() == 0
     for name, parameter in task.named_parameters():
         if name.startswith(prefix):
-            full = _full_parameter(parameter, zero_stage)
-            if name in groups:
+            full = _full_parameter(parameter, zero_stage, is_main or name in groups)
+            if full is not None and name in groups:
                 full = expert_parallel.gather_experts(full, groups[name], device)
-            state[name.removeprefix(prefix)] = full
+            if full is not None and is_main:
+                state[name.removeprefix(prefix)] = full
+            del full
+    if not is_main:
+        return {}
     for name, buffer in task.named_buffers():
         owner, _, leaf = name.rpartition(".")
         is_persistent = leaf not in task.get_submodule(owner)._non_persistent_buffers_set
@@ -83,11 +89,14 @@ def full_state(
     return from_autoep(state) if groups else state
 
 
-def _full_parameter(parameter: nn.Parameter, zero_stage: int) -> Tensor:
+def _full_parameter(parameter: nn.Parameter, zero_stage: int, is_wanted: bool) -> Tensor | None:
+    """The full fp32 parameter on the CPU, or None on ranks that only take part in gathering it."""
     full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
     if full is None:  # frozen, or an engine without master weights
         with deepspeed.zero.GatheredParameters([parameter], enabled=zero_stage == 3):
-            full = parameter.detach()
+            full = parameter.detach() if is_wanted else None
+    if full is None or not is_wanted:
+        return None
     full = full.detach().to("cpu", copy=True).view(quirks.full_shape(parameter))
     return full.float() if full.is_floating_point() else full
 

@@ -16,10 +16,16 @@ from muomni.errors import ConfigError
 from muomni.io.table import format_table
 from muomni.models.layers.blocks import describe_recomputation
 from muomni.training.engine import expert_parallel
-from muomni.training.engine.ds_config import read_engine_json, zero_settings, zero_stage
+from muomni.training.engine.ds_config import (
+    gradient_format,
+    read_engine_json,
+    zero_settings,
+    zero_stage,
+)
 from muomni.training.engine.offload import offload_of
 from muomni.training.engine.precision import DTYPES
 from muomni.training.optim.groups import describe_parameters, parameter_groups
+from muomni.training.planning.gradient_layout import Setup, Sizes
 from muomni.training.planning.live_bytes import storage_bytes
 from muomni.training.planning.memory_plan import (
     AVERAGE,
@@ -27,8 +33,6 @@ from muomni.training.planning.memory_plan import (
     MOMENTS,
     PARTS,
     MemoryPlan,
-    Setup,
-    Sizes,
     predict,
 )
 from muomni.training.planning.step_trace import StepTrace, trace_step
@@ -85,18 +89,18 @@ def preview(session: Session, device: Device) -> Preview:
     with torch.device("meta"):
         task = session.stage.build()
     batches = read_step(session)
-    trace = trace_step(session.stage, batches, session.precision, session.ranks.world_size)
+    trace = trace_step(
+        session.stage, batches, session.precision, session.ranks.world_size, device.kind
+    )
     return Preview(task, batches, trace, predict_memory(session, task, trace, device))
 
 
 def check_memory(session: Session, seen: Preview, device: Device) -> None:
     """Raise ConfigError if the predicted memory of the run exceeds the device, or is unknown."""
-    own = [plan for plan in seen.plans if _is_own(plan, session)]
-    if not own:
-        raise ConfigError(
-            "memory cannot be predicted with expert_parallel or data_types; remove --check-memory"
-        )
-    plan, fits = own[0], fits_device(own[0], device)
+    plan = own_plan(session, seen)
+    if plan is None:
+        raise ConfigError("memory cannot be predicted with expert_parallel; remove --check-memory")
+    fits = fits_device(plan, device)
     if fits is None:
         raise ConfigError("--check-memory needs the memory of the GPUs; add --gpu-gib")
     if not fits:
@@ -109,6 +113,11 @@ def check_memory(session: Session, seen: Preview, device: Device) -> None:
             "training.activation_checkpointing, or choose another --deepspeed_config "
             "(--dry-run shows the memory for each)"
         )
+
+
+def own_plan(session: Session, seen: Preview) -> MemoryPlan | None:
+    """The plan for the DeepSpeed JSON of the run; None if it cannot be predicted."""
+    return next((plan for plan in seen.plans if _is_own(plan, session)), None)
 
 
 def describe(session: Session, device: Device, seen: Preview | None = None) -> dict[str, Any]:
@@ -167,19 +176,12 @@ def predict_memory(
 ) -> list[MemoryPlan]:
     """Return memory plans per rank: for the run's own DeepSpeed JSON, and for the shipped ones.
 
-    Offload configs are included for GPUs only, since on CPUs they move nothing. Empty with expert parallelism
-    or other gradient types, which are not modeled.
+    Offload configs are included for GPUs only, since on CPUs they move nothing. Empty with expert parallelism,
+    which is not modeled.
     """
     config, own_json = session.request.config, session.request.engine_json
-    if expert_parallel.is_enabled(own_json) or "data_types" in own_json:
+    if expert_parallel.is_enabled(own_json):
         return []
-    setup = Setup(
-        session.ranks.world_size,
-        session.feed.accumulates,
-        DTYPES[session.precision].itemsize,
-        config.training.ema_decay is not None,
-        is_gpu=device.kind == "cuda",
-    )
     names = {(0, False): "zero0"}
     if config.optim.name != "muon":
         names |= {(stage, False): f"zero{stage}" for stage in (1, 2, 3)}
@@ -189,8 +191,22 @@ def predict_memory(
     engines[_layout(own_json)] = own_json
     sizes = model_sizes(session, task)
     return [
-        predict(zero_settings(engine), sizes, trace, setup) for _, engine in sorted(engines.items())
+        predict(zero_settings(engine), sizes, trace, _setup(session, engine, device))
+        for _, engine in sorted(engines.items())
     ]
+
+
+def _setup(session: Session, engine_json: dict[str, Any], device: Device) -> Setup:
+    summed, reduced = gradient_format(engine_json, session.precision)
+    return Setup(
+        session.ranks.world_size,
+        session.feed.accumulates,
+        DTYPES[session.precision].itemsize,
+        DTYPES[summed].itemsize,
+        DTYPES[reduced].itemsize,
+        session.request.config.training.ema_decay is not None,
+        is_gpu=device.kind == "cuda",
+    )
 
 
 def _layout(engine_json: dict[str, Any]) -> tuple[int, bool]:
@@ -206,7 +222,7 @@ def table(session: Session, plans: list[MemoryPlan], device: Device) -> list[str
     """Format the plans as aligned text, one line each."""
     config = session.request.config
     if not plans:
-        return ["memory cannot be predicted with expert_parallel or data_types"]
+        return ["memory cannot be predicted with expert_parallel"]
     kind = "GPU" if device.kind == "cuda" else "CPU rank"
     recomputed = describe_recomputation(config.training.activation_checkpointing)
     head = (

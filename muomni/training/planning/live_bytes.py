@@ -1,8 +1,8 @@
 """Track the bytes of live tensors, from allocation to release, and count FLOPs.
 
 Storages are counted, so views are free, and tensors saved for autograd count until the backward pass releases
-them. Works with real and fake tensors; meta tensors are skipped. Temporary memory within an operator (kernel
-scratch space) is not tracked.
+them. Works with real and fake tensors, or with meta tensors in their place. Temporary memory within an operator
+(kernel scratch space) is not tracked.
 """
 
 import weakref
@@ -21,15 +21,17 @@ Bytes = dict[str, int]
 class LiveBytes(TorchDispatchMode):
     """While active, tracks `now`, the live bytes by part, and `peak`, their values at the highest total.
 
-    `part()` returns the part of a new storage. `flops` follows `models/layers/flops.py`.
+    `part()` returns the part of a new storage. `on_meta` tracks tensors on the meta device, and no
+    others. `flops` follows `models/layers/flops.py`.
     """
 
-    def __init__(self, part: Callable[[], str]) -> None:
+    def __init__(self, part: Callable[[], str], on_meta: bool = False) -> None:
         super().__init__()
         self.now: Bytes = {}
         self.peak: Bytes = {}
         self.flops = 0
         self._part = part
+        self._on_meta = on_meta
         self._known: dict[int, tuple[str, int]] = {}
 
     def exclude(self, tensors: Iterable[Tensor]) -> None:
@@ -51,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
         out = self.run(func, args, kwargs or {})
         self.flops += operator_flops(func, args, kwargs or {}, out)
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+            if isinstance(leaf, Tensor) and leaf.is_meta == self._on_meta:
                 self._watch(leaf, self._part(), leaf.untyped_storage().nbytes())
         if sum(self.now.values()) > sum(self.peak.values()):
             self.peak = dict(self.now)

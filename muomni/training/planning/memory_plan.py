@@ -4,19 +4,20 @@ The input is the trace of a step and the parameter sizes. The allocations follow
 (`runtime/engine.py`, `zero/stage_1_and_2.py`, `zero/stage3.py`, `fp16/unfused_optimizer.py`). A test compares
 the prediction with the tensors of real ranks.
 
-Memory can peak at four moments: the start (full fp32 weights before they are cast and sharded), before the
-first forward pass, during forward and backward pass, and during the update. Offloaded state stays on the host
-and is counted separately.
+Memory can peak at four moments: the start (full fp32 weights before they are cast, except under ZeRO 3), before
+the first forward pass, during forward and backward pass, and during the update. Offloaded state stays on the
+host and is counted separately.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
 from muomni.training.engine.ds_config import ZeroSettings
 from muomni.training.engine.offload import Offload
+from muomni.training.planning.gradient_layout import Buckets, Setup, Sizes, overlap_by_rank
 from muomni.training.planning.live_bytes import Bytes
-from muomni.training.planning.step_trace import ACTIVATIONS, LOGITS, WORKSPACE, StepTrace, Stretch
+from muomni.training.planning.step_trace import ACTIVATIONS, LOGITS, WORKSPACE, StepTrace
 
 PARAMETERS, GRADIENTS, BUCKETS = "parameters", "gradients", "buckets"
 MASTER, MOMENTS, AVERAGE = "fp32_weights", "moments", "average"
@@ -28,41 +29,6 @@ _FP32_BYTES = 4
 _NORM_BYTES = 8  # an element of the gradient whose norm is computed, in fp64
 # Elements per gradient bucket of the engine without ZeRO.
 _PLAIN_BUCKET = 500_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Elements of each trained parameter by optimizer group, and of each frozen parameter.
-
-    `order` has the position in the model of each parameter of the concatenated groups. `num_moments` is the
-    number of fp32 values per element that the optimizer keeps for a group.
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-    num_moments: tuple[int, ...]
-    order: tuple[int, ...]
-    frozen: tuple[int, ...]
-    buffer_bytes: int
-
-    @property
-    def trained(self) -> list[int]:
-        """Elements of the trained parameters in model order."""
-        sizes = [size for group in self.groups for size in group]
-        return [size for _, size in sorted(zip(self.order, sizes, strict=True))]
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """The setup to predict for. `weight_bytes` is the size of an element in the compute dtype.
-
-    On a GPU (`is_gpu`), reserved but unwritten memory counts, and host memory is separate.
-    """
-
-    num_ranks: int
-    accumulates: bool
-    weight_bytes: int
-    has_average: bool
-    is_gpu: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +53,11 @@ class MemoryPlan:
         return sum(self.moments[self.peak_at].values())
 
     @property
+    def step_peak(self) -> int:
+        """Peak bytes on the device in a step, without the start."""
+        return max(sum(parts.values()) for name, parts in self.moments.items() if name != "start")
+
+    @property
     def host_peak(self) -> int:
         """Bytes in host memory; 0 without offload."""
         return sum(self.host.values())
@@ -100,6 +71,8 @@ class MemoryPlan:
 def predict(zero: ZeroSettings, sizes: Sizes, trace: StepTrace, setup: Setup) -> MemoryPlan:
     """Predict the memory of one rank, the one with the most if ranks differ."""
     engine = {0: _Unsharded, 1: _ShardedState, 2: _ShardedGradients, 3: _ShardedWeights}[zero.stage]
+    if zero.stage == 1 and setup.weight_bytes < setup.sum_bytes:
+        engine = _SummedGradients
     return engine(zero, sizes, trace, setup).plan()
 
 
@@ -109,6 +82,7 @@ class _Unsharded:
     def __init__(self, zero: ZeroSettings, sizes: Sizes, trace: StepTrace, setup: Setup) -> None:
         self.zero, self.sizes, self.trace, self.setup = zero, sizes, trace, setup
         self.width, self.offload = setup.weight_bytes, zero.offload
+        self.sum_width, self.reduce_width = setup.sum_bytes, setup.reduce_bytes
         self.is_wide = self.width == _FP32_BYTES
         self.num_trained, self.num_frozen = sum(sizes.trained), sum(sizes.frozen)
 
@@ -152,16 +126,14 @@ class _Unsharded:
         """Gradients and buffers during each stretch, excluding the gradient that ends it."""
         accumulated = self.num_trained if self.setup.accumulates else 0
         for finished in self._finished():
-            yield {GRADIENTS: self.width * max(accumulated, finished)}
+            yield {GRADIENTS: self.sum_width * max(accumulated, finished)}
 
     def during_update(self) -> Iterator[Bytes]:
         """Gradients and buffers at the possible peaks of the update."""
-        gradients = self.width * self.num_trained
+        gradients = self.sum_width * self.num_trained
         in_flight = min(self.num_trained, _PLAIN_BUCKET + max(self.sizes.trained))
         is_alone = self.setup.num_ranks == 1  # then nothing is communicated
-        yield {GRADIENTS: gradients, BUCKETS: 0 if is_alone else self.width * in_flight}
-        if not self.is_wide:
-            yield {GRADIENTS: gradients + _FP32_BYTES * self.num_trained}
+        yield {GRADIENTS: gradients, BUCKETS: 0 if is_alone else self.sum_width * in_flight}
 
     def on_host(self) -> Bytes:
         """Offloaded state in host memory."""
@@ -221,15 +193,14 @@ class _ShardedState(_Unsharded):
         num_own = 0 if self.offload.optimizer else self.num_own
         waiting = self.num_trained if is_split and not self.reduces_each_micro_batch else 0
         kept = num_own if is_split and self.reduces_each_micro_batch else 0
-        buckets = _Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
+        buckets = Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
         # Buffers are allocated with the first gradient; ZeRO 1 keeps them until the end of the step.
         reserved = buckets.reserved if waiting else 0
         own = 0
         for finished, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
             held = max(0, waiting - finished) + kept
             # Gradients are reduced in a copy; then this rank's own part is copied out.
-            copied = max(sent * (self.setup.num_ranks > 1), num_own - own) if sent else 0
-            in_transit = self.width * copied
+            in_transit = max(self._reduced(sent), self.width * (num_own - own)) if sent else 0
             if sent and self.offload.optimizer:  # norms are computed before gradients are offloaded
                 in_transit = max(in_transit, _NORM_BYTES * self.largest)
             yield {
@@ -239,6 +210,11 @@ class _ShardedState(_Unsharded):
             reserved = buckets.reserved
             if sent:
                 own = num_own
+
+    def _reduced(self, num_sent: int) -> int:
+        """Bytes of the copies in which a bucket is reduced."""
+        width = self.width + (self.reduce_width if self.reduce_width != self.width else 0)
+        return width * num_sent * (self.setup.num_ranks > 1)
 
     def during_update(self) -> Iterator[Bytes]:
         if self.offload.optimizer:
@@ -268,7 +244,7 @@ class _ShardedState(_Unsharded):
     def _max_overlap(self, measure: Callable[[int], int]) -> int:
         """Sum `measure` over the parameters that overlap a rank's shard; the maximum over ranks."""
         by_group = [
-            _overlap_by_rank(group, share, self.setup.num_ranks, measure)
+            overlap_by_rank(group, share, self.setup.num_ranks, measure)
             for group, share in zip(self.sizes.groups, self.shares, strict=True)
         ]
         return max(map(sum, zip(*by_group, strict=True)))
@@ -278,6 +254,45 @@ class _ShardedGradients(_ShardedState):
     """ZeRO 2: gradients of other ranks' shards are freed with their bucket, in each micro-batch."""
 
     reduces_each_micro_batch = True
+
+    def during_backward(self) -> Iterator[Bytes]:
+        if self.sum_width == self.width:
+            yield from super().during_backward()
+            return
+        # Sums in fp32 are kept for this rank's shard alone.
+        buckets = Buckets(self.zero, self.setup, 2 if self.zero.overlaps else 1)
+        own = sum(self.shares) if self.setup.accumulates else 0
+        for _, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
+            own = sum(self.shares) if sent else own
+            reserved = self.width * buckets.reserved
+            yield {
+                GRADIENTS: self.sum_width * own,
+                BUCKETS: reserved + (self.width + self.reduce_width) * sent,
+            }
+
+    def during_update(self) -> Iterator[Bytes]:
+        if self.sum_width == self.width:
+            yield from super().during_update()
+            return
+        yield {GRADIENTS: self.sum_width * sum(self.shares), BUCKETS: _NORM_BYTES * self.largest}
+
+
+class _SummedGradients(_ShardedState):
+    """ZeRO 1 with 16-bit weights and fp32 sums: DeepSpeed's BF16_Optimizer, whose sums exist at all times."""
+
+    def state(self) -> Bytes:
+        return super().state() | {GRADIENTS: self.sum_width * self.num_padded}
+
+    def during_backward(self) -> Iterator[Bytes]:
+        for stretch in self.trace.stretches:
+            size = 0 if stretch.parameter is None else self.sizes.trained[stretch.parameter]
+            yield {BUCKETS: self.sum_width * size}  # the copy in which it is added
+
+    def during_update(self) -> Iterator[Bytes]:
+        groups = [sum(group) for group in self.sizes.groups]
+        in_flight = min(self.num_padded, _PLAIN_BUCKET + max(groups))
+        # A single group is reduced in place.
+        yield {BUCKETS: self.sum_width * in_flight * (len(groups) > 1)}
 
 
 class _ShardedWeights(_Unsharded):
@@ -299,30 +314,35 @@ class _ShardedWeights(_Unsharded):
             optimizer = self._optimizer(self.shares, has_copies=True)
         return optimizer | {PARAMETERS: self.width * num_elements + self.sizes.buffer_bytes}
 
+    def start(self) -> Bytes:
+        """Weights are initialized and sharded one by one."""
+        largest = max(self._all_sizes)
+        return {PARAMETERS: self.width * (self._num_owned + largest) + self.sizes.buffer_bytes}
+
     def between_steps(self) -> Bytes:
-        buckets = _Buckets(self.zero, self.setup, 1)
-        return {GRADIENTS: self._gradients, BUCKETS: self.width * buckets.reserved}
+        buckets = Buckets(self.zero, self.setup, 1)
+        return {GRADIENTS: self._gradients, BUCKETS: self.reduce_width * buckets.reserved}
 
     def during_backward(self) -> Iterator[Bytes]:
-        buckets = _Buckets(self.zero, self.setup, 1)
+        buckets = Buckets(self.zero, self.setup, 1)
         # Before offload, the norm of a gradient is computed in fp64.
         norm = _NORM_BYTES * self._share(max(self.sizes.trained)) * self.offload.optimizer
         for finished, sent in buckets.follow(self.trace.stretches, self.sizes.trained):
             yield {
                 PARAMETERS: self.width * self._num_gathered(finished),
                 GRADIENTS: self._gradients,
-                BUCKETS: self.width * (buckets.reserved + sent) + norm * (sent > 0),
+                BUCKETS: self.reduce_width * (buckets.reserved + sent) + norm * (sent > 0),
             }
 
     def during_update(self) -> Iterator[Bytes]:
-        buckets = _Buckets(self.zero, self.setup, 1)
+        buckets = Buckets(self.zero, self.setup, 1)
         buckets.touch(self.num_trained)
-        reserved = self.width * buckets.reserved
+        reserved = self.reduce_width * buckets.reserved
         if self.offload.optimizer:
             yield {BUCKETS: reserved}
             return
         copies = min(max(self.shares), self.zero.sub_group_size)
-        copies *= _FP32_BYTES + (0 if self.is_wide else self.width)
+        copies *= _FP32_BYTES + (0 if self.sum_width == _FP32_BYTES else self.width)
         norm = _NORM_BYTES * self._share(max(self.sizes.trained))
         yield {GRADIENTS: self._gradients, BUCKETS: reserved + norm}
         yield {GRADIENTS: self._gradients + copies, BUCKETS: reserved}
@@ -360,7 +380,7 @@ class _ShardedWeights(_Unsharded):
     @property
     def _gradients(self) -> int:
         """Bytes of this rank's shard of the gradients on the device."""
-        return 0 if self.offload.optimizer else self.width * self.num_share
+        return 0 if self.offload.optimizer else self.sum_width * self.num_share
 
     @property
     def _is_gathered(self) -> bool:
@@ -381,52 +401,6 @@ class _ShardedWeights(_Unsharded):
         large = [n for n in self._all_sizes if not self._is_small(n)]
         limit = self.zero.max_reuse_distance + self.zero.prefetch_bucket + max(large, default=0)
         return max(0, min(sum(large) - num_finished, limit))
-
-
-class _Buckets:
-    """The buffers of finished gradients that wait to be reduced; counts elements."""
-
-    def __init__(self, zero: ZeroSettings, setup: Setup, num_buffers: int) -> None:
-        self._size = zero.reduce_bucket
-        self._written = [0] * num_buffers
-        self._is_gpu = setup.is_gpu
-        self._waiting = 0
-
-    @property
-    def reserved(self) -> int:
-        """Elements of all buffers: reserved on GPUs, written on CPUs."""
-        return self._size * len(self._written) if self._is_gpu else sum(self._written)
-
-    def touch(self, size: int) -> None:
-        """Write up to `size` elements into the buffer in use."""
-        self._written[0] = max(self._written[0], min(size, self._size))
-
-    def follow(self, stretches: Sequence[Stretch], trained: list[int]) -> Iterator[tuple[int, int]]:
-        """Yield for each stretch the elements finished before it, and those reduced at its end."""
-        finished = 0
-        for stretch in stretches:
-            size = 0 if stretch.parameter is None else trained[stretch.parameter]
-            sent = 0
-            if stretch.parameter is None or self._waiting + size > self._size:
-                sent, self._waiting = self._waiting, 0
-                self._written.reverse()
-            self._waiting += size
-            self.touch(self._waiting)
-            yield finished, sent
-            finished += size
-
-
-def _overlap_by_rank(
-    group: tuple[int, ...], share: int, num_ranks: int, measure: Callable[[int], int]
-) -> list[int]:
-    """Sum `measure` over the parameters of a group that overlap each rank's shard."""
-    sums = [0] * num_ranks
-    start = 0
-    for size in group:
-        for rank in range(start // share, (start + size - 1) // share + 1):
-            sums[rank] += measure(size)
-        start += size
-    return sums
 
 
 def _sum(*parts: Bytes) -> Bytes:

@@ -1,26 +1,30 @@
-"""Trace one micro-batch of a stage with fake weights, for its memory over time and its FLOPs.
+"""Trace one micro-batch of a stage without memory for its weights, for its memory over time and its FLOPs.
 
-Weights and everything computed from them are torch's FakeTensors, which have sizes but no memory, so models of
-any size are traced in seconds on any machine. The batch is real, and so is what depends on it alone (masks,
-positions, labels). The trace thus covers every stage, loss, and checkpointing policy without formulas.
+For a CPU, weights and everything computed from them are torch's FakeTensors, which have sizes but no memory, so
+models of any size are traced in seconds on any machine. The batch is real, and so is what depends on it alone
+(masks, positions, labels). For a GPU, all tensors are on the meta device, so that models take the branches of
+accelerators, and `gpu_kernels` adds what CUDA kernels keep and allocate. The trace thus covers every stage,
+loss, and checkpointing policy without formulas.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from muomni.data.loading.loader import to_device
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.models.layers import losses
 from muomni.models.speech import ctc
 from muomni.models.vision import contrastive
 from muomni.training.engine.precision import DTYPES
+from muomni.training.planning import gpu_kernels
 from muomni.training.planning.live_bytes import Bytes, LiveBytes, storage_bytes
 from muomni.training.stage import Stage
 
@@ -47,8 +51,8 @@ class StepTrace:
     """Memory of one rank in a step, besides weights, gradients, and optimizer state.
 
     `stretches` are those of one micro-batch, `before` is the peak before the first of them (frozen models,
-    features of all micro-batches), `resident` is constant (batches of the step, frozen models). `flops` covers
-    the entire step.
+    features of all micro-batches), `resident` is constant (batches of the step, frozen models, on GPUs the
+    workspace of cuBLAS). `flops` covers the entire step.
     """
 
     stretches: tuple[Stretch, ...]
@@ -58,15 +62,18 @@ class StepTrace:
 
 
 class FakeStep(LiveBytes):
-    """LiveBytes for fake weights and real batches; replaces results that depend on fake values."""
+    """LiveBytes for tensors without values; replaces results that depend on values."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _INDEXING:
             args = (args[0], _integer_indices(args[1]), *args[2:])
-        elif func is _aten.bincount.default and isinstance(args[0], FakeTensor):
-            return _even_counts(args[0].numel(), kwargs.get("minlength", args[-1]))
-        elif func in _CTC_LOSSES and isinstance(args[0], FakeTensor):
+        elif func is _aten.bincount.default and _has_no_values(args[0]):
+            return gpu_kernels.even_counts(args[0].numel(), kwargs.get("minlength", args[-1]))
+        elif func in _CTC_LOSSES and _has_no_values(args[0]):
             return _ctc_outputs(*args[:4])
+        elif func in _CTC_GRADIENTS and args[1].is_meta:
+            return torch.empty_like(args[1])
+        gpu_kernels.allocate_scratch(func, args)
         return func(*args, **kwargs)
 
 
@@ -75,6 +82,11 @@ _INDEXING = {
     _aten._index_put_impl_.default, _aten._unsafe_index.Tensor,
 }  # fmt: skip
 _CTC_LOSSES = {_aten._ctc_loss.default, _aten._ctc_loss.Tensor}
+_CTC_GRADIENTS = {_aten._ctc_loss_backward.default, _aten._ctc_loss_backward.Tensor}
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) or tensor.is_meta
 
 
 def _integer_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
@@ -82,38 +94,41 @@ def _integer_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     numbers: list[Tensor | None] = []
     for index in indices:
         is_mask = index is not None and index.dtype == torch.bool
-        if index is not None and is_mask and not isinstance(index, FakeTensor):
+        if index is not None and is_mask and not _has_no_values(index):
             numbers += index.nonzero(as_tuple=True)
         else:
             numbers.append(index)
     return numbers
 
 
-def _even_counts(total: int, num_bins: int) -> Tensor:
-    """Tokens per expert with a balanced router."""
-    counts = torch.full((num_bins,), total // num_bins)
-    counts[: total % num_bins] += 1
-    return counts
-
-
 def _ctc_outputs(log_probs: Tensor, labels: Tensor, _lengths: Any, label_lengths: Any) -> Any:
     """Return the loss [B] and the forward variables [B, T, 2L + 1] saved for the backward pass."""
     num_frames, batch, _ = log_probs.shape
-    longest = max(torch.as_tensor(label_lengths).tolist(), default=0)
+    lengths = [labels.shape[-1]] if labels.is_meta else torch.as_tensor(label_lengths).tolist()
+    longest = max(lengths, default=0)
     variables = log_probs.new_empty(batch, num_frames, 2 * longest + 1)
     return log_probs.new_empty(batch), variables
 
 
-def trace_step(stage: Stage, batches: list[Batch], precision: str, num_ranks: int) -> StepTrace:
-    """Trace a step of one of `num_ranks` ranks with fake weights.
+def trace_step(
+    stage: Stage, batches: list[Batch], precision: str, num_ranks: int, kind: str = "cpu"
+) -> StepTrace:
+    """Trace a step of one of `num_ranks` ranks on devices of a `kind` ("cpu" or "cuda") with fake weights.
 
     `batches` are the micro-batches of the rank, on the CPU.
     """
+    is_gpu = kind == "cuda"
+    stage = stage.on(torch.device("meta" if is_gpu else "cpu"))
     with torch.device("meta"):
         task = stage.build()
     stage.set_up(task)
-    make_fake(task, DTYPES[precision])
-    return trace_task(stage, task.train(), batches, num_ranks)
+    make_fake(task, DTYPES[precision], is_gpu)
+    if not is_gpu:
+        return trace_task(stage, task.train(), batches, num_ranks)
+    copies = [to_device(batch, torch.device("meta")) for batch in batches]
+    with gpu_kernels.stand_ins():
+        trace = trace_task(stage, task.train(), copies, num_ranks)
+    return replace(trace, resident=trace.resident + gpu_kernels.MATMUL_WORKSPACE_BYTES)
 
 
 def trace_task(
@@ -121,7 +136,8 @@ def trace_task(
 ) -> StepTrace:
     """Trace the work before the first forward pass, then forward and backward of the largest micro-batch."""
     phase = [ACTIVATIONS]
-    live = FakeStep(lambda: LOGITS if _is_in_loss() else phase[0])
+    on_meta = any(parameter.is_meta for parameter in task.parameters())
+    live = FakeStep(lambda: LOGITS if _is_in_loss() else phase[0], on_meta)
     frozen = [t for model in stage.frozen_models() for t in model.state_dict().values()]
     inputs = [tensor for batch in batches for tensor in batch.values()]
     live.exclude([*task.parameters(), *task.buffers(), *frozen, *inputs])
@@ -144,9 +160,9 @@ def trace_task(
     return StepTrace(tuple(stretches), before, resident, flops)
 
 
-def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace meta weights by fake CPU weights of `dtype`; buffers keep their dtype."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+def make_fake(module: nn.Module, dtype: torch.dtype, is_meta: bool = False) -> None:
+    """Replace meta weights by fake CPU weights, or meta weights, of `dtype`; buffers keep their dtype."""
+    mode = torch.device("meta") if is_meta else FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, Any] = {}  # tied weights stay tied
     for part in module.modules():
         for name, weight in part._parameters.items():

@@ -71,10 +71,14 @@ class ThinkerStage(Stage):
             check_upcycling(self.dense.config(ThinkerConfig), sizes)
 
     @classmethod
-    def find_upstream(cls, config: RunConfig, run: Path) -> dict[str, Export]:
+    def find_upstream(
+        cls, config: RunConfig, run: Path, with_hashes: bool = True
+    ) -> dict[str, Export]:
         assert isinstance(config, ThinkerRun)
         upcycle = config.options.upcycle
-        return {} if upcycle is None else find_exports(Path(upcycle), (config.stage,))
+        if upcycle is None:
+            return {}
+        return find_exports(Path(upcycle), (config.stage,), with_hashes)
 
     def model_config(self) -> ThinkerConfig:
         sizes = {**self.config.model.model_dump(), "vocab_size": self.tokenizer.vocab_size}

@@ -15,6 +15,7 @@ from tests.data_prep.commands import Capture, fails
 VERBS = [
     *TASKS,
     *("sample", "tokenizer", "finalize", "index"),
+    *("tokenize", "measure"),
     *("verify", "stats", "inspect", "mix", "retry-bad", "dedup", "exclude"),
 ]
 

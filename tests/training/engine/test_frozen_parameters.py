@@ -57,7 +57,7 @@ def _open_and_step(config: RunConfig, run: Path, zero: int) -> dict[str, Any]:
         "num_trained": sum(sizes[name] for name in sizes.keys() - frozen),
         "num_moments": sum(moments),
         "num_master": sum(p.numel() for p in masters),
-        "moved": {name for name in sizes if not torch.equal(before[name], after[name])},
+        "moved": {name for name in before if not torch.equal(before[name], after[name])},
         "trained": sizes.keys() - frozen,
     }
     engine.deepspeed.destroy()

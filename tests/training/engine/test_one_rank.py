@@ -37,7 +37,7 @@ def _step_with_idle_weight(config: RunConfig, run: Path) -> dict[str, Any]:
     loop.engine.deepspeed.flatten = counted
     try:
         loop.train_step()
-        idle = loop.engine.full_state("thinker.")["idle"]
+        idle = loop.engine.full_state("thinker.").get("idle")  # on rank 0
         return {"idle": idle, "num_flattened": len(flattened)}
     finally:
         loop.engine.deepspeed.destroy()

@@ -1,0 +1,93 @@
+"""Ranks share the hashing of a checkpoint: what each wrote when saving, an equal share when loading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.checkpoint import export, store
+from muomni.distributed import collectives
+from muomni.distributed.discovery import Ranks, discover
+from muomni.errors import CheckpointError
+from muomni.training.session import Request, open_loop, prepare
+from tests.corpora import write_text_dataset, write_tokenizer
+from tests.ranks import RankPool
+from tests.training.runs import thinker_config
+from tests.training.stages.sft.omni_runs import omni_run, write_root
+
+ZERO1: dict[str, Any] = {"zero_optimization": {"stage": 1}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_text_dataset(root / "text")
+    write_tokenizer(root / "tokenizer.model")
+    return root
+
+
+def test_only_the_first_rank_hashes_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_root(tmp_path)
+    hashed: list[Path] = []
+    original = export.sha256_file
+    monkeypatch.setattr(export, "sha256_file", lambda path: hashed.append(path) or original(path))
+    request = Request(omni_run("talker", root, {}), root / "run", root / "run", {}, "never")
+    prepare(request, Ranks(1, 1, 2))
+    assert not hashed
+    prepare(request, Ranks(0, 0, 2))
+    assert len(hashed) == 3
+
+
+def _hashed_files(config: Any, run: Path) -> dict[str, list[str]]:
+    """Names of the files that this rank hashes when a checkpoint is saved, and when it is loaded."""
+    hashed: list[str] = []
+    original = store.sha256_file
+
+    def recorded(path: Path) -> str:
+        hashed.append(Path(path).name)
+        return original(path)
+
+    store.sha256_file = recorded  # type: ignore[assignment]
+    loop = open_loop(prepare(Request(config, run, run, ZERO1, "never"), discover()))
+    try:
+        folder = loop.save()
+        saved = list(hashed)
+        hashed.clear()
+        topology = loop.parts.topology
+        store.load(loop.engine.deepspeed, folder, topology, loop.engine.shapes_digest())
+        loaded = list(hashed)
+        collectives.barrier()
+        error = ""
+        if collectives.rank() == 0:
+            damaged = next(folder.rglob("*rank_1_*optim_states.pt"))
+            content = bytearray(damaged.read_bytes())
+            content[len(content) // 2] ^= 1
+            damaged.write_bytes(content)
+        collectives.barrier()
+        try:
+            store.load(loop.engine.deepspeed, folder, topology, loop.engine.shapes_digest())
+        except CheckpointError as found:
+            error = str(found)
+        return {"saved": saved, "loaded": loaded, "error": [error]}
+    finally:
+        store.sha256_file = original
+        loop.engine.deepspeed.destroy()
+
+
+def test_each_file_is_hashed_once_and_all_ranks_report_a_damaged_one(
+    data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(data, {"training": {"ema_decay": 0.9}})
+    first, second = two_ranks.run(_hashed_files, config=config, run=tmp_path)
+    (checkpoint,) = (tmp_path / "thinker" / "checkpoints").glob("step_*")
+    names = sorted(path.name for path in checkpoint.rglob("*") if path.is_file())
+    names.remove("complete.json")
+    for phase in ("saved", "loaded"):
+        assert sorted(first[phase] + second[phase]) == names
+        assert first[phase] and second[phase]
+    own = [name for name in names if "rank_1" in name or "00001" in name]
+    assert len(own) == 3 and set(own) <= set(second["saved"])
+    assert first["error"] == second["error"]
+    assert "rank_1" in first["error"][0] and "differs" in first["error"][0]
