@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.generated_corpora import Sample, audio_clips, images, texts, write_dataset
 from benchmarks.machine import machine_facts
 from data_prep.train_tokenizer import train_tokenizer
-from muomni.data.loading.loader import Loader, PlannedDataset
+from muomni.data.loading.loader import LoadedBatch, Loader, PlannedDataset
 from muomni.data.sampling.plan import Batching, MicroBatch, Plan
 from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
-from muomni.data.views.base import Batch, View
+from muomni.data.views.base import View
 from muomni.data.views.image_text import ImageTextView
 from muomni.data.views.speech import SpeechView
 from muomni.data.views.text import TextView
@@ -67,9 +67,10 @@ class StampedDataset(PlannedDataset):
         # The clock is shared by all processes of the machine.
         self.started_s = time.perf_counter()
 
-    def __getitem__(self, batch: MicroBatch) -> Batch:
+    def __getitem__(self, batch: MicroBatch) -> LoadedBatch:
         started_s = torch.tensor(self.started_s, dtype=torch.float64)
-        return {**super().__getitem__(batch), "started_s": started_s}
+        loaded = super().__getitem__(batch)
+        return loaded._replace(tensors={**loaded.tensors, "started_s": started_s})
 
 
 def main() -> None:

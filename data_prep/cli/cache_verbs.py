@@ -72,7 +72,7 @@ def _run_tokenize(arguments: argparse.Namespace) -> None:
         if manifest.task != "text":
             continue
         tokenizer = _load_tokenizer(arguments.tokenizer, manifest.root)
-        view = TextView(tokenizer, seq_len=1, num_sequences=1)
+        view = TextView(tokenizer, seq_len=1)
         for split in manifest.splits:
             source = Source([manifest], split)
             missing = view.cache_tokens(source, arguments.workers)
@@ -98,9 +98,7 @@ def _run_measure(arguments: argparse.Namespace) -> None:
     tokenizer = _load_tokenizer(arguments.tokenizer, arguments.dir)
     batch: Any = resolve("sft", arguments.preset).batch
     seq_len = arguments.seq_len or batch.seq_len
-    view = ConversationView(
-        tokenizer, _sizes(arguments.preset, tokenizer), seq_len, num_sequences=1
-    )
+    view = ConversationView(tokenizer, _sizes(arguments.preset, tokenizer), seq_len)
     for split in sorted({name for dataset in datasets for name in dataset.splits}):
         source = Source(datasets, split)
         lengths = view.lengths(source, arguments.workers).all()

@@ -34,7 +34,7 @@ def open_session(stage: str, media_data: Path, omni_root: Path) -> Session:
 
 def first_batch(session: Session) -> Batch:
     dataset = PlannedDataset(session.planned.source, session.stage.view(), 0)
-    return dataset[session.planned.plan.rank_step(0, 0, 1)[0]]
+    return dataset[session.planned.plan.rank_step(0, 0, 1)[0]].tensors
 
 
 @pytest.mark.parametrize("stage", ["audio_encoder", "vision_encoder", "talker", "sft"])

@@ -40,7 +40,7 @@ def test_tokenizing_by_workers_gives_the_cache_of_training(
     for path in tmp_path.rglob(".tokens-*"):
         path.unlink()
     for split in dataset.splits:
-        TextView(tokenizer, 64, 1).lengths(Source([dataset], split))
+        TextView(tokenizer, 64).lengths(Source([dataset], split))
     assert caches(tmp_path) == written and len(written) == 2 * len(dataset.splits)
 
 
@@ -54,7 +54,7 @@ def test_measured_conversations_are_not_measured_by_training(
     from data_prep.cli.cache_verbs import _sizes
 
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
-    view = ConversationView(tokenizer, _sizes("nano", tokenizer), 96, 1)
+    view = ConversationView(tokenizer, _sizes("nano", tokenizer), 96)
     source = Source([Manifest.load(tmp_path / "sft")], "train")
     expected = np.array([view._measure(source.read(i)) for i in range(len(source))])
     monkeypatch.setattr(measuring, "_length", None)  # would fail

@@ -138,7 +138,8 @@ def test_frames_are_dropped_in_training_only() -> None:
 
 @pytest.mark.parametrize("rate", ["dropout", "frame_dropout"])
 def test_dropout_needs_seeds_and_depends_on_nothing_else(rate: str) -> None:
-    talker, batch = make_talker(**{rate: 0.5}).train(), make_batch()
+    rates: Any = {rate: 0.5}
+    talker, batch = make_talker(**rates).train(), make_batch()
     with pytest.raises(ValueError, match="needs a seed per sample"):
         talker(**batch)
     seeds, state = torch.tensor([7, 8, 9]), torch.get_rng_state()

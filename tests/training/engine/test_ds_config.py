@@ -92,7 +92,7 @@ def test_bf16_gradients_are_fp32_unless_the_json_says_otherwise(
     engine_json: dict[str, Any], precision: str, expected: tuple[str, str]
 ) -> None:
     assert gradient_format(engine_json, precision) == expected
-    full = complete(engine_json, thinker_config(Path("data")), precision, 1, 1)
+    full = complete(engine_json, thinker_config(Path("data")), precision, False, 1)
     assert full["communication_data_type"] == expected[1]
     has_zero = bool(engine_json)
     assert full.get("data_types", {}).get("grad_accum_dtype") == (expected[0] if has_zero else None)
@@ -100,6 +100,6 @@ def test_bf16_gradients_are_fp32_unless_the_json_says_otherwise(
 
 def test_the_throughput_timer_is_off_unless_the_json_turns_it_on() -> None:
     config = thinker_config(Path("data"))
-    assert not complete({}, config, "fp32", 1, 1)["timers"]["throughput"]["enabled"]
+    assert not complete({}, config, "fp32", False, 1)["timers"]["throughput"]["enabled"]
     wanted = {"timers": {"throughput": {"enabled": True}}}
-    assert complete(wanted, config, "fp32", 1, 1)["timers"] == wanted["timers"]
+    assert complete(wanted, config, "fp32", False, 1)["timers"] == wanted["timers"]

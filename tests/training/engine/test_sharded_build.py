@@ -73,7 +73,7 @@ def test_weights_and_random_numbers_are_those_of_an_ordinary_build(
 def _largest_part(config: RunConfig, run: Path) -> tuple[float, float]:
     """The peak of memory while a model is built and sharded, and its shards: as fractions of the fp32 model."""
     session = prepare(Request(config, run, run, ZERO3, "never"), discover())
-    full = complete(ZERO3, config, "bf16", 1, 2)
+    full = complete(ZERO3, config, "bf16", False, 2)
     with LiveBytes(lambda: "all") as live:
         with RecordedBuild() as build:
             task = session.stage.build()

@@ -116,8 +116,8 @@ def test_an_unsupported_bias_is_rejected(loss: str, bias: float | None, media_da
 def test_validation_does_not_depend_on_the_micro_batch(media_data: Path) -> None:
     found = []
     for micro_samples in (3, 16):
-        changes = {"batch": {"global_samples": 16, "micro_samples": micro_samples}}
-        session = session_of(media_data, changes)
+        batch = {"global_samples": 16, "micro_samples": micro_samples}
+        session = session_of(media_data, {"batch": batch})
         assert session.val is not None and session.val.num_included % 16 != 0
         torch.manual_seed(0)
         task = session.stage.build().eval()
