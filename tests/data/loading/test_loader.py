@@ -2,9 +2,13 @@
 
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,19 +25,25 @@ from muomni.data.views.waveform import WaveformView
 from muomni.errors import DataError
 from tests.corpora import write_dataset
 from tests.media_corpora import speech_sample, write_image_dataset, write_speech_dataset
+from tests.ranks import RankPool
 
 
 def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
     return PlannedDataset(source, SpeechView(CtcUnits(tokenizer, None), True), seed=3)
 
 
-def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
-    """Twelve batches of rank 1 of 2, past the end of an epoch."""
+def _loader(dataset: PlannedDataset, start_step: int, num_workers: int) -> Loader:
+    """A loader of rank 1 of 2."""
     lengths = dataset.view.lengths(dataset.source)
     longest = int(lengths.all().max())
     plan = Plan(lengths, Batching("bucket", 6 * longest, 3 * longest), dataset.seed)
     batches = plan.rank_batches(start_step, rank=1, num_ranks=2)
-    return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 12))
+    return Loader(dataset, batches, num_workers, prefetch=2)
+
+
+def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
+    """Twelve batches, past the end of an epoch."""
+    return list(itertools.islice(_loader(dataset, start_step, num_workers), 12))
 
 
 def _assert_equal(batches: list[Batch], others: list[Batch]) -> None:
@@ -51,6 +61,41 @@ def test_workers_do_not_change_batches_and_resume_is_exact(
     alone = _first(dataset, 0, num_workers=0)
     _assert_equal(_first(dataset, 0, num_workers=2), alone)
     _assert_equal(_first(dataset, 5, num_workers=0)[:7], alone[5:])
+
+
+def _interrupted_batches(dataset: PlannedDataset, number: int) -> int:
+    """Read batches and signal all processes below this one after the second; returns how many came."""
+    count = 0
+    for _ in itertools.islice(_loader(dataset, 0, num_workers=1), 12):
+        count += 1
+        if count == 2:
+            below = psutil.Process().children(recursive=True)
+            assert len(below) >= 2  # the server and its worker
+            for process in below:
+                process.send_signal(number)
+    return count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_of_launchers_and_terminals_do_not_end_workers(
+    number: signal.Signals, tmp_path: Path, tokenizer: Tokenizer, one_rank: RankPool
+) -> None:
+    source = Source([write_speech_dataset(tmp_path / "s", num_train=20)], "train")
+    dataset = _dataset(source, tokenizer)
+    assert one_rank.run(_interrupted_batches, dataset=dataset, number=number) == [12]
+
+
+def test_workers_end_when_their_rank_is_killed() -> None:
+    program = Path(__file__).with_name("endless_loader.py")
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "reading\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(below) >= 2
+    _, alive = psutil.wait_procs(below, timeout=20)
+    for left in alive:
+        left.kill()
+    assert not alive
 
 
 @pytest.mark.parametrize("kind", ["speech", "waveform", "image"])
