@@ -11,6 +11,8 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from muomni.distributed import collectives
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, StorageError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.hashing import sha256_file
 
@@ -78,30 +80,71 @@ def save(
     """
     final = step_folder(root, state.step)
     staging = root / f".{final.name}.tmp"
-    if collectives.rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    collectives.barrier()
-    engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
-    torch.save(_rng_state(), staging / f"rng_rank_{collectives.rank():05d}.pt")
-    if average is not None and (_is_sharded(topology) or collectives.rank() == 0):
-        torch.save(average, _average_file(staging, topology))
-    collectives.barrier()
-    if collectives.rank() == 0:
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "state": asdict(state),
-            "topology": asdict(topology),
-            "shapes": shapes,
-            "files": _list_files(staging),
-        }
-        (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        if final.exists():  # same step, after a resume from an earlier one
-            shutil.rmtree(final)
-        staging.rename(final)
-        write_atomic(root / "latest", f"{final.name}\n".encode())
-    collectives.barrier()
+    is_main = collectives.rank() == 0
+    try:
+        with collectives.writing(f"checkpoint {final}"):
+            if is_main:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        with collectives.writing(f"checkpoint {final}"), _deferred_write_errors(engine):
+            engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+            _save(_rng_state(), staging / f"rng_rank_{collectives.rank():05d}.pt")
+            if average is not None and (_is_sharded(topology) or is_main):
+                _save(average, _average_file(staging, topology))
+        with collectives.writing(f"checkpoint {final}"):
+            if is_main:
+                content = {
+                    "schema_version": SCHEMA_VERSION,
+                    "state": asdict(state),
+                    "topology": asdict(topology),
+                    "shapes": shapes,
+                    "files": _list_files(staging),
+                }
+                (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                if final.exists():  # same step, after a resume from an earlier one
+                    shutil.rmtree(final)
+                staging.rename(final)
+                write_atomic(root / "latest", f"{final.name}\n".encode())
+    except StorageError:
+        if is_main:  # the next attempt needs the space
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     return final
+
+
+def _save(content: Any, path: str | Path) -> None:
+    """`torch.save`, with an OSError if the disk is full."""
+    try:
+        with open(path, "wb") as file:  # given a path, torch does not tell what failed
+            torch.save(content, file)
+    except RuntimeError as error:  # raised when torch closes the archive after a failed write
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+@contextmanager
+def _deferred_write_errors(engine: "DeepSpeedEngine") -> Iterator[None]:
+    """Raise the first error of a write at the end of the block.
+
+    Otherwise a rank would leave the collectives of `save_checkpoint` while its peers wait in them.
+    """
+    failures: list[OSError] = []
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            _save(state_dict, path)
+        except OSError as error:
+            failures.append(error)
+
+    writer: Any = engine.checkpoint_engine
+    before, writer.save = writer.save, save
+    try:
+        yield
+    finally:
+        writer.save = before
+    if failures:
+        raise failures[0]
 
 
 def mark_best(root: Path, step: int) -> None:
