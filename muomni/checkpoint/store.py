@@ -115,7 +115,7 @@ def save(
 def _save(content: Any, path: str | Path) -> None:
     """`torch.save`, with an OSError if the disk is full."""
     try:
-        with open(path, "wb") as file:  # given a path, torch does not tell what failed
+        with open(path, "wb") as file:  # given a path, torch hides what failed
             torch.save(content, file)
     except RuntimeError as error:  # raised when torch closes the archive after a failed write
         if isinstance(error.__context__, OSError):
