@@ -86,8 +86,9 @@ def save(
             if is_main:
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir(parents=True)
-        with collectives.writing(f"checkpoint {final}"), _deferred_write_errors(engine):
-            engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+        with collectives.writing(f"checkpoint {final}"):
+            with _deferred_write_errors(engine, final):
+                engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
             _save(_rng_state(), staging / f"rng_rank_{collectives.rank():05d}.pt")
             if average is not None and (_is_sharded(topology) or is_main):
                 _save(average, _average_file(staging, topology))
@@ -124,10 +125,11 @@ def _save(content: Any, path: str | Path) -> None:
 
 
 @contextmanager
-def _deferred_write_errors(engine: "DeepSpeedEngine") -> Iterator[None]:
-    """Raise the first error of a write at the end of the block.
+def _deferred_write_errors(engine: "DeepSpeedEngine", final: Path) -> Iterator[None]:
+    """Raise the first error of writing tensors at the end of the block.
 
-    Otherwise a rank would leave the collectives of `save_checkpoint` while its peers wait in them.
+    Otherwise a rank would leave the collectives of `save_checkpoint` while its peers wait in them. If another
+    file of DeepSpeed fails, only this rank raises StorageError, since its peers do wait.
     """
     failures: list[OSError] = []
 
@@ -141,6 +143,10 @@ def _deferred_write_errors(engine: "DeepSpeedEngine") -> Iterator[None]:
     before, writer.save = writer.save, save
     try:
         yield
+    except OSError as error:
+        failed = StorageError(collectives.write_error(f"checkpoint {final}", str(error.strerror)))
+        failed.is_rank_local = True
+        raise failed from None
     finally:
         writer.save = before
     if failures:

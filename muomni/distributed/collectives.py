@@ -107,7 +107,12 @@ def writing(what: str) -> Iterator[None]:
         failure = f"{error.strerror or error} on rank {rank()}"
     failures = [text for text in gather_objects(failure) if text is not None]
     if failures:
-        raise StorageError(
-            f"cannot write {what}: {failures[0]}; what was saved before is unchanged: free some space, then "
-            f"rerun the same command"
-        )
+        raise StorageError(write_error(what, failures[0]))
+
+
+def write_error(what: str, reason: str) -> str:
+    """The sentence for a file that cannot be written."""
+    return (
+        f"cannot write {what}: {reason}; what was saved before is unchanged: free some space, then rerun the "
+        f"same command"
+    )

@@ -62,6 +62,35 @@ def test_a_write_that_fails_anywhere_is_an_os_error(num_bytes: int, tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def _train_without_recovery_script(config: Any, run: Path) -> tuple[str, bool]:
+    """Fail in a file that only rank 0 writes, before a barrier; returns the error and whether it is local."""
+    from deepspeed.runtime import engine
+
+    copy = engine.copyfile
+
+    def fail(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    engine.copyfile = fail
+    try:
+        train(config, run)
+    except StorageError as error:
+        return str(error), error.is_rank_local
+    finally:
+        engine.copyfile = copy
+    return "", False
+
+
+def test_a_rank_that_leaves_a_save_of_deepspeed_does_not_wait_for_the_others(
+    text_data: Path, tmp_path: Path, one_rank: RankPool
+) -> None:
+    config = thinker_config(text_data, {"training": {"max_steps": 2}})
+    [(error, is_local)] = one_rank.run(_train_without_recovery_script, config=config, run=tmp_path)
+    assert is_local and error.startswith(f"cannot write checkpoint {tmp_path}/thinker/")
+    assert "No space left on device; what was saved before" in error
+    assert list((tmp_path / "thinker" / "checkpoints").glob(".step*")) == []
+
+
 @pytest.mark.parametrize(
     ("rank", "file"), [(1, "optim_states"), (0, "model_states"), (1, "rng_rank"), (0, "export")]
 )
