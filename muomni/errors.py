@@ -6,9 +6,21 @@ exception is a bug and keeps its traceback.
 """
 
 import difflib
+import errno
+import os
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Errors of the machine, never of the program: full or failing disks, and exhausted limits.
+_MACHINE_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+# Parts of messages of gloo and NCCL about a rank that ended.
+_LOST_PEER = ("gloo/transport", "remote process exited")
+_PEER_GRACE_S = 5.0  # launchers check their ranks every second
 
 
 class MuomniError(Exception):
@@ -55,6 +67,10 @@ class MachineError(MuomniError):
     exit_code = 7
 
 
+class StorageError(MachineError):
+    """Files of a run cannot be written; raised on all ranks."""
+
+
 class PreemptedError(MuomniError):
     """A signal requested a stop; the state was saved and the job should be requeued."""
 
@@ -63,7 +79,7 @@ class PreemptedError(MuomniError):
 
 @contextmanager
 def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
-    """Print a `MuomniError` as one line on stderr and exit with its code.
+    """Print a `MuomniError`, or an OSError of the machine, as one line on stderr and exit with its code.
 
     Only the main rank prints, unless the error is `is_rank_local`.
     """
@@ -73,6 +89,46 @@ def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
         if is_main or error.is_rank_local:
             print(f"{command}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRNOS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{command}: {error.strerror}{where}; fix that, then rerun the same command",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(MachineError.exit_code) from None
+
+
+@contextmanager
+def exit_rank_on_error(command: str, rank: int) -> Iterator[None]:
+    """`exit_on_error` for a rank: inside a process group, it ends the process as soon as the error is printed.
+
+    Python's normal end would wait for peers, which may wait for this rank in a collective. A rank that only
+    lost its connection to another one lets that one's error and exit code come first.
+    """
+    try:
+        with exit_on_error(command, is_main=rank == 0):
+            yield
+    except BaseException as error:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if any(part in str(error) for part in _LOST_PEER):
+            time.sleep(_PEER_GRACE_S)
+            reason = " ".join(str(error).split("\n")[0].split())
+            print(
+                f"{command}: rank {rank} lost its connection to another rank; see the error of that one "
+                f"({reason})",
+                file=sys.stderr,
+            )
+        elif not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

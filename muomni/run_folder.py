@@ -1,6 +1,8 @@
 """Layout of a run folder.
 
 RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the run
+RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
+RUN/STAGE/owner.json       the process that trains it now
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
@@ -41,6 +43,10 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.root / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
 
     @property
     def metrics_file(self) -> Path:

@@ -14,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly venv=.venv
 readonly stamp=$venv/.stamp
 readonly marker=$venv/.made-by-bootstrap # distinguishes our unfinished folder from a user's own
+readonly oldest_driver=580               # for CUDA 13, which the torch of requirements/lock.txt is built for
 readonly num_free_gb_needed=12           # 6.6 GB once installed, plus downloads meanwhile
 
 die() {
@@ -110,6 +111,16 @@ sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.
     }
 }
 
+# Training would refuse to start; the driver may be updated later, so this is no error.
+warn_of_old_driver() {
+    local driver
+    command -v nvidia-smi >/dev/null || return 0
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || return 0
+    [[ $driver =~ ^([0-9]+)\. ]] || return 0
+    [ "${BASH_REMATCH[1]}" -ge "$oldest_driver" ] ||
+        say "driver $driver is older than $oldest_driver, so the locked torch (CUDA 13) cannot use the GPUs; update the driver, or install a torch build for CUDA 12 into $venv, as pytorch.org describes"
+}
+
 install() {
     local python
     python=$(find_python)
@@ -130,6 +141,7 @@ install() {
     install_packages --editable '.[dev]' --constraint requirements/lock.txt ||
         die "the packages could not be installed; see the messages above, then run the command again"
     compile_op
+    warn_of_old_driver
     fingerprint >"$stamp"
     say "done: $PWD/$venv"
 }

@@ -106,6 +106,19 @@ def test_missing_headers_only_cost_speed(machine: Machine) -> None:
     assert "apt-get install python3-dev" in outcome.stdout
 
 
+@pytest.mark.parametrize(
+    ("driver", "is_old"), [("550.54.15", True), ("580.65.06", False), ("no devices", False)]
+)
+def test_old_driver_is_named(machine: Machine, driver: str, is_old: bool) -> None:
+    machine.add("nvidia-smi", f"#!/bin/bash\necho {driver}\n")
+    outcome = machine.bootstrap()
+    assert outcome.returncode == 0
+    message = (
+        "driver 550.54.15 is older than 580, so the locked torch (CUDA 13) cannot use the GPUs"
+    )
+    assert (message in outcome.stdout) is is_old
+
+
 @pytest.mark.parametrize("trouble", ["FAKE_PIP", "FAKE_OP"])
 def test_failed_installation_starts_over(machine: Machine, trouble: str) -> None:
     first = machine.bootstrap(**{trouble: "fails"})

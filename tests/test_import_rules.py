@@ -24,6 +24,7 @@ LAYERS = {
     "models": 1,
     "data": 1,
     "run_folder": 2,
+    "run_lock": 2,
     "observe": 2,
     "checkpoint": 3,
     "training": 4,

@@ -100,11 +100,14 @@ def write_export(
     metrics: dict[str, float],
     about: dict[str, Any],
 ) -> None:
-    """Write an export to a staging folder, then rename it over an older one."""
+    """Write an export to a staging folder, then rename it over an older one; raises OSError."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, staging / _WEIGHTS)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, staging / _WEIGHTS)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from None
     (staging / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     tokenizer.save(staging / _TOKENIZER)
     (staging / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

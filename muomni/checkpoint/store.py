@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from muomni.distributed import collectives
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, StorageError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.hashing import sha256_file
 
@@ -79,37 +79,92 @@ def save(
     """
     final = step_folder(root, state.step)
     staging = root / f".{final.name}.tmp"
-    if collectives.rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    collectives.barrier()
-    written = _save_engine(engine, staging)
-    written.append(staging / f"rng_rank_{collectives.rank():05d}.pt")
-    torch.save(_rng_state(), written[-1])
-    if average is not None and (_is_sharded(topology) or collectives.rank() == 0):
-        written.append(_average_file(staging, topology))
-        torch.save(average, written[-1])
-    # A single rank would read a large checkpoint longer than the others may wait.
-    described = collectives.gather_objects(_describe_files(staging, written))
-    if collectives.rank() == 0:
-        files = {name: about for each in described for name, about in each.items()}
-        others = [path for path in staging.rglob("*") if path.is_file()]
-        others = [path for path in others if str(path.relative_to(staging)) not in files]
-        files |= _describe_files(staging, others)
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "state": asdict(state),
-            "topology": asdict(topology),
-            "shapes": shapes,
-            "files": dict(sorted(files.items())),
+    is_main = collectives.rank() == 0
+    try:
+        with collectives.writing(f"checkpoint {final}"):
+            if is_main:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        described: dict[str, dict[str, Any]] = {}
+        with collectives.writing(f"checkpoint {final}"):
+            written = _save_engine(engine, staging, final)
+            written.append(staging / f"rng_rank_{collectives.rank():05d}.pt")
+            _save(_rng_state(), written[-1])
+            if average is not None and (_is_sharded(topology) or is_main):
+                written.append(_average_file(staging, topology))
+                _save(average, written[-1])
+            described = _describe_files(staging, written)
+        # A single rank would read a large checkpoint longer than the others may wait.
+        files = {
+            name: about
+            for each in collectives.gather_objects(described)
+            for name, about in each.items()
         }
-        (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        if final.exists():  # same step, after a resume from an earlier one
-            shutil.rmtree(final)
-        staging.rename(final)
-        write_atomic(root / "latest", f"{final.name}\n".encode())
-    collectives.barrier()
+        with collectives.writing(f"checkpoint {final}"):
+            if is_main:
+                others = [path for path in staging.rglob("*") if path.is_file()]
+                others = [path for path in others if str(path.relative_to(staging)) not in files]
+                files |= _describe_files(staging, others)
+                content = {
+                    "schema_version": SCHEMA_VERSION,
+                    "state": asdict(state),
+                    "topology": asdict(topology),
+                    "shapes": shapes,
+                    "files": dict(sorted(files.items())),
+                }
+                (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                if final.exists():  # same step, after a resume from an earlier one
+                    shutil.rmtree(final)
+                staging.rename(final)
+                write_atomic(root / "latest", f"{final.name}\n".encode())
+    except StorageError:
+        if is_main:  # the next attempt needs the space
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     return final
+
+
+def _save(content: Any, path: str | Path) -> None:
+    """`torch.save`, with an OSError if the disk is full."""
+    try:
+        with open(path, "wb") as file:  # given a path, torch hides what failed
+            torch.save(content, file)
+    except RuntimeError as error:  # raised when torch closes the archive after a failed write
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _save_engine(engine: "DeepSpeedEngine", folder: Path, final: Path) -> list[Path]:
+    """Save the engine's state, and return the files that this rank wrote; raises OSError.
+
+    An error of writing tensors is raised at the end. Otherwise a rank would leave the collectives of
+    `save_checkpoint` while its peers wait in them. If another file of DeepSpeed fails, only this rank raises
+    StorageError, since its peers do wait.
+    """
+    written: list[Path] = []
+    failures: list[OSError] = []
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            _save(state_dict, path)
+        except OSError as error:
+            failures.append(error)
+        written.append(Path(path))
+
+    writer: Any = engine.checkpoint_engine
+    writer.save = save
+    try:
+        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    except OSError as error:
+        failed = StorageError(collectives.write_error(f"checkpoint {final}", str(error.strerror)))
+        failed.is_rank_local = True
+        raise failed from None
+    finally:
+        del writer.save
+    if failures:
+        raise failures[0]
+    return written
 
 
 def mark_best(root: Path, step: int) -> None:
@@ -230,24 +285,6 @@ def _describe(topology: Topology) -> str:
         f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}, "
         f"optimizer {topology.optimizer}"
     )
-
-
-def _save_engine(engine: "DeepSpeedEngine", folder: Path) -> list[Path]:
-    """Save the engine's state, and return the files that this rank wrote."""
-    written: list[Path] = []
-    saver: Any = engine.checkpoint_engine
-    save = saver.save
-
-    def recorded_save(state_dict: Any, path: str) -> Any:
-        written.append(Path(path))
-        return save(state_dict, path)
-
-    saver.save = recorded_save
-    try:
-        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-    finally:
-        del saver.save
-    return written
 
 
 def _describe_files(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:

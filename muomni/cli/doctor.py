@@ -15,7 +15,14 @@ from pathlib import Path
 
 from muomni.command_line import path
 from muomni.config.names import preset_names
-from muomni.distributed.compiler import add_interpreter_folder, missing_for_compiling
+from muomni.distributed.compiler import (
+    add_interpreter_folder,
+    extensions_folder,
+    missing_for_compiling,
+    missing_for_extensions,
+)
+from muomni.distributed.devices import check_gpus_usable
+from muomni.distributed.launcher import num_cores
 from muomni.errors import DataError, MachineError, MuomniError
 
 SUMMARY = "Check whether this machine, its packages, data, and exports are ready for training."
@@ -98,9 +105,14 @@ def check_torch() -> str:
 def check_deepspeed() -> str:
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no GPU
+    sets_cpu = not torch.cuda.is_available() and "DS_ACCELERATOR" not in os.environ
+    if sets_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else it warns that it found no GPU
     found = metadata.version("deepspeed") if import_or_fail("deepspeed") else ""
+    if sets_cpu:
+        del os.environ[
+            "DS_ACCELERATOR"
+        ]  # `check_devices` must know that the user did not choose the CPU
     if not (Path(sys.executable).parent / "deepspeed").is_file():
         raise MachineError(
             f"the deepspeed command is not in the folder of {sys.executable}; run make install"
@@ -128,12 +140,8 @@ def check_devices() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        if shutil.which("nvidia-smi") and torch.version.cuda is None:
-            raise MachineError(
-                "there are GPUs, but torch was built for CPUs only; run make install"
-            )
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return f"no GPU; ranks run on {cores} CPU cores"
+        check_gpus_usable(os.environ)
+        return f"no GPU; ranks run on {num_cores()} CPU cores"
     names = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -156,9 +164,10 @@ def check_shared_memory_op() -> str:
 
     if torch.cuda.is_available():
         return "not needed with GPUs"
-    default = Path.home() / ".cache" / "torch_extensions"
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
-    built = sorted(root.glob("**/deepspeed_shm_comm.so"))
+    missing = missing_for_extensions(os.environ)
+    if missing is not None:
+        raise MachineError(f"ranks would use gloo, which is slower; the op needs {missing}")
+    built = sorted(extensions_folder(os.environ).glob("**/deepspeed_shm_comm.so"))
     python = f"py{sys.version_info[0]}{sys.version_info[1]}_"
     own = [file for file in built if python in str(file) or "TORCH_EXTENSIONS_DIR" in os.environ]
     return str(own[0]) if own else "not compiled yet; the first start of several ranks compiles it"

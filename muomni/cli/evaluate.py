@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 from muomni.command_line import (
     CommandParser,
@@ -13,7 +14,8 @@ from muomni.command_line import (
 )
 from muomni.config.names import recipe_names
 from muomni.distributed.discovery import Ranks, discover
-from muomni.errors import exit_on_error
+from muomni.distributed.launcher import start_rank
+from muomni.errors import exit_on_error, exit_rank_on_error
 
 SUMMARY = """\
 Evaluate one stage on held-out data.
@@ -56,14 +58,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as this process's rank; raises MuomniError."""
-    run_rank(arguments, discover())
+    ranks = discover()
+    with exit_rank_on_error("muomni evaluate", ranks.rank):
+        run_rank(arguments, ranks)
 
 
 def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> None:
     """Entry point of launch/evaluate.py."""
-    ranks = discover()
+    name = prog.removesuffix(".py")
+    with exit_on_error(name):
+        ranks = discover()
     # Every rank raises the same error; one message is enough.
-    with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
+    with exit_rank_on_error(name, ranks.rank):
         parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_options(parser)
         run_rank(parser.parse_args(argv), ranks)
@@ -71,6 +77,7 @@ def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> No
 
 def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Evaluate and print the report's JSON as the last line."""
+    start_rank(ranks, os.environ)
     configure_logging(arguments, ranks.is_main)
     from muomni.evaluation.request import EvaluationRequest
 

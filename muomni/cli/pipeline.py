@@ -15,6 +15,7 @@ from muomni.command_line import (
 )
 from muomni.config.names import preset_names, recipe_names
 from muomni.errors import ConfigError, exit_on_error
+from muomni.io.console import protect_output
 
 SUMMARY = """\
 Train all stages in dependency order.
@@ -130,6 +131,7 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
     if arguments.dry_run:
         pipeline.describe(configs)
         return
+    protect_output(arguments.run / "pipeline.log")
     start = time.monotonic()
     results = pipeline.run(configs)
     print("\n" + results_table(results), flush=True)

@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     from muomni.cli.train import SAMPLE_RUN
     from muomni.distributed.deepspeed_import import import_deepspeed
     from muomni.distributed.discovery import Ranks, export_environment
+    from muomni.distributed.launcher import start_rank
 
+    start_rank(Ranks(), os.environ)  # with the allocator of a run
     import_deepspeed()
     import torch
 

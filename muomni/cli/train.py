@@ -9,18 +9,27 @@ import gc
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muomni.command_line import CommandParser, configure_logging, integer
 from muomni.config.arguments import EXAMPLES, add_train_options, resolve_train
-from muomni.distributed.discovery import Ranks, discover, export_environment, keep_first
-from muomni.errors import ConfigError, exit_on_error
+from muomni.distributed.discovery import (
+    Ranks,
+    check_master_port,
+    discover,
+    export_environment,
+    keep_first,
+)
+from muomni.distributed.launcher import start_rank
+from muomni.errors import ConfigError, exit_on_error, exit_rank_on_error
+from muomni.io.console import protect_output
+from muomni.run_folder import RunFolder
+from muomni.run_lock import held_by_this_process
 
 if TYPE_CHECKING:
     from muomni.config.run import RunConfig
@@ -42,37 +51,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check the config, then start the ranks, or train in this process if it is a rank."""
+    """Check the config and start the ranks, or train in this process if it is a rank."""
     ranks = discover()
-    config = resolve_train(arguments)
-    if ranks.launcher != "alone" or arguments.dry_run:
-        run_rank(arguments, config, ranks)
-        return
-    from muomni.pipeline.local import count_ranks, rank_environment, shareable_ranks, train_argv
+    if ranks.launcher == "alone" and not arguments.dry_run:
+        from muomni.pipeline.local import (
+            count_ranks,
+            rank_environment,
+            run_ranks,
+            shareable_ranks,
+            train_argv,
+        )
 
-    num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
-    if num_ranks == 1:
-        run_rank(arguments, config, ranks)
-        return
-    command = train_argv(num_ranks, _without_ranks(sys.argv[2:]))
-    code = subprocess.run(command, env=rank_environment(num_ranks), check=False).returncode
-    raise SystemExit(code)
+        config = resolve_train(arguments)
+        num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
+        if num_ranks > 1:
+            command = train_argv(num_ranks, _without_ranks(sys.argv[2:]))
+            raise SystemExit(run_ranks(command, rank_environment(num_ranks)))
+    with exit_rank_on_error("muomni train", ranks.rank):
+        run_rank(arguments, ranks)
 
 
 def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
     """Train in this process; entry point of launch/train.py."""
-    ranks = discover()
+    name = prog.removesuffix(".py")
+    with exit_on_error(name):
+        ranks = discover()
     # Every rank raises the same error; one message is enough.
-    with exit_on_error(prog.removesuffix(".py"), is_main=ranks.is_main):
+    with exit_rank_on_error(name, ranks.rank):
         parser = CommandParser(prog, description=SUMMARY, examples=EXAMPLES)
         add_train_options(parser)
-        arguments = parser.parse_intermixed_args(argv)
-        # Resolve before importing torch, so that an unknown key is reported at once.
-        run_rank(arguments, resolve_train(arguments), ranks)
+        run_rank(parser.parse_intermixed_args(argv), ranks)
 
 
-def run_rank(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> None:
+def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Train as one rank and print the result as the last line of standard output."""
+    # Resolve before importing torch, so that an unknown key is reported at once.
+    config = resolve_train(arguments)
+    start_rank(ranks, os.environ)
+    if not arguments.dry_run:
+        export_environment(ranks, os.environ)
+        check_master_port(ranks, os.environ)
+        log = RunFolder(_run(arguments), config.stage).log
+        protect_output(log if ranks.is_main else None)
     configure_logging(arguments, ranks.is_main)
     # Ranks read different samples, so each one reports its bad ones.
     for reader in ("loading.loader", "loading.stream"):
@@ -122,16 +142,19 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         dry_run.check_memory(first, dry_run.preview(first, device), device)
     from muomni.training.engine.process_group import process_group
 
-    export_environment(ranks, os.environ)
-    with process_group(session.device):
-        loop = sessions.open_loop(session)
-        with _frozen_garbage():
-            result = loop.run()
-    if ranks.is_main and session.val is not None:
-        from muomni.inference.samples import record_samples
+    with ExitStack() as stack:
+        folder = RunFolder(request.run, config.stage)
+        if ranks.is_main:
+            folder.create()
+            stack.enter_context(held_by_this_process(folder.root))
+        with process_group(session.device, config.training.collective_timeout_s):
+            loop = sessions.open_loop(session)
+            with _frozen_garbage():
+                result = loop.run()
+        if ranks.is_main and session.val is not None:
+            from muomni.inference.samples import record_samples
 
-        folder, info = loop.parts.folder, loop.run_info()
-        record_samples(session.stage, session.val, folder, loop.recorders, info)
+            record_samples(session.stage, session.val, folder, loop.recorders, loop.run_info())
     return result
 
 
@@ -152,13 +175,17 @@ def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Reques
 
     return Request(
         config,
-        arguments.run or Path("runs/default"),
+        _run(arguments),
         arguments.upstream or arguments.run or SAMPLE_RUN,
         read_engine_json(arguments.deepspeed_config),
         arguments.resume,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
         quiet=arguments.quiet,
     )
+
+
+def _run(arguments: argparse.Namespace) -> Path:
+    return arguments.run or Path("runs/default")
 
 
 @contextmanager

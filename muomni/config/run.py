@@ -312,6 +312,9 @@ class TrainingSection(Section):
         default=2, description="checkpoints to keep; the best one is kept in addition"
     )
     log_every: Positive = Field(default=10, description="steps between logged metrics")
+    collective_timeout_s: Positive = Field(
+        default=1800, description="a run ends when ranks wait longer than this for each other"
+    )
     recorders: Annotated[tuple[Literal["mlflow", "tensorboard"], ...], FromList] = Field(
         default=("mlflow",),
         description="backends for metrics besides metrics.jsonl; tensorboard needs the extra tensorboard",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from muomni.errors import StorageError
+
 _simulated_ranks: int | None = None
 
 
@@ -89,3 +91,28 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Write files in the block; every rank must call it, and the block must not communicate after a write.
+
+    If a write fails on any rank, for example because the disk is full, StorageError is raised on all. Otherwise
+    the others would wait for a rank that has ended.
+    """
+    failure = None
+    try:
+        yield
+    except OSError as error:
+        failure = f"{error.strerror or error} on rank {rank()}"
+    failures = [text for text in gather_objects(failure) if text is not None]
+    if failures:
+        raise StorageError(write_error(what, failures[0]))
+
+
+def write_error(what: str, reason: str) -> str:
+    """The sentence for a file that cannot be written."""
+    return (
+        f"cannot write {what}: {reason}; what was saved before is unchanged: free some space, then rerun the "
+        f"same command"
+    )

@@ -53,6 +53,22 @@ def should_compile(
     return wanted
 
 
+def extensions_folder(environ: Mapping[str, str]) -> Path:
+    """Where torch keeps compiled extensions."""
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/"), ".cache")
+    return Path(environ.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
+
+
+def missing_for_extensions(environ: Mapping[str, str]) -> str | None:
+    """Name what this machine lacks to compile and keep a Python extension, or return None."""
+    folder = extensions_folder(environ)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"a writable folder for extensions ({error}; set HOME or TORCH_EXTENSIONS_DIR)"
+    return missing_for_compiling(environ)
+
+
 def check_support(environ: Mapping[str, str], device: str) -> None:
     """Raise ConfigError if `training.compile` cannot work on this machine."""
     missing = _missing_on(environ, device)

@@ -11,7 +11,7 @@ from muomni.config.registry import load, stage_spec
 from muomni.data.loading.bad_samples import num_allowed
 from muomni.distributed import collectives
 from muomni.distributed.deepspeed_import import import_deepspeed
-from muomni.distributed.discovery import Ranks, export_environment
+from muomni.distributed.discovery import Ranks, check_master_port, export_environment
 from muomni.errors import DataError
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
@@ -63,6 +63,7 @@ def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None 
             from muomni.training.engine.process_group import process_group
 
             export_environment(ranks, os.environ)
+            check_master_port(ranks, os.environ)
             stack.enter_context(process_group(device))
         report = run_evaluation(request, device)
     if ranks.is_main:

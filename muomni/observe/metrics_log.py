@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,19 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
-        self._file.write(_dump({"step": step, "kind": kind, **metrics}))
-        self._file.flush()
+        try:
+            self._file.write(_dump({"step": step, "kind": kind, **metrics}))
+            self._file.flush()
+        except OSError as error:
+            error.filename = self._file.name
+            raise
 
     def artifact(self, path: Path, folder: str) -> None:
         """Ignored: the file is in the run folder."""
 
     def close(self, status: Status) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which `log` has raised already
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

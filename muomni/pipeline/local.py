@@ -8,31 +8,37 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from muomni.config.run import RunConfig
 from muomni.distributed.compiler import add_interpreter_folder
+from muomni.distributed.devices import assign_gpus, check_gpus_usable, choose_gpus, uses_cpu
 from muomni.distributed.discovery import free_port
+from muomni.distributed.launcher import LAUNCHER_PID, num_cores, stop_signals
 from muomni.errors import MachineError, PreemptedError
+from muomni.io.console import SteadyStream
 
+POLL_S = 0.2
 # Exit code of DeepSpeed's launcher if SIGTERM killed a rank before its handler was installed.
 _KILLED_BY_TERM = 256 - signal.SIGTERM
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def num_gpus() -> int:
-    """Number of visible GPUs; 0 if DS_ACCELERATOR=cpu."""
+    """Number of visible GPUs; 0 if DS_ACCELERATOR=cpu. Raises MachineError if torch cannot use them."""
+    if uses_cpu(os.environ):
+        return 0
     import torch
 
-    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    number = torch.cuda.device_count()
+    if number == 0:
+        check_gpus_usable(os.environ)
+    return number
 
 
 def count_ranks() -> int:
@@ -45,72 +51,80 @@ def shareable_ranks(config: RunConfig, num_ranks: int) -> int:
     return min(num_ranks, config.batch.max_ranks or num_ranks)
 
 
-def rank_environment(num_ranks: int) -> dict[str, str]:
-    """Return the environment of the launcher: threads per rank, unbuffered output."""
+def rank_environment(
+    num_ranks: int, first_gpu: int = 0, num_sharing: int | None = None
+) -> dict[str, str]:
+    """Return the environment of a launcher of `num_ranks` ranks: GPUs, threads per rank, unbuffered output.
+
+    The ranks use the visible GPUs from position `first_gpu` on. `num_sharing` ranks share the cores (default:
+    `num_ranks`). Raises ConfigError if there are fewer GPUs.
+    """
     environ = dict(os.environ)
     add_interpreter_folder(environ)
     environ["PYTHONUNBUFFERED"] = "1"
-    if not num_gpus():
-        environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
+    environ[LAUNCHER_PID] = str(os.getpid())
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // (num_sharing or num_ranks))))
+    num_visible = num_gpus()
+    if num_visible:
+        assign_gpus(environ, choose_gpus(os.environ, num_visible, first_gpu, num_ranks))
+    else:
         environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it found no GPU
     return environ
 
 
-def train_argv(num_ranks: int, arguments: list[str], first_gpu: int | None = None) -> list[str]:
-    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError.
-
-    The ranks use the GPUs from `first_gpu` on; None: from 0.
-    """
+def train_argv(num_ranks: int, arguments: list[str]) -> list[str]:
+    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError."""
     launcher = Path(sys.executable).parent / "deepspeed"
     if not launcher.is_file():
         raise MachineError(
             f"{launcher} is missing; run this command with the Python of the environment created by "
             f"make install"
         )
-    if first_gpu is None:
-        ranks = ["--num_gpus", str(num_ranks)]
-    else:
-        gpus = range(first_gpu, first_gpu + num_ranks)
-        ranks = ["--include", f"localhost:{','.join(map(str, gpus))}"]
-    port = ["--master_port", str(free_port())]
+    ranks = ["--num_gpus", str(num_ranks), "--master_port", str(free_port())]
     program = ["--no_local_rank", "--module", "muomni.cli", "train"]
-    return [str(launcher), "--quiet", *ranks, *port, *program, *arguments]
+    return [str(launcher), "--quiet", *ranks, *program, *arguments]
 
 
 class RunningRanks:
-    """A running launcher; a thread copies its output to standard output and appends it to a log.
+    """A running launcher. With a log, a thread copies its output there and to standard output.
 
     `prefix` starts each line on standard output, to tell parallel stages apart.
     """
 
     def __init__(
-        self, command: list[str], log: Path, environ: dict[str, str], prefix: str = ""
+        self, command: list[str], log: Path | None, environ: dict[str, str], prefix: str = ""
     ) -> None:
-        self._is_stopped = False
+        self._is_stopped = self._is_signaled = False
+        output: dict[str, Any] = {}
+        if log is not None:
+            output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         # A new session, because on Ctrl-C the launcher would exit without its ranks' exit code.
         self._process = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,
+            **output,
         )
-        header = f"# {time.strftime('%F %T')} {shlex.join(command)}\n"
-        self._copier = threading.Thread(target=self._copy, args=(log, header, prefix))
-        self._copier.start()
+        self._copier = None
+        if log is not None:
+            header = f"# {time.strftime('%F %T')} {shlex.join(command)}\n"
+            self._copier = threading.Thread(target=self._copy, args=(log, header, prefix))
+            self._copier.start()
 
     def _copy(self, log: Path, header: str, prefix: str) -> None:
         assert self._process.stdout is not None
-        with log.open("a", encoding="utf-8") as file:
-            file.write(header)
+        # The ranks would block if their output were not read to its end.
+        file = SteadyStream(log.open("a", encoding="utf-8"), partial(_report_log, log))
+        file.write(header)
+        file.flush()
+        for line in self._process.stdout:
+            file.write(line)
             file.flush()
-            for line in self._process.stdout:
-                file.write(line)
-                file.flush()
-                print(prefix + line, end="", flush=True)
+            print(prefix + line, end="", flush=True)
+        file.close()
 
     def poll(self) -> int | None:
         """Return the launcher's exit code after its output was copied, or None while it runs.
@@ -119,33 +133,53 @@ class RunningRanks:
         """
         code = self._process.poll()
         if code is None:
+            if self._is_stopped:  # there may have been no ranks yet
+                self._signal_ranks()
             return None
-        self._copier.join()
+        if self._copier is not None:
+            self._copier.join()
         was_starting = self._is_stopped and code == _KILLED_BY_TERM
         return PreemptedError.exit_code if was_starting else code
 
     def stop(self) -> None:
         """Make the ranks save and stop. Idempotent."""
-        if not self._is_stopped and self._process.poll() is None:
-            stop_ranks(self._process.pid)
         self._is_stopped = True
+        self._signal_ranks()
+
+    def _signal_ranks(self) -> None:
+        if not self._is_signaled and self._process.poll() is None:
+            self._is_signaled = stop_ranks(self._process.pid) > 0
 
     def kill(self) -> None:
         """Kill the launcher and its ranks, if they still run."""
         if self._process.poll() is None:
             kill_tree(self._process.pid)
-        self._copier.join()
+        if self._copier is not None:
+            self._copier.join()
+
+
+def run_ranks(command: list[str], environ: dict[str, str]) -> int:
+    """Run a launcher to its end and return its exit code; at a stop signal the ranks save and stop."""
+    ranks = RunningRanks(command, None, environ)
+    with on_stop_signal(ranks.stop):
+        while (code := ranks.poll()) is None:
+            time.sleep(POLL_S)
+    return code
+
+
+def _report_log(log: Path, error: OSError) -> None:
+    print(f"cannot write {log} ({error.strerror}); the run continues without it", flush=True)
 
 
 @contextmanager
 def on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block, SIGINT, SIGTERM, and SIGUSR1 call `stop` instead of ending this process."""
+    """Within the block, signals that stop a run call `stop` instead of ending this process."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         print(f"{signal.Signals(number).name}: the ranks save and stop", flush=True)
         stop()
 
-    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield
     finally:
@@ -153,14 +187,18 @@ def on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_ranks(launcher: int) -> None:
-    """Send SIGTERM to the ranks below DeepSpeed's two launcher processes.
+def stop_ranks(launcher: int) -> int:
+    """Send SIGTERM to the ranks below DeepSpeed's two launcher processes; returns their number.
 
-    The outer launcher would exit without them, and the inner one signals ranks one by one.
+    The outer launcher would exit without them, and the inner one kills each rank after 30 s.
     """
-    for inner in psutil.Process(launcher).children():
-        for rank in inner.children():
-            rank.terminate()
+    number = 0
+    with suppress(psutil.NoSuchProcess):  # they are ending
+        for inner in psutil.Process(launcher).children():
+            for rank in inner.children():
+                rank.terminate()
+                number += 1
+    return number
 
 
 def kill_tree(pid: int) -> None:

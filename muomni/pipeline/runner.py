@@ -13,9 +13,9 @@ from muomni.errors import ConfigError, MuomniError, PreemptedError
 from muomni.io.table import format_table
 from muomni.pipeline.graph import Needs, next_stage, stage_needs, trains_alone
 from muomni.pipeline.local import (
+    POLL_S,
     RunningRanks,
     count_ranks,
-    num_gpus,
     on_stop_signal,
     rank_environment,
     shareable_ranks,
@@ -29,8 +29,6 @@ from muomni.pipeline.state import (
     stage_state,
 )
 from muomni.run_folder import RunFolder
-
-_POLL_S = 0.2
 
 
 @dataclass(slots=True)
@@ -133,7 +131,7 @@ class Pipeline:
                 while waiting or self._running:
                     self._fill_slots(waiting, configs, results)
                     results |= self._ended()
-                    time.sleep(_POLL_S if self._running else 0)
+                    time.sleep(POLL_S if self._running else 0)
             except MuomniError:
                 self._stop_others()
                 raise
@@ -171,17 +169,17 @@ class Pipeline:
     def _start(self, stage: str, config: RunConfig, state: State, reason: str) -> RunningStage:
         folder, num_ranks = RunFolder(self.folder, stage), self.ranks_of(stage, config)
         folder.create()
-        log = folder.root / "train.log"
+        log = folder.log
         ranks_word = "rank" if num_ranks == 1 else "ranks"
         print(f"\n== {stage}: {num_ranks} {ranks_word}, log {log}{reason}", flush=True)
         before, start = published(folder), time.monotonic()
         taken = {running.slot for running in self._running}
         slot = next(slot for slot in range(self.num_slots) if slot not in taken)
-        shares_gpus = self.num_slots > 1 and num_gpus() > 0
-        first_gpu = slot * (self.num_ranks // self.num_slots) if shares_gpus else None
-        command = train_argv(num_ranks, self._arguments(stage, state), first_gpu)
+        first_gpu = slot * (self.num_ranks // self.num_slots)
+        command = train_argv(num_ranks, self._arguments(stage, state))
+        environ = rank_environment(num_ranks, first_gpu, self.num_ranks)
         prefix = f"[{stage}] " if self.num_slots > 1 else ""
-        ranks = RunningRanks(command, log, rank_environment(self.num_ranks), prefix)
+        ranks = RunningRanks(command, log, environ, prefix)
         return RunningStage(stage, ranks, slot, before, start)
 
     def _ended(self) -> dict[str, StageResult]:
@@ -203,7 +201,7 @@ class Pipeline:
         if code != 0:
             error = MuomniError(
                 f"stage {stage} failed with exit code {code}; fix the error at the end of "
-                f"{folder.root / 'train.log'}, then rerun the same command"
+                f"{folder.log}, then rerun the same command"
             )
             error.exit_code = code if 0 < code < 256 else 1
             raise error
@@ -228,7 +226,7 @@ class Pipeline:
             print(f"{running.stage}: its ranks save and stop", flush=True)
             running.ranks.stop()
         while any(running.ranks.poll() is None for running in self._running):
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def _parsed(self, stage: str) -> argparse.Namespace:
         return parse_train(self._train_arguments(stage))

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from muomni.config.run import Fp16Section
+from muomni.distributed.launcher import stop_signals
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _MAX_BAD_STEPS = 3
 _MAX_NON_FINITE_LOGS = 3
 _NUM_SKIP_STEPS = 100
@@ -44,7 +44,7 @@ class StopFlag:
     @contextmanager
     def installed(self) -> Iterator["StopFlag"]:
         """Handle the signals inside the block; restores the previous handlers."""
-        before = {number: signal.signal(number, self._set) for number in SIGNALS}
+        before = {number: signal.signal(number, self._set) for number in stop_signals()}
         try:
             yield self
         finally:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -16,7 +16,7 @@ from muomni.data.loading.loader import DeviceCopies
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
-from muomni.errors import DataError, NonFiniteError, PreemptedError
+from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageError
 from muomni.io.hashing import sha256_bytes
 from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
@@ -98,8 +98,8 @@ class Loop:
         """Train to the end; returns the result that is printed as the last line.
 
         Raises PreemptedError after a signal (the state is saved), NonFiniteError if gradients or the loss
-        stay non-finite (the state is saved, and the step diagnosed) or a weight is (nothing is saved), and
-        DataError for too many bad samples.
+        stay non-finite (the state is saved, and the step diagnosed) or a weight is (nothing is saved),
+        DataError for too many bad samples, and StorageError if the state or the export cannot be written.
         """
         self.open()
         status: Status = "FAILED"
@@ -113,7 +113,7 @@ class Loop:
         except PreemptedError:
             status, do_all_ranks_stop = "KILLED", True
             raise
-        except (NonFiniteError, DataError) as error:
+        except (NonFiniteError, DataError, StorageError) as error:
             do_all_ranks_stop = not error.is_rank_local
             raise
         finally:
@@ -133,6 +133,7 @@ class Loop:
         self.throughput.start(self.state.step)
 
     def close(self, status: Status) -> None:
+        self._batches.close()  # ends the loader's workers
         self.throughput.profiler.discard()
         for recorder in self.recorders:
             recorder.close(status)
@@ -292,11 +293,11 @@ class Loop:
         self.validate()
         self.save()
         metrics = dict(self.last_metrics)
-        export_stage(
-            self.stage, self.engine, self.parts.folder, self.state.step, self.parts.feed.fingerprint,
-            metrics, self.parts.resolved,
-        )  # fmt: skip
-        collectives.barrier()
+        with collectives.writing(f"export {self.parts.folder.export}"):
+            export_stage(
+                self.stage, self.engine, self.parts.folder, self.state.step,
+                self.parts.feed.fingerprint, metrics, self.parts.resolved,
+            )  # fmt: skip
         text, throughput = self.throughput.utilization.summary()
         if self.is_main and text and not self.parts.quiet:
             print(f"{self.stage.name} {text}", flush=True)
@@ -319,7 +320,7 @@ class Loop:
             f"{self._guard.advice}"
         )
 
-    def _read_batches(self) -> Iterator[Batch]:
+    def _read_batches(self) -> Generator[Batch, None, None]:
         try:
             yield from self.loader
         except DataError as error:  # each rank reads different samples

@@ -95,6 +95,18 @@ def test_unresolvable_host_name_is_detected(monkeypatch: pytest.MonkeyPatch) -> 
         doctor.check_host_name()
 
 
+def test_gpus_that_torch_cannot_use_are_reported_even_after_deepspeed_was_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    doctor.check_deepspeed()
+    with pytest.raises(MachineError, match="there are GPUs"):
+        doctor.check_devices()
+
+
 def test_missing_packages_and_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("json", "no_such_package"))
     with pytest.raises(MachineError, match=r"no_such_package cannot be imported .*make install"):

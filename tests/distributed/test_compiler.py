@@ -11,7 +11,9 @@ import pytest
 from muomni.distributed import compiler
 from muomni.distributed.compiler import (
     add_interpreter_folder,
+    extensions_folder,
     missing_for_compiling,
+    missing_for_extensions,
     should_compile,
 )
 
@@ -48,3 +50,26 @@ def test_auto_compiles_on_gpus_whose_machine_can(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compiler, "find_spec", lambda _: "triton")
     monkeypatch.setattr(compiler, "missing_for_compiling", lambda _: "g++")
     assert not auto("cuda")
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.cache/torch_extensions"),
+        ({"HOME": "/home/me", "XDG_CACHE_HOME": "/cache"}, "/cache/torch_extensions"),
+        ({"TORCH_EXTENSIONS_DIR": "/extensions"}, "/extensions"),
+    ],
+)
+def test_folder_of_extensions(environ: dict[str, str], folder: str) -> None:
+    assert extensions_folder(environ) == Path(folder)
+
+
+def test_without_a_home_folder_no_extension_can_be_kept(tmp_path: Path) -> None:
+    assert "set HOME or TORCH_EXTENSIONS_DIR" in (
+        missing_for_extensions({"HOME": "/proc/nohome"}) or ""
+    )
+    (tmp_path / "file").touch()
+    blocked = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "file" / "extensions")}
+    assert "Not a directory" in (missing_for_extensions(blocked) or "")
+    blocked["TORCH_EXTENSIONS_DIR"] = str(tmp_path / "new")
+    assert missing_for_extensions(blocked) == missing_for_compiling(os.environ)

@@ -9,13 +9,15 @@ import pytest
 
 from muomni.distributed.discovery import (
     Ranks,
+    check_master_port,
     cores_of_rank,
     discover,
     export_environment,
     first_host,
     free_port,
+    num_local_ranks,
 )
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, MachineError
 
 # The variables of the second task on the second of two nodes.
 SRUN = {
@@ -31,6 +33,16 @@ SRUN = {
     "SLURM_JOB_NODELIST": "node[1-2]",
 }
 
+RENDEZVOUS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+LAUNCHED = {**RENDEZVOUS, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+MPIRUN = {
+    **RENDEZVOUS,
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+
 
 def exported(environ: dict[str, str]) -> dict[str, str]:
     """The environment after `export_environment`."""
@@ -40,10 +52,9 @@ def exported(environ: dict[str, str]) -> dict[str, str]:
 
 
 def test_launcher_variables_take_precedence_over_slurm() -> None:
-    launched = {**SRUN, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    launched = {**SRUN, **LAUNCHED}
     assert discover(launched) == Ranks(1, 1, 2, "environment")
-    assert exported({**launched, "MASTER_PORT": "1"})["MASTER_PORT"] == "1"
-    assert "MASTER_ADDR" not in exported(launched)  # set by the launcher
+    assert exported(launched) == launched
 
 
 def test_srun_sets_all_variables_of_torch() -> None:
@@ -103,17 +114,69 @@ def test_no_launcher_is_one_rank_on_a_free_port() -> None:
     assert free_port() > 0
 
 
+def test_mpirun_needs_no_mpi4py() -> None:
+    assert discover(MPIRUN) == Ranks(3, 1, 4, "mpirun")
+    environ = exported(MPIRUN)
+    assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
+    assert environ["LOCAL_WORLD_SIZE"] == "2" and "LOCAL_SIZE" not in environ
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("environ", "message"),
     [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 is invalid for 2 ranks"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be an integer, got 'one'"),
-        ({"SLURM_LOCALID": ""}, "SLURM_LOCALID must be an integer, got ''"),
+        ({**LAUNCHED, "RANK": "2"}, "rank 2 is invalid for 2 ranks"),
+        ({**LAUNCHED, "RANK": "-1"}, "rank -1 is invalid for 2 ranks"),
+        ({**LAUNCHED, "RANK": "one"}, "RANK must be an integer, got 'one'"),
+        ({**LAUNCHED, "RANK": ""}, "RANK must be an integer, got ''"),
+        ({"RANK": "0"}, "RANK is set, but WORLD_SIZE is not; start ranks with deepspeed"),
+        ({"WORLD_SIZE": "2", **SRUN}, "WORLD_SIZE is set, but RANK is not"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is set, but RANK and WORLD_SIZE are not"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "2 ranks need MASTER_ADDR and MASTER_PORT"),
+        ({**LAUNCHED, "MASTER_ADDR": ""}, "2 ranks need MASTER_ADDR, the address of rank 0"),
+        ({**LAUNCHED, "MASTER_PORT": "x"}, "MASTER_PORT must be an integer, got 'x'"),
+        ({**LAUNCHED, "MASTER_PORT": "70000"}, "MASTER_PORT must be between 1 and 65535, got 70000"),
+        ({**SRUN, "SLURM_LOCALID": ""}, "SLURM_LOCALID must be an integer, got ''"),
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID must be an integer, got 'x'"),
+        ({**MPIRUN, "MASTER_PORT": ""}, r"4 ranks need MASTER_PORT.*mpirun -x NAME=VALUE"),
+    ],
+)  # fmt: skip
+def test_incomplete_and_inconsistent_variables_are_rejected(
+    environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        discover(environ)
+
+
+def test_a_single_rank_of_a_launcher_needs_no_address() -> None:
+    environ = exported({"RANK": "0", "WORLD_SIZE": "1"})
+    assert environ["MASTER_ADDR"] == "127.0.0.1" and int(environ["MASTER_PORT"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "1"}, 1),
+        ({"SLURM_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "2"}, 1),
+        ({"SLURM_STEP_NUM_NODES": "1"}, 4),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({}, None),
     ],
 )
-def test_inconsistent_variables_are_rejected(changes: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        discover({**SRUN, **changes})
+def test_number_of_ranks_on_this_node(changes: dict[str, str], number: int | None) -> None:
+    assert num_local_ranks({**SRUN, **changes}) == number
+    assert exported({**SRUN, **changes}).get("LOCAL_WORLD_SIZE") == (number and str(number))
+
+
+def test_a_port_in_use_is_reported_before_torch_starts() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with pytest.raises(MachineError, match=f"port {port} is in use.*--master_port"):
+            check_master_port(Ranks(), {"MASTER_PORT": port})
+        check_master_port(Ranks(rank=1, world_size=2), {"MASTER_PORT": port})
+        # torchrun listens for its ranks.
+        check_master_port(Ranks(), {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    check_master_port(Ranks(), {"MASTER_PORT": port})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from muomni.observe.metrics_log import MetricsLog, read_lines
+import pytest
+
+from muomni.observe.metrics_log import METRICS_FILE, MetricsLog, read_lines
 from tests.observe.run_info import run_info
 
 
@@ -46,3 +48,15 @@ def test_a_metric_without_a_value_is_null(tmp_path: Path) -> None:
     (line,) = (tmp_path / "codec" / "metrics.jsonl").read_text().splitlines()
     expected = {"step": 1, "kind": "val", "loss": None, "grad_norm": None, "lr": 0.1}
     assert json.loads(line, parse_constant=lambda name: name) == expected
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    log = _opened(tmp_path)
+    path = tmp_path / "codec" / METRICS_FILE
+    log._file.close()
+    path.unlink()
+    path.symlink_to("/dev/full")
+    log._file = path.open("a", encoding="utf-8")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        log.log(1, "train", {"loss": 1.0})
+    log.close("FAILED")

@@ -31,7 +31,7 @@ class Fake(runner.Pipeline):
 
 
 def use_fake_stages(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
-    def argv(num_ranks: int, arguments: list[str], first_gpu: int | None) -> list[str]:
+    def argv(num_ranks: int, arguments: list[str]) -> list[str]:
         return [sys.executable, "-c", programs[arguments[0]]]
 
     monkeypatch.setattr(runner, "Pipeline", Fake)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from muomni.cli.pipeline import add_options
 from muomni.command_line import CommandParser
 from muomni.config.registry import STAGES
-from muomni.pipeline import runner
+from muomni.pipeline import local, runner
 from muomni.pipeline.graph import next_stage, stage_needs, trains_alone
-from muomni.pipeline.local import train_argv
 from muomni.pipeline.runner import Pipeline
 from tests.pipeline.fake_stages import (
     HANDLER,
@@ -132,9 +131,24 @@ def test_ranks_are_limited_by_the_global_batch(data: Path, monkeypatch: pytest.M
     assert pipeline_of(data).ranks_of("codec", config) == 16
 
 
-def test_parallel_stages_use_different_gpus() -> None:
-    command = train_argv(2, ["--stage", "codec"], first_gpu=4)
-    assert command[2:4] == ["--include", "localhost:4,5"]
+def test_parallel_stages_use_different_visible_gpus(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "num_gpus", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
+    look = FAKE_STAGE.replace("import sys", "import os, sys")
+    look += "print(stage, os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ['MUOMNI_GPUS'])"
+    wanted = {"codec": ["thinker.started"], "thinker": ["codec.started"]}
+    programs = {
+        stage: look.format(run=str(tmp_path), stage=stage, wanted=names)
+        for stage, names in wanted.items()
+    }
+    use_fake_stages(monkeypatch, programs)
+    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec")
+    assert run_main(*common, "--ranks", "4", "--parallel-stages", "2") == 0
+    printed = capfd.readouterr().out
+    assert "[thinker] thinker None GPU-a,GPU-b\n" in printed
+    assert "[codec] codec None GPU-c,GPU-d\n" in printed
 
 
 @pytest.mark.parametrize("option", ["--ranks", "--parallel-stages"])

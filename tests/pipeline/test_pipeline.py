@@ -20,7 +20,7 @@ from muomni.config.run import RunConfig
 from muomni.data.shards.manifest import Manifest
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, MachineError
-from muomni.pipeline.local import RunningRanks, rank_environment, train_argv
+from muomni.pipeline.local import RunningRanks, count_ranks, rank_environment, train_argv
 from muomni.pipeline.state import stage_state
 from tests.corpora import write_text_dataset, write_tokenizer
 from tests.pipeline.fake_stages import (
@@ -264,13 +264,34 @@ def codes_when_stopped(log: Path, rank: str, number: signal.Signals) -> tuple[in
 
 
 @pytest.mark.parametrize("handler", [HANDLER, ""])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_forwarded_and_the_exit_code_returned(
     tmp_path: Path, number: signal.Signals, handler: str
 ) -> None:
     code, printed = codes_when_stopped(tmp_path / "log", RANK.format(handler=handler), number)
     assert code == 85
     assert f"{number.name}: the ranks save and stop" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_without_a_log_a_signal_is_forwarded_to_ranks_that_start_later(
+    number: signal.Signals,
+) -> None:
+    late = launcher_of(RANK.format(handler=HANDLER)).replace(
+        "import", "import time; time.sleep(1); import", 1
+    )
+    program = (
+        "import os, sys; from muomni.pipeline import local\n"
+        "print('up', flush=True)\n"
+        f"sys.exit(local.run_ranks([sys.executable, '-c', {late!r}], dict(os.environ)))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 85
 
 
 def test_a_log_keeps_all_attempts(tmp_path: Path) -> None:
@@ -288,10 +309,28 @@ def test_a_log_keeps_all_attempts(tmp_path: Path) -> None:
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("muomni.pipeline.local.num_cores", lambda: 8)
-    monkeypatch.setattr("muomni.pipeline.local.num_gpus", lambda: 0)
     assert rank_environment(4)["OMP_NUM_THREADS"] == "2"
+    assert rank_environment(2, num_sharing=8)["OMP_NUM_THREADS"] == "1"
+
+
+def test_ranks_get_only_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("muomni.pipeline.local.num_gpus", lambda: 4)
-    assert "OMP_NUM_THREADS" not in rank_environment(4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert rank_environment(2)["MUOMNI_GPUS"] == "4,5"
+    assert rank_environment(2, first_gpu=2)["MUOMNI_GPUS"] == "6,7"
+    with pytest.raises(ConfigError, match="8 ranks need one GPU each, but 4 are visible"):
+        rank_environment(8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert rank_environment(2, first_gpu=2)["MUOMNI_GPUS"] == "2,3"
+
+
+def test_unusable_gpus_are_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    with pytest.raises(MachineError, match=r"there are GPUs \(SLURM_GPUS_ON_NODE=8\), but"):
+        count_ranks()
 
 
 def test_missing_deepspeed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_number_of_ranks_per_node(
     assert f"{tasks} <--cpus-per-task={8 // num_tasks}>" in cluster.calls_of("srun")[0]
 
 
+def test_options_of_srun_and_recorded_collectives(cluster: FakeCluster) -> None:
+    program = 'echo "recorder: $TORCH_FR_BUFFER_SIZE $TORCH_NCCL_DUMP_ON_TIMEOUT $TORCH_FR_DUMP_TEMP_FILE"'
+    options = "--container-image=a.sqsh --cpu-bind=cores"
+    _, output = cluster.run("train.sbatch", MUOMNI_SRUN_OPTIONS=options, FAKE_SRUN=program)
+    assert "<--container-image=a.sqsh> <--cpu-bind=cores> <bash>" in cluster.calls_of("srun")[0]
+    assert f"recorder: 2000 1 {cluster.folder}/nccl-7-rank\n" in output
+    cluster.run("train.sbatch")
+    assert "<--distribution=block:block>" in cluster.calls_of("srun")[1]
+    assert "<--input=none> <bash>" in cluster.calls_of("srun")[1]
+
+
 def test_other_programs_can_run(cluster: FakeCluster) -> None:
     cluster.run("train.sbatch", "launch/evaluate.py", "--stage", "codec")
     assert f"<{ROOT}/launch/evaluate.py> <--stage> <codec>" in cluster.calls_of("srun")[0]

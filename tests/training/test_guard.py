@@ -1,13 +1,27 @@
-"""When a run warns of its loss scale, and when it stops."""
+"""Signals that stop a run, when it stops by itself, and when it warns of its loss scale."""
 
 import logging
+import os
+import signal
 
 import pytest
 
 from muomni.config.run import Fp16Section
-from muomni.training.guard import Guard, ScaleWatch
+from muomni.training.guard import Guard, ScaleWatch, StopFlag
 
 INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name
+)
+def test_a_signal_is_remembered_and_its_handler_restored(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopFlag().installed() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop and stop.signal_name == number.name
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -7,9 +7,14 @@ changes, so ranks stay in step.
 """
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 AUGMENT_KEY = 4
 _NUM_AHEAD = 256
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _ANNOUNCE_EVERY = 32
 
 
@@ -139,6 +145,8 @@ class Loader(CountedBatches):
         prefetch: int = 4,
         pin_memory: bool = False,
     ) -> None:
+        if num_workers:
+            start_fork_server()
         loader = DataLoader(
             dataset,
             # One "index" is one micro-batch.
@@ -151,8 +159,38 @@ class Loader(CountedBatches):
             generator=torch.Generator(),
             # Workers must not inherit threads and locks of a process that runs collectives.
             multiprocessing_context="forkserver" if num_workers else None,
+            worker_init_fn=end_with_rank,
         )
         super().__init__(loader)
+
+
+def start_fork_server() -> None:
+    """Start the process that loader workers are forked from, so that stop signals do not reach them.
+
+    DeepSpeed's launcher and Ctrl-C signal the processes below a rank, too, and without its workers a rank could
+    not finish the step and save. Workers inherit the blocked signals, and end with their rank.
+    """
+    resource_tracker.ensure_running()  # its start, which the next one includes, unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_rank(worker: int) -> None:
+    """End this worker when its rank has ended in any way; the `worker_init_fn` of loaders.
+
+    torch watches the parent process, which is the fork server; and that one waits for its workers.
+    """
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+
+    def watch() -> None:
+        rank.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -20,7 +20,13 @@ from braceexpand import braceexpand
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from muomni.data.loading.bad_samples import BadSample
-from muomni.data.loading.loader import AUGMENT_KEY, CountedBatches, LoadedBatch
+from muomni.data.loading.loader import (
+    AUGMENT_KEY,
+    CountedBatches,
+    LoadedBatch,
+    end_with_rank,
+    start_fork_server,
+)
 from muomni.data.sampling.order import generator
 from muomni.data.shards.manifest import hash64
 from muomni.data.views.base import Example, View
@@ -215,6 +221,8 @@ class StreamLoader(CountedBatches):
             raise ValueError(
                 f"order has {order.num_workers} workers, got num_workers={num_workers}"
             )
+        if num_workers:
+            start_fork_server()
         loader = DataLoader(
             StreamDataset(order, view, step * order.accumulation),
             batch_size=None,
@@ -223,6 +231,7 @@ class StreamLoader(CountedBatches):
             pin_memory=pin_memory,
             generator=torch.Generator(),  # the global one belongs to the model
             multiprocessing_context="forkserver" if num_workers else None,
+            worker_init_fn=end_with_rank,
         )
         super().__init__(loader)
 

@@ -5,17 +5,44 @@ import os
 import torch
 
 from muomni.config.run import Precision, RunConfig
-from muomni.errors import ConfigError
+from muomni.distributed.devices import check_gpus_usable, uses_cpu
+from muomni.errors import ConfigError, MachineError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU if there is none or DS_ACCELERATOR=cpu is set."""
-    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
+    """The GPU of this rank, or the CPU if there is none or DS_ACCELERATOR=cpu is set.
+
+    Raises MachineError if there are GPUs that torch cannot use, or fewer than ranks.
+    """
+    if uses_cpu(os.environ):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        check_gpus_usable(os.environ)
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        raise MachineError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible "
+            f"(CUDA_VISIBLE_DEVICES={visible}); start fewer ranks per node"
+        )
+    torch.cuda.set_device(local_rank)
+    device = torch.device("cuda", local_rank)
+    _try_device(device)
+    return device
+
+
+def _try_device(device: torch.device) -> None:
+    """Raise MachineError if a visible GPU does not compute."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise MachineError(
+            f"GPU {device.index} is visible but unusable ({reason}); see nvidia-smi, or leave it out of "
+            f"CUDA_VISIBLE_DEVICES"
+        ) from None
 
 
 def pick_precision(wanted: Precision, device: torch.device) -> str:

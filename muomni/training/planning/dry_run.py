@@ -12,6 +12,7 @@ from torch import nn
 
 from muomni.config.names import ENGINES
 from muomni.data.views.base import Batch
+from muomni.distributed.discovery import num_local_ranks
 from muomni.errors import ConfigError
 from muomni.io.table import format_table
 from muomni.models.layers.blocks import describe_recomputation
@@ -65,8 +66,7 @@ def find_device(session: Session, is_planned: bool = False, gpu_gib: float | Non
         return Device("cuda", int(gpu_gib * 2**30))
     if is_planned and session.device.type != "cuda":
         return Device("cuda", None)
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-    num_local = int(local) if local else session.ranks.world_size
+    num_local = num_local_ranks(os.environ) or session.ranks.world_size
     per_rank = psutil.virtual_memory().total // num_local
     if session.device.type == "cuda":
         total = torch.cuda.get_device_properties(session.device).total_memory

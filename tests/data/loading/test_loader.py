@@ -2,9 +2,13 @@
 
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +25,7 @@ from muomni.data.views.waveform import WaveformView
 from muomni.errors import DataError
 from tests.corpora import write_dataset
 from tests.media_corpora import speech_sample, write_image_dataset, write_speech_dataset
+from tests.ranks import RankPool
 
 
 def _dataset(source: Source, tokenizer: Tokenizer) -> PlannedDataset:
@@ -33,10 +38,15 @@ def _plan(dataset: PlannedDataset) -> Plan:
     return Plan(lengths, Batching("bucket", 6 * longest, 3 * longest), dataset.seed)
 
 
-def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
-    """The first 20 batches of rank 1 of 2, past the end of an epoch."""
+def _loader(dataset: PlannedDataset, start_step: int, num_workers: int) -> Loader:
+    """A loader of rank 1 of 2."""
     batches = _plan(dataset).rank_batches(start_step, rank=1, num_ranks=2)
-    return list(itertools.islice(Loader(dataset, batches, num_workers, prefetch=2), 20))
+    return Loader(dataset, batches, num_workers, prefetch=2)
+
+
+def _first(dataset: PlannedDataset, start_step: int, num_workers: int) -> list[Batch]:
+    """The first 20 batches, past the end of an epoch."""
+    return list(itertools.islice(_loader(dataset, start_step, num_workers), 20))
 
 
 def _assert_equal(batches: list[Batch], others: list[Batch]) -> None:
@@ -56,6 +66,41 @@ def test_workers_do_not_change_batches_and_resume_is_exact(
     num_before = sum(len(_plan(dataset).rank_step(step, 1, 2)) for step in range(5))
     assert 5 <= num_before < 20
     _assert_equal(_first(dataset, 5, num_workers=0)[: 20 - num_before], alone[num_before:])
+
+
+def _interrupted_batches(dataset: PlannedDataset, number: int) -> int:
+    """Read batches and signal all processes below this one after the second; returns how many came."""
+    count = 0
+    for _ in itertools.islice(_loader(dataset, 0, num_workers=1), 12):
+        count += 1
+        if count == 2:
+            below = psutil.Process().children(recursive=True)
+            assert len(below) >= 2  # the server and its worker
+            for process in below:
+                process.send_signal(number)
+    return count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_of_launchers_and_terminals_do_not_end_workers(
+    number: signal.Signals, tmp_path: Path, tokenizer: Tokenizer, one_rank: RankPool
+) -> None:
+    source = Source([write_speech_dataset(tmp_path / "s", num_train=20)], "train")
+    dataset = _dataset(source, tokenizer)
+    assert one_rank.run(_interrupted_batches, dataset=dataset, number=number) == [12]
+
+
+def test_workers_end_when_their_rank_is_killed() -> None:
+    program = Path(__file__).with_name("endless_loader.py")
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "reading\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(below) >= 2
+    _, alive = psutil.wait_procs(below, timeout=20)
+    for left in alive:
+        left.kill()
+    assert not alive
 
 
 @pytest.mark.parametrize("kind", ["speech", "waveform", "image"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from muomni.distributed.discovery import Ranks
-from muomni.errors import ConfigError, UpstreamError
+from muomni.errors import ConfigError, MachineError, UpstreamError
 from muomni.evaluation import evaluator
 from muomni.evaluation.evaluator import evaluate
 from muomni.evaluation.request import EvaluationRequest
@@ -37,13 +37,54 @@ def restored_tf32() -> Iterator[None]:
 
 
 def test_the_cpu_can_be_chosen_on_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    taken: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    taken = simulate_gpus(monkeypatch, number=2)
+    monkeypatch.setattr(precision_module, "_try_device", lambda device: None)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert (pick_device(1), taken) == (torch.device("cpu"), [])
     monkeypatch.delenv("DS_ACCELERATOR")
     assert (pick_device(1), taken) == (torch.device("cuda", 1), [1])
+
+
+def simulate_gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let torch report GPUs; returns the devices that are set."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return taken
+
+
+def test_a_rank_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpus(monkeypatch, number=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(MachineError, match=r"local rank 2 has no GPU: 2 visible .*=4,5\)"):
+        pick_device(2)
+
+
+def test_gpus_that_torch_cannot_use_are_not_replaced_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulate_gpus(monkeypatch, number=0)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    with pytest.raises(MachineError, match=r"there are GPUs \(SLURM_GPUS_ON_NODE=8\), but"):
+        pick_device(0)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert pick_device(0) == torch.device("cpu")
+
+
+def test_a_visible_gpu_that_does_not_compute_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpus(monkeypatch, number=1)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nmore lines")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(
+        MachineError, match=r"GPU 0 is visible but unusable \(CUDA error: .* busy\)"
+    ):
+        pick_device(0)
 
 
 def test_gpu_without_bf16_trains_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
