@@ -87,6 +87,9 @@ def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Train as one rank and print the result as the last line of standard output."""
     # Resolve before importing torch, so that an unknown key is reported at once.
     config = resolve_train(arguments)
+    if arguments.count_ranks is not None:
+        print(min(arguments.count_ranks, config.batch.max_ranks or arguments.count_ranks))
+        return
     start_rank(ranks, os.environ)
     if not arguments.dry_run:
         export_environment(ranks, os.environ)

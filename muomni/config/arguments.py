@@ -100,6 +100,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="reject a run whose predicted memory per rank exceeds the available memory",
     )
     parser.add_argument("--local_rank", type=integer(-1), help=argparse.SUPPRESS)
+    # For slurm/train.sbatch: print how many of N ranks a global batch keeps busy, and exit.
+    parser.add_argument("--count-ranks", type=integer(1), metavar="N", help=argparse.SUPPRESS)
 
 
 def parse_train(

@@ -34,15 +34,22 @@ def signaled(cluster: FakeCluster, program: str, **environ: str) -> tuple[int, s
 
 
 def test_one_task_per_gpu_and_arguments_pass_through(cluster: FakeCluster) -> None:
-    code, output = cluster.run(
-        "train.sbatch", "--stage", "sft", "data.root=a b", SLURM_GPUS_ON_NODE="4"
-    )
+    arguments = ("--stage", "sft", "--preset", "small", "data.root=a b")
+    code, output = cluster.run("train.sbatch", *arguments, SLURM_GPUS_ON_NODE="4")
     assert code == 0, output
     (call,) = cluster.calls_of("srun")
     assert "<--ntasks=8> <--ntasks-per-node=4> <--cpus-per-task=2>" in call
-    assert f"<{ROOT}/launch/train.py> <--stage> <sft> <data.root=a b>" in call
+    assert f"<{ROOT}/launch/train.py> <--stage> <sft> <--preset> <small> <data.root=a b>" in call
     port = re.search(r"port=(\d+) threads=2", call)
     assert port and 20_000 <= int(port.group(1)) < 32_000
+
+
+def test_a_small_global_batch_leaves_surplus_ranks_out(cluster: FakeCluster) -> None:
+    arguments = ("--stage", "thinker", "batch.seq_len=64", "batch.global_tokens=320")
+    code, output = cluster.run("train.sbatch", *arguments, SLURM_GPUS_ON_NODE="4")
+    assert code == 0 and "5 of 8 ranks train" in output
+    (call,) = cluster.calls_of("srun")
+    assert "<--nodes=2> <--ntasks=5> <--ntasks-per-node=4>" in call
 
 
 @pytest.mark.parametrize(
