@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.cli.parser import add_verb, add_workers, positive
+from muomni.command_line import path
 from muomni.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _add_tokenize(verbs: "Verbs") -> None:
         "data --workers 16\n/scratch/data/books --tokenizer data/tokenizer.model",
         "Training uses the cache if it has the same tokenizer; else it tokenizes at its start, in one process.",
     )
-    verb.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
     _add_tokenizer(verb)
     add_workers(verb.add_argument_group("workers"))
     verb.set_defaults(run=_run_tokenize)
@@ -42,7 +43,7 @@ def _add_measure(verbs: "Verbs") -> None:
         "Lengths depend on the tokenizer, on model sizes, and on batch.seq_len; with others, training measures "
         "again, in one process.",
     )
-    verb.add_argument("dir", type=Path, metavar="DIR", help="data root of the run, or one dataset")
+    verb.add_argument("dir", type=path, metavar="DIR", help="data root of the run, or one dataset")
     _add_tokenizer(verb)
     sizes = verb.add_argument_group("sizes")
     sizes.add_argument("--preset", required=True, help="model sizes of the run")
@@ -55,7 +56,7 @@ def _add_measure(verbs: "Verbs") -> None:
 
 def _add_tokenizer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument_group("input").add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.model in or above DIR"
+        "--tokenizer", type=path, metavar="FILE", help="default: tokenizer.model in or above DIR"
     )
 
 
