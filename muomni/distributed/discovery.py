@@ -108,8 +108,7 @@ def cores_of_rank(environ: Mapping[str, str] | None = None) -> int:
     num_tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS"))
     if _is_srun_task(env) and env.get("WORLD_SIZE", num_tasks) == num_tasks:
         return min(num_visible, _number(env, "SLURM_CPUS_PER_TASK", num_visible))
-    name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
-    return max(1, num_visible // max(1, _number(env, name, 1)))
+    return max(1, num_visible // max(1, num_local_ranks(env) or 1))
 
 
 def keep_first(ranks: Ranks, num_ranks: int, environ: dict[str, str] | os._Environ[str]) -> Ranks:

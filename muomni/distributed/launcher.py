@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from muomni.distributed.devices import use_assigned_gpus, uses_cpu
-from muomni.distributed.discovery import Ranks, num_local_ranks
+from muomni.distributed.discovery import Ranks, cores_of_rank
 
 # The process id of the command that started the launcher, for its ranks.
 LAUNCHER_PID = "MUOMNI_LAUNCHER_PID"
@@ -40,7 +40,7 @@ def set_defaults(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
     fragments memory without expandable segments. Cache: the home folder may be on a shared file system.
     """
     if ranks.world_size > 1 and "OMP_NUM_THREADS" not in environ:
-        environ["OMP_NUM_THREADS"] = str(cores_per_rank(ranks, environ))
+        environ["OMP_NUM_THREADS"] = str(cores_of_rank(environ))
     if not uses_cpu(environ) and "PYTORCH_CUDA_ALLOC_CONF" not in environ:
         environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not uses_cpu(environ) and "TRITON_CACHE_DIR" not in environ:
@@ -56,13 +56,6 @@ def set_defaults(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def cores_per_rank(ranks: Ranks, environ: Mapping[str, str]) -> int:
-    """This rank's share of the cores of its node; Slurm may have assigned it already."""
-    if ranks.launcher == "srun" and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
-        return int(environ["SLURM_CPUS_PER_TASK"])
-    return max(1, num_cores() // (num_local_ranks(environ) or ranks.world_size))
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

@@ -1,5 +1,6 @@
 """Environment of ranks, and ranks that stop when a launcher above them is killed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,13 +34,13 @@ time.sleep(30)
 
 
 def test_ranks_share_the_cores_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "num_cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     environ = {"LOCAL_SIZE": "2"}
     set_defaults(Ranks(0, 0, 4, "environment"), environ)
     assert environ["OMP_NUM_THREADS"] == "4"
-    environ = {"SLURM_CPUS_PER_TASK": "3"}
-    set_defaults(Ranks(0, 0, 4, "srun"), environ)
-    assert environ["OMP_NUM_THREADS"] == "3"
+    environ = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    set_defaults(Ranks(0, 0, 4, "mpirun"), environ)
+    assert environ["OMP_NUM_THREADS"] == "2"
     environ = {"OMP_NUM_THREADS": "1"}
     set_defaults(TWO_RANKS, environ)
     assert environ["OMP_NUM_THREADS"] == "1"
