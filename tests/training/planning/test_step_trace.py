@@ -117,7 +117,7 @@ def test_recomputation_saves_memory_and_costs_flops(media_data: Path, omni_root:
     kept, recomputed = (trace_step(s.stage, read_step(s), "fp32", 2) for s in sessions)
     assert recomputed.stretches[0].live[ACTIVATIONS] < 0.7 * kept.stretches[0].live[ACTIVATIONS]
     assert peak(recomputed) < peak(kept)
-    assert 1.1 * kept.flops < recomputed.flops < 4 / 3 * kept.flops
+    assert 1.05 * kept.flops < recomputed.flops < 4 / 3 * kept.flops
 
 
 def test_recomputing_fewer_blocks_keeps_more_activations(media_data: Path, omni_root: Path) -> None:
