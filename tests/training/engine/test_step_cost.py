@@ -116,4 +116,4 @@ def test_bf16_gradients_are_added_up_in_fp32(
 ) -> None:
     config = thinker_config(text_data, {"precision": "bf16", "batch": {"global_tokens": 16 * 64}})
     ((found, expected),) = one_rank.run(_first_norms, config=config, run=tmp_path, stage=stage)
-    assert found == pytest.approx(expected, rel=1.5e-3)
+    assert found == pytest.approx(expected, rel=1e-5)  # sums in bf16 deviate by 1.4e-4
