@@ -24,7 +24,10 @@ def commands(page: Path) -> Iterator[list[str]]:
     """The words of each command in indented or commented lines, without comments at their end."""
     text = re.sub(r"\\\n#? *", "", page.read_text(encoding="utf-8"))
     for line in re.findall(r"^(?: {4}|#   )(\S.*)$", text, re.MULTILINE):
-        if re.search(r"launch/train\.py|muomni train|train\.sbatch|muomni pipeline", line):
+        is_code = line.startswith("[")  # of a script
+        if not is_code and re.search(
+            r"launch/train\.py|muomni train|train\.sbatch|muomni pipeline", line
+        ):
             yield shlex.split(line, comments=True)
 
 
