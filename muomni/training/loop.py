@@ -11,13 +11,12 @@ import torch
 
 from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.loading import RESOLVED
-from muomni.data.loading.bad_samples import BadSample, BadSampleBudget
-from muomni.data.loading.loader import DeviceCopies
+from muomni.data.loading.bad_samples import BadSampleBudget
+from muomni.data.loading.loader import CountedBatches, DeviceCopies
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageError
-from muomni.io.hashing import sha256_bytes
 from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
@@ -31,7 +30,7 @@ from muomni.training.postmortem import PostMortem
 from muomni.training.stage import Stage
 from muomni.training.step_reduction import RunningSums, StepReduction
 from muomni.training.throughput import Throughput
-from muomni.training.validation import SplitBatches, validate, validation_subset
+from muomni.training.validation import SplitBatches, subset_batches, validate
 
 
 @dataclass(slots=True)
@@ -56,6 +55,16 @@ class StepResult(NamedTuple):
     step: int  # finished steps
     stop_agreed: bool  # some rank wanted to stop at the start of the step
     num_bad_steps: int  # consecutive steps with non-finite gradients before this one
+
+
+def _with_rank_local_errors(loader: CountedBatches) -> Generator[Batch, None, None]:
+    """The loader's batches; mark its errors, since each rank reads different samples."""
+    try:
+        yield from loader
+    except DataError as error:
+        local = DataError(f"rank {collectives.rank()}: {error}")
+        local.is_rank_local = True
+        raise local from error
 
 
 class Loop:
@@ -88,18 +97,16 @@ class Loop:
         self._bad_samples = BadSampleBudget(
             self.config.data.max_bad_fraction, parts.feed.num_samples
         )
-        self._num_usable = 0  # samples since the last log, over all ranks
         self._copies = DeviceCopies(parts.device)
-        self._batches = self._read_batches()
+        self._batches = _with_rank_local_errors(self.loader)
         self._logs = RunningSums()
         self._val_batches: SplitBatches | None = None
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the result that is printed as the last line.
 
-        Raises PreemptedError after a signal (the state is saved), NonFiniteError if gradients or the loss
-        stay non-finite (the state is saved, and the step diagnosed) or a weight is (nothing is saved),
-        DataError for too many bad samples, and StorageError if the state or the export cannot be written.
+        Raises PreemptedError after a signal (state saved), NonFiniteError for gradients or a loss that stay
+        non-finite (state saved, step diagnosed) or weights (not saved), DataError, and StorageError.
         """
         self.open()
         status: Status = "FAILED"
@@ -124,9 +131,8 @@ class Loop:
 
     def open(self) -> None:
         """Open the recorders, and measure rates from now on."""
-        info = self.run_info()
         for recorder in self.recorders:
-            recorder.open(info)
+            recorder.open(self.run_info())
             recorder.artifact(self.parts.folder.config_file, "config")
         if self.is_main and not self.parts.quiet:
             print(f"{self.stage.name} {self.throughput.utilization.describe()}", flush=True)
@@ -206,33 +212,21 @@ class Loop:
                 sums[name] = sums[name] + value if name in sums else value
         self.state = replace(self.state, step=self.state.step + 1)
         reduction = self._step_reduction
-        if self._has_usable_samples(bad):
+        if self._bad_samples.count_step(*reduction.num_samples(), bad, collectives.gather_objects):
             self.engine.masters.update_average(self.state.step)
             self.stage.after_step(self.engine.task, sums, self.state.step)
-        else:  # the engine skipped the step, but its gradients were not bad
+        else:  # no rank had a usable sample: the engine skipped the step, but its gradients were not bad
             self.engine.num_bad_steps = 0
         mark("other")
         return StepResult(self.state.step, reduction.stop_agreed(), reduction.num_bad_steps())
-
-    def _has_usable_samples(self, bad: list[BadSample]) -> bool:
-        """Whether any rank had a usable sample in the last step; `bad` are those that this rank dropped.
-
-        Raises DataError on all ranks if the run has too many bad samples.
-        """
-        num_samples, num_bad = self._step_reduction.num_samples()
-        if self._bad_samples.add(num_samples, num_bad, bad):
-            self._bad_samples.check(collectives.gather_objects(self._bad_samples.own))
-        self._num_usable += num_samples - num_bad
-        return num_samples > num_bad
 
     def log(self) -> None:
         """Record the metrics since the last call; every rank must call it. Stops a non-finite run.
 
         Without a usable sample since then, there is nothing to record.
         """
-        if not self._num_usable:
+        if not self._bad_samples.take_num_usable():
             return
-        self._num_usable = 0
         step, optim = self.state.step, self.config.optim
         measured = self.throughput.take(step, self.loader)
         self.state = replace(self.state, units_seen=self.state.units_seen + measured.units)
@@ -240,8 +234,7 @@ class Loop:
         metrics["lr"] = optim.lr * lr_factor(step - 1, self.parts.num_steps, optim)
         metrics["grad_norm"] = self.engine.grad_norm
         metrics[f"{self.unit}_seen"] = self.state.units_seen
-        metrics["num_bad_samples"] = float(self._bad_samples.num_bad)
-        metrics["bad_fraction"] = self._bad_samples.fraction
+        metrics |= self._bad_samples.metrics()
         num_skipped = self.engine.count_skipped()
         metrics["num_skipped"] = float(num_skipped)
         if self.engine.precision == "fp16":
@@ -256,22 +249,19 @@ class Loop:
         if self.parts.val is None:
             return
         if self._val_batches is None:  # lengths may be slow to measure
-            ids = validation_subset(self.parts.val, self.config)
-            self._val_batches = SplitBatches(self.stage, self.parts.val, self.parts.device, ids)
-        batches, fingerprint = self._val_batches, self.parts.val.fingerprint
-        measured_on = sha256_bytes(fingerprint.encode() + batches.ids.tobytes())
+            self._val_batches = subset_batches(self.stage, self.parts.val, self.parts.device)
+        batches = self._val_batches
         with self.engine.evaluation():
             metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)
+        if not math.isfinite(value):
+            return
         # Values on other samples, before a resume with other settings, are not comparable.
-        best = self.state.best if self.state.best_of == measured_on else None
-        is_lower_better = self.stage.best_is_lower
-        if math.isfinite(value) and (
-            best is None or (value < best if is_lower_better else value > best)
-        ):
-            self.state = replace(self.state, best=value, best_of=measured_on)
+        best = self.state.best if self.state.best_of == batches.digest else None
+        if best is None or (value < best if self.stage.best_is_lower else value > best):
+            self.state = replace(self.state, best=value, best_of=batches.digest)
             self.save()
             self.checkpoints.mark_best(self.state.step)
 
@@ -292,11 +282,10 @@ class Loop:
         """Validate, save, and export; returns the result."""
         self.validate()
         self.save()
-        metrics = dict(self.last_metrics)
         with collectives.writing(f"export {self.parts.folder.export}"):
             export_stage(
                 self.stage, self.engine, self.parts.folder, self.state.step,
-                self.parts.feed.fingerprint, metrics, self.parts.resolved,
+                self.parts.feed.fingerprint, self.last_metrics, self.parts.resolved,
             )  # fmt: skip
         text, throughput = self.throughput.utilization.summary()
         if self.is_main and text and not self.parts.quiet:
@@ -304,7 +293,7 @@ class Loop:
         return {
             "stage": self.stage.name,
             "step": self.state.step,
-            **metrics,
+            **self.last_metrics,
             **throughput,
             "export": str(self.parts.folder.export),
         }
@@ -313,20 +302,11 @@ class Loop:
         """Save finite weights, diagnose `step`, and raise NonFiniteError; every rank must call it."""
         # Older checkpoints stay: they are from before the fault, and there may be many restarts.
         saved = self.save(prune=False, reason=reason)
-        nonfinite = self.parts.folder.nonfinite
-        diagnosis = PostMortem(self.stage, self.engine, self.parts.feed, nonfinite).examine(step)
-        raise NonFiniteError(
-            f"{reason}; in step {step} {diagnosis}; the weights before it are saved in {saved}; "
-            f"{self._guard.advice}"
+        post_mortem = PostMortem(
+            self.stage, self.engine, self.parts.feed, self.parts.folder.nonfinite
         )
-
-    def _read_batches(self) -> Generator[Batch, None, None]:
-        try:
-            yield from self.loader
-        except DataError as error:  # each rank reads different samples
-            local = DataError(f"rank {collectives.rank()}: {error}")
-            local.is_rank_local = True
-            raise local from error
+        what = f"{reason}; in step {step} {post_mortem.examine(step)}; the weights before it are saved in {saved}"
+        raise NonFiniteError(f"{what}; {self._guard.advice}")
 
     def _prepare(self, batch: Batch) -> Batch:
         self.throughput.count_flops(batch)

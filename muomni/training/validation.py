@@ -18,6 +18,7 @@ from muomni.data.sampling.plan import MicroBatch, batching_of, cover
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
+from muomni.io.hashing import sha256_bytes
 from muomni.training.feed import loader_options
 from muomni.training.outputs import StageOutput
 from muomni.training.stage import Stage
@@ -32,11 +33,11 @@ _SUBSET_KEY = 6
 class SplitBatches:
     """This rank's prepared micro-batches of samples of a split, each with the ids of its samples.
 
-    `ids` are the samples, by default all. Groups of `group_size` micro-batches are distributed round-robin. A
-    group has one, or the samples that the stage compares with each other (`Stage.num_compared`). Ranks that run
-    out take empty micro-batches with denominator 0, so that all ranks run the same number of forward passes
-    (otherwise ZeRO-3 collectives deadlock). Iterating is a collective; at its end, it raises DataError if more
-    samples were bad than `data.max_bad_fraction` allows.
+    `ids` are the samples, by default all; `digest` identifies them. Groups of `group_size` micro-batches are
+    distributed round-robin. A group has one, or the samples that the stage compares with each other
+    (`Stage.num_compared`). Ranks that run out take empty micro-batches with denominator 0, so that all ranks
+    run the same number of forward passes (otherwise ZeRO-3 collectives deadlock). Iterating is a collective;
+    at its end, it raises DataError if more samples were bad than `data.max_bad_fraction` allows.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SplitBatches:
         view = stage.view()
         if ids is None:
             ids = first_samples(source, None)
-        self.ids = ids
+        self.digest = sha256_bytes(source.fingerprint.encode() + ids.tobytes())
         self._num_samples = len(ids)
         lengths, batching = view.lengths(source), batching_of(stage.config.batch)
         if stage.num_compared is None:
@@ -102,6 +103,11 @@ def validation_subset(source: Source, config: RunConfig) -> np.ndarray:
         return first_samples(source, None)
     drawn = Bijection(size, config.seed, _SUBSET_KEY)(np.arange(num_samples))
     return source.all_included[np.sort(drawn)]
+
+
+def subset_batches(stage: Stage, source: Source, device: torch.device) -> SplitBatches:
+    """This rank's micro-batches of the validation subset."""
+    return SplitBatches(stage, source, device, validation_subset(source, stage.config))
 
 
 def validate(

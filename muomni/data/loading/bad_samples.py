@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from muomni.errors import DataError
@@ -32,6 +32,7 @@ class BadSampleBudget:
     def __init__(self, max_fraction: float, corpus_size: int) -> None:
         self.max_fraction = max_fraction
         self.num_bad = 0  # of all steps
+        self._num_usable = 0  # since the last call of `take_num_usable`
         self._window = min(WINDOW, corpus_size)
         self._limit = num_allowed(max_fraction, self._window)
         self._max_in_row = _max_in_row(max_fraction)
@@ -50,6 +51,30 @@ class BadSampleBudget:
     def own(self) -> list[tuple[int, BadSample]]:
         """The bad samples of this rank in the window, with the number of their step."""
         return list(self._own)
+
+    def count_step(
+        self,
+        num_samples: int,
+        num_bad: int,
+        own: Iterable[BadSample],
+        gather: Callable[[list[tuple[int, BadSample]]], Iterable[list[tuple[int, BadSample]]]],
+    ) -> bool:
+        """Count a step as `add` does; returns whether any rank had a usable sample.
+
+        `gather` returns its argument of all ranks; raises DataError on all if the budget is exceeded.
+        """
+        if self.add(num_samples, num_bad, own):
+            self.check(gather(self.own))
+        self._num_usable += num_samples - num_bad
+        return num_samples > num_bad
+
+    def take_num_usable(self) -> int:
+        """Usable samples over all ranks since the last call."""
+        num_usable, self._num_usable = self._num_usable, 0
+        return num_usable
+
+    def metrics(self) -> dict[str, float]:
+        return {"num_bad_samples": float(self.num_bad), "bad_fraction": self.fraction}
 
     def add(self, num_samples: int, num_bad: int, own: Iterable[BadSample]) -> bool:
         """Add a step: samples over all ranks, and this rank's bad ones.
