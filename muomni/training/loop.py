@@ -221,10 +221,7 @@ class Loop:
         return StepResult(self.state.step, reduction.stop_agreed(), reduction.num_bad_steps())
 
     def log(self) -> None:
-        """Record the metrics since the last call; every rank must call it. Stops a non-finite run.
-
-        Without a usable sample since then, there is nothing to record.
-        """
+        """Record the metrics since the last call, if any; every rank must call it. Stops a non-finite run."""
         if not self._bad_samples.take_num_usable():
             return
         step, optim = self.state.step, self.config.optim
@@ -302,11 +299,11 @@ class Loop:
         """Save finite weights, diagnose `step`, and raise NonFiniteError; every rank must call it."""
         # Older checkpoints stay: they are from before the fault, and there may be many restarts.
         saved = self.save(prune=False, reason=reason)
-        post_mortem = PostMortem(
-            self.stage, self.engine, self.parts.feed, self.parts.folder.nonfinite
+        examiner = PostMortem(self.stage, self.engine, self.parts.feed, self.parts.folder)
+        raise NonFiniteError(
+            f"{reason}; in step {step} {examiner.examine(step)}; the weights before it are saved in {saved}; "
+            f"{self._guard.advice}"
         )
-        what = f"{reason}; in step {step} {post_mortem.examine(step)}; the weights before it are saved in {saved}"
-        raise NonFiniteError(f"{what}; {self._guard.advice}")
 
     def _prepare(self, batch: Batch) -> Batch:
         self.throughput.count_flops(batch)

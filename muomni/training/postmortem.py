@@ -23,6 +23,7 @@ from muomni.data.loading.loader import to_device
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.io.atomic_write import open_atomic, write_atomic
+from muomni.run_folder import RunFolder
 from muomni.training.engine.engine import Engine
 from muomni.training.engine.expert_parallel import expert_groups
 from muomni.training.feed import Feed
@@ -78,11 +79,11 @@ def _likelihood(culprit: Culprit) -> tuple[bool, bool, int]:
 class PostMortem:
     """Diagnoses steps of `feed` that `stage` trained with `engine`; writes files to `folder`."""
 
-    def __init__(self, stage: Stage, engine: Engine, feed: Feed, folder: Path) -> None:
+    def __init__(self, stage: Stage, engine: Engine, feed: Feed, folder: RunFolder) -> None:
         self.stage = stage
         self.engine = engine
         self.feed = feed
-        self.folder = folder
+        self.folder = folder.nonfinite
 
     def examine(self, step: int) -> str:
         """Describe what is non-finite in the `step`-th step, and write files; every rank must call it.
