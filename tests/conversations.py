@@ -160,6 +160,7 @@ def write_upstream(run: Path, tokenizer: Tokenizer) -> None:
     """Exports of all stages below sft, with random weights; codes of the codec are spread out."""
     import torch
 
+    from muomni.config.loading import resolve
     from muomni.models.language.thinker import Thinker
     from muomni.models.speech.audio_encoder import AudioEncoder
     from muomni.models.speech.codec import Codec
@@ -189,7 +190,8 @@ def write_upstream(run: Path, tokenizer: Tokenizer) -> None:
     for stage, model in models.items():
         folder = run / stage / "export"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        about = {"preset": "nano", "step": 0, "upstream": dict(upstream)}
+        config = resolve(stage, "nano", None, {"model": SIZES[stage]}).model_dump(mode="json")
+        about = {"preset": "nano", "step": 0, "config": config, "upstream": dict(upstream)}
         write_export(folder, stage, model.state_dict(), model.config, tokenizer, {}, about)
         content = json.loads((folder / "export.json").read_text())
         upstream[stage] = content["sha256"]["model.safetensors"]

@@ -28,7 +28,6 @@ from muomni.distributed.discovery import (
 from muomni.distributed.launcher import start_rank
 from muomni.errors import ConfigError, exit_on_error, exit_rank_on_error
 from muomni.io.console import protect_output
-from muomni.run_folder import RunFolder
 from muomni.run_lock import held_by_this_process
 
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if not arguments.dry_run:
         export_environment(ranks, os.environ)
         check_master_port(ranks, os.environ)
+        from muomni.run_folder import RunFolder
+
         log = RunFolder(_run(arguments), config.stage).log
         protect_output(log if ranks.is_main else None)
     configure_logging(arguments, ranks.is_main)
@@ -122,7 +123,8 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
             print(_explain_surplus(config, num_usable, ranks.world_size), flush=True)
         if ranks.rank >= num_usable:
             raise SystemExit(0)
-        ranks = keep_first(ranks, num_usable, os.environ)
+        environ = dict(os.environ) if arguments.dry_run else os.environ
+        ranks = keep_first(ranks, num_usable, environ)
         session = sessions.prepare(request, ranks)
     if arguments.dry_run:
         from muomni.training.planning import dry_run
@@ -143,6 +145,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
+    from muomni.run_folder import RunFolder
     from muomni.training.engine.process_group import process_group
 
     with ExitStack() as stack:

@@ -137,12 +137,14 @@ def arguments_for(stage: str, extra: list[str]) -> list[str]:
 
     The values of options, such as a file `sft.yaml`, go to every stage.
     """
+    from muomni.config.registry import STAGES
+
     parser = CommandParser("train")
     add_train_options(parser)
     chosen, is_value = [], False
     for argument in extra:
         prefix, dot, rest = argument.partition(".")
-        if is_value or not dot or prefix not in recipe_names() or "=" not in rest:
+        if is_value or not dot or prefix not in STAGES or "=" not in rest:
             chosen.append(argument)
         elif prefix == stage:
             chosen.append(rest)

@@ -15,6 +15,7 @@ from muomni.distributed.discovery import (
     export_environment,
     first_host,
     free_port,
+    keep_first,
     num_local_ranks,
 )
 from muomni.errors import ConfigError, MachineError
@@ -241,3 +242,9 @@ def test_ranks_of_a_node_share_its_cores_unless_srun_divides_them(
     # A launcher inside one task starts several ranks on its cores.
     launched = {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "8"}
     assert cores_of_rank(launched) == 8
+
+
+def test_the_first_ranks_form_a_smaller_job() -> None:
+    environ = {"WORLD_SIZE": "8", "LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    assert keep_first(Ranks(5, 1, 8, "environment"), 6, environ) == Ranks(5, 1, 6, "environment")
+    assert environ == {"WORLD_SIZE": "6", "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

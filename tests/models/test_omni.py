@@ -149,7 +149,7 @@ def test_every_module_is_in_the_graph_for_any_micro_batch(
     samples = {"image": [color_sample("a", "red")], "audio": [tone_sample("b", "low")], "none": []}
     view = ConversationView(tokenizer, model.config, 40)
     rows = [[view.example({"__key__": key, **dict(m)}, None)] for key, m, _ in samples[kind]]
-    batch = view.collate(rows)
+    batch = view.collate(rows or [[]])
     hidden = model(batch["input_ids"], MediaSlots.of_batch(batch), batch["document_ids"])
     model.thinker.loss(hidden, batch["labels"]).total.backward()
     for name, parameter in model.named_parameters():

@@ -159,7 +159,12 @@ def _score(hidden: Tensor, weight: Tensor, target: Tensor, scale: float | None) 
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right; accelerators return fp32 that was not rounded to the precision of the factors."""
+    """left @ right; accelerators return fp32 that was not rounded to the precision of the factors.
+
+    So do CPUs in fp16, where the scaled gradients of many tokens would overflow.
+    """
+    if left.is_cpu and left.dtype == torch.float16:
+        return left.float() @ right.float()
     if left.is_cpu or left.dtype == torch.float32:
         return left @ right
     return torch.mm(left, right, out_dtype=torch.float32)
@@ -172,7 +177,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == total.dtype:
         return total.addmm_(left, right)
     if left.is_cpu:
-        return total.add_(left @ right)
+        return total.add_(_product(left, right))
     return torch.addmm(total, left, right, out_dtype=torch.float32)
 
 

@@ -367,12 +367,12 @@ def test_duplicate_key_names_both_sources(
         (
             ["--format", "txt", "--src", "{d}/a.txt", "--val-fraction", "2"],
             2,
-            "--val-fraction must be in [0, 1), got 2",
+            "argument --val-fraction: '2' is not a number of at least 0",
         ),
         (
             ["--format", "txt", "--src", "{d}/a.txt", "--max-bad-fraction", "2"],
             2,
-            "must be in [0, 1], got 2",
+            "argument --max-bad-fraction: '2' is not a number of at least 0",
         ),
         (
             ["--format", "txt", "--src", "{d}/a.txt", "--shard-size", "big"],

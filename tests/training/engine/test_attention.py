@@ -37,9 +37,8 @@ def first_losses(config: RunConfig, upstream: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     task = stage.build().train()
     stage.set_up(task)
-    batch = PlannedDataset(session.planned.source, stage.view(), 0)[
-        session.planned.plan.rank_step(0, 0, 1)[0]
-    ]
+    dataset = PlannedDataset(session.planned.source, stage.view(), 0)
+    batch = dataset[session.planned.plan.rank_step(0, 0, 1)[0]].tensors
     return {name: loss.detach() for name, loss in task(stage.prepare(batch)).losses.items()}
 
 

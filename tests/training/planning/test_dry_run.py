@@ -1,7 +1,6 @@
 """`launch/train.py --dry-run`: memory, units, and FLOPs, for this machine and for others."""
 
 import json
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from muomni.training.session import Request, prepare
 from tests.training.runs import TINY_THINKER, thinker_config
 
 GIB = 2**30
+RENDEZVOUS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def launch(data: Path, *flags: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
@@ -83,15 +83,12 @@ def test_a_plan_exists_for_any_number_of_gpus(
 
 
 def test_surplus_ranks_end_at_once_and_the_others_form_a_smaller_job(
-    text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_data: Path, tmp_path: Path
 ) -> None:
-    variables = {"WORLD_SIZE": "4", "LOCAL_SIZE": "4"}
-    for name in variables:
-        monkeypatch.setenv(name, "4")
+    variables = {"WORLD_SIZE": "4", **RENDEZVOUS}
     flags = ("batch.global_tokens=128", "--dry-run", "--run", str(tmp_path))
     first = {"RANK": "1", "LOCAL_RANK": "1", **variables}
     assert launch(text_data, *flags, environ=first)["ranks"] == 2
-    assert os.environ["WORLD_SIZE"] == os.environ["LOCAL_SIZE"] == "2"
     with pytest.raises(SystemExit) as end:
         launch(text_data, *flags, environ={"RANK": "3", "LOCAL_RANK": "3", **variables})
     assert end.value.code == 0
@@ -128,7 +125,7 @@ def test_check_memory_rejects_a_run_that_does_not_fit(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**20))
     refusals = []
     for rank in ("0", "1"):  # which start with different samples
-        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **RENDEZVOUS}
         with pytest.raises(ConfigError, match="has 0 MiB") as refusal:
             launch(text_data, "--check-memory", "--run", str(tmp_path), environ=environ)
         refusals.append(str(refusal.value))
