@@ -92,7 +92,10 @@ def test_codec_wer_uses_word_list_and_cer_uses_greedy_decoding(
     perception_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recognizer with a constant output has the error rates of that constant transcript."""
-    fake = SimpleNamespace(transcribe=lambda waveform: Transcription(greedy="ca door", words="cat"))
+    fake = SimpleNamespace(
+        transcribe=lambda waveform: Transcription(greedy="ca door", words="cat"),
+        export=SimpleNamespace(path=perception_run / "audio_encoder" / "export", digest="0"),
+    )
     monkeypatch.setattr(speech_errors, "find_recognizer", lambda runs, device, transcripts: fake)
     metrics = evaluate(stage="codec", run=perception_run, split="val")["metrics"]
     expected = ErrorCounts(())
