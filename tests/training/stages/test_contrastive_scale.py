@@ -81,8 +81,8 @@ def test_the_sigmoid_loss_learns_like_plain_pytorch_in_every_engine(
     changes: dict[str, Any] = {
         "precision": precision,
         "fp16": {"initial_scale_power": 8},
-        # At 3e-4, curves in bf16 diverge by a fifth within these steps.
-        "optim": {"lr": 1e-4, "eps": 1e-4},
+        # At ten times this rate, curves in bf16 diverge by more than the tolerance within these steps.
+        "optim": {"lr": 3e-5, "eps": 1e-4},
         # With few pairs, the default initialization is far off, and a step changes the loss by a tenth.
         "model": {"initial_temperature": 0.2, "initial_bias": -3.0},
         "options": {"loss": "siglip"},
