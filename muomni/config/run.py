@@ -4,6 +4,7 @@ Each setting has one owner: ZeRO, buckets, and communication belong to DeepSpeed
 batch sizes, precision, clipping, and schedule belong here and are rejected there.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
@@ -177,9 +178,9 @@ class BatchSection(Section):
         """The largest number of ranks that a global batch can be spread over; None if it varies."""
         return None
 
+    @abstractmethod
     def describe(self) -> str:
         """The global batch in words, and how much it was rounded."""
-        raise NotImplementedError
 
 
 class PackedBatch(BatchSection):
