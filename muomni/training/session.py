@@ -1,7 +1,7 @@
 """Set up a training loop from a run config, and check everything before the first step.
 
-Most errors are raised before a process group starts: an invalid config, a conflicting DeepSpeed JSON, a missing
-dataset or upstream export, or a world size that does not divide a step.
+Most errors are raised before a process group starts: an invalid config, a conflicting DeepSpeed JSON, or a
+missing dataset or upstream export.
 """
 
 import logging
