@@ -30,7 +30,7 @@ from muomni.errors import ConfigError, exit_on_error, exit_rank_on_error
 from muomni.io.console import protect_output
 from muomni.io.live_line import LIVE_LINE
 from muomni.io.logs import use_root_handlers
-from muomni.observe.announce import BANNER_PRINTED, Startup, banner, outcome
+from muomni.observe.announce import BANNER_PRINTED, Startup, banner, outcome, row
 from muomni.run_lock import held_by_this_process
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
             announce(arguments, config)  # before counting GPUs, which imports torch
         num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
         if num_ranks > 1:
+            if not arguments.quiet:
+                print(row("start", f"{num_ranks} ranks, with DeepSpeed's launcher"), flush=True)
             command = train_argv(num_ranks, _without_ranks(sys.argv[2:]), arguments.verbose)
             raise SystemExit(run_ranks(command, rank_environment(num_ranks)))
     with exit_rank_on_error("muomni train", ranks.rank):

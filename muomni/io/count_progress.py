@@ -2,11 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from muomni.io.live_line import is_terminal
+from muomni.io.live_line import Ticker, is_terminal
 
 EVERY_S = 10.0
 T = TypeVar("T")
@@ -69,6 +69,23 @@ def counted(
         for item in items:
             yield item
             progress.update(1)
+
+
+@contextmanager
+def working(describe: Callable[[], str], every_s: float = EVERY_S) -> Iterator[None]:
+    """Print what is going on and for how long, every `every_s` seconds, while the block runs."""
+    start_s = time.monotonic()
+
+    def report() -> None:
+        line = f"{describe()}, {duration(time.monotonic() - start_s)} so far"
+        print(line, file=sys.stderr, flush=True)
+
+    ticker = Ticker(report, every_s)
+    ticker.start()
+    try:
+        yield
+    finally:
+        ticker.stop()
 
 
 def duration(seconds: float) -> str:

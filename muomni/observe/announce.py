@@ -7,13 +7,14 @@ shows it on the live line; elsewhere a long part gets a line every ten seconds.
 import os
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from muomni import __version__
 from muomni.io.count_progress import EVERY_S, duration
-from muomni.io.live_line import LIVE_LINE, Ticker, is_terminal, styled
+from muomni.io.live_line import LIVE_LINE, Ticker, is_terminal, styled, width
 
 # Set once the banner is printed, for the ranks of a launcher.
 BANNER_PRINTED = "MUOMNI_BANNER_PRINTED"
@@ -22,7 +23,7 @@ LAUNCH_TIME = "MUOMNI_LAUNCH_TIME"
 # Set for the stages of a pipeline, which prints what comes next by itself.
 IN_PIPELINE = "MUOMNI_IN_PIPELINE"
 DRAW_EVERY_S = 0.5
-_NAME_WIDTH = 11
+_NAME_WIDTH, _MIN_VALUE_WIDTH = 11, 16
 
 
 def banner(what: str, preset: str | None, data: str, run: Path) -> str:
@@ -33,7 +34,11 @@ def banner(what: str, preset: str | None, data: str, run: Path) -> str:
 
 
 def row(name: str, value: str) -> str:
-    """An indented line with a name and a value."""
+    """An indented line with a name and a value, wrapped on a terminal."""
+    indent = "\n" + " " * (2 + _NAME_WIDTH)
+    if is_terminal(sys.stdout):
+        columns = max(_MIN_VALUE_WIDTH, width(sys.stdout) - len(indent))
+        value = indent.join(textwrap.wrap(value, columns, break_on_hyphens=False) or [""])
     return f"  {styled(f'{name:<{_NAME_WIDTH}}', 'dim')}{value}"
 
 
@@ -125,4 +130,5 @@ def next_steps(run: Path, stages: Sequence[str]) -> str:
     commands = [["muomni", "evaluate", "--stage", stages[-1], "--run", str(run)]]
     if "sft" in stages:
         commands.append(["muomni", "generate", "--run", str(run), "--text", "..."])
-    return "\n".join(row("next", styled(shlex.join(command), "cyan")) for command in commands)
+    name = styled("next".ljust(_NAME_WIDTH), "dim")  # not wrapped, to be copied
+    return "\n".join(f"  {name}{styled(shlex.join(command), 'cyan')}" for command in commands)

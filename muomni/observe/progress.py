@@ -86,7 +86,7 @@ class ProgressLine:
             print(f"{self._name()} {step}/{info.num_steps}  {text}", flush=True)
             return
         is_first, self._metrics = not self._metrics, metrics
-        if is_first or step == info.num_steps:
+        if step == info.num_steps or (is_first and not self._is_live):
             self._print(step)
 
     def artifact(self, path: Path, folder: str) -> None:
@@ -106,7 +106,8 @@ class ProgressLine:
         with self._lock:
             self._printed = (step, time.perf_counter())
             texts = [text for _, text in self._fields(step)]
-            print(f"{self._name()} {step}/{self._info.num_steps}", *texts, sep="  ", flush=True)
+            position = f"{self._name()} {step}/{self._info.num_steps}"
+            print("  ".join([position, *texts]), flush=True)
 
     def _report(self) -> None:
         """Print a line if there is progress, or has not been any for a minute."""
@@ -126,7 +127,7 @@ class ProgressLine:
         left = f"{self._info.stage} {step}/{self._info.num_steps}"
         fields = [(0, activity)] if activity in _ACTIVITIES else self._fields(step)
         reserved = _MIN_BAR + 3 if columns >= _MIN_COLUMNS else 2
-        right = fit(fields or [(0, "first step")], columns - len(left) - reserved)
+        right = fit(fields, columns - len(left) - reserved)
         LIVE_LINE.draw(bar(left, step, self._info.num_steps, right, columns))
 
     def _now(self) -> tuple[int, str]:
@@ -147,8 +148,10 @@ class ProgressLine:
     def _fields(self, step: int) -> list[tuple[int, str]]:
         """The texts of a line, each with its rank by importance (0 first)."""
         info, metrics = self._info, self._metrics
+        eta_s = self._eta_s(step)
+        eta = [] if eta_s is None else [(1, f"eta {duration(eta_s)}")]
         if not metrics:
-            return []
+            return eta
         fields = [
             (0, f"loss {metrics['loss']:.4f}"),
             (4, f"lr {metrics['lr']:.2e}"),
@@ -169,9 +172,7 @@ class ProgressLine:
             fields.append((3, f"MFU {100 * metrics['mfu']:.1f} %"))
         if metrics.get("num_bad_samples"):
             fields.append((2, f"bad samples {metrics['num_bad_samples']:.0f}"))
-        if (eta_s := self._eta_s(step)) is not None:
-            fields.append((1, f"eta {duration(eta_s)}"))
-        return fields
+        return fields + eta
 
     def _eta_s(self, step: int) -> float | None:
         """Seconds to the last step, from the steps after the first; None before there are any."""

@@ -136,7 +136,8 @@ class Loop:
         for recorder in self.recorders:
             recorder.open(self.run_info())
             recorder.artifact(self.parts.folder.config_file, "config")
-        if self.is_main and not self.parts.quiet:
+        has_peak = self.throughput.utilization.peak is not None
+        if self.is_main and not self.parts.quiet and (has_peak or self.parts.device.type == "cuda"):
             print(row("mfu", self.throughput.utilization.describe()), flush=True)
         self.throughput.start(self.state.step)
 

@@ -33,6 +33,7 @@ from muomni.distributed import collectives, compiler
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
+from muomni.io.live_line import styled
 from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.announce import Startup, row
@@ -265,7 +266,8 @@ def open_loop(session: Session) -> Loop:
         source = session.feed.source if isinstance(session.feed, PlannedFeed) else None
         data = describe_data(source, session.feed.num_samples, session.val)
         print(
-            f"{config.stage} {start}: {steps}, {describe_global_batch(session)}",
+            f"{styled(config.stage, 'bold')} {start}: {steps}",
+            row("batch", describe_global_batch(session)),
             row("epochs", describe_length(session)),
             row("data", data),
             *model_rows,

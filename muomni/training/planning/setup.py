@@ -45,10 +45,10 @@ def describe_global_batch(session: "Session") -> str:
 def describe_length(session: "Session") -> str:
     """The number of epochs; call it once the steps of the first epoch are counted."""
     steps = session.feed.num_steps(1)
-    text = f"{session.num_steps / steps:.3g} of {steps:,} steps"
+    text = f"{session.num_steps / steps:.3g}; one has {steps:,} steps"
     batch = session.request.config.batch
     if isinstance(batch, PackedBatch):
-        text += f", {steps * batch.global_sequences * batch.seq_len:,} tokens each"
+        text += f" and {steps * batch.global_sequences * batch.seq_len:,} tokens"
     return text
 
 
