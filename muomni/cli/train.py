@@ -140,7 +140,7 @@ def train(
 ) -> dict[str, Any]:
     """Check, start the process group, and train; returns the result."""
     startup = startup or Startup()
-    startup.begin("import torch and DeepSpeed")
+    startup.begin("import")
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
         raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or remove them")
@@ -151,7 +151,7 @@ def train(
 
     if not ranks.is_main:
         use_root_handlers("DeepSpeed")
-    startup.begin("data and upstream exports")
+    startup.begin("data")
     session = sessions.prepare(request, ranks)
     num_usable = session.feed.max_ranks
     if num_usable < ranks.world_size and ranks.launcher != "srun":

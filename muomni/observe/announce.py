@@ -104,8 +104,8 @@ class Startup:
             print(row("start", f"{part} {seconds:.1f} s"), flush=True)
 
     def _draw(self) -> None:
-        seconds = time.perf_counter() - self._start_s
-        LIVE_LINE.draw(row("start", f"{self._part} ... {seconds:.0f} s"))
+        text = f"{self._part} ... {time.perf_counter() - self._start_s:.0f} s"
+        LIVE_LINE.draw(f"  {'start':<{_NAME_WIDTH}}{text}"[: width(sys.stdout) - 1])
 
     def _report(self) -> None:
         seconds = time.perf_counter() - self._start_s

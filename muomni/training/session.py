@@ -183,7 +183,7 @@ def open_loop(session: Session) -> Loop:
     request, config = session.request, session.request.config
     startup, prints = request.startup, collectives.rank() == 0 and not request.quiet
     folder = RunFolder(request.run, config.stage)
-    startup.begin("data plan")
+    startup.begin("plan")
     if collectives.rank() == 0:
         folder.create()
         if request.resume == "never":  # else a later --resume auto would load them
