@@ -131,8 +131,9 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
     if not arguments.dry_run:
         protect_output(arguments.run / "pipeline.log")
         if not arguments.quiet:
+            what = stages[0] if len(stages) == 1 else f"{len(stages)} stages"
             print(
-                banner(f"{len(stages)} stages", arguments.preset, arguments.data, arguments.run),
+                banner(what, arguments.preset, arguments.data, arguments.run),
                 flush=True,
             )
     pipeline.check(configs)

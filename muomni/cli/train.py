@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         if num_ranks > 1:
             if not arguments.quiet:
                 print(row("start", f"{num_ranks} ranks, with DeepSpeed's launcher"), flush=True)
-            command = train_argv(num_ranks, _without_ranks(sys.argv[2:]), arguments.verbose)
+            command = train_argv(num_ranks, _without_ranks(sys.argv[2:]))
             raise SystemExit(run_ranks(command, rank_environment(num_ranks)))
     with exit_rank_on_error("muomni train", ranks.rank):
         run_rank(arguments, ranks)

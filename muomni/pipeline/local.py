@@ -74,8 +74,11 @@ def rank_environment(
     return environ
 
 
-def train_argv(num_ranks: int, arguments: list[str], is_verbose: bool = False) -> list[str]:
-    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError."""
+def train_argv(num_ranks: int, arguments: list[str]) -> list[str]:
+    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError.
+
+    With --verbose among the `arguments`, the launcher prints what it does, too.
+    """
     launcher = Path(sys.executable).parent / "deepspeed"
     if not launcher.is_file():
         raise MachineError(
@@ -84,7 +87,8 @@ def train_argv(num_ranks: int, arguments: list[str], is_verbose: bool = False) -
         )
     ranks = ["--num_gpus", str(num_ranks), "--master_port", str(free_port())]
     program = ["--no_local_rank", "--module", "muomni.cli", "train"]
-    return [str(launcher), *([] if is_verbose else ["--quiet"]), *ranks, *program, *arguments]
+    quiet = [] if {"-v", "--verbose"} & set(arguments) else ["--quiet"]
+    return [str(launcher), *quiet, *ranks, *program, *arguments]
 
 
 class RunningRanks:

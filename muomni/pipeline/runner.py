@@ -120,7 +120,7 @@ class Pipeline:
             state, why = self.state(stage, config)
             print(f"{stage}: {state}{f' ({why})' if why else ''}")
             if state != "finished":
-                command = self._command(stage, config, state)
+                command = train_argv(self.ranks_of(stage, config), self._arguments(stage, state))
                 print(f"  {shlex.join(command)}")
 
     def run(self, configs: dict[str, RunConfig]) -> dict[str, StageResult]:
@@ -181,7 +181,7 @@ class Pipeline:
         taken = {running.slot for running in self._running}
         slot = next(slot for slot in range(self.num_slots) if slot not in taken)
         first_gpu = slot * (self.num_ranks // self.num_slots)
-        command = self._command(stage, config, state)
+        command = train_argv(num_ranks, self._arguments(stage, state))
         environ = rank_environment(num_ranks, first_gpu, self.num_ranks)
         environ |= {BANNER_PRINTED: "1", IN_PIPELINE: "1"}
         prefix = f"[{stage}] " if self.num_slots > 1 else ""
@@ -233,10 +233,6 @@ class Pipeline:
             running.ranks.stop()
         while any(running.ranks.poll() is None for running in self._running):
             time.sleep(POLL_S)
-
-    def _command(self, stage: str, config: RunConfig, state: State) -> list[str]:
-        arguments = self._arguments(stage, state)
-        return train_argv(self.ranks_of(stage, config), arguments, self.arguments.verbose)
 
     def _parsed(self, stage: str) -> argparse.Namespace:
         return parse_train(self._train_arguments(stage))

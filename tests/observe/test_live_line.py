@@ -9,14 +9,27 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from muomni.io.console import protect_output
+from muomni.io.live_line import LIVE_LINE
+from muomni.observe import announce, progress
 from muomni.observe.announce import Startup, row
 from muomni.observe.progress import ProgressLine
 from muomni.observe.recorder import RunInfo
 
+draws, draw = [], LIVE_LINE.draw
+LIVE_LINE.draw = lambda text: (draw(text), draws.append(text))
+announce.DRAW_EVERY_S = progress.DRAW_EVERY_S = 0.05
+
+
+def wait():  # for the next draw that starts from now on
+    number = len(draws)
+    while len(draws) < number + 2:
+        time.sleep(0.01)
+
+
 protect_output(None)
 with Startup(is_shown=True) as startup:
     startup.begin("a part with a name that is too long for a line of a narrow terminal")
-    time.sleep(0.6)
+    wait()
     startup.finish()
 position = (3, "forward")
 info = RunInfo("audio_encoder", "tokens", Path(), Path(), {}, 0, 20, None, lambda: position)
@@ -24,13 +37,13 @@ line = ProgressLine()
 line.open(info)
 metrics = dict(loss=2.5, lr=1e-3, grad_norm=0.75, tokens_per_s=1234.0, data_wait_fraction=0.02, step_time_s=1)
 line.log(3, "train", metrics)
-time.sleep(0.7)
+wait()
 print("a warning", file=sys.stderr)
 print("in", "parts", end="")
-time.sleep(0.7)
+wait()
 print(" of a line")
 position = (4, "validation")
-time.sleep(0.7)
+wait()
 line.close("FINISHED")
 """
 

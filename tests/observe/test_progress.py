@@ -60,9 +60,12 @@ def test_without_a_terminal_there_is_a_line_per_interval_with_progress(
     line.log(10, "train", METRICS)  # only the first log has a line of its own
     time.sleep(0.3)
     step, recorder.link = 12, "http://host/1"
-    time.sleep(0.3)
+    printed = ""
+    while "12/20" not in printed:
+        time.sleep(0.01)
+        printed += capsys.readouterr().out
     line.close("FINISHED")
-    first, *others = capsys.readouterr().out.splitlines()
+    first, *others = printed.splitlines()
     assert first.startswith("thinker 10/20  loss 2.5000") and first.endswith("eta 0:30")
     assert others[0] == "thinker is logged to http://host/1"
     assert [other.split("  ")[0] for other in others[1:]] == ["thinker 12/20"]
