@@ -71,7 +71,7 @@ def table(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def invocation(action: argparse.Action) -> str:
-    """How an option is written, such as `--precision {auto,fp32}`; formatted alike by all versions of Python."""
+    """How an option is written, such as `--precision {auto,fp32}`, in all versions of Python alike."""
     if action.nargs == 0:
         value = ""
     elif action.metavar is not None:

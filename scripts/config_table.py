@@ -6,7 +6,6 @@
 A default is that of the recipes if they agree. Does not import torch.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Hook of MkDocs (mkdocs.yml): adds CONTRIBUTING.md and CHANGELOG.md to the site, from their place in the repository.
+"""Hook of MkDocs (mkdocs.yml): adds CONTRIBUTING.md and CHANGELOG.md, which are outside of docs/, to the site.
 
-Links between them and the pages of docs/ are those of the repository, so that they work on GitHub, too. They are
-rewritten here.
+Links between them and the pages of docs/ are those of the repository, so that they work on GitHub, too. They
+are rewritten here.
 """
 
 import os

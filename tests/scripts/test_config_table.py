@@ -60,4 +60,4 @@ def test_types(annotation: object, text: str) -> None:
 
 def test_markers_are_required() -> None:
     with pytest.raises(SystemExit, match="lacks the lines"):
-        updated("# Config keys\n")
+        GENERATED.updated("# Config keys\n")
