@@ -51,7 +51,7 @@ types: install  ## static types
 	@pyright
 
 docs: install  ## the documentation site, into build/site
-	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 fmt: install  ## format the code and apply safe fixes
 	@ruff check --fix .
