@@ -22,21 +22,8 @@ OPTIONS = ChatOptions(max_new_tokens=8, max_seconds=0.2, speech_temperature=1.0)
 
 
 @pytest.fixture(scope="module")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
-    run = tmp_path_factory.mktemp("run")
-    write_sft_export(run, num_steps=85)
+def assistant(run: Path) -> Assistant:
     return load_assistant(run, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    for name, color in COLORS.items():
-        (folder / f"{name}.png").write_bytes(png(color))
-    (folder / "low.wav").write_bytes(tone(200))
-    (folder / "other").mkdir()
-    (folder / "other" / "red.png").write_bytes(png(COLORS["blue"]))
-    return folder
 
 
 @pytest.fixture()
