@@ -21,9 +21,13 @@ from muomni.inference.speech import check_can_speak, speak_answer, write_speech
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How to answer; a temperature of 0 is greedy decoding."""
+    """How to answer; a temperature of 0 is greedy decoding.
+
+    With `single_turn`, an answer does not take earlier turns into account.
+    """
 
     system: str | None = None
+    single_turn: bool = False
     max_new_tokens: int = 128
     temperature: float = 0.0
     speech_temperature: float = SPEECH_TEMPERATURE
@@ -74,8 +78,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget all turns and attachments, and restart the random numbers."""
-        system = self.options.system
-        self._turns = [Turn("system", (Part("text", system),))] if system else []
+        self._turns = self._system_turns()
         self._media: dict[str, bytes] = {}
         self.attachments: list[Attachment] = []
         self._answer: Answer | None = None
@@ -102,7 +105,9 @@ class ChatSession:
             DataError: the turn exceeds the context, or its placeholders do not match its files.
         """
         attachments, self.attachments = self.attachments, []
-        media = dict(self._media)
+        earlier, media = list(self._turns), dict(self._media)
+        if self.options.single_turn:
+            earlier, media = self._system_turns(), {}
         files: dict[MediaKind, list[str]] = {"image": [], "audio": []}
         for attachment in attachments:
             name = _unique(attachment.name, media)
@@ -114,7 +119,7 @@ class ChatSession:
             raise DataError(f"the text does not match the attached files: {error}") from None
         if not parts:
             raise ConfigError("the turn is empty; type a question or attach a file")
-        turns, notices = self._within_context([*self._turns, Turn("user", tuple(parts))], media)
+        turns, notices = self._within_context([*earlier, Turn("user", tuple(parts))], media)
         options = self.options
         generated = answer(
             self.assistant,
@@ -162,6 +167,10 @@ class ChatSession:
         return SpokenFile(path, len(speech.waveform) / SAMPLE_RATE_HZ)
 
     # -- context -----------------------------------------------------------------------------------
+    def _system_turns(self) -> list[Turn]:
+        system = self.options.system
+        return [Turn("system", (Part("text", system),))] if system else []
+
     @property
     def _max_positions(self) -> int:
         return self.assistant.model.config.thinker.max_positions

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from muomni.cli.generate import add_answer_options, chat_options
+from muomni.cli.generate import add_chat_options, chat_options
 from muomni.errors import ConfigError, MachineError
 
 SUMMARY = """\
@@ -20,7 +20,7 @@ EXAMPLES = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the run, the limits of answers, and sampling."""
-    add_answer_options(parser)
+    add_chat_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 import socket
 from importlib.util import find_spec
 
-from muomni.cli.generate import add_answer_options, chat_options
+from muomni.cli.generate import add_chat_options, chat_options
 from muomni.command_line import integer
 from muomni.errors import ConfigError, MachineError
 from muomni.io.console import protect_output
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="address to listen on; 0.0.0.0 lets other machines in, without a password",
     )  # fmt: skip
     parser.add_argument("--port", type=integer(1, 65535), default=7860, help="port to listen on")
-    add_answer_options(parser)
+    add_chat_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

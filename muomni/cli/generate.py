@@ -77,12 +77,23 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_chat_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of conversations: `add_answer_options`, and the history."""
+    add_answer_options(parser)
+    parser.add_argument(
+        "--single-turn",
+        action="store_true",
+        help="answer each question without the earlier turns, for models trained on single turns",
+    )
+
+
 def chat_options(arguments: argparse.Namespace) -> "ChatOptions":
-    """The values of `add_answer_options`, for a conversation."""
+    """The values of `add_chat_options`."""
     from muomni.chat.session import ChatOptions
 
     return ChatOptions(
         system=arguments.system,
+        single_turn=arguments.single_turn,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         speech_temperature=arguments.speech_temperature,

@@ -130,6 +130,15 @@ def test_reset_restarts_the_conversation(assistant: Assistant) -> None:
     assert chat.send("the door").text == first
 
 
+def test_a_single_turn_does_not_see_earlier_ones(assistant: Assistant, files: Path) -> None:
+    chat = ChatSession(assistant, ChatOptions(system="the", single_turn=True, max_new_tokens=8))
+    for name in ("red", "blue"):
+        chat.attach("image", files / f"{name}.png")
+        chat.send("the door")
+    assert [turn.role for turn in chat.turns] == ["system", "user", "assistant"]
+    assert list(chat._media) == ["blue.png"]
+
+
 def test_options_without_room_for_a_question_are_refused(assistant: Assistant) -> None:
     with pytest.raises(ConfigError, match="--max-new-tokens 254 leaves no room for a question"):
         ChatSession(assistant, ChatOptions(max_new_tokens=254))
