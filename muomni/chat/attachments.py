@@ -85,7 +85,7 @@ def read_attachment(kind: MediaKind, path: Path, limits: MediaLimits) -> Attachm
 
 def _read(path: Path, kind: MediaKind, max_bytes: int) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # reading a pipe may block for ever
+        if path.exists() and not path.is_file():  # reading a pipe may block forever
             raise DataError(f"{path} is not a file; name a supported {kind} file")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)

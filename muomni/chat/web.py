@@ -21,7 +21,7 @@ _SESSION_S = 3600.0
 # Answers are generated one at a time: the model uses the whole device.
 _ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 
-# Players would be as tall as pictures, and "Share" would upload files to the internet.
+# Players would be as tall as images, and "Share" would upload files to the internet.
 _CSS = """
 .message .minimal-audio-player { height: 2.5rem }
 button[title="Share"] { display: none }
@@ -104,7 +104,7 @@ def build_page(assistant: Assistant, options: ChatOptions, folder: Path) -> Any:
             render_markdown=False,  # shows what the model wrote
             feedback_options=None,
             buttons=["copy"],
-            placeholder="Ask something, with pictures or speech if you like.",
+            placeholder="Ask something, with images or speech if you like.",
         )
         question = gradio.MultimodalTextbox(
             sources=["upload", "microphone"],

@@ -77,12 +77,12 @@ def test_answers_are_spoken_to_files(converse: Converse, files: Path, tmp_path: 
 
 def test_errors_are_one_line_each_and_set_the_exit_code(converse: Converse, files: Path) -> None:
     output, errors, code = converse(
-        "/hepl", "/speak", "/speak a.mp3", "/image", "/image \0.png", "/image ~nobody-here/a.png",
+        "/hlp", "/speak", "/speak a.mp3", "/image", "/image \0.png", "/image ~nobody-here/a.png",
         f"/image {files}/broken.png", f"/audio {files}/empty.wav", f"/audio {files}/long.wav",
         "the door " * 300, "\udcff", f"/image {files}/red.png", "the door",
     )  # fmt: skip
     messages = [
-        "unknown command /hepl (did you mean '/help'?); /help lists the commands",
+        "unknown command /hlp (did you mean '/help'?); /help lists the commands",
         "there is no answer to speak yet; ask something first",
         "there is no answer to speak yet",
         "/image needs a file; type /image PATH",
