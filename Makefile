@@ -10,6 +10,9 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Ranks share the cores, so more threads would only compete.
 export OMP_NUM_THREADS ?= 1
 
+# For the test of the demo, apart from the environment: Gradio needs an older Pillow than the lock has.
+DEMO_PACKAGES := gradio==6.31.0 playwright==1.65.2
+
 # Tests without the marker `gpu` use CPU ranks even if there is a GPU.
 test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
@@ -29,8 +32,11 @@ quickstart: install  ## train all stages at nano size on sample data, evaluate, 
 test: install  ## the default tests, on CPU (select some with PYTEST_ARGS="-k name")
 	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup --durations 15
 
-test-slow: install  ## tests that take minutes each
+test-slow: install build/demo  ## tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"
+
+build/demo: | install
+	@python -m pip install --quiet --target $@ $(DEMO_PACKAGES)
 
 test-slurm: install  ## tests that submit jobs to a Slurm cluster of two nodes
 	@$(PYTEST) -m slurm

@@ -22,6 +22,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "evaluate": "held-out metrics of a stage and trivial baselines",
         "summary": "table of all evaluations of a run",
         "generate": "answer a question of text, images, and audio",
+        "chat": "talk to a trained model in the terminal",
+        "demo": "talk to a trained model in the browser",
     },
     "checkpoints and exports": {
         "ckpt": "list the checkpoints of a run",
