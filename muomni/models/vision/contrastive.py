@@ -5,10 +5,11 @@ and the p_i positives P(i) of pair i, among them i itself, symmetric InfoNCE ove
 sum_i [LSE_j s(x_i, y_j) - mean_{j in P(i)} s(x_i, y_j)], plus the same with x and y exchanged: cross-entropy
 with uniform targets over the positives (UniCL: Yang et al., 2022, arXiv:2204.03610; without equal pairs:
 van den Oord et al., 2018; Radford et al., 2021). It is not a sum over micro-batches. But given the
-log-sum-exps and numbers of positives of all pairs, the gradient of each similarity is a constant, and a
+log-sum-exps and the numbers of positives of all pairs, the gradient of each similarity is a constant, and a
 surrogate that is linear in the similarities of the local pairs has the same gradient.
-The sigmoid loss is sum_ij -log sigmoid(z_ij (s(x_i, y_j) + bias)), z_ij = 1 for positives and -1 elsewhere
-(SigLIP: Zhai et al., 2023), a sum over pairs that needs neither.
+The sigmoid loss is sum_ij -w_ij log sigmoid(z_ij (s(x_i, y_j) + bias)), z_ij = 1 for positives and -1 elsewhere
+(SigLIP: Zhai et al., 2023). w_ij is (1 / p_i + 1 / p_j) / 2 for positives and 1 elsewhere: without it, the n^2
+positives of n equal pairs would outweigh all others.
 
 Both take two passes per step (feature caching: Gao et al., 2021): gather the features of all micro-batches
 without gradient; then compute `contrastive_surrogate` or `sigmoid_surrogate` and backpropagate per
@@ -36,23 +37,31 @@ class GatheredFeatures:
     y: Tensor  # [N, d]
     # [N] or [N, G] int64, all -1 for padding. Pairs with an equal group in a column are positives.
     groups: Tensor
+    num_positives: Tensor  # [N] fp32, see `count_positives`
+
+
+def count_positives(offset: int, num_local: int, groups: Tensor) -> Tensor:
+    """Return the number of positives [n], in fp32, of pairs offset .. offset + num_local.
+
+    A pair is a positive of itself; padding has none. Ranks can split this work and gather the results.
+    """
+    positive, _ = _pair_masks(groups, offset, num_local)
+    return positive.sum(1).float()
 
 
 def pair_normalizers(
     offset: int, num_local: int, gathered: GatheredFeatures, scale: Tensor
 ) -> Tensor:
-    """Return the normalizers [n, 3] of pairs offset .. offset + num_local for InfoNCE.
+    """Return the log-sum-exps [n, 2] of pairs offset .. offset + num_local for InfoNCE.
 
-    Columns: the log-sum-exp over all y for x_i, that over all x for y_i, and the number of positives.
-    Ranks can split this work and gather the results.
+    Columns: over all y for x_i, and over all x for y_i. Ranks can split this work and gather the results.
     """
     with torch.no_grad():
         local = slice(offset, offset + num_local)
-        positive, padded = _pair_masks(gathered.groups, offset, num_local)
+        _, padded = _pair_masks(gathered.groups, offset, num_local)
         rows = _similarity(gathered.x[local], gathered.y, scale).masked_fill_(padded, -torch.inf)
         columns = _similarity(gathered.y[local], gathered.x, scale).masked_fill_(padded, -torch.inf)
-        num_positives = positive.sum(1).to(rows.dtype)
-        return torch.stack([rows.logsumexp(1), columns.logsumexp(1), num_positives], 1)
+        return torch.stack([rows.logsumexp(1), columns.logsumexp(1)], 1)
 
 
 def contrastive_surrogate(
@@ -65,7 +74,7 @@ def contrastive_surrogate(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return (loss sum, weight, logs) of the local pairs x, y [n, d], which carry gradient.
 
-    `normalizers` [N, 3] are those of the global batch, `offset` is the index of the first local pair in
+    `normalizers` [N, 2] are those of the global batch, `offset` is the index of the first local pair in
     it, `scale` multiplies the similarities. Summed over all ranks and micro-batches, value and gradients
     are those of the full loss. Logs are pairs [sum, weight]: top-1 accuracy among all N, both ways.
     """
@@ -74,11 +83,9 @@ def contrastive_surrogate(
     rows = _similarity(x, gathered.y.detach(), scale)
     # The gradient of the scale comes from the rows, which contain all N x N pairs once.
     columns = _similarity(y, gathered.x.detach(), scale.detach())
-    row_lse, column_lse, num_positives = normalizers.unbind(1)
+    row_lse, column_lse = normalizers.unbind(1)
     local = slice(offset, offset + num_local)
-    # The mean of the targets of both directions. Padding has no positives.
-    halves = 0.5 / num_positives.clamp(min=1)
-    targets = (halves[local, None] + halves).masked_fill_(~positive, 0.0)
+    targets = _targets(positive, gathered.num_positives.to(rows.dtype), offset)
     surrogate = rows.new_zeros(())
     for logits, local_lse, other_lse in (
         (rows, row_lse[local], column_lse),
@@ -112,8 +119,10 @@ def sigmoid_surrogate(
     rows = _similarity(x, gathered.y.detach(), scale) + bias
     columns = _similarity(y, gathered.x.detach(), scale.detach()) + bias.detach()
     signs = positive.to(rows.dtype).mul_(2).sub_(1)
+    targets = _targets(positive, gathered.num_positives.to(rows.dtype), offset)
+    weights = torch.where(positive, targets, 1.0).masked_fill_(padded, 0.0)
     value, gradient_of_y = (
-        -F.logsigmoid(signs * logits).masked_fill(padded, 0.0).sum() for logits in (rows, columns)
+        -(weights * F.logsigmoid(signs * logits)).sum() for logits in (rows, columns)
     )
     return (
         value + gradient_of_y - gradient_of_y.detach(),
@@ -139,6 +148,13 @@ def _pair_masks(groups: Tensor, offset: int, num_local: int) -> tuple[Tensor, Te
     is_padding = (groups == PADDING_GROUP).all(1)
     padded = is_padding[local, None] | is_padding
     return positive & ~padded, padded
+
+
+def _targets(positive: Tensor, num_positives: Tensor, offset: int) -> Tensor:
+    """Return the mean [n, N] of the targets of both directions, each uniform over the positives."""
+    halves = 0.5 / num_positives.clamp(min=1)  # padding has none
+    local = slice(offset, offset + len(positive))
+    return (halves[local, None] + halves).masked_fill_(~positive, 0.0)
 
 
 def _softmax_weights(logits: Tensor, local_lse: Tensor, other_lse: Tensor) -> Tensor:

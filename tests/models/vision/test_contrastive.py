@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.models.vision.contrastive import (
-    GatheredFeatures,
     contrastive_surrogate,
     pair_normalizers,
     sigmoid_surrogate,
 )
 from tests.models.gradients import grad
 from tests.models.vision import textbook_losses
+from tests.models.vision.textbook_losses import gathered_features
 
 NUM_PAIRS = 12
 
@@ -35,7 +35,7 @@ def split_loss(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum of the surrogates of chunks; each chunk has its own graph, as on its own rank."""
-    gathered = GatheredFeatures(x.detach(), y.detach(), groups)
+    gathered = gathered_features(x, y, groups)
     offsets = [sum(sizes[:i]) for i in range(len(sizes))]
     chunks = list(zip(offsets, sizes, strict=True))
     normalizers = torch.cat([pair_normalizers(o, n, gathered, scale) for o, n in chunks])
@@ -93,7 +93,7 @@ def test_distinct_pairs_have_the_bits_of_one_positive_each(loss: str) -> None:
     """Targets are exactly 1 on the diagonal, as in CLIP and SigLIP."""
     x, y = (t.requires_grad_() for t in features(8, torch.float32))
     scale, bias = (torch.tensor(value, requires_grad=True) for value in (12.0, -3.0))
-    gathered = GatheredFeatures(x.detach(), y.detach(), torch.arange(16).view(8, 2))
+    gathered = gathered_features(x, y, torch.arange(16).view(8, 2))
     rows, columns = scale * (x @ y.detach().T), scale.detach() * (y @ x.detach().T)
     eye = torch.eye(8)
     if loss == "infonce":
@@ -148,7 +148,7 @@ def test_random_features_cost_log_n_and_chance_accuracy() -> None:
     scale, groups = torch.tensor(1e-4), torch.arange(512)
 
     def compute(y: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        gathered = GatheredFeatures(x, y, groups)
+        gathered = gathered_features(x, y, groups)
         normalizers = pair_normalizers(0, 512, gathered, scale)
         value, weight, logs = contrastive_surrogate(x, y, gathered, normalizers, 0, scale)
         return value / weight, {name: float(pair[0] / pair[1]) for name, pair in logs.items()}
@@ -168,7 +168,7 @@ def test_random_features_cost_log_n_and_chance_accuracy() -> None:
 
 def test_similarities_of_half_precision_features_are_fp32() -> None:
     x, y = features(16, torch.float32)
-    half = GatheredFeatures(x.bfloat16(), y.bfloat16(), torch.arange(16))
+    half = gathered_features(x.bfloat16(), y.bfloat16(), torch.arange(16))
     normalizers = pair_normalizers(0, 16, half, torch.tensor(14.0))
     assert normalizers.dtype == torch.float32
     local = x.bfloat16().requires_grad_()

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from muomni.models.vision.contrastive import PADDING_GROUP, GatheredFeatures, sigmoid_surrogate
+from muomni.models.vision.contrastive import PADDING_GROUP, sigmoid_surrogate
+from tests.models.vision.textbook_losses import gathered_features
 
 Values = tuple[torch.Tensor, ...]
 
@@ -24,14 +25,17 @@ def formula(
     bias: torch.Tensor,
     groups: list[int],
 ) -> torch.Tensor:
-    """Pair by pair: -log(1 / (1 + exp(z (-t x.y - b)))), z = 1 for positives and -1 for negatives."""
+    """Pair by pair: -w log(1 / (1 + exp(z (-t x.y - b)))), z = 1 for positives and -1 for negatives.
+
+    Each of n equal pairs has n positives, of weight w = 1 / n.
+    """
     total = x.new_zeros(())
     for i in range(len(x)):
         for j in range(len(x)):
             if PADDING_GROUP in (groups[i], groups[j]):
                 continue
-            z = 1 if groups[i] == groups[j] else -1
-            total = total + torch.log(1 + torch.exp(z * (-scale * (x[i] @ y[j]) - bias)))
+            z, w = (1, 1 / groups.count(groups[i])) if groups[i] == groups[j] else (-1, 1)
+            total = total + w * torch.log(1 + torch.exp(z * (-scale * (x[i] @ y[j]) - bias)))
     return total
 
 
@@ -44,7 +48,7 @@ def split_loss(
     sizes: list[int],
 ) -> torch.Tensor:
     """Sum of the surrogates of chunks; each has its own graph, as on its own rank."""
-    gathered = GatheredFeatures(x.detach(), y.detach(), torch.tensor(groups))
+    gathered = gathered_features(x, y, torch.tensor(groups))
     total = weight = x.new_zeros(())
     for i, size in enumerate(sizes):
         offset = sum(sizes[:i])
@@ -106,7 +110,7 @@ def test_the_initial_bias_keeps_steps_with_many_negatives_small() -> None:
 def test_similarities_of_half_precision_features_are_fp32() -> None:
     x, y = (t.bfloat16() for t in features(16))
     local = x.clone().requires_grad_()
-    gathered = GatheredFeatures(x, y, torch.arange(16))
+    gathered = gathered_features(x, y, torch.arange(16))
     value, _, _ = sigmoid_surrogate(local, y, gathered, 0, torch.tensor(10.0), torch.tensor(-10.0))
     value.backward()
     assert value.dtype == torch.float32 and local.grad is not None
@@ -117,7 +121,7 @@ def test_padding_has_no_gradient_and_no_accuracy() -> None:
     x, _ = features(6)
     x.requires_grad_()
     groups = torch.tensor([0, 1, -1, 2, -1, 3])
-    gathered = GatheredFeatures(x.detach(), x.detach(), groups)
+    gathered = gathered_features(x, x, groups)
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (10.0, -1.0))
     value, weight, logs = sigmoid_surrogate(x, x, gathered, 0, scale, bias)
     value.backward()

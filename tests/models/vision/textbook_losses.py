@@ -3,7 +3,12 @@
 import torch
 import torch.nn.functional as F
 
-from muomni.models.vision.contrastive import PADDING_GROUP
+from muomni.models.vision.contrastive import PADDING_GROUP, GatheredFeatures, count_positives
+
+
+def gathered_features(x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> GatheredFeatures:
+    """The features of a global batch, as a stage gathers them."""
+    return GatheredFeatures(x.detach(), y.detach(), groups, count_positives(0, len(groups), groups))
 
 
 def positives(groups: torch.Tensor) -> torch.Tensor:
@@ -28,9 +33,15 @@ def infonce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
 
 
 def sigmoid(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Sum of the binary cross-entropies of all pairs; `logits` include the bias (Zhai et al., 2023)."""
+    """Sum of the binary cross-entropies of all pairs; `logits` include the bias (Zhai et al., 2023).
+
+    The weights of the positives of a row are 1 in sum, in the mean over both directions.
+    """
     logits, positive = _without_padding(logits, positive)
-    return F.binary_cross_entropy_with_logits(logits, positive.to(logits), reduction="sum")
+    targets = positive.to(logits)
+    shares = targets / targets.sum(1, keepdim=True)
+    weights = torch.where(positive, (shares + shares.T) / 2, 1.0)
+    return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
 
 
 def _without_padding(
