@@ -4,8 +4,9 @@ Rank 0 drives the recorders, all others have none. To add one, implement `Record
 `build_recorders`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,7 +25,7 @@ class RunInfo:
     config: dict[str, Any]
     step: int
     num_steps: int
-    mlflow_run_id: str | None = None  # of a resumed run, from its checkpoint
+    resume: str = "auto"  # or never, or a checkpoint folder: the start is not a continuation
 
 
 class Recorder(Protocol):
@@ -58,6 +59,9 @@ def build_recorders(names: Sequence[str], quiet: bool = False) -> list[Recorder]
     from muomni.observe.progress import ProgressLine
     from muomni.observe.tensorboard_log import TensorBoardLog
 
-    optional: dict[str, type[Recorder]] = {"mlflow": MlflowLog, "tensorboard": TensorBoardLog}
+    optional: dict[str, Callable[[], Recorder]] = {
+        "mlflow": partial(MlflowLog, quiet),
+        "tensorboard": TensorBoardLog,
+    }
     progress: list[Recorder] = [] if quiet else [ProgressLine()]
     return [MetricsLog(), *(optional[name]() for name in names), *progress]

@@ -17,7 +17,6 @@ from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageError
-from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
 from muomni.training.checkpointing import Checkpoints, export_stage
@@ -46,6 +45,7 @@ class LoopParts:
     num_steps: int
     topology: Topology
     resolved: dict[str, Any]  # facts to record, see RunFolder.write_config
+    resume: str = "auto"
     quiet: bool = False  # print nothing
 
 
@@ -264,7 +264,7 @@ class Loop:
 
     def save(self, *, prune: bool = True, reason: str = "") -> Path:
         """Save a checkpoint of this step, see `Checkpoints.save`; returns its folder."""
-        return self.checkpoints.save(self.state, self._run_id, prune, reason)
+        return self.checkpoints.save(self.state, prune, reason)
 
     def run_info(self) -> RunInfo:
         """Facts about the run as it is now, to open recorders with."""
@@ -272,7 +272,7 @@ class Loop:
         content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
-            self.parts.num_steps, self._run_id(),
+            self.parts.num_steps, self.parts.resume,
         )  # fmt: skip
 
     def _finish(self) -> dict[str, Any]:
@@ -309,9 +309,6 @@ class Loop:
         self.throughput.count_flops(batch)
         with torch.no_grad():
             return self.stage.prepare(self._copies(batch))
-
-    def _run_id(self) -> str | None:
-        return mlflow_run_id(self.recorders) or self.state.mlflow_run_id
 
     def _record(self, kind: Kind, metrics: dict[str, float]) -> None:
         for recorder in self.recorders:

@@ -35,8 +35,8 @@ from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
 from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
-from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
+from muomni.observe.run_facts import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import attention, expert_parallel
@@ -48,7 +48,15 @@ from muomni.training.engine.precision import (
     pick_precision,
     use_tf32,
 )
-from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_sizes
+from muomni.training.feed import (
+    Feed,
+    PlannedFeed,
+    Reading,
+    StreamFeed,
+    dataset_facts,
+    num_workers,
+    stream_sizes,
+)
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
 from muomni.training.optim.groups import describe_parameters, groups_digest
@@ -193,6 +201,7 @@ def open_loop(session: Session) -> Loop:
         task = session.stage.build()
     session.stage.set_up(task)
     num_parameters = count_parameters(task)  # before ZeRO shards it
+    num_trained = count_parameters(task, only_trained=True)
     parameter_lines = describe_parameters(task, config.optim)
     trained_groups = groups_digest(task, config.optim)
     engine = Engine(
@@ -213,7 +222,7 @@ def open_loop(session: Session) -> Loop:
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         engine.optimizer_layout, trained_groups,
     )  # fmt: skip
-    state = TrainState(0, session.feed.digest, None, None, 0.0)
+    state = TrainState(0, session.feed.digest, None, 0.0)
     if checkpoint is not None:
         state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
         if engine.masters.average is not None:
@@ -234,6 +243,16 @@ def open_loop(session: Session) -> Loop:
         "device": session.device.type,
         "precision": session.precision,
         "zero_stage": engine.zero_stage,
+        "attention": "varlen" if session.stage.context.uses_varlen else "mask",
+        "compile": is_compiled,
+        "num_workers": num_workers(config.data, session.device),
+        "num_steps": session.num_steps,
+        "global_batch": config.batch.describe(),
+        "num_parameters": num_parameters,
+        "num_trained_parameters": num_trained,
+        "data_digest": sha256_bytes(session.feed.fingerprint.encode()),
+        "tokenizer_digest": session.stage.tokenizer.digest,
+        "datasets": dataset_facts(session.feed, session.val),
         "deepspeed": engine.settings,
         **provenance(),
     }
@@ -252,7 +271,7 @@ def open_loop(session: Session) -> Loop:
             print(setup, *parameter_lines, sep=f"\n{config.stage} ", flush=True)
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology, resolved, request.quiet,
+        topology, resolved, request.resume, request.quiet,
     )  # fmt: skip
     is_main = collectives.rank() == 0
     recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
@@ -269,7 +288,7 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     if newest is None:
         return None
     content = store.verify(newest, with_hashes=False)
-    _check_plan(TrainState(**content["state"]), session, newest)
+    _check_plan(TrainState.of(content), session, newest)
     _check_upstream(folder, session)
     if newest.name != store.step_folder(Path(), session.num_steps).name:
         return None
@@ -314,9 +333,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def count_parameters(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module, only_trained: bool = False) -> int:
     """Count the parameters of a module, including those that ZeRO-3 has partitioned."""
-    return sum(full_shape(p).numel() for p in module.parameters())
+    parameters = (p for p in module.parameters() if p.requires_grad or not only_trained)
+    return sum(full_shape(p).numel() for p in parameters)
 
 
 def _digest(*parts: object) -> str:

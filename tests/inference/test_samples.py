@@ -99,7 +99,7 @@ class Recorded:
         self.calls: list[tuple[Any, ...]] = []
 
     def open(self, info: RunInfo) -> None:
-        self.calls.append(("open", info.mlflow_run_id))
+        self.calls.append(("open", info.step))
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         raise AssertionError("samples have no metrics")
@@ -125,10 +125,10 @@ def test_recorders_get_the_files_under_the_run_of_the_training(
     session = prepare(Request(config, run, run, {}, "never"), discover({}))
     assert session.val is not None
     folder, recorder = RunFolder(run, stage), Recorded()
-    info = RunInfo(stage, "tokens", run, folder.root, {}, 8, 8, "id of the run")
+    info = RunInfo(stage, "tokens", run, folder.root, {}, 8, 8)
     record_samples(session.stage, session.val, folder, [recorder], info)
     expected: list[tuple[Any, ...]] = [
-        ("open", "id of the run"),
+        ("open", 8),
         ("audio_encoder.txt", "samples/text"),
         ("close", "FINISHED"),
     ]
