@@ -16,7 +16,7 @@ from muomni.errors import ConfigError
 from muomni.evaluation.report import REPORT_NAME
 from muomni.io.table import format_table
 from muomni.observe.metrics_log import METRICS_FILE, read_lines
-from muomni.observe.run_facts import parameters
+from muomni.observe.tracking.facts import parameters
 
 Curve = list[tuple[int, float]]  # (step, value)
 Row = tuple[str, list[str]]  # name, and a value per run

@@ -16,7 +16,7 @@ from muomni.errors import DataError
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
 from muomni.evaluation.request import EvaluationRequest
-from muomni.observe.mlflow_sync import record_evaluation
+from muomni.observe.tracking.sync import record_evaluation
 from muomni.training.engine.precision import pick_device, use_tf32
 
 

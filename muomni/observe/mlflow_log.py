@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from muomni.observe.metrics_log import METRICS_FILE, MetricsTail
-from muomni.observe.mlflow_run import (
+from muomni.observe.recorder import Kind, RunInfo, Status
+from muomni.observe.tracking.facts import process_tags
+from muomni.observe.tracking.run import (
     RUN_FILE,
     Points,
     TrackedRun,
     is_other_loss,
     read_run_file,
 )
-from muomni.observe.mlflow_store import Store, reason_of
-from muomni.observe.recorder import Kind, RunInfo, Status
-from muomni.observe.run_facts import process_tags
+from muomni.observe.tracking.store import Store, reason_of
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from muomni.config.run import RunConfig
 from muomni.errors import MuomniError
-from muomni.observe.run_facts import flatten
+from muomni.observe.tracking.facts import flatten
 from muomni.run_folder import RunFolder, export_digest
 
 State = Literal["finished", "outdated", "open"]

@@ -36,7 +36,7 @@ from muomni.io.hashing import sha256_bytes
 from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.recorder import build_recorders
-from muomni.observe.run_facts import flatten
+from muomni.observe.tracking.facts import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import attention, expert_parallel

@@ -1,4 +1,4 @@
-"""`muomni compare` shows the metrics of runs side by side, and what differs in their configs."""
+"""`muomni compare` shows the metrics of runs in one table, and what differs in their configs."""
 
 import json
 import re

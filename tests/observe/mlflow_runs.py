@@ -9,9 +9,9 @@ from typing import Any
 
 from muomni.observe.metrics_log import MetricsLog, read_lines
 from muomni.observe.mlflow_log import MlflowLog
-from muomni.observe.mlflow_run import read_run_file
-from muomni.observe.mlflow_store import default_tracking_uri
 from muomni.observe.recorder import Status
+from muomni.observe.tracking.run import read_run_file
+from muomni.observe.tracking.store import default_tracking_uri
 from tests.observe.run_info import run_info
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -35,8 +36,7 @@ class Faults:
 @contextmanager
 def mlflow_server(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, Faults]]:
     """Serve the SQLite store `folder/mlflow.db`; yields the URL and the faults to set."""
-    from mlflow import server as mlflow
-
+    mlflow: Any = import_module("mlflow.server")
     patch.setenv(mlflow.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")
     patch.setenv(mlflow.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
     patch.setenv(mlflow.ARTIFACTS_DESTINATION_ENV_VAR, str(folder / "mlartifacts"))

@@ -12,8 +12,15 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from muomni.io.file_lock import exclusive_lock
-from muomni.observe.mlflow_run import read_run_file
-from tests.observe.mlflow_runs import Start, client, empty_mlflow_store, losses, run_of, wait_until
+from muomni.observe.tracking.run import read_run_file
+from tests.observe.mlflow_runs import (
+    Start,
+    client,
+    empty_mlflow_store,
+    losses,
+    run_of,
+    wait_until,
+)
 from tests.observe.mlflow_server import Faults, mlflow_server
 
 Server = tuple[str, Faults]

@@ -9,8 +9,8 @@ from urllib.request import urlopen
 import pytest
 
 from muomni.observe.metric_names import recorder_metrics, recorder_name
-from muomni.observe.mlflow_store import Store
-from muomni.observe.run_facts import flatten, parameters
+from muomni.observe.tracking.facts import flatten, parameters
+from muomni.observe.tracking.store import Store
 from tests.observe.mlflow_runs import Start, client, empty_mlflow_store, losses, run_of
 from tests.observe.mlflow_server import mlflow_server
 

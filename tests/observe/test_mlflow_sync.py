@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from muomni.cli.main import main
-from muomni.observe.mlflow_sync import record_evaluation, sync
+from muomni.observe.tracking.sync import record_evaluation, sync
 from tests.observe.mlflow_runs import Start, client, empty_mlflow_store, losses, run_of
 
 REPORT = {

@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     configure_logging(arguments)
     from muomni.config.registry import STAGES, stage_spec
     from muomni.errors import ConfigError, MachineError
-    from muomni.observe.mlflow_store import default_tracking_uri, reason_of
-    from muomni.observe.mlflow_sync import sync
+    from muomni.observe.tracking.store import default_tracking_uri, reason_of
+    from muomni.observe.tracking.sync import sync
     from muomni.run_folder import RunFolder
     from muomni.run_lock import held_by_this_process
 

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from muomni.config.loading import read_yaml
 from muomni.observe.metrics_log import METRICS_FILE, MetricsTail
-from muomni.observe.mlflow_run import (
+from muomni.observe.recorder import RunInfo, Status
+from muomni.observe.tracking.run import (
     RUN_FILE,
     Points,
     TrackedRun,
     is_other_loss,
     read_run_file,
 )
-from muomni.observe.mlflow_store import Store, reason_of
-from muomni.observe.recorder import RunInfo, Status
+from muomni.observe.tracking.store import Store, reason_of
 
 logger = logging.getLogger(__name__)
 

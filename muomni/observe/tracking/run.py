@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from muomni.io.atomic_write import write_atomic
 from muomni.io.file_lock import exclusive_lock_if_supported
 from muomni.io.hashing import sha256_file
-from muomni.observe import run_facts
 from muomni.observe.metric_names import LOSS, recorder_metrics
 from muomni.observe.metrics_log import TIME, metrics_of
-from muomni.observe.mlflow_store import Store
 from muomni.observe.recorder import Kind, RunInfo, Status
+from muomni.observe.tracking import facts
+from muomni.observe.tracking.store import Store
 
 RUN_FILE = "mlflow.json"
 _PARENT, _STARTS, _MODEL = "mlflow.parentRunId", "starts", "model"
@@ -104,14 +104,14 @@ class TrackedRun:
         prefix = "" if start == 1 else f"start_{start}/"
         changed = {
             prefix + key: value[:_MAX_PARAM_LENGTH]
-            for key, value in run_facts.parameters(self._info.config).items()
+            for key, value in facts.parameters(self._info.config).items()
             if before.get(key) != value[:_MAX_PARAM_LENGTH]
         }
         for some in _batches([Param(*item) for item in changed.items()], _MAX_PARAMS):
             client.log_batch(self.id, params=some)
         self._record_datasets()
         # The number of starts is part of the last request, which completes the start.
-        tags = {**run_facts.run_tags(self._info), **tags, _STARTS: str(start)}
+        tags = {**facts.run_tags(self._info), **tags, _STARTS: str(start)}
         client.log_batch(self.id, tags=[RunTag(*item) for item in tags.items()])
         client.update_run(self.id, status="RUNNING")
         client.update_run(self.parent_id, status="RUNNING")
@@ -139,7 +139,7 @@ class TrackedRun:
                 ),
                 [InputTag("mlflow.data.context", each["split"])],
             )
-            for each in run_facts.datasets(self._info.config)
+            for each in facts.datasets(self._info.config)
         ]  # fmt: skip
         if inputs:
             self.store.client.log_inputs(self.id, inputs)
