@@ -4,6 +4,7 @@ RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the
 RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
 RUN/STAGE/owner.json       the process that trains it now
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
+RUN/STAGE/mlflow.json      the id of its MLflow run; RUN/mlflow.json: of that of the pipeline
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
 RUN/STAGE/samples/         sample outputs
 RUN/STAGE/profile/         traces and memory snapshots of a few steps
