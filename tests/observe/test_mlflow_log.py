@@ -96,7 +96,9 @@ def test_a_server_that_fails_for_a_while_gets_all_lines(
     start.close()
     assert [step for step, _ in losses(run)] == list(range(1, 50))
     lost, back = _warnings(caplog)
-    assert lost.startswith("MLflow failed") and back.startswith("MLflow is back")
+    reason = "too many 500 error responses" if fault == "error" else "timed out"
+    assert lost.startswith("MLflow failed (http://127.0.0.1:") and reason in lost
+    assert back.startswith("MLflow is back")
     assert run_of(run).info.status == "FINISHED"
 
 
@@ -109,7 +111,7 @@ def test_a_dead_server_costs_no_time(
     wait_until(lambda: _warnings(caplog))
     assert start.close() < 2.0
     failed, incomplete = _warnings(caplog)
-    assert failed.startswith("MLflow failed") and "secret" not in failed and len(failed) < 250
+    assert failed.startswith("MLflow failed (http://127.0.0.1:9: connection refused); training")
     assert incomplete.endswith(f"run: muomni sync-mlflow {run}")
     # The next start fills in what this one could not send.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

@@ -82,7 +82,7 @@ def test_failures_are_one_line(
     (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("muomni")]
     assert warning.endswith(f"add them with: muomni sync-mlflow {run}")
     for argument, code, text in (
-        (run, 7, "MLflow at http://127.0.0.1:9 failed"),
+        (run, 7, "MLflow failed (http://127.0.0.1:9: connection refused)"),
         (tmp_path, 2, "no stage with metrics.jsonl"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     configure_logging(arguments)
     from muomni.config.registry import STAGES, stage_spec
     from muomni.errors import ConfigError, MachineError
-    from muomni.observe.tracking.store import default_tracking_uri, reason_of
+    from muomni.observe.tracking.store import reason_of
     from muomni.observe.tracking.sync import sync
     from muomni.run_folder import RunFolder
     from muomni.run_lock import held_by_this_process
@@ -47,9 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 done = sync(folder.run, folder.stage)
             except Exception as error:  # MLflow and its stores raise anything
-                uri = default_tracking_uri(folder.run).rpartition("@")[2]
                 raise MachineError(
-                    f"MLflow at {uri} failed ({reason_of(error)}); try again when it can be reached"
+                    f"MLflow failed ({reason_of(error)}); run this again when it can be reached"
                 ) from None
         lines = "1 line" if done.num_lines == 1 else f"{done.num_lines} lines"
         print(f"{folder.stage}: {done.action}, {lines} sent, {done.link}", flush=True)

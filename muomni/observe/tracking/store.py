@@ -27,6 +27,13 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # sends at exit, and clusters have no route to the internet
 }
 _MAX_REASON = 120
+_CREDENTIALS, _SERVER = re.compile(r"//[^/@\s]+@"), re.compile(r"https?://[^/\s]+")
+# What the long messages of failed requests are about.
+_CAUSE = re.compile(
+    r"connection refused|timed out|too many \d+ error responses|name or service not known|"
+    r"temporary failure in name resolution|no route to host|certificate verify failed",
+    re.IGNORECASE,
+)
 _UI_URL = "http://127.0.0.1:5000"
 # Makes MLflow's pages show training runs and not traces of language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -156,6 +163,9 @@ def _copy(path: Path, folder: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error, short and without credentials of a URL."""
-    line = re.sub(r"//[^/@\s]+@", "//", str(error).strip().partition("\n")[0])
-    return f"{type(error).__name__}: {line}"[:_MAX_REASON]
+    """The cause of an error on one short line, without credentials of a URL."""
+    text = _CREDENTIALS.sub("//", str(error))
+    cause, server = _CAUSE.search(text), _SERVER.search(text)
+    if cause is not None and server is not None:
+        return f"{server[0]}: {cause[0].lower()}"
+    return f"{type(error).__name__}: {(text.strip().splitlines() or [''])[0]}"[:_MAX_REASON]
