@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 _SEND_S, _SAMPLE_S = 5.0, 10.0  # between requests, and between samples of the machine
 _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 60.0  # between attempts
-# How long the end of a run may wait for a tracker that answers, and for one that does not.
-_FINISH_S, _STOP_S, _LOST_S = 30.0, 2.0, 0.5
+# How long the end of a finished run waits for MLflow, and that of a stopped one, or if MLflow is down.
+_FINISH_S, _STOP_S = 30.0, 2.0
 
 
 class MlflowLog:
@@ -44,7 +44,7 @@ class MlflowLog:
         self, quiet: bool = False, send_s: float = _SEND_S, first_wait_s: float = _FIRST_WAIT_S
     ) -> None:
         self._settings = (quiet, send_s, first_wait_s)
-        self._has_started = False
+        self._has_started = self._is_lost = self._has_warned = False
         self._replaced: str | None = None
         self._sender: _Sender | None = None
 
@@ -58,7 +58,7 @@ class MlflowLog:
         if not self._has_started and info.resume != "auto":
             self._replaced = read_run_file(info.folder / RUN_FILE).get("run_id")
         start = None if self._has_started else process_tags()
-        self._sender = _Sender(info, start, self._replaced, *self._settings)
+        self._sender = _Sender(info, start, self._replaced, self._is_lost, *self._settings)
         self._sender.start()
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
@@ -73,15 +73,16 @@ class MlflowLog:
         sender = self._sender
         assert sender is not None
         sender.stop(status)
-        limit_s = _FINISH_S if status == "FINISHED" else _STOP_S
-        end = time.monotonic() + limit_s
+        end = time.monotonic() + (_FINISH_S if status == "FINISHED" else _STOP_S)
         while sender.is_alive() and time.monotonic() < end:
             sender.join(0.05)
             if sender.is_lost:
-                end = min(end, time.monotonic() + _LOST_S)
-        self._has_started = sender.has_started
+                end = min(end, time.monotonic() + _STOP_S)
+        self._has_started, self._is_lost = sender.has_started, sender.is_lost
         if not sender.is_complete:
             sender.abandon()
+        if not sender.is_complete and not self._has_warned:  # samples open it again
+            self._has_warned = True
             logger.warning(
                 "MLflow does not have all of %s; once it can be reached, run: muomni sync-mlflow %s",
                 sender.info.folder, sender.info.run,
@@ -96,6 +97,7 @@ class _Sender(threading.Thread):
         info: RunInfo,
         start: dict[str, str] | None,
         replaced: str | None,
+        is_lost: bool,
         quiet: bool,
         send_s: float,
         first_wait_s: float,
@@ -104,7 +106,7 @@ class _Sender(threading.Thread):
         self.info = info
         self.tracked: TrackedRun | None = None
         self.artifacts: list[tuple[Path, str]] = []
-        self.is_lost = self.is_complete = False
+        self.is_lost, self.is_complete = is_lost, False
         self.has_started = start is None
         self._start_tags, self._replaced = start, replaced
         self._quiet, self._send_s, self._first_wait_s = quiet, send_s, first_wait_s

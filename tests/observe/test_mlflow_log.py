@@ -36,8 +36,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server of the store, which runs use, with a timeout of one second."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    """A server of the store, which runs use, with a timeout of three seconds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     with mlflow_server(run.parent, monkeypatch) as (url, faults):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         yield url, faults
@@ -86,7 +86,7 @@ def test_a_server_that_fails_for_a_while_gets_all_lines(
     if fault == "error":
         faults.status = 500
     else:
-        faults.delay_s = 1.2  # above the timeout
+        faults.delay_s = 3.3  # above the timeout
     begin = time.monotonic()
     start.log(*range(2, 50))
     assert time.monotonic() - begin < 0.5
@@ -113,6 +113,9 @@ def test_a_dead_server_costs_no_time(
     failed, incomplete = _warnings(caplog)
     assert failed.startswith("MLflow failed (http://127.0.0.1:9: connection refused); training")
     assert incomplete.endswith(f"run: muomni sync-mlflow {run}")
+    start.mlflow.open(start.info)  # for samples
+    start.mlflow.close("FINISHED")
+    assert len(_warnings(caplog)) == 2
     # The next start fills in what this one could not send.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     again = Start(run, step=10)
