@@ -4,6 +4,7 @@ One function per stage; they run after training, on rank 0 only. Files are kept 
 the run's recorders.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Artifact:
     """A file with a sample output."""
 
     path: Path
-    kind: Literal["text", "image", "audio"]
+    kind: Literal["text", "table", "image", "audio"]
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def _load_model(stage: Stage, folder: RunFolder) -> Any:
 def write_transcripts(
     stage: "AudioEncoderStage", source: Source, folder: RunFolder
 ) -> Iterator[Artifact]:
-    encoder, view, lines = _load_model(stage, folder), stage.view(), []
+    encoder, view, rows = _load_model(stage, folder), stage.view(), []
     device = stage.context.device
     for index in range(min(_NUM_TEXTS, len(source))):
         utterance = view.example(source.read(index), None)
@@ -112,8 +113,8 @@ def write_transcripts(
         hidden, lengths = encoder(batch["waveform"].to(device), batch["lengths"].to(device))
         (ids,) = greedy_decode(encoder.ctc_logits(hidden), lengths)
         reference, decoded = stage.tokenizer.decode(utterance.labels), stage.tokenizer.decode(ids)
-        lines.append(f"reference: {reference}\ndecoded:   {decoded}\n")
-    yield _text(folder.samples / "audio_encoder.txt", lines)
+        rows.append({"reference": reference, "decoded": decoded})
+    yield from _texts(folder.samples / "audio_encoder", rows)
 
 
 def write_reconstructions(
@@ -157,32 +158,32 @@ def write_neighbors(
     names = [stage.tokenizer.decode(pair.ids) for pair in pairs]
     similarity = output.image[: len(pairs)] @ output.text[: len(pairs)].T
     nearest = similarity.argsort(dim=1, descending=True)[:, :3].tolist()
-    lines = [
-        f"image of: {name}\nnearest: {' | '.join(names[index] for index in indices)}\n"
+    rows = [
+        {"image of": name, "nearest": " | ".join(names[index] for index in indices)}
         for name, indices in list(zip(names, nearest, strict=True))[:_NUM_TEXTS]
     ]
-    yield _text(folder.samples / "vision_encoder.txt", lines)
+    yield from _texts(folder.samples / "vision_encoder", rows)
 
 
 def write_answers(stage: "SftStage", source: Source, folder: RunFolder) -> Iterator[Artifact]:
     """Answers to held-out questions, and the first spoken answer as speech."""
     assistant = load_assistant(folder.export, stage.context.device)
     indices = range(0, len(source), max(1, len(source) // _NUM_TEXTS))
-    lines = [_answer(assistant, source.read(index)) for index in indices[:_NUM_TEXTS]]
-    yield _text(folder.samples / "sft.txt", lines)
+    rows = [_answer(assistant, source.read(index)) for index in indices[:_NUM_TEXTS]]
+    yield from _texts(folder.samples / "sft", rows)
     batch = _first_spoken_answer(stage, source)
     if batch is not None:
         target, speech = _speak_answer(assistant, batch)
         yield from _speech(folder.samples / "sft_speech", target, speech)
 
 
-def _answer(assistant: Assistant, sample: dict[str, Any]) -> str:
+def _answer(assistant: Assistant, sample: dict[str, Any]) -> dict[str, str]:
     turns = read_turns(sample)
     prompt = Prompt(assistant.encoder.prompt(turns[:-1], sample), _MAX_ANSWER_TOKENS)
     (answer,) = answer_batch(assistant, [prompt], cut_loops=False)
     asked = " ".join(p.value if p.kind == "text" else f"<{p.kind}>" for p in turns[-2].parts)
     expected = assistant.tokenizer.decode(assistant.encoder.answer_ids(turns[-1]))
-    return f"asked:    {asked}\nexpected: {expected}\nanswered: {answer.text}\n"
+    return {"asked": asked, "expected": expected, "answered": answer.text}
 
 
 def _first_spoken_answer(stage: "SftStage", source: Source) -> dict[str, Tensor] | None:
@@ -213,9 +214,16 @@ def _speak_answer(assistant: Assistant, batch: dict[str, Tensor]) -> tuple[Tenso
     return target[0], speech
 
 
-def _text(path: Path, lines: list[str]) -> Artifact:
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return Artifact(path, "text")
+def _texts(stem: Path, rows: list[dict[str, str]]) -> Iterator[Artifact]:
+    """Write rows with the same keys as `STEM.txt`, and as `STEM.json`, a table for MLflow."""
+    width = max(len(name) for row in rows for name in row) + 1
+    blocks = ("".join(f"{f'{k}:':<{width}} {v}\n" for k, v in row.items()) for row in rows)
+    text, table = stem.with_suffix(".txt"), stem.with_suffix(".json")
+    text.write_text("\n".join(blocks), encoding="utf-8")
+    yield Artifact(text, "text")
+    content = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+    table.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    yield Artifact(table, "table")
 
 
 def _speech(stem: Path, target: Tensor, speech: Speech) -> Iterator[Artifact]:

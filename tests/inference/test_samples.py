@@ -1,5 +1,6 @@
 """Each stage writes its sample outputs from its export, and the run's recorders get them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ def _samples(config: RunConfig, run: Path, upstream: Path) -> tuple[Path, Source
 def test_audio_encoder_writes_transcripts(media: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(stage_config("audio_encoder", media), tmp_path, tmp_path)
     text = (folder / "audio_encoder.txt").read_text()
-    assert kinds == ["text"] and any(f"reference: {word}" in text for word in WORDS)
+    assert kinds == ["text", "table"] and any(f"reference: {word}" in text for word in WORDS)
 
 
 def test_vision_encoder_writes_nearest_captions(media: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(stage_config("vision_encoder", media), tmp_path, tmp_path)
     text = (folder / "vision_encoder.txt").read_text()
-    assert kinds == ["text"] and "image of: red circle" in text and "nearest: " in text
+    assert kinds == ["text", "table"] and "image of: red circle" in text and "nearest: " in text
 
 
 def test_codec_writes_spectrograms_and_sounds_of_the_right_length(
@@ -87,7 +88,9 @@ def test_talker_writes_speech_of_full_code_frames(omni: Path, tmp_path: Path) ->
 def test_sft_writes_answers_and_speech(omni: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(omni_run("sft", omni), tmp_path, omni / "run")
     text = (folder / "sft.txt").read_text()
-    assert kinds == ["text", "image", "audio"]
+    assert kinds == ["text", "table", "image", "audio"]
+    table = json.loads((folder / "sft.json").read_text())
+    assert table["columns"] == ["asked", "expected", "answered"] and len(table["data"]) == 8
     assert text.count("asked:") == 8 and "<image>" in text and "expected: red" in text
     assert (folder / "sft_speech.wav").is_file() and (folder / "sft_speech.png").is_file()
 
@@ -130,6 +133,7 @@ def test_recorders_get_the_files_under_the_run_of_the_training(
     expected: list[tuple[Any, ...]] = [
         ("open", 8),
         ("audio_encoder.txt", "samples/text"),
+        ("audio_encoder.json", "samples/table"),
         ("close", "FINISHED"),
     ]
     assert recorder.calls == (expected if stage == "audio_encoder" else [])

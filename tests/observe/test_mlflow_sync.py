@@ -30,6 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "export" / "export.json").write_text(json.dumps({"step": 20}))
     (folder / "samples").mkdir()
     (folder / "samples" / "codec.txt").write_text("decoded")
+    (folder / "samples" / "codec.json").write_text('{"columns": ["a"], "data": [["b"]]}')
     (folder / "evaluation.json").write_text(json.dumps(REPORT))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (tmp_path / "mlflow.db").write_bytes(empty_mlflow_store())
@@ -46,6 +47,9 @@ def test_everything_of_a_lost_run_is_sent(run: Path, capsys: pytest.CaptureFixtu
     assert found.data.params == {"optim.lr": "0.1"}
     assert (found.data.metrics["test/wer"], found.data.metrics["test/wer_baseline"]) == (0.25, 1.0)
     assert found.outputs.model_outputs[0].step == 20
+    assert json.loads(found.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "samples/table/codec.json", "type": "table"}
+    ]
     stored = {path.name for path in (run.parent / "mlartifacts").rglob("*.*")}
     assert {"config.yaml", "codec.txt", "export.json"} <= stored
     assert sync(run, "codec")[:2] == ("updated", 0)

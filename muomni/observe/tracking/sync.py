@@ -21,7 +21,7 @@ from muomni.observe.tracking.store import Store, reason_of
 logger = logging.getLogger(__name__)
 
 _EVALUATION = "evaluation.json"
-_SAMPLE_KINDS = {".txt": "text", ".png": "image", ".wav": "audio"}
+_SAMPLE_KINDS = {".txt": "text", ".json": "table", ".png": "image", ".wav": "audio"}
 
 
 class Synced(NamedTuple):
