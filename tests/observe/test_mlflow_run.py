@@ -53,6 +53,7 @@ def test_stages_are_children_of_one_run_in_one_experiment(run: Path) -> None:
     assert client(run).get_experiment(pipeline.info.experiment_id).name == "first"
     assert {each.info.experiment_id for each in stages} == {pipeline.info.experiment_id}
     assert pipeline.info.status == "FINISHED"
+    assert pipeline.data.tags["mlflow.source.name"] == sys.argv[0]
     other = _record(run, config={"training": {"experiment": "mine"}})
     assert client(run).get_experiment(other.info.experiment_id).name == "mine"
 

@@ -47,7 +47,7 @@ class TrackedRun:
         self.store, self._info = store, info
         content = read_run_file(info.folder / RUN_FILE)
         with store.locked(), exclusive_lock_if_supported(info.run / f".{RUN_FILE}.lock"):
-            self._parent = self._find_parent()
+            self._parent = self._find_parent(start or content.get("start", {}))
         found: Any = store.active_run(content.get("run_id"))
         experiment_id = self._parent.info.experiment_id
         if found is not None and (
@@ -73,7 +73,7 @@ class TrackedRun:
         return self._parent.info.run_id
 
     # -- creation ----------------------------------------------------------------------------------
-    def _find_parent(self) -> Any:
+    def _find_parent(self, start: dict[str, str]) -> Any:
         """The run of the pipeline, created if it is lost or another experiment is wanted."""
         path, run = self._info.run / RUN_FILE, self._info.run.resolve()
         name = self._info.config.get("training", {}).get("experiment") or run.name or "muomni"
@@ -81,7 +81,8 @@ class TrackedRun:
         found = self.store.active_run(content.get("run_id"))
         if found is None or content.get("experiment") != name:
             experiment_id = self.store.experiment(name)
-            tags = {"run_folder": str(run)}
+            shown = {name: value for name, value in start.items() if name.startswith("mlflow.")}
+            tags = {"run_folder": str(run), **shown}
             found = self.store.client.create_run(experiment_id, run_name=run.name, tags=tags)
             _write_run_file(path, {"run_id": found.info.run_id, "experiment": name})
         return found
