@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -82,6 +82,8 @@ class Loop:
         self.is_main = collectives.rank() == 0
         self.unit = self.stage.view().unit
         self.last_metrics: dict[str, float] = {}
+        # Called at each validation with the model and the step; only rank 0 may have one.
+        self.sampler: Callable[[Any, int], None] | None = None
         self.loader = parts.feed.loader(state.step)
         self.throughput = Throughput(
             self.stage, self.engine, parts.folder.root, parts.device, state.step
@@ -250,6 +252,8 @@ class Loop:
         batches = self._val_batches
         with self.engine.evaluation():
             metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
+            if self.sampler is not None:
+                self.sampler(self.stage.model(self.engine.task), self.state.step)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)

@@ -185,6 +185,7 @@ def open_loop(session: Session) -> Loop:
         folder.create()
         if request.resume == "never":  # else a later --resume auto would load them
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            shutil.rmtree(folder.samples, ignore_errors=True)
     collectives.barrier()
     if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)

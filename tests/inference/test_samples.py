@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from muomni.config.run import RunConfig
 from muomni.data.media.audio import read_audio
 from muomni.data.shards.source import Source
 from muomni.distributed.discovery import discover
-from muomni.inference.samples import record_samples, write_samples
+from muomni.inference.samples import QUICK, ValidationSamples, record_samples, write_samples
 from muomni.observe.recorder import Kind, RunInfo, Status
 from muomni.run_folder import RunFolder
 from muomni.training.session import Request, prepare
@@ -93,6 +94,28 @@ def test_sft_writes_answers_and_speech(omni: Path, tmp_path: Path) -> None:
     assert table["columns"] == ["asked", "expected", "answered"] and len(table["data"]) == 8
     assert text.count("asked:") == 8 and "<image>" in text and "expected: red" in text
     assert (folder / "sft_speech.wav").is_file() and (folder / "sft_speech.png").is_file()
+
+
+@pytest.mark.parametrize("stage", QUICK)
+def test_a_model_in_training_writes_samples_of_its_step(
+    stage: str, media: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stage_config(stage, media)
+    session = prepare(Request(config, tmp_path, tmp_path, {}, "never"), discover({}))
+    assert session.val is not None
+    folder, recorder = RunFolder(tmp_path, stage), Recorded()
+    sampler = ValidationSamples(session.stage, session.val, folder, [recorder])
+    task = session.stage.build().bfloat16().eval()
+    model = session.stage.model(task)
+    sampler(model, 20)
+    where = folder.samples / "step_00000020"
+    assert {name for name, _ in recorder.calls} == {path.name for path in where.iterdir()}
+    assert all(place.startswith("samples/step_00000020/") for _, place in recorder.calls)
+    assert recorder.calls and not caplog.records
+    sampler(torch.nn.Identity(), 40)  # a model that fails
+    sampler(model, 60)  # and no more samples
+    assert [record.getMessage()[:20] for record in caplog.records] == ["no sample outputs at"]
+    assert not (folder.samples / "step_00000060").exists()
 
 
 class Recorded:

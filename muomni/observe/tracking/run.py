@@ -21,7 +21,7 @@ from muomni.observe.tracking.store import Store
 
 RUN_FILE = "mlflow.json"
 _PARENT, _STARTS, _MODEL = "mlflow.parentRunId", "starts", "model"
-_TABLES, _LOGGED = "samples/table", "mlflow.loggedArtifacts"
+_LOGGED = "mlflow.loggedArtifacts"
 _MAX_PARAM_LENGTH = 500
 # MLflow's limits per request; large mixtures of experts have more metrics.
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -182,9 +182,9 @@ class TrackedRun:
         self.store.client.log_batch(self.id, metrics=points)
 
     def log_artifact(self, path: Path, folder: str) -> None:
-        """Store a file; MLflow shows one in `samples/table` as a table."""
+        """Store a file; MLflow shows JSON samples as tables."""
         self.store.log_artifact(self.run, path, folder)
-        if folder == _TABLES:
+        if path.suffix == ".json" and folder.startswith("samples/"):
             tables = json.loads(self.run.data.tags.get(_LOGGED, "[]"))
             new = {"path": f"{folder}/{path.name}", "type": "table"}
             if new not in tables:

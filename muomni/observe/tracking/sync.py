@@ -67,15 +67,15 @@ def record_evaluation(run: Path, stage: str) -> None:
 
     A failure is one warning: the report is on disk, and `muomni sync-mlflow` adds it.
     """
-    info = _info(run, stage)
-    run_id = read_run_file(info.folder / RUN_FILE).get("run_id")
+    folder = run / stage
+    run_id = read_run_file(folder / RUN_FILE).get("run_id")
     if run_id is None:
         return
     try:
         store = Store(run)
         if store.active_run(run_id) is None:
             raise LookupError(f"its run {run_id} is lost")
-        _log_evaluation(TrackedRun(store, info), info.folder)
+        _log_evaluation(TrackedRun(store, _info(run, stage)), folder)
     except Exception as error:  # MLflow and its stores raise anything; the evaluation is complete
         logger.warning(
             "MLflow does not have these metrics (%s); add them with: muomni sync-mlflow %s",
@@ -111,9 +111,9 @@ def _contradicts(points: Points, path: Path) -> bool:
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     """The files of a stage that its recorders got, with their folders."""
     yield folder / "config.yaml", "config"
-    for path in sorted((folder / "samples").glob("*")):
+    for path in sorted((folder / "samples").rglob("*")):
         if path.suffix in _SAMPLE_KINDS:
-            yield path, f"samples/{_SAMPLE_KINDS[path.suffix]}"
+            yield path, str(path.parent.relative_to(folder) / _SAMPLE_KINDS[path.suffix])
 
 
 def _status(folder: Path) -> Status:
