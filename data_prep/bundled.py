@@ -19,12 +19,15 @@ from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-ARCHIVES = ("pictures", "speech", "conversations", "text")
+ARCHIVES = ("images", "speech", "conversations", "text")
 # Folder of the unpacked archives in the data root.
 CORPORA_FOLDER = "corpora"
 # Of texts, which have no declared split.
 _VAL_FRACTION, _TEST_FRACTION = 0.05, 0.10
-_PICTURES = "MIT (Fashion-MNIST, Fluent), CC-BY-4.0 (digits, Twemoji), Apache-2.0 (Noto), CC-BY-SA-4.0 (OpenMoji)"
+_IMAGES = (
+    "MIT (Fashion-MNIST, Fluent), CC-BY-4.0 (digits, Twemoji), Apache-2.0 (Noto), "
+    "CC-BY-SA-4.0 (OpenMoji)"
+)
 _SPEECH = (
     "synthetic (flite, festival, espeak-ng); CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)"
 )
@@ -47,7 +50,7 @@ CORPORA = (
     BundledCorpus(
         "text_wordnet", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
     ),
-    BundledCorpus("image_caption", "image-caption", "coco", "pictures", "2000", _PICTURES),
+    BundledCorpus("image_caption", "image-caption", "coco", "images", "2000", _IMAGES),
     BundledCorpus("speech", "speech", "tsv", "speech/speech.tsv", "1000", _SPEECH),
     BundledCorpus("tts", "tts", "tsv", "speech/talker.tsv", "500", "synthetic (flite)"),
     BundledCorpus(
@@ -56,7 +59,7 @@ CORPORA = (
         "llava",
         "conversations/conversations.json",
         "5000",
-        f"Apache-2.0 (texts); {_PICTURES}; {_SPEECH}",
+        f"Apache-2.0 (texts); {_IMAGES}; {_SPEECH}",
     ),
 )
 

@@ -1,7 +1,8 @@
 """A table row under standard column names, and its conversion to an item.
 
 The columns are `image` and `caption`; `audio` and `text`; or `text`. Optional columns are `id`, `group`,
-`split`, `type`, `speaker`, and `language`; metrics are also reported by `type`. Readers of tables and of most speech corpora create such rows.
+`split`, `type`, `speaker`, and `language`; metrics are also reported by `type`. Readers of tables and of most
+speech corpora create such rows.
 """
 
 from dataclasses import dataclass, field

@@ -3,8 +3,8 @@
     python -m scripts.samples.build --corpora DIR --npm node_modules --out samples
 
 Requires the Debian packages dataset-fashion-mnist, flite, festival, festvox-kdlpc16k, festvox-us-slt-hts,
-espeak-ng, and opus-tools; the npm packages in `pictures.STYLES` (of @iconify-json); and the PyPI packages
-scikit-learn and resvg-py. DIR has the recordings `ljspeech_allison` and the sentences
+espeak-ng, and opus-tools; the npm packages in `images.STYLES` (of @iconify-json); and the PyPI packages
+scikit-learn and resvg-py. DIR has the speech `ljspeech_allison` and the sentences
 `text/wordnet_examples.txt`. Subsets are selected by hashes, so they are reproducible.
 """
 
@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 
 from scripts.samples.conversations import write_conversations
-from scripts.samples.pictures import SPLITS, STYLES, build_pictures
+from scripts.samples.images import SPLITS, STYLES, build_images
 from scripts.samples.speech import build_speech
 from scripts.samples.text import write_text
 
 # Each is an archive, since ten thousand small files would take 40 MB on disk.
-ARCHIVES = ("pictures", "speech", "conversations", "text")
+ARCHIVES = ("images", "speech", "conversations", "text")
 _PACKAGES = (
     "dataset-fashion-mnist", "espeak-ng", "festival", "festvox-kdlpc16k", "festvox-us-slt-hts", "flite",
 )  # fmt: skip
@@ -52,12 +52,12 @@ def main() -> None:
 
 def build(out: Path, corpora: Path, npm: Path, fashion: Path) -> None:
     """Write all corpora in `out`."""
-    pictures = build_pictures(out, fashion, npm)
+    images = build_images(out, fashion, npm)
     clips = build_speech(out, corpora / "ljspeech_allison")
     write_text(out / "text", corpora / "text/wordnet_examples.txt")
     (out / "conversations").mkdir()
     conversations = [
-        entry for split in SPLITS for entry in write_conversations(split, pictures, clips)
+        entry for split in SPLITS for entry in write_conversations(split, images, clips)
     ]
     entries = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
     path = out / "conversations/conversations.json"

@@ -7,7 +7,7 @@ Questions about images of `val` and `test` are asked by unseen voices.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scripts.samples.pictures import Picture
+from scripts.samples.images import NamedImage
 from scripts.samples.speech import UNSEEN_SUFFIX, Clip
 from scripts.samples.vocabulary import (
     ANIMALS,
@@ -36,7 +36,7 @@ from scripts.samples.voices import TALKER, TRAINED, UNSEEN, VALIDATION
 
 Conversation = dict[str, object]
 # Images, and questions with their answers.
-Asked = tuple[list[Picture], list[tuple[str, str]]]
+Asked = tuple[list[NamedImage], list[tuple[str, str]]]
 
 KINDS = ("clothing", "digit", "emoji")
 _ASKING = {"train": TRAINED, "val": VALIDATION, "test": UNSEEN}
@@ -52,10 +52,10 @@ _ORDINALS = ("the first", "the second")
 
 
 def write_conversations(
-    split: str, pictures: Sequence[Picture], clips: Sequence[Clip]
+    split: str, images: Sequence[NamedImage], clips: Sequence[Clip]
 ) -> list[Conversation]:
     """All conversations of a split about its images and clips."""
-    album = Album(split, pictures)
+    album = Album(split, images)
     spoken = {(clip.voice, clip.text): clip for clip in clips}
     clips = [clip for clip in clips if clip.split == split]
     return [
@@ -70,34 +70,34 @@ def write_conversations(
 class Album:
     """The images of one split, and questions about them."""
 
-    def __init__(self, split: str, pictures: Sequence[Picture]) -> None:
+    def __init__(self, split: str, images: Sequence[NamedImage]) -> None:
         self.split = split
         self.of = {
-            kind: [p for p in pictures if p.split == split and p.type == kind] for kind in KINDS
+            kind: [p for p in images if p.split == split and p.type == kind] for kind in KINDS
         }
 
-    def images(self, key: str, kinds: Sequence[str], count: int) -> Iterator[Picture]:
+    def images(self, key: str, kinds: Sequence[str], count: int) -> Iterator[NamedImage]:
         """`count` images in a random order, of each kind in turn."""
         pools = [sorted(self.of[kind], key=lambda p: fraction(f"{key} {p.file}")) for kind in kinds]
         for number in range(count):
             pool = pools[number % len(pools)]
             yield pool[number // len(pools) % len(pool)]
 
-    def other(self, key: str, accept: Callable[[Picture], bool]) -> Picture:
+    def other(self, key: str, accept: Callable[[NamedImage], bool]) -> NamedImage:
         """A random image of a random kind that is accepted."""
         number = 0
         while True:
             kind = pick(KINDS, f"kind {key} {number}")
-            picture = pick(self.of[kind], f"picture {key} {number}")
-            if accept(picture):
-                return picture
+            image = pick(self.of[kind], f"image {key} {number}")
+            if accept(image):
+                return image
             number += 1
 
-    def name(self, image: Picture, key: str) -> Asked:
+    def name(self, image: NamedImage, key: str) -> Asked:
         ask = pick((*ASK_NAME, *ASK_DIGIT) if image.type == "digit" else ASK_NAME, key)
         return [image], [(ask, image.name)]
 
-    def yes_no(self, image: Picture, key: str) -> Asked:
+    def yes_no(self, image: NamedImage, key: str) -> Asked:
         """A property, or for clothing its name; about half the answers are yes."""
         if image.type == "digit":
             return [image], [(pick(ASK_MORE, key), _yes(DIGITS.index(image.name) > 4))]
@@ -109,13 +109,13 @@ class Album:
         others = [name for name in CLOTHING if name != image.name]
         return [image], [(ASK_IS.format(image.name if is_yes else pick(others, key)), _yes(is_yes))]
 
-    def two_pictures(self, image: Picture, key: str) -> Asked:
+    def which_of_two(self, image: NamedImage, key: str) -> Asked:
         """Which of two images shows a piece of clothing."""
-        other = self.other(key, lambda picture: picture.name != image.name)
+        other = self.other(key, lambda other: other.name != image.name)
         images = [image, other] if fraction(f"order {key}") < 0.5 else [other, image]
         return images, [(ASK_WHICH.format(image.name), _ORDINALS[images.index(image)])]
 
-    def how_many(self, image: Picture, key: str) -> Asked:
+    def how_many(self, image: NamedImage, key: str) -> Asked:
         """How many of two to four images are of a kind; `image` is one of them."""
         kind = pick(COUNTED, f"counted {key}")
         count = pick((2, 3, 4), f"count {key}")
@@ -124,20 +124,20 @@ class Album:
             self.other(f"{key} {n}", lambda p, wanted=n < matching: _is(p, kind) == wanted)
             for n in range(count - 1)
         ]
-        images.sort(key=lambda picture: fraction(f"{key} {picture.file}"))
+        images.sort(key=lambda image: fraction(f"{key} {image.file}"))
         return images, [(ASK_COUNT[kind], DIGITS[sum(_is(p, kind) for p in images)])]
 
-    def two_turns(self, image: Picture, key: str) -> Asked:
+    def two_turns(self, image: NamedImage, key: str) -> Asked:
         """The name, and then a property."""
         images, named = self.name(image, key)
         return images, [*named, *self.yes_no(image, f"second {key}")[1]]
 
 
-def _is(picture: Picture, kind: str) -> bool:
+def _is(image: NamedImage, kind: str) -> bool:
     """Whether an image is of a kind of `COUNTED`."""
     if kind == "animals":
-        return picture.name in ANIMALS
-    return picture.name in FOOTWEAR if kind == "shoes" else picture.type == "digit"
+        return image.name in ANIMALS
+    return image.name in FOOTWEAR if kind == "shoes" else image.type == "digit"
 
 
 def _yes(is_yes: bool) -> str:
@@ -146,10 +146,10 @@ def _yes(is_yes: bool) -> str:
 
 def _about_images(album: Album, spoken: dict[tuple[str, str], Clip]) -> Iterator[Conversation]:
     """Questions about images, each type written and asked by voice."""
-    plan: list[tuple[str, Callable[[Picture, str], Asked], tuple[str, ...], str]] = [
+    plan: list[tuple[str, Callable[[NamedImage, str], Asked], tuple[str, ...], str]] = [
         *((f"name_{kind}", album.name, (kind,), "name") for kind in KINDS),
         ("yes_no", album.yes_no, KINDS, "asked"),
-        ("two_pictures", album.two_pictures, ("clothing",), "asked"),
+        ("which_of_two", album.which_of_two, ("clothing",), "asked"),
         ("how_many", album.how_many, KINDS, "asked"),
         ("two_turns", album.two_turns, KINDS, "asked"),
     ]
@@ -213,7 +213,7 @@ def _header(type: str, split: str, number: object) -> Conversation:
 
 def _conversation(
     entry: Conversation,
-    images: Sequence[Picture],
+    images: Sequence[NamedImage],
     turns: Sequence[tuple[str, str]],
     spoken: dict[tuple[str, str], Clip] | None,
 ) -> Conversation:

@@ -47,7 +47,7 @@ class Clip:
 
 
 def build_speech(out: Path, allison: Path) -> list[Clip]:
-    """Write `out`/speech with its tables; `allison` is the LJSpeech folder of the recordings."""
+    """Write `out`/speech with its tables; `allison` is an LJSpeech folder."""
     (out / "speech/clips").mkdir(parents=True, exist_ok=True)
     clips: list[Clip] = []
     for voice, sentences in plan_sentences():
@@ -94,7 +94,7 @@ def plan_sentences() -> list[tuple[Voice, list[Sentence]]]:
 def read_allison(
     folder: Path,
 ) -> tuple[dict[str, np.ndarray], tuple[list[Sentence], list[np.ndarray]]]:
-    """Recordings of digits and letters by word; short prompts and their recordings."""
+    """Waveforms of digits and letters by word; short prompts and their waveforms."""
     words: dict[str, np.ndarray] = {}
     prompts: dict[str, tuple[Sentence, np.ndarray]] = {}
     for line in (folder / "metadata.csv").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Text of the sample corpora: sentences about its pictures, and example sentences of WordNet."""
+"""Text of the sample corpora: sentences about its vocabulary, and example sentences of WordNet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +52,7 @@ def _facts() -> Iterator[str]:
                 f"The {name} is {animal}.",
                 f"The number {digit} is {more} than four.",
                 f"This is the {name}, and that is the {other}.",
-                f"The first picture is the {name}, the second picture is the {other}.",
+                f"The first picture is the {name}, the second picture is the {other}.",  # terms: allow
                 f"I see the {name}.",
             ),
             f"kind {key}",

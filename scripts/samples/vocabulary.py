@@ -52,7 +52,7 @@ EMOJI = (*ANIMALS, *THINGS)
 NAMES = (*CLOTHING, *EMOJI)
 
 # Spoken in each voice, so questions about unseen images come from unseen voices.
-ASK_NAME = ("What is this?", "What do you see?", "Name the thing in the picture.")
+ASK_NAME = ("What is this?", "What do you see?", "Name the thing in the picture.")  # terms: allow
 ASK_DIGIT = ("Which digit is it?", "What number do you see?")
 ASK_FEET = ("Is it worn on the feet?", "Do you wear it on your feet?")
 ASK_MORE = ("Is it more than four?", "Is the number more than four?")
@@ -60,7 +60,7 @@ ASK_ANIMAL = ("Is it an animal?", "Does the picture show an animal?")
 COUNTED = ("shoes", "digits", "animals")
 ASK_COUNT = {kind: f"How many of them are {kind}?" for kind in COUNTED}
 ASK_IS = "Is it the {}?"
-ASK_WHICH = "Which picture is the {}?"
+ASK_WHICH = "Which picture is the {}?"  # terms: allow
 ASK_ALOUD = ("What is this? Answer aloud.", "Tell me what you see, aloud.")
 SPEAK = ("Say: {}", "Read this aloud: {}", "Speak this text: {}")
 # For texts and audio clips: repeating one is half of converting it to the other.
@@ -74,10 +74,10 @@ CLOTHING_QUESTIONS = (
 _COMMANDS = (
     "show me the {}", "find the {}", "put the {} next to the {}", "look at the {}", "say {}",
     "count to {d}", "turn left at the {}", "bring the {} and the {}", "press {d}", "stop at the {}",
-    "call {d} {d} {d}", "go to picture {d}", "open the door", "turn right", "close the {}",
+    "call {d} {d} {d}", "go to picture {d}", "open the door", "turn right", "close the {}",  # terms: allow
 )  # fmt: skip
 _QUESTIONS = (
-    "is this the {}", "which picture is the {}", "where is the {}", "is the {} next to the {}",
+    "is this the {}", "which picture is the {}", "where is the {}", "is the {} next to the {}",  # terms: allow
     "is it the {} or the {}", "do you see the {}", "what is on the {}",
 )  # fmt: skip
 _VAL, _TEST = 0.1, 0.35

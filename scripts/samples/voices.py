@@ -1,4 +1,4 @@
-"""Voices of the sample corpora: flite, festival, espeak-ng, and recordings of words by Allison Smith.
+"""Voices of the sample corpora: flite, festival, espeak-ng, and words by Allison Smith.
 
 A voice speaks texts as mono float32 waveforms at 16 kHz, without silence at either end.
 """

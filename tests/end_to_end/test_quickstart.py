@@ -141,7 +141,7 @@ def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: 
 
 
 def test_fine_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
-    image = next((data / "corpora" / "pictures" / "val2017").glob("*.png"))
+    image = next((data / "corpora" / "images" / "val2017").glob("*.png"))
     audio = next((data / "corpora" / "speech" / "clips").glob("*.ogg"))
     speech = tmp_path / "answer.wav"
     done = command(

@@ -27,7 +27,7 @@ _EMOJI_SIDE, _EMOJI_COLORS = 64, 48
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class NamedImage:
     """An image: its path in the corpora, what it shows, and its type."""
 
     split: str
@@ -37,42 +37,42 @@ class Picture:
 
     @property
     def path(self) -> str:
-        return f"pictures/{self.split}2017/{self.file}"
+        return f"images/{self.split}2017/{self.file}"
 
 
-def build_pictures(out: Path, fashion: Path, npm: Path) -> list[Picture]:
-    """Write the COCO folder `out`/pictures; `fashion` and `npm` are the folders of the sources."""
-    pictures = []
+def build_images(out: Path, fashion: Path, npm: Path) -> list[NamedImage]:
+    """Write the COCO folder `out`/images; `fashion` and `npm` are the folders of the sources."""
+    images = []
     for split in SPLITS:
-        (out / "pictures" / f"{split}2017").mkdir(parents=True, exist_ok=True)
+        (out / "images" / f"{split}2017").mkdir(parents=True, exist_ok=True)
     sources = (read_clothing(fashion), read_digits(), render_emoji(npm))
-    for picture, image in (pair for source in sources for pair in source):
-        image.save(out / picture.path, compress_level=0)  # the archive compresses better
-        pictures.append(picture)
-    write_captions(out / "pictures/annotations", pictures)
-    return pictures
+    for named, image in (pair for source in sources for pair in source):
+        image.save(out / named.path, compress_level=0)  # the archive compresses better
+        images.append(named)
+    write_captions(out / "images/annotations", images)
+    return images
 
 
-def write_captions(folder: Path, pictures: list[Picture]) -> None:
+def write_captions(folder: Path, images: list[NamedImage]) -> None:
     """Write `captions_SPLIT2017.json` of each split."""
     folder.mkdir(exist_ok=True)
     for split in SPLITS:
-        chosen = [picture for picture in pictures if picture.split == split]
+        chosen = [named for named in images if named.split == split]
         content = {
             "images": [
-                {"id": number, "file_name": picture.file, "type": picture.type}
-                for number, picture in enumerate(chosen, start=1)
+                {"id": number, "file_name": named.file, "type": named.type}
+                for number, named in enumerate(chosen, start=1)
             ],
             "annotations": [
-                {"id": number, "image_id": number, "caption": picture.name}
-                for number, picture in enumerate(chosen, start=1)
+                {"id": number, "image_id": number, "caption": named.name}
+                for number, named in enumerate(chosen, start=1)
             ],
         }
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         (folder / f"captions_{split}2017.json").write_text(text + "\n", encoding="utf-8")
 
 
-def read_clothing(folder: Path) -> Iterator[tuple[Picture, Image.Image]]:
+def read_clothing(folder: Path) -> Iterator[tuple[NamedImage, Image.Image]]:
     """Fashion-MNIST: train and val from its training images, test from its test images."""
     for part, splits in (("train", ("train", "val")), ("t10k", ("test",))):
         images = _idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 28, 28)
@@ -82,10 +82,10 @@ def read_clothing(folder: Path) -> Iterator[tuple[Picture, Image.Image]]:
             for split in splits:
                 for number in (next(numbers) for _ in range(_CLOTHING_PER_CLASS[split])):
                     file = f"clothing_{part}_{number:05d}.png"
-                    yield Picture(split, file, name, "clothing"), _gray(images[number])
+                    yield NamedImage(split, file, name, "clothing"), _gray(images[number])
 
 
-def read_digits() -> Iterator[tuple[Picture, Image.Image]]:
+def read_digits() -> Iterator[tuple[NamedImage, Image.Image]]:
     """scikit-learn's copy of the UCI digits, in its order of writers."""
     from sklearn.datasets import load_digits
 
@@ -93,11 +93,11 @@ def read_digits() -> Iterator[tuple[Picture, Image.Image]]:
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "train" if number < _NUM_TRAIN_DIGITS else "val"
         split = split if number < _NUM_TRAIN_DIGITS + _NUM_VAL_DIGITS else "test"
-        picture = Picture(split, f"digit_{number:04d}.png", DIGITS[label], "digit")
-        yield picture, _gray((pixels * 255 / 16).round().astype(np.uint8))
+        named = NamedImage(split, f"digit_{number:04d}.png", DIGITS[label], "digit")
+        yield named, _gray((pixels * 255 / 16).round().astype(np.uint8))
 
 
-def render_emoji(npm: Path) -> Iterator[tuple[Picture, Image.Image]]:
+def render_emoji(npm: Path) -> Iterator[tuple[NamedImage, Image.Image]]:
     """Each emoji in all styles: one is for testing only, and a part of the others for validation.
 
     Names that are not trained are in one style, for testing.
@@ -120,7 +120,7 @@ def render_emoji(npm: Path) -> Iterator[tuple[Picture, Image.Image]]:
                 split = "val"
             file = f"{style.replace('-', '_')}_{name.replace('-', '_')}.png"
             colors = ground.convert("RGB").quantize(_EMOJI_COLORS, dither=Image.Dither.NONE)
-            yield Picture(split, file, name, "emoji" if is_seen else "unseen_name"), colors
+            yield NamedImage(split, file, name, "emoji" if is_seen else "unseen_name"), colors
 
 
 def _validates(name: str, style: str) -> bool:
