@@ -179,7 +179,7 @@ def _transcribed(split: str, clips: Sequence[Clip]) -> Iterator[Conversation]:
     for number in range(_COUNTS["transcribe"][split]):
         clip = clips[number % len(clips)]
         suffix = UNSEEN_SUFFIX if clip.type.endswith(UNSEEN_SUFFIX) else ""
-        entry = _header(f"transcribe{suffix}", split, number)
+        entry = _header(f"write_down{suffix}", split, number)
         ask = pick(REPEAT, f"{clip.file} {number}").format("<audio>")
         entry |= {"group": Path(clip.file).stem, "audio": clip.path}
         yield entry | {"conversations": _turns([(ask, clip.text)])}
@@ -190,7 +190,7 @@ def _spoken(split: str, clips: Sequence[Clip]) -> Iterator[Conversation]:
     chosen = [clip for clip in clips if clip.voice == TALKER.name]
     chosen.sort(key=lambda clip: fraction(f"speak {clip.file}"))
     for number, clip in enumerate(chosen):
-        entry = _header("speak", split, number)
+        entry = _header("read_aloud", split, number)
         ask = pick(SPEAK, clip.file).format(clip.text)
         entry |= {"group": Path(clip.file).stem, "conversations": _turns([(ask, clip.text)])}
         yield _with_speech(entry, clip)

@@ -91,11 +91,11 @@ def test_conversations_have_types_and_spoken_answers(root: Path) -> None:
     types = {}
     for sample in _samples(root / "sft"):
         answer = sample["turns"][-1]["content"]
-        is_spoken = sample["type"] in ("speak", "answer_aloud")
+        is_spoken = sample["type"] in ("read_aloud", "answer_aloud")
         assert [part["type"] for part in answer] == ["text", "audio"][: 1 + is_spoken]
         types.setdefault(sample["split"], set()).add(sample["type"])
     assert types["train"] < types["test"] == types["val"]
-    assert types["test"] - types["train"] == {"transcribe_unseen_voice"}
+    assert types["test"] - types["train"] == {"write_down_unseen_voice"}
     assert len(types["train"]) == 18
 
 

@@ -14,6 +14,7 @@ from muomni.data.shards.source import Source
 from muomni.data.views.image_text import NO_GROUP, ImageTextView, captions, group_of
 from muomni.distributed import collectives
 from muomni.errors import DataError
+from muomni.evaluation.metrics.sample_types import reported_types, sample_type
 from muomni.models.vision.clip import Clip
 from muomni.training.validation import LocatedBatch
 
@@ -23,23 +24,25 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class SplitFeatures:
-    """Unit-norm features of all pairs of a split, on the CPU, and the groups of their captions."""
+    """Unit-norm features of all pairs of a split, on the CPU, and the groups of keys and captions."""
 
     images: Tensor  # [N, d]
     texts: Tensor  # [N, d]
     captions: Tensor  # [N] int64; equal for equal captions
+    keys: Tensor  # [N] int64; `group_of` the keys of the samples
 
 
 @torch.no_grad()
 def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
     """Embed this rank's batches and gather the features of all ranks; a collective."""
     size = clip.config.embedding_size
-    parts = [(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.long))]
+    nothing = torch.empty(0, dtype=torch.long)
+    parts = [(torch.empty(0, size), torch.empty(0, size), nothing, nothing)]
     for _, batch in batches:
         output = clip(batch["images"], batch["token_ids"], batch["token_lengths"])
         is_real = batch["groups"][:, 1] != NO_GROUP
-        groups = batch["groups"][is_real, 1]
-        parts.append((output.image[is_real].cpu(), output.text[is_real].cpu(), groups.cpu()))
+        keys, groups = batch["groups"][is_real].cpu().unbind(1)
+        parts.append((output.image[is_real].cpu(), output.text[is_real].cpu(), groups, keys))
     local = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     gathered = collectives.gather_objects(local)
     return SplitFeatures(*(torch.cat(column) for column in zip(*gathered, strict=True)))
@@ -65,14 +68,14 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
 
 
 @torch.no_grad()
-def zero_shot_top1(
+def zero_shot_hits(
     clip: Clip,
     features: SplitFeatures,
     names: Sequence[str],
     view: ImageTextView,
     device: torch.device,
-) -> float:
-    """Top-1 accuracy of classifying images among `names`, which must include all true names."""
+) -> Tensor:
+    """Whether each image [N] is classified correctly among `names`, which must include all true names."""
     groups = torch.tensor([group_of(name) for name in names])
     texts = []
     for start in range(0, len(names), _CHUNK):
@@ -83,7 +86,26 @@ def zero_shot_top1(
         lengths = torch.tensor([len(name_ids) for name_ids in ids])
         texts.append(clip.embed_text(padded.to(device), lengths.to(device)).cpu())
     ranks, _ = _ranks(features.images, torch.cat(texts), features.captions, groups, (1,))
-    return float((ranks < 1).double().mean())
+    return ranks < 1
+
+
+def hits_by_type(
+    hits: Tensor, features: SplitFeatures, source: Source
+) -> dict[str, tuple[float, float]]:
+    """Accuracy on the samples of each type, and the share of their most frequent caption.
+
+    `hits` [N] are those of `zero_shot_hits` on the split of `source`.
+    """
+    samples = (source.read(index) for index in range(len(source)))
+    types = {group_of(sample["__key__"]): sample_type(sample) for sample in samples}
+    of_samples = [types[key] for key in features.keys.tolist()]
+    found = {}
+    for type in reported_types(of_samples):
+        is_its = torch.tensor([other == type for other in of_samples])
+        counts = torch.unique(features.captions[is_its], return_counts=True)[1]
+        frequent = float(counts.max() / counts.sum())
+        found[type] = float(hits[is_its].double().mean()), frequent
+    return found
 
 
 def class_names(sources: Iterable[Source]) -> list[str]:
