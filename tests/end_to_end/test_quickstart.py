@@ -144,8 +144,8 @@ def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: 
 
 
 def test_fine_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
-    image = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
-    audio = next((ROOT / "samples").rglob("*.flac"))
+    image = next((data / "corpora" / "images" / "val2017").glob("*.png"))
+    audio = next((data / "corpora" / "speech" / "clips").glob("*.ogg"))
     speech = tmp_path / "answer.wav"
     done = command(
         sys.executable, "launch/generate.py", "--run", run, "--text", "What is this?",

@@ -121,6 +121,11 @@ def captions(sample: dict[str, Any]) -> list[str]:
     return found
 
 
+def image_group(sample: dict[str, Any]) -> int:
+    """The group id of the image of a sample; raises DataError if it has none."""
+    return _group(_image_file(sample)[1])
+
+
 def _image_file(sample: dict[str, Any]) -> tuple[str, bytes]:
     """The name and content of the image of a sample; raises DataError if it has none."""
     for extension in IMAGE_EXTENSIONS:

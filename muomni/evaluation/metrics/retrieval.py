@@ -15,14 +15,17 @@ from torch import Tensor
 from muomni.data.shards.source import Source
 from muomni.data.views.image_text import (
     CAPTION,
+    IMAGE,
     NO_GROUP,
     NUM_GROUPS,
     ImageTextView,
     captions,
     group_of,
+    image_group,
 )
 from muomni.distributed import collectives
 from muomni.errors import DataError
+from muomni.evaluation.metrics.sample_types import reported_types, sample_type
 from muomni.evaluation.metrics.tally import most_common, sum_counts
 from muomni.models.vision.clip import Clip
 from muomni.training.validation import LocatedBatch
@@ -76,14 +79,14 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
 
 
 @torch.no_grad()
-def zero_shot_top1(
+def zero_shot_hits(
     clip: Clip,
     features: SplitFeatures,
     names: Sequence[str],
     view: ImageTextView,
     device: torch.device,
-) -> float:
-    """Top-1 accuracy of classifying images among `names`, which must include all true names."""
+) -> Tensor:
+    """Whether each image [N] is classified correctly among `names`, which must include all true names."""
     groups = torch.tensor([[group_of(name)] for name in names])
     true_groups = features.groups[:, [CAPTION]]
     texts = []
@@ -95,7 +98,29 @@ def zero_shot_top1(
         lengths = torch.tensor([len(name_ids) for name_ids in ids])
         texts.append(clip.embed_text(padded.to(device), lengths.to(device)).cpu())
     ranks, _ = _ranks(features.images, torch.cat(texts), true_groups, groups, (1,))
-    return float((ranks < 1).double().mean())
+    return ranks < 1
+
+
+def hits_by_type(
+    hits: Tensor, features: SplitFeatures, source: Source
+) -> dict[str, tuple[float, float]]:
+    """Accuracy on the samples of each type, and the share of their most frequent caption.
+
+    `hits` [N] are those of `zero_shot_hits` on the split of `source`.
+    """
+    types: dict[int, str] = {}
+    for index in range(len(source)):
+        sample = source.read(index)
+        if type := sample_type(sample):
+            types[image_group(sample)] = type
+    of_samples = [types.get(image, "") for image in features.groups[:, IMAGE].tolist()]
+    found = {}
+    for type in reported_types(of_samples):
+        is_its = torch.tensor([other == type for other in of_samples])
+        counts = torch.unique(features.groups[is_its, CAPTION], return_counts=True)[1]
+        frequent = int(counts.max()) / int(counts.sum())
+        found[type] = float(hits[is_its].double().mean()), frequent
+    return found
 
 
 def majority_top1(features: SplitFeatures, train: Iterable[dict[str, Any]]) -> float:
