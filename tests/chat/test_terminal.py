@@ -148,7 +148,7 @@ class PseudoTerminal:
         os.close(terminal)
         self.text = ""
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> str:
+    def wait_for(self, text: str, timeout_s: float = 180) -> str:
         """Read until `text` appears; returns what came before and forgets it."""
         end = time.monotonic() + timeout_s
         while text not in self.text:
