@@ -169,9 +169,9 @@ class Terminal:
         """Print lines, wrapped at words."""
         width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self.is_interactive else 0
         for line in _printable(text).split("\n"):
-            # A path must stay in one piece, so that it can be copied.
-            options = {"break_long_words": False, "break_on_hyphens": False}
-            print(textwrap.fill(line, width, **options) if width else line, flush=True)
+            if width:  # at words only, so that a path can be copied
+                line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            print(line, flush=True)
 
     def _enable_editing(self) -> None:
         with suppress(ImportError):  # Pythons without readline still read lines
