@@ -18,7 +18,7 @@ test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench bench-gpu clean
+.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types docs fmt lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ test-gpu: install  ## tests that need CUDA devices; lists each one, and what was
 parity: install  ## compare all training layouts with plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
 
-lint: install types  ## style, types, spelling, and terms, as in CI
+lint: install types docs  ## style, types, spelling, terms, and links, as in CI
 	@ruff check .
 	@ruff format --check .
 	@codespell
@@ -55,6 +55,9 @@ lint: install types  ## style, types, spelling, and terms, as in CI
 
 types: install  ## static types
 	@pyright
+
+docs: install  ## the documentation site, into build/site
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 fmt: install  ## format the code and apply safe fixes
 	@ruff check --fix .

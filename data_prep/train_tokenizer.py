@@ -17,6 +17,7 @@ from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import MARKERS, Tokenizer
 from muomni.errors import ConfigError, DataError
 from muomni.io.atomic_write import write_atomic
+from muomni.io.count_progress import working
 
 # Longer texts are split: BPE learns from words, and the trainer limits the bytes per line.
 _MAX_CHARS = 4096
@@ -37,38 +38,43 @@ def train_tokenizer(folders: list[Path], vocab_size: int, out: Path) -> Tokenize
     `vocab_size` or `vocab_size` too small for its characters.
     """
     manifests = _datasets(folders)
-    pieces = (
-        text[i : i + _MAX_CHARS]
-        for text in train_texts(manifests)
-        for i in range(0, len(text), _MAX_CHARS)
-    )
+    num_texts = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_texts
+        for text in train_texts(manifests):
+            num_texts += 1
+            yield text
+
+    pieces = (text[i : i + _MAX_CHARS] for text in texts() for i in range(0, len(text), _MAX_CHARS))
     lines = (line for piece in pieces for line in piece.splitlines() if line.strip())
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            # Rare characters are encoded as bytes and take no vocabulary.
-            character_coverage=0.9995,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece="<|pad|>",
-            unk_piece="<|unk|>",
-            bos_piece="<|bos|>",
-            eos_piece="<|eos|>",
-            control_symbols=list(MARKERS),
-            max_sentence_length=4 * _MAX_CHARS + 1,
-            num_threads=1,
-            minloglevel=2,
-        )
+        with working(lambda: f"tokenizer: {num_texts:,} texts read"):
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                byte_fallback=True,
+                split_digits=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                # Rare characters are encoded as bytes and take no vocabulary.
+                character_coverage=0.9995,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                pad_piece="<|pad|>",
+                unk_piece="<|unk|>",
+                bos_piece="<|bos|>",
+                eos_piece="<|eos|>",
+                control_symbols=list(MARKERS),
+                max_sentence_length=4 * _MAX_CHARS + 1,
+                num_threads=1,
+                minloglevel=2,
+            )
     except RuntimeError as error:
         raise _explain(str(error), vocab_size, folders) from error
     tokenizer = Tokenizer(model.getvalue(), str(out))

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from muomni import __version__
 from muomni.errors import ConfigError, did_you_mean
+from muomni.io import logs
 from muomni.io.paths import absolute
 
 # Options of earlier versions, and their new names, for the error message.
@@ -148,22 +149,47 @@ def path_or_url(text: str) -> str:
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
-    """Add --quiet and --log-level."""
+    """Add --quiet, --verbose, and --log-level."""
     group = parser.add_argument_group("logging")
     group.add_argument(
-        "--quiet", action="store_true", help="print errors and the final result only"
+        "-q", "--quiet", action="store_true", help="print errors and the final result only"
     )
     group.add_argument(
-        "--log-level", choices=_LOG_LEVELS, default="warning", help="least severe message to print"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="also print startup messages of DeepSpeed and torch; as --log-level info",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=_LOG_LEVELS,
+        help="least severe message to print (default: warning)",
     )
 
 
-def configure_logging(arguments: argparse.Namespace, is_main: bool = True) -> None:
-    """Apply --quiet and --log-level; other ranks than the main one log errors only."""
-    level = "error" if arguments.quiet else arguments.log_level
-    logging.basicConfig(
-        level=getattr(logging, level.upper()) if is_main else logging.ERROR, format="%(message)s"
-    )
+def log_level(arguments: argparse.Namespace) -> int:
+    """The level that the logging options choose; raises ConfigError if they contradict each other."""
+    if arguments.quiet and arguments.verbose:
+        raise ConfigError("--quiet and --verbose contradict each other; remove one of them")
+    default = "error" if arguments.quiet else "info" if arguments.verbose else "warning"
+    level = default if arguments.quiet else arguments.log_level or default
+    return getattr(logging, level.upper())
+
+
+def logging_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The logging options of a command line, to pass them on."""
+    given = [f"--{name}" for name in ("quiet", "verbose") if getattr(arguments, name)]
+    return given + (["--log-level", arguments.log_level] if arguments.log_level else [])
+
+
+def configure_logging(
+    arguments: argparse.Namespace, is_main: bool = True, log: Path | None = None
+) -> None:
+    """Apply the logging options.
+
+    Other ranks than the main one print errors only, and log the rest to the file `log`.
+    """
+    logs.configure(log_level(arguments), is_main, log)
 
 
 def version_text() -> str:

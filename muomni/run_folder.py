@@ -2,6 +2,7 @@
 
 RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the run
 RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
+RUN/STAGE/logs/            messages of the ranks other than 0, which print errors only
 RUN/STAGE/owner.json       the process that trains it now
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
@@ -47,6 +48,10 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.root / "train.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """The log of a rank other than 0."""
+        return self.root / "logs" / f"rank_{rank}.log"
 
     @property
     def metrics_file(self) -> Path:

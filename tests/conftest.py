@@ -5,12 +5,14 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 # Before torch is imported: ranks and the test process share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.corpora import write_text_dataset, write_tokenizer
 from tests.ranks import RankPool
 
 # Serves both ranks and data loader workers.
@@ -43,6 +45,15 @@ def return_freed_memory() -> Iterator[None]:
     yield
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small text dataset and a tokenizer; tests that change it need one of their own."""
+    root = tmp_path_factory.mktemp("data")
+    write_text_dataset(root / "text")
+    write_tokenizer(root / "tokenizer.model")
+    return root
 
 
 @pytest.fixture(scope="session")

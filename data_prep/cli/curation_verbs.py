@@ -5,9 +5,10 @@ import json
 from typing import TYPE_CHECKING
 
 from data_prep.cli.dataset_verbs import print_tables
-from data_prep.cli.parser import add_verb, add_workers, any_integer, any_number, open_progress
+from data_prep.cli.parser import add_verb, add_workers, any_integer, any_number
 from data_prep.options import Comparison
 from muomni.command_line import path
+from muomni.io.count_progress import open_progress
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cli.parser import add_verb, add_workers, fraction, open_progress, positive
+from data_prep.cli.parser import add_verb, add_workers, fraction, positive
 from data_prep.readers import READERS
 from muomni.command_line import path
 from muomni.errors import DataError
+from muomni.io.count_progress import open_progress
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs

@@ -1,22 +1,17 @@
-"""Verbs, argument types, and progress bar of all verbs.
+"""Verbs and argument types of all verbs.
 
 The modules of this package import only the standard library and options when they are loaded, so that
 `--help` is fast; a verb imports the rest when it runs.
 """
 
 import argparse
-import contextlib
 import math
 import os
-import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from muomni.command_line import MAX_INTEGER, CommandParser, integer, number
 
 if TYPE_CHECKING:
-    from data_prep.sharding.sharder import Progress
-
     Verbs: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -54,19 +49,3 @@ def add_workers(group: "argparse._ActionsContainer", default: int | None = None)
 def num_cpus() -> int:
     """Number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-@contextlib.contextmanager
-def open_progress(total: int | None, name: str) -> "Iterator[Progress]":
-    """Show a progress bar on standard error if that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=total,
-        desc=name,
-        unit=" samples",
-        file=sys.stderr,
-        disable=not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    ) as bar:
-        yield bar

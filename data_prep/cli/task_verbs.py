@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from data_prep.cli.dataset_verbs import default_name, print_tables
-from data_prep.cli.parser import add_verb, add_workers, fraction, open_progress
+from data_prep.cli.parser import add_verb, add_workers, fraction
 from data_prep.cli.task_options import (
     add_filters,
     add_preprocessing,
@@ -16,6 +16,7 @@ from data_prep.options import DOCUMENTS, ReaderOptions
 from data_prep.readers import READERS
 from muomni.command_line import MAX_SEED, integer, path
 from muomni.errors import ConfigError
+from muomni.io.count_progress import open_progress
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs

@@ -13,7 +13,6 @@ import numpy as np
 
 from data_prep.members import measure
 from data_prep.sharding.finalize import store_manifest
-from data_prep.sharding.sharder import Progress
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import (
     COLUMNS,
@@ -38,6 +37,7 @@ from muomni.data.shards.tar_index import (
 )
 from muomni.data.shards.writer import SampleCost, finish_record, load_record
 from muomni.errors import DataError
+from muomni.io.count_progress import Progress
 from muomni.io.hashing import sha256_bytes, sha256_file
 
 

@@ -17,10 +17,11 @@ from data_prep.sharding.plan_file import (
     store_plan_file,
 )
 from data_prep.sharding.shard_plan import ShardingOptions, build_plan
-from data_prep.sharding.sharder import Progress, write_shards
+from data_prep.sharding.sharder import write_shards
 from muomni.data.shards.exclusion_mask import FOLDER as EXCLUDE
 from muomni.data.shards.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
 from muomni.errors import DataError
+from muomni.io.count_progress import Progress
 
 OpenProgress = Callable[[int | None, str], AbstractContextManager[Progress]]
 

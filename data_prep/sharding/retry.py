@@ -31,7 +31,7 @@ from data_prep.sharding.plan_file import (
     write_plan_file,
 )
 from data_prep.sharding.shard_plan import PlannedShard, order_items, split_into_shards
-from data_prep.sharding.sharder import Progress, write_retry_shards
+from data_prep.sharding.sharder import write_retry_shards
 from muomni.data.shards.manifest import Manifest, hash64
 from muomni.data.shards.tar_index import index_path
 from muomni.data.shards.writer import (
@@ -42,6 +42,7 @@ from muomni.data.shards.writer import (
     store_record,
 )
 from muomni.errors import DataError
+from muomni.io.count_progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

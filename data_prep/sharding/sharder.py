@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
 
 from data_prep.corpus import BadSampleError, Item
 from data_prep.curation.exclude import refuse_masks
@@ -29,16 +28,11 @@ from data_prep.sharding.shard_plan import PlannedShard, ShardingOptions, ShardPl
 from muomni.data.shards.manifest import MANIFEST_NAME, ShardRecord, Task
 from muomni.data.shards.writer import ShardWriter, load_record
 from muomni.errors import DataError, MachineError
+from muomni.io.count_progress import Progress
 
 _POLL_S = 0.5
 _COUNT_EVERY = 50
 _counter: Synchronized | None = None
-
-
-class Progress(Protocol):
-    """The part of tqdm that is used here."""
-
-    def update(self, n: int) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)

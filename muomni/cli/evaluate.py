@@ -16,6 +16,7 @@ from muomni.config.names import recipe_names
 from muomni.distributed.discovery import Ranks, discover
 from muomni.distributed.launcher import start_rank
 from muomni.errors import exit_on_error, exit_rank_on_error
+from muomni.io.console import protect_output
 
 SUMMARY = """\
 Evaluate one stage on held-out data.
@@ -78,12 +79,13 @@ def main_of_rank(argv: list[str] | None = None, prog: str = "evaluate.py") -> No
 def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Evaluate and print the report's JSON as the last line."""
     start_rank(ranks, os.environ)
+    protect_output(None)
     configure_logging(arguments, ranks.is_main)
     from muomni.evaluation.request import EvaluationRequest
 
     request = EvaluationRequest(
         arguments.stage, arguments.run, arguments.data, arguments.upstream, arguments.split,
-        arguments.limit, not arguments.no_tf32,
+        arguments.limit, not arguments.no_tf32, arguments.quiet,
     )  # fmt: skip
     from muomni.evaluation.evaluator import evaluate
 

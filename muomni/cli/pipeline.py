@@ -16,6 +16,7 @@ from muomni.command_line import (
 from muomni.config.names import preset_names, recipe_names
 from muomni.errors import ConfigError, exit_on_error
 from muomni.io.console import protect_output
+from muomni.observe.announce import banner, next_steps
 
 SUMMARY = """\
 Train all stages in dependency order.
@@ -127,14 +128,24 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
 
         submit(arguments, stages, extra)
         return
+    if not arguments.dry_run:
+        protect_output(arguments.run / "pipeline.log")
+        if not arguments.quiet:
+            what = stages[0] if len(stages) == 1 else f"{len(stages)} stages"
+            print(
+                banner(what, arguments.preset, arguments.data, arguments.run),
+                flush=True,
+            )
     pipeline.check(configs)
     if arguments.dry_run:
         pipeline.describe(configs)
         return
-    protect_output(arguments.run / "pipeline.log")
     start = time.monotonic()
     results = pipeline.run(configs)
-    print("\n" + results_table(results), flush=True)
+    if not arguments.quiet:
+        print(
+            "\n" + results_table(results), next_steps(arguments.run, stages), sep="\n", flush=True
+        )
     content = {
         "run": str(arguments.run),
         "duration_s": round(time.monotonic() - start, 1),

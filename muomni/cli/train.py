@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muomni.command_line import CommandParser, configure_logging, integer
+from muomni.command_line import CommandParser, configure_logging, integer, log_level
 from muomni.config.arguments import EXAMPLES, add_train_options, resolve_train
 from muomni.distributed.discovery import (
     Ranks,
@@ -28,6 +28,9 @@ from muomni.distributed.discovery import (
 from muomni.distributed.launcher import start_rank
 from muomni.errors import ConfigError, exit_on_error, exit_rank_on_error
 from muomni.io.console import protect_output
+from muomni.io.live_line import LIVE_LINE
+from muomni.io.logs import use_root_handlers
+from muomni.observe.announce import BANNER_PRINTED, Startup, banner, outcome, row
 from muomni.run_lock import held_by_this_process
 
 if TYPE_CHECKING:
@@ -62,12 +65,28 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
         config = resolve_train(arguments)
+        if arguments.count_ranks is None:
+            announce(arguments, config)  # before counting GPUs, which imports torch
         num_ranks = arguments.ranks or shareable_ranks(config, count_ranks())
         if num_ranks > 1:
+            if not arguments.quiet:
+                print(row("start", f"{num_ranks} ranks, with DeepSpeed's launcher"), flush=True)
             command = train_argv(num_ranks, _without_ranks(sys.argv[2:]))
             raise SystemExit(run_ranks(command, rank_environment(num_ranks)))
     with exit_rank_on_error("muomni train", ranks.rank):
         run_rank(arguments, ranks)
+
+
+def announce(arguments: argparse.Namespace, config: "RunConfig") -> None:
+    """Print the banner unless --quiet is given, and let this process survive a closed standard output."""
+    from muomni.run_folder import RunFolder
+
+    protect_output(RunFolder(_run(arguments), config.stage).log)
+    log_level(arguments)  # raises ConfigError
+    if not arguments.quiet and BANNER_PRINTED not in os.environ:
+        folder = _run(arguments) / config.stage
+        print(banner(config.stage, arguments.preset, config.data.root, folder), flush=True)
+    os.environ[BANNER_PRINTED] = "1"
 
 
 def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
@@ -84,6 +103,8 @@ def main_of_rank(argv: list[str] | None = None, prog: str = "train.py") -> None:
 
 def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Train as one rank and print the result as the last line of standard output."""
+    from muomni.run_folder import RunFolder
+
     # Resolve before importing torch, so that an unknown key is reported at once.
     config = resolve_train(arguments)
     if arguments.count_ranks is not None:
@@ -93,29 +114,44 @@ def run_rank(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if not arguments.dry_run:
         export_environment(ranks, os.environ)
         check_master_port(ranks, os.environ)
-        from muomni.run_folder import RunFolder
-
-        log = RunFolder(_run(arguments), config.stage).log
-        protect_output(log if ranks.is_main else None)
-    configure_logging(arguments, ranks.is_main)
-    # Ranks read different samples, so each one reports its bad ones.
+        if ranks.is_main:
+            announce(arguments, config)
+        else:
+            protect_output(None)
+            LIVE_LINE.is_shared = True
+    log = (
+        None if arguments.dry_run else RunFolder(_run(arguments), config.stage).rank_log(ranks.rank)
+    )
+    configure_logging(arguments, ranks.is_main, log)
+    # Ranks read different samples, so each one reports its bad ones, whatever --log-level says.
     for reader in ("loading.loader", "loading.stream"):
         logging.getLogger(f"muomni.data.{reader}").setLevel(logging.WARNING)
-    result = train(arguments, config, ranks)
+    with Startup(ranks.is_main and not arguments.quiet and not arguments.dry_run) as startup:
+        result = train(arguments, config, ranks, startup)
     if ranks.is_main:
         print(json.dumps(result), flush=True)
 
 
-def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> dict[str, Any]:
+def train(
+    arguments: argparse.Namespace,
+    config: "RunConfig",
+    ranks: Ranks,
+    startup: Startup | None = None,
+) -> dict[str, Any]:
     """Check, start the process group, and train; returns the result."""
+    startup = startup or Startup()
+    startup.begin("import")
     is_planned = arguments.gpus is not None
     if not arguments.dry_run and (is_planned or arguments.gpu_gib is not None):
         raise ConfigError("--gpus and --gpu-gib plan a run; add --dry-run, or remove them")
     if is_planned:
         ranks = replace(ranks, world_size=arguments.gpus)
-    request = build_request(arguments, config)
+    request = build_request(arguments, config, startup)
     from muomni.training import session as sessions
 
+    if not ranks.is_main:
+        use_root_handlers("DeepSpeed")
+    startup.begin("data")
     session = sessions.prepare(request, ranks)
     num_usable = session.feed.max_ranks
     if num_usable < ranks.world_size and ranks.launcher != "srun":
@@ -143,6 +179,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
 
         # Every rank predicts for rank 0, so that all come to the same result.
         first = session if ranks.is_main else sessions.prepare(request, replace(ranks, rank=0))
+        startup.begin("memory check")
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
     from muomni.run_folder import RunFolder
@@ -153,6 +190,7 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
         if ranks.is_main:
             folder.create()
             stack.enter_context(held_by_this_process(folder.root))
+        startup.begin("process group")
         with process_group(session.device, config.training.collective_timeout_s):
             loop = sessions.open_loop(session)
             with _frozen_garbage():
@@ -161,6 +199,12 @@ def train(arguments: argparse.Namespace, config: "RunConfig", ranks: Ranks) -> d
             from muomni.inference.samples import record_samples
 
             record_samples(session.stage, session.val, folder, loop.recorders, loop.run_info())
+    if ranks.is_main and not arguments.quiet:
+        best = loop.state.best
+        named = None if best is None else (f"val/{session.stage.best_metric}", best)
+        print(
+            outcome(config.stage, named, result["export"], startup.age_s, request.run), flush=True
+        )
     return result
 
 
@@ -171,7 +215,9 @@ def _explain_surplus(config: "RunConfig", num_usable: int, num_ranks: int) -> st
     )
 
 
-def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Request":
+def build_request(
+    arguments: argparse.Namespace, config: "RunConfig", startup: Startup
+) -> "Request":
     """Build the request of a command line; raises ConfigError."""
     from muomni.distributed.deepspeed_import import import_deepspeed
 
@@ -187,6 +233,7 @@ def build_request(arguments: argparse.Namespace, config: "RunConfig") -> "Reques
         arguments.resume,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
         quiet=arguments.quiet,
+        startup=startup,
     )
 
 

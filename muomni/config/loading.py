@@ -7,10 +7,12 @@ that names the key, its source, and a suggestion.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from muomni.config.names import PRESETS, preset_names
 from muomni.config.registry import stage_spec
@@ -180,9 +182,11 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
             if other["type"] == "extra_forbidden" and key in RENAMED_KEYS.get(old, ()):
                 return f"key '{old}' in {source} was renamed to '{key}'"
         return f"key '{key}' is missing in {source}; set it"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = _REMEDIES.get(problem["type"], message)
-    if path != location:  # none of several types
+    # A value that fits none of several types has a problem for each of them.
+    same = [p for p in error.errors() if _path_of(model, [str(part) for part in p["loc"]]) == path]
+    remedies = dict.fromkeys(_remedy(p) for p in same)
+    message = ", or ".join(remedies)
+    if len(remedies) > 2:
         message = f"a value of type {type(problem['input']).__name__} is not allowed here"
     field = _model_at(model, path[:-1]).model_fields.get(path[-1]) if path else None
     is_section = not path or (field is not None and _section(field.annotation) is not None)
@@ -192,14 +196,24 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
     return f"bad value {_shown(problem['input'])} for '{key}' in {source}: {message}"
 
 
+def _remedy(problem: ErrorDetails) -> str:
+    """What to write instead, as the end of a sentence."""
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if problem["type"] == "literal_error":
+        return f"write {problem.get('ctx', {})['expected'].replace(chr(39), '')}"
+    return _REMEDIES.get(problem["type"], message.replace("should be", "it must be", 1))
+
+
 def _path_of(model: type[BaseModel], path: list[str]) -> list[str]:
     """Drop the names of pydantic's union members from the location of an error."""
     for index, part in enumerate(path):
         field = model.model_fields.get(part)
         section = _section(field.annotation) if field else None
         if section is None:
-            is_union = field is not None and len(get_args(field.annotation)) > 2
-            return path[: index + 1] if is_union else path
+            annotation = field.annotation if field else None
+            is_union = get_origin(annotation) in (Union, UnionType)
+            has_one_type = len(set(get_args(annotation)) - {type(None)}) == 1
+            return path[: index + 1] if is_union and not has_one_type else path
         model = section
     return path
 

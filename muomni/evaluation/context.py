@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives
 from muomni.errors import DataError, UpstreamError
 from muomni.evaluation.request import EvaluationRequest
+from muomni.io.count_progress import counted
 from muomni.io.paths import portable
 from muomni.run_folder import RunFolder
 from muomni.training.stage import Stage, StageContext
 from muomni.training.validation import LocatedBatch, SplitBatches, first_samples
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TRAIN = "train"
 # Baselines are fitted on at most this many training samples.
@@ -78,7 +80,7 @@ class EvaluationContext:
         """This rank's shard of the evaluated samples; sets `num_bad` at the end."""
         ids = first_samples(self.source, self.request.max_samples)
         batches = SplitBatches(self.stage, self.source, self.device, ids)
-        yield from batches
+        yield from self.counted(batches, batches.num_batches, f"{self.source.split} batches")
         self.num_bad = batches.num_bad
 
     def train_batches(self, max_samples: int = MAX_BASELINE_SAMPLES) -> Iterable[LocatedBatch]:
@@ -86,13 +88,20 @@ class EvaluationContext:
         if self.train is None:
             return ()
         ids = first_samples(self.train, max_samples)
-        return SplitBatches(self.stage, self.train, self.device, ids)
+        batches = SplitBatches(self.stage, self.train, self.device, ids)
+        return self.counted(batches, batches.num_batches, "train batches for baselines")
 
     def train_samples(self) -> Iterator[dict[str, Any]]:
         """This rank's shard of the training samples, undecoded."""
         if self.train is not None:
-            for index in shard_indices(min(len(self.train), MAX_BASELINE_SAMPLES)):
+            indices = shard_indices(min(len(self.train), MAX_BASELINE_SAMPLES))
+            for index in self.counted(indices, len(indices), "train samples for baselines"):
                 yield self.train.read(index)
+
+    def counted(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """The items, with progress on rank 0 unless output is quiet."""
+        is_shown = collectives.rank() == 0 and not self.request.quiet
+        return counted(items, total, f"{self.stage.name} {what}", "done", is_shown)
 
 
 def shard_indices(num_samples: int) -> range:

@@ -21,6 +21,7 @@ class EvaluationRequest:
     split: str = "test"
     max_samples: int | None = None
     tf32: bool = True
+    quiet: bool = False  # show no progress
 
     def __post_init__(self) -> None:
         stage_spec(self.stage)

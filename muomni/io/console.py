@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from muomni.io.live_line import LIVE_LINE, is_terminal
+
 # A full disk may have space again later; what failed otherwise stays that way.
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT)
 
@@ -24,11 +26,12 @@ class SteadyStream:
 
     def __init__(self, stream: TextIO, report: Callable[[OSError], None]) -> None:
         self._stream = stream
+        self._is_terminal = is_terminal(stream)
         self._report: Callable[[OSError], None] | None = report
 
     def write(self, text: str) -> int:
         with self._guarded():
-            self._stream.write(text)
+            self._stream.write(LIVE_LINE.before_output(text) if self._is_terminal else text)
         return len(text)
 
     def flush(self) -> None:

@@ -4,7 +4,7 @@ Rank 0 drives the recorders, all others have none. To add one, implement `Record
 `build_recorders`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,6 +25,8 @@ class RunInfo:
     step: int
     num_steps: int
     mlflow_run_id: str | None = None  # of a resumed run, from its checkpoint
+    # Finished steps and the section of the step clock, at the time of the call; from any thread.
+    position: Callable[[], tuple[int, str]] | None = None
 
 
 class Recorder(Protocol):
@@ -43,6 +45,12 @@ class Recorder(Protocol):
         """Flush everything and stop recording."""
 
 
+def links(recorders: Sequence[Recorder]) -> list[str]:
+    """Where to look at the run, from recorders that have an attribute `link`; it may be None at first."""
+    known = (getattr(recorder, "link", None) for recorder in recorders)
+    return [link for link in known if link]
+
+
 def check_recorders(names: Sequence[str]) -> None:
     """Raise ConfigError if a recorder needs a package that is not installed."""
     if "tensorboard" in names:
@@ -59,5 +67,5 @@ def build_recorders(names: Sequence[str], quiet: bool = False) -> list[Recorder]
     from muomni.observe.tensorboard_log import TensorBoardLog
 
     optional: dict[str, type[Recorder]] = {"mlflow": MlflowLog, "tensorboard": TensorBoardLog}
-    progress: list[Recorder] = [] if quiet else [ProgressLine()]
-    return [MetricsLog(), *(optional[name]() for name in names), *progress]
+    recorders: list[Recorder] = [MetricsLog(), *(optional[name]() for name in names)]
+    return recorders if quiet else [*recorders, ProgressLine(recorders)]

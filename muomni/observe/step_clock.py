@@ -32,6 +32,11 @@ class StepClock:
         if self._is_cuda:
             self._last_event = _event()
 
+    @property
+    def current(self) -> str:
+        """The current section."""
+        return self._section
+
     def mark(self, section: str) -> None:
         """End the current section and begin `section`."""
         if self._is_cuda:

@@ -24,10 +24,10 @@ class Utilization:
         """The formula with its numbers, or why there is no utilization; logged once per run."""
         if self.peak is None:
             return (
-                f"reports no mfu and hfu: {self._why_no_peak}; set training.peak_tflops to the dense "
+                f"not reported: {self._why_no_peak}; set training.peak_tflops to the dense "
                 f"TFLOP/s of a device"
             )
-        return f"mfu = model FLOP / ({self._denominator('s')}); hfu: with hardware FLOP"
+        return f"model FLOP / ({self._denominator('s')}); hfu: with hardware FLOP"
 
     def take(
         self, step: int, num_steps: int, model: float, hardware: float, seconds: float

@@ -23,6 +23,7 @@ from muomni.distributed.discovery import free_port
 from muomni.distributed.launcher import LAUNCHER_PID, num_cores, stop_signals
 from muomni.errors import MachineError, PreemptedError
 from muomni.io.console import SteadyStream
+from muomni.observe.announce import LAUNCH_TIME
 
 POLL_S = 0.2
 # Exit code of DeepSpeed's launcher if SIGTERM killed a rank before its handler was installed.
@@ -63,6 +64,7 @@ def rank_environment(
     add_interpreter_folder(environ)
     environ["PYTHONUNBUFFERED"] = "1"
     environ[LAUNCHER_PID] = str(os.getpid())
+    environ[LAUNCH_TIME] = str(time.time())
     environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // (num_sharing or num_ranks))))
     num_visible = num_gpus()
     if num_visible:
@@ -73,7 +75,10 @@ def rank_environment(
 
 
 def train_argv(num_ranks: int, arguments: list[str]) -> list[str]:
-    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError."""
+    """Return the command that trains with `num_ranks` ranks on this machine; raises MachineError.
+
+    With --verbose among the `arguments`, the launcher prints what it does, too.
+    """
     launcher = Path(sys.executable).parent / "deepspeed"
     if not launcher.is_file():
         raise MachineError(
@@ -82,7 +87,8 @@ def train_argv(num_ranks: int, arguments: list[str]) -> list[str]:
         )
     ranks = ["--num_gpus", str(num_ranks), "--master_port", str(free_port())]
     program = ["--no_local_rank", "--module", "muomni.cli", "train"]
-    return [str(launcher), "--quiet", *ranks, *program, *arguments]
+    quiet = [] if {"-v", "--verbose"} & set(arguments) else ["--quiet"]
+    return [str(launcher), *quiet, *ranks, *program, *arguments]
 
 
 class RunningRanks:

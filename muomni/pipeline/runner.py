@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from muomni.command_line import logging_arguments
 from muomni.config.arguments import arguments_for, parse_train, resolve_train
 from muomni.config.run import RunConfig
+from muomni.distributed.deepspeed_import import import_deepspeed
 from muomni.errors import ConfigError, MuomniError, PreemptedError
 from muomni.io.table import format_table
+from muomni.observe.announce import BANNER_PRINTED, IN_PIPELINE
 from muomni.pipeline.graph import Needs, next_stage, stage_needs, trains_alone
 from muomni.pipeline.local import (
     POLL_S,
@@ -93,6 +96,7 @@ class Pipeline:
 
     def check(self, configs: dict[str, RunConfig]) -> None:
         """Run the checks that need no exports for all stages; raises ConfigError."""
+        import_deepspeed()
         from muomni.training import preflight
         from muomni.training.engine.ds_config import read_engine_json
 
@@ -171,13 +175,15 @@ class Pipeline:
         folder.create()
         log = folder.log
         ranks_word = "rank" if num_ranks == 1 else "ranks"
-        print(f"\n== {stage}: {num_ranks} {ranks_word}, log {log}{reason}", flush=True)
+        if not self.arguments.quiet:
+            print(f"\n== {stage}: {num_ranks} {ranks_word}, log {log}{reason}", flush=True)
         before, start = published(folder), time.monotonic()
         taken = {running.slot for running in self._running}
         slot = next(slot for slot in range(self.num_slots) if slot not in taken)
         first_gpu = slot * (self.num_ranks // self.num_slots)
         command = train_argv(num_ranks, self._arguments(stage, state))
         environ = rank_environment(num_ranks, first_gpu, self.num_ranks)
+        environ |= {BANNER_PRINTED: "1", IN_PIPELINE: "1"}
         prefix = f"[{stage}] " if self.num_slots > 1 else ""
         ranks = RunningRanks(command, log, environ, prefix)
         return RunningStage(stage, ranks, slot, before, start)
@@ -244,7 +250,8 @@ class Pipeline:
             "--data",
             self.arguments.data,
         ]
-        return [*common, "--run", str(self.folder), *arguments_for(stage, self.extra)]
+        common += ["--run", str(self.folder), *logging_arguments(self.arguments)]
+        return [*common, *arguments_for(stage, self.extra)]
 
 
 def results_table(results: dict[str, StageResult]) -> str:

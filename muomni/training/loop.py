@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +17,7 @@ from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageError
+from muomni.observe.announce import Startup, row
 from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
@@ -47,6 +48,7 @@ class LoopParts:
     topology: Topology
     resolved: dict[str, Any]  # facts to record, see RunFolder.write_config
     quiet: bool = False  # print nothing
+    startup: Startup = field(default_factory=Startup)
 
 
 class StepResult(NamedTuple):
@@ -134,8 +136,9 @@ class Loop:
         for recorder in self.recorders:
             recorder.open(self.run_info())
             recorder.artifact(self.parts.folder.config_file, "config")
-        if self.is_main and not self.parts.quiet:
-            print(f"{self.stage.name} {self.throughput.utilization.describe()}", flush=True)
+        has_peak = self.throughput.utilization.peak is not None
+        if self.is_main and not self.parts.quiet and (has_peak or self.parts.device.type == "cuda"):
+            print(row("mfu", self.throughput.utilization.describe()), flush=True)
         self.throughput.start(self.state.step)
 
     def close(self, status: Status) -> None:
@@ -153,6 +156,7 @@ class Loop:
                 with self.throughput.paused("other"):
                     profiler.turn(self.state.step)
             step, stop_agreed, num_bad_steps = self.train_step(bool(stop))
+            self.parts.startup.finish()
             reason = self._guard.check_gradients(step - 1, num_bad_steps)
             if reason is not None:
                 self._stop_non_finite(step - 1, reason)
@@ -272,14 +276,17 @@ class Loop:
         content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
-            self.parts.num_steps, self._run_id(),
+            self.parts.num_steps, self._run_id(), self._position,
         )  # fmt: skip
 
     def _finish(self) -> dict[str, Any]:
         """Validate, save, and export; returns the result."""
-        self.validate()
-        self.save()
-        with collectives.writing(f"export {self.parts.folder.export}"):
+        section = self.throughput.clock.section
+        with section("validation"):
+            self.validate()
+        with section("save"):
+            self.save()
+        with section("export"), collectives.writing(f"export {self.parts.folder.export}"):
             export_stage(
                 self.stage, self.engine, self.parts.folder, self.state.step,
                 self.parts.feed.fingerprint, self.last_metrics, self.parts.resolved,
@@ -309,6 +316,9 @@ class Loop:
         self.throughput.count_flops(batch)
         with torch.no_grad():
             return self.stage.prepare(self._copies(batch))
+
+    def _position(self) -> tuple[int, str]:
+        return self.state.step, self.throughput.clock.current
 
     def _run_id(self) -> str | None:
         return mlflow_run_id(self.recorders) or self.state.mlflow_run_id

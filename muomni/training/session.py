@@ -1,7 +1,7 @@
 """Set up a training loop from a run config, and check everything before the first step.
 
-Most errors are raised before a process group starts: an invalid config, a conflicting DeepSpeed JSON, a missing
-dataset or upstream export, or a world size that does not divide a step.
+Most errors are raised before a process group starts: an invalid config, a conflicting DeepSpeed JSON, or a
+missing dataset or upstream export.
 """
 
 import logging
@@ -11,7 +11,7 @@ import shutil
 import socket
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,15 @@ from muomni.distributed import collectives, compiler
 from muomni.distributed.discovery import Ranks
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
+from muomni.io.live_line import styled
 from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
+from muomni.observe.announce import Startup, row
 from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import attention, expert_parallel
-from muomni.training.engine.deepspeed_quirks import full_shape
 from muomni.training.engine.ds_config import zero_stage
 from muomni.training.engine.precision import (
     describe_precision,
@@ -51,7 +52,14 @@ from muomni.training.engine.precision import (
 from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_sizes
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
-from muomni.training.optim.groups import describe_parameters, groups_digest
+from muomni.training.optim.groups import groups_digest
+from muomni.training.planning.setup import (
+    describe_data,
+    describe_global_batch,
+    describe_length,
+    describe_model,
+    plural,
+)
 from muomni.training.stage import Stage, StageContext
 
 logger = logging.getLogger(__name__)
@@ -69,6 +77,7 @@ class Request:
     # Plan for GPUs that this machine may lack, so do not check its hardware.
     is_for_other_gpus: bool = False
     quiet: bool = False  # print the final result only
+    startup: Startup = field(default_factory=Startup)
 
 
 @dataclass(slots=True)
@@ -172,7 +181,9 @@ def open_loop(session: Session) -> Loop:
     from muomni.training.engine.sharded_build import RecordedBuild
 
     request, config = session.request, session.request.config
+    startup, prints = request.startup, collectives.rank() == 0 and not request.quiet
     folder = RunFolder(request.run, config.stage)
+    startup.begin("plan")
     if collectives.rank() == 0:
         folder.create()
         if request.resume == "never":  # else a later --resume auto would load them
@@ -183,6 +194,7 @@ def open_loop(session: Session) -> Loop:
     # The first global batch is described below by rank 0 alone, which must not count windows by itself.
     session.feed.count_ahead(0, session.num_steps)
     checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
+    startup.begin("model")
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
     attention.avoid_cudnn(session.device, session.stage.model_config())
@@ -192,9 +204,9 @@ def open_loop(session: Session) -> Loop:
         warnings.filterwarnings("ignore", ".*copying from a non-meta parameter.*", UserWarning)
         task = session.stage.build()
     session.stage.set_up(task)
-    num_parameters = count_parameters(task)  # before ZeRO shards it
-    parameter_lines = describe_parameters(task, config.optim)
+    model_rows = describe_model(session, task) if prints else []
     trained_groups = groups_digest(task, config.optim)
+    startup.begin("engine")
     engine = Engine(
         task,
         config,
@@ -215,6 +227,7 @@ def open_loop(session: Session) -> Loop:
     )  # fmt: skip
     state = TrainState(0, session.feed.digest, None, None, 0.0)
     if checkpoint is not None:
+        startup.begin("resume")
         state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
         if engine.masters.average is not None:
             average = store.load_average(checkpoint, topology, session.device)
@@ -239,20 +252,33 @@ def open_loop(session: Session) -> Loop:
     }
     if collectives.rank() == 0:
         folder.write_config(config.model_dump(mode="json"), resolved)
+    startup.begin("compile and first step" if is_compiled else "first step")
+    if prints:
         start = f"resumed from {checkpoint}" if checkpoint else "from the start"
-        setup = (
-            f"{config.stage} {start}: {state.step}/{session.num_steps} steps, "
-            f"{describe_global_batch(session)}, "
-            f"{describe_precision(config, session.precision, session.device)}, ZeRO {engine.zero_stage}, "
-            f"{'varlen attention, ' if session.stage.context.uses_varlen else ''}"
-            f"{'compiled blocks, ' if is_compiled else ''}"
-            f"{num_parameters:,} parameters"
+        steps = f"{state.step}/{session.num_steps} steps"
+        engine_facts = [
+            describe_precision(config, session.precision, session.device),
+            f"ZeRO {engine.zero_stage}",
+            f"{plural(session.ranks.world_size, 'rank')} on {plural(resolved['nodes'], 'node')}",
+            *(["varlen attention"] if session.stage.context.uses_varlen else []),
+            *(["compiled blocks"] if is_compiled else []),
+        ]
+        source = session.feed.source if isinstance(session.feed, PlannedFeed) else None
+        data = describe_data(source, session.feed.num_samples, session.val)
+        print(
+            f"{styled(config.stage, 'bold')} {start}: {steps}",
+            row("batch", describe_global_batch(session)),
+            row("epochs", describe_length(session)),
+            row("data", data),
+            *model_rows,
+            row("engine", ", ".join(engine_facts)),
+            row("recorders", ", ".join(["metrics.jsonl", *config.training.recorders])),
+            sep="\n",
+            flush=True,
         )
-        if not request.quiet:
-            print(setup, *parameter_lines, sep=f"\n{config.stage} ", flush=True)
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology, resolved, request.quiet,
+        topology, resolved, request.quiet, request.startup,
     )  # fmt: skip
     is_main = collectives.rank() == 0
     recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
@@ -293,30 +319,11 @@ def _shards_weights(engine_json: dict[str, Any]) -> bool:
     return zero_stage(engine_json) == 3 and not expert_parallel.is_enabled(engine_json)
 
 
-def describe_global_batch(session: Session) -> str:
-    """The global batch, its rounding, and the share of each rank, on one line."""
-    batch, num_ranks = session.request.config.batch, session.ranks.world_size
-    num_micro_batches = session.feed.num_micro_batches(0)
-    text = f"{batch.describe()} per step on {num_ranks} ranks x {num_micro_batches} micro-batches"
-    if batch.max_ranks is None:
-        return f"{text} at first"
-    num_slots = (
-        num_ranks * num_micro_batches * -(-batch.max_ranks // (num_ranks * num_micro_batches))
-    )
-    num_idle = num_slots - batch.max_ranks
-    return f"{text}, {num_idle / num_slots:.0%} of them padding" if num_idle else text
-
-
 def seed_everything(seed: int) -> None:
     """Seed all generators; with the same seed on all ranks, they build the same weights."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """Count the parameters of a module, including those that ZeRO-3 has partitioned."""
-    return sum(full_shape(p).numel() for p in module.parameters())
 
 
 def _digest(*parts: object) -> str:

@@ -76,6 +76,11 @@ class SplitBatches:
             **loader_options(stage.config.data, device),
         )
 
+    @property
+    def num_batches(self) -> int:
+        """Micro-batches of this rank."""
+        return len(self._batches)
+
     def __iter__(self) -> Iterator[LocatedBatch]:
         for micro, batch in zip(self._batches, self._loader, strict=True):
             yield micro, self.stage.prepare(to_device(batch, self.device))

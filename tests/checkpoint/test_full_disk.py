@@ -11,18 +11,8 @@ from safetensors import SafetensorError
 
 from muomni.checkpoint import export, store
 from muomni.errors import StorageError
-from tests.corpora import write_text_dataset, write_tokenizer
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
-
-
-@pytest.fixture(scope="module")
-def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a small text dataset and a tokenizer."""
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 def _train_on_full_disk(config: Any, run: Path, rank: int, file: str) -> tuple[str, list[str]]:

@@ -10,20 +10,11 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError
 from muomni.training.session import Request, open_loop, prepare
-from tests.corpora import write_text_dataset, write_tokenizer
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config
 from tests.training.stages.sft.omni_runs import omni_run, write_root
 
 ZERO1: dict[str, Any] = {"zero_optimization": {"stage": 1}}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 def test_only_the_first_rank_hashes_exports(
@@ -77,9 +68,9 @@ def _hashed_files(config: Any, run: Path) -> dict[str, list[str]]:
 
 
 def test_each_file_is_hashed_once_and_all_ranks_report_a_damaged_one(
-    data: Path, tmp_path: Path, two_ranks: RankPool
+    text_data: Path, tmp_path: Path, two_ranks: RankPool
 ) -> None:
-    config = thinker_config(data, {"training": {"ema_decay": 0.9}})
+    config = thinker_config(text_data, {"training": {"ema_decay": 0.9}})
     first, second = two_ranks.run(_hashed_files, config=config, run=tmp_path)
     (checkpoint,) = (tmp_path / "thinker" / "checkpoints").glob("step_*")
     names = sorted(path.name for path in checkpoint.rglob("*") if path.is_file())

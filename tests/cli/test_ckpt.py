@@ -11,10 +11,10 @@ from tests.training.runs import thinker_config, train
 
 
 def test_checkpoints_are_listed_with_their_state(
-    one_rank: RankPool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_rank: RankPool, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = {"max_steps": 4, "save_every": 2, "recorders": []}
-    one_rank.run(train, config=thinker_config(data, {"training": training}), run=tmp_path)
+    one_rank.run(train, config=thinker_config(text_data, {"training": training}), run=tmp_path)
     main(["ckpt", "ls", str(tmp_path), "--json"])
     rows = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [(row["step"], row["state"], row["ranks"]) for row in rows] == [

@@ -13,18 +13,8 @@ import pytest
 
 from muomni.cli import doctor
 from muomni.errors import DataError, MachineError, MuomniError
-from tests.corpora import write_text_dataset, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a small text dataset and a tokenizer."""
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 def results(checks: Iterator[doctor.Check]) -> dict[str, str]:
@@ -38,18 +28,18 @@ def results(checks: Iterator[doctor.Check]) -> dict[str, str]:
     return messages
 
 
-def test_this_machine_passes(data: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--data", str(data)]
+def test_this_machine_passes(text_data: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--data", str(text_data)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert all(line.startswith("ok      ") for line in lines)
-    assert f"ok      data {data / 'text'}: text, train 400, val 40" in lines
+    assert f"ok      data {text_data / 'text'}: text, train 400, val 40" in lines
     assert "ok      tokenizer: 330 pieces" in lines
 
 
-def test_truncated_shard_is_detected(data: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(data, tmp_path / "copy")
+def test_truncated_shard_is_detected(text_data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(text_data, tmp_path / "copy")
     tar = next((copy / "text" / "train").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-512])
     messages = results(doctor.data_checks(copy))
@@ -57,25 +47,25 @@ def test_truncated_shard_is_detected(data: Path, tmp_path: Path) -> None:
     assert tar.name in messages[f"data {copy / 'text'}"]
 
 
-def test_missing_dataset_and_tokenizer_name_the_remedy(data: Path, tmp_path: Path) -> None:
+def test_missing_dataset_and_tokenizer_name_the_remedy(text_data: Path, tmp_path: Path) -> None:
     assert "contains no dataset; create one with python -m data_prep" in results(
         doctor.data_checks(tmp_path / "nowhere")
     ).get("data", "")
-    shutil.copytree(data / "text", tmp_path / "text")
+    shutil.copytree(text_data / "text", tmp_path / "text")
     assert "tokenizer.model" in results(doctor.data_checks(tmp_path))["tokenizer"]
 
 
 def test_export_of_another_tokenizer_is_detected(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "codec" / "export").mkdir(parents=True)
-    messages = results(doctor.run_checks(tmp_path, data))
+    messages = results(doctor.run_checks(tmp_path, text_data))
     assert "no export of stage codec" in messages.pop("export codec") and not messages
     export = SimpleNamespace(
         tokenizer_digest="other", tokenizer_file="T", content={"step": 3, "preset": "nano"}
     )
     monkeypatch.setattr("muomni.checkpoint.export.read_export", lambda path, stage: export)
-    messages = results(doctor.run_checks(tmp_path, data))
+    messages = results(doctor.run_checks(tmp_path, text_data))
     assert "its tokenizer differs from" in messages["export codec"]
     assert results(doctor.run_checks(tmp_path, None))["export codec"] == "step 3, preset nano"
 

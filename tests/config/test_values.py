@@ -137,6 +137,11 @@ def test_a_path_is_not_empty_or_too_long(text: str) -> None:
         ),
         ("thinker", "data.storage_options={a: {1: 2}}", "key 1 must be a text"),
         ("thinker", "stage=codec", "stage cannot be overridden; use --stage"),
+        (
+            "thinker",
+            "training.compile=yes",
+            "'training.compile' .*: write true or false, or write auto",
+        ),
         ("thinker", "training.activation_checkpointing=[1]", "a value of type list is not allowed"),
     ],
 )

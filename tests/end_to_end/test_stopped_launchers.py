@@ -12,21 +12,12 @@ import pytest
 
 from muomni.checkpoint import store
 from muomni.distributed.discovery import free_port
-from tests.corpora import write_text_dataset, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S, STOP_TIMEOUT_S = 240, 60
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 def launch(name: str, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -60,11 +51,11 @@ def launch(name: str, *arguments: str) -> "subprocess.Popen[bytes]":
     ],
 )
 def test_ranks_save_and_end(
-    name: str, number: signal.Signals, target: str, data: Path, tmp_path: Path
+    name: str, number: signal.Signals, target: str, text_data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = launch(
-        name, "--stage", "thinker", "--data", str(data), "--run", str(run), "--max-steps", "5000",
+        name, "--stage", "thinker", "--data", str(text_data), "--run", str(run), "--max-steps", "5000",
         "training.log_every=1", "training.save_every=5000", "data.num_workers=1", "training.recorders=[]",
     )  # fmt: skip
     metrics = run / "thinker" / "metrics.jsonl"

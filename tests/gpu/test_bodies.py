@@ -4,20 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpora import write_text_dataset, write_tokenizer
 from tests.gpu.bodies import peak_and_prediction, steps_without_waits
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config
 
 ZERO1 = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 20_000}}
-
-
-@pytest.fixture(scope="module")
-def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 def test_steps_run_after_a_warm_up(text_data: Path, tmp_path: Path, one_rank: RankPool) -> None:

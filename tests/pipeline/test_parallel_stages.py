@@ -70,7 +70,10 @@ def test_stages_with_most_dependents_start_first() -> None:
 
 
 def test_independent_stages_train_at_the_same_time_and_others_wait(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     # codec and thinker wait for each other to start, talker for codec to end.
     wanted = {
@@ -83,7 +86,7 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
         for stage, names in wanted.items()
     }
     use_fake_stages(monkeypatch, programs)
-    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
     assert run_main(*common, "--ranks", "2", "--parallel-stages", "2") == 0
     printed = capfd.readouterr().out
     starts = [line.split()[1] for line in printed.splitlines() if line.startswith("== ")]
@@ -94,14 +97,26 @@ def test_independent_stages_train_at_the_same_time_and_others_wait(
 
 
 def test_after_a_failure_the_others_save_and_nothing_starts(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     failing = FAKE_STAGE.format(run=str(tmp_path), stage="codec", wanted=["up"])
     failing = failing.replace("export = run", "raise SystemExit(3)\nexport = run")
     up = f"open({str(tmp_path / 'up')!r}, 'w').close(); "
     rank = RANK.format(handler=HANDLER + up)
     use_fake_stages(monkeypatch, {"codec": failing, "thinker": launcher_of(rank)})
-    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "2", "--parallel-stages", "2")
+    common = (
+        "--data",
+        str(text_data),
+        "--run",
+        str(tmp_path),
+        "--ranks",
+        "2",
+        "--parallel-stages",
+        "2",
+    )
     assert run_main(*common, "--stages", "thinker,codec,talker") == 3
     captured = capfd.readouterr()
     assert "[thinker] up" in captured.out
@@ -116,23 +131,30 @@ def pipeline_of(data: Path, *arguments: str) -> Pipeline:
     return Pipeline(parser.parse_args(["--data", str(data), "--run", "run", *arguments]), [])
 
 
-def test_parallel_stages_share_ranks_and_the_last_stage_has_all(data: Path) -> None:
-    both = pipeline_of(data, "--ranks", "8", "--parallel-stages", "2")
-    shares = {stage: both.ranks_of(stage, config_of(stage, data)) for stage in STAGES}
+def test_parallel_stages_share_ranks_and_the_last_stage_has_all(text_data: Path) -> None:
+    both = pipeline_of(text_data, "--ranks", "8", "--parallel-stages", "2")
+    shares = {stage: both.ranks_of(stage, config_of(stage, text_data)) for stage in STAGES}
     assert set(shares.values()) == {4, 8} and shares["sft"] == 8
-    assert pipeline_of(data, "--ranks", "1", "--parallel-stages", "3").num_slots == 1
-    assert pipeline_of(data, "--ranks", "8").ranks_of("codec", config_of("codec", data)) == 8
+    assert pipeline_of(text_data, "--ranks", "1", "--parallel-stages", "3").num_slots == 1
+    assert (
+        pipeline_of(text_data, "--ranks", "8").ranks_of("codec", config_of("codec", text_data)) == 8
+    )
 
 
-def test_ranks_are_limited_by_the_global_batch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_limited_by_the_global_batch(
+    text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "count_ranks", lambda: 70)
-    config = config_of("codec", data)
+    config = config_of("codec", text_data)
     assert config.batch.max_ranks == 16
-    assert pipeline_of(data).ranks_of("codec", config) == 16
+    assert pipeline_of(text_data).ranks_of("codec", config) == 16
 
 
 def test_parallel_stages_use_different_visible_gpus(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(local, "num_gpus", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
@@ -144,7 +166,7 @@ def test_parallel_stages_use_different_visible_gpus(
         for stage, names in wanted.items()
     }
     use_fake_stages(monkeypatch, programs)
-    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--stages", "thinker,codec")
     assert run_main(*common, "--ranks", "4", "--parallel-stages", "2") == 0
     printed = capfd.readouterr().out
     assert "[thinker] thinker None GPU-a,GPU-b\n" in printed
@@ -153,10 +175,10 @@ def test_parallel_stages_use_different_visible_gpus(
 
 @pytest.mark.parametrize("option", ["--ranks", "--parallel-stages"])
 def test_zero_is_rejected(
-    data: Path,
+    text_data: Path,
     option: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_main("--data", str(data), "--run", "run", option, "0") == 2
+    assert run_main("--data", str(text_data), "--run", "run", option, "0") == 2
     assert f"{option}: '0' is not an integer from 1" in capfd.readouterr().err

@@ -74,20 +74,24 @@ def state(run: Path, stage: str, config: RunConfig) -> str:
     return stage_state(run, stage, config)[0]
 
 
-def test_a_stage_is_open_after_its_config_or_export_changes(data: Path, tmp_path: Path) -> None:
-    config = config_of("codec", data)
+def test_a_stage_is_open_after_its_config_or_export_changes(
+    text_data: Path, tmp_path: Path
+) -> None:
+    config = config_of("codec", text_data)
     assert state(tmp_path, "codec", config) == "open"
-    publish(tmp_path, "codec", data)
-    assert Tokenizer.load(data / "tokenizer.model").vocab_size == 330
+    publish(tmp_path, "codec", text_data)
+    assert Tokenizer.load(text_data / "tokenizer.model").vocab_size == 330
     assert state(tmp_path, "codec", config) == "finished"
-    changed = stage_state(tmp_path, "codec", config_of("codec", data, lr=0.5))
+    changed = stage_state(tmp_path, "codec", config_of("codec", text_data, lr=0.5))
     assert changed == ("open", "because optim.lr changed")
     weights = tmp_path / "codec" / "export" / "model.safetensors"
     weights.write_bytes(b"damaged")
     assert state(tmp_path, "codec", config) == "open"
 
 
-def test_a_stage_is_open_after_its_data_or_tokenizer_changes(data: Path, tmp_path: Path) -> None:
+def test_a_stage_is_open_after_its_data_or_tokenizer_changes(
+    text_data: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     write_text_dataset(root / "text")
     write_tokenizer(root / "tokenizer.model")
@@ -102,12 +106,14 @@ def test_a_stage_is_open_after_its_data_or_tokenizer_changes(data: Path, tmp_pat
     assert state(tmp_path, "codec", config) == "open"
 
 
-def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_path: Path) -> None:
-    config = config_of("talker", data)
-    publish(tmp_path, "codec", data)
-    publish(tmp_path, "talker", data, upstream=("codec",))
+def test_a_stage_starts_over_after_its_upstream_was_retrained(
+    text_data: Path, tmp_path: Path
+) -> None:
+    config = config_of("talker", text_data)
+    publish(tmp_path, "codec", text_data)
+    publish(tmp_path, "talker", text_data, upstream=("codec",))
     assert state(tmp_path, "talker", config) == "finished"
-    publish(tmp_path, "codec", data, weights=b"second")
+    publish(tmp_path, "codec", text_data, weights=b"second")
     assert state(tmp_path, "talker", config) == "outdated"
     # Restarted with the new codec, then interrupted: it resumes and does not start over twice.
     restarted = {"resolved": {"upstream_digests": {"codec": digest_of(tmp_path, "codec")}}}
@@ -116,10 +122,10 @@ def test_a_stage_starts_over_after_its_upstream_was_retrained(data: Path, tmp_pa
 
 
 def test_a_moved_run_and_its_moved_data_stay_finished(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "data"
-    shutil.copytree(data, root)
+    shutil.copytree(text_data, root)
     publish(tmp_path / "run", "codec", root)
     publish(tmp_path / "run", "talker", root, upstream=("codec",))
     for name in ("run", "data"):
@@ -157,9 +163,9 @@ def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_an_error_in_a_late_stage_is_reported_before_the_first_one(
-    data: Path, tmp_path: Path
+    text_data: Path, tmp_path: Path
 ) -> None:
-    common = ("--data", str(data), "--run", str(tmp_path / "run"))
+    common = ("--data", str(text_data), "--run", str(tmp_path / "run"))
     done = call(*common, "--", "sft.optim.lrr=1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -168,11 +174,11 @@ def test_an_error_in_a_late_stage_is_reported_before_the_first_one(
     assert "unknown option --rnk" in call(*common, "--rnk", "2").stderr
 
 
-def test_a_dry_run_prints_states_and_commands(data: Path, tmp_path: Path) -> None:
-    publish(tmp_path, "codec", data)
-    publish(tmp_path, "talker", data, upstream=("codec",))
-    publish(tmp_path, "codec", data, weights=b"second")
-    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
+def test_a_dry_run_prints_states_and_commands(text_data: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "codec", text_data)
+    publish(tmp_path, "talker", text_data, upstream=("codec",))
+    publish(tmp_path, "codec", text_data, weights=b"second")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--stages", "thinker,codec,talker")
     done = call(*common, "--ranks", "2", "--dry-run", "--", "thinker.seed=0")
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
@@ -185,21 +191,24 @@ def test_a_dry_run_prints_states_and_commands(data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "thinker").exists()
 
 
-def test_resume_never_skips_nothing(data: Path, tmp_path: Path) -> None:
-    publish(tmp_path, "codec", data)
-    common = ("--data", str(data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
+def test_resume_never_skips_nothing(text_data: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "codec", text_data)
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--stages", "codec", "--ranks", "1")
     assert call(*common, "--dry-run").stdout == "codec: finished\n"
     done = call(*common, "--dry-run", "--", "--resume", "never")
     assert done.stdout.startswith("codec: open (because of --resume)")
 
 
 def test_the_first_failure_stops_the_rest_and_names_its_log(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     use_fake_stages(
         monkeypatch, {"codec": "print('no'); raise SystemExit(3)", "talker": "raise SystemExit(9)"}
     )
-    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--ranks", "1")
     assert run_main(*common, "--stages", "codec,talker") == 3
     log = tmp_path / "codec" / "train.log"
     captured = capfd.readouterr()
@@ -212,16 +221,19 @@ def test_the_first_failure_stops_the_rest_and_names_its_log(
 
 
 def test_output_ends_with_a_table_and_json(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    publish(tmp_path, "thinker", data)
-    publish(tmp_path, "codec", data)
+    publish(tmp_path, "thinker", text_data)
+    publish(tmp_path, "codec", text_data)
     (tmp_path / "codec" / "config.yaml").write_text("resolved: {upstream_digests: {thinker: old}}")
     codec = tmp_path / "codec" / "export" / "export.json"
     program = f"from pathlib import Path; path = Path({str(codec)!r}); "
     program += "path.write_text(path.read_text().replace('7', '8', 1))"
     use_fake_stages(monkeypatch, {"codec": program})
-    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--ranks", "1")
     assert run_main(*common, "--stages", "thinker,codec") == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[-4].split()[-2:] == ["steps", "validation"]
@@ -232,11 +244,14 @@ def test_output_ends_with_a_table_and_json(
 
 
 def test_a_stage_with_nothing_to_train_is_kept(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    publish(tmp_path, "codec", data)
+    publish(tmp_path, "codec", text_data)
     use_fake_stages(monkeypatch, {"codec": "print('codec is finished')"})
-    common = ("--data", str(data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
+    common = ("--data", str(text_data), "--run", str(tmp_path), "--ranks", "1", "--stages", "codec")
     assert run_main(*common, "--", "optim.lr=0.5") == 0
     printed = capfd.readouterr().out
     assert "codec: nothing to train, export kept; to retrain it" in printed

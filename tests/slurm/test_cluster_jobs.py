@@ -113,7 +113,7 @@ def test_chain_from_a_text_file_to_an_evaluated_thinker(
     last = jobs["evaluate-thinker"]
     assert last.wait(600) == ["COMPLETED"], last.tail()
     assert exported_step(run, "thinker") == 2
-    assert "2 ranks x 1 micro-batches" in jobs["thinker"].log
+    assert "2 ranks x 1 micro-batch" in jobs["thinker"].log
     report = json.loads((run / "thinker" / "evaluation.json").read_text())
     assert report["stage"] == "thinker" and report["metrics"]["perplexity"] > 1
 

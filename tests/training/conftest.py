@@ -4,17 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpora import write_text_dataset, write_tokenizer
+from tests.corpora import write_tokenizer
 from tests.media_corpora import write_image_dataset, write_speech_dataset
-
-
-@pytest.fixture(scope="session")
-def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a small text dataset and a tokenizer."""
-    root = tmp_path_factory.mktemp("data")
-    write_text_dataset(root / "text")
-    write_tokenizer(root / "tokenizer.model")
-    return root
 
 
 @pytest.fixture(scope="session")

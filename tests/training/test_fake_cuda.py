@@ -21,7 +21,7 @@ from muomni.distributed.discovery import discover
 from muomni.models.layers import moe
 from muomni.models.speech import mel
 from muomni.models.vision import vision_encoder
-from muomni.models.vision.contrastive import GatheredFeatures, gathered_logsumexp
+from muomni.models.vision.contrastive import GatheredFeatures, pair_normalizers
 from muomni.training.session import Request, prepare
 from tests.training.engine.test_expert_parallel import moe_config
 from tests.training.runs import thinker_config
@@ -184,5 +184,5 @@ def test_waits_are_found(mode: FakeTensorMode) -> None:
         torch.empty(3).to(CUDA)
         torch.empty(3).to(CUDA, non_blocking=True)
         gathered = GatheredFeatures(features, features, counts)
-        gathered_logsumexp(0, 4, gathered, torch.ones((), device=CUDA))
+        pair_normalizers(0, 4, gathered, torch.ones((), device=CUDA))
     assert [wait.split(": ")[1] for wait in log.waits] == ["cuda to cpu", *["cpu to cuda"] * 2]

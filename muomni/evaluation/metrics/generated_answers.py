@@ -147,7 +147,8 @@ def _spoken_samples(context: EvaluationContext) -> set[int]:
 
 def _queries(context: EvaluationContext, assistant: Assistant) -> Iterator[_Query]:
     """Yield the answers to generate of this rank's shard; broken samples are logged and skipped."""
-    for index in shard_indices(min(context.num_samples, MAX_ANSWERED_SAMPLES)):
+    indices = shard_indices(min(context.num_samples, MAX_ANSWERED_SAMPLES))
+    for index in context.counted(indices, len(indices), f"{context.source.split} answers"):
         sample = context.source.read(index)
         try:
             for task in answer_tasks(read_turns(sample)):

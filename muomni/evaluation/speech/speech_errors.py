@@ -45,7 +45,8 @@ class Audio:
 
 def audio_clips(context: EvaluationContext, source: Source, max_samples: int) -> Iterator[Audio]:
     """Yield this rank's shard of the first audio clips; broken ones are logged and skipped."""
-    for index in shard_indices(min(len(source), max_samples)):
+    indices = shard_indices(min(len(source), max_samples))
+    for index in context.counted(indices, len(indices), f"{source.split} audio clips"):
         sample = source.read(index)
         try:
             waveform, text = read_audio(sample), transcript(sample)

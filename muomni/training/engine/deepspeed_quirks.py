@@ -9,12 +9,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from muomni.io.logs import is_verbose
 from muomni.observe.step_clock import StepClock
 
 if TYPE_CHECKING:
@@ -27,15 +29,24 @@ DeepSpeedOptimizer = Any
 # -- start-up --------------------------------------------------------------------------------------
 @contextmanager
 def quiet_deepspeed() -> Iterator[None]:
-    """Hide DeepSpeed's start-up log, which interleaves with the progress line; warnings stay."""
+    """Hide DeepSpeed's start-up log unless output is verbose; warnings stay."""
     from deepspeed.utils import logger
+    from deepspeed.utils.logging import set_log_level_from_string
 
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    level = logging.getLevelName(logger.level).lower()
+    set_log_level_from_string("info" if is_verbose() else "warning")
     try:
         yield
     finally:
-        logger.setLevel(level)
+        set_log_level_from_string(level)
+
+
+def log_prints_of_start() -> None:
+    """Log what DeepSpeed prints when its shared-memory op is ready, instead of printing it on every rank."""
+    from deepspeed.utils import logger
+
+    backend: Any = import_module("deepspeed.comm.torch")  # `deepspeed.comm` has torch by that name
+    backend.print = logger.info
 
 
 def ignore_deprecated_collectives() -> None:

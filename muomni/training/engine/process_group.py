@@ -37,6 +37,7 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
     error and ends the process.
     """
     quirks.ignore_deprecated_collectives()
+    quirks.log_prints_of_start()
     add_interpreter_folder(os.environ)
     missing = missing_for_extensions(os.environ) if device.type == "cpu" else None
     if missing is not None:

@@ -36,8 +36,9 @@ from muomni.training.planning.memory_plan import (
     MemoryPlan,
     predict,
 )
-from muomni.training.planning.step_trace import StepTrace, trace_step
-from muomni.training.session import Session, count_parameters, describe_global_batch
+from muomni.training.planning.setup import count_parameters, describe_global_batch
+from muomni.training.planning.step_trace import StepTrace, Stretch, trace_step
+from muomni.training.session import Session
 
 MIB = 2**20
 # Micro-batches to read per step; with more accumulation, they repeat.
@@ -194,6 +195,18 @@ def predict_memory(
         predict(zero_settings(engine), sizes, trace, _setup(session, engine, device))
         for _, engine in sorted(engines.items())
     ]
+
+
+def predict_state(session: Session, task: nn.Module) -> MemoryPlan | None:
+    """The plan of the run without activations, which would need a trace; None with expert parallelism."""
+    engine_json = session.request.engine_json
+    if expert_parallel.is_enabled(engine_json):
+        return None
+    sizes = model_sizes(session, task)
+    backward = [Stretch({}, number) for number in reversed(range(len(sizes.trained)))]
+    trace = StepTrace((*backward, Stretch({}, None)), before={}, resident=0, flops=0)
+    setup = _setup(session, engine_json, Device(session.device.type, None))
+    return predict(zero_settings(engine_json), sizes, trace, setup)
 
 
 def _setup(session: Session, engine_json: dict[str, Any], device: Device) -> Setup:

@@ -23,7 +23,7 @@ from muomni.models.vision.clip import Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
-    gathered_logsumexp,
+    pair_normalizers,
     sigmoid_surrogate,
 )
 from muomni.training.flops import FlopCounter, count_clip
@@ -53,13 +53,12 @@ class VisionEncoderTask(nn.Module):
             pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
             if output.bias is None:
                 sizes = [len(output.image)]
-                pool |= _logsumexps(pool, sizes, output.scale, is_shared=self.training)
+                pool |= _normalizers(pool, sizes, output.scale, is_shared=self.training)
         gathered, offset = _gathered(pool), int(pool["offset"])
         if output.bias is None:
             total, weight, logs = contrastive_surrogate(
-                output.image, output.text, gathered, pool["image_lse"], pool["text_lse"], offset,
-                output.scale,
-            )  # fmt: skip
+                output.image, output.text, gathered, pool["normalizers"], offset, output.scale
+            )
         else:
             total, weight, logs = sigmoid_surrogate(
                 output.image, output.text, gathered, offset, output.scale, output.bias
@@ -86,18 +85,17 @@ def _pool(
     }
 
 
-def _logsumexps(pool: Batch, sizes: list[int], scale: torch.Tensor, is_shared: bool) -> Batch:
-    """Return the log-sum-exps over all pairs for InfoNCE, from local micro-batches of `sizes` pairs.
+def _normalizers(pool: Batch, sizes: list[int], scale: torch.Tensor, is_shared: bool) -> Batch:
+    """Return the normalizers of all pairs for InfoNCE, from local micro-batches of `sizes` pairs.
 
     Micro-batches are processed in turn, so at most one micro-batch's similarities with all pairs are in memory.
     """
     gathered, start, parts = _gathered(pool), int(pool["offset"]), []
     for size in sizes:
-        parts.append(gathered_logsumexp(start, size, gathered, scale))
+        parts.append(pair_normalizers(start, size, gathered, scale))
         start += size
-    image_lse, text_lse = (torch.cat(lse) for lse in zip(*parts, strict=True))
-    gather = collectives.gather_rows if is_shared else torch.Tensor.detach
-    return {"image_lse": gather(image_lse), "text_lse": gather(text_lse)}
+    local = torch.cat(parts)
+    return {"normalizers": collectives.gather_rows(local) if is_shared else local}
 
 
 def _gathered(pool: Batch) -> GatheredFeatures:
@@ -174,7 +172,7 @@ class VisionEncoderStage(Stage):
             groups = torch.cat([batch["groups"] for batch in batches])
             pool = _pool(images, texts, groups, is_shared=over_ranks)
             if self.config.options.loss == "clip":
-                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=over_ranks)
+                pool |= _normalizers(pool, sizes, passes[0]["scale"], is_shared=over_ranks)
         starts = torch.tensor([0, *sizes]).cumsum(0)
         return [
             {**batch, **pool, "offset": pool["offset"] + start}

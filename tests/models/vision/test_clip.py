@@ -11,7 +11,7 @@ from muomni.models.vision.clip import MAX_SCALE, Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
-    gathered_logsumexp,
+    pair_normalizers,
 )
 from tests.models.gradients import grad
 
@@ -83,10 +83,10 @@ def test_learns_to_match_texts_and_images() -> None:
     ratio, logs = torch.tensor(0.0), {}
     for _ in range(40):
         output = model(*pairs())
-        gathered = GatheredFeatures(output.image.detach(), output.text.detach())
-        rows, columns = gathered_logsumexp(0, 8, gathered, output.scale)
+        gathered = GatheredFeatures(output.image.detach(), output.text.detach(), torch.arange(8))
+        normalizers = pair_normalizers(0, 8, gathered, output.scale)
         total, weight, logs = contrastive_surrogate(
-            output.image, output.text, gathered, rows, columns, 0, output.scale
+            output.image, output.text, gathered, normalizers, 0, output.scale
         )
         optimizer.zero_grad()
         ratio = total / weight

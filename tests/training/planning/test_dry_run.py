@@ -62,7 +62,7 @@ def test_state_is_sharded_by_zero_stage(
         assert plan["fits"] and plan["device_bytes"] == 4 * GIB
         assert bool(plan["host_bytes"]) == bool(plan["offload"])
     assert found["ranks"] == 32 and found["micro_batches_per_rank"] == 1
-    assert "4,096 tokens in 64 sequences per step on 32 ranks x 1 micro-batches\n" in printed
+    assert "4,096 tokens in 64 sequences per step on 32 ranks x 1 micro-batch\n" in printed
     one = dry_run(text_data, "--gpus", "1", "--precision", "bf16")
     assert one["memory"][0]["fits"] is None  # the memory of a GPU is not known here
     assert one["tokens_per_step"] == pytest.approx(found["tokens_per_step"], rel=0.2)

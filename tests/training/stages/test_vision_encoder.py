@@ -63,12 +63,14 @@ def test_padding_pairs_do_not_count(loss: str, media_data: Path) -> None:
     assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_it_learns_retrieval(loss: str, media_data: Path) -> None:
+@pytest.mark.parametrize(("loss", "num_steps"), [("clip", 60), ("siglip", 180)])
+def test_it_learns_retrieval(loss: str, num_steps: int, media_data: Path) -> None:
+    """The sigmoid loss needs more steps: a quarter of the sampled generic captions is equal, and their n²
+    positives outweigh the specific captions that are evaluated."""
     changes = {
         "batch": {"global_samples": 32, "micro_samples": 16},
         "optim": {"lr": 3e-3},
-        "training": {"max_steps": 60},
+        "training": {"max_steps": num_steps},
         "options": {"augmentation": None, "loss": loss},
     }
     session = session_of(media_data, changes)
