@@ -167,11 +167,11 @@ class Terminal:
     # -- terminal ----------------------------------------------------------------------------------
     def _note(self, text: str) -> None:
         """Print lines, wrapped at words."""
-        width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
-        # A path must stay in one piece, so that it can be copied.
-        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self.is_interactive else 0
         for line in _printable(text).split("\n"):
-            print(wrapper.fill(line) if self.is_interactive else line, flush=True)
+            if width:  # at words only, so that a path can be copied
+                line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            print(line, flush=True)
 
     def _enable_editing(self) -> None:
         with suppress(ImportError):  # Pythons without readline still read lines

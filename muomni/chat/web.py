@@ -17,7 +17,6 @@ from muomni.errors import ConfigError, MuomniError
 from muomni.inference.load import Assistant
 
 _TITLE = "muomni demo"
-_SESSION_S = 3600.0
 # Answers are generated one at a time: the model uses the whole device.
 _ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 
@@ -93,10 +92,8 @@ def build_page(assistant: Assistant, options: ChatOptions, folder: Path) -> Any:
         return messages(conversation), {"text": "" if is_answered else text}, conversation
 
     limits = ChatSession(assistant, options).limits
-    with gradio.Blocks(
-        title=_TITLE, analytics_enabled=False, fill_height=True, delete_cache=(600, 3600)
-    ) as page:
-        conversation = gradio.State(None, time_to_live=_SESSION_S)
+    with gradio.Blocks(title=_TITLE, analytics_enabled=False, fill_height=True) as page:
+        conversation = gradio.State(None)
         gradio.Markdown(f"### {_TITLE}: {assistant.export.path}")
         history = gradio.Chatbot(
             show_label=False,

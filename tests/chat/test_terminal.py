@@ -148,7 +148,7 @@ class PseudoTerminal:
         os.close(terminal)
         self.text = ""
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> str:
+    def wait_for(self, text: str, timeout_s: float = 180) -> str:
         """Read until `text` appears; returns what came before and forgets it."""
         end = time.monotonic() + timeout_s
         while text not in self.text:
@@ -179,7 +179,10 @@ def test_a_narrow_terminal_with_line_editing(terminal: PseudoTerminal, files: Pa
     assert "/image PATH" in help_text
     assert all(len(line) <= 40 for line in help_text.splitlines()[2:])
     terminal.wait_for("> ")
-    terminal.type("the do\x03")  # Ctrl-C drops the line
+    terminal.type("the do")
+    terminal.wait_for("the do")
+    time.sleep(0.5)  # Python would miss a SIGINT between showing keys and waiting for the next one
+    terminal.type("\x03")  # drops the line
     terminal.wait_for("ends the conversation)")
     terminal.wait_for("> ")
     terminal.type(f"/im\t{files}/re\t\r")
