@@ -39,7 +39,13 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 # Verbs in subpackages of this package; the others are modules of the same name.
-_MODULES = {"compare": "tracking.compare", "sync-mlflow": "tracking.sync_mlflow"}
+_MODULES = {
+    "generate": "inference.generate",
+    "chat": "inference.chat",
+    "demo": "inference.demo",
+    "compare": "tracking.compare",
+    "sync-mlflow": "tracking.sync_mlflow",
+}
 VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
 
 

@@ -5,14 +5,13 @@ is complete, so it replaces recipe and preset. An unknown key or a wrong type is
 that names the key, its source, and a suggestion.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from muomni.config.names import PRESETS, preset_names
 from muomni.config.registry import stage_spec
@@ -196,11 +195,11 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
     return f"bad value {_shown(problem['input'])} for '{key}' in {source}: {message}"
 
 
-def _remedy(problem: ErrorDetails) -> str:
+def _remedy(problem: Mapping[str, Any]) -> str:
     """What to write instead, as the end of a sentence."""
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message: str = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "literal_error":
-        return f"write {problem.get('ctx', {})['expected'].replace(chr(39), '')}"
+        return f"write {problem['ctx']['expected'].replace(chr(39), '')}"
     return _REMEDIES.get(problem["type"], message.replace("should be", "it must be", 1))
 
 

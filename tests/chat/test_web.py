@@ -67,7 +67,7 @@ def test_missing_extra_and_port_in_use_are_one_line_each(
         main(["demo"])
     expected = "muomni demo: the package gradio is missing; run pip install 'muomni[demo]'\n"
     assert (stop.value.code, capsys.readouterr().err) == (7, expected)
-    monkeypatch.setattr("muomni.cli.demo.find_spec", lambda _: "installed")
+    monkeypatch.setattr("muomni.cli.inference.demo.find_spec", lambda _: "installed")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

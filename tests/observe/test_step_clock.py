@@ -25,7 +25,7 @@ def test_time_belongs_to_the_section_marked_last() -> None:
     assert seconds["data_wait"] >= 0.02
     assert seconds["backward"] >= 0.02
     assert 0.03 <= seconds["communication"] < elapsed - 0.04
-    assert sum(seconds.values()) == pytest.approx(elapsed, abs=0.002)
+    assert sum(seconds.values()) == pytest.approx(elapsed, abs=0.01)
 
 
 def test_take_splits_the_current_section() -> None:

@@ -4,7 +4,7 @@ import argparse
 import socket
 from importlib.util import find_spec
 
-from muomni.cli.generate import add_chat_options, chat_options
+from muomni.cli.inference.generate import add_chat_options, chat_options
 from muomni.command_line import integer
 from muomni.errors import ConfigError, MachineError
 from muomni.io.console import protect_output

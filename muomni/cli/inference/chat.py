@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from muomni.cli.generate import add_chat_options, chat_options
+from muomni.cli.inference.generate import add_chat_options, chat_options
 from muomni.errors import ConfigError, MachineError
 
 SUMMARY = """\
