@@ -26,6 +26,10 @@ def write_corpora(root: Path) -> None:
     write_coco(root / "COCO", NUM_SAMPLES)
     write_librispeech(root / "LibriSpeech", chapters=NUM_SAMPLES)
     write_ljspeech(root / "LJSpeech-1.1", texts)
+    # Long enough for the labels of CTC, and for the crops of the codec.
+    clips = sorted([*root.glob("LibriSpeech/**/*.flac"), *root.glob("LJSpeech-1.1/wavs/*.wav")])
+    for n, clip in enumerate(clips):
+        clip.write_bytes(audio(n % 50, duration_s=2.0, fmt=clip.suffix[1:].upper()))
     media = root / "MEDIA"
     media.mkdir()
     chats = []
@@ -71,7 +75,7 @@ def test_commands_of_tutorials_run(tmp_path: Path) -> None:
             done.add(frozenset(command.words))
             words = [sys.executable, "-m", "muomni.cli", *shortened(command)[1:]]
             result = subprocess.run(
-                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600
+                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1_800
             )
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             missing = missing_output(command.output, result.stdout)
