@@ -30,19 +30,30 @@ def write_corpora(root: Path) -> None:
     clips = sorted([*root.glob("LibriSpeech/**/*.flac"), *root.glob("LJSpeech-1.1/wavs/*.wav")])
     for n, clip in enumerate(clips):
         clip.write_bytes(audio(n % 50, duration_s=2.0, fmt=clip.suffix[1:].upper()))
-    media = root / "MEDIA"
-    media.mkdir()
-    chats = []
-    for n in range(NUM_SAMPLES):
-        (media / f"{n}.png").write_bytes(image(n))
-        turns = [
-            {"from": "human", "value": "<image>\nWhat is this?"},
-            {"from": "gpt", "value": f"This is thing {n}."},
-        ]
-        chats.append({"id": f"c{n}", "image": f"{n}.png", "conversations": turns})
-    (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
+    write_conversations(root)
     (root / "cat.png").write_bytes(image(1))
     (root / "question.wav").write_bytes(audio(1))
+
+
+def write_conversations(root: Path) -> None:
+    """Questions about an image, an audio clip, and spoken answers, in the layout of LLaVA."""
+    media, chats = root / "MEDIA", []
+    media.mkdir()
+    for n in range(NUM_SAMPLES):
+        (media / f"{n}.png").write_bytes(image(n))
+        (media / f"{n}.wav").write_bytes(audio(n % 50, duration_s=2.0))
+        image_file, audio_file = {"image": f"{n}.png"}, {"audio": f"{n}.wav"}
+        for kind, (question, files, spoken) in enumerate([
+            ("<image>\nWhat is this?", image_file, {}),
+            ("Repeat: <audio>", audio_file, {}),
+            ("Say the number.", {}, audio_file),
+        ]):  # fmt: skip
+            turns = [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": f"number {n}", **spoken},
+            ]
+            chats.append({"id": f"c{n}-{kind}", "conversations": turns, **files})
+    (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
 
 
 def shortened(command: Command) -> list[str]:
