@@ -8,4 +8,4 @@ def main(argv: list[str]) -> None:
     """Pass all options to data_prep."""
     from data_prep.cli.main import main as data_prep_main
 
-    data_prep_main(argv)
+    data_prep_main(argv, "muomni data")

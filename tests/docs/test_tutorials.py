@@ -26,19 +26,34 @@ def write_corpora(root: Path) -> None:
     write_coco(root / "COCO", NUM_SAMPLES)
     write_librispeech(root / "LibriSpeech", chapters=NUM_SAMPLES)
     write_ljspeech(root / "LJSpeech-1.1", texts)
-    media = root / "MEDIA"
-    media.mkdir()
-    chats = []
-    for n in range(NUM_SAMPLES):
-        (media / f"{n}.png").write_bytes(image(n))
-        turns = [
-            {"from": "human", "value": "<image>\nWhat is this?"},
-            {"from": "gpt", "value": f"This is thing {n}."},
-        ]
-        chats.append({"id": f"c{n}", "image": f"{n}.png", "conversations": turns})
-    (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
+    # Long enough for the labels of CTC, and for the crops of the codec.
+    clips = sorted([*root.glob("LibriSpeech/**/*.flac"), *root.glob("LJSpeech-1.1/wavs/*.wav")])
+    for n, clip in enumerate(clips):
+        clip.write_bytes(audio(n % 50, duration_s=2.0, fmt=clip.suffix[1:].upper()))
+    write_conversations(root)
     (root / "cat.png").write_bytes(image(1))
     (root / "question.wav").write_bytes(audio(1))
+
+
+def write_conversations(root: Path) -> None:
+    """Questions about an image, an audio clip, and spoken answers, in the layout of LLaVA."""
+    media, chats = root / "MEDIA", []
+    media.mkdir()
+    for n in range(NUM_SAMPLES):
+        (media / f"{n}.png").write_bytes(image(n))
+        (media / f"{n}.wav").write_bytes(audio(n % 50, duration_s=2.0))
+        image_file, audio_file = {"image": f"{n}.png"}, {"audio": f"{n}.wav"}
+        for kind, (question, files, spoken) in enumerate([
+            ("<image>\nWhat is this?", image_file, {}),
+            ("Repeat: <audio>", audio_file, {}),
+            ("Say the number.", {}, audio_file),
+        ]):  # fmt: skip
+            turns = [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": f"number {n}", **spoken},
+            ]
+            chats.append({"id": f"c{n}-{kind}", "conversations": turns, **files})
+    (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
 
 
 def shortened(command: Command) -> list[str]:
@@ -71,7 +86,7 @@ def test_commands_of_tutorials_run(tmp_path: Path) -> None:
             done.add(frozenset(command.words))
             words = [sys.executable, "-m", "muomni.cli", *shortened(command)[1:]]
             result = subprocess.run(
-                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600
+                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1_800
             )
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             missing = missing_output(command.output, result.stdout)
