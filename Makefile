@@ -10,12 +10,15 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Ranks share the cores, so more threads would only compete.
 export OMP_NUM_THREADS ?= 1
 
+# For the test of the demo, apart from the environment: Gradio needs an older Pillow than the lock has.
+DEMO_PACKAGES := gradio==6.31.0 playwright==1.65.2
+
 # Tests without the marker `gpu` use CPU ranks even if there is a GPU.
 test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types fmt lock bench bench-gpu clean
+.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types docs fmt lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +32,11 @@ quickstart: install  ## train all stages at nano size on sample data, evaluate, 
 test: install  ## the default tests, on CPU (select some with PYTEST_ARGS="-k name")
 	@$(PYTEST) -m "not slow and not gpu and not slurm" --numprocesses $(TEST_WORKERS) --dist loadgroup --durations 15
 
-test-slow: install  ## tests that take minutes each
+test-slow: install build/demo  ## tests that take minutes each
 	@$(PYTEST) -m "slow and not gpu and not slurm"
+
+build/demo: | install
+	@python -m pip install --quiet --target $@ $(DEMO_PACKAGES)
 
 test-slurm: install  ## tests that submit jobs to a Slurm cluster of two nodes
 	@$(PYTEST) -m slurm
@@ -41,7 +47,7 @@ test-gpu: install  ## tests that need CUDA devices; lists each one, and what was
 parity: install  ## compare all training layouts with plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
 
-lint: install types  ## style, types, spelling, and terms, as in CI
+lint: install types docs  ## style, types, spelling, terms, and links, as in CI
 	@ruff check .
 	@ruff format --check .
 	@codespell
@@ -49,6 +55,9 @@ lint: install types  ## style, types, spelling, and terms, as in CI
 
 types: install  ## static types
 	@pyright
+
+docs: install  ## the documentation site, into build/site
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 fmt: install  ## format the code and apply safe fixes
 	@ruff check --fix .

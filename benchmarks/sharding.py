@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import io
 import json
+import math
 import os
 import resource
 import statistics
@@ -39,6 +40,7 @@ from data_prep.media.preprocessing import Preprocessing
 from data_prep.readers import find_reader
 from data_prep.sharding.shard_plan import ShardingOptions, ShardPlan, build_plan
 from data_prep.sharding.sharder import write_shards
+from muomni.io.count_progress import ProgressLines
 
 _SIDE, _QUALITY, _RESIZED_QUALITY = 256, 92, 90
 _PHOTOGRAPH, _PHOTOGRAPH_RATIO = (640, 480), 5
@@ -50,12 +52,6 @@ class Variant:
 
     num_images: int
     run: Callable[[Path], None]
-
-
-class _Silent:
-    """A progress bar without output."""
-
-    def update(self, n: int) -> None: ...
 
 
 def main() -> None:
@@ -166,7 +162,7 @@ def writer(source: Path, preprocessing: Preprocessing) -> Callable[[Path], None]
     plan = planned(source, preprocessing)
 
     def write(out: Path) -> None:
-        write_shards(plan, out, 1, (0, 1), _Silent())
+        write_shards(plan, out, 1, (0, 1), ProgressLines(None, "shards", every_s=math.inf))
 
     return write
 

@@ -1,10 +1,12 @@
 """Convert the corpora in `samples/` to a data root with datasets and a tokenizer.
 
-All datasets share the split rule, and an image or audio clip has the same group in each of them, so test
+The corpora declare their splits, and an image or audio clip is in the same split of each dataset, so test
 data of a later stage never occurs in the training data of an earlier one.
 """
 
-from dataclasses import dataclass, field
+import shutil
+import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.options import ReaderOptions
@@ -17,8 +19,18 @@ from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-# A fifth for the test, since error rates on smaller sets would be too noisy.
-_VAL_FRACTION, _TEST_FRACTION = 0.08, 0.20
+ARCHIVES = ("images", "speech", "conversations", "text")
+# Folder of the unpacked archives in the data root.
+CORPORA_FOLDER = "corpora"
+# Of texts, which have no declared split.
+_VAL_FRACTION, _TEST_FRACTION = 0.05, 0.10
+_IMAGES = (
+    "MIT (Fashion-MNIST, Fluent), CC-BY-4.0 (digits, Twemoji), Apache-2.0 (Noto), "
+    "CC-BY-SA-4.0 (OpenMoji)"
+)
+_SPEECH = (
+    "synthetic (flite, festival, espeak-ng); CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,68 +43,23 @@ class BundledCorpus:
     source: str
     shard_size: str
     license: str
-    options: ReaderOptions = field(default_factory=ReaderOptions)
 
 
 CORPORA = (
+    BundledCorpus("text", "text", "txt", "text/vocabulary.txt", "10000", "Apache-2.0"),
     BundledCorpus(
-        "text", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
+        "text_wordnet", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
     ),
-    BundledCorpus(
-        "image_caption",
-        "image-caption",
-        "coco",
-        "coco_emoji",
-        "500",
-        "Apache-2.0 (images), Unicode-DFS-2016 (captions)",
-    ),
-    BundledCorpus(
-        "speech",
-        "speech",
-        "librispeech",
-        "librispeech_allison/LibriSpeech",
-        "100",
-        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
-        ReaderOptions(group_by="transcript", language="en", speaker="allison"),
-    ),
-    BundledCorpus(
-        "speech_synthetic",
-        "speech",
-        "jsonl",
-        "trimodal/synthetic_speech.jsonl",
-        "100",
-        "made with flite (BSD-like)",
-        ReaderOptions(language="en"),
-    ),
-    BundledCorpus(
-        "tts",
-        "tts",
-        "ljspeech",
-        "ljspeech_allison",
-        "50",
-        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
-        ReaderOptions(language="en", speaker="allison"),
-    ),
-    BundledCorpus(
-        "tts_librispeech",
-        "tts",
-        "librispeech",
-        "librispeech_allison/LibriSpeech",
-        "100",
-        "CC-BY-SA-3.0 (Allison Smith, for Asterisk / Digium)",
-        # The other subset repeats the clips of the LJSpeech folder.
-        ReaderOptions(
-            group_by="transcript", language="en", speaker="allison", subsets=("train-clean-360",)
-        ),
-    ),
+    BundledCorpus("image_caption", "image-caption", "coco", "images", "2000", _IMAGES),
+    BundledCorpus("speech", "speech", "tsv", "speech/speech.tsv", "1000", _SPEECH),
+    BundledCorpus("tts", "tts", "tsv", "speech/talker.tsv", "500", "synthetic (flite)"),
     BundledCorpus(
         "sft",
         "sft",
         "llava",
-        "llava/conversations.json",
-        "1000",
-        "Apache-2.0, Unicode-DFS-2016, CC-BY-SA-3.0 (see samples/README.md)",
-        ReaderOptions(media_root=SAMPLES),
+        "conversations/conversations.json",
+        "5000",
+        f"Apache-2.0 (texts); {_IMAGES}; {_SPEECH}",
     ),
 )
 
@@ -109,23 +76,27 @@ def make_sample(
             f"the bundled corpora are not in {SAMPLES}, since an installed muomni does not include them; "
             "clone the muomni repository and run this command there"
         )
+    corpora = unpack(out)
     manifests = []
     for corpus in CORPORA:
+        media_root = corpora if corpus.task == "sft" else None
+        reader_options = ReaderOptions(media_root=media_root, language="en")
         options = ShardingOptions(
             name=corpus.folder,
             task=corpus.task,
             reader=corpus.reader,
-            reader_options=corpus.options.as_text(),
-            source=SAMPLES / corpus.source,
-            media_root=corpus.options.media_root,
+            reader_options=reader_options.as_text(),
+            source=corpora / corpus.source,
+            media_root=media_root,
             val_fraction=_VAL_FRACTION,
             test_fraction=_TEST_FRACTION,
+            split_from="source",
             shard_size=corpus.shard_size,
             max_bad_fraction=0.0,
             license=corpus.license,
         )
         folder = out / corpus.folder
-        manifest = prepare(options, corpus.options, folder, num_workers, (0, 1), open_progress)
+        manifest = prepare(options, reader_options, folder, num_workers, (0, 1), open_progress)
         assert manifest is not None, "a single task finishes its dataset"
         manifests.append(manifest)
     tokenizer = train_tokenizer([out], vocab_size, out / "tokenizer.model")
@@ -133,8 +104,22 @@ def make_sample(
     return manifests, tokenizer
 
 
+def unpack(out: Path) -> Path:
+    """Unpack the archives in `out`, unless that was done before; returns the folder of the corpora."""
+    corpora = out / CORPORA_FOLDER
+    if not corpora.is_dir():
+        partial = out / f"{CORPORA_FOLDER}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in ARCHIVES:
+            with tarfile.open(SAMPLES / f"{name}.tar.xz") as archive:
+                archive.extractall(partial, filter="data")
+        partial.rename(corpora)
+    return corpora
+
+
 def remove_sample(out: Path) -> None:
-    """Delete the datasets that `make_sample` creates in `out`, and nothing else."""
+    """Delete what `make_sample` creates in `out` except the tokenizer, and nothing else."""
+    shutil.rmtree(out / CORPORA_FOLDER, ignore_errors=True)
     for corpus in CORPORA:
         remove_dataset(out / corpus.folder)
 

@@ -5,12 +5,12 @@ the split, so items that must not leak across splits share a group.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.options import ReaderOptions
-from muomni.data.shards.manifest import hash64
+from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 from muomni.data.text.turns import Turn
 from muomni.errors import DataError
 
@@ -180,6 +180,23 @@ def declared_split(name: str) -> str | None:
     """The split that the first word of a subset, folder, or file name declares, if any."""
     words = re.match(r"[a-z]+", name.lower())
     return _DECLARING.get(words[0]) if words else None
+
+
+def type_of(record: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of a record that has a "type", the name of a kind of sample; else empty."""
+    return {"type": str(record["type"])} if record.get("type") else {}
+
+
+def recorded_split(record: Mapping[str, object]) -> str | None:
+    """The split that the field "split" of a record declares, if any.
+
+    Raises `BadSampleError` for an unknown split.
+    """
+    named = str(record.get("split") or "")
+    split = declared_split(named)
+    if named and split is None:
+        raise BadSampleError(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
+    return split
 
 
 def text_problem(text: str, what: str) -> Problem | None:

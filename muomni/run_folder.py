@@ -5,8 +5,9 @@ RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
 RUN/STAGE/logs/            messages of the ranks other than 0, which print errors only
 RUN/STAGE/owner.json       the process that trains it now
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
+RUN/STAGE/mlflow.json      the id of its MLflow run; RUN/mlflow.json: of that of the pipeline
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
-RUN/STAGE/samples/         sample outputs
+RUN/STAGE/samples/         sample outputs, and step_00000100/ of validations
 RUN/STAGE/profile/         traces and memory snapshots of a few steps
 RUN/STAGE/nonfinite/       micro-batches with non-finite gradients, and reports on them
 RUN/STAGE/export/          weights and config for later stages and inference

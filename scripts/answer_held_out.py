@@ -1,13 +1,14 @@
 """Answer held-out conversations with launch/generate.py and print the expected answers.
 
-    python scripts/answer_held_out.py --data data/sample --run runs/quickstart
+    python scripts/answer_held_out.py --data data/sample --run runs/quickstart --seed 1
 
-Uses the first conversation of each kind (about an image, spoken, read aloud, ...) in the test split of the
-sft dataset. Media and spoken answers are written to RUN/examples.
+Draws conversations of one question at random from the test split of the sft datasets, each of another type
+(or, without types, of other media). Media and spoken answers are written to RUN/examples.
 """
 
 import argparse
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,7 @@ FLAGS = {"image": "--image", "audio": "--audio"}
 class Example:
     """One question, its media files, and the expected answer."""
 
-    kind: tuple[str, ...]  # part types of the question and the answer
+    kind: str  # the type, or part types of the question and the answer
     expected: str
     arguments: list[str] = field(default_factory=list)
     files: dict[Path, bytes] = field(default_factory=dict)
@@ -39,21 +40,23 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
 
     Its media files are paths in `folder`, not written yet.
     """
-    turns = json.loads(sample["json"])["turns"]
+    content = json.loads(sample["json"])
+    turns = content["turns"]
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         return None
     question, answer = (turn["content"] for turn in turns)
     spoken = [part for part in answer if part["type"] == "audio"]
     expected = " ".join(part["text"] for part in answer if part["type"] == "text")
-    kind = (*(part["type"] for part in question), "->", *(part["type"] for part in answer))
-    example = Example(kind, expected)
-    for part in question:
-        if part["type"] != "text":
-            content = sample[part["name"]]
-            assert isinstance(content, bytes)
-            file = folder / f"{sample['__key__']}.{part['name']}"
-            example.files[file] = content
-            example.arguments += [FLAGS[part["type"]], str(file)]
+    kinds = (*(part["type"] for part in question), "->", *(part["type"] for part in answer))
+    example = Example(content.get("type") or " ".join(kinds), expected)
+    for kind, flag in FLAGS.items():
+        names = [part["name"] for part in question if part["type"] == kind]
+        files = {folder / f"{sample['__key__']}.{name}": sample[name] for name in names}
+        example.files.update(
+            {file: data for file, data in files.items() if isinstance(data, bytes)}
+        )
+        if files:
+            example.arguments += [flag, *map(str, files)]
     *first, last = (part["type"] for part in question)
     if last == "text" and "text" not in first:  # generate.py puts files before the text
         example.arguments += ["--text", question[-1]["text"]]
@@ -65,16 +68,18 @@ def read_example(sample: dict[str, bytes | str], folder: Path) -> Example | None
     return example
 
 
-def find_examples(data: Path, folder: Path) -> list[Example]:
-    """The first test conversation of each kind; raises DataError if there is no sft dataset."""
-    examples: dict[tuple[str, ...], Example] = {}
+def draw_examples(data: Path, folder: Path, seed: int, count: int) -> list[Example]:
+    """`count` test conversations of different kinds; raises DataError if there is no sft dataset."""
+    chance = random.Random(seed)
+    by_kind: dict[str, list[Example]] = {}
     for manifest in find_datasets(data, "sft"):
         reader = SplitReader(manifest, "test")
         for index in range(len(reader)):
             example = read_example(reader.read(index), folder)
             if example is not None:
-                examples.setdefault(example.kind, example)
-    return list(examples.values())
+                by_kind.setdefault(example.kind, []).append(example)
+    kinds = chance.sample(sorted(by_kind), min(count, len(by_kind)))
+    return [chance.choice(by_kind[kind]) for kind in kinds]
 
 
 def ask(run: Path, example: Example) -> None:
@@ -98,11 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Answer held-out questions with a trained model.")
     parser.add_argument("--data", type=Path, required=True, help="data root")
     parser.add_argument("--run", type=Path, required=True, help="run folder with an sft export")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--count", type=int, default=5, help="number of questions (default: 5)")
     arguments = parser.parse_args()
     with exit_on_error("answer_held_out"):
         folder = arguments.run / "examples"
         folder.mkdir(parents=True, exist_ok=True)
-        for example in find_examples(arguments.data, folder):
+        for example in draw_examples(arguments.data, folder, arguments.seed, arguments.count):
             for file, content in example.files.items():
                 file.write_bytes(content)
             ask(arguments.run, example)

@@ -6,7 +6,6 @@
 A default is that of the recipes if they agree. Does not import torch.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from muomni.config.loading import read_yaml
 from muomni.config.registry import STAGES, StageSpec
 from muomni.config.run import RunConfig
+from scripts.generated_page import GeneratedPage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "config_keys.md"
-BEGIN, END = "<!-- keys: begin (scripts/config_table.py) -->", "<!-- keys: end -->"
 HEADER = ("| key | type | default | meaning |", "|---|---|---|---|")
 # Set by command-line options, not by keys.
 NOT_KEYS = ("stage", "preset")
@@ -171,30 +170,7 @@ def all_keys() -> set[str]:
     return set(re.findall(r"^\| `([a-z_0-9.]+)` \|", render(), re.MULTILINE))
 
 
-def updated(page: str) -> str:
-    """The page with current tables between the markers."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} lacks the lines '{BEGIN}' and '{END}'; add them")
-    return f"{before}{BEGIN}\n{render()}\n{END}{after}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true", help="update the page")
-    action.add_argument("--check", action="store_true", help="fail if the page is out of date")
-    is_check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    content = updated(page)
-    if is_check and content != page:
-        raise SystemExit(f"{PAGE} is out of date; run: python scripts/config_table.py --write")
-    if not is_check:
-        PAGE.write_text(content, encoding="utf-8")
-
+GENERATED = GeneratedPage(PAGE, "keys", "scripts/config_table.py", render)
 
 if __name__ == "__main__":
-    main()
+    GENERATED.main(__doc__)

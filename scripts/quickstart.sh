@@ -42,7 +42,7 @@ python scripts/answer_held_out.py --data "$data" --run "$run"
 step "Done"
 cat <<TEXT
 Curves, configs, generated texts, and audio clips of all stages:
-    mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+    cd runs && mlflow ui --workers 1
 Ask the model a question:
     python launch/generate.py --run $run --text "Say: hello" --speak hello.wav
 Train the last stage again, on these exports:

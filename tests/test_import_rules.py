@@ -30,6 +30,7 @@ LAYERS = {
     "training": 4,
     "inference": 5,
     "evaluation": 6,  # scores answers of inference
+    "chat": 6,
     "pipeline": 7,
     "cli": 8,
 }

@@ -1,6 +1,7 @@
 """COCO captions: `annotations/captions_SUBSET.json` beside the image folder `SUBSET/`.
 
-All captions of an image form one sample. Group: the image's file name.
+All captions of an image form one sample. Group: the image's file name. An image may have a "type", by which
+metrics are reported, too.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from data_prep.corpus import (
     image_group,
     require_folder,
     text_problem,
+    type_of,
 )
 from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import read_json
@@ -94,7 +96,7 @@ def _item(path: Path, images: Path, image: dict, captions: list[str]) -> Item:
         declared_split=declared_split(images.name),
         texts=() if problem else texts,
         media=(str(images / name),),
-        metadata={"image_id": str(image["id"])},
+        metadata={"image_id": str(image["id"]), **type_of(image)},
         problem=problem,
     )
 

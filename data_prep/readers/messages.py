@@ -2,7 +2,8 @@
 
 JSON lines: {"id", "messages": [{"role", "content"}]}, where `content` is a text or a list of
 {"type": "text", "text"}, {"type": "image", "image": path}, and {"type": "audio", "audio": path}.
-Group: the field "group", else the first image, else the first audio clip, else the id.
+Group: the field "group", else the first image, else the first audio clip, else the id. "split" declares a
+split; metrics are also reported by "type".
 
 OpenAI: JSON lines or a JSON list with parts {"type": "image_url", "image_url": {"url": path}},
 {"type": "audio_url", "audio_url": {"url": path}}, and {"type": "input_audio", "input_audio": {"data": path}}.
@@ -20,7 +21,9 @@ from data_prep.corpus import (
     Problem,
     clean_key,
     image_group,
+    recorded_split,
     text_problem,
+    type_of,
 )
 from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import Record, read_json_lines, read_json_records
@@ -74,7 +77,9 @@ def _item(record: Record | Problem, root: Path, source: str, default_id: str) ->
         key=clean_key(name),
         group=str(record.get("group") or "") or group,
         source=source,
+        declared_split=recorded_split(record),
         turns=turns,
+        metadata=type_of(record),
     )
 
 

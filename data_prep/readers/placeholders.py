@@ -4,7 +4,8 @@ LLaVA, extended to audio: a JSON list of
 {"id", "image": path or list, "audio": path or list, "conversations": [{"from", "value"}]}.
 Each placeholder stands for the next file of its list; without any placeholder, the files precede the
 first human turn. A gpt turn may carry "audio", the spoken form of its value. Group: the field "group",
-else the first image, else the first audio clip, else the id.
+else the first image, else the first audio clip, else the id. "split" declares a split; metrics are also
+reported by "type".
 
 ShareGPT, as written by LLaMA-Factory and others, as a JSON list or JSON lines:
 {"conversations": [{"from", "value"}], "images": [path, ...], "audios": [path, ...], "system": text}, or
@@ -21,7 +22,9 @@ from data_prep.corpus import (
     Problem,
     clean_key,
     image_group,
+    recorded_split,
     text_problem,
+    type_of,
 )
 from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import Record, read_json_list, read_json_records
@@ -66,7 +69,7 @@ def _as_llava(record: Record | Problem) -> Record | Problem:
         if record.get("system"):
             turns = [{"from": "system", "value": record["system"]}, *turns]
     return {
-        **{name: record.get(name) for name in ("id", "group")},
+        **{name: record.get(name) for name in ("id", "group", "split", "type")},
         "image": record.get("images") or record.get("image"),
         "audio": record.get("audios") or record.get("audio"),
         "conversations": turns,
@@ -128,7 +131,14 @@ def _item(record: Record | Problem, root: Path, source: str, default_id: str) ->
         raise BadSampleError(BAD_RECORD, f"{unused[0]} is listed but has no placeholder")
     name = str(record.get("id") or default_id)
     group = str(record.get("group") or "") or (image_group(first) if first else f"id:{name}")
-    return Item(key=clean_key(name), group=group, source=source, turns=tuple(turns))
+    return Item(
+        key=clean_key(name),
+        group=group,
+        source=source,
+        declared_split=recorded_split(record),
+        turns=tuple(turns),
+        metadata=type_of(record),
+    )
 
 
 def _fields(turn: object) -> tuple[Role, str, str]:

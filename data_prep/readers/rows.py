@@ -1,7 +1,8 @@
 """A table row under standard column names, and its conversion to an item.
 
 The columns are `image` and `caption`; `audio` and `text`; or `text`. Optional columns are `id`, `group`,
-`split`, `speaker`, and `language`. Readers of tables and of most speech corpora create such rows.
+`split`, `type`, `speaker`, and `language`; metrics are also reported by `type`. Readers of tables and of most
+speech corpora create such rows.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from data_prep.corpus import (
     image_group,
     text_problem,
     transcript_group,
+    type_of,
 )
 from data_prep.options import ReaderOptions
 from muomni.data.shards.manifest import SPLIT_NAMES, hash64
@@ -27,7 +29,7 @@ from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 IMAGE_COLUMNS = ("image", "caption")
 SPEECH_COLUMNS = ("audio", "text")
 TEXT_COLUMNS = ("text",)
-MORE_COLUMNS = ("id", "group", "split", "speaker", "language")
+MORE_COLUMNS = ("id", "group", "split", "type", "speaker", "language")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _item(
         texts=() if problem else texts,
         media=media,
         span=row.span,
-        metadata={} if problem else metadata,
+        metadata={} if problem else {**metadata, **type_of(row.values)},
         problem=problem,
         block=row.block,
     )

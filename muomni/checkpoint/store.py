@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,14 @@ class TrainState:
     step: int
     plan_digest: str
     best: float | None
-    mlflow_run_id: str | None
     units_seen: float
     best_of: str = ""
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "TrainState":
+        """The state in the file list of a checkpoint, without fields of earlier versions."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in content["state"].items() if key in known})
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -240,7 +245,7 @@ def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: st
         )
     engine.load_checkpoint(str(folder), tag=_TAG)
     _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))
-    return TrainState(**content["state"])
+    return TrainState.of(content)
 
 
 def load_average(

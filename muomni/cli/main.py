@@ -21,7 +21,11 @@ GROUPS: dict[str, dict[str, str]] = {
     "results": {
         "evaluate": "held-out metrics of a stage and trivial baselines",
         "summary": "table of all evaluations of a run",
+        "compare": "table and curves of several runs",
+        "sync-mlflow": "send to MLflow what it lacks of a run",
         "generate": "answer a question of text, images, and audio",
+        "chat": "talk to a trained model in the terminal",
+        "demo": "talk to a trained model in the browser",
     },
     "checkpoints and exports": {
         "ckpt": "list the checkpoints of a run",
@@ -34,6 +38,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "completion": "print a completion script for bash, zsh, or tcsh",
     },
 }
+# Verbs in subpackages of this package; the others are modules of the same name.
+_MODULES = {"compare": "tracking.compare", "sync-mlflow": "tracking.sync_mlflow"}
 VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
 
 
@@ -58,7 +64,7 @@ def verb_module(verb: str) -> ModuleType:
         raise ConfigError(
             f"unknown verb '{verb}'{did_you_mean(verb, tuple(VERBS))}; verbs: {', '.join(VERBS)}"
         )
-    return import_module(f"muomni.cli.{verb}")
+    return import_module(f"muomni.cli.{_MODULES.get(verb, verb)}")
 
 
 def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> CommandParser:

@@ -49,6 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder of datasets (default: data/sample)",
     )
     where.add_argument("--run", type=path, required=True, help="run folder of all stages")
+    where.add_argument(
+        "--experiment", metavar="NAME", help="MLflow experiment (default: name of the run folder)"
+    )
     how = parser.add_argument_group("execution")
     how.add_argument(
         "--ranks", type=integer(1, 2**20), metavar="N",
@@ -120,6 +123,8 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
 
     configure_logging(arguments)
     stages = chosen_stages(arguments.stages)
+    if arguments.experiment is not None:
+        extra = [*extra, "--experiment", arguments.experiment]
     pipeline = Pipeline(arguments, extra)
     # Check all configs first, so that an error in a late stage shows up at once.
     configs = pipeline.configs(stages)

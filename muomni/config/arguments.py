@@ -53,6 +53,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=path,
         help="run folder with the exports that this stage loads (default: --run, or runs/quickstart)",
     )
+    where.add_argument(
+        "--experiment", metavar="NAME", help="MLflow experiment (default: name of the run folder)"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--deepspeed_config",
@@ -124,6 +127,8 @@ def resolve_train(arguments: argparse.Namespace) -> "RunConfig":
         overrides = merge(overrides, parse_override(text, config))
     if arguments.data is not None:
         overrides = merge(overrides, {"data": {"root": arguments.data}})
+    if arguments.experiment is not None:
+        overrides = merge(overrides, {"training": {"experiment": arguments.experiment}})
     if arguments.precision:
         overrides = merge(overrides, {"precision": arguments.precision})
     if arguments.max_steps is not None:

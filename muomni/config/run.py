@@ -320,6 +320,12 @@ class TrainingSection(Section):
         default=("mlflow",),
         description="backends for metrics besides metrics.jsonl; tensorboard needs the extra tensorboard",
     )
+    experiment: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="MLflow experiment; default: the name of the run folder"
+    )
+    register_model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="name under which MLflow registers the export; default: none"
+    )
     activation_checkpointing: RecomputePolicy | dict[str, RecomputePolicy] = Field(
         default=False,
         description="none, full, k (every k-th block), or a mapping from part to one of these",

@@ -16,6 +16,7 @@ from muomni.errors import DataError
 from muomni.evaluation.context import open_context
 from muomni.evaluation.report import REPORT_NAME, Report, write_report
 from muomni.evaluation.request import EvaluationRequest
+from muomni.observe.tracking.sync import record_evaluation
 from muomni.training.engine.precision import pick_device, use_tf32
 
 
@@ -52,8 +53,9 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
 def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None = None) -> Report:
     """Set up the ranks of this process, evaluate, print the table, and write the report.
 
-    The default report file of a full test split is in the folder of the stage; other evaluations have
-    none. Raises MuomniError as `run_evaluation` does, and ConfigError if the report cannot be written.
+    The default report file of a full test split is in the folder of the stage, and MLflow gets its metrics;
+    other evaluations have none. Raises MuomniError as `run_evaluation` does, and ConfigError if the report
+    cannot be written.
     """
     device = pick_device(ranks.local_rank)
     use_tf32(request.tf32, "fp32", device)
@@ -70,6 +72,8 @@ def evaluate(request: EvaluationRequest, ranks: Ranks, report_file: Path | None 
         print(report.table(), flush=True)
         if report_file is None and request.split == "test" and request.max_samples is None:
             report_file = request.run / request.stage / REPORT_NAME
-        if report_file is not None:
+            write_report(report_file, report)
+            record_evaluation(request.run, request.stage)
+        elif report_file is not None:
             write_report(report_file, report)
     return report

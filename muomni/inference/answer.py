@@ -1,6 +1,6 @@
 """Generate text answers to questions of text, images, and audio."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,10 @@ def read_question(
     for path in audios:
         media[str(path)] = _read(path, "audio", AUDIO_EXTENSIONS)
         files["audio"].append(str(path))
-    parts = _parts(text or "", files)
+    try:
+        parts = user_parts(text or "", files)
+    except DataError as error:
+        raise ConfigError(f"--text does not match the files: {error}") from None
     if not parts:
         raise ConfigError("the question is empty; set --text, --image, or --audio")
     turns = [Turn("user", tuple(parts))]
@@ -69,21 +72,21 @@ def read_question(
     return Question(tuple(turns), media)
 
 
-def _parts(text: str, files: dict[MediaKind, list[str]]) -> list[Part]:
-    """Put files at their placeholders; kinds without placeholders come first."""
+def user_parts(text: str, files: dict[MediaKind, list[str]]) -> list[Part]:
+    """Put names of files at their placeholders `<image>` and `<audio>`; kinds without placeholders come first.
+
+    Raises DataError if the placeholders do not match the files.
+    """
     leading: list[Part] = []
     for kind in MEDIA_KINDS:
         if f"<{kind}>" not in text:
             leading += [Part(kind, name) for name in files[kind]]
             files[kind] = []
-    try:
-        parts = split_placeholders(text, files)
-    except DataError as error:
-        raise ConfigError(f"--text does not match the files: {error}") from None
+    parts = split_placeholders(text, files)
     for kind in MEDIA_KINDS:
         if files[kind]:
-            raise ConfigError(
-                f"--text has fewer <{kind}> placeholders than files: {files[kind][0]} has none; add one"
+            raise DataError(
+                f"there are fewer <{kind}> placeholders than files: {files[kind][0]} has none; add one"
             )
     return [*leading, *parts]
 
@@ -116,6 +119,7 @@ def answer_batch(
     cut_loops: bool = True,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    on_token: Callable[[Tensor], None] | None = None,
 ) -> list[Answer]:
     """Answer questions in one left-padded batch; the options are those of `OmniModel.generate`.
 
@@ -141,6 +145,7 @@ def answer_batch(
         cut_loops=cut_loops,
         temperature=temperature,
         generator=generator,
+        on_token=on_token,
     )
     return [
         Answer(assistant.tokenizer.decode(text.ids), text.ids, text.hidden, text.stopped)
@@ -157,9 +162,11 @@ def answer(
     cut_loops: bool = True,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answer one question; the options are those of `OmniModel.generate`.
 
+    `on_text` receives the answer in pieces as it is generated; a repetition that is cut was part of them.
     Raises DataError for broken media or if the question exceeds the model's positions.
     """
     (generated,) = answer_batch(
@@ -169,8 +176,26 @@ def answer(
         cut_loops=cut_loops,
         temperature=temperature,
         generator=generator,
+        on_token=None if on_text is None else _TextStream(assistant, on_text),
     )
     return generated
+
+
+class _TextStream:
+    """Decodes the tokens of one answer as they come; incomplete UTF-8 waits for its next byte."""
+
+    def __init__(self, assistant: Assistant, on_text: Callable[[str], None]) -> None:
+        self._decode = assistant.tokenizer.decode
+        self._on_text = on_text
+        self._ids: list[int] = []
+        self._num_shown = 0
+
+    def __call__(self, token: Tensor) -> None:
+        self._ids.append(int(token))
+        text = self._decode(self._ids).rstrip("\N{REPLACEMENT CHARACTER}")
+        if len(text) > self._num_shown:
+            self._on_text(text[self._num_shown :])
+            self._num_shown = len(text)
 
 
 def _read(path: Path, kind: str, known: tuple[str, ...]) -> bytes:

@@ -16,9 +16,8 @@ from muomni.errors import ConfigError
 class GenerationRequest:
     """A question to the sft export of a run, and how to answer it.
 
-    `speech_file` and `json_file` are outputs. A temperature of 0 is greedy decoding. The model is fp32; `tf32`
-    allows TF32 in its matmuls on GPUs, several times as fast. Raises ConfigError for an output that cannot
-    be written.
+    `speech_file` and `json_file` are outputs. A temperature of 0 is greedy decoding. `tf32` as in
+    `open_assistant`. Raises ConfigError for an output that cannot be written.
     """
 
     run: Path
@@ -61,14 +60,11 @@ def generate(request: GenerationRequest) -> dict[str, Any]:
     import torch
 
     from muomni.inference.answer import answer, read_question
-    from muomni.inference.load import load_assistant
+    from muomni.inference.load import open_assistant
     from muomni.inference.speech import check_can_speak, speak_answer, write_speech
-    from muomni.training.engine.precision import pick_device, use_tf32
 
     question = read_question(request.text, request.images, request.audios, system=request.system)
-    device = pick_device(0)
-    use_tf32(request.tf32, "fp32", device)
-    assistant = load_assistant(request.run, device)
+    assistant = open_assistant(request.run, request.tf32)
     if request.speech_file is not None:
         check_can_speak(assistant)
     generated = answer(

@@ -12,6 +12,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import UpstreamError
 from muomni.models.omni import OmniModel
 from muomni.run_folder import RunFolder
+from muomni.training.engine.precision import pick_device, use_tf32
 
 STAGE = "sft"
 
@@ -25,6 +26,16 @@ class Assistant:
     encoder: ConversationEncoder
     device: torch.device
     export: Export
+
+
+def open_assistant(run: Path, tf32: bool = True) -> Assistant:
+    """`load_assistant` on the first GPU, or on the CPU; the model is fp32.
+
+    `tf32` allows TF32 in its matmuls on GPUs, several times as fast.
+    """
+    device = pick_device(0)
+    use_tf32(tf32, "fp32", device)
+    return load_assistant(run, device)
 
 
 def load_assistant(run: Path, device: torch.device) -> Assistant:

@@ -6,7 +6,7 @@ batch always has a slot of each kind; an empty slot points at the pad index and 
 keeps its modules in the graph. The Talker speaks the answers from their text and the Thinker's states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -210,12 +210,14 @@ class OmniModel(nn.Module):
         cut_loops: bool = False,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        on_token: Callable[[Tensor], None] | None = None,
     ) -> list[GeneratedText]:
         """Generate answers to the prompts `input_ids` [B, T] until `eos_id`, at most `max_new_tokens`.
 
         Prompts end at the last position; `valid` [B, T] is False on left padding. `eos_id` is excluded
         from the first `min_new_tokens`. `cut_loops` truncates a repetition loop after its first cycle.
-        `temperature=0` is greedy. Raises ValueError unless there is one limit or one per prompt.
+        `temperature=0` is greedy. `on_token` is called with each next token [B, 1], before loops are cut and
+        also after a prompt's answer ended. Raises ValueError unless there is one limit or one per prompt.
         """
         batch_size, length = input_ids.shape
         limits = [max_new_tokens] if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -251,6 +253,8 @@ class OmniModel(nn.Module):
                 most = most.masked_fill(is_loop, 0)
             # Finished sequences continue until all have finished; `lengths` excludes these tokens.
             tokens.append(token)
+            if on_token is not None:
+                on_token(token)
             state = self.thinker(token, cache=cache)
             states.append(state)
         ids, hidden = torch.cat(tokens, 1), torch.cat(states, 1)

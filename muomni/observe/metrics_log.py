@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,6 +12,10 @@ from muomni.io.atomic_write import write_atomic
 from muomni.observe.recorder import Kind, RunInfo, Status
 
 METRICS_FILE = "metrics.jsonl"
+# When a line was logged, in seconds since 1970.
+TIME = "unix_time_s"
+_FACTS = ("step", "kind", TIME)
+_CHUNK_BYTES = 1 << 20
 
 
 class MetricsLog:
@@ -27,7 +32,8 @@ class MetricsLog:
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         try:
-            self._file.write(_dump({"step": step, "kind": kind, **metrics}))
+            facts = {"step": step, "kind": kind, TIME: round(time.time(), 3)}
+            self._file.write(_dump({**facts, **metrics}))
             self._file.flush()
         except OSError as error:
             error.filename = self._file.name
@@ -39,6 +45,42 @@ class MetricsLog:
     def close(self, status: Status) -> None:
         with suppress(OSError):  # of a full disk, which `log` has raised already
             self._file.close()
+
+
+class MetricsTail:
+    """Reads the complete lines of a metrics file in chunks, also while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = self._next_offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Lines after the last `accept`, of about a megabyte at most; empty at the end of the file."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:  # of a stage that has logged nothing
+            return []
+        with file:
+            file.seek(self._offset)
+            content = file.read(_CHUNK_BYTES)
+            if b"\n" not in content:  # a very long line, or one that is being written
+                content += file.readline()
+        content = content[: content.rfind(b"\n") + 1]
+        self._next_offset = self._offset + len(content)
+        return [json.loads(line) for line in content.splitlines()]
+
+    def accept(self) -> None:
+        """Do not read the lines of the last `read` again."""
+        self._offset = self._next_offset
+
+
+def metrics_of(line: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a line without its facts; those without a value are NaN."""
+    return {
+        name: math.nan if value is None else value
+        for name, value in line.items()
+        if name not in _FACTS
+    }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class RunInfo:
     config: dict[str, Any]
     step: int
     num_steps: int
-    mlflow_run_id: str | None = None  # of a resumed run, from its checkpoint
+    resume: str = "auto"  # or never, or a checkpoint folder: the start is not a continuation
     # Finished steps and the section of the step clock, at the time of the call; from any thread.
     position: Callable[[], tuple[int, str]] | None = None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muomni.errors import ConfigError
+from muomni.observe.metric_names import recorder_metrics
 from muomni.observe.recorder import Kind, RunInfo, Status
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def check_installed() -> None:
 
 
 class TensorBoardLog:
-    """Writes metrics as scalars `KIND/NAME`, and text files as text."""
+    """Writes metrics as scalars with the names of `metric_names`, and text files as text."""
 
     _writer: "SummaryWriter"
     _step: int
@@ -38,9 +39,8 @@ class TensorBoardLog:
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         self._step = step
-        for name, value in metrics.items():
-            tag = name if name.startswith(f"{kind}/") else f"{kind}/{name}"
-            self._writer.add_scalar(tag, value, step)
+        for name, value in recorder_metrics(kind, metrics).items():
+            self._writer.add_scalar(name, value, step)
 
     def artifact(self, path: Path, folder: str) -> None:
         if path.suffix in (".txt", ".yaml"):

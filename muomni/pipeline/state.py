@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from muomni.config.run import RunConfig
 from muomni.errors import MuomniError
-from muomni.observe.mlflow_log import flatten
+from muomni.observe.tracking.facts import flatten
 from muomni.run_folder import RunFolder, export_digest
 
 State = Literal["finished", "outdated", "open"]
-_PLACES = {"data.root", "data.tokenizer", "data.cache_dir"}
+# Settings that may differ from those of an export: places of data, and what trackers record.
+_NOT_COMPARED = {
+    "data.root", "data.tokenizer", "data.cache_dir",
+    "training.recorders", "training.experiment", "training.register_model",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ def changed_settings(before: dict[str, Any], config: RunConfig) -> list[str]:
     Places of the data may differ; `has_same_data` compares their content.
     """
     old, new = flatten(before), flatten(config.model_dump(mode="json"))
-    keys = (old.keys() | new.keys()) - _PLACES
+    keys = (old.keys() | new.keys()) - _NOT_COMPARED
     return sorted(key for key in keys if old.get(key) != new.get(key))
 
 

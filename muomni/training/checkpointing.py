@@ -1,7 +1,5 @@
 """Saves the results of a run: checkpoints during training, the export at its end."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +32,14 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        run_id: Callable[[], str | None],
         prune: bool = True,
         reason: str = "",
     ) -> Path:
         """Save `state` unless this run has saved it or started from it; every rank must call it.
 
-        A folder of the same name alone may be damaged, or left by an earlier start. `run_id` returns the
-        MLflow run on rank 0. Raises NonFiniteError if weights are non-finite, since the next start would
-        resume from them and prune good checkpoints; the message starts with `reason`.
+        A folder of the same name alone may be damaged, or left by an earlier start. Raises NonFiniteError
+        if weights are non-finite, since the next start would resume from them and prune good checkpoints;
+        the message starts with `reason`.
         """
         folder = store.step_folder(self._root, state.step)
         is_saved = self._saved_step == state.step
@@ -60,7 +57,7 @@ class Checkpoints:
         store.save(
             self._engine.deepspeed,
             self._root,
-            replace(state, mlflow_run_id=collectives.broadcast_object(run_id())),
+            state,
             self._topology,
             self._engine.shapes_digest(),
             None if average is None else average.tensors,

@@ -24,6 +24,7 @@ from muomni.data.views.base import Batch, View
 from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks, cores_of_rank
 from muomni.errors import ConfigError
+from muomni.io.hashing import sha256_bytes
 
 # Each one imports torch, and its batches wait in memory.
 _MOST_WORKERS = 16
@@ -279,3 +280,31 @@ def stream_sizes(stream: StreamSection, batching: Batching, stage: str) -> tuple
             f"says; remove data.stream.samples_per_step and data.stream.samples_per_micro_batch"
         )
     return batching.global_size, batching.micro_size
+
+
+def dataset_facts(feed: Feed, val: Source | None) -> list[dict[str, Any]]:
+    """Name, digest, source, split, and number of samples of each dataset; a stream counts as one."""
+    facts: list[dict[str, Any]] = []
+    if isinstance(feed, PlannedFeed):
+        sources = [feed.source]
+    else:
+        stream, sources = feed.reading.config.data.stream, []
+        facts.append({
+            "name": "stream",
+            "digest": sha256_bytes(feed.fingerprint.encode()),
+            "source": ", ".join(stream.shards if stream else ()),
+            "split": "train",
+            "num_samples": feed.num_samples,
+        })  # fmt: skip
+    for source in [*sources, *([] if val is None else [val])]:
+        facts += (
+            {
+                "name": manifest.name,
+                "digest": manifest.fingerprint,
+                "source": manifest.location,
+                "split": source.split,
+                "num_samples": manifest.splits[source.split].num_samples,
+            }
+            for manifest in source.manifests
+        )
+    return facts

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -18,7 +18,6 @@ from muomni.data.views.base import Batch
 from muomni.distributed import collectives
 from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageError
 from muomni.observe.announce import Startup, row
-from muomni.observe.mlflow_log import mlflow_run_id
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
 from muomni.training.checkpointing import Checkpoints, export_stage
@@ -47,6 +46,7 @@ class LoopParts:
     num_steps: int
     topology: Topology
     resolved: dict[str, Any]  # facts to record, see RunFolder.write_config
+    resume: str = "auto"
     quiet: bool = False  # print nothing
     startup: Startup = field(default_factory=Startup)
 
@@ -84,6 +84,8 @@ class Loop:
         self.is_main = collectives.rank() == 0
         self.unit = self.stage.view().unit
         self.last_metrics: dict[str, float] = {}
+        # Called at each validation with the model and the step; only rank 0 may have one.
+        self.sampler: Callable[[Any, int], None] | None = None
         self.loader = parts.feed.loader(state.step)
         self.throughput = Throughput(
             self.stage, self.engine, parts.folder.root, parts.device, state.step
@@ -254,6 +256,8 @@ class Loop:
         batches = self._val_batches
         with self.engine.evaluation():
             metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
+            if self.sampler is not None:
+                self.sampler(self.stage.model(self.engine.task), self.state.step)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)
@@ -268,7 +272,7 @@ class Loop:
 
     def save(self, *, prune: bool = True, reason: str = "") -> Path:
         """Save a checkpoint of this step, see `Checkpoints.save`; returns its folder."""
-        return self.checkpoints.save(self.state, self._run_id, prune, reason)
+        return self.checkpoints.save(self.state, prune, reason)
 
     def run_info(self) -> RunInfo:
         """Facts about the run as it is now, to open recorders with."""
@@ -276,7 +280,7 @@ class Loop:
         content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
-            self.parts.num_steps, self._run_id(), self._position,
+            self.parts.num_steps, self.parts.resume, self._position,
         )  # fmt: skip
 
     def _finish(self) -> dict[str, Any]:
@@ -319,9 +323,6 @@ class Loop:
 
     def _position(self) -> tuple[int, str]:
         return self.state.step, self.throughput.clock.current
-
-    def _run_id(self) -> str | None:
-        return mlflow_run_id(self.recorders) or self.state.mlflow_run_id
 
     def _record(self, kind: Kind, metrics: dict[str, float]) -> None:
         for recorder in self.recorders:

@@ -37,8 +37,8 @@ from muomni.io.live_line import styled
 from muomni.io.paths import portable
 from muomni.models.layers.blocks import compile_blocks
 from muomni.observe.announce import Startup, row
-from muomni.observe.mlflow_log import flatten
 from muomni.observe.recorder import build_recorders
+from muomni.observe.tracking.facts import flatten
 from muomni.run_folder import RunFolder, provenance
 from muomni.training import preflight
 from muomni.training.engine import attention, expert_parallel
@@ -49,11 +49,20 @@ from muomni.training.engine.precision import (
     pick_precision,
     use_tf32,
 )
-from muomni.training.feed import Feed, PlannedFeed, Reading, StreamFeed, stream_sizes
+from muomni.training.feed import (
+    Feed,
+    PlannedFeed,
+    Reading,
+    StreamFeed,
+    dataset_facts,
+    num_workers,
+    stream_sizes,
+)
 from muomni.training.loop import Loop, LoopParts
 from muomni.training.moe import find_moe
 from muomni.training.optim.groups import groups_digest
 from muomni.training.planning.setup import (
+    count_parameters,
     describe_data,
     describe_global_batch,
     describe_length,
@@ -188,6 +197,7 @@ def open_loop(session: Session) -> Loop:
         folder.create()
         if request.resume == "never":  # else a later --resume auto would load them
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            shutil.rmtree(folder.samples, ignore_errors=True)
     collectives.barrier()
     if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)
@@ -204,6 +214,8 @@ def open_loop(session: Session) -> Loop:
         warnings.filterwarnings("ignore", ".*copying from a non-meta parameter.*", UserWarning)
         task = session.stage.build()
     session.stage.set_up(task)
+    num_parameters = count_parameters(task)  # before ZeRO shards it
+    num_trained = count_parameters(task, only_trained=True)
     model_rows = describe_model(session, task) if prints else []
     trained_groups = groups_digest(task, config.optim)
     startup.begin("engine")
@@ -225,7 +237,7 @@ def open_loop(session: Session) -> Loop:
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         engine.optimizer_layout, trained_groups,
     )  # fmt: skip
-    state = TrainState(0, session.feed.digest, None, None, 0.0)
+    state = TrainState(0, session.feed.digest, None, 0.0)
     if checkpoint is not None:
         startup.begin("resume")
         state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
@@ -247,6 +259,16 @@ def open_loop(session: Session) -> Loop:
         "device": session.device.type,
         "precision": session.precision,
         "zero_stage": engine.zero_stage,
+        "attention": "varlen" if session.stage.context.uses_varlen else "mask",
+        "compile": is_compiled,
+        "num_workers": num_workers(config.data, session.device),
+        "num_steps": session.num_steps,
+        "global_batch": config.batch.describe(),
+        "num_parameters": num_parameters,
+        "num_trained_parameters": num_trained,
+        "data_digest": sha256_bytes(session.feed.fingerprint.encode()),
+        "tokenizer_digest": session.stage.tokenizer.digest,
+        "datasets": dataset_facts(session.feed, session.val),
         "deepspeed": engine.settings,
         **provenance(),
     }
@@ -278,7 +300,7 @@ def open_loop(session: Session) -> Loop:
         )
     parts = LoopParts(
         session.stage, engine, session.feed, session.val, folder, session.device, session.num_steps,
-        topology, resolved, request.quiet, request.startup,
+        topology, resolved, request.resume, request.quiet, request.startup,
     )  # fmt: skip
     is_main = collectives.rank() == 0
     recorders = build_recorders(config.training.recorders, request.quiet) if is_main else []
@@ -295,7 +317,7 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     if newest is None:
         return None
     content = store.verify(newest, with_hashes=False)
-    _check_plan(TrainState(**content["state"]), session, newest)
+    _check_plan(TrainState.of(content), session, newest)
     _check_upstream(folder, session)
     if newest.name != store.step_folder(Path(), session.num_steps).name:
         return None

@@ -1,7 +1,9 @@
 """The bundled corpora become the documented data root, without leakage between splits."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +18,10 @@ from tests.data_prep.commands import Capture, fails
 
 FOLDERS: dict[str, Task] = {
     "text": "text",
+    "text_wordnet": "text",
     "image_caption": "image-caption",
     "speech": "speech",
-    "speech_synthetic": "speech",
     "tts": "tts",
-    "tts_librispeech": "tts",
     "sft": "sft",
 }
 
@@ -51,38 +52,66 @@ def test_groups_stay_in_one_split_across_datasets(root: Path) -> None:
                 assert seen.setdefault(group, split) == split
 
 
-def test_test_conversations_have_unseen_images(root: Path) -> None:
-    def images(folder: str, split: str) -> set[bytes]:
+def test_questions_of_test_have_unseen_media(root: Path) -> None:
+    """Spoken answers may be clips of the training split: words of the vocabulary."""
+
+    def media(folder: str, split: str) -> set[bytes]:
         reader = SplitReader(Manifest.load(root / folder), split)
-        samples = (reader.read(index) for index in range(len(reader)))
-        return {
-            data
-            for sample in samples
-            for name, data in sample.items()
-            if name.endswith("png") and isinstance(data, bytes)
-        }
+        found = set()
+        for index in range(len(reader)):
+            sample = reader.read(index)
+            turns = json.loads(sample["json"]).get("turns", [])
+            parts = [part for turn in turns if turn["role"] == "user" for part in turn["content"]]
+            names = [part["name"] for part in parts if part["type"] != "text"]
+            found |= {sample[name] for name in names or ("png", "ogg") if name in sample}
+        return found
 
-    assert not images("sft", "test") & images("image_caption", "train")
-    assert images("sft", "test") == images("image_caption", "test")
+    asked = media("sft", "test")
+    assert not asked & (media("image_caption", "train") | media("speech", "train"))
+    assert asked < media("image_caption", "test") | media("speech", "test")
 
 
-def test_spoken_answers_have_audio(root: Path) -> None:
-    reader = SplitReader(Manifest.load(root / "sft"), "test")
-    kinds = set()
-    for index in range(len(reader)):
-        sample = reader.read(index)
-        kinds.add(str(sample["__key__"]).partition("-")[0])
-        answer = json.loads(sample["json"])["turns"][-1]["content"]
-        if str(sample["__key__"]).startswith("speak"):
-            assert [part["type"] for part in answer] == ["text", "audio"]
-            assert answer[1]["name"] in sample
-    assert kinds == {"caption", "ask", "transcribe", "speak", "repeat"}
+def test_unseen_voices_and_new_sentences_are_held_out(root: Path) -> None:
+    voices: dict[str, set[str]] = {}
+    texts: dict[str, set[str]] = {}
+    for sample in _samples(root / "speech"):
+        split = str(sample["split"])
+        voices.setdefault(split, set()).add(sample["speaker"])
+        if not sample["type"].startswith("asked"):  # fixed questions, known in other voices
+            texts.setdefault(split, set()).add(sample["text"])
+    assert voices["val"] - voices["train"] == {"flite-kal"}
+    assert voices["test"] - voices["train"] == {"flite-rms", "espeak-rp-f5"}
+    assert not texts["test"] & (texts["train"] | texts["val"])
+    words = {word for text in texts["train"] for word in text.split()}
+    spoken = {s["text"] for s in _samples(root / "speech") if s["type"] != "prompts"}
+    assert {word for text in spoken for word in text.split()} <= words
+
+
+def test_conversations_have_types_and_spoken_answers(root: Path) -> None:
+    types = {}
+    for sample in _samples(root / "sft"):
+        answer = sample["turns"][-1]["content"]
+        is_spoken = sample["type"] in ("read_aloud", "answer_aloud")
+        assert [part["type"] for part in answer] == ["text", "audio"][: 1 + is_spoken]
+        types.setdefault(sample["split"], set()).add(sample["type"])
+    assert types["train"] < types["test"] == types["val"]
+    assert types["test"] - types["train"] == {"write_down_unseen_voice"}
+    assert len(types["train"]) == 18
 
 
 def test_second_run_changes_nothing(root: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*.tar")}
     main(["sample", "--out", str(root)])
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.tar")} == before
+
+
+def _samples(folder: Path) -> Iterator[dict[str, Any]]:
+    """The metadata of all samples of a dataset, with their splits."""
+    manifest = Manifest.load(folder)
+    for split in manifest.splits:
+        reader = SplitReader(manifest, split)
+        for index in range(len(reader)):
+            yield {**json.loads(reader.read(index)["json"]), "split": split}
 
 
 def test_stages_find_their_datasets(root: Path) -> None:

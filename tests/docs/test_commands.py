@@ -1,89 +1,128 @@
-"""Training commands in the docs parse, resolve, and can use the GPUs that they name."""
+"""Commands in the docs parse; training commands resolve, and can use the GPUs that they name."""
 
 import re
-import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from muomni.cli.pipeline import _with_joined_values, add_options
-from muomni.command_line import CommandParser
+from muomni.cli.main import main
 from muomni.config.arguments import arguments_for, parse_train, resolve_train
 from muomni.config.registry import STAGES
 from muomni.data.sampling.plan import batching_of
+from muomni.errors import ConfigError
 from muomni.training import preflight
 from muomni.training.engine.ds_config import read_engine_json
+from tests.docs.commands import (
+    PAGES,
+    ROOT,
+    Command,
+    check_options,
+    missing_output,
+    read_commands,
+    split_pipeline,
+    words_of,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("slurm/*"))]
 ANY_NUMBER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command in indented or commented lines, without comments at their end."""
-    text = re.sub(r"\\\n#? *", "", page.read_text(encoding="utf-8"))
-    for line in re.findall(r"^(?: {4}|#   )(\S.*)$", text, re.MULTILINE):
-        is_code = line.startswith("[")  # of a script
-        if not is_code and re.search(
-            r"launch/train\.py|muomni train|train\.sbatch|muomni pipeline", line
-        ):
-            yield shlex.split(line, comments=True)
-
-
-def split_command(words: list[str]) -> tuple[str, list[str], list[int]]:
-    """The program (train or pipeline), its arguments, and the numbers of GPUs to check."""
-    is_pipeline = "pipeline" in words
-    program = next(
-        n
-        for n, word in enumerate(words)
-        if word.endswith(("train.py", "train.sbatch")) or word in ("train", "pipeline")
-    )
-    options = dict(word.split("=", 1) for word in words if re.match(r"--[\w-]+=\d+$", word))
-    gpus = options.get("--gpus-per-node")
-    named = []
-    if gpus is not None:
-        named = [int(gpus) * int(options.get("--nodes", 1))]
-    for option in ("--num_gpus", "--gpus"):
-        if option in words:
-            named = [int(words[words.index(option) + 1])]
-    return ("pipeline" if is_pipeline else "train"), words[program + 1 :], named
-
-
-FOUND = [
-    pytest.param(words, id=f"{page.name}: {' '.join(words)[:80]}")
-    for page in PAGES
-    for words in commands(page)
-    # Templates, and commands of an experiment that the log describes.
-    if "STAGE" not in words and page.name not in ("LOG.md", "pipeline.sh")
-]
+FOUND = [command for page in PAGES for command in read_commands(page)]
 
 
 def test_commands_are_found() -> None:
-    assert len(FOUND) >= 14
+    assert len(FOUND) >= 120
+    assert {command.words[0] for command in FOUND} >= {"muomni", "python", "deepspeed", "sbatch"}
 
 
-@pytest.mark.parametrize("words", FOUND)
-def test_command_uses_its_gpus(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_exist() -> None:
+    # One test, since hundreds of them would take longer to collect than to run.
+    wrong = []
+    for command in FOUND:
+        try:
+            check_options(command.words)
+        except ConfigError as error:
+            wrong.append(f"{command}: {error}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("muomni train --stage thinker --presett nano", "unknown option --presett"),
+        ("muomni data text --format txt --out x", "--src"),
+        ("python -m data_prep verify --deep x", "--deep"),
+        ("deepspeed --num_gpus 2 launch/train.py --stage sft --gpu 2", "unknown option --gpu"),
+        ("python launch/generate.py --txt hello", "unknown option --txt"),
+        ("sbatch --nodes=2 slurm/train.sbatch --stage sft --date x", "unknown option --date"),
+        ("sbatch slurm/shard_array.sbatch speech --format librispeech --out x", "--src"),
+        ("muomni pipeline --run x --shards 'text --source x'", "--source"),
+        ("muomni pipeline --run x -- --max-step 2", "unknown option --max-step"),
+        ("make quickstrt", "no target quickstrt"),
+        ("python benchmarks/none.py", "no benchmarks/none.py"),
+    ],
+)
+def test_wrong_options_are_found(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_options(words_of(line))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, id=str(c)) for c in FOUND if c.output and c.words[:2] == ("muomni", "count")],
+)
+def test_output_is_current(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    main(list(command.words[1:]))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in command.output if line.split() not in printed] == []
+
+
+def test_missing_output_is_found() -> None:
+    printed = "metric  value\nloss    2.5\nnote: 3 of 4\n"
+    assert missing_output(["metric  value", "loss    9.75", "note: 12 of 4"], printed) == []
+    assert missing_output(["loss  1", "metric  value"], printed) == ["metric  value"]
+    assert missing_output(["accuracy  1"], printed) == ["accuracy  1"]
+
+
+def training(command: Command) -> tuple[str, int] | None:
+    """Whether a command trains: `train` or `pipeline`, and the position of its arguments."""
+    for n, word in enumerate(command.words):
+        if word.endswith(("train.py", "train.sbatch")) or word == "train":
+            return "train", n + 1
+        if word == "pipeline":
+            return "pipeline", n + 1
+    return None
+
+
+TRAINING = [
+    pytest.param(command, id=str(command))
+    for command in FOUND
+    # Templates, and commands of an experiment that the log describes.
+    if training(command) and "STAGE" not in command.words and command.page.name != "LOG.md"
+]
+
+
+def named_gpus(words: tuple[str, ...]) -> list[int]:
+    """The number of GPUs that a command names, if any."""
+    options = dict(word.split("=", 1) for word in words if re.match(r"--[\w-]+=\d+$", word))
+    gpus = options.get("--gpus-per-node")
+    named = [] if gpus is None else [int(gpus) * int(options.get("--nodes", 1))]
+    for option in ("--num_gpus", "--gpus"):
+        if option in words:
+            named = [int(words[words.index(option) + 1])]
+    return named
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_command_uses_its_gpus(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    program, arguments, named = split_command(words)
+    found = training(command)
+    assert found is not None
+    program, start = found
+    runs = [[word for word in command.words[start:] if word != "..."]]
     if program == "pipeline":
-        end = arguments.index("--") if "--" in arguments else len(arguments)
-        parser = CommandParser("muomni pipeline", description="", examples=())
-        add_options(parser)
-        options = parser.parse_args(_with_joined_values(arguments[:end]))
+        options, extra = split_pipeline(runs[0])
         runs = [
-            [
-                "--stage",
-                stage,
-                "--preset",
-                options.preset,
-                *arguments_for(stage, arguments[end + 1 :]),
-            ]
+            ["--stage", stage, "--preset", options.preset, *arguments_for(stage, extra)]
             for stage in STAGES
         ]
-    else:
-        runs = [[word for word in arguments if word != "..."]]
+    named = named_gpus(command.words)
     for run in runs:
         parsed = parse_train(run)
         parsed.config = None  # a file of the reader

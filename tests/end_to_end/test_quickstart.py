@@ -98,17 +98,20 @@ def test_mlflow_has_one_run_per_stage_with_metrics_and_samples(run: Path) -> Non
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(run.name)
+    assert experiment is not None
+    runs = {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {run.name, *STAGES}
     for stage in STAGES:
-        experiment = client.get_experiment_by_name(f"muomni/{stage}")
-        assert experiment is not None
-        (found,) = client.search_runs([experiment.experiment_id])
+        found = runs[stage]
         assert found.info.status == "FINISHED"
-        history = client.get_metric_history(found.info.run_id, "loss")
+        assert found.data.tags["mlflow.parentRunId"] == runs[run.name].info.run_id
+        history = client.get_metric_history(found.info.run_id, "loss/train")
         assert [point.step for point in history] == list(range(1, STEPS + 1))
         assert found.data.params["stage"] == stage
-        assert client.list_artifacts(found.info.run_id, "config")
-        has_samples = bool(client.list_artifacts(found.info.run_id, "samples"))
-        assert has_samples == (stage != "thinker")
+        files = run.parent / "mlartifacts" / run.name / found.info.run_id / "artifacts"
+        assert (files / "config" / "config.yaml").is_file()
+        assert (files / "samples").is_dir() == (stage != "thinker")
 
 
 def test_finished_stage_is_reported_and_a_lost_checkpoint_is_retrained(
@@ -141,8 +144,8 @@ def test_every_stage_is_evaluated_on_held_out_data(stage: str, data: Path, run: 
 
 
 def test_fine_tuned_model_answers_in_text_and_speech(data: Path, run: Path, tmp_path: Path) -> None:
-    image = next((ROOT / "samples" / "coco_emoji" / "val2017").glob("*.png"))
-    audio = next((ROOT / "samples").rglob("*.flac"))
+    image = next((data / "corpora" / "images" / "val2017").glob("*.png"))
+    audio = next((data / "corpora" / "speech" / "clips").glob("*.ogg"))
     speech = tmp_path / "answer.wav"
     done = command(
         sys.executable, "launch/generate.py", "--run", run, "--text", "What is this?",

@@ -110,6 +110,27 @@ def test_repetitive_answer_is_truncated_after_first_occurrence(
     assert len(shortest.ids) == 14 and not shortest.stopped
 
 
+def test_text_is_streamed_without_broken_characters(
+    assistant: Assistant, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Characters outside of the vocabulary are several tokens, one per byte."""
+    text = "the \u2603 caf\u00e9"
+    ids = [*assistant.tokenizer.encode(text), assistant.tokenizer.eos_id]
+    assert len(ids) > len(text)
+    number = iter(range(100))
+
+    def logits(state: torch.Tensor) -> torch.Tensor:
+        chosen = torch.tensor([ids[next(number)]])
+        size = assistant.model.config.thinker.vocab_size
+        return torch.nn.functional.one_hot(chosen, size).float()[:, None]
+
+    monkeypatch.setattr(assistant.model.thinker, "logits", logits)
+    pieces: list[str] = []
+    answer(assistant, read_question("the door"), on_text=pieces.append)
+    assert "".join(pieces) == text and len(pieces) > 3
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
 def test_sampling_is_determined_by_seed(assistant: Assistant, files: dict[str, Path]) -> None:
     question = read_question("again", audios=[files["low"]])
 

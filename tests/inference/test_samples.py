@@ -1,18 +1,20 @@
 """Each stage writes its sample outputs from its export, and the run's recorders get them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from muomni.config.run import RunConfig
 from muomni.data.media.audio import read_audio
 from muomni.data.shards.source import Source
 from muomni.distributed.discovery import discover
-from muomni.inference.samples import record_samples, write_samples
+from muomni.inference.samples import QUICK, ValidationSamples, record_samples, write_samples
 from muomni.observe.recorder import Kind, RunInfo, Status
 from muomni.run_folder import RunFolder
 from muomni.training.session import Request, prepare
@@ -53,13 +55,13 @@ def _samples(config: RunConfig, run: Path, upstream: Path) -> tuple[Path, Source
 def test_audio_encoder_writes_transcripts(media: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(stage_config("audio_encoder", media), tmp_path, tmp_path)
     text = (folder / "audio_encoder.txt").read_text()
-    assert kinds == ["text"] and any(f"reference: {word}" in text for word in WORDS)
+    assert kinds == ["text", "table"] and any(f"reference: {word}" in text for word in WORDS)
 
 
 def test_vision_encoder_writes_nearest_captions(media: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(stage_config("vision_encoder", media), tmp_path, tmp_path)
     text = (folder / "vision_encoder.txt").read_text()
-    assert kinds == ["text"] and "image of: red circle" in text and "nearest: " in text
+    assert kinds == ["text", "table"] and "image of: red circle" in text and "nearest: " in text
 
 
 def test_codec_writes_spectrograms_and_sounds_of_the_right_length(
@@ -87,9 +89,33 @@ def test_talker_writes_speech_of_full_code_frames(omni: Path, tmp_path: Path) ->
 def test_sft_writes_answers_and_speech(omni: Path, tmp_path: Path) -> None:
     folder, _, kinds = _samples(omni_run("sft", omni), tmp_path, omni / "run")
     text = (folder / "sft.txt").read_text()
-    assert kinds == ["text", "image", "audio"]
+    assert kinds == ["text", "table", "image", "audio"]
+    table = json.loads((folder / "sft.json").read_text())
+    assert table["columns"] == ["asked", "expected", "answered"] and len(table["data"]) == 8
     assert text.count("asked:") == 8 and "<image>" in text and "expected: red" in text
     assert (folder / "sft_speech.wav").is_file() and (folder / "sft_speech.png").is_file()
+
+
+@pytest.mark.parametrize("stage", QUICK)
+def test_a_model_in_training_writes_samples_of_its_step(
+    stage: str, media: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stage_config(stage, media)
+    session = prepare(Request(config, tmp_path, tmp_path, {}, "never"), discover({}))
+    assert session.val is not None
+    folder, recorder = RunFolder(tmp_path, stage), Recorded()
+    sampler = ValidationSamples(session.stage, session.val, folder, [recorder])
+    task = session.stage.build().bfloat16().eval()
+    model = session.stage.model(task)
+    sampler(model, 20)
+    where = folder.samples / "step_00000020"
+    assert {name for name, _ in recorder.calls} == {path.name for path in where.iterdir()}
+    assert all(place.startswith("samples/step_00000020/") for _, place in recorder.calls)
+    assert recorder.calls and not caplog.records
+    sampler(torch.nn.Identity(), 40)  # a model that fails
+    sampler(model, 60)  # and no more samples
+    assert [record.getMessage()[:20] for record in caplog.records] == ["no sample outputs at"]
+    assert not (folder.samples / "step_00000060").exists()
 
 
 class Recorded:
@@ -99,7 +125,7 @@ class Recorded:
         self.calls: list[tuple[Any, ...]] = []
 
     def open(self, info: RunInfo) -> None:
-        self.calls.append(("open", info.mlflow_run_id))
+        self.calls.append(("open", info.step))
 
     def log(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         raise AssertionError("samples have no metrics")
@@ -125,11 +151,12 @@ def test_recorders_get_the_files_under_the_run_of_the_training(
     session = prepare(Request(config, run, run, {}, "never"), discover({}))
     assert session.val is not None
     folder, recorder = RunFolder(run, stage), Recorded()
-    info = RunInfo(stage, "tokens", run, folder.root, {}, 8, 8, "id of the run")
+    info = RunInfo(stage, "tokens", run, folder.root, {}, 8, 8)
     record_samples(session.stage, session.val, folder, [recorder], info)
     expected: list[tuple[Any, ...]] = [
-        ("open", "id of the run"),
+        ("open", 8),
         ("audio_encoder.txt", "samples/text"),
+        ("audio_encoder.json", "samples/table"),
         ("close", "FINISHED"),
     ]
     assert recorder.calls == (expected if stage == "audio_encoder" else [])

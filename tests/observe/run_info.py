@@ -11,9 +11,9 @@ def run_info(
     stage: str = "codec",
     step: int = 0,
     config: dict[str, Any] | None = None,
-    mlflow_run_id: str | None = None,
+    resume: str = "auto",
 ) -> RunInfo:
     """A run of 20 steps in `run`, whose stage folder is created."""
     folder = run / stage
     folder.mkdir(parents=True, exist_ok=True)
-    return RunInfo(stage, "tokens", run, folder, config or {}, step, 20, mlflow_run_id)
+    return RunInfo(stage, "tokens", run, folder, config or {}, step, 20, resume)

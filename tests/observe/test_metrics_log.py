@@ -2,11 +2,12 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 
-from muomni.observe.metrics_log import METRICS_FILE, MetricsLog, read_lines
+from muomni.observe.metrics_log import METRICS_FILE, MetricsLog, MetricsTail, read_lines
 from tests.observe.run_info import run_info
 
 
@@ -46,8 +47,25 @@ def test_a_metric_without_a_value_is_null(tmp_path: Path) -> None:
     log.log(1, "val", {"loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
     log.close("FINISHED")
     (line,) = (tmp_path / "codec" / "metrics.jsonl").read_text().splitlines()
-    expected = {"step": 1, "kind": "val", "loss": None, "grad_norm": None, "lr": 0.1}
-    assert json.loads(line, parse_constant=lambda name: name) == expected
+    found = json.loads(line, parse_constant=lambda name: name)
+    assert abs(found.pop("unix_time_s") - time.time()) < 60
+    assert found == {"step": 1, "kind": "val", "loss": None, "grad_norm": None, "lr": 0.1}
+
+
+def test_a_tail_reads_complete_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    tail = MetricsTail(path)
+    assert tail.read() == []  # no file yet
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    for _ in range(2):  # until they are accepted
+        assert [line["step"] for line in tail.read()] == [1, 2]
+    tail.accept()
+    assert tail.read() == []
+    with path.open("a") as file:
+        file.write('ep": 3, "long": "%s"}\n' % ("x" * (1 << 21)))
+    assert [line["step"] for line in tail.read()] == [3]
+    tail.accept()
+    assert tail.read() == []
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ def test_metrics_become_scalars_and_a_resume_replaces_later_steps(tmp_path: Path
     log.artifact(tmp_path / "missing.wav", "samples/audio")  # not read: it is no text
     log.close("FINISHED")
     events = accumulators.EventAccumulator(str(tmp_path / "codec" / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+    assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [
         (10, 2.0), (20, 1.5), (30, 1.0),
     ]  # fmt: skip
-    assert events.Scalars("val/loss")[-1].value == 1.25
-    assert "train/moe/entropy" in events.Tags()["scalars"]
+    assert events.Scalars("loss/val")[-1].value == 1.25
+    assert "moe/entropy" in events.Tags()["scalars"]
     assert any("samples/text/note.txt" in tag for tag in events.Tags()["tensors"])
 
 

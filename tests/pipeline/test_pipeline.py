@@ -84,6 +84,9 @@ def test_a_stage_is_open_after_its_config_or_export_changes(
     assert state(tmp_path, "codec", config) == "finished"
     changed = stage_state(tmp_path, "codec", config_of("codec", text_data, lr=0.5))
     assert changed == ("open", "because optim.lr changed")
+    training = config.training.model_copy(update={"experiment": "mine", "recorders": ()})
+    tracked = config.model_copy(update={"training": training})
+    assert state(tmp_path, "codec", tracked) == "finished"
     weights = tmp_path / "codec" / "export" / "model.safetensors"
     weights.write_bytes(b"damaged")
     assert state(tmp_path, "codec", config) == "open"

@@ -7,12 +7,12 @@ from pydantic import Field
 
 from muomni.config.models import Positive, Section
 from muomni.config.registry import STAGES
-from scripts.config_table import PAGE, all_keys, rows, type_text, updated
+from scripts.config_table import GENERATED, all_keys, rows, type_text
 
 
 def test_page_is_current() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert updated(page) == page, "run: python scripts/config_table.py --write"
+    page = GENERATED.path.read_text(encoding="utf-8")
+    assert GENERATED.updated(page) == page, "run: python scripts/config_table.py --write"
 
 
 def test_all_keys() -> None:
@@ -60,4 +60,4 @@ def test_types(annotation: object, text: str) -> None:
 
 def test_markers_are_required() -> None:
     with pytest.raises(SystemExit, match="lacks the lines"):
-        updated("# Config keys\n")
+        GENERATED.updated("# Config keys\n")

@@ -1,8 +1,6 @@
 """Runs of the real session and loop inside a warm rank, for tests of training."""
 
 import gc
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from muomni.distributed.discovery import discover
 from muomni.observe.metrics_log import read_lines
 from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.session import Request, open_loop, prepare
+from tests.observe.mlflow_runs import empty_mlflow_store
 
 TINY_THINKER = {
     "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
@@ -52,7 +51,7 @@ def train(
     store = run.resolve().parent / "mlflow.db"
     if discover().is_main and not store.exists():
         store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_bytes(_empty_mlflow_store())
+        store.write_bytes(empty_mlflow_store())
     session = prepare(Request(config, run, upstream or run, engine_json, resume), discover())
     loop = open_loop(session)
     try:
@@ -64,14 +63,3 @@ def train(
     lines = read_lines(run / config.stage / "metrics.jsonl")
     curve = [line for line in lines if line["kind"] == "train"]
     return {**result, "curve": curve, "losses": [line["loss"] for line in curve]}
-
-
-@cache
-def _empty_mlflow_store() -> bytes:
-    """An MLflow database with empty tables, whose creation takes longer than a short run."""
-    from mlflow import MlflowClient
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mlflow.db"
-        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments(max_results=1)
-        return path.read_bytes()

@@ -21,8 +21,9 @@ from muomni.distributed.discovery import discover
 from muomni.models.layers import moe
 from muomni.models.speech import mel
 from muomni.models.vision import vision_encoder
-from muomni.models.vision.contrastive import GatheredFeatures, gathered_logsumexp
+from muomni.models.vision.contrastive import pair_normalizers
 from muomni.training.session import Request, prepare
+from tests.models.vision.textbook_losses import gathered_features
 from tests.training.engine.test_expert_parallel import moe_config
 from tests.training.runs import thinker_config
 from tests.training.stages.curves import stage_config
@@ -183,6 +184,6 @@ def test_waits_are_found(mode: FakeTensorMode) -> None:
         counts[torch.empty(2, dtype=torch.long, device=CUDA)] = torch.tensor(1)
         torch.empty(3).to(CUDA)
         torch.empty(3).to(CUDA, non_blocking=True)
-        gathered = GatheredFeatures(features, features, counts)
-        gathered_logsumexp(0, 4, gathered, torch.ones((), device=CUDA))
+        gathered = gathered_features(features, features, counts)
+        pair_normalizers(0, 4, gathered, torch.ones((), device=CUDA))
     assert [wait.split(": ")[1] for wait in log.waits] == ["cuda to cpu", *["cpu to cuda"] * 2]

@@ -1,1 +1,1 @@
-"""The order of samples and how they form micro-batches."""
+"""The order of samples and how they form global batches."""

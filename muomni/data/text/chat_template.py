@@ -113,14 +113,24 @@ class ConversationEncoder:
 
     def prompt(self, turns: Sequence[Turn], media: Mapping[str, bytes]) -> Conversation:
         """Encode turns, followed by the <assistant> token; raises DataError as `encode` does."""
-        ids, answers = [self.tokenizer.bos_id], [0]
-        for turn in turns:
-            self._append(turn, media, ids, answers)
-        conversation = Conversation([*ids, self.tokenizer.assistant_id], [*answers, 0])
+        conversation = Conversation(*self._prompt_ids(turns, media))
         self._place_media(conversation, turns, media)
         return conversation
 
+    def num_prompt_positions(self, turns: Sequence[Turn], media: Mapping[str, bytes]) -> int:
+        """Positions of `prompt` with the same arguments, without decoding media; raises DataError."""
+        return len(self._prompt_ids(turns, media)[0])
+
     # -- template ----------------------------------------------------------------------------------
+    def _prompt_ids(
+        self, turns: Sequence[Turn], media: Mapping[str, bytes]
+    ) -> tuple[list[int], list[int]]:
+        """Ids and answer numbers of turns, followed by the <assistant> token."""
+        ids, answers = [self.tokenizer.bos_id], [0]
+        for turn in turns:
+            self._append(turn, media, ids, answers)
+        return [*ids, self.tokenizer.assistant_id], [*answers, 0]
+
     def _truncated(
         self, turns: Sequence[Turn], media: Mapping[str, bytes], max_positions: int
     ) -> tuple[list[int], list[int], Sequence[Turn]]:

@@ -20,21 +20,27 @@ from muomni.errors import DataError
 
 # The group of padding pairs; the loss knows it as PADDING_GROUP.
 NO_GROUP = -1
+# The columns of `groups`.
+NUM_GROUPS = 3
+IMAGE, CAPTION, CAPTIONS = range(NUM_GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image uint8 [3, S, S], one of its captions as token ids (with BOS and EOS), and two group ids,
-    equal for equal images and for equal captions."""
+    """An image uint8 [3, S, S], one of its captions as token ids (with BOS and EOS), and group ids.
+
+    Columns of the ids: equal for equal image files, for equal captions, and for samples with the same set
+    of captions, any of which describes the image (such as prompts with the name of its class).
+    """
 
     pixels: np.ndarray
     ids: list[int]
-    groups: tuple[int, int]
+    groups: tuple[int, int, int]
 
 
 class ImageTextView(View[Pair]):
     """Batches with one pair per sequence: images [B, 3, S, S] uint8, token_ids [B, L],
-    token_lengths [B], groups [B, 2] (-1 in the padding pairs of empty sequences, which come last).
+    token_lengths [B], groups [B, NUM_GROUPS] (-1 in the padding pairs of empty sequences, which come last).
 
     Training samples one caption per image, evaluation takes the first. Captions are truncated to
     `max_tokens`, keeping the EOS.
@@ -63,15 +69,15 @@ class ImageTextView(View[Pair]):
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Pair:
         all_captions = captions(sample)
         caption = all_captions[0 if random is None else int(random.integers(len(all_captions)))]
-        groups = (group_of(sample["__key__"]), group_of(caption))
-        return Pair(self.pixels(sample, random), self.token_ids(caption), groups)
-
-    def pixels(self, sample: dict[str, Any], random: np.random.Generator | None) -> np.ndarray:
-        """The image of a sample as uint8 [3, S, S], augmented if `random` is given."""
-        pixels = _pixels(sample, self.image_size)
+        name, content = _image_file(sample)
+        try:
+            pixels = decode_image(content, self.image_size)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         if random is not None and self.augmentation is not None:
-            return _augmented(pixels, self.augmentation, random)
-        return pixels
+            pixels = _augmented(pixels, self.augmentation, random)
+        groups = (_group(content), group_of(caption), group_of(*all_captions))
+        return Pair(pixels, self.token_ids(caption), groups)
 
     def token_ids(self, caption: str) -> list[int]:
         """Token ids of a caption, the input of the text encoder."""
@@ -85,7 +91,7 @@ class ImageTextView(View[Pair]):
         images = torch.zeros(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
         token_ids = torch.full((size, width), self.tokenizer.pad_id)
         token_lengths = torch.ones(size, dtype=torch.long)
-        groups = torch.full((size, 2), NO_GROUP)
+        groups = torch.full((size, NUM_GROUPS), NO_GROUP)
         for index, pair in enumerate(pairs):
             images.numpy()[index] = (
                 pair.pixels
@@ -115,13 +121,16 @@ def captions(sample: dict[str, Any]) -> list[str]:
     return found
 
 
-def _pixels(sample: dict[str, Any], size: int) -> np.ndarray:
+def image_group(sample: dict[str, Any]) -> int:
+    """The group id of the image of a sample; raises DataError if it has none."""
+    return _group(_image_file(sample)[1])
+
+
+def _image_file(sample: dict[str, Any]) -> tuple[str, bytes]:
+    """The name and content of the image of a sample; raises DataError if it has none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
-            try:
-                return decode_image(sample[extension], size)
-            except DataError as error:
-                raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
+            return f"{sample['__key__']}.{extension}", sample[extension]
     raise DataError(f"sample '{sample['__key__']}' has no image ({', '.join(IMAGE_EXTENSIONS)})")
 
 
@@ -141,6 +150,10 @@ def _augmented(
     return np.array(canvas).transpose(2, 0, 1)
 
 
-def group_of(text: str) -> int:
-    """The group id of a key or caption; captions that differ only in case are equal."""
-    return hash64(text.strip().lower()) >> 1  # fits int64 and is never -1
+def group_of(*captions: str) -> int:
+    """The group id of a set of captions; their case, spaces, order, and repetitions do not matter."""
+    return _group("\n".join(sorted({" ".join(caption.lower().split()) for caption in captions})))
+
+
+def _group(content: str | bytes) -> int:
+    return hash64(content) >> 1  # fits int64 and is never -1

@@ -17,10 +17,12 @@ from muomni.evaluation.metrics.answer_tasks import (
     KINDS,
     AnswerTask,
     answer_tasks,
+    frequent_answer,
     is_exact,
     token_f1,
 )
 from muomni.evaluation.metrics.error_rates import ErrorCounts
+from muomni.evaluation.metrics.sample_types import reported_types, sample_type
 from muomni.evaluation.metrics.tally import Tally, ratio
 from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.speech_errors import MAX_SPOKEN_SAMPLES, Audio, SpeechErrors
@@ -40,9 +42,9 @@ _F1_KINDS = ("caption", "spoken_question")
 
 
 def score_generated_answers(context: EvaluationContext, constants: dict[str, str]) -> list[Metric]:
-    """Exact match by kind, word F1 of image answers, and error rates of transcripts and speech.
+    """Exact match by type or kind, word F1 of image answers, and error rates of transcripts and speech.
 
-    `constants` has the most frequent training answer of each kind, the baseline. Appends the answers to
+    `constants` has the most frequent training answer by type and kind, the baseline. Appends the answers to
     `context.answers`. A collective.
     """
     assistant = load_assistant(context.request.run, context.device)
@@ -75,23 +77,30 @@ class _Scores:
 
     def add_text(self, task: AnswerTask, answer: str) -> None:
         """Add the scores of an answer and of the constant: [model, constant, number of answers]."""
-        constant = self.constants.get(task.kind, "")
+        constant = frequent_answer(self.constants, task)
         pair = (answer.strip(), constant)
         exact = [float(is_exact(task, text)) for text in pair]
-        for name in ("exact_match", f"exact_match.{task.kind}"):
+        for name in ("exact_match", f"exact_match.{task.label}"):
             self.tally.add(name, torch.tensor([*exact, 1.0]))
+        self.tally.add(task.kind, 1)
         if task.kind in _F1_KINDS:
             scores = [token_f1(task.text, text) for text in pair]
             self.tally.add(f"token_f1.{task.kind}", torch.tensor([*scores, 1.0]))
         if task.kind == "transcribe":
-            self.transcripts.add(task.text, answer=answer)
+            self.transcripts.add(task.text, task.type, answer=answer)
 
     def metrics(self) -> list[Metric]:
         """Return the metrics over all ranks; a collective."""
         sums = self.tally.reduce()
-        kinds = [f"exact_match.{kind}" for kind in KINDS] + [f"token_f1.{k}" for k in _F1_KINDS]
+        labels = {name.partition(".")[2] for name in sums if name.startswith("exact_match.")}
+        types = reported_types(labels - set(KINDS))
+        named = [*(kind for kind in KINDS if kind in labels), *types]
         metrics = []
-        for name in ("exact_match", *kinds):
+        for name in (
+            "exact_match",
+            *(f"exact_match.{label}" for label in named),
+            *(f"token_f1.{kind}" for kind in _F1_KINDS),
+        ):
             if name in sums:
                 model, constant, weight = sums[name]
                 values = ratio(torch.stack([model, weight])), ratio(torch.stack([constant, weight]))
@@ -99,12 +108,13 @@ class _Scores:
                     Metric(name, *values, "most frequent training answer", is_lower_better=False)
                 )
         rates = self.transcripts.reduce()
-        if "exact_match.transcribe" in sums:
+        if "transcribe" in sums:
             for kind in ("wer", "cer"):
                 value = rates.rate(kind, "answer")
                 metrics.append(rates.metric(kind, f"{kind}.transcribe", value))
+            metrics += rates.metrics_by_type("wer", "wer", "answer")
         spoken = self.speech.metrics("spoken_answers")
-        return metrics + (spoken if "exact_match.speak" in sums else [])
+        return metrics + (spoken if "speak" in sums else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,7 @@ def _record(query: _Query, answer: Answer) -> dict[str, Any]:
         "key": query.sample["__key__"],
         "turn": len(task.history),
         "kind": task.kind,
+        "type": task.type,
         "reference": task.text,
         "answer": text,
         "is_exact": is_exact(task, text),
@@ -151,7 +162,7 @@ def _queries(context: EvaluationContext, assistant: Assistant) -> Iterator[_Quer
     for index in context.counted(indices, len(indices), f"{context.source.split} answers"):
         sample = context.source.read(index)
         try:
-            for task in answer_tasks(read_turns(sample)):
+            for task in answer_tasks(read_turns(sample), sample_type(sample)):
                 num_tokens = len(assistant.tokenizer.encode(task.text))
                 limit = _MAX_STRETCH * num_tokens + _SPARE_TOKENS
                 prompt = encode_question(assistant, Question(task.history, sample), limit)

@@ -4,16 +4,29 @@ Ranks embed their shards and gather all features, so the metrics do not depend o
 Ties count as errors, so a model with constant embeddings retrieves nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from muomni.data.shards.source import Source
-from muomni.data.views.image_text import NO_GROUP, ImageTextView, captions, group_of
+from muomni.data.views.image_text import (
+    CAPTION,
+    IMAGE,
+    NO_GROUP,
+    NUM_GROUPS,
+    ImageTextView,
+    captions,
+    group_of,
+    image_group,
+)
 from muomni.distributed import collectives
 from muomni.errors import DataError
+from muomni.evaluation.metrics.sample_types import reported_types, sample_type
+from muomni.evaluation.metrics.tally import most_common, sum_counts
 from muomni.models.vision.clip import Clip
 from muomni.training.validation import LocatedBatch
 
@@ -23,22 +36,23 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class SplitFeatures:
-    """Unit-norm features of all pairs of a split, on the CPU, and the groups of their captions."""
+    """Unit-norm features of all pairs of a split, on the CPU, and their groups."""
 
     images: Tensor  # [N, d]
     texts: Tensor  # [N, d]
-    captions: Tensor  # [N] int64; equal for equal captions
+    groups: Tensor  # [N, G] int64; pairs with an equal group in a column are equally correct
 
 
 @torch.no_grad()
 def embed_split(clip: Clip, batches: Iterable[LocatedBatch]) -> SplitFeatures:
     """Embed this rank's batches and gather the features of all ranks; a collective."""
     size = clip.config.embedding_size
-    parts = [(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.long))]
+    no_groups = torch.empty(0, NUM_GROUPS, dtype=torch.long)
+    parts = [(torch.empty(0, size), torch.empty(0, size), no_groups)]
     for _, batch in batches:
         output = clip(batch["images"], batch["token_ids"], batch["token_lengths"])
-        is_real = batch["groups"][:, 1] != NO_GROUP
-        groups = batch["groups"][is_real, 1]
+        is_real = batch["groups"][:, CAPTION] != NO_GROUP
+        groups = batch["groups"][is_real]
         parts.append((output.image[is_real].cpu(), output.text[is_real].cpu(), groups.cpu()))
     local = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     gathered = collectives.gather_objects(local)
@@ -49,7 +63,7 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
     """Return `text_recall@k` (image to caption), `image_recall@k` (caption to image), and the expected
     values of a random ranking as `chance_...`.
 
-    Equal captions are equally correct. NaN for an empty split.
+    Pairs with an equal image or caption are equally correct. NaN for an empty split.
     """
     pairs = {
         "text": (features.images, features.texts),
@@ -57,7 +71,7 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
     }
     metrics: dict[str, float] = {}
     for name, (queries, candidates) in pairs.items():
-        ranks, chances = _ranks(queries, candidates, features.captions, features.captions, depths)
+        ranks, chances = _ranks(queries, candidates, features.groups, features.groups, depths)
         for column, depth in enumerate(depths):
             metrics[f"{name}_recall@{depth}"] = float((ranks < depth).double().mean())
             metrics[f"chance_{name}_recall@{depth}"] = float(chances[:, column].mean())
@@ -65,15 +79,16 @@ def recall(features: SplitFeatures, depths: Sequence[int] = DEPTHS) -> dict[str,
 
 
 @torch.no_grad()
-def zero_shot_top1(
+def zero_shot_hits(
     clip: Clip,
     features: SplitFeatures,
     names: Sequence[str],
     view: ImageTextView,
     device: torch.device,
-) -> float:
-    """Top-1 accuracy of classifying images among `names`, which must include all true names."""
-    groups = torch.tensor([group_of(name) for name in names])
+) -> Tensor:
+    """Whether each image [N] is classified correctly among `names`, which must include all true names."""
+    groups = torch.tensor([[group_of(name)] for name in names])
+    true_groups = features.groups[:, [CAPTION]]
     texts = []
     for start in range(0, len(names), _CHUNK):
         ids = [view.token_ids(name) for name in names[start : start + _CHUNK]]
@@ -82,8 +97,47 @@ def zero_shot_top1(
             padded[row, : len(name_ids)] = torch.tensor(name_ids)
         lengths = torch.tensor([len(name_ids) for name_ids in ids])
         texts.append(clip.embed_text(padded.to(device), lengths.to(device)).cpu())
-    ranks, _ = _ranks(features.images, torch.cat(texts), features.captions, groups, (1,))
-    return float((ranks < 1).double().mean())
+    ranks, _ = _ranks(features.images, torch.cat(texts), true_groups, groups, (1,))
+    return ranks < 1
+
+
+def hits_by_type(
+    hits: Tensor, features: SplitFeatures, source: Source
+) -> dict[str, tuple[float, float]]:
+    """Accuracy on the samples of each type, and the share of their most frequent caption.
+
+    `hits` [N] are those of `zero_shot_hits` on the split of `source`.
+    """
+    types: dict[int, str] = {}
+    for index in range(len(source)):
+        sample = source.read(index)
+        if type := sample_type(sample):
+            types[image_group(sample)] = type
+    of_samples = [types.get(image, "") for image in features.groups[:, IMAGE].tolist()]
+    found = {}
+    for type in reported_types(of_samples):
+        is_its = torch.tensor([other == type for other in of_samples])
+        counts = torch.unique(features.groups[is_its, CAPTION], return_counts=True)[1]
+        frequent = int(counts.max()) / int(counts.sum())
+        found[type] = float(hits[is_its].double().mean()), frequent
+    return found
+
+
+def majority_top1(features: SplitFeatures, train: Iterable[dict[str, Any]]) -> float:
+    """Top-1 accuracy of the most frequent first caption in this rank's shard `train` and those of others.
+
+    NaN without training samples. A collective.
+    """
+    counts: Counter[int] = Counter()
+    for sample in train:
+        try:
+            counts[group_of(captions(sample)[0])] += 1
+        except DataError:
+            continue  # training skips it, too
+    frequent = most_common(sum_counts(counts))
+    if frequent is None:
+        return float("nan")
+    return float((features.groups[:, CAPTION] == frequent).double().mean())
 
 
 def class_names(sources: Iterable[Source]) -> list[str]:
@@ -112,7 +166,7 @@ def _ranks(
     for start in range(0, len(queries), _CHUNK):
         rows = slice(start, start + _CHUNK)
         similarity = queries[rows] @ candidates.T
-        is_correct = query_groups[rows, None] == candidate_groups[None, :]
+        is_correct = (query_groups[rows, None] == candidate_groups).any(2)
         best = similarity.masked_fill(~is_correct, -torch.inf).amax(1, keepdim=True)
         ranks.append(((similarity >= best) & ~is_correct).sum(1))
         chances.append(_chance(is_correct.sum(1), len(candidates), depths))

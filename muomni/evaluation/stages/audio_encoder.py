@@ -3,8 +3,10 @@
 from muomni.data.views.base import Batch
 from muomni.evaluation.context import EvaluationContext
 from muomni.evaluation.metrics.error_rates import ErrorCounts
+from muomni.evaluation.metrics.sample_types import BatchTypes
 from muomni.evaluation.report import Metric
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
+from muomni.models.speech.ctc import greedy_decode
 from muomni.training.outputs import StageOutput
 from muomni.training.stages.audio_encoder import AudioEncoderStage, AudioEncoderTask
 from muomni.training.validation import validate
@@ -13,23 +15,32 @@ from muomni.training.validation import validate
 def evaluate(context: EvaluationContext) -> list[Metric]:
     """WER and CER of greedy CTC decoding, WER with the training word list, infeasible samples.
 
-    The baseline is the best constant transcript.
+    WERs also by type of sample. The baseline is the best constant transcript.
     """
     stage, task = context.stage, context.task
     assert isinstance(stage, AudioEncoderStage) and isinstance(task, AudioEncoderTask)
     transcripts = TrainingTranscripts(context)
-    decoder = transcripts.word_decoder(stage.view().units)
+    view = stage.view()
+    decoder = transcripts.word_decoder(view.units)
     errors = ErrorCounts(transcripts.constants())
+    batches = BatchTypes(context.batches(), context.source, view)
 
     def forward(batch: Batch) -> StageOutput:
         logits, frame_lengths = task.logits(batch)
         decoded = [[]] * len(logits) if decoder is None else decoder.decode(logits, frame_lengths)
-        labels = zip(batch["labels"].cpu(), batch["label_lengths"].cpu(), strict=True)
-        for (ids, length), words in zip(labels, decoded, strict=True):
-            errors.add(stage.tokenizer.decode(ids[:length].tolist()), words=" ".join(words))
+        greedy = greedy_decode(logits, frame_lengths)
+        labels, lengths = batch["labels"].cpu(), batch["label_lengths"].cpu()
+        types = batches.current(int((lengths > 0).sum()))
+        for row, type in enumerate(types):
+            hypotheses = {
+                "greedy": stage.tokenizer.decode(greedy[row]),
+                "words": " ".join(decoded[row]),
+            }
+            reference = stage.tokenizer.decode(labels[row, : lengths[row]].tolist())
+            errors.add(reference, type, **hypotheses)
         return task.score(batch, logits, frame_lengths)
 
-    metrics = validate(stage, forward, context.batches())
+    metrics = validate(stage, forward, batches)
     rates = errors.reduce()
     with_list = rates.metric("wer", "wer_with_word_list", rates.rate("wer", "words"))
     return [
@@ -37,4 +48,6 @@ def evaluate(context: EvaluationContext) -> list[Metric]:
         *([] if decoder is None else [with_list]),
         rates.metric("cer", "cer", metrics["cer"]),
         Metric("infeasible_fraction", metrics["infeasible_fraction"]),
+        *rates.metrics_by_type("wer", "wer", "greedy"),
+        *([] if decoder is None else rates.metrics_by_type("wer", "wer_with_word_list", "words")),
     ]

@@ -4,8 +4,6 @@ Baselines do not use the input: the most frequent training answer of the same ki
 model of answer tokens, and the most frequent code.
 """
 
-from collections import Counter
-
 import torch
 
 from muomni.data.media.decode import decode_audio
@@ -13,10 +11,11 @@ from muomni.data.text.turns import find_medium, read_turns
 from muomni.data.views.base import Batch
 from muomni.errors import DataError
 from muomni.evaluation.context import EvaluationContext
-from muomni.evaluation.metrics.answer_tasks import KINDS, answer_tasks
+from muomni.evaluation.metrics.answer_tasks import FrequentAnswers, answer_tasks
 from muomni.evaluation.metrics.baselines import CodeCounts, token_counts, unigram_nats
 from muomni.evaluation.metrics.generated_answers import score_generated_answers
-from muomni.evaluation.metrics.tally import Tally, most_common, sum_counts, watch
+from muomni.evaluation.metrics.sample_types import sample_type
+from muomni.evaluation.metrics.tally import Tally, watch
 from muomni.evaluation.report import Metric
 from muomni.training.stages.sft.stage import SftStage
 from muomni.training.validation import validate
@@ -47,18 +46,18 @@ def evaluate(context: EvaluationContext) -> list[Metric]:
 def _fit_baselines(
     context: EvaluationContext, stage: SftStage, tally: Tally, codes: CodeCounts
 ) -> dict[str, str]:
-    """Count tokens and codes of training answers; return the most frequent answer of each kind.
+    """Count tokens and codes of training answers; return the most frequent answer by type and kind.
 
     Decodes no images. A collective.
     """
     encoder, tokenizer = stage.view().encoder, stage.tokenizer
-    texts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    answers = FrequentAnswers()
     for sample in context.train_samples():
         try:
-            for task in answer_tasks(read_turns(sample)):
+            for task in answer_tasks(read_turns(sample), sample_type(sample)):
                 ids = torch.tensor([*encoder.answer_ids(task.answer), tokenizer.eos_id])
                 tally.add("train", token_counts(ids, tokenizer.vocab_size))
-                texts[task.kind][task.text] += 1
+                answers.add(task)
                 if task.audio is not None:
                     waveform = torch.from_numpy(decode_audio(find_medium(sample, task.audio)))
                     length = torch.tensor([len(waveform)])
@@ -68,8 +67,7 @@ def _fit_baselines(
                     codes.add("train", coded)
         except DataError:
             continue  # training skips it, too
-    frequent = {kind: most_common(sum_counts(texts[kind])) for kind in KINDS}
-    return {kind: text for kind, text in frequent.items() if text is not None}
+    return answers.reduce()
 
 
 def _token_metrics(values: dict[str, float], tally: Tally) -> list[Metric]:

@@ -1,6 +1,5 @@
 """The resolved setup of a run, as it is printed before the first step."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,9 +19,10 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def count_parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module, only_trained: bool = False) -> int:
     """Count the parameters of a module, including those that ZeRO-3 has partitioned."""
-    return _count(module.parameters())
+    parameters = (p for p in module.parameters() if p.requires_grad or not only_trained)
+    return sum(full_shape(p).numel() for p in parameters)
 
 
 def describe_global_batch(session: "Session") -> str:
@@ -72,8 +72,8 @@ def describe_model(session: "Session", task: nn.Module) -> list[str]:
     """Rows on parameters and the memory of their state; call it before ZeRO partitions them."""
     from muomni.training.planning.dry_run import MIB, predict_state
 
-    num_trained = _count(p for p in task.parameters() if p.requires_grad)
-    rows = [row("model", f"{count_parameters(task):,} parameters, {num_trained:,} trained")]
+    counts = count_parameters(task), count_parameters(task, only_trained=True)
+    rows = [row("model", "{:,} parameters, {:,} trained".format(*counts))]
     rows += [row("", line) for line in describe_parameters(task, session.request.config.optim)]
     plan = predict_state(session, task)
     if plan is not None:
@@ -83,7 +83,3 @@ def describe_model(session: "Session", task: nn.Module) -> list[str]:
         )
         rows.append(row("memory", f"{what}{host}; --dry-run adds activations"))
     return rows
-
-
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(full_shape(parameter).numel() for parameter in parameters)

@@ -7,6 +7,7 @@ one micro-batch per rank, features are gathered in its forward pass. docs/contra
 the choice of loss.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,8 @@ from muomni.models.vision.clip import Clip
 from muomni.models.vision.contrastive import (
     GatheredFeatures,
     contrastive_surrogate,
-    gathered_logsumexp,
+    count_positives,
+    pair_normalizers,
     sigmoid_surrogate,
 )
 from muomni.training.flops import FlopCounter, count_clip
@@ -50,16 +52,14 @@ class VisionEncoderTask(nn.Module):
         pool = batch
         if "all_images" not in batch:
             # Evaluation compares within this rank, so metrics do not depend on the number of ranks.
-            pool = _pool(output.image, output.text, batch["groups"], is_shared=self.training)
-            if output.bias is None:
-                sizes = [len(output.image)]
-                pool |= _logsumexps(pool, sizes, output.scale, is_shared=self.training)
+            scale = output.scale if output.bias is None else None
+            pairs = (output.image, output.text, batch["groups"])
+            pool = _pool(*pairs, [len(output.image)], self.training, scale)
         gathered, offset = _gathered(pool), int(pool["offset"])
         if output.bias is None:
             total, weight, logs = contrastive_surrogate(
-                output.image, output.text, gathered, pool["image_lse"], pool["text_lse"], offset,
-                output.scale,
-            )  # fmt: skip
+                output.image, output.text, gathered, pool["normalizers"], offset, output.scale
+            )
         else:
             total, weight, logs = sigmoid_surrogate(
                 output.image, output.text, gathered, offset, output.scale, output.bias
@@ -71,37 +71,42 @@ class VisionEncoderTask(nn.Module):
 
 
 def _pool(
-    images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, is_shared: bool
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    groups: torch.Tensor,
+    sizes: list[int],
+    is_shared: bool,
+    scale: torch.Tensor | None,
 ) -> Batch:
-    """Return features and groups of all pairs of a step; with `is_shared`, gathered from all ranks.
+    """Return features, groups, and numbers of positives of all pairs of a step, and for InfoNCE normalizers.
 
-    All ranks must have the same number of pairs. `offset` is the index of the first local pair, on the host.
+    The local pairs are those of micro-batches of `sizes` pairs. With `is_shared`, the pairs of all ranks are
+    gathered; each rank must have as many. `scale` is None for the sigmoid loss. `offset` is the index of the
+    first local pair, on the host. Micro-batches are processed in turn, so at most one micro-batch's
+    similarities with all pairs are in memory.
     """
     gather = collectives.gather_rows if is_shared else torch.Tensor.detach
-    return {
+    offset = len(images) * collectives.rank() if is_shared else 0
+    starts = itertools.accumulate([offset, *sizes[:-1]])
+    parts = list(zip(starts, sizes, strict=True))
+    all_groups = gather(groups)
+    pool = {
         "all_images": gather(images),
         "all_texts": gather(texts),
-        "all_groups": gather(groups),
-        "offset": torch.tensor(len(images) * collectives.rank() if is_shared else 0),
+        "all_groups": all_groups,
+        "num_positives": gather(torch.cat([count_positives(*part, all_groups) for part in parts])),
+        "offset": torch.tensor(offset),
     }
-
-
-def _logsumexps(pool: Batch, sizes: list[int], scale: torch.Tensor, is_shared: bool) -> Batch:
-    """Return the log-sum-exps over all pairs for InfoNCE, from local micro-batches of `sizes` pairs.
-
-    Micro-batches are processed in turn, so at most one micro-batch's similarities with all pairs are in memory.
-    """
-    gathered, start, parts = _gathered(pool), int(pool["offset"]), []
-    for size in sizes:
-        parts.append(gathered_logsumexp(start, size, gathered, scale))
-        start += size
-    image_lse, text_lse = (torch.cat(lse) for lse in zip(*parts, strict=True))
-    gather = collectives.gather_rows if is_shared else torch.Tensor.detach
-    return {"image_lse": gather(image_lse), "text_lse": gather(text_lse)}
+    if scale is not None:
+        gathered = _gathered(pool)
+        local = [pair_normalizers(*part, gathered, scale) for part in parts]
+        pool["normalizers"] = gather(torch.cat(local))
+    return pool
 
 
 def _gathered(pool: Batch) -> GatheredFeatures:
-    return GatheredFeatures(pool["all_images"], pool["all_texts"], pool["all_groups"])
+    names = ("all_images", "all_texts", "all_groups", "num_positives")
+    return GatheredFeatures(*(pool[name] for name in names))
 
 
 class VisionEncoderStage(Stage):
@@ -172,9 +177,8 @@ class VisionEncoderStage(Stage):
             passes = [forward({**batch, _FEATURES_ONLY: marker}).state for batch in batches]
             images, texts = (torch.cat([p[name] for p in passes]) for name in ("image", "text"))
             groups = torch.cat([batch["groups"] for batch in batches])
-            pool = _pool(images, texts, groups, is_shared=over_ranks)
-            if self.config.options.loss == "clip":
-                pool |= _logsumexps(pool, sizes, passes[0]["scale"], is_shared=over_ranks)
+            scale = passes[0]["scale"] if self.config.options.loss == "clip" else None
+            pool = _pool(images, texts, groups, sizes, over_ranks, scale)
         starts = torch.tensor([0, *sizes]).cumsum(0)
         return [
             {**batch, **pool, "offset": pool["offset"] + start}

@@ -121,6 +121,7 @@ def test_prompt_is_a_prefix_of_the_training_sequence(encoder: ConversationEncode
     prompt, full = encoder.prompt(conversation[:1], media), encoder.encode(conversation, media, 100)
     assert prompt.ids == full.ids[: len(prompt.ids)]
     assert full.answers[len(prompt.ids)] == 1 and full.answers[len(prompt.ids) - 1] == 0
+    assert encoder.num_prompt_positions(conversation[:1], media) == len(prompt.ids)
 
 
 def test_markers_typed_by_a_user_are_plain_text(

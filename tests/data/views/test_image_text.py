@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from muomni.config.models import Augmentation
 from muomni.data.sampling.order import generator
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.data.views.image_text import NO_GROUP, ImageTextView
+from muomni.data.views.image_text import CAPTION, IMAGE, NO_GROUP, ImageTextView
 from muomni.errors import DataError
 from tests.corpora import write_tokenizer
 from tests.media_corpora import image
@@ -80,10 +81,31 @@ def test_flip_probability(tokenizer: Tokenizer) -> None:
         assert (view.example(lopsided, generator(0, 0, 0)).pixels == expected).all()
 
 
-def test_equal_captions_share_a_group(view: ImageTextView) -> None:
-    one, other = view.example(sample("a"), None), view.example(sample("b"), None)
-    assert one.groups[1] == other.groups[1] and one.groups[0] != other.groups[0]
-    assert min(*one.groups, *other.groups) >= 0
+@pytest.mark.parametrize(
+    ("captions", "color", "shared"),
+    [
+        (["a red door", "the cat", "the old river"], "red", {"image", "caption", "captions"}),
+        (["A red  Door "], "blue", {"caption"}),
+        (["the cat", "a red door", "The Old River"], "blue", {"captions"}),
+        (["the cat", "the old river"], "red", {"image"}),
+        (["the cat"], "blue", set()),
+    ],
+)
+def test_equal_images_captions_and_sets_of_captions_share_a_group(
+    captions: list[str], color: str, shared: set[str], view: ImageTextView
+) -> None:
+    other = {**sample("b", color), "json": json.dumps({"captions": captions}).encode()}
+    pairs = view.example(sample("a"), None), view.example(other, None)
+    assert min(group for pair in pairs for group in pair.groups) >= 0
+    equal = [a == b for a, b in zip(*(pair.groups for pair in pairs), strict=True)]
+    assert equal == [name in shared for name in ("image", "caption", "captions")]
+
+
+def test_groups_are_of_the_sampled_caption_and_the_unaugmented_image(view: ImageTextView) -> None:
+    pairs = [view.example(sample(), generator(0, epoch, 1)) for epoch in range(20)]
+    captions = {decoded(view, pair.ids): pair.groups[CAPTION] for pair in pairs}
+    assert len(captions) == len(set(captions.values())) == 3
+    assert len({pair.groups[IMAGE] for pair in pairs}) == 1
 
 
 def test_empty_sequences_become_padding_pairs_at_the_end(view: ImageTextView) -> None:

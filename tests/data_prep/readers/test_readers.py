@@ -242,6 +242,18 @@ def test_llava_groups(tmp_path: Path) -> None:
     assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]  # terms: allow
 
 
+def test_llava_splits_and_types(tmp_path: Path) -> None:
+    items = _llava(
+        tmp_path / "c.json",
+        {"id": "1", "split": "validation", "type": "how_many", **_turns("a", "b")},
+        {"id": "2", **_turns("a", "b")},
+        {"id": "3", "split": "other", **_turns("a", "b")},
+    )
+    assert [item.declared_split for item in items] == ["val", None, None]
+    assert [item.metadata for item in items] == [{"type": "how_many"}, {}, {}]
+    assert _reasons(items) == {"3": "bad-record"}
+
+
 def test_llava_bad_records(tmp_path: Path) -> None:
     items = _llava(
         tmp_path / "c.json",

@@ -9,11 +9,11 @@ from muomni.config.models import ClipConfig, TextTowerConfig, VisionTowerConfig
 from muomni.models.layers.flops import forward_flops
 from muomni.models.vision.clip import MAX_SCALE, Clip
 from muomni.models.vision.contrastive import (
-    GatheredFeatures,
     contrastive_surrogate,
-    gathered_logsumexp,
+    pair_normalizers,
 )
 from tests.models.gradients import grad
+from tests.models.vision.textbook_losses import gathered_features
 
 SIZES = {"num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16}
 CONFIG = ClipConfig(
@@ -83,10 +83,10 @@ def test_learns_to_match_texts_and_images() -> None:
     ratio, logs = torch.tensor(0.0), {}
     for _ in range(40):
         output = model(*pairs())
-        gathered = GatheredFeatures(output.image.detach(), output.text.detach())
-        rows, columns = gathered_logsumexp(0, 8, gathered, output.scale)
+        gathered = gathered_features(output.image, output.text, torch.arange(8))
+        normalizers = pair_normalizers(0, 8, gathered, output.scale)
         total, weight, logs = contrastive_surrogate(
-            output.image, output.text, gathered, rows, columns, 0, output.scale
+            output.image, output.text, gathered, normalizers, 0, output.scale
         )
         optimizer.zero_grad()
         ratio = total / weight

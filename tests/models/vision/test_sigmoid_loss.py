@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from muomni.models.vision.contrastive import PADDING_GROUP, GatheredFeatures, sigmoid_surrogate
+from muomni.models.vision.contrastive import PADDING_GROUP, sigmoid_surrogate
+from tests.models.vision.textbook_losses import gathered_features
 
 Values = tuple[torch.Tensor, ...]
 
@@ -22,18 +23,19 @@ def formula(
     y: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor,
-    groups: list[int] | None,
+    groups: list[int],
 ) -> torch.Tensor:
-    """Pair by pair: -log(1 / (1 + exp(z (-t x.y - b)))), z = 1 for a pair and -1 for a negative."""
+    """Pair by pair: -w log(1 / (1 + exp(z (-t x.y - b)))), z = 1 for positives and -1 for negatives.
+
+    Each of n equal pairs has n positives, of weight w = 1 / n.
+    """
     total = x.new_zeros(())
     for i in range(len(x)):
         for j in range(len(x)):
-            if groups is not None and PADDING_GROUP in (groups[i], groups[j]):
+            if PADDING_GROUP in (groups[i], groups[j]):
                 continue
-            if groups is not None and i != j and groups[i] == groups[j]:
-                continue
-            z = 1 if i == j else -1
-            total = total + torch.log(1 + torch.exp(z * (-scale * (x[i] @ y[j]) - bias)))
+            z, w = (1, 1 / groups.count(groups[i])) if groups[i] == groups[j] else (-1, 1)
+            total = total + w * torch.log(1 + torch.exp(z * (-scale * (x[i] @ y[j]) - bias)))
     return total
 
 
@@ -42,19 +44,18 @@ def split_loss(
     y: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor,
-    groups: list[int] | None,
+    groups: list[int],
     sizes: list[int],
 ) -> torch.Tensor:
     """Sum of the surrogates of chunks; each has its own graph, as on its own rank."""
-    ids = None if groups is None else torch.tensor(groups)
-    gathered = GatheredFeatures(x.detach(), y.detach(), ids)
+    gathered = gathered_features(x, y, torch.tensor(groups))
     total = weight = x.new_zeros(())
     for i, size in enumerate(sizes):
         offset = sum(sizes[:i])
         local = slice(offset, offset + size)
         value, count, _ = sigmoid_surrogate(x[local], y[local], gathered, offset, scale, bias)
         total, weight = total + value, weight + count
-    assert weight == gathered.weight()
+    assert weight == len(groups) - groups.count(PADDING_GROUP)
     return total
 
 
@@ -66,12 +67,12 @@ def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> Values:
 @pytest.mark.parametrize(
     "groups",
     [
-        None,
+        list(range(12)),
         [0, 1, 0, 2, 3, 1, 0, 4, 5, 5, 6, 7],
         [0, 1, 0, -1, 3, 1, 0, 4, -1, -1, 6, 7],
     ],
 )
-def test_any_split_matches_the_formula(sizes: list[int], groups: list[int] | None) -> None:
+def test_any_split_matches_the_formula(sizes: list[int], groups: list[int]) -> None:
     x, y = (t.requires_grad_() for t in features(12))
     log_scale = torch.tensor(math.log(10), dtype=torch.float64, requires_grad=True)
     # Near zero, where no sigmoid is saturated.
@@ -91,7 +92,7 @@ def test_equals_the_loss_of_open_clip() -> None:
     )
     inputs = (x, y, scale, bias)
     expected = with_gradients(module.SigLipLoss()(x, y, scale, bias), *inputs)
-    actual = with_gradients(split_loss(x, y, scale, bias, None, [4, 4]) / 8, *inputs)
+    actual = with_gradients(split_loss(x, y, scale, bias, list(range(8)), [4, 4]) / 8, *inputs)
     for mine, reference in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, reference)
 
@@ -99,18 +100,18 @@ def test_equals_the_loss_of_open_clip() -> None:
 def test_the_initial_bias_keeps_steps_with_many_negatives_small() -> None:
     """With random features and bias -10, positives cost 10 each and negatives almost nothing."""
     x, y = features(256)
+    groups, sizes = list(range(256)), [256]
     scale, zero, low = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 0.0, -10.0))
-    started = split_loss(x, y, scale, low, None, [256]) / 256
+    started = split_loss(x, y, scale, low, groups, sizes) / 256
     assert started == pytest.approx(10, rel=1e-2)
-    assert split_loss(x, y, scale, zero, None, [256]) / 256 == pytest.approx(256 * math.log(2))
+    assert split_loss(x, y, scale, zero, groups, sizes) / 256 == pytest.approx(256 * math.log(2))
 
 
 def test_similarities_of_half_precision_features_are_fp32() -> None:
     x, y = (t.bfloat16() for t in features(16))
     local = x.clone().requires_grad_()
-    value, _, _ = sigmoid_surrogate(
-        local, y, GatheredFeatures(x, y), 0, torch.tensor(10.0), torch.tensor(-10.0)
-    )
+    gathered = gathered_features(x, y, torch.arange(16))
+    value, _, _ = sigmoid_surrogate(local, y, gathered, 0, torch.tensor(10.0), torch.tensor(-10.0))
     value.backward()
     assert value.dtype == torch.float32 and local.grad is not None
     assert torch.isfinite(local.grad).all() and (local.grad != 0).any()
@@ -120,7 +121,7 @@ def test_padding_has_no_gradient_and_no_accuracy() -> None:
     x, _ = features(6)
     x.requires_grad_()
     groups = torch.tensor([0, 1, -1, 2, -1, 3])
-    gathered = GatheredFeatures(x.detach(), x.detach(), groups)
+    gathered = gathered_features(x, x, groups)
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (10.0, -1.0))
     value, weight, logs = sigmoid_surrogate(x, x, gathered, 0, scale, bias)
     value.backward()

@@ -1,41 +1,35 @@
-"""Categories of emoji from Unicode's list."""
+"""Reproducible archives, and sentences of one split each."""
 
+import tarfile
 from pathlib import Path
 
-import pytest
-
-from scripts.samples.build import emoji_key, read_emoji_kinds
-
-_LIST = """\
-# emoji-test.txt
-# group: Animals & Nature
-
-# subgroup: animal-bird
-1F414            ; fully-qualified     # E0.6 chicken
-# subgroup: plant-flower
-1F33A            ; fully-qualified     # E0.6 hibiscus
-# group: Objects
-# subgroup: other-object
-1F6AC            ; fully-qualified     # E0.6 cigarette
-# subgroup: keycap
-0023 FE0F 20E3   ; fully-qualified     # E0.6 keycap: #
-0023 20E3        ; unqualified         # E0.6 keycap: #
-#EOF
-"""
+from scripts.samples.build import pack
+from scripts.samples.vocabulary import SPEECH_TYPES, plain, split_of, take
 
 
-def test_category_is_subgroup_before_hyphen(tmp_path: Path) -> None:
-    path = tmp_path / "emoji-test.txt"
-    path.write_text(_LIST, encoding="utf-8")
-    assert read_emoji_kinds(path) == {"1F414": "animal", "1F33A": "plant", "0023 20E3": "keycap"}
+def test_archives_depend_on_names_and_contents_only(tmp_path: Path) -> None:
+    packed = []
+    for clone in ("a", "b"):
+        folder = tmp_path / clone / "images"
+        for name in ("2.png", "1.png") if clone == "a" else ("1.png", "2.png"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(name.encode())
+        pack(folder, tmp_path / f"{clone}.tar.xz")
+        packed.append((tmp_path / f"{clone}.tar.xz").read_bytes())
+    assert packed[0] == packed[1]
+    with tarfile.open(tmp_path / "a.tar.xz") as archive:
+        assert archive.getnames() == ["images/1.png", "images/2.png"]
 
 
-def test_code_points_are_normalized() -> None:
-    assert emoji_key(["23", "fe0f", "20e3"]) == emoji_key(["0023", "20E3"]) == "0023 20E3"
+def test_sentences_are_new_in_each_split() -> None:
+    for type in SPEECH_TYPES:
+        texts = {
+            split: {s.text for key in "ab" for s in take(type, key, split, 30)}
+            for split in ("train", "val", "test")
+        }
+        assert not texts["train"] & texts["test"] and not texts["train"] & texts["val"]
+        assert all(split_of(text) == split for split in texts for text in texts[split])
 
 
-def test_other_files_are_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "emoji-test.txt"
-    path.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="lists no emoji"):
-        read_emoji_kinds(path)
+def test_transcripts_have_no_punctuation() -> None:
+    assert plain("What is this? Answer: aloud.") == "what is this answer aloud"

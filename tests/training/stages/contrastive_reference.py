@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from muomni.config.run import RunConfig
 from muomni.data.loading.loader import PlannedDataset
@@ -12,6 +11,7 @@ from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.training.session import Request, Session, prepare, seed_everything
 from muomni.training.stages.vision_encoder import VisionEncoderTask
+from tests.models.vision import textbook_losses
 
 Gradients = dict[str, torch.Tensor]
 
@@ -66,22 +66,13 @@ def gradients_of(task: torch.nn.Module) -> Gradients:
 
 
 def textbook_loss(task: VisionEncoderTask, batches: list[Batch]) -> torch.Tensor:
-    """Mean loss of all pairs at once; pairs with equal captions are not negatives.
-
-    Cross-entropy both ways (Radford et al., 2021), or for a model with a bias the sigmoid loss
-    (Zhai et al., 2023).
-    """
+    """Mean loss of all pairs at once: the sigmoid loss for a model with a bias, else InfoNCE."""
     outputs = [task.clip(b["images"], b["token_ids"], b["token_lengths"]) for b in batches]
-    captions = torch.cat([batch["groups"][:, 1] for batch in batches])
+    positive = textbook_losses.positives(torch.cat([batch["groups"] for batch in batches]))
+    assert positive.sum() > len(positive), "the step has no equal pairs"
     logits = outputs[0].scale * (
         torch.cat([o.image for o in outputs]) @ torch.cat([o.text for o in outputs]).T
     )
-    own = torch.eye(len(captions), dtype=torch.bool)
-    same = (captions[:, None] == captions[None, :]) & ~own
     if outputs[0].bias is not None:
-        logits = logits + outputs[0].bias
-        chances = torch.where(own, logits.sigmoid(), 1 - logits.sigmoid())
-        return -chances.log().masked_fill(same, 0.0).sum() / len(captions)
-    logits = logits.masked_fill(same, -torch.inf)
-    targets = torch.arange(len(captions))
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        return textbook_losses.sigmoid(logits + outputs[0].bias, positive) / len(positive)
+    return textbook_losses.infonce(logits, positive) / len(positive)

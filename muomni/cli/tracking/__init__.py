@@ -1,0 +1,1 @@
+"""Verbs about the records of runs: comparison, and synchronization with MLflow."""
