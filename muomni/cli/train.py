@@ -27,7 +27,7 @@ from muomni.distributed.discovery import (
 )
 from muomni.distributed.launcher import start_rank
 from muomni.errors import ConfigError, exit_on_error, exit_rank_on_error
-from muomni.io.console import protect_output
+from muomni.io.console import note_failures, protect_output
 from muomni.io.live_line import LIVE_LINE
 from muomni.io.logs import use_root_handlers
 from muomni.observe.announce import BANNER_PRINTED, Startup, banner, outcome, row
@@ -191,6 +191,7 @@ def train(
         folder = RunFolder(request.run, config.stage)
         if ranks.is_main:
             folder.create()
+            note_failures()
             stack.enter_context(held_by_this_process(folder.root))
         startup.begin("process group")
         with process_group(session.device, config.training.collective_timeout_s):

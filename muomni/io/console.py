@@ -27,6 +27,7 @@ class SteadyStream:
     def __init__(self, stream: TextIO, report: Callable[[OSError], None]) -> None:
         self._stream = stream
         self._is_terminal = is_terminal(stream)
+        self.note = report
         self._report: Callable[[OSError], None] | None = report
 
     def write(self, text: str) -> int:
@@ -74,11 +75,19 @@ def protect_output(log: Path | None) -> None:
             setattr(sys, name, SteadyStream(stream, note))
 
 
+def note_failures() -> None:
+    """Write what `protect_output` could not note before the folder of its log existed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, SteadyStream) and isinstance(stream.note, _Note):
+            stream.note.retry()
+
+
 class _Note:
     """Notes once in a log that output failed."""
 
     def __init__(self, log: Path | None) -> None:
         self._log = log
+        self._waiting: tuple[Path, str] | None = None
 
     def __call__(self, error: OSError) -> None:
         log, self._log = self._log, None
@@ -88,6 +97,16 @@ class _Note:
             f"# {time.strftime('%F %T')} cannot write to standard output or error ({error.strerror}); the run "
             f"continues without it\n"
         )
-        # The log may be on the same full disk, or its folder not exist yet.
+        if not log.parent.is_dir():  # before the run has created it
+            self._waiting = (log, line)
+            return
+        # The log may be on the same full disk.
         with suppress(OSError), log.open("a", encoding="utf-8") as file:
             file.write(line)
+
+    def retry(self) -> None:
+        """Write the line that had no folder, if there is one."""
+        if self._waiting is not None:
+            (log, line), self._waiting = self._waiting, None
+            with suppress(OSError), log.open("a", encoding="utf-8") as file:
+                file.write(line)

@@ -56,7 +56,8 @@ def configure(level: int, is_main: bool = True, log: Path | None = None) -> None
     startup messages of DeepSpeed and torch are shown, too.
     """
     terminal = logging.StreamHandler()
-    terminal.setLevel(level if is_main else logging.ERROR)
+    if not is_main:
+        terminal.setLevel(logging.ERROR)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [terminal]
     if log is not None and not is_main:

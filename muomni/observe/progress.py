@@ -1,5 +1,6 @@
 """Progress: rates of training, and what is printed while it runs."""
 
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from muomni.observe.recorder import Kind, Recorder, RunInfo, Status, links
 _ACTIVITIES = ("validation", "save", "export")
 # Without progress, a line still appears this often, to show that the process is alive.
 _SILENCE_S = 60.0
+_PROGRESS_LINE = re.compile(r"(\w+) (\d+)/(\d+)  (loss .*)")
+_RELAYED = {"loss": 0, "eta": 1}  # texts that a relayed line keeps first
 # The narrowest bar, and the narrowest line that has one.
 _MIN_BAR, _MIN_COLUMNS = 8, 60
 
@@ -185,6 +188,19 @@ class ProgressLine:
         else:
             per_step = (time.perf_counter() - self._first[1]) / (step - self._first[0])
         return per_step * (self._info.num_steps - step)
+
+
+def as_live_line(line: str, columns: int) -> str | None:
+    """A printed progress line with a bar, to redraw it in a terminal; None for other lines."""
+    found = _PROGRESS_LINE.fullmatch(line)
+    if found is None:
+        return None
+    stage, step, num_steps, texts = found.groups()
+    left = f"{stage} {step}/{num_steps}"
+    fields = [(_RELAYED.get(text.split()[0], 2), text) for text in texts.split("  ")]
+    reserved = _MIN_BAR + 3 if columns >= _MIN_COLUMNS else 2
+    right = fit(fields, columns - len(left) - reserved)
+    return bar(left, int(step), int(num_steps), right, columns)
 
 
 def fit(fields: list[tuple[int, str]], columns: int) -> str:

@@ -23,7 +23,9 @@ from muomni.distributed.discovery import free_port
 from muomni.distributed.launcher import LAUNCHER_PID, num_cores, stop_signals
 from muomni.errors import MachineError, PreemptedError
 from muomni.io.console import SteadyStream
+from muomni.io.live_line import LIVE_LINE, is_terminal, width
 from muomni.observe.announce import LAUNCH_TIME
+from muomni.observe.progress import as_live_line
 
 POLL_S = 0.2
 # Exit code of DeepSpeed's launcher if SIGTERM killed a rank before its handler was installed.
@@ -129,8 +131,20 @@ class RunningRanks:
         for line in self._process.stdout:
             file.write(line)
             file.flush()
-            print(prefix + line, end="", flush=True)
+            drawn = None if prefix else self._live_line(line)
+            if drawn is None:
+                print(prefix + line, end="", flush=True)
+            else:
+                LIVE_LINE.draw(drawn)
+        LIVE_LINE.hide()
         file.close()
+
+    @staticmethod
+    def _live_line(line: str) -> str | None:
+        """A line of progress, to redraw it in a terminal; None if it is to be printed."""
+        if not is_terminal(sys.stdout):
+            return None
+        return as_live_line(line.rstrip("\n"), width(sys.stdout) - 1)
 
     def poll(self) -> int | None:
         """Return the launcher's exit code after its output was copied, or None while it runs.

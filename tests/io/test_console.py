@@ -67,3 +67,16 @@ def test_output_continues_when_the_disk_has_space_again(tmp_path: Path) -> None:
         stream.flush()
         assert path.read_text() == "early\nearly\nlate\n"
     assert len(reports) == 1
+
+
+def test_a_failure_before_the_folder_of_the_log_exists_is_noted_later(tmp_path: Path) -> None:
+    program = PROGRAM.replace('"train.log"', '"run/train.log"')
+    program = program.replace("import protect_output", "import note_failures, protect_output")
+    program += "Path('run').mkdir()\nnote_failures()\nnote_failures()\n"
+    command = [sys.executable, "-c", program]
+    with open("/dev/full", "w") as full:
+        environ = {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environ, stdout=full, stderr=full)
+    assert done.returncode == 0
+    (line,) = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert line.endswith("(No space left on device); the run continues without it")

@@ -1,8 +1,10 @@
 """The live line of a terminal: its width, its colors, and other output above it."""
 
+from pathlib import Path
+
 import pytest
 
-from muomni.observe.progress import bar, fit
+from muomni.observe.progress import as_live_line, bar, fit
 from tests.terminal import drawn, run_in_terminal
 
 PROGRAM = """
@@ -72,3 +74,31 @@ def test_the_most_important_fields_are_kept() -> None:
     assert fit([], 10) == ""
     assert bar("thinker 1/2", 1, 2, "loss 1.0", 15) == "thinker 1/2  lo"
     assert len(bar("thinker 1/2", 1, 2, "loss 1.0", 60)) == 60
+
+
+RELAYING = """
+import os, sys, time
+from pathlib import Path
+from muomni.io.console import protect_output
+from muomni.pipeline.local import RunningRanks
+
+protect_output(None)
+lines = ["codec 1/9  loss 2.0  lr 1e-3  eta 0:08", "codec 1/9  val/loss 1.0", "a warning"]
+program = f"print(*{lines}, sep=chr(10))"
+ranks = RunningRanks([sys.executable, "-c", program], Path(os.environ["LOG"]), dict(os.environ))
+while ranks.poll() is None:
+    time.sleep(0.05)
+"""
+
+
+def test_a_pipeline_redraws_the_lines_of_its_stage(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    written = run_in_terminal(RELAYING, 40, NO_COLOR="1", LOG=str(log))
+    assert "\r\x1b[Kcodec 1/9  loss 2.0  lr 1e-3  eta 0:08\r\x1b[K" in written
+    assert "codec 1/9  val/loss 1.0\r\na warning\r\n" in written
+    assert log.read_text().splitlines()[1] == "codec 1/9  loss 2.0  lr 1e-3  eta 0:08"
+    assert (
+        as_live_line("codec 1/9  loss 2.0  lr 1e-3  eta 0:08", 30)
+        == "codec 1/9  loss 2.0  eta 0:08"
+    )
+    assert as_live_line("codec 1/9  val/loss 1.0", 80) is None

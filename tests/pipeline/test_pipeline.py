@@ -239,8 +239,9 @@ def test_output_ends_with_a_table_and_json(
     common = ("--data", str(text_data), "--run", str(tmp_path), "--ranks", "1")
     assert run_main(*common, "--stages", "thinker,codec") == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[-4].split()[-2:] == ["steps", "validation"]
-    assert lines[-3].split() == ["thinker", "finished", "before", "0:00", "7", "loss", "1.5"]
+    assert lines[-5].split()[-2:] == ["steps", "validation"]
+    assert lines[-2].split()[:2] == ["next", "muomni"]
+    assert lines[-4].split() == ["thinker", "finished", "before", "0:00", "7", "loss", "1.5"]
     stages = json.loads(lines[-1])["stages"]
     assert stages["codec"]["status"] == "trained"
     assert stages["thinker"]["metrics"] == {"val/loss": 1.5}
