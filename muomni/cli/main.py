@@ -36,8 +36,6 @@ GROUPS: dict[str, dict[str, str]] = {
         "completion": "print a completion script for bash, zsh, or tcsh",
     },
 }
-# Verbs in subpackages of this package; the others are modules of the same name.
-_MODULES = {"compare": "tracking.compare", "sync-mlflow": "tracking.sync_mlflow"}
 VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
 
 
@@ -62,7 +60,7 @@ def verb_module(verb: str) -> ModuleType:
         raise ConfigError(
             f"unknown verb '{verb}'{did_you_mean(verb, tuple(VERBS))}; verbs: {', '.join(VERBS)}"
         )
-    return import_module(f"muomni.cli.{_MODULES.get(verb, verb)}")
+    return import_module(f"muomni.cli.{verb.replace('-', '_')}")
 
 
 def verb_parser(verb: str, module: ModuleType, prog: str | None = None) -> CommandParser:

@@ -1,1 +1,0 @@
-"""Verbs about the records of runs: comparison, and synchronization with MLflow."""
