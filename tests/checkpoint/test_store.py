@@ -1,4 +1,4 @@
-"""Ranks share the hashing of a checkpoint: what each wrote when saving, an equal share when loading."""
+"""Ranks share the hashing of a checkpoint; states of earlier versions load."""
 
 from pathlib import Path
 from typing import Any
@@ -82,3 +82,8 @@ def test_each_file_is_hashed_once_and_all_ranks_report_a_damaged_one(
     assert len(own) == 3 and set(own) <= set(second["saved"])
     assert first["error"] == second["error"]
     assert "rank_1" in first["error"][0] and "differs" in first["error"][0]
+
+
+def test_the_state_of_an_earlier_version_loads_without_its_mlflow_run() -> None:
+    saved = {"step": 7, "plan_digest": "d", "best": 1.5, "mlflow_run_id": "a", "units_seen": 2.0}
+    assert store.TrainState.of({"state": saved}) == store.TrainState(7, "d", 1.5, 2.0)
