@@ -55,8 +55,9 @@ def test_pipeline_knows_it_and_refuses_its_typos(
     monkeypatch.setitem(STAGES, "toy", ROW)
     assert stage_needs()["toy"] == frozenset()
     arguments = argparse.Namespace(
-        preset="nano", data="d", run=tmp_path, ranks=2, parallel_stages=1
-    )
+        preset="nano", data="d", run=tmp_path, ranks=2, parallel_stages=1,
+        quiet=False, verbose=False, log_level=None,
+    )  # fmt: skip
     pipeline = Pipeline(arguments, [])
     configs = pipeline.configs(["toy"])
     pipeline.check(configs)
