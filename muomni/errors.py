@@ -20,6 +20,7 @@ _MACHINE_ERRNOS = {
 }  # fmt: skip
 # Parts of messages of gloo and NCCL about a rank that ended.
 _LOST_PEER = ("gloo/transport", "remote process exited")
+_CLOSED_PIPE_CODE = 128 + 13  # as if ended by SIGPIPE
 _PEER_GRACE_S = 5.0  # launchers check their ranks every second
 
 
@@ -81,10 +82,17 @@ class PreemptedError(MuomniError):
 def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
     """Print a `MuomniError`, or an OSError of the machine, as one line on stderr and exit with its code.
 
-    Only the main rank prints, unless the error is `is_rank_local`.
+    Only the main rank prints, unless the error is `is_rank_local`. A closed standard output ends the program
+    silently, except where `io.console` protects it.
     """
     try:
         yield
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has gone, as in `| head`; Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_CLOSED_PIPE_CODE) from None
     except MuomniError as error:
         if is_main or error.is_rank_local:
             print(f"{command}: {error}", file=sys.stderr, flush=True)

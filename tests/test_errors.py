@@ -47,6 +47,24 @@ def test_a_full_disk_is_one_sentence_from_any_rank(capsys: pytest.CaptureFixture
     )
 
 
+@pytest.mark.parametrize("num_lines", [1, 100_000])
+def test_a_closed_output_ends_the_program_silently(num_lines: int) -> None:
+    program = (
+        "import sys; from muomni.errors import exit_on_error\n"
+        "with exit_on_error('muomni summary'):\n"
+        "    sys.stdin.readline()\n"
+        f"    print('line\\n' * {num_lines})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(b"go on\n")
+    assert (process.returncode, errors) == (141, b"")
+
+
 def test_other_os_errors_are_bugs() -> None:
     with pytest.raises(FileNotFoundError), exit_on_error("train"):
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
