@@ -107,6 +107,11 @@ def operator_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
         return _attention_products(*args[:3])
     if packet in _BACKWARD_ATTENTION:
         return 2 * _attention_products(*args[1:4])
+    # The registry takes all documents for as long as the longest if lengths are unknown, on the meta device.
+    if str(packet) == "torch_attn._varlen_attn" and args[0].is_meta:
+        return _document_products(args[0], args[2], longest=args[6])
+    if str(packet) == "torch_attn._varlen_attn_backward" and args[1].is_meta:
+        return 2 * _document_products(args[1], args[3], longest=args[9])
     count = flop_registry.get(packet)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))
 
@@ -115,6 +120,12 @@ def _attention_products(query: Tensor, key: Tensor, value: Tensor) -> int:
     """Scores and weighted sum over all keys; [B, H, T, D] each."""
     batch, num_heads, length, size = query.shape
     return 2 * batch * num_heads * length * key.shape[-2] * (size + value.shape[-1])
+
+
+def _document_products(query: Tensor, value: Tensor, longest: int) -> int:
+    """An upper bound: each position [T, H, D] attends to as many as the longest document has."""
+    num_queries, num_heads, size = query.shape
+    return 2 * num_queries * num_heads * longest * (size + value.shape[-1])
 
 
 _KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")

@@ -1,16 +1,19 @@
 """FLOPs of the models against torch's FLOP counter."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from muomni.config.models import MoEConfig, TalkerConfig, ThinkerConfig
 from muomni.models.language.thinker import Thinker
 from muomni.models.layers.flops import count_parameters, forward_flops
 from muomni.models.speech.talker import Talker, talker_units
+from muomni.training.planning.live_bytes import LiveBytes
 
 MOE = MoEConfig(num_experts=6, num_experts_per_token=2, expert_intermediate_size=20)
 SHARED = MOE.model_copy(update={"shared_intermediate_size": 12})
@@ -104,3 +107,18 @@ def test_parameters_are_counted_on_the_meta_device() -> None:
     assert on_meta == count_parameters(make_thinker(None, tied=False))
     tied = count_parameters(make_thinker(None))
     assert on_meta.total - tied.total == 61 * 32 == tied.embedding
+
+
+def test_documents_of_unknown_lengths_count_each_position_once() -> None:
+    """On the meta device, many short documents must not all count as the longest one."""
+    make = partial(torch.empty, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    query, key, value = make(64, 4, 16), make(64, 2, 16), make(64, 2, 16)
+    starts = torch.zeros(40, dtype=torch.int32, device="meta")
+    with LiveBytes(lambda: "", on_meta=True) as live:
+        mixed = varlen_attn(
+            query, key, value, starts, starts, 32, 32, window_size=(-1, 0), enable_gqa=True
+        )
+        assert isinstance(mixed, torch.Tensor)
+        assert live.flops == 2 * (2 * 64 * 4 * 32 * 16)
+        mixed.sum().backward()
+    assert live.flops == 3 * 2 * (2 * 64 * 4 * 32 * 16)
