@@ -79,8 +79,7 @@ class Loop:
         self.parts = parts
         self.state = state
         self.recorders: list[Recorder] = recorders
-        self.stage, self.engine = parts.stage, parts.engine
-        self.config = parts.stage.config
+        self.stage, self.engine, self.config = parts.stage, parts.engine, parts.stage.config
         self.is_main = collectives.rank() == 0
         self.unit = self.stage.view().unit
         self.last_metrics: dict[str, float] = {}
@@ -261,11 +260,9 @@ class Loop:
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)
-        if not math.isfinite(value):
-            return
         # Values on other samples, before a resume with other settings, are not comparable.
         best = self.state.best if self.state.best_of == batches.digest else None
-        if best is None or (value < best if self.stage.best_is_lower else value > best):
+        if self.stage.is_better(value, best):
             self.state = replace(self.state, best=value, best_of=batches.digest)
             self.save()
             self.checkpoints.mark_best(self.state.step)
@@ -280,7 +277,8 @@ class Loop:
         content = {**self.config.model_dump(mode="json"), RESOLVED: self.parts.resolved}
         return RunInfo(
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
-            self.parts.num_steps, self.parts.resume, self._position,
+            self.parts.num_steps, self.parts.resume,
+            lambda: (self.state.step, self.throughput.clock.current),
         )  # fmt: skip
 
     def _finish(self) -> dict[str, Any]:
@@ -299,12 +297,9 @@ class Loop:
         if self.is_main and text and not self.parts.quiet:
             print(f"{self.stage.name} {text}", flush=True)
         return {
-            "stage": self.stage.name,
-            "step": self.state.step,
-            **self.last_metrics,
-            **throughput,
+            "stage": self.stage.name, "step": self.state.step, **self.last_metrics, **throughput,
             "export": str(self.parts.folder.export),
-        }
+        }  # fmt: skip
 
     def _stop_non_finite(self, step: int, reason: str) -> NoReturn:
         """Save finite weights, diagnose `step`, and raise NonFiniteError; every rank must call it."""
@@ -320,9 +315,6 @@ class Loop:
         self.throughput.count_flops(batch)
         with torch.no_grad():
             return self.stage.prepare(self._copies(batch))
-
-    def _position(self) -> tuple[int, str]:
-        return self.state.step, self.throughput.clock.current
 
     def _record(self, kind: Kind, metrics: dict[str, float]) -> None:
         for recorder in self.recorders:

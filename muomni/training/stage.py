@@ -4,6 +4,7 @@ The training loop uses only this interface. A stage's *task module* holds the mo
 `forward`, because under ZeRO-3 parameters exist only there.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +51,11 @@ class Stage(ABC):
         self.config = config
         self.context = context
         self.tokenizer = context.tokenizer
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether a value of `best_metric` is finite, and better than the best one so far, if any."""
+        is_first = best is None or (value < best if self.best_is_lower else value > best)
+        return math.isfinite(value) and is_first
 
     def on(self, device: torch.device) -> "Stage":
         """This stage, or one for another device, with frozen models of its own."""
