@@ -109,7 +109,7 @@ def test_a_dead_server_costs_no_time(
     start = Start(run)
     start.log(10)
     wait_until(lambda: _warnings(caplog))
-    assert start.close() < 2.0
+    assert start.close() < 4.0
     failed, incomplete = _warnings(caplog)
     assert failed.startswith("MLflow failed (http://127.0.0.1:9: connection refused); training")
     assert incomplete.endswith(f"run: muomni sync-mlflow {run}")
