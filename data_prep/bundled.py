@@ -43,6 +43,7 @@ class BundledCorpus:
     source: str
     shard_size: str
     license: str
+    annotations: str = ""
 
 
 CORPORA = (
@@ -50,7 +51,24 @@ CORPORA = (
     BundledCorpus(
         "text_wordnet", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
     ),
-    BundledCorpus("image_caption", "image-caption", "coco", "images", "2000", _IMAGES),
+    BundledCorpus(
+        "image_caption",
+        "image-caption",
+        "coco",
+        "images",
+        "2000",
+        "MIT (Fashion-MNIST), CC-BY-4.0 (digits)",
+        "captions_*2017.json",
+    ),
+    BundledCorpus(
+        "image_emoji",
+        "image-caption",
+        "coco",
+        "images",
+        "2000",
+        "Apache-2.0 (Noto), CC-BY-SA-4.0 (OpenMoji), CC-BY-4.0 (Twemoji), MIT (Fluent)",
+        "captions_*2017_emoji.json",
+    ),
     BundledCorpus("speech", "speech", "tsv", "speech/speech.tsv", "1000", _SPEECH),
     BundledCorpus("tts", "tts", "tsv", "speech/talker.tsv", "500", "synthetic (flite)"),
     BundledCorpus(
@@ -80,7 +98,9 @@ def make_sample(
     manifests = []
     for corpus in CORPORA:
         media_root = corpora if corpus.task == "sft" else None
-        reader_options = ReaderOptions(media_root=media_root, language="en")
+        reader_options = ReaderOptions(
+            media_root=media_root, annotations=corpus.annotations, language="en"
+        )
         options = ShardingOptions(
             name=corpus.folder,
             task=corpus.task,
