@@ -121,6 +121,15 @@ def test_stages_find_their_datasets(root: Path) -> None:
         assert find_datasets(root, task)
 
 
+def test_other_folder_of_corpora_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora/mine.txt").write_text("text")
+    for more in ([], ["--overwrite"]):
+        error = fails(capsys, "sample", "--out", str(tmp_path), *more)
+        assert "corpora was not created by data_prep" in error
+    assert (tmp_path / "corpora/mine.txt").is_file()
+
+
 def test_samples_are_missing_in_a_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
