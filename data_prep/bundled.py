@@ -17,11 +17,13 @@ from muomni.data.shards.manifest import Manifest, Task
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
+from muomni.io.hashing import sha256_bytes
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 ARCHIVES = ("images", "speech", "conversations", "text")
 # Folder of the unpacked archives in the data root.
 CORPORA_FOLDER = "corpora"
+_DIGEST_FILE = "archives.sha256"
 # Of texts, which have no declared split.
 _VAL_FRACTION, _TEST_FRACTION = 0.05, 0.10
 _IMAGES = (
@@ -43,6 +45,7 @@ class BundledCorpus:
     source: str
     shard_size: str
     license: str
+    annotations: str = ""
 
 
 CORPORA = (
@@ -50,7 +53,24 @@ CORPORA = (
     BundledCorpus(
         "text_wordnet", "text", "txt", "text/wordnet_examples.txt", "10000", "WordNet 3.0 license"
     ),
-    BundledCorpus("image_caption", "image-caption", "coco", "images", "2000", _IMAGES),
+    BundledCorpus(
+        "image_caption",
+        "image-caption",
+        "coco",
+        "images",
+        "2000",
+        "MIT (Fashion-MNIST), CC-BY-4.0 (digits)",
+        "captions_*2017.json",
+    ),
+    BundledCorpus(
+        "image_emoji",
+        "image-caption",
+        "coco",
+        "images",
+        "2000",
+        "Apache-2.0 (Noto), CC-BY-SA-4.0 (OpenMoji), CC-BY-4.0 (Twemoji), MIT (Fluent)",
+        "captions_*2017_emoji.json",
+    ),
     BundledCorpus("speech", "speech", "tsv", "speech/speech.tsv", "1000", _SPEECH),
     BundledCorpus("tts", "tts", "tsv", "speech/talker.tsv", "500", "synthetic (flite)"),
     BundledCorpus(
@@ -80,7 +100,9 @@ def make_sample(
     manifests = []
     for corpus in CORPORA:
         media_root = corpora if corpus.task == "sft" else None
-        reader_options = ReaderOptions(media_root=media_root, language="en")
+        reader_options = ReaderOptions(
+            media_root=media_root, annotations=corpus.annotations, language="en"
+        )
         options = ShardingOptions(
             name=corpus.folder,
             task=corpus.task,
@@ -105,21 +127,42 @@ def make_sample(
 
 
 def unpack(out: Path) -> Path:
-    """Unpack the archives in `out`, unless that was done before; returns the folder of the corpora."""
+    """Unpack the archives in `out`, unless that was done before; returns the folder of the corpora.
+
+    Raises `DataError` if the folder was not created here.
+    """
     corpora = out / CORPORA_FOLDER
-    if not corpora.is_dir():
-        partial = out / f"{CORPORA_FOLDER}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in ARCHIVES:
-            with tarfile.open(SAMPLES / f"{name}.tar.xz") as archive:
-                archive.extractall(partial, filter="data")
-        partial.rename(corpora)
+    contents = b"".join((SAMPLES / f"{name}.tar.xz").read_bytes() for name in ARCHIVES)
+    digest = sha256_bytes(contents)
+    if _unpacked(corpora) == digest:
+        return corpora
+    _remove_unpacked(corpora)
+    partial = out / f"{CORPORA_FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in ARCHIVES:
+        with tarfile.open(SAMPLES / f"{name}.tar.xz") as archive:
+            archive.extractall(partial, filter="data")
+    (partial / _DIGEST_FILE).write_text(digest, encoding="utf-8")
+    partial.rename(corpora)
     return corpora
+
+
+def _unpacked(corpora: Path) -> str | None:
+    """The digest of the archives that a folder was unpacked from; None for other folders."""
+    marker = corpora / _DIGEST_FILE
+    return marker.read_text(encoding="utf-8") if marker.is_file() else None
+
+
+def _remove_unpacked(corpora: Path) -> None:
+    if corpora.exists() and _unpacked(corpora) is None:
+        raise DataError(f"{corpora} was not created by data_prep; choose another --out")
+    if corpora.exists():
+        shutil.rmtree(corpora)
 
 
 def remove_sample(out: Path) -> None:
     """Delete what `make_sample` creates in `out` except the tokenizer, and nothing else."""
-    shutil.rmtree(out / CORPORA_FOLDER, ignore_errors=True)
+    _remove_unpacked(out / CORPORA_FOLDER)
     for corpus in CORPORA:
         remove_dataset(out / corpus.folder)
 

@@ -19,6 +19,8 @@ from scripts.samples.vocabulary import CLOTHING, DIGITS, EMOJI, ICONS, UNSEEN_NA
 STYLES = ("noto", "openmoji", "fluent-emoji-flat", "twemoji")
 HELD_OUT_STYLE = "twemoji"
 SPLITS = ("train", "val", "test")
+# Annotation files, so that the few emoji can have a weight of their own.
+_CORPORA = {"": ("clothing", "digit"), "_emoji": ("emoji", "unseen_name")}
 _CLOTHING_PER_CLASS = {"train": 500, "val": 30, "test": 30}
 # load_digits is in the order of its writers, so the last images are by other writers than the first.
 _NUM_TRAIN_DIGITS, _NUM_VAL_DIGITS = 1300, 150
@@ -49,13 +51,15 @@ def build_images(out: Path, fashion: Path, npm: Path) -> list[NamedImage]:
     for named, image in (pair for source in sources for pair in source):
         image.save(out / named.path, compress_level=0)  # the archive compresses better
         images.append(named)
-    write_captions(out / "images/annotations", images)
+    (out / "images/annotations").mkdir()
+    for suffix, types in _CORPORA.items():
+        chosen = [named for named in images if named.type in types]
+        write_captions(out / "images/annotations", suffix, chosen)
     return images
 
 
-def write_captions(folder: Path, images: list[NamedImage]) -> None:
-    """Write `captions_SPLIT2017.json` of each split."""
-    folder.mkdir(exist_ok=True)
+def write_captions(folder: Path, suffix: str, images: list[NamedImage]) -> None:
+    """Write `captions_SPLIT2017SUFFIX.json` of each split."""
     for split in SPLITS:
         chosen = [named for named in images if named.split == split]
         content = {
@@ -69,7 +73,7 @@ def write_captions(folder: Path, images: list[NamedImage]) -> None:
             ],
         }
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        (folder / f"captions_{split}2017.json").write_text(text + "\n", encoding="utf-8")
+        (folder / f"captions_{split}2017{suffix}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read_clothing(folder: Path) -> Iterator[tuple[NamedImage, Image.Image]]:

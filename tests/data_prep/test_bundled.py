@@ -20,6 +20,7 @@ FOLDERS: dict[str, Task] = {
     "text": "text",
     "text_wordnet": "text",
     "image_caption": "image-caption",
+    "image_emoji": "image-caption",
     "speech": "speech",
     "tts": "tts",
     "sft": "sft",
@@ -67,8 +68,9 @@ def test_questions_of_test_have_unseen_media(root: Path) -> None:
         return found
 
     asked = media("sft", "test")
-    assert not asked & (media("image_caption", "train") | media("speech", "train"))
-    assert asked < media("image_caption", "test") | media("speech", "test")
+    folders = ("image_caption", "image_emoji", "speech")
+    assert not asked & set().union(*(media(folder, "train") for folder in folders))
+    assert asked < set().union(*(media(folder, "test") for folder in folders))
 
 
 def test_unseen_voices_and_new_sentences_are_held_out(root: Path) -> None:
@@ -117,6 +119,15 @@ def _samples(folder: Path) -> Iterator[dict[str, Any]]:
 def test_stages_find_their_datasets(root: Path) -> None:
     for task in set(FOLDERS.values()):
         assert find_datasets(root, task)
+
+
+def test_other_folder_of_corpora_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora/mine.txt").write_text("text")
+    for more in ([], ["--overwrite"]):
+        error = fails(capsys, "sample", "--out", str(tmp_path), *more)
+        assert "corpora was not created by data_prep" in error
+    assert (tmp_path / "corpora/mine.txt").is_file()
 
 
 def test_samples_are_missing_in_a_wheel(

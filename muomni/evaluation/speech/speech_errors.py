@@ -1,6 +1,6 @@
-"""Error rates of generated speech and of the original audio, as measured by our own recognizer.
+"""Error rates of generated speech and of the original audio, by our own and an independent recognizer.
 
-The recognizer itself makes errors, so the WER of generated speech is only meaningful next to the WER on
+A recognizer itself makes errors, so the WER of generated speech is only meaningful next to the WER on
 the originals.
 """
 
@@ -18,6 +18,7 @@ from muomni.errors import DataError
 from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.error_rates import ErrorCounts
 from muomni.evaluation.report import Metric
+from muomni.evaluation.speech.independent import find_independent
 from muomni.evaluation.speech.recognizer import find_recognizer
 from muomni.evaluation.speech.training_transcripts import TrainingTranscripts
 
@@ -68,8 +69,10 @@ class SpeechErrors:
         runs = tuple(dict.fromkeys((context.request.run, context.upstream_run)))
         transcripts = TrainingTranscripts(context)
         self.recognizer = find_recognizer(runs, context.device, transcripts)
+        self.independent = None
         if self.recognizer is not None:
             context.measure_with(self.recognizer.export)
+            self.independent = find_independent(transcripts.sentences())
         self.errors = ErrorCounts(transcripts.constants() if constants is None else constants)
 
     def add(self, audio: Audio, generated: Tensor) -> None:
@@ -80,6 +83,8 @@ class SpeechErrors:
                 transcription = self.recognizer.transcribe(waveform)
                 hypotheses[f"{name}, words"] = transcription.words
                 hypotheses[f"{name}, greedy"] = transcription.greedy
+                if self.independent is not None:
+                    hypotheses[f"{name}, independent"] = self.independent.transcribe(waveform)
             self.errors.add(audio.text, **hypotheses)
 
     def metrics(self, name: str) -> list[Metric]:
@@ -97,4 +102,9 @@ class SpeechErrors:
         for kind, decoding in _DECODING.items():
             rate = rates.rate(kind, f"original, {decoding}")
             metrics.append(Metric(f"{kind}_of_originals", rate))
+        if self.independent is not None:
+            rate = rates.rate("wer", "generated, independent")
+            metrics.append(rates.metric("wer", f"wer_of_{name}_by_pocketsphinx", rate))
+            rate = rates.rate("wer", "original, independent")
+            metrics.append(Metric("wer_of_originals_by_pocketsphinx", rate))
         return metrics

@@ -41,23 +41,27 @@ class TrainingTranscripts:
         frequent = most_common(counts)
         return ("",) if frequent is None else ("", frequent)
 
-    def words(self) -> Counter[str]:
-        """Word counts of the speech datasets in the evaluated data root.
+    def sentences(self) -> Counter[str]:
+        """Counts of the transcripts of the speech datasets in the evaluated data root.
 
         Logs a warning if there are none.
         """
-        words: Counter[str] = Counter()
         reason = f"no training transcript in {self._context.data.root} contains a word"
+        sentences: Counter[str] = Counter()
         try:
-            speech = Source(open_datasets(self._context.data, ("speech",)), TRAIN)
+            sentences = self._count(Source(open_datasets(self._context.data, ("speech",)), TRAIN))
         except DataError as error:
             reason = str(error)
-        else:
-            for text, count in self._count(speech).items():
-                for word in text.split():
-                    words[word] += count
-        if not words:
+        if not sentences:
             logger.warning("no word list, using greedy CTC decoding for word errors: %s", reason)
+        return sentences
+
+    def words(self) -> Counter[str]:
+        """Word counts of these sentences."""
+        words: Counter[str] = Counter()
+        for text, count in self.sentences().items():
+            for word in text.split():
+                words[word] += count
         return words
 
     def word_decoder(self, units: CtcUnits) -> WordDecoder | None:
