@@ -17,8 +17,7 @@ python -m data_prep sample --out "$data" >/dev/null
 step "Train all stages at nano size, each on the exports of its upstream stages"
 # Two stages in parallel with one rank each finish sooner than in sequence on two ranks, which wait for each
 # other. Sharding the optimizer state of a million parameters costs more time than it saves.
-# Muon learns the encoders in half the steps of AdamW. It needs complete matrices, which ZeRO 0 has. Without a
-# weight, one in thirty images would be an emoji.
+# Muon needs complete matrices, which ZeRO 0 has. Without a weight, one in thirty images would be an emoji.
 python launch/pipeline.py --preset nano --data "$data" --run "$run" --parallel-stages 2 -- \
     --deepspeed_config configs/deepspeed/zero0.json \
     vision_encoder.optim.name=muon vision_encoder.optim.lr=2e-3 vision_encoder.optim.muon_lr=5e-3 \
