@@ -75,7 +75,7 @@ import sys
 needed = "torch torchvision torchaudio deepspeed webdataset sentencepiece mlflow sqlalchemy yaml jiwer"
 needed += " soundfile pydantic safetensors PIL numpy tqdm psutil pyarrow fsspec aiohttp braceexpand simplejpeg"
 needed += " imagesize filelock shtab s3fs huggingface_hub tensorboard pytest xdist hypothesis moto build codespell_lib"
-needed += " pyright ruff transformers open_clip"
+needed += " pyright ruff transformers open_clip mkdocs material pocketsphinx"
 missing = [name for name in needed.split() if importlib.util.find_spec(name) is None]
 if missing:
     print(
