@@ -13,6 +13,7 @@ from muomni.errors import ConfigError, MachineError, UpstreamError
 from muomni.evaluation import evaluator
 from muomni.evaluation.evaluator import evaluate
 from muomni.evaluation.request import EvaluationRequest
+from muomni.inference import load
 from muomni.inference.generate import GenerationRequest, generate
 from muomni.observe.peak_flops import find_peak
 from muomni.training.engine import precision as precision_module
@@ -156,7 +157,7 @@ def test_tf32_with_16_bits_is_rejected() -> None:
 def test_evaluation_and_generation_choose_tf32_on_gpus(
     tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (evaluator, precision_module):
+    for module in (evaluator, load):
         monkeypatch.setattr(module, "pick_device", lambda _: CUDA)
     evaluation = EvaluationRequest("thinker", tmp_path, tf32=tf32)
     generation = GenerationRequest(tmp_path, text="hello", tf32=tf32)
