@@ -135,7 +135,8 @@ class PseudoTerminal:
     """A command in a terminal of 40 columns, without HOME."""
 
     def __init__(self, *command: str) -> None:
-        self.screen, terminal = pty.openpty()
+        # Without an open device, as before the command opens it, reading the screen would fail.
+        self.screen, terminal = self.files = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
         environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "COLUMNS")}
         # Opening the device makes it the controlling terminal, so that Ctrl-C arrives.
@@ -145,16 +146,16 @@ class PseudoTerminal:
             env=environment | {"TERM": "xterm"},
             start_new_session=True,
         )
-        os.close(terminal)
         self.text = ""
 
     def wait_for(self, text: str, timeout_s: float = 180) -> str:
         """Read until `text` appears; returns what came before and forgets it."""
         end = time.monotonic() + timeout_s
         while text not in self.text:
-            ready, _, _ = select.select([self.screen], [], [], max(0, end - time.monotonic()))
-            assert ready, f"no {text!r} in {self.text!r}"
-            self.text += os.read(self.screen, 4096).decode()
+            ready, _, _ = select.select([self.screen], [], [], 0.5)
+            is_alive = self.process.poll() is None and time.monotonic() < end
+            assert ready or is_alive, f"no {text!r} in {self.text!r}"
+            self.text += os.read(self.screen, 4096).decode() if ready else ""
         before, _, self.text = self.text.partition(text)
         return before
 
@@ -168,7 +169,8 @@ def terminal(run: Path) -> Iterator[PseudoTerminal]:
     yield started
     started.process.kill()
     started.process.wait()
-    os.close(started.screen)
+    for file in started.files:
+        os.close(file)
 
 
 def test_a_narrow_terminal_with_line_editing(terminal: PseudoTerminal, files: Path) -> None:
