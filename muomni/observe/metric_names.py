@@ -49,3 +49,8 @@ def recorder_metrics(kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
     named = {recorder_name(kind, name): value for name, value in metrics.items()}
     ordered = sorted(named.items(), key=lambda item: item[0] == LOSS[kind])
     return {name: value for name, value in ordered if name is not None}
+
+
+def mlflow_name(name: str) -> str:
+    """A name without the characters that MLflow refuses, such as those of a type that a corpus has chosen."""
+    return re.sub(r"[^\w./ -]", "_", name.replace("@", "_at_"))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from muomni.io.atomic_write import write_atomic
 from muomni.io.file_lock import exclusive_lock_if_supported
 from muomni.io.hashing import sha256_file
-from muomni.observe.metric_names import LOSS, recorder_metrics
+from muomni.observe.metric_names import LOSS, mlflow_name, recorder_metrics
 from muomni.observe.metrics_log import TIME, metrics_of
 from muomni.observe.recorder import Kind, RunInfo, Status
 from muomni.observe.tracking import facts
@@ -198,9 +198,9 @@ class TrackedRun:
         from mlflow.utils.time import get_current_time_millis
 
         split, now = report["split"], get_current_time_millis()
-        values = {f"{split}/{name}": value for name, value in report["metrics"].items()}
+        values = {f"{split}/{mlflow_name(name)}": v for name, v in report["metrics"].items()}
         for name, baseline in report["baselines"].items():
-            values[f"{split}/{name}_baseline"] = baseline["value"]
+            values[f"{split}/{mlflow_name(name)}_baseline"] = baseline["value"]
         known = self.run.data.metrics
         new = {
             name: value
