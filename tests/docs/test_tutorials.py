@@ -88,6 +88,8 @@ def test_commands_of_tutorials_run(tmp_path: Path) -> None:
             result = subprocess.run(
                 words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1_800
             )
+            if "--speak" in words and "has no text to speak" in result.stderr:
+                continue  # after two steps, a model may answer nothing
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             missing = missing_output(command.output, result.stdout)
             assert missing == [], f"{command}\n{result.stdout}"
