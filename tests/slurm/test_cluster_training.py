@@ -85,7 +85,7 @@ def uninterrupted(training: Training) -> list[tuple[int, float]]:
     assert (job.field("ExitCode"), job.field("Restarts")) == ("0:0", "0")
     assert job.field("NumNodes") == "2"
     assert f"thinker from the start: 0/{NUM_STEPS} steps\n" in job.log
-    assert "2 ranks x 1 micro-batch\n" in job.log
+    assert " 4 sequences per step on 2 ranks x 2 micro-batches\n" in job.log
     assert json.loads(job.log.splitlines()[-1])["step"] == NUM_STEPS
     curve = training.curve("uninterrupted")
     assert [step for step, _ in curve] == list(range(1, NUM_STEPS + 1))
