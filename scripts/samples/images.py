@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -93,7 +94,7 @@ def read_digits() -> Iterator[tuple[NamedImage, Image.Image]]:
     """scikit-learn's copy of the UCI digits, in its order of writers."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "train" if number < _NUM_TRAIN_DIGITS else "val"
         split = split if number < _NUM_TRAIN_DIGITS + _NUM_VAL_DIGITS else "test"
@@ -106,7 +107,7 @@ def render_emoji(npm: Path) -> Iterator[tuple[NamedImage, Image.Image]]:
 
     Names that are not trained are in one style, for testing.
     """
-    import resvg_py
+    import resvg_py  # pyright: ignore[reportMissingImports]
 
     for style in STYLES:
         icons = json.loads((npm / f"@iconify-json/{style}/icons.json").read_text(encoding="utf-8"))
