@@ -91,7 +91,8 @@ def exit_on_error(command: str, is_main: bool = True) -> Iterator[None]:
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader of the output has gone, as in `| head`; Python would complain again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(_CLOSED_PIPE_CODE) from None
     except MuomniError as error:
         if is_main or error.is_rank_local:
