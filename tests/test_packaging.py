@@ -21,7 +21,7 @@ SOURCES = ("muomni", "data_prep", "configs", "pyproject.toml", "README.md", "LIC
 # Each extra, with a module that it installs.
 EXTRAS = {
     "s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub", "tensorboard": "tensorboard",
-    "docs": "material", "demo": "gradio", "dev": "pytest",
+    "docs": "material", "demo": "gradio", "dev": "pytest", "judge": "pocketsphinx",
 }  # fmt: skip
 # Commands of an installed package, run outside the repository.
 COMMANDS = (

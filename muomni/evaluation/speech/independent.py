@@ -34,12 +34,14 @@ class IndependentRecognizer:
         with tempfile.NamedTemporaryFile("w", suffix=".lm") as file:
             file.write(bigram_model(sentences, pronounced))
             file.flush()
-            self._decoder: Any = package.Decoder(lm=file.name, loglevel="FATAL")
+            self._decoder: Any = package.Decoder(lm=file.name, cmn="batch", loglevel="FATAL")
 
     def transcribe(self, waveform: Tensor) -> str:
         """The transcript of a waveform [N]; empty without recognized words."""
         padded = np.pad(waveform.detach().float().cpu().numpy(), _SILENCE_SAMPLES)
         padded = padded + np.random.default_rng(0).normal(0, _NOISE, len(padded))
+        # The mean and noise of earlier clips must not affect a transcript; ranks get different clips.
+        self._decoder.reinit_feat()
         self._decoder.start_utt()
         pcm = (np.clip(padded, -1, 1) * 32767).astype("<i2").tobytes()
         self._decoder.process_raw(pcm, full_utt=True)
