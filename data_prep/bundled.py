@@ -141,7 +141,10 @@ def unpack(out: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     for name in ARCHIVES:
         with tarfile.open(SAMPLES / f"{name}.tar.xz") as archive:
-            archive.extractall(partial, filter="data")
+            # Python releases before mid-2023 have no filters; these archives are our own.
+            if hasattr(tarfile, "data_filter"):
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(partial)
     (partial / _DIGEST_FILE).write_text(digest, encoding="utf-8")
     partial.rename(corpora)
     return corpora

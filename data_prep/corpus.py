@@ -183,8 +183,12 @@ def declared_split(name: str) -> str | None:
 
 
 def type_of(record: Mapping[str, object]) -> dict[str, str]:
-    """The metadata of a record that has a "type", the name of a kind of sample; else empty."""
-    return {"type": str(record["type"])} if record.get("type") else {}
+    """The metadata of a record that has a "type", the name of a kind of sample; else empty.
+
+    Raises `BadSampleError` for a type that is neither text nor an integer.
+    """
+    name = _named(record, "type")
+    return {"type": name} if name else {}
 
 
 def recorded_split(record: Mapping[str, object]) -> str | None:
@@ -192,11 +196,23 @@ def recorded_split(record: Mapping[str, object]) -> str | None:
 
     Raises `BadSampleError` for an unknown split.
     """
-    named = str(record.get("split") or "")
+    named = _named(record, "split")
     split = declared_split(named)
     if named and split is None:
         raise BadSampleError(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
     return split
+
+
+def _named(record: Mapping[str, object], field: str) -> str:
+    """A field that is a name, as text; empty if it is missing or null. 0 is a name."""
+    value = record.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise BadSampleError(
+            BAD_RECORD, f"field '{field}' is of type {type(value).__name__}, not text"
+        )
+    return str(value).strip()
 
 
 def text_problem(text: str, what: str) -> Problem | None:

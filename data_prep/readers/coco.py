@@ -11,6 +11,7 @@ from data_prep.corpus import (
     BAD_RECORD,
     CAPTION_WITHOUT_IMAGE,
     EMPTY_TEXT,
+    BadSampleError,
     Item,
     Problem,
     clean_key,
@@ -89,6 +90,11 @@ def _item(path: Path, images: Path, image: dict, captions: list[str]) -> Item:
     texts = tuple(" ".join(caption.split()) for caption in captions if caption.strip())
     if problem is None and not texts:
         problem = Problem(EMPTY_TEXT, "the image has no caption")
+    metadata = {"image_id": str(image["id"])}
+    try:
+        metadata |= type_of(image)
+    except BadSampleError as error:
+        problem = problem or error.problem
     return Item(
         key=clean_key(Path(name).stem),
         group=image_group(name),
@@ -96,7 +102,7 @@ def _item(path: Path, images: Path, image: dict, captions: list[str]) -> Item:
         declared_split=declared_split(images.name),
         texts=() if problem else texts,
         media=(str(images / name),),
-        metadata={"image_id": str(image["id"]), **type_of(image)},
+        metadata=metadata,
         problem=problem,
     )
 

@@ -11,20 +11,21 @@ from pathlib import Path
 from data_prep.corpus import (
     BAD_RECORD,
     EMPTY_TEXT,
+    BadSampleError,
     Cell,
     Clip,
     Item,
     Media,
     Problem,
     clean_key,
-    declared_split,
     image_group,
+    recorded_split,
     text_problem,
     transcript_group,
     type_of,
 )
 from data_prep.options import ReaderOptions
-from muomni.data.shards.manifest import SPLIT_NAMES, hash64
+from muomni.data.shards.manifest import hash64
 
 IMAGE_COLUMNS = ("image", "caption")
 SPEECH_COLUMNS = ("audio", "text")
@@ -125,11 +126,12 @@ def _item(
     problem: Problem | None,
     metadata: dict[str, str],
 ) -> Item:
-    named = row.text("split")
-    split = declared_split(named)
+    split, kind = None, {}
     problem = row.problem or problem
-    if problem is None and named and split is None:
-        problem = Problem(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
+    try:
+        split, kind = recorded_split(row.values), type_of(row.values)
+    except BadSampleError as error:
+        problem = problem or error.problem
     return Item(
         key=clean_key(row.text("id") or row.name),
         group=group.encode(errors="replace").decode(),
@@ -138,7 +140,7 @@ def _item(
         texts=() if problem else texts,
         media=media,
         span=row.span,
-        metadata={} if problem else {**metadata, **type_of(row.values)},
+        metadata={} if problem else {**metadata, **kind},
         problem=problem,
         block=row.block,
     )

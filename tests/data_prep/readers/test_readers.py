@@ -242,6 +242,27 @@ def test_llava_groups(tmp_path: Path) -> None:
     assert [item.group for item in items] == ["id:1", "picture:q", "speech:hello"]  # terms: allow
 
 
+@pytest.mark.parametrize("field", ["type", "split"])
+def test_a_name_of_another_type_is_a_bad_record_that_names_the_field(
+    field: str, tmp_path: Path
+) -> None:
+    values: list[object] = [["train"], {"a": 1}, 1.5, True]
+    chats = [{"id": str(n), field: value, **_turns("a", "b")} for n, value in enumerate(values)]
+    rows = [{"id": str(n), "text": "words", field: value} for n, value in enumerate(values)]
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    texts = list(read_text_table(table, OPTIONS))
+    for items in (_llava(tmp_path / "c.json", *chats), texts):
+        problems = [item.problem for item in items]
+        assert len(problems) == len(values)
+        assert all(p and p.reason == "bad-record" and f"'{field}'" in p.message for p in problems)
+
+
+def test_zero_is_a_type(tmp_path: Path) -> None:
+    items = _llava(tmp_path / "c.json", {"id": "1", "type": 0, **_turns("a", "b")})
+    assert items[0].metadata == {"type": "0"}
+
+
 def test_llava_splits_and_types(tmp_path: Path) -> None:
     items = _llava(
         tmp_path / "c.json",
