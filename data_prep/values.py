@@ -26,7 +26,7 @@ def text_value(value: object, field: str) -> str:
 
 
 def texts_value(value: object, field: str) -> list[str]:
-    """A text or a list of texts, such as the captions of an image; missing entries are left out."""
+    """A text or a list of texts, such as the captions of an image; missing entries are dropped."""
     entries = value if isinstance(value, list | tuple) else [value]
     texts = (text_value(entry, field) for entry in entries if not is_missing(entry))
     return list(texts)
