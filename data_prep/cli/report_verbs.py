@@ -13,6 +13,7 @@ from muomni.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs
+    from muomni.data.shards.manifest import Manifest
 
 
 def add_report_verbs(verbs: "Verbs") -> None:
@@ -64,13 +65,19 @@ def _add_inspect(verbs: "Verbs") -> None:
         verbs,
         "inspect",
         "show samples of a dataset, or the content of a data root",
-        "data\ndata/coco --split val --count 32 --png sheet.png",
+        "data\ndata/coco --split val --count 32 --png sheet.png\ndata/asr --html samples",
     )
     verb.add_argument("dir", type=path, metavar="DIR", help="dataset or data root")
     verb.add_argument("--split", default="train", help="split of the samples")
     verb.add_argument("--count", type=positive, default=16, metavar="N", help="number of samples")
     verb.add_argument(
         "--png", type=path, metavar="FILE", help="also draw images, waveforms, and spectrograms"
+    )
+    verb.add_argument(
+        "--html",
+        type=path,
+        metavar="FOLDER",
+        help="also write a page with images, players, and texts, and the audio clips as WAV files",
     )
     verb.set_defaults(run=_run_inspect)
 
@@ -148,24 +155,47 @@ def _run_stats(arguments: argparse.Namespace) -> None:
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
     from data_prep.datasets import find_manifests
-    from data_prep.inspection.preview import describe, save_sheet
+    from data_prep.inspection.preview import describe
     from data_prep.inspection.stats import data_root_table
     from muomni.data.shards.manifest import MANIFEST_NAME
 
     if arguments.png and arguments.png.suffix.lower() != ".png":
         raise ConfigError(f"--png {arguments.png} must end in .png")
+    if arguments.html and arguments.html.exists() and not arguments.html.is_dir():
+        raise ConfigError(f"--html {arguments.html} is not a folder; choose another name")
     manifests = find_manifests([arguments.dir])
     if not (arguments.dir / MANIFEST_NAME).is_file():
-        if arguments.png:
-            raise ConfigError(f"--png requires a single dataset, but {arguments.dir} has several")
+        if flag := "--png" if arguments.png else "--html" if arguments.html else "":
+            raise ConfigError(f"{flag} requires a single dataset, but {arguments.dir} has several")
         print(data_root_table(manifests, arguments.dir))
         return
     (manifest,) = manifests
     print(describe(manifest, arguments.split, arguments.count))
     if arguments.png:
-        if not save_sheet(manifest, arguments.split, arguments.count, arguments.png):
-            raise DataError(f"the samples of {arguments.dir} have neither images nor audio clips")
-        print(f"images and audio clips: {arguments.png}")
+        _draw_sheet(manifest, arguments)
+    if arguments.html:
+        from data_prep.inspection.page import save_page
+
+        page = save_page(manifest, arguments.split, arguments.count, arguments.html)
+        print(f"page of samples: {page}")
+
+
+def _draw_sheet(manifest: "Manifest", arguments: argparse.Namespace) -> None:
+    from data_prep.inspection.fonts import Fonts
+    from data_prep.inspection.preview import sheet
+
+    fonts = Fonts()
+    image = sheet(manifest, arguments.split, arguments.count, fonts)
+    if image is None:
+        raise DataError(f"the samples of {arguments.dir} have neither images nor audio clips")
+    arguments.png.parent.mkdir(parents=True, exist_ok=True)
+    image.save(arguments.png)
+    print(f"images and audio clips: {arguments.png}")
+    if fonts.missing:
+        print(
+            f"no installed font has {len(fonts.missing)} of the characters, such as "
+            f"{min(fonts.missing)!r}; install fonts (Debian: fonts-noto-core, fonts-noto-cjk) or use --html"
+        )
 
 
 def _run_mix(arguments: argparse.Namespace) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from data_prep.inspection.audio_panel import HEIGHT, WIDTH, audio_panel
+from data_prep.inspection.fonts import Fonts
 from data_prep.members import media_of, sample_texts
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
 from muomni.data.shards.manifest import Manifest
@@ -39,20 +39,11 @@ def describe(manifest: Manifest, split: str, num_samples: int) -> str:
     return format_table(headers, rows, align="><<>><")
 
 
-def save_sheet(manifest: Manifest, split: str, num_samples: int, path: Path) -> bool:
-    """Write the contact sheet as an image file; returns False if the samples have no media."""
-    image = sheet(manifest, split, num_samples)
-    if image is None:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return True
-
-
-def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | None:
+def sheet(manifest: Manifest, split: str, num_samples: int, fonts: Fonts) -> Image.Image | None:
     """Draw images in a grid and audio clips below it, with captions; None without media.
 
-    Media that do not decode are replaced by the error message.
+    Media that do not decode are replaced by the error message. `fonts` collects the characters that could
+    not be drawn.
     """
     reader = SplitReader(manifest, split)
     tiles: list[Image.Image] = []
@@ -60,10 +51,10 @@ def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | Non
     for index in range(min(num_samples, len(reader))):
         sample = reader.read(index)
         key, text = str(sample["__key__"]), _text(sample, manifest.task)
-        tiles += [_tile(data, key, text) for _, data in media_of(sample, IMAGE_EXTENSIONS)]
+        tiles += [_tile(data, key, text, fonts) for _, data in media_of(sample, IMAGE_EXTENSIONS)]
         seconds = reader.columns[index]["duration_ms"] / 1000
         caption = f"{key}  {seconds:.2f} s  {text}"
-        panels += [_panel(data, caption) for _, data in media_of(sample, AUDIO_EXTENSIONS)]
+        panels += [_panel(data, caption, fonts) for _, data in media_of(sample, AUDIO_EXTENSIONS)]
     if not tiles and not panels:
         return None
     tile_height = _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT + _GAP
@@ -80,7 +71,7 @@ def sheet(manifest: Manifest, split: str, num_samples: int) -> Image.Image | Non
     return image
 
 
-def _tile(data: bytes, key: str, text: str) -> Image.Image:
+def _tile(data: bytes, key: str, text: str, fonts: Fonts) -> Image.Image:
     side = _TILE - _GAP
     tile = Image.new("RGB", (_TILE, _TILE + _NUM_CAPTION_LINES * _LINE_HEIGHT), "white")
     draw = ImageDraw.Draw(tile)
@@ -88,53 +79,66 @@ def _tile(data: bytes, key: str, text: str) -> Image.Image:
     try:
         image = open_image(data)
     except DataError as error:
-        draw.multiline_text((4, 4), _wrapped(draw, str(error), side - 8, 8), fill="red")
+        _draw_lines(draw, fonts, (4, 4), _wrapped(fonts, str(error), side - 8, 8), "red")
     else:
         image.thumbnail((side, side))
         tile.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    caption = (
-        f"{_wrapped(draw, key, side, 1)}\n{_wrapped(draw, text, side, _NUM_CAPTION_LINES - 1)}"
-    )
-    draw.multiline_text((0, side), caption, fill="black", spacing=1)
+    caption = _wrapped(fonts, text, side, _NUM_CAPTION_LINES - 1)
+    _draw_lines(draw, fonts, (0, side), [*_wrapped(fonts, key, side, 1), *caption])
     return tile
 
 
-def _panel(data: bytes, caption: str) -> Image.Image:
+def _panel(data: bytes, caption: str, fonts: Fonts) -> Image.Image:
     panel = Image.new("RGB", (WIDTH, HEIGHT + _LINE_HEIGHT), "white")
     draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), _wrapped(draw, caption, WIDTH, 1), fill="black")
+    _draw_lines(draw, fonts, (0, 0), _wrapped(fonts, caption, WIDTH, 1))
     try:
         panel.paste(audio_panel(data), (0, _LINE_HEIGHT))
     except DataError as error:
-        draw.text((0, _LINE_HEIGHT), str(error), fill="red")
+        fonts.draw(draw, (0, _LINE_HEIGHT), str(error), "red")
     return panel
 
 
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, num_lines: int) -> str:
+def _draw_lines(
+    draw: ImageDraw.ImageDraw,
+    fonts: Fonts,
+    xy: tuple[int, int],
+    lines: list[str],
+    fill: str = "black",
+) -> None:
+    for number, line in enumerate(lines):
+        fonts.draw(draw, (xy[0], xy[1] + number * _LINE_HEIGHT), line, fill)
+
+
+def _wrapped(fonts: Fonts, text: str, width: int, num_lines: int) -> list[str]:
     """The part of a text that fits into lines of `width` pixels; words are split only if necessary."""
     lines = [""]
-    for word in re.findall(r"\s*\S+", text):
-        if lines[-1] and draw.textlength(lines[-1] + word) > width and len(lines) < num_lines:
+    # Few characters are narrower than two pixels, and a document may be long.
+    for word in re.findall(r"\s*\S+", text[: width * num_lines // 2]):
+        if lines[-1] and fonts.length(lines[-1] + word) > width and len(lines) < num_lines:
             lines.append("")
             word = word.lstrip()
         lines[-1] += word
     for number, line in enumerate(lines):
-        while draw.textlength(lines[number]) > width:
+        while fonts.length(lines[number]) > width:
             line = line[:-1]
             lines[number] = line + "..."
-    return "\n".join(lines)
+    return lines
+
+
+def text_lines(sample: dict[str, bytes | str], task: str) -> list[str]:
+    """The document, transcript, captions, or turns with their roles; the error if they are unreadable."""
+    try:
+        if task != "sft":
+            return sample_texts(sample, task)
+        turns = json.loads(sample["json"])["turns"]
+        return [f"{turn['role']}: {_parts(turn['content'])}" for turn in turns]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"(unreadable text: {error})"]
 
 
 def _text(sample: dict[str, bytes | str], task: str) -> str:
-    try:
-        if task == "sft":
-            turns = json.loads(sample["json"])["turns"]
-            text = " / ".join(f"{turn['role']}: {_parts(turn['content'])}" for turn in turns)
-        else:
-            text = " | ".join(sample_texts(sample, task))
-    except (ValueError, KeyError, TypeError) as error:
-        return f"(unreadable text: {error})"
-    return " ".join(text.split())
+    return " ".join((" / " if task == "sft" else " | ").join(text_lines(sample, task)).split())
 
 
 def _shortened(text: str, width: int) -> str:
