@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_facts
-from muomni.checkpoint.store import newest_complete, verify
+from muomni.checkpoint.file_list import newest_complete, verify
 from muomni.config.loading import resolve
 from muomni.config.registry import STAGES
 from muomni.distributed.discovery import Ranks

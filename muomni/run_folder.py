@@ -4,6 +4,8 @@ RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the
 RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
 RUN/STAGE/logs/            messages of the ranks other than 0, which print errors only
 RUN/STAGE/owner.json       the process that trains it now
+RUN/STAGE/start.json       the job that began it anew, with --resume never or a checkpoint
+RUN/STAGE/before-DATE/     the state of earlier starts, set aside by such a job
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/mlflow.json      the id of its MLflow run; RUN/mlflow.json: of that of the pipeline
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
@@ -16,7 +18,9 @@ RUN/STAGE/export/          weights and config for later stages and inference
 import json
 import os
 import platform
+import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,9 +29,11 @@ from typing import Any
 import yaml
 
 from muomni.config.loading import RESOLVED, read_yaml
+from muomni.distributed.discovery import is_restarted, job_name
 from muomni.errors import ConfigError
 from muomni.io.atomic_write import write_atomic
 
+_START_FILE = "start.json"
 _PACKAGES = ("muomni", "torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece", "mlflow")
 
 
@@ -82,6 +88,43 @@ class RunFolder:
             raise ConfigError(f"cannot create run folder {self.root}: {error.strerror}") from None
         if not os.access(self.root, os.W_OK):
             raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
+
+    def begin_anew(self, job: str | None, source: Path | None = None) -> Path | None:
+        """Set the state of earlier starts aside, so that nothing resumes from it; returns where it is, if any.
+
+        A run that continues from its own checkpoint `source` keeps that one, and its metrics. `resume_now`
+        recognizes this `job` when it is restarted.
+        """
+        is_own = source is not None and source.resolve().parent == self.checkpoints.resolve()
+        moved = [self.samples, *([] if is_own else [self.metrics_file])]
+        moved += [
+            path
+            for path in self.checkpoints.glob("*")
+            if source is None or path.resolve() != source.resolve()
+        ]
+        moved = [path for path in moved if path.exists()]
+        aside = self.root / f"before-{time.strftime('%Y%m%d-%H%M%S')}"
+        for path in moved:
+            target = aside / path.relative_to(self.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        write_atomic(self.root / _START_FILE, json.dumps({"job": job}).encode())
+        return aside if moved else None
+
+    def resume_now(self, resume: str) -> str:
+        """What `--resume` means for this start: a restarted job continues with the state that it saved."""
+        path, job = self.root / _START_FILE, job_name()
+        if resume == "auto" or not is_restarted() or not path.is_file():
+            return resume
+        if json.loads(path.read_text(encoding="utf-8"))["job"] != job:
+            return resume
+        has_saved = any(self.checkpoints.glob("step_*"))
+        return "auto" if resume == "never" or has_saved else resume
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed saves and exports have left; only the owner of the run may call it."""
+        for path in (*self.checkpoints.glob(".step_*"), *self.root.glob(".export.*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def resolved(self) -> dict[str, Any]:
         """Facts about the last start of the run, such as its upstream exports; empty if it never started."""

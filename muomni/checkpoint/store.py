@@ -1,16 +1,20 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written to a hidden folder, `complete.json` lists the size and hash of each file, and a rename
-publishes it. Then the small files `latest` and `best` are replaced atomically; DeepSpeed's own `latest` is
-never written. A kill at any moment leaves earlier checkpoints intact.
+A checkpoint is written to a hidden folder, `complete.json` lists the size and hash of each file, all of it is
+synced to the disk, and a rename publishes it. Then the small files `latest` and `best` are replaced atomically;
+DeepSpeed's own `latest` is never written. A kill or a power failure at any moment leaves earlier checkpoints
+intact.
 
-DeepSpeed's files are pickles, so they are loaded only from the run's own folder.
+DeepSpeed's files are pickles. They are read with torch's restricted unpickler, so a checkpoint from elsewhere
+cannot run code.
 """
 
-import itertools
 import json
 import logging
+import os
+import pickle
 import random
+import re
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,18 +23,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from muomni.checkpoint.file_list import (
+    FILE_LIST,
+    SCHEMA_VERSION,
+    candidates,
+    check_hashes,
+    describe_files,
+    marked,
+    none_complete,
+    step_folder,
+    verify,
+)
 from muomni.distributed import collectives
 from muomni.errors import CheckpointError, StorageError
-from muomni.io.atomic_write import write_atomic
-from muomni.io.hashing import sha256_file
+from muomni.io.atomic_write import sync_folder, write_atomic
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-_LIST, _TAG = "complete.json", "engine"
+_TAG = "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +79,6 @@ class TrainState:
         return cls(**{key: value for key, value in content["state"].items() if key in known})
 
 
-def step_folder(root: Path, step: int) -> Path:
-    return root / f"step_{step:08d}"
-
-
 def save(
     engine: "DeepSpeedEngine",
     root: Path,
@@ -98,7 +107,7 @@ def save(
             if average is not None and (_is_sharded(topology) or is_main):
                 written.append(_average_file(staging, topology))
                 _save(average, written[-1])
-            described = _describe_files(staging, written)
+            described = describe_files(staging, written)
         # A single rank would read a large checkpoint longer than the others may wait.
         files = {
             name: about
@@ -109,7 +118,7 @@ def save(
             if is_main:
                 others = [path for path in staging.rglob("*") if path.is_file()]
                 others = [path for path in others if str(path.relative_to(staging)) not in files]
-                files |= _describe_files(staging, others)
+                files |= describe_files(staging, others)
                 content = {
                     "schema_version": SCHEMA_VERSION,
                     "state": asdict(state),
@@ -117,10 +126,10 @@ def save(
                     "shapes": shapes,
                     "files": dict(sorted(files.items())),
                 }
-                (staging / _LIST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-                if final.exists():  # same step, after a resume from an earlier one
-                    shutil.rmtree(final)
-                staging.rename(final)
+                write_atomic(staging / FILE_LIST, json.dumps(content, indent=1).encode())
+                for each in (*filter(Path.is_dir, staging.rglob("*")), staging):
+                    sync_folder(each)
+                _publish(staging, final)
                 write_atomic(root / "latest", f"{final.name}\n".encode())
     except StorageError:
         if is_main:  # the next attempt needs the space
@@ -129,11 +138,24 @@ def save(
     return final
 
 
+def _publish(staging: Path, final: Path) -> None:
+    """Rename a complete folder; one of the same step, before a resume from an earlier one, stays until then."""
+    replaced = final.with_name(f".{final.name}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    staging.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def _save(content: Any, path: str | Path) -> None:
-    """`torch.save`, with an OSError if the disk is full."""
+    """`torch.save`, synced to the disk, with an OSError if that is full."""
     try:
         with open(path, "wb") as file:  # given a path, torch hides what failed
             torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
     except RuntimeError as error:  # raised when torch closes the archive after a failed write
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
@@ -177,47 +199,6 @@ def mark_best(root: Path, step: int) -> None:
     write_atomic(root / "best", f"{step_folder(root, step).name}\n".encode())
 
 
-def marked(root: Path, name: str) -> Path | None:
-    """The checkpoint that the mark `latest` or `best` names, if mark and checkpoint exist."""
-    mark = root / name
-    if not mark.is_file():
-        return None
-    folder = root / mark.read_text(encoding="utf-8").strip()
-    return folder if folder.is_dir() else None
-
-
-def newest_complete(root: Path) -> Path | None:
-    """The newest checkpoint whose files all exist with the right sizes; marks are not trusted."""
-    for folder in sorted(root.glob("step_*"), reverse=True):
-        try:
-            verify(folder, with_hashes=False)
-        except CheckpointError as error:
-            logger.warning("%s; trying an older one", error)
-            continue
-        return folder
-    return None
-
-
-def verify(folder: Path, with_hashes: bool = True) -> dict[str, Any]:
-    """Check a checkpoint against its file list; raises CheckpointError that names the fault."""
-    try:
-        content = json.loads((folder / _LIST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"checkpoint {folder} is incomplete ({error})") from None
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"checkpoint {folder} has schema version {content.get('schema_version')}, "
-            f"this version of muomni reads {SCHEMA_VERSION}"
-        )
-    for name, expected in content["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing or truncated")
-        if with_hashes and sha256_file(path) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: the hash of {name} differs")
-    return content
-
-
 def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: str) -> TrainState:
     """Load a checkpoint into the DeepSpeed engine; every rank must call it.
 
@@ -225,7 +206,39 @@ def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: st
     digest of parameter `shapes`.
     """
     content = verify(folder, with_hashes=False)
-    _check_hashes(folder, content["files"])
+    check_hashes(folder, content["files"])
+    return _load_verified(engine, folder, content, topology, shapes)
+
+
+def load_newest(
+    engine: "DeepSpeedEngine", root: Path, topology: Topology, shapes: str
+) -> tuple[Path, TrainState] | None:
+    """Load the newest checkpoint of a run that is undamaged; None if it has none. Every rank must call it.
+
+    A damaged one is named in a warning. Raises CheckpointError if all are damaged, rather than starting over,
+    and otherwise as `load` does.
+    """
+    folders = collectives.broadcast_object(candidates(root))
+    for folder in folders:
+        try:
+            content = verify(folder, with_hashes=False)
+            check_hashes(folder, content["files"])
+        except CheckpointError as error:
+            logger.warning("%s; trying an older one", error)
+            continue
+        return folder, _load_verified(engine, folder, content, topology, shapes)
+    if folders:
+        raise none_complete(root)
+    return None
+
+
+def _load_verified(
+    engine: "DeepSpeedEngine",
+    folder: Path,
+    content: dict[str, Any],
+    topology: Topology,
+    shapes: str,
+) -> TrainState:
     groups = topology.parameter_groups  # earlier versions did not save theirs
     saved = Topology(**{"parameter_groups": groups, **content["topology"]})
     if replace(saved, parameter_groups=groups) != topology:
@@ -243,9 +256,36 @@ def load(engine: "DeepSpeedEngine", folder: Path, topology: Topology, shapes: st
             f"checkpoint {folder} trains or groups other parameters than this run; use the optim.lr_scales "
             f"and options.freeze of its run, or start over with --resume never"
         )
-    engine.load_checkpoint(str(folder), tag=_TAG)
-    _set_rng_state(torch.load(folder / f"rng_rank_{collectives.rank():05d}.pt", weights_only=False))
+    reader: Any = engine.checkpoint_engine
+    reader.load = _read
+    try:
+        engine.load_checkpoint(str(folder), tag=_TAG)
+    finally:
+        del reader.load
+    _set_rng_state(_read(folder / f"rng_rank_{collectives.rank():05d}.pt"))
     return TrainState.of(content)
+
+
+def _read(path: str | Path, map_location: Any = None) -> Any:
+    """Read a file of a checkpoint; its pickle may create only tensors, numbers, and DeepSpeed's settings.
+
+    Raises CheckpointError for any other type.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    numpy_array = (np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0])
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, *numpy_array]
+    try:
+        with torch.serialization.safe_globals(known):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(
+            f"{path} was not loaded: it holds objects that could run code"
+            f"{f' ({found[1]})' if found else ''}; resume another checkpoint"
+        ) from None
 
 
 def load_average(
@@ -253,7 +293,7 @@ def load_average(
 ) -> list[torch.Tensor] | None:
     """This rank's shard of the averaged weights in a verified checkpoint; None if there are none."""
     path = _average_file(folder, topology)
-    return torch.load(path, map_location=device) if path.is_file() else None
+    return _read(path, map_location=device) if path.is_file() else None
 
 
 def _is_sharded(topology: Topology) -> bool:
@@ -275,9 +315,9 @@ def prune(root: Path, step: int, keep_last: int) -> None:
     if collectives.rank() != 0:
         return
     best = marked(root, "best")
-    folders = sorted(root.glob("step_*"))
+    folders = candidates(root)
     current = [folder for folder in folders if folder.name <= step_folder(root, step).name]
-    kept = {*current[-keep_last:], *(folder for folder in current if folder == best)}
+    kept = {*current[:keep_last], *(folder for folder in current if folder == best)}
     for folder in folders:
         if folder not in kept:
             shutil.rmtree(folder)
@@ -290,24 +330,6 @@ def _describe(topology: Topology) -> str:
         f"{topology.world_size} ranks, ZeRO {topology.zero_stage}, {topology.precision}{shared}, "
         f"optimizer {topology.optimizer}"
     )
-
-
-def _describe_files(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file, by its name relative to `folder`."""
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in paths
-    }
-
-
-def _check_hashes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Raise CheckpointError on all ranks if a hash differs; each rank reads an equal share of the files."""
-    by_size = sorted(files, key=lambda name: (-files[name]["bytes"], name))
-    own = by_size[collectives.rank() :: collectives.world_size()]
-    damaged = [name for name in own if sha256_file(folder / name) != files[name]["sha256"]]
-    by_rank = collectives.gather_objects(damaged)
-    for name in itertools.chain.from_iterable(by_rank):
-        raise CheckpointError(f"checkpoint {folder} is damaged: the hash of {name} differs")
 
 
 def _rng_state() -> dict[str, Any]:

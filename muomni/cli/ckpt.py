@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _rows(run: Path, stage: str, with_hashes: bool) -> list[dict[str, Any]]:
-    from muomni.checkpoint import store
+    from muomni.checkpoint import file_list
     from muomni.run_folder import RunFolder
 
     root = RunFolder(run, stage).checkpoints
-    marks = {name: store.marked(root, name) for name in ("latest", "best")}
+    marks = {name: file_list.marked(root, name) for name in ("latest", "best")}
     rows = []
     for folder in sorted(root.glob("step_*")):
         row = {
@@ -62,7 +62,7 @@ def _rows(run: Path, stage: str, with_hashes: bool) -> list[dict[str, Any]]:
             "marks": " ".join(name for name, marked in marks.items() if marked == folder),
         }
         try:
-            topology = store.verify(folder, with_hashes)["topology"]
+            topology = file_list.verify(folder, with_hashes)["topology"]
         except CheckpointError as error:
             row["state"] = str(error)
         else:

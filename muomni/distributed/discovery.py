@@ -73,6 +73,23 @@ def discover(environ: Mapping[str, str] | None = None) -> Ranks:
     return ranks
 
 
+def job_name(environ: Mapping[str, str] | None = None) -> str | None:
+    """A name that this job keeps when it is restarted; None if nothing restarts it."""
+    env = os.environ if environ is None else environ
+    if "SLURM_JOB_ID" in env:
+        return f"slurm {env['SLURM_JOB_ID']}"
+    if "TORCHELASTIC_RUN_ID" in env:
+        return f"torchrun {env['TORCHELASTIC_RUN_ID']}"
+    return None
+
+
+def is_restarted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether Slurm has requeued this job, or torchrun has restarted its ranks."""
+    env = os.environ if environ is None else environ
+    counts = (env.get("SLURM_RESTART_COUNT", ""), env.get("TORCHELASTIC_RESTART_COUNT", ""))
+    return any(count.isdigit() and int(count) for count in counts)
+
+
 def export_environment(ranks: Ranks, environ: dict[str, str] | os._Environ[str]) -> None:
     """Set the variables that torch.distributed and DeepSpeed read, unless the launcher has set them.
 

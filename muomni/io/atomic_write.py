@@ -31,6 +31,15 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk, so that its files keep their names after a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with open_atomic(path) as file:

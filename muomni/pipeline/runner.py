@@ -110,7 +110,7 @@ class Pipeline:
 
     def state(self, stage: str, config: RunConfig) -> tuple[State, str]:
         """Return the state of a stage and the reason; with --resume never or PATH, it is open."""
-        if self._parsed(stage).resume != "auto":
+        if RunFolder(self.folder, stage).resume_now(self._parsed(stage).resume) != "auto":
             return "open", "because of --resume"
         return stage_state(self.folder, stage, config)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from muomni.checkpoint import store
+from muomni.checkpoint import file_list, store
 from muomni.checkpoint.export import write_export
 from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.loading import RESOLVED
@@ -41,7 +41,7 @@ class Checkpoints:
         if weights are non-finite, since the next start would resume from them and prune good checkpoints;
         the message starts with `reason`.
         """
-        folder = store.step_folder(self._root, state.step)
+        folder = file_list.step_folder(self._root, state.step)
         is_saved = self._saved_step == state.step
         if is_saved and collectives.broadcast_object(folder.is_dir()):
             return folder
@@ -77,7 +77,7 @@ class Checkpoints:
         store.prune(self._root, step, self._keep_last)
 
     def _last_checkpoint(self) -> str:
-        newest = collectives.broadcast_object(store.newest_complete(self._root))
+        newest = collectives.broadcast_object(file_list.newest_complete(self._root))
         return f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 

@@ -7,18 +7,17 @@ missing dataset or upstream export.
 import logging
 import os
 import random
-import shutil
 import socket
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from muomni.checkpoint import store
+from muomni.checkpoint import file_list, store
 from muomni.checkpoint.export import Export, read_export
 from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.registry import load, stage_spec
@@ -30,7 +29,7 @@ from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.distributed import collectives, compiler
-from muomni.distributed.discovery import Ranks
+from muomni.distributed.discovery import Ranks, job_name
 from muomni.errors import CheckpointError, ConfigError, UpstreamError
 from muomni.io.hashing import sha256_bytes
 from muomni.io.live_line import styled
@@ -70,6 +69,9 @@ from muomni.training.planning.setup import (
     plural,
 )
 from muomni.training.stage import Stage, StageContext
+
+if TYPE_CHECKING:
+    from muomni.training.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,8 @@ class Session:
 def prepare(request: Request, ranks: Ranks) -> Session:
     """Run all checks that need no process group, and open the data; raises MuomniError."""
     config = request.config
+    folder = RunFolder(request.run, config.stage)
+    request = replace(request, resume=folder.resume_now(request.resume))
     spec = stage_spec(config.stage)
     stage_type = load(spec.stage)
     device = pick_device(ranks.local_rank)
@@ -195,15 +199,17 @@ def open_loop(session: Session) -> Loop:
     startup.begin("plan")
     if collectives.rank() == 0:
         folder.create()
-        if request.resume == "never":  # else a later --resume auto would load them
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
-            shutil.rmtree(folder.samples, ignore_errors=True)
+        folder.remove_leftovers()
+        if request.resume != "auto":
+            source = None if request.resume == "never" else Path(request.resume)
+            aside = folder.begin_anew(job_name(), source)
+            if aside and prints:
+                print(row("earlier state", f"moved to {aside}"), flush=True)
     collectives.barrier()
     if config.training.max_epochs is not None:  # needed for the number of steps
         session.feed.count_epochs(config.training.max_epochs)
     # The first global batch is described below by rank 0 alone, which must not count windows by itself.
     session.feed.count_ahead(0, session.num_steps)
-    checkpoint = collectives.broadcast_object(_checkpoint_to_resume(folder, request.resume))
     startup.begin("model")
     seed_everything(config.seed)
     use_tf32(config.tf32, session.precision, session.device)
@@ -237,19 +243,9 @@ def open_loop(session: Session) -> Loop:
         session.ranks.world_size, engine.zero_stage, session.precision, engine.num_expert_ranks,
         engine.optimizer_layout, trained_groups,
     )  # fmt: skip
-    state = TrainState(0, session.feed.digest, None, 0.0)
-    if checkpoint is not None:
-        startup.begin("resume")
-        state = store.load(engine.deepspeed, checkpoint, topology, engine.shapes_digest())
-        if engine.masters.average is not None:
-            average = store.load_average(checkpoint, topology, session.device)
-            if average is None:
-                logger.warning(
-                    "checkpoint %s has no EMA of the weights; the EMA starts from its weights",
-                    checkpoint,
-                )
-            engine.masters.set_average(average)
-        _check_plan(state, session, checkpoint)
+    startup.begin("resume")
+    with engine.own_settings():
+        checkpoint, state = _load_state(session, engine, topology)
     hosts = collectives.gather_objects(socket.gethostname())
     resolved = {
         "upstream": portable(request.upstream, request.run),  # relative to the run folder
@@ -313,13 +309,19 @@ def finished_result(session: Session) -> dict[str, Any] | None:
     Raises CheckpointError if the run used other data, upstream exports, or model settings.
     """
     folder = RunFolder(session.request.run, session.request.config.stage)
-    newest = store.newest_complete(folder.checkpoints) if session.request.resume == "auto" else None
-    if newest is None:
+    if session.request.resume != "auto":
         return None
-    content = store.verify(newest, with_hashes=False)
-    _check_plan(TrainState.of(content), session, newest)
+    newest = file_list.newest_complete(folder.checkpoints)
+    if newest is None:
+        if file_list.candidates(folder.checkpoints):
+            raise file_list.none_complete(folder.checkpoints)
+        return None
+    content = file_list.verify(newest, with_hashes=False)
+    state = TrainState.of(content)
+    _check_plan(state, session, newest)
+    _check_steps(state.step, session, newest)
     _check_upstream(folder, session)
-    if newest.name != store.step_folder(Path(), session.num_steps).name:
+    if newest.name != file_list.step_folder(Path(), session.num_steps).name:
         return None
     if not folder.export.is_dir():
         return None
@@ -361,12 +363,42 @@ def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: s
             )
 
 
-def _checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
+def _load_state(
+    session: Session, engine: "Engine", topology: Topology
+) -> tuple[Path | None, TrainState]:
+    """Load the checkpoint to resume from, if any, into the engine; returns it and the state of the loop."""
+    resume, shapes = session.request.resume, engine.shapes_digest()
+    fresh = None, TrainState(0, session.feed.digest, None, 0.0)
     if resume == "never":
-        return None
+        return fresh
     if resume == "auto":
-        return store.newest_complete(folder.checkpoints)
-    return Path(resume)
+        root = RunFolder(session.request.run, session.stage.name).checkpoints
+        found = store.load_newest(engine.deepspeed, root, topology, shapes)
+        if found is None:
+            return fresh
+        checkpoint, state = found
+    else:
+        checkpoint = Path(resume)
+        state = store.load(engine.deepspeed, checkpoint, topology, shapes)
+    if engine.masters.average is not None:
+        average = store.load_average(checkpoint, topology, session.device)
+        if average is None:
+            logger.warning(
+                "checkpoint %s has no EMA of the weights; the EMA starts from its weights",
+                checkpoint,
+            )
+        engine.masters.set_average(average)
+    _check_plan(state, session, checkpoint)
+    _check_steps(state.step, session, checkpoint)
+    return checkpoint, state
+
+
+def _check_steps(step: int, session: Session, checkpoint: Path) -> None:
+    if step > session.num_steps:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is of step {step}, but this run has only {session.num_steps} steps; "
+            "increase --max-steps, or resume an earlier checkpoint with --resume PATH"
+        )
 
 
 def _check_resume(resume: str) -> None:
@@ -376,7 +408,7 @@ def _check_resume(resume: str) -> None:
         raise CheckpointError(
             f"--resume {resume} is not a checkpoint folder; use auto, never, or a checkpoint folder"
         )
-    store.verify(Path(resume), with_hashes=False)
+    file_list.verify(Path(resume), with_hashes=False)
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from muomni.checkpoint import export, store
+from muomni.checkpoint import export, file_list, store
 from muomni.errors import StorageError
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -97,6 +97,6 @@ def test_a_full_disk_stops_all_ranks_and_the_run_resumes(
         f"No space left on device on rank {rank}; what was saved before is unchanged" in errors[0]
     )
     last = 6 if file == "export" else 2
-    assert checkpoints[0][-1] == store.step_folder(Path(), last).name
+    assert checkpoints[0][-1] == file_list.step_folder(Path(), last).name
     assert not any(name.endswith(".tmp") for name in checkpoints[0])
     assert two_ranks.run(train, config=config, run=tmp_path)[0]["step"] == 6

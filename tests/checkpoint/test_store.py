@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from muomni.checkpoint import export, store
+from muomni.checkpoint import export, file_list, store
 from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks, discover
 from muomni.errors import CheckpointError
@@ -34,13 +34,13 @@ def test_only_the_first_rank_hashes_exports(
 def _hashed_files(config: Any, run: Path) -> dict[str, list[str]]:
     """Names of the files that this rank hashes when a checkpoint is saved, and when it is loaded."""
     hashed: list[str] = []
-    original = store.sha256_file
+    original = file_list.sha256_file
 
     def recorded(path: Path) -> str:
         hashed.append(Path(path).name)
         return original(path)
 
-    store.sha256_file = recorded  # type: ignore[assignment]
+    file_list.sha256_file = recorded  # type: ignore[assignment]
     loop = open_loop(prepare(Request(config, run, run, ZERO1, "never"), discover()))
     try:
         folder = loop.save()
@@ -63,7 +63,7 @@ def _hashed_files(config: Any, run: Path) -> dict[str, list[str]]:
             error = str(found)
         return {"saved": saved, "loaded": loaded, "error": [error]}
     finally:
-        store.sha256_file = original
+        file_list.sha256_file = original
         loop.engine.deepspeed.destroy()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from muomni.checkpoint import store
+from muomni.checkpoint import file_list
 from muomni.distributed.discovery import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +74,6 @@ def test_ranks_save_and_end(
     for left in alive:
         left.kill()
     assert not alive
-    assert store.newest_complete(run / "thinker" / "checkpoints") is not None
+    assert file_list.newest_complete(run / "thinker" / "checkpoints") is not None
     if name == "muomni" and number == signal.SIGTERM:
         assert process.returncode == 85

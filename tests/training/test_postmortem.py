@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.checkpoint import store
+from muomni.checkpoint import file_list
 from muomni.distributed import collectives
 from muomni.distributed.discovery import discover
 from muomni.errors import NonFiniteError
@@ -146,7 +146,7 @@ def test_non_finite_values_are_reported_and_dumped(
     assert dump["micro_batches"][0]["samples"][0]["key"] in message
 
     # The checkpoint is complete and has the weights of the last good step.
-    newest = store.newest_complete(tmp_path / "thinker" / "checkpoints")
+    newest = file_list.newest_complete(tmp_path / "thinker" / "checkpoints")
     assert newest is not None and str(newest) in message
     assert newest.name == f"step_{step + 1:08d}"
     short = thinker_config(text_data, {**changes, "training": {"max_steps": FIRST_BAD - 1}})

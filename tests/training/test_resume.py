@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from muomni.checkpoint import store
+from muomni.checkpoint import file_list
 from muomni.errors import CheckpointError, PreemptedError
 from muomni.training.optim.schedule import lr_factor
 from muomni.training.stages.thinker import ThinkerTask
@@ -171,7 +171,7 @@ def test_old_checkpoints_are_pruned_except_the_best_and_the_last(
     changes = {"training": {"save_every": 2, "validate_every": 3, "keep_last": 1, "max_steps": 10}}
     one_rank.run(train, config=thinker_config(text_data, changes), run=tmp_path)
     checkpoints = tmp_path / "thinker" / "checkpoints"
-    best, latest = store.marked(checkpoints, "best"), store.marked(checkpoints, "latest")
+    best, latest = file_list.marked(checkpoints, "best"), file_list.marked(checkpoints, "latest")
     assert best is not None and latest is not None
     assert latest.name == "step_00000010"
     assert {folder.name for folder in checkpoints.glob("step_*")} == {best.name, latest.name}
@@ -186,10 +186,10 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(
     newest = checkpoints / "step_00000006"
     weights = next(newest.rglob("*optim_states.pt"))
     weights.write_bytes(weights.read_bytes()[:-10])
-    found = store.newest_complete(checkpoints)
+    found = file_list.newest_complete(checkpoints)
     assert found is not None and found.name == "step_00000004"
     (found / "complete.json").unlink()  # a killed save leaves no file list
-    assert store.newest_complete(checkpoints) is None
+    assert file_list.newest_complete(checkpoints) is None
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_runs_again(
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_runs_again(
     newest = tmp_path / "thinker" / "checkpoints" / "step_00000004"
     (newest / "complete.json").unlink()
     one_rank.run(train, config=config, run=tmp_path)
-    store.verify(newest)
+    file_list.verify(newest)
 
 
 def test_resume_from_an_earlier_checkpoint_discards_later_ones(
@@ -210,10 +210,10 @@ def test_resume_from_an_earlier_checkpoint_discards_later_ones(
     config = thinker_config(text_data, {"training": training})
     one_rank.run(train, config=config, run=tmp_path)
     checkpoints = tmp_path / "thinker" / "checkpoints"
-    first_course = store.verify(checkpoints / "step_00000006")
+    first_course = file_list.verify(checkpoints / "step_00000006")
     other = thinker_config(text_data, {"training": {**training, "max_steps": 6, "keep_last": 1}})
     earlier = str(checkpoints / "step_00000004")
     one_rank.run(train, config=other, run=tmp_path, resume=earlier)
     assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000006"]
     # A checkpoint of this step existed, but from the earlier run (with slower decay).
-    assert store.verify(checkpoints / "step_00000006")["files"] != first_course["files"]
+    assert file_list.verify(checkpoints / "step_00000006")["files"] != first_course["files"]

@@ -134,6 +134,34 @@ def set_accumulation_boundary(
         optimizer.set_gradient_accumulation_boundary(is_last)
 
 
+# Settings of a run that DeepSpeed saves and restores with the optimizer, and with its loss scaler.
+_SETTINGS = ("clip_grad", "scale_factor", "scale_window", "min_loss_scale")
+_SCALER_SETTINGS = (
+    "scale_factor", "scale_window", "min_scale", "delayed_shift", "consecutive_hysteresis",
+    "raise_error_at_min_scale",
+)  # fmt: skip
+
+
+def optimizer_settings(optimizer: DeepSpeedOptimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Clipping and the rules of loss scaling: of the optimizer, and of its loss scaler."""
+    scaler = getattr(optimizer, "loss_scaler", None)
+    return (
+        {name: getattr(optimizer, name) for name in _SETTINGS if hasattr(optimizer, name)},
+        {name: getattr(scaler, name) for name in _SCALER_SETTINGS if hasattr(scaler, name)},
+    )
+
+
+def set_optimizer_settings(
+    optimizer: DeepSpeedOptimizer, settings: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    """Inverse of `optimizer_settings`, for after a checkpoint was loaded."""
+    for owner, values in zip(
+        (optimizer, getattr(optimizer, "loss_scaler", None)), settings, strict=True
+    ):
+        for name, value in values.items():
+            setattr(owner, name, value)
+
+
 def loss_scale(optimizer: DeepSpeedOptimizer) -> float:
     """The current loss scale, which the fp16 optimizer without ZeRO names `cur_scale`."""
     return float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0)))

@@ -190,6 +190,19 @@ class Engine:
         """Let `clock` separate the gradient reduction from the backward pass."""
         quirks.time_gradient_reduction(self.deepspeed, clock)
 
+    @contextmanager
+    def own_settings(self) -> Iterator[None]:
+        """Keep the optimizer settings of this run while a checkpoint is loaded, which holds its own."""
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        others = quirks.optimizer_settings(self.optimizer)
+        yield
+        for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(settings)
+        quirks.set_optimizer_settings(self.optimizer, others)
+
     # -- metrics; at logging steps only --------------------------------------------------------------
     @property
     def grad_norm(self) -> float:
