@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from muomni.checkpoint import file_list
+from muomni.config.names import ENGINES
+from muomni.config.run import RunConfig
+from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, PreemptedError
+from muomni.training.engine import deepspeed_quirks as quirks
+from muomni.training.engine.ds_config import read_engine_json
 from muomni.training.optim.schedule import lr_factor
+from muomni.training.session import Request, open_loop, prepare
 from muomni.training.stages.thinker import ThinkerTask
 from tests.ranks import RankPool
 from tests.training.runs import thinker_config, train
@@ -217,3 +223,43 @@ def test_resume_from_an_earlier_checkpoint_discards_later_ones(
     assert [folder.name for folder in checkpoints.glob("step_*")] == ["step_00000006"]
     # A checkpoint of this step existed, but from the earlier run (with slower decay).
     assert file_list.verify(checkpoints / "step_00000006")["files"] != first_course["files"]
+
+
+def _settings_after_resume(config: RunConfig, run: Path, zero: str) -> list[Any]:
+    """Optimizer settings of a run that has resumed from the checkpoint of `run`."""
+    engine_json = read_engine_json(ENGINES / f"{zero}.json")
+    loop = open_loop(prepare(Request(config, run, run, engine_json, "auto"), discover()))
+    try:
+        optimizer = loop.engine.optimizer
+        settings, scaler = quirks.optimizer_settings(optimizer)
+        groups = [(g["weight_decay"], tuple(g["betas"]), g["eps"]) for g in optimizer.param_groups]
+        return [loop.state.step, groups, settings, scaler]
+    finally:
+        loop.engine.deepspeed.destroy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero2", "zero3"])
+def test_optimizer_settings_are_those_of_the_run_and_not_of_the_checkpoint(
+    zero: str, precision: str, text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    def changed(**optim: Any) -> RunConfig:
+        changes = {"training": {"max_steps": 2}, "precision": precision, "optim": optim}
+        if optim:
+            changes["training"] = {"max_steps": 4}
+            changes["fp16"] = {"scale_window": 77, "min_scale": 4.0}
+        return thinker_config(text_data, changes)
+
+    two_ranks.run(train, config=changed(), run=tmp_path, zero=zero)
+    config = changed(weight_decay=0.5, betas=(0.7, 0.8), eps=1e-3, max_grad_norm=0.25)
+    step, groups, settings, scaler = two_ranks.run(
+        _settings_after_resume, config=config, run=tmp_path, zero=zero
+    )[0]
+    assert step == 2
+    assert groups == [(0.5, (0.7, 0.8), 1e-3), (0.0, (0.7, 0.8), 1e-3)]
+    assert settings.get("clip_grad") in ((None, 0.0) if zero == "zero0" else (0.25,))
+    if precision == "fp16":
+        assert scaler["scale_window"] == 77
+        assert scaler.get("min_scale", scaler.get("min_loss_scale")) == 4.0
+    resumed = two_ranks.run(train, config=config, run=tmp_path, zero=zero)[0]
+    assert resumed["step"] == 4

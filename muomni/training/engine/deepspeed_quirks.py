@@ -134,19 +134,19 @@ def set_accumulation_boundary(
         optimizer.set_gradient_accumulation_boundary(is_last)
 
 
-# Settings of a run that DeepSpeed saves and restores with the optimizer, and with its loss scaler.
-_SETTINGS = ("clip_grad", "scale_factor", "scale_window", "min_loss_scale")
+# Settings of loss scaling that DeepSpeed saves and restores; its classes name the smallest scale differently.
 _SCALER_SETTINGS = (
-    "scale_factor", "scale_window", "min_scale", "delayed_shift", "consecutive_hysteresis",
-    "raise_error_at_min_scale",
+    "scale_factor", "scale_window", "min_scale", "min_loss_scale", "delayed_shift",
+    "consecutive_hysteresis", "raise_error_at_min_scale",
 )  # fmt: skip
 
 
 def optimizer_settings(optimizer: DeepSpeedOptimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Clipping and the rules of loss scaling: of the optimizer, and of its loss scaler."""
-    scaler = getattr(optimizer, "loss_scaler", None)
+    """Clipping, and the rules of loss scaling, which DeepSpeed saves and restores with the state."""
+    names = ["clip_grad"] if hasattr(optimizer, "clip_grad") else []
+    scaler = _loss_scaler(optimizer)
     return (
-        {name: getattr(optimizer, name) for name in _SETTINGS if hasattr(optimizer, name)},
+        {name: getattr(optimizer, name) for name in names},
         {name: getattr(scaler, name) for name in _SCALER_SETTINGS if hasattr(scaler, name)},
     )
 
@@ -155,11 +155,14 @@ def set_optimizer_settings(
     optimizer: DeepSpeedOptimizer, settings: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     """Inverse of `optimizer_settings`, for after a checkpoint was loaded."""
-    for owner, values in zip(
-        (optimizer, getattr(optimizer, "loss_scaler", None)), settings, strict=True
-    ):
+    for owner, values in zip((optimizer, _loss_scaler(optimizer)), settings, strict=True):
         for name, value in values.items():
             setattr(owner, name, value)
+
+
+def _loss_scaler(optimizer: DeepSpeedOptimizer) -> Any:
+    """What holds the rules of loss scaling; without ZeRO, its name differs."""
+    return getattr(optimizer, "loss_scaler", getattr(optimizer, "loss_scale_config", None))
 
 
 def loss_scale(optimizer: DeepSpeedOptimizer) -> float:
