@@ -4,8 +4,8 @@ RUN/STAGE/config.yaml      the config, and in section `resolved` facts about the
 RUN/STAGE/train.log        output of the ranks that `muomni pipeline` started
 RUN/STAGE/logs/            messages of the ranks other than 0, which print errors only
 RUN/STAGE/owner.json       the process that trains it now
-RUN/STAGE/start.json       the job that began it anew, with --resume never or a checkpoint
-RUN/STAGE/before-DATE/     the state of earlier starts, set aside by such a job
+RUN/STAGE/start.json       the job that started it over, with --resume never or a checkpoint
+RUN/STAGE/before-DATE/     the state of earlier starts, moved there by such a job
 RUN/STAGE/metrics.jsonl    all logged metrics, the source for MLflow
 RUN/STAGE/mlflow.json      the id of its MLflow run; RUN/mlflow.json: of that of the pipeline
 RUN/STAGE/checkpoints/     step_00000100/, latest, best
@@ -89,8 +89,8 @@ class RunFolder:
         if not os.access(self.root, os.W_OK):
             raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
 
-    def begin_anew(self, job: str | None, source: Path | None = None) -> Path | None:
-        """Set the state of earlier starts aside, so that nothing resumes from it; returns where it is, if any.
+    def start_over(self, job: str | None, source: Path | None = None) -> Path | None:
+        """Move the state of earlier starts away, so that nothing resumes from it; returns its new folder, if any.
 
         A run that continues from its own checkpoint `source` keeps that one, and its metrics. `resume_now`
         recognizes this `job` when it is restarted.

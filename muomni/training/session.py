@@ -202,7 +202,7 @@ def open_loop(session: Session) -> Loop:
         folder.remove_leftovers()
         if request.resume != "auto":
             source = None if request.resume == "never" else Path(request.resume)
-            aside = folder.begin_anew(job_name(), source)
+            aside = folder.start_over(job_name(), source)
             if aside and prints:
                 print(row("earlier state", f"moved to {aside}"), flush=True)
     collectives.barrier()

@@ -129,7 +129,7 @@ def test_a_requeued_fork_continues_from_its_source_until_it_has_saved(
     for step in (2, 4):
         (folder.checkpoints / f"step_{step:08d}").mkdir(parents=True)
     folder.metrics_file.write_text("")
-    aside = folder.begin_anew("slurm 7", source)
+    aside = folder.start_over("slurm 7", source)
     assert aside is not None and (aside / "checkpoints/step_00000004").is_dir()
     assert source.is_dir() and folder.metrics_file.exists()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
