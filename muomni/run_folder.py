@@ -90,7 +90,7 @@ class RunFolder:
             raise ConfigError(f"run folder {self.root} is not writable; choose another --run")
 
     def start_over(self, job: str | None, source: Path | None = None) -> Path | None:
-        """Move the state of earlier starts away, so that nothing resumes from it; returns its new folder, if any.
+        """Move the state of earlier starts away, so that nothing resumes from it; returns where, if any.
 
         A run that continues from its own checkpoint `source` keeps that one, and its metrics. `resume_now`
         recognizes this `job` when it is restarted.

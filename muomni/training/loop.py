@@ -269,7 +269,8 @@ class Loop:
 
     def save(self, *, prune: bool = True, reason: str = "") -> Path:
         """Save a checkpoint of this step, see `Checkpoints.save`; returns its folder."""
-        return self.checkpoints.save(self.state, prune, reason)
+        units_seen = self.state.units_seen + self.throughput.units_since_log()
+        return self.checkpoints.save(replace(self.state, units_seen=units_seen), prune, reason)
 
     def run_info(self) -> RunInfo:
         """Facts about the run as it is now, to open recorders with."""

@@ -72,6 +72,10 @@ class Throughput:
         """Count the units of a batch on the device."""
         self._units += batch["units"]
 
+    def units_since_log(self) -> float:
+        """The units of all ranks since the last call of `take`; every rank must call it."""
+        return float(collectives.sum_over_ranks(self._units.to(torch.float64, copy=True)))
+
     def take(self, step: int, loader: CountedBatches) -> Measured:
         """Return the measurements since the last call; every rank must call it.
 

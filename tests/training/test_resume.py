@@ -43,6 +43,19 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(
     assert resumed["val/loss"] == straight["val/loss"]
 
 
+def test_tokens_between_the_last_log_and_a_save_are_counted(
+    text_data: Path, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    config = thinker_config(
+        text_data, {"training": {"save_every": 8, "log_every": 5, "keep_last": 9}}
+    )
+    straight = two_ranks.run(train, config=config, run=tmp_path / "straight")[0]
+    checkpoint = tmp_path / "straight" / "thinker" / "checkpoints" / "step_00000008"
+    resumed = two_ranks.run(train, config=config, run=tmp_path / "on", resume=str(checkpoint))[0]
+    seen = [(line["step"], line["tokens_seen"]) for line in straight["curve"]]
+    assert [(line["step"], line["tokens_seen"]) for line in resumed["curve"]] == seen[1:]
+
+
 def test_a_run_of_epochs_decays_at_its_end_after_a_resume(
     text_data: Path, tmp_path: Path, one_rank: RankPool
 ) -> None:
