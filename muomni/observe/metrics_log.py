@@ -1,6 +1,7 @@
 """Recorder of `metrics.jsonl`: one JSON object per logged step, the complete record of a run."""
 
 import json
+import logging
 import math
 import time
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any
 
 from muomni.io.atomic_write import write_atomic
 from muomni.observe.recorder import Kind, RunInfo, Status
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 # When a line was logged, in seconds since 1970.
@@ -67,7 +70,7 @@ class MetricsTail:
                 content += file.readline()
         content = content[: content.rfind(b"\n") + 1]
         self._next_offset = self._offset + len(content)
-        return [json.loads(line) for line in content.splitlines()]
+        return _parsed(content.decode(errors="replace"), self._path)
 
     def accept(self) -> None:
         """Do not read the lines of the last `read` again."""
@@ -84,9 +87,26 @@ def metrics_of(line: dict[str, Any]) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file (a kill may have truncated the last one)."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """All complete lines of a metrics file (a kill may have truncated the last one).
+
+    A damaged line, such as one that a full disk has cut, is dropped with a warning.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return _parsed(text[: text.rfind("\n") + 1], path)
+
+
+def _parsed(text: str, path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in filter(None, text.split("\n")):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            lines.append(content)
+        else:
+            logger.warning("%s has a damaged line, which is dropped: %.80s", path, line)
+    return lines
 
 
 def _dump(line: dict[str, Any]) -> str:

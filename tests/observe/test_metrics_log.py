@@ -42,6 +42,23 @@ def test_a_truncated_last_line_is_dropped(tmp_path: Path) -> None:
     assert _steps(tmp_path) == [10]
 
 
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 20, "ki{"step": 25}', b"\xff\x00", b"[]", b"{}", b"7"]
+)
+def test_a_damaged_line_is_dropped_with_a_warning(
+    damaged: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run_info(tmp_path).folder / METRICS_FILE
+    path.write_bytes(
+        b'{"step": 10, "kind": "train"}\n' + damaged + b'\n{"step": 30, "kind": "train"}\n'
+    )
+    assert _steps(tmp_path) == [10, 30]
+    assert "metrics.jsonl has a damaged line" in caplog.text
+    assert [line["step"] for line in MetricsTail(path).read()] == [10, 30]
+    _opened(tmp_path, step=30).close("FINISHED")
+    assert path.read_text().count("\n") == 2
+
+
 def test_a_metric_without_a_value_is_null(tmp_path: Path) -> None:
     log = _opened(tmp_path)
     log.log(1, "val", {"loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
