@@ -5,16 +5,19 @@ the split, so items that must not leak across splits share a group.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.options import ReaderOptions
 from muomni.data.shards.manifest import SPLIT_NAMES, hash64
+from muomni.data.text.normalization import folded, words_of
 from muomni.data.text.turns import Turn
 from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90
+_APOSTROPHE = "'"
 
 _DECLARING = {
     "train": "train",
@@ -172,8 +175,13 @@ def image_group(path: str) -> str:
 
 def transcript_group(text: str) -> str:
     """Group of a spoken text: its words in lower case, without punctuation except apostrophes."""
-    words = re.sub(r"[^\w']+", " ", text.lower()).split()
-    return f"speech:{' '.join(words)}"
+    return f"speech:{' '.join(words_of(folded(text), also=_APOSTROPHE))}"
+
+
+def text_group(text: str) -> str:
+    """Group of a document: its words in lower case, whatever their spacing and composition (NFC)."""
+    words = " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return f"text:{hash64(words.encode(errors='surrogatepass')):016x}"
 
 
 def declared_split(name: str) -> str | None:

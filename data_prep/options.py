@@ -11,7 +11,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from muomni.data.text.normalization import QUOTES, remove_punctuation, spoken_form
+from muomni.data.text.normalization import (
+    QUOTES,
+    remove_control,
+    remove_punctuation,
+    spoken_form,
+)
 from muomni.errors import ConfigError
 
 DOCUMENTS = ("line", "paragraph", "file")
@@ -103,7 +108,11 @@ RULES = {
     "max_chars": _Rule("--max-chars", "too-many-chars", "characters"),
     "script": _Rule("--script", "other-script", "of its letters in the script"),
 }
-FILTER_REASONS = frozenset(rule.reason for rule in RULES.values())
+# Reason code of samples that `--overlap drop` drops.
+SPLIT_OVERLAP = "split-overlap"
+FILTER_REASONS = frozenset((*(rule.reason for rule in RULES.values()), SPLIT_OVERLAP))
+# What to do with groups that a corpus declares in several splits.
+OVERLAPS = ("refuse", "drop", "move", "allow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +190,10 @@ def _normalize_whitespace(text: str) -> str:
     return re.sub(r"\s+", shortest, text).strip()
 
 
-def _remove_control(text: str) -> str:
-    """Remove control and format characters, except tabs and line breaks."""
-    kept = (c for c in text if c in "\t\n" or unicodedata.category(c) not in ("Cc", "Cf"))
-    return "".join(kept)
-
-
 NORMALIZERS: dict[str, Callable[[str], str]] = {
     "nfc": lambda text: unicodedata.normalize("NFC", text),
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
-    "control": _remove_control,
+    "control": remove_control,
     "quotes": lambda text: text.translate(QUOTES),
     "punctuation": remove_punctuation,
     "spoken": spoken_form,

@@ -7,6 +7,7 @@ captions. A missing value is empty; a value of another type raises `BadSampleErr
 import math
 
 from data_prep.corpus import BAD_RECORD, BadSampleError
+from muomni.data.text.graphemes import cut_text
 
 _MAX_SHOWN_CHARS = 80
 
@@ -53,7 +54,7 @@ def name_value(value: object, field: str) -> str:
 def shown(value: object) -> str:
     """A value for a message, cut to 80 characters."""
     text = repr(value[: _MAX_SHOWN_CHARS + 1] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 3]}..."
+    return cut_text(text, _MAX_SHOWN_CHARS)
 
 
 def _kind(value: object) -> str:

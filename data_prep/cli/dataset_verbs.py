@@ -100,10 +100,15 @@ def default_name(folder: Path) -> str:
 
 
 def print_tables(manifests: "list[Manifest]") -> None:
-    """Print the statistics of datasets."""
+    """Print the statistics of datasets, and warnings about them."""
     from data_prep.inspection.stats import dataset_table
+    from data_prep.sharding.remarks import remarks
 
-    print("\n\n".join(map(dataset_table, manifests)))
+    tables = []
+    for manifest in manifests:
+        warnings = (f"warning: {remark}" for remark in remarks(manifest))
+        tables.append("\n".join([dataset_table(manifest), *warnings]))
+    print("\n\n".join(tables))
 
 
 def _run_sample(arguments: argparse.Namespace) -> None:

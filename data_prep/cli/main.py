@@ -9,7 +9,11 @@ from data_prep.cli.dataset_verbs import add_dataset_verbs
 from data_prep.cli.report_verbs import add_report_verbs
 from data_prep.cli.task_verbs import add_task_verbs
 from muomni.command_line import CommandParser
-from muomni.errors import DataError, exit_on_error
+from muomni.data.text.graphemes import cut_middle
+from muomni.errors import DataError, MuomniError, exit_on_error
+
+# Values of a corpus in a message can be of any length.
+_MAX_MESSAGE_CHARS = 1000
 
 _EPILOG = """\
 examples:
@@ -36,10 +40,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep") -
                 arguments.run(arguments)
             except OSError as error:
                 path = f"{error.filename}: " if error.filename else ""
-                raise DataError(f"{path}{error.strerror or error}") from error
+                raise DataError(_shortened(f"{path}{error.strerror or error}")) from error
+            except MuomniError as error:
+                if len(str(error)) > _MAX_MESSAGE_CHARS:
+                    raise type(error)(_shortened(str(error))) from error
+                raise
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to continue", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _shortened(message: str) -> str:
+    return cut_middle(message, _MAX_MESSAGE_CHARS)
 
 
 def build_parser(prog: str = "python -m data_prep") -> CommandParser:

@@ -12,7 +12,7 @@ from data_prep.cli.task_options import (
     parse_filters,
     parse_preprocessing,
 )
-from data_prep.options import DOCUMENTS, ReaderOptions
+from data_prep.options import DOCUMENTS, OVERLAPS, ReaderOptions
 from data_prep.readers import READERS
 from muomni.command_line import MAX_SEED, integer, path
 from muomni.errors import ConfigError
@@ -198,6 +198,14 @@ def _add_splits(verb: argparse.ArgumentParser) -> None:
         "corpus, with missing splits taken from train by hash",
     )
     group.add_argument(
+        "--overlap",
+        choices=OVERLAPS,
+        default="refuse",
+        help="what to do if the corpus declares several splits for a group: refuse; drop: keep its samples of "
+        "test, else val, and drop the others; move: move all to train, else val; allow: keep all, which "
+        "evaluation reports",
+    )
+    group.add_argument(
         "--seed", type=integer(0, MAX_SEED), default=0, metavar="N", help="seed of the sample order"
     )
 
@@ -231,6 +239,7 @@ def _run_task(arguments: argparse.Namespace) -> None:
         val_fraction=arguments.val_fraction,
         test_fraction=arguments.test_fraction,
         split_from=arguments.split_from,
+        overlap=arguments.overlap,
         shard_size=arguments.shard_size,
         max_bad_fraction=arguments.max_bad_fraction,
         license=arguments.license,

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from muomni.data.media.decode import open_image
-from muomni.data.text.normalization import words_of
+from muomni.data.text.normalization import remove_format, words_of
 
 _GRAY_SIDE = 32
 _HASH_SIDE = 8
@@ -45,9 +45,9 @@ _OFFSETS = _RANDOM.integers(2**64, size=(NUM_HASHES, 1), dtype=np.uint64)
 
 
 def plain_words(text: str) -> str:
-    """The words of a text in lower case, without punctuation and compatibility forms."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(words_of(folded))
+    """The words of a text in lower case, without punctuation, format characters, and compatibility forms."""
+    plain = unicodedata.normalize("NFKC", remove_format(text)).casefold()
+    return " ".join(words_of(plain))
 
 
 def image_signature(data: bytes) -> tuple[int, np.ndarray] | None:

@@ -11,6 +11,7 @@ from data_prep.members import media_of, sample_texts
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
+from muomni.data.text.graphemes import cut_text
 from muomni.errors import DataError
 from muomni.io.table import format_table
 
@@ -34,7 +35,7 @@ def describe(manifest: Manifest, split: str, num_samples: int) -> str:
         members = " ".join(sorted(name for name in sample if name != "__key__"))
         seconds = f"{row['duration_ms'] / 1000:.2f}" if row["num_audios"] else "-"
         pixels = f"{row['num_pixels']:,}" if row["num_images"] else "-"
-        text = _shortened(_text(sample, manifest.task), _TEXT_WIDTH)
+        text = cut_text(_text(sample, manifest.task), _TEXT_WIDTH)
         rows.append((str(index), str(sample["__key__"]), members, seconds, pixels, text))
     return format_table(headers, rows, align="><<>><")
 
@@ -121,7 +122,7 @@ def _wrapped(fonts: Fonts, text: str, width: int, num_lines: int) -> list[str]:
         lines[-1] += word
     for number, line in enumerate(lines):
         while fonts.length(lines[number]) > width:
-            line = line[:-1]
+            line = cut_text(line, len(line) - 1, mark="")
             lines[number] = line + "..."
     return lines
 
@@ -139,10 +140,6 @@ def text_lines(sample: dict[str, bytes | str], task: str) -> list[str]:
 
 def _text(sample: dict[str, bytes | str], task: str) -> str:
     return " ".join((" / " if task == "sft" else " | ").join(text_lines(sample, task)).split())
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _parts(content: list[dict[str, str]]) -> str:

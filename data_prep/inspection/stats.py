@@ -71,8 +71,12 @@ def dataset_table(manifest: Manifest) -> str:
         format_table(headers, rows, align="<" + ">" * 8),
         f"bad: {_counts(bad)}",
     ]
-    if manifest.filters:
+    if manifest.filters or filtered:
         lines.append(f"filtered: {_counts(filtered)}")
+    if manifest.changed:
+        lines.append(f"changed: {_counts(manifest.changed)}")
+    if manifest.overlap:
+        lines.append(f"groups also in train: {_counts(manifest.overlap)} samples")
     return "\n".join(lines)
 
 

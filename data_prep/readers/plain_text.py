@@ -7,10 +7,9 @@ lines stay together.
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_UTF8, Item, Problem, TextSpan, clean_key
+from data_prep.corpus import BAD_UTF8, Item, Problem, TextSpan, clean_key, text_group
 from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import BOM, require_utf8
-from muomni.data.shards.manifest import hash64
 from muomni.errors import DataError
 
 DOCUMENTS = ("line", "paragraph", "file")
@@ -71,7 +70,7 @@ def _item(path: Path, name: str, number: int, start: int, content: bytes, docume
         problem = Problem(BAD_UTF8, message)
     return Item(
         key=clean_key(f"{name}-{number:08d}"),
-        group=f"text:{hash64(b' '.join(content.lower().split())):016x}",
+        group=text_group(content.decode(errors="surrogateescape")),
         source=f"{path.name} {document} {number}",
         span=TextSpan(str(path), start, start + len(content)),
         problem=problem,

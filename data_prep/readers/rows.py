@@ -20,12 +20,12 @@ from data_prep.corpus import (
     clean_key,
     image_group,
     recorded_split,
+    text_group,
     text_problem,
     transcript_group,
     type_of,
 )
 from data_prep.options import ReaderOptions
-from muomni.data.shards.manifest import hash64
 
 IMAGE_COLUMNS = ("image", "caption")
 SPEECH_COLUMNS = ("audio", "text")
@@ -104,8 +104,7 @@ def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
 def text_item(row: Row) -> Item:
     """The text of a row. Group: column `group`, else the words of the text."""
     text = row.text("text")
-    words = " ".join(text.lower().split()).encode(errors="surrogatepass")
-    group = row.text("group") or f"text:{hash64(words):016x}"
+    group = row.text("group") or text_group(text)
     problem = text_problem(text, "the text")
     return _item(row, group, () if row.span else (text,), (), problem, row.metadata)
 

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.filters import split_dropped
+from data_prep.options import SPLIT_OVERLAP
 from data_prep.sharding.listings import QUARANTINE
 from data_prep.sharding.plan_file import complete_plan
 from data_prep.sharding.sharder import too_many_bad
@@ -14,7 +17,7 @@ from muomni.data.shards.manifest import (
     Split,
     fingerprint,
 )
-from muomni.data.shards.writer import load_record
+from muomni.data.shards.writer import columns_path, load_columns, load_record
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
@@ -39,7 +42,8 @@ def finalize(root: Path) -> Manifest:
     splits = {name: split for name, split in splits.items() if split.shards}
     if "train" not in splits:
         remedy = f"fix what {QUARANTINE}/ lists ({_counts(bad)}), " if bad else ""
-        remedy += f"loosen the filters ({_counts(filtered)}), " if filtered else ""
+        remedy += f"loosen the filters ({_counts(filtered)}), " if plan.filters else ""
+        remedy += "choose another --overlap, " if SPLIT_OVERLAP in filtered else ""
         raise DataError(
             f"the train split of {root} is empty; {remedy}lower --val-fraction and --test-fraction, "
             "or add data"
@@ -59,6 +63,8 @@ def finalize(root: Path) -> Manifest:
         dropped=dropped,
         filters=plan.filters,
         preprocessing=plan.preprocessing,
+        changed=plan.changed,
+        overlap=_overlap(root, splits) if plan.overlap == "allow" else {},
     )
     _remove_leftovers(root)
     store_manifest(manifest)
@@ -94,6 +100,8 @@ def dataset_card(manifest: Manifest) -> str:
         f"- Splits: {manifest.split_rule}",
         f"- Bad: {_counts(bad)}",
         *_filter_facts(manifest.filters, filtered),
+        *([f"- Changed: {_counts(manifest.changed)}"] if manifest.changed else []),
+        *_overlap_facts(manifest.overlap),
         *_preprocessing_facts(manifest.preprocessing),
         f"- Fingerprint: `{manifest.fingerprint}`",
     ]
@@ -104,10 +112,18 @@ def dataset_card(manifest: Manifest) -> str:
 
 def _filter_facts(filters: dict[str, str], filtered: dict[str, int]) -> list[str]:
     """Lines about the filters, if there are any."""
-    if not filters:
+    if not filters and not filtered:
         return []
-    bounds = ", ".join(f"{name}={value}" for name, value in filters.items())
+    bounds = ", ".join(f"{name}={value}" for name, value in filters.items()) or "none"
     return [f"- Filters: {bounds}", f"- Filtered: {_counts(filtered)}"]
+
+
+def _overlap_facts(overlap: dict[str, int]) -> list[str]:
+    """Lines about held-out samples whose groups are also in train, if this was allowed."""
+    return [
+        f"- Overlap: the groups of {count:,} samples of {name} are also in train"
+        for name, count in overlap.items()
+    ]
 
 
 def _preprocessing_facts(preprocessing: dict[str, str]) -> list[str]:
@@ -118,6 +134,19 @@ def _preprocessing_facts(preprocessing: dict[str, str]) -> list[str]:
 
 def _counts(dropped: dict[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none"
+
+
+def _overlap(root: Path, splits: dict[str, Split]) -> dict[str, int]:
+    """The number of samples of each other split whose groups are also in train, unless it is 0."""
+    groups = {
+        name: np.concatenate(
+            [load_columns(columns_path(root / shard.path))["group_hash"] for shard in split.shards]
+        )
+        for name, split in splits.items()
+    }
+    trained = groups.pop("train")
+    counts = {name: int(np.isin(own, trained).sum()) for name, own in groups.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from muomni.data.text.graphemes import cut_middle
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 
@@ -14,6 +15,7 @@ FILTERED = "filtered"
 
 # Keys: key, source, reason, and message.
 SkippedSample = dict[str, str]
+_MAX_CHARS = 400
 
 
 def listing_path(folder: Path, shard_path: str) -> Path:
@@ -45,8 +47,8 @@ def all_listed(folder: Path) -> Iterator[SkippedSample]:
 
 
 def printable(text: str) -> str:
-    """The text with invalid UTF-8 escaped."""
-    return text.encode(errors="backslashreplace").decode()
+    """The text with invalid UTF-8 escaped, and cut in the middle if it is long."""
+    return cut_middle(text.encode(errors="backslashreplace").decode(), _MAX_CHARS)
 
 
 def _lines(path: Path) -> Iterator[SkippedSample]:

@@ -47,11 +47,12 @@ class Request(Record):
     val_fraction: float
     test_fraction: float
     split_from: str
+    overlap: str = "refuse"
     shard_size: str
 
 
 class PlanFile(Record):
-    """The parts of a plan that `finalize` and `retry-bad` need."""
+    """The parts of a plan that `finalize` and `retry-bad` need; see `ShardPlan` for its last fields."""
 
     name: str
     task: Task
@@ -67,6 +68,9 @@ class PlanFile(Record):
     shards: tuple[PlannedPath, ...]
     request: Request | None = None
     retries: tuple[RetryRound, ...] = ()
+    changed: dict[str, int] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    overlap: str = ""
 
     @property
     def all_shards(self) -> tuple[PlannedPath, ...]:
@@ -105,8 +109,12 @@ def plan_file(plan: ShardPlan) -> PlanFile:
             val_fraction=options.val_fraction,
             test_fraction=options.test_fraction,
             split_from=options.split_from,
+            overlap=options.overlap,
             shard_size=options.shard_size,
         ),
+        changed=plan.changed,
+        notes=plan.notes,
+        overlap=plan.overlap,
     )
 
 
@@ -135,6 +143,7 @@ def original_options(
         val_fraction=request.val_fraction,
         test_fraction=request.test_fraction,
         split_from=request.split_from,
+        overlap=request.overlap,
         shard_size=request.shard_size,
         max_bad_fraction=plan.max_bad_fraction,
         license=plan.license,
@@ -179,8 +188,10 @@ def store_plan_file(root: Path, plan: PlanFile) -> PlanFile:
 def write_plan_file(root: Path, plan: PlanFile) -> None:
     """Write the plan file atomically."""
     # Earlier versions reject unknown keys, so unused ones are omitted.
-    unused = {name for name in ("filters", "preprocessing", "retries") if not getattr(plan, name)}
-    content = plan.model_dump(mode="json", exclude=unused)
+    optional = ("filters", "preprocessing", "retries", "changed", "notes", "overlap")
+    content = plan.model_dump(mode="json", exclude={n for n in optional if not getattr(plan, n)})
+    if plan.request and plan.request.overlap == "refuse":
+        del content["request"]["overlap"]
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_atomic(root / PLAN_NAME, text.encode())
 

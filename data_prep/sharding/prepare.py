@@ -1,6 +1,7 @@
 """Convert a corpus to a dataset: list, plan, write shards, and finalize."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -43,6 +44,8 @@ def prepare(
     read = find_reader(options.task, options.reader)
     plan = build_plan(read(options.source, reader_options), options)
     summary = store_plan_file(out, plan_file(plan))
+    for note in plan.notes:
+        print(f"warning: {note}", file=sys.stderr)
     # Samples that a retry moved to shards of its own.
     plan = plan.without(summary.retried_keys)
     index, num_tasks = task

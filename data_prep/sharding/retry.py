@@ -7,9 +7,10 @@ the next retry completes one that was killed.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.corpus import Item
 from data_prep.readers import find_reader
@@ -30,9 +31,16 @@ from data_prep.sharding.plan_file import (
     original_options,
     write_plan_file,
 )
-from data_prep.sharding.shard_plan import PlannedShard, order_items, split_into_shards
+from data_prep.sharding.samples import unique_keys
+from data_prep.sharding.shard_plan import (
+    PlannedShard,
+    ShardingOptions,
+    order_items,
+    split_into_shards,
+)
 from data_prep.sharding.sharder import write_retry_shards
-from muomni.data.shards.manifest import Manifest, hash64
+from data_prep.sharding.splits import Assignment, assign_splits, overlap_problem
+from muomni.data.shards.manifest import SPLIT_NAMES, Manifest, hash64
 from muomni.data.shards.tar_index import index_path
 from muomni.data.shards.writer import (
     columns_path,
@@ -41,7 +49,6 @@ from muomni.data.shards.writer import (
     record_path,
     store_record,
 )
-from muomni.errors import DataError
 from muomni.io.count_progress import Progress
 
 
@@ -72,11 +79,12 @@ def retry_bad(
     if not listed:
         return RetryOutcome(finalize(root), 0, 0, ())
     options, reader_options = original_options(root, plan, source, media_root)
-    items = find_reader(plan.task, plan.reader)(options.source, reader_options)
-    found, declared = _find(listed, items, _used_keys(root, plan))
+    # Captions of an image stay apart, since a joined item would repeat those that were stored.
+    items, _ = unique_keys(find_reader(plan.task, plan.reader)(options.source, reader_options))
+    assigned = assign_splits(items, options)
+    found = _find(listed, assigned.items, _used_keys(root, plan))
     gone = tuple(entry["key"] for entry in listed if entry["key"] not in found)
-    infix = f"retry{len(plan.retries) + 1}-"
-    shards = split_into_shards(order_items(found.values(), options.seed), declared, options, infix)
+    shards = _plan_shards(root, plan, options, assigned, list(found.values()))
     records = write_retry_shards(shards, options, plan.config_digest, root, num_workers, progress)
     num_good = sum(record.num_samples for record in records)
     if num_good == 0:
@@ -95,33 +103,55 @@ def retry_bad(
     return RetryOutcome(finalize(root), len(found), num_good, gone)
 
 
-def _find(
-    listed: list[SkippedSample], items: Iterable[Item], used: set[int]
-) -> tuple[dict[str, Item], set[str]]:
-    """The items of listed samples by listed key, and the splits that the corpus declares.
+def _find(listed: list[SkippedSample], items: list[Item], used: set[int]) -> dict[str, int]:
+    """The positions of listed samples in `items`, by listed key.
 
-    A row without a valid id is listed under a generated key. It is found by its position, unless its new id
-    is that of another sample. Raises `DataError` for duplicate keys.
+    A row without a valid id is listed under a generated key. It is found by its place in the corpus, unless its
+    new id is that of another sample.
     """
     keys = {entry["key"] for entry in listed}
-    positions = {entry["source"]: entry["key"] for entry in listed}
-    by_key: dict[str, Item] = {}
-    by_position: dict[str, Item] = {}
-    declared: set[str] = set()
-    for item in items:
-        if item.declared_split:
-            declared.add(item.declared_split)
-        position = printable(item.source)
+    places = {entry["source"]: entry["key"] for entry in listed}
+    by_key: dict[str, int] = {}
+    by_place: dict[str, int] = {}
+    for position, item in enumerate(items):
+        place = printable(item.source)
         if item.key in keys:
-            first = by_key.setdefault(item.key, item)
-            if first is not item:
-                raise DataError(
-                    f"key {item.key!r} occurs twice: {first.source} and {item.source}; rename or "
-                    "remove one"
-                )
-        elif position in positions and hash64(item.key) not in used:
-            by_position[positions[position]] = item
-    return {**by_position, **by_key}, declared
+            by_key[item.key] = position
+        elif place in places and hash64(item.key) not in used:
+            by_place[places[place]] = position
+    return {**by_place, **by_key}
+
+
+def _plan_shards(
+    root: Path, plan: PlanFile, options: ShardingOptions, assigned: Assignment, positions: list[int]
+) -> tuple[PlannedShard, ...]:
+    """The shards of samples that are tried again; groups stay in the split that has them already."""
+    items = [assigned.items[position] for position in positions]
+    groups = {hash64(item.group) for item in items}
+    stored = _stored_groups(root, plan, np.array(sorted(groups), np.uint64))
+    split_of: dict[str, int] = {}
+    for number, (item, position) in enumerate(zip(items, positions, strict=True)):
+        split_of[item.key] = int(assigned.splits[position])
+        splits = stored.get(hash64(item.group), set())
+        if not splits or split_of[item.key] in splits or options.overlap == "allow":
+            continue
+        if options.overlap == "drop":
+            items[number] = replace(item, problem=overlap_problem(SPLIT_NAMES[min(splits)]))
+        else:
+            split_of[item.key] = min(splits)
+    ordered = order_items(items, options.seed)
+    numbers = np.array([split_of[item.key] for item in ordered], np.int8)
+    return split_into_shards(ordered, numbers, options, f"retry{len(plan.retries) + 1}-")
+
+
+def _stored_groups(root: Path, plan: PlanFile, groups: np.ndarray) -> dict[int, set[int]]:
+    """The numbers of the splits that already have these groups."""
+    stored: dict[int, set[int]] = {}
+    for shard in plan.all_shards:
+        hashes = load_columns(columns_path(root / shard.path))["group_hash"]
+        for group in np.intersect1d(hashes, groups).tolist():
+            stored.setdefault(group, set()).add(SPLIT_NAMES.index(shard.split))
+    return stored
 
 
 def _used_keys(root: Path, plan: PlanFile) -> set[int]:

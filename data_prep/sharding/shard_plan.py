@@ -1,7 +1,7 @@
 """Assign samples to shards: a pure function of the items and the options.
 
-Items are assigned to splits by group, shuffled by seed, and cut into shards. Every process that lists the
-same corpus gets the same plan, so no coordinator is needed.
+Items get unique keys (`samples`) and splits (`splits`), are shuffled by seed, and cut into shards. Every
+process that lists the same corpus gets the same plan, so no coordinator is needed.
 """
 
 import hashlib
@@ -12,8 +12,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.corpus import Item, Media, TextSpan
-from data_prep.options import Filters, Preprocessing
+from data_prep.options import OVERLAPS, Filters, Preprocessing
+from data_prep.sharding.samples import collect
+from data_prep.sharding.splits import SPLIT_MOVED, Assignment, assign_splits
 from muomni.data.shards.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
 from muomni.data.shards.tar_index import BLOCK_BYTES, padded
 from muomni.errors import ConfigError, DataError
@@ -38,6 +42,7 @@ class ShardingOptions:
     val_fraction: float = 0.01
     test_fraction: float = 0.01
     split_from: str = "hash"
+    overlap: str = "refuse"
     shard_size: str = "256MB"
     max_bad_fraction: float = 0.01
     license: str = ""
@@ -54,6 +59,14 @@ class ShardingOptions:
                 raise ConfigError(f"--{option}-fraction must be in [0, 1), got {value}")
         if self.val_fraction + self.test_fraction >= 1:
             raise ConfigError("--val-fraction and --test-fraction leave nothing to train on")
+        if self.overlap not in OVERLAPS:
+            raise ConfigError(
+                f"--overlap must be one of {', '.join(OVERLAPS)}, got {self.overlap!r}"
+            )
+        if self.overlap != "refuse" and self.split_from != "source":
+            raise ConfigError(
+                f"--overlap {self.overlap} needs --split-from source; splits by hash do not overlap"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"--max-bad-fraction must be in [0, 1], got {self.max_bad_fraction}")
         parse_shard_size(self.shard_size)
@@ -64,9 +77,13 @@ class ShardingOptions:
         by_hash = (
             "u = hash64(group) / 2^64; "
             f"test where u < {self.test_fraction}, val where u < "
-            f"{round(self.test_fraction + self.val_fraction, 9)}, else train"
+            f"{round(self.test_fraction + self.val_fraction, 9)}, else train; "
+            "an empty split gets the group of the lowest u"
         )
-        return f"declared by the source, else {by_hash}" if self.split_from == "source" else by_hash
+        if self.split_from == "hash":
+            return by_hash
+        overlap = "" if self.overlap == "refuse" else f"; groups in several splits: {self.overlap}"
+        return f"declared by the source, else {by_hash}{overlap}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +97,18 @@ class PlannedShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """All shards of a dataset; `digest` covers items and options."""
+    """All shards of a dataset; `digest` covers items and options.
+
+    `changed` counts samples that were changed, by reason, and `notes` are warnings. `overlap` is how groups in
+    several splits were treated, if there are any.
+    """
 
     options: ShardingOptions
     shards: tuple[PlannedShard, ...]
     digest: str
+    changed: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    overlap: str = ""
 
     @property
     def num_items(self) -> int:
@@ -101,14 +125,6 @@ class ShardPlan:
         return replace(self, shards=shards)
 
 
-def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a group by its hash, independent of the seed, the corpus, and other samples."""
-    position = hash64(group) / 2**64
-    if position < test_fraction:
-        return "test"
-    return "val" if position < test_fraction + val_fraction else "train"
-
-
 def parse_shard_size(text: str) -> tuple[int, bool]:
     """Parse a shard size as (number, is_bytes): "5000" is samples, "256MB" is bytes.
 
@@ -122,24 +138,26 @@ def parse_shard_size(text: str) -> tuple[int, bool]:
 
 
 def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
-    """Check keys, assign splits, shuffle by seed, and cut into shards.
+    """Make keys unique, assign splits, shuffle by seed, and cut into shards.
 
-    Raises `DataError` for an empty corpus or a duplicate key (naming both sources).
+    Raises `DataError` for an empty corpus, and as `assign_splits` does.
     """
-    by_key: dict[str, Item] = {}
-    for item in items:
-        first = by_key.setdefault(item.key, item)
-        if first is not item:
-            raise DataError(
-                f"key {item.key!r} occurs twice: {first.source} and {item.source}; "
-                "rename or remove one"
-            )
-    if not by_key:
+    samples, changed = collect(items, options.task)
+    if not samples:
         raise DataError(f"{options.source} contains no sample for {options.task}; check --src")
-    ordered = order_items(by_key.values(), options.seed)
-    digest = _digest(ordered, options)
-    declared = {item.declared_split for item in ordered if item.declared_split}
-    return ShardPlan(options, split_into_shards(ordered, declared, options), digest)
+    assigned = assign_splits(samples, options)
+    if assigned.num_moved:
+        changed[SPLIT_MOVED] = assigned.num_moved
+    order = sorted(range(len(samples)), key=lambda each: _order(samples[each], options.seed))
+    ordered = [assigned.items[each] for each in order]
+    return ShardPlan(
+        options,
+        split_into_shards(ordered, assigned.splits[order], options),
+        _digest(ordered, options, assigned),
+        changed,
+        assigned.notes,
+        assigned.overlap,
+    )
 
 
 def order_items(items: Iterable[Item], seed: int) -> list[Item]:
@@ -148,18 +166,16 @@ def order_items(items: Iterable[Item], seed: int) -> list[Item]:
 
 
 def split_into_shards(
-    ordered: list[Item], declared: set[str], options: ShardingOptions, infix: str = ""
+    ordered: list[Item], splits: np.ndarray, options: ShardingOptions, infix: str = ""
 ) -> tuple[PlannedShard, ...]:
     """Shards `split/NAME-split-infixNNNNNN.tar` of each split.
 
-    `declared` are the splits that the corpus declares.
+    `splits` are the numbers of the items' splits in `SPLIT_NAMES`.
     """
-    splits: dict[str, list[Item]] = {name: [] for name in SPLIT_NAMES}
-    for item in ordered:
-        splits[_split(item, declared, options)].append(item)
     per_shard = _samples_per_shard(ordered, options)
     shards = []
-    for split, members in splits.items():
+    for split_number, split in enumerate(SPLIT_NAMES):
+        members = [ordered[each] for each in np.flatnonzero(splits == split_number).tolist()]
         for number, start in enumerate(range(0, len(members), per_shard)):
             path = f"{split}/{options.name}-{split}-{infix}{number:06d}.tar"
             shards.append(PlannedShard(path, split, tuple(members[start : start + per_shard])))
@@ -171,17 +187,6 @@ def _order(item: Item, seed: int) -> tuple[int, str, int, str]:
     in_block = hash64(f"{seed}:{item.key}")
     position = hash64(f"{seed}:{item.block}") if item.block else in_block
     return position, item.block, in_block, item.key
-
-
-def _split(item: Item, declared: set[str], options: ShardingOptions) -> str:
-    """The split of an item; with `source`, splits that the corpus lacks are taken from train."""
-    if options.split_from == "source" and item.declared_split:
-        if item.declared_split != "train":
-            return item.declared_split
-        val = 0.0 if "val" in declared else options.val_fraction
-        test = 0.0 if "test" in declared else options.test_fraction
-        return split_of(item.group, val, test)
-    return split_of(item.group, options.val_fraction, options.test_fraction)
 
 
 def _samples_per_shard(ordered: list[Item], options: ShardingOptions) -> int:
@@ -208,10 +213,11 @@ def _num_bytes(source: Media | TextSpan) -> int:
     return os.path.getsize(source) if os.path.isfile(source) else 0
 
 
-def _digest(ordered: list[Item], options: ShardingOptions) -> str:
+def _digest(ordered: list[Item], options: ShardingOptions, assigned: Assignment) -> str:
     """SHA-256 over options and items; paths are relative to the source, so data may be moved."""
     settings = asdict(options)
-    for name in ("source", "media_root", "max_bad_fraction", "filters", "preprocessing"):
+    unused = ("source", "media_root", "max_bad_fraction", "filters", "preprocessing", "overlap")
+    for name in unused:
         del settings[name]
     # The digest stays that of earlier versions: their spelling, and no keys for unused options.
     settings["licence"] = settings.pop("license")  # codespell:ignore
@@ -219,6 +225,10 @@ def _digest(ordered: list[Item], options: ShardingOptions) -> str:
         settings["filters"] = filters
     if preprocessing := options.preprocessing.as_text():
         settings["preprocessing"] = preprocessing
+    if assigned.filled:
+        settings["filled"] = assigned.filled
+    if assigned.overlap:
+        settings["overlap"] = assigned.overlap
     settings["schema_version"] = SCHEMA_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     base = options.source if options.source.is_dir() else options.source.parent

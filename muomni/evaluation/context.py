@@ -45,8 +45,9 @@ class EvaluationContext:
 
     Baselines are fitted on `train`: the training split of the run's data or, if that is gone, of the
     evaluated data, or None. `measured_on` has the digests of the exports that determine the metrics, by
-    folder (relative to the run, if inside of it). An evaluation sets `num_bad`, this rank's undecodable
-    samples, and `answers`, this rank's generated answers (stage sft only).
+    folder (relative to the run, if inside of it). `num_seen` samples of the split are in groups that were
+    trained on, as `--overlap allow` accepts. An evaluation sets `num_bad`, this rank's undecodable samples,
+    and `answers`, this rank's generated answers (stage sft only).
     """
 
     request: EvaluationRequest
@@ -59,6 +60,7 @@ class EvaluationContext:
     train: Source | None
     upstream_run: Path
     measured_on: dict[str, str]
+    num_seen: int = 0
     num_bad: int = 0
     answers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -120,7 +122,7 @@ def open_context(request: EvaluationRequest, device: torch.device) -> Evaluation
     export = read_export(folder.export, request.stage)
     config = export.run_config
     data = config.data.model_copy(update={"root": request.data or config.data.root})
-    source, train = _sources(request.split, spec.tasks, config.data, data)
+    source, train, num_seen = _sources(request.split, spec.tasks, config.data, data)
     recorded = export.content.get(RESOLVED, {}).get("upstream")
     upstream_run = _upstream_run(request, spec.upstream, recorded)
     stage_type: type[Stage] = load(spec.stage)
@@ -132,7 +134,7 @@ def open_context(request: EvaluationRequest, device: torch.device) -> Evaluation
     stage.load_export(task, export)
     task.to(device).eval()
     context = EvaluationContext(
-        request, stage, task, export, device, data, source, train, upstream_run, {}
+        request, stage, task, export, device, data, source, train, upstream_run, {}, num_seen
     )
     for each in (export, *(() if stage.exports_upstream else upstream.values())):
         context.measure_with(each)
@@ -141,13 +143,15 @@ def open_context(request: EvaluationRequest, device: torch.device) -> Evaluation
 
 def _sources(
     split: str, tasks: tuple[Task, ...], trained: DataSection, data: DataSection
-) -> tuple[Source, Source | None]:
-    """Open the split to evaluate and the training split; raises DataError if they overlap."""
+) -> tuple[Source, Source | None, int]:
+    """Open the split to evaluate and the training split, and count the samples in groups of both.
+
+    Raises DataError if they overlap and sharding did not accept it.
+    """
     source = _open_split(open_datasets(data, tasks), split, data.root)
     train = _train_source(tasks, (trained, data))
-    if split != TRAIN and train is not None:
-        check_unseen(source, train)
-    return source, train
+    num_seen = check_unseen(source, train) if split != TRAIN and train is not None else 0
+    return source, train, num_seen
 
 
 def _open_split(datasets: list[Manifest], split: str, root: str) -> Source:
@@ -173,31 +177,46 @@ def _train_source(tasks: tuple[Task, ...], candidates: tuple[DataSection, ...]) 
     return None
 
 
-def check_unseen(source: Source, train: Source) -> None:
-    """Raise DataError if samples of `source` share a group with training samples of their dataset.
+def check_unseen(source: Source, train: Source) -> int:
+    """The number of samples of `source` that share a group with training samples of their dataset.
 
-    A group must not be split (an image, a speaker, a document). Duplicate contents in different groups
-    only log a warning, since they occur in any corpus.
+    A group must not be split (an image, a speaker, a document): raises DataError unless this dataset was
+    sharded with `--overlap allow`. Duplicate contents in different groups only log a warning, since they occur
+    in any corpus.
     """
+    num_seen = 0
     trained = {reader.manifest.name: reader for reader in train.readers}
     for reader in source.readers:
         other = trained.get(reader.manifest.name)
         if other is None:
             continue
         is_seen = np.isin(reader.columns["group_hash"], other.columns["group_hash"])
-        if is_seen.any():
+        if not is_seen.any():
+            continue
+        is_accepted = (
+            reader.manifest.fingerprint == other.manifest.fingerprint
+            and is_seen.sum() <= reader.manifest.overlap.get(reader.split, 0)
+        )
+        if not is_accepted:
             raise DataError(
                 f"{int(is_seen.sum())} of {len(is_seen)} samples in split '{reader.split}' of "
                 f"{reader.manifest.location} belong to groups that were trained on "
                 f"({other.manifest.location}/{TRAIN}); evaluate on the data that the run was trained on, "
                 f"or pass --split {TRAIN} to evaluate training samples"
             )
+        num_seen += int(is_seen.sum())
+        logger.warning(
+            "%d of %d samples in split '%s' of %s belong to groups that were trained on, as --overlap allow "
+            "accepted: the metrics are no measure of unseen groups",
+            int(is_seen.sum()), len(is_seen), reader.split, reader.manifest.location,
+        )  # fmt: skip
     num_repeated = int(np.isin(source.columns["content_hash"], train.columns["content_hash"]).sum())
     if num_repeated:
         logger.warning(
             "%d of %d samples in split '%s' duplicate the content of a training sample",
             num_repeated, len(source), source.split,
         )  # fmt: skip
+    return num_seen
 
 
 def _upstream_run(

@@ -42,6 +42,7 @@ def run_evaluation(request: EvaluationRequest, device: torch.device) -> Report:
         datasets=tuple(manifest.location for manifest in context.source.manifests),
         num_samples=context.num_samples,
         num_dropped=num_dropped,
+        num_seen=context.num_seen,
         export=str(context.export.path),
         digest=context.export.digest,
         measured_on=context.measured_on,

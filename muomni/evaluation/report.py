@@ -50,7 +50,8 @@ class Report:
     """All metrics of one stage on one split of its datasets, and the generated answers (stage sft).
 
     `digest` identifies the evaluated export, and `measured_on` all exports that determine the metrics, as
-    folder -> digest.
+    folder -> digest. `num_seen` samples of the split are in groups that were trained on, which sharding
+    accepted.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class Report:
     measured_on: dict[str, str]
     metrics: tuple[Metric, ...]
     answers: tuple[dict[str, Any], ...] = ()
+    num_seen: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; non-finite metrics become null."""
@@ -72,6 +74,7 @@ class Report:
             "datasets": list(self.datasets),
             "num_samples": self.num_samples,
             "num_dropped": self.num_dropped,
+            **({"num_seen": self.num_seen} if self.num_seen else {}),
             "export": self.export,
             "digest": self.digest,
             "measured_on": self.measured_on,
@@ -105,6 +108,8 @@ class Report:
         title += f"{self.num_samples:,} samples, export {self.digest[:_DIGEST_DIGITS]}"
         if self.num_dropped:
             title += f" ({self.num_dropped} could not be decoded)"
+        if self.num_seen:
+            title += f"\n{self.num_seen:,} samples of the split are in groups that were trained on"
         return f"{title}\n{format_table(header, rows, align='<<<<')}"
 
 

@@ -69,12 +69,14 @@ def write_ljspeech(root: Path, texts: list[str]) -> Path:
     return root
 
 
-def write_librispeech(root: Path, subset: str = "train-clean-100", chapters: int = 3) -> Path:
+def write_librispeech(
+    root: Path, subset: str = "train-clean-100", chapters: int = 3, speaker: int = 19
+) -> Path:
     """LibriSpeech with two utterances per chapter."""
     for chapter in range(chapters):
-        folder = root / subset / "19" / f"{100 + chapter}"
+        folder = root / subset / f"{speaker}" / f"{100 + chapter}"
         folder.mkdir(parents=True)
-        stem = f"19-{100 + chapter}"
+        stem = f"{speaker}-{100 + chapter}"
         lines = []
         for number in range(2):
             data = audio(number, rate=11_025, fmt="FLAC")

@@ -10,7 +10,7 @@ import pytest
 from data_prep import bundled
 from data_prep.cli.main import main
 from data_prep.corpus import image_group, transcript_group
-from data_prep.sharding.shard_plan import split_of
+from data_prep.sharding.splits import split_of
 from muomni.data.shards.manifest import Manifest, Task, find_datasets
 from muomni.data.shards.reader import SplitReader
 from muomni.data.text.tokenizer import Tokenizer

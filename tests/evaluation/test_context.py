@@ -80,6 +80,31 @@ def test_test_split_with_trained_groups_is_rejected(thinker_run: Path, tmp_path:
         evaluate(stage="thinker", run=thinker_run, data=tmp_path)
 
 
+def test_an_accepted_overlap_is_evaluated_and_reported(
+    thinker_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = three_splits()
+    train, test = texts["train"][:40], texts["test"][:9]
+    # Keys are groups: all 9 groups of test are in train.
+    manifest = write_texts(tmp_path / "data" / "text", {"train": train, "test": test}, key="k")
+    shutil.copytree(thinker_run, tmp_path / "run")
+    root = str(tmp_path / "data")
+    change_manifest(
+        tmp_path / "run", "thinker", lambda content: content["config"]["data"].update(root=root)
+    )
+    with pytest.raises(DataError, match=r"9 of 9 samples.*trained on"):
+        evaluate(stage="thinker", run=tmp_path / "run")
+    path = tmp_path / "data" / "text" / "manifest.json"
+    path.write_text(manifest.model_copy(update={"overlap": {"test": 8}}).to_json())
+    with pytest.raises(DataError, match=r"9 of 9 samples.*trained on"):
+        evaluate(stage="thinker", run=tmp_path / "run")
+    path.write_text(manifest.model_copy(update={"overlap": {"test": 9}}).to_json())
+    with caplog.at_level(logging.WARNING):
+        result = evaluate(stage="thinker", run=tmp_path / "run")
+    assert result["num_seen"] == 9
+    assert "9 of 9 samples in split 'test'" in caplog.text and "--overlap allow" in caplog.text
+
+
 def test_duplicate_contents_log_a_warning(
     thinker_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

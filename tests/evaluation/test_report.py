@@ -57,6 +57,13 @@ def test_table_shows_value_baseline_and_verdict() -> None:
     assert third.split()[-1] == "NO"
 
 
+def test_samples_of_trained_groups_are_reported() -> None:
+    seen = replace(report("thinker", Metric("perplexity", 1.0)), num_seen=3)
+    assert "3 samples of the split are in groups that were trained on" in seen.table()
+    assert seen.to_json()["num_seen"] == 3
+    assert "num_seen" not in report().to_json()
+
+
 def test_json_is_strict_and_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.json"
     write_report(path, report("thinker", Metric("wer", math.nan, 1.0, "empty")))

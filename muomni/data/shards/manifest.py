@@ -127,7 +127,9 @@ class Manifest(Record):
 
     `fingerprint` is a SHA-256 over splits, shard names, sample counts, and shard digests: equal
     fingerprints mean equal samples in equal order. `dropped` counts unusable and filtered samples by
-    reason; `preprocessing` lists the changes applied to samples.
+    reason; `preprocessing` lists the changes applied to samples, and `changed` counts samples that were
+    changed for other reasons. `overlap` is the number of samples per held-out split whose groups are also in
+    train, if this was allowed.
     """
 
     root: Path = Field(exclude=True)
@@ -146,6 +148,8 @@ class Manifest(Record):
     dropped: dict[str, int] = Field(default_factory=dict)
     filters: dict[str, str] = Field(default_factory=dict)
     preprocessing: dict[str, str] = Field(default_factory=dict)
+    changed: dict[str, int] = Field(default_factory=dict)
+    overlap: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -213,7 +217,8 @@ class Manifest(Record):
     def to_json(self) -> str:
         """The text of `manifest.json`, with sorted keys, so equal manifests have equal bytes."""
         # Older versions reject these keys; omitting them keeps a dataset readable.
-        unused = {name for name in ("filters", "preprocessing") if not getattr(self, name)}
+        optional = ("filters", "preprocessing", "changed", "overlap")
+        unused = {name for name in optional if not getattr(self, name)}
         content = self.model_dump(mode="json", exclude=unused)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 

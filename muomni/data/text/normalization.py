@@ -15,6 +15,8 @@ _PUNCTUATION = re.compile(r"(?<![^\W_])['’-]|['’-](?![^\W_])|[^\w\s'’-]|_"
 _APOSTROPHES = re.compile(r"(?<=[^\W_])[`´ʼ](?=[^\W_])")
 _NOT_SPOKEN = re.compile(r"(?<![^\W_])'|'(?![^\W_])|[^\w']|_")
 _ZERO_WIDTH_SPACE = "\u200b"
+_JOINERS = "\u200c\u200d"
+_VIRAMA = 9  # canonical combining class of marks that join consonants in Indic scripts
 
 
 def spoken_form(text: str) -> str:
@@ -23,12 +25,16 @@ def spoken_form(text: str) -> str:
     Letters are composed (NFC), apostrophes within words are straight, and invisible format characters are
     removed.
     """
+    return " ".join(_substitute(_NOT_SPOKEN, " ", folded(text)).split())
+
+
+def folded(text: str) -> str:
+    """The text in lower case, composed (NFC), with straight quotes, and without format characters."""
     if not text.isascii():
         text = remove_format(text.replace(_ZERO_WIDTH_SPACE, " "))
         # The lower case of a dotted capital I has a combining dot.
         text = unicodedata.normalize("NFC", text.lower().replace("i\u0307", "i"))
-    text = _substitute(_APOSTROPHES, "'", text.lower().translate(QUOTES))
-    return " ".join(_substitute(_NOT_SPOKEN, " ", text).split())
+    return _substitute(_APOSTROPHES, "'", text.lower().translate(QUOTES))
 
 
 def remove_punctuation(text: str) -> str:
@@ -41,10 +47,43 @@ def remove_format(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text: runs of letters, digits, marks, and underscores."""
+def remove_control(text: str) -> str:
+    """Remove control and format characters, except tabs, line breaks, and joiners that writing needs.
+
+    Those are zero-width joiners and non-joiners between letters (Persian), after a virama (Indic scripts), and
+    between symbols (emoji), and Arabic number signs, which are visible.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = []
+    for index, character in enumerate(text):
+        category = unicodedata.category(character)
+        is_control = category == "Cc" and character not in "\t\n"
+        is_format = category == "Cf" and unicodedata.bidirectional(character) != "AN"
+        if not is_control and (not is_format or _joins(text, index)):
+            kept.append(character)
+    return "".join(kept)
+
+
+def _joins(text: str, index: int) -> bool:
+    """Whether the character is a joiner between two letters or symbols, or after a virama."""
+    before, after = text[index - 1 : index], text[index + 1 : index + 2]
+    if text[index] not in _JOINERS or not before:
+        return False
+    if unicodedata.combining(before) == _VIRAMA:
+        return True
+    # Emoji may end with a modifier (Sk) or a variation selector (Mn).
+    kinds = ("L", "M", "So", "Sk")
+    return bool(after) and all(
+        unicodedata.category(each).startswith(kinds) for each in before + after
+    )
+
+
+def words_of(text: str, also: str = "") -> list[str]:
+    """The words of a text: runs of letters, digits, marks, underscores, and the characters `also`."""
     plain = _without_marks(text)
-    return [text[match.start() : match.end()] for match in re.finditer(r"\w+", plain)]
+    words = re.finditer(rf"[\w{re.escape(also)}]+", plain)
+    return [text[word.start() : word.end()] for word in words]
 
 
 def _substitute(pattern: re.Pattern[str], replacement: str, text: str) -> str:

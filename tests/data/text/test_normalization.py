@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.options import NORMALIZERS
-from muomni.data.text.normalization import remove_punctuation, spoken_form, words_of
+from muomni.data.text.normalization import (
+    remove_control,
+    remove_punctuation,
+    spoken_form,
+    words_of,
+)
 
 
 def nfd(text: str) -> str:
@@ -57,3 +62,30 @@ def test_ascii_text_keeps_its_letters_and_digits(text: str) -> None:
 def test_marks_survive_the_data_tools() -> None:
     assert remove_punctuation("नमस्ते, 'well-known'!") == "नमस्ते well-known"
     assert words_of("का, की") == ["का", "की"]
+    assert words_of("don't का", also="'") == ["don't", "का"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می\u200cخواهم",  # non-joiner between Persian letters
+        "ന്\u200d വരും",  # joiner after a virama ends an old Malayalam chillu
+        "र\u200d्य क्\u200cष",  # joiners beside a virama
+        "👨🏽\u200d👩\u200d👧 ❤\ufe0f\u200d🔥",  # one character each
+        "\u06dd\u0661",  # a visible number sign
+        "tab\tand\nline",
+    ],
+)
+def test_control_keeps_what_writing_needs(text: str) -> None:
+    assert remove_control(text) == text
+    assert NORMALIZERS["control"](text) == text
+
+
+def test_control_removes_what_is_invisible() -> None:
+    text = "\u200c\ufeffa\u200b b\u200d \u200ec\u202e\x00\x1b[1m\u200d"
+    assert remove_control(text) == "a b c[1m"
+
+
+@given(st.text())
+def test_control_is_idempotent(text: str) -> None:
+    assert remove_control(remove_control(text)) == remove_control(text)

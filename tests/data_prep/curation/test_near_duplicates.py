@@ -125,3 +125,6 @@ def test_equal_minima_estimate_jaccard_similarity() -> None:
 
 def test_plain_words() -> None:
     assert plain_words("  The ﬁrst—“Dog’s” café!\n") == "the first dog s café"
+    assert plain_words("soft\u00adhyphen می\u200cخواهم") == "softhyphen میخواهم"
+    assert plain_words("की") != plain_words("का")
+    assert plain_words("cafe\u0301") == plain_words("CAFÉ")

@@ -237,7 +237,8 @@ def test_inspect_data_root(
     (tmp_path / "t.txt").write_text("".join(f"some words {n}\n" for n in range(60)))
     for name in ("one", "two"):
         command = ["text", "--format", "txt", "--src", str(tmp_path / "t.txt"), "--workers", "1"]
-        main([*command, "--out", str(tmp_path / name), "--val-fraction", "0"])
+        command += ["--val-fraction", "0", "--test-fraction", "0"]
+        main([*command, "--out", str(tmp_path / name)])
     main(["inspect", str(tmp_path)])
     out = capsys.readouterr().out
     assert "no tokenizer.model" in out

@@ -1,9 +1,13 @@
 """Each reader lists its layout and reports bad records."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.corpus import (
     Item,
@@ -11,6 +15,7 @@ from data_prep.corpus import (
     clean_key,
     declared_split,
     image_group,
+    text_group,
     transcript_group,
 )
 from data_prep.options import ReaderOptions
@@ -337,3 +342,31 @@ def test_keys() -> None:
 def test_transcript_groups_ignore_case_and_punctuation() -> None:
     assert transcript_group("Hello,  World!") == transcript_group("HELLO WORLD")
     assert transcript_group("it's") != transcript_group("its")
+
+
+def test_groups_of_texts_know_marks_and_composition() -> None:
+    """Marks belong to words, so texts that differ in them are different."""
+    assert transcript_group("की") != transcript_group("का")
+    assert transcript_group("कातब मजे") != transcript_group("किताब मेज़")
+    assert transcript_group(nfd("Café, don’t!")) == transcript_group("café don't")
+    assert text_group(nfd("Äpfel  essen")) == text_group("äpfel essen")
+    assert text_group("का") != text_group("की")
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="`")))
+def test_groups_of_ascii_texts_are_those_of_earlier_versions(text: str) -> None:
+    words = re.sub(r"[^\w']+", " ", text.lower()).split()
+    assert transcript_group(text) == f"speech:{' '.join(words)}"
+
+
+def test_formats_give_a_document_the_same_group(tmp_path: Path) -> None:
+    text = "ÄPFEL\u00a0und नमस्ते"
+    (tmp_path / "t.txt").write_text(text + "\n", encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": nfd(text)}) + "\n")
+    (plain,) = read_plain_text(tmp_path / "t.txt", ReaderOptions())
+    (row,) = read_text_table(tmp_path / "t.jsonl", ReaderOptions())
+    assert plain.group == row.group == text_group(text)
+
+
+def nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)

@@ -31,7 +31,7 @@ def _path(src: Path, number: int) -> Path:
 def _shard(src: Path, out: Path) -> Path:
     arguments = ["image-caption", "--format", "coco", "--src", str(src), "--out", str(out)]
     arguments += ["--name", "c", "--shard-size", "5", "--val-fraction", "0.2", "--workers", "1"]
-    main([*arguments, "--max-bad-fraction", "0.2"])
+    main([*arguments, "--max-bad-fraction", "0.2", "--test-fraction", "0"])
     return out
 
 
