@@ -1,7 +1,6 @@
 """Convert a corpus to a dataset: list, plan, write shards, and finalize."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,7 +44,7 @@ def prepare(
     plan = build_plan(read(options.source, reader_options), options)
     summary = store_plan_file(out, plan_file(plan))
     for note in plan.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print(f"warning: {note}", flush=True)
     # Samples that a retry moved to shards of its own.
     plan = plan.without(summary.retried_keys)
     index, num_tasks = task
