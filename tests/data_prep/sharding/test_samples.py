@@ -52,8 +52,8 @@ def test_adjacent_captions_of_an_image_are_joined() -> None:
     joined = [item for item in join_captions([rows[0], bad, *rows[1:], again]) if not item.problem]
     assert [item.texts for item in joined] == [("one", "two"), ("three",), ("four",)]
     others = [
-        caption("a.png", "x", declared_split="test"),
         caption("a.png", "y", metadata={"type": "t"}),
+        caption("a.png", "x", declared_split="test"),
     ]
     assert list(join_captions([rows[0], *others])) == [rows[0], *others]
 
