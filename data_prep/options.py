@@ -1,6 +1,6 @@
 """Options of data preparation, as the command line gives them and as plan and manifest record them.
 
-Imports only the standard library, so that `--help` is fast.
+Imports little, so that `--help` is fast.
 """
 
 import re
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data_prep.skipped_files import SkippedFiles
 from muomni.data.text.normalization import QUOTES, remove_punctuation, spoken_form
 from muomni.errors import ConfigError
 
@@ -36,7 +37,7 @@ _NAME_PREFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class ReaderOptions:
-    """Options that the readers of corpora take."""
+    """Options that the readers of corpora take; `skipped` counts the files that a reader does not take."""
 
     media_root: Path | None = None
     document: str = "line"
@@ -48,6 +49,7 @@ class ReaderOptions:
     text_form: str = ""
     language: str = ""
     speaker: str = ""
+    skipped: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
 
     def as_text(self) -> dict[str, str]:
         """The non-default options, for the manifest; without paths, since data may be moved."""

@@ -251,6 +251,8 @@ def _run_task(arguments: argparse.Namespace) -> None:
         print(f"task {array_task[0]} of {array_task[1]} is done; the last one writes the manifest")
     else:
         print_tables([manifest])
+    if skipped := reader_options.skipped.report():
+        print(skipped)
 
 
 def _array_task(text: str | None) -> tuple[int, int]:
