@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.options import ReaderOptions
+from data_prep.problems import BAD_RECORD, BadSampleError, Problem
+from data_prep.values import name_value, shown
 from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 from muomni.data.text.turns import Turn
 from muomni.errors import DataError
@@ -34,27 +36,10 @@ BROKEN_IMAGE = "broken-image"
 BROKEN_AUDIO = "broken-audio"
 CAPTION_WITHOUT_IMAGE = "caption-without-image"
 MISSING_TRANSCRIPT = "missing-transcript"
-BAD_RECORD = "bad-record"
 NO_SPEECH = "no-speech"
 
 # Estimate for FLAC, mostly 16-bit at 16 kHz; affects only the size of shards.
 _CLIP_BYTES_PER_S = 24_000
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a sample cannot be used: a reason code and a message."""
-
-    reason: str
-    message: str
-
-
-class BadSampleError(Exception):
-    """Raised while encoding a sample; the sharder skips and lists the sample."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.problem = Problem(reason, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +172,7 @@ def type_of(record: Mapping[str, object]) -> dict[str, str]:
 
     Raises `BadSampleError` for a type that is neither text nor an integer.
     """
-    name = _named(record, "type")
+    name = name_value(record.get("type"), "type")
     return {"type": name} if name else {}
 
 
@@ -196,23 +181,13 @@ def recorded_split(record: Mapping[str, object]) -> str | None:
 
     Raises `BadSampleError` for an unknown split.
     """
-    named = _named(record, "split")
+    named = name_value(record.get("split"), "split")
     split = declared_split(named)
     if named and split is None:
-        raise BadSampleError(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
-    return split
-
-
-def _named(record: Mapping[str, object], field: str) -> str:
-    """A field that is a name, as text; empty if it is missing or null. 0 is a name."""
-    value = record.get(field)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise BadSampleError(
-            BAD_RECORD, f"field '{field}' is of type {type(value).__name__}, not text"
+            BAD_RECORD, f"split {shown(named)} is not one of {', '.join(SPLIT_NAMES)}"
         )
-    return str(value).strip()
+    return split
 
 
 def text_problem(text: str, what: str) -> Problem | None:
@@ -228,6 +203,8 @@ def text_problem(text: str, what: str) -> Problem | None:
 
 def require_file(path: Path, what: str) -> Path:
     """Return the path; raises `DataError` if it is not a file."""
+    if path.is_dir():
+        raise DataError(f"{what} {path} is a folder, not a file; check --src")
     if not path.is_file():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path
@@ -235,6 +212,8 @@ def require_file(path: Path, what: str) -> Path:
 
 def require_folder(path: Path, what: str) -> Path:
     """Return the path; raises `DataError` if it is not a folder."""
+    if path.is_file():
+        raise DataError(f"{what} {path} is a file, not a folder; check --src")
     if not path.is_dir():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path

@@ -6,7 +6,7 @@ captions. A missing value is empty; a value of another type raises `BadSampleErr
 
 import math
 
-from data_prep.corpus import BAD_RECORD, BadSampleError
+from data_prep.problems import BAD_RECORD, BadSampleError
 
 _MAX_SHOWN_CHARS = 80
 
