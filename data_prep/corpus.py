@@ -18,6 +18,9 @@ from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90
 
+# A character that is not white space, control, or format (such as zero-width space and byte order mark).
+_VISIBLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
 _DECLARING = {
     "train": "train",
     "training": "train",
@@ -53,6 +56,16 @@ class TextSpan:
     @property
     def num_bytes(self) -> int:
         return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSpan(TextSpan):
+    """Bytes `start` to `end` of the content of a compressed text file, in the block that starts at `block`.
+
+    The documents of a block are read at once, since reading starts at the beginning of the file.
+    """
+
+    block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +203,22 @@ def recorded_split(record: Mapping[str, object]) -> str | None:
     return split
 
 
-def text_problem(text: str, what: str) -> Problem | None:
-    """The problem of a text that was not UTF-8 (read with surrogateescape) or is empty, if any."""
+def is_utf8(text: str) -> bool:
+    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
-        return Problem(BAD_UTF8, f"{what} is not valid UTF-8")
+        return False
+
+
+def text_problem(text: str, what: str) -> Problem | None:
+    """The problem of a text that was not UTF-8 (read with surrogateescape) or shows nothing, if any."""
+    if not is_utf8(text):
+        return Problem(BAD_UTF8, f"{what} is not valid UTF-8: {shown(text)}")
     if not text.strip():
         return Problem(EMPTY_TEXT, f"{what} is empty")
+    if not _VISIBLE.search(text):
+        return Problem(EMPTY_TEXT, f"{what} has only invisible characters: {shown(text)}")
     return None
 
 

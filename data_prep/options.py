@@ -43,6 +43,8 @@ class ReaderOptions:
     document: str = "line"
     group_by: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    delimiter: str = ""
+    quotes: str = ""
     annotations: str = ""
     subsets: tuple[str, ...] = ()
     keep_case: bool = False
@@ -57,6 +59,8 @@ class ReaderOptions:
             "document": self.document if self.document != "line" else "",
             "group_by": self.group_by,
             "columns": ",".join(f"{k}={v}" for k, v in sorted(self.columns.items())),
+            "delimiter": self.delimiter,
+            "quotes": self.quotes,
             "annotations": self.annotations,
             "subsets": ",".join(self.subsets),
             "keep_case": "yes" if self.keep_case else "",
@@ -70,7 +74,15 @@ class ReaderOptions:
     def from_text(cls, texts: dict[str, str], media_root: Path | None) -> "ReaderOptions":
         """Inverse of `as_text`; `media_root` is not in the texts."""
         columns = filter(None, texts.get("columns", "").split(","))
-        plain = ("annotations", "group_by", "text_form", "language", "speaker")
+        plain = (
+            "annotations",
+            "delimiter",
+            "quotes",
+            "group_by",
+            "text_form",
+            "language",
+            "speaker",
+        )
         return cls(
             media_root=media_root,
             document=texts.get("document", "line"),

@@ -5,6 +5,7 @@ captions. A missing value is empty; a value of another type raises `BadSampleErr
 """
 
 import math
+import reprlib
 
 from data_prep.problems import BAD_RECORD, BadSampleError
 
@@ -52,7 +53,9 @@ def name_value(value: object, field: str) -> str:
 
 def shown(value: object) -> str:
     """A value for a message, cut to 80 characters."""
-    text = repr(value[: _MAX_SHOWN_CHARS + 1] if isinstance(value, str | bytes) else value)
+    is_text = isinstance(value, str | bytes)
+    # Of nested values, `reprlib` does not visit all.
+    text = repr(value[: _MAX_SHOWN_CHARS + 1]) if is_text else reprlib.repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 3]}..."
 
 

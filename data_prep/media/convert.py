@@ -130,7 +130,11 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read_row_group(row_group, columns=[column]).flatten().column(0)
+        values = file.read_row_group(row_group, columns=[column]).column(0)
+    # A field of structs is read alone, so each struct has one field.
+    while pyarrow.types.is_struct(values.type):
+        values = values.flatten()[0]
+    return values
 
 
 def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:

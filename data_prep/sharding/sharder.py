@@ -110,10 +110,12 @@ def digest_of_sources(items: tuple[Item, ...]) -> str:
     for path in dict.fromkeys(path for item in items for path in item.files):
         try:
             stat = os.stat(located(path))
-            digest.update(f"{os.path.basename(path)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+            state = f"{stat.st_size}:{stat.st_mtime_ns}"
         except (OSError, ValueError, BadSampleError):
             # Missing files and invalid names are part of the state: the sample is quarantined until it exists.
-            digest.update(f"{os.path.basename(path)}:missing\n".encode())
+            state = "missing"
+        line = f"{os.path.basename(path)}:{state}\n"
+        digest.update(line.encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
