@@ -89,6 +89,7 @@ class ReaderOptions:
             columns=dict(pair.split("=", 1) for pair in columns),
             subsets=tuple(filter(None, texts.get("subsets", "").split(","))),
             keep_case="keep_case" in texts,
+            skipped=SkippedFiles(),
             **{name: texts.get(name, "") for name in plain},
         )
 
