@@ -40,7 +40,7 @@ def find_media(root: Path, name: str, field: str = "path") -> str:
         raise BadSampleError(
             BAD_RECORD, f"{field!r} is data, not the path of a file: {shown(name)}"
         )
-    if len(name) > _MAX_PATH_CHARS or "\0" in name:
+    if len(name) > _MAX_PATH_CHARS:
         raise BadSampleError(BAD_RECORD, f"{field!r} is not the path of a file: {shown(name)}")
     if name.startswith("~/"):
         name = os.path.expanduser(name)
