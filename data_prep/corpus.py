@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.options import ReaderOptions
+from data_prep.problems import BAD_RECORD, BadSampleError, Problem
+from data_prep.values import name_value, shown
 from muomni.data.shards.manifest import SPLIT_NAMES, hash64
 from muomni.data.text.normalization import folded, words_of
 from muomni.data.text.turns import Turn
@@ -18,6 +20,9 @@ from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90
 _APOSTROPHE = "'"
+
+# A character that is not white space, control, or format (such as zero-width space and byte order mark).
+_VISIBLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 _DECLARING = {
     "train": "train",
@@ -37,27 +42,10 @@ BROKEN_IMAGE = "broken-image"
 BROKEN_AUDIO = "broken-audio"
 CAPTION_WITHOUT_IMAGE = "caption-without-image"
 MISSING_TRANSCRIPT = "missing-transcript"
-BAD_RECORD = "bad-record"
 NO_SPEECH = "no-speech"
 
 # Estimate for FLAC, mostly 16-bit at 16 kHz; affects only the size of shards.
 _CLIP_BYTES_PER_S = 24_000
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a sample cannot be used: a reason code and a message."""
-
-    reason: str
-    message: str
-
-
-class BadSampleError(Exception):
-    """Raised while encoding a sample; the sharder skips and lists the sample."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.problem = Problem(reason, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +59,16 @@ class TextSpan:
     @property
     def num_bytes(self) -> int:
         return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSpan(TextSpan):
+    """Bytes `start` to `end` of the content of a compressed text file, in the block that starts at `block`.
+
+    The documents of a block are read at once, since reading starts at the beginning of the file.
+    """
+
+    block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +193,7 @@ def type_of(record: Mapping[str, object]) -> dict[str, str]:
 
     Raises `BadSampleError` for a type that is neither text nor an integer.
     """
-    name = _named(record, "type")
+    name = name_value(record.get("type"), "type")
     return {"type": name} if name else {}
 
 
@@ -204,38 +202,38 @@ def recorded_split(record: Mapping[str, object]) -> str | None:
 
     Raises `BadSampleError` for an unknown split.
     """
-    named = _named(record, "split")
+    named = name_value(record.get("split"), "split")
     split = declared_split(named)
     if named and split is None:
-        raise BadSampleError(BAD_RECORD, f"split {named!r} is not one of {', '.join(SPLIT_NAMES)}")
+        raise BadSampleError(
+            BAD_RECORD, f"split {shown(named)} is not one of {', '.join(SPLIT_NAMES)}"
+        )
     return split
 
 
-def _named(record: Mapping[str, object], field: str) -> str:
-    """A field that is a name, as text; empty if it is missing or null. 0 is a name."""
-    value = record.get(field)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise BadSampleError(
-            BAD_RECORD, f"field '{field}' is of type {type(value).__name__}, not text"
-        )
-    return str(value).strip()
+def is_utf8(text: str) -> bool:
+    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def text_problem(text: str, what: str) -> Problem | None:
-    """The problem of a text that was not UTF-8 (read with surrogateescape) or is empty, if any."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return Problem(BAD_UTF8, f"{what} is not valid UTF-8")
+    """The problem of a text that was not UTF-8 (read with surrogateescape) or shows nothing, if any."""
+    if not is_utf8(text):
+        return Problem(BAD_UTF8, f"{what} is not valid UTF-8: {shown(text)}")
     if not text.strip():
         return Problem(EMPTY_TEXT, f"{what} is empty")
+    if not _VISIBLE.search(text):
+        return Problem(EMPTY_TEXT, f"{what} has only invisible characters: {shown(text)}")
     return None
 
 
 def require_file(path: Path, what: str) -> Path:
     """Return the path; raises `DataError` if it is not a file."""
+    if path.is_dir():
+        raise DataError(f"{what} {path} is a folder, not a file; check --src")
     if not path.is_file():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path
@@ -243,6 +241,8 @@ def require_file(path: Path, what: str) -> Path:
 
 def require_folder(path: Path, what: str) -> Path:
     """Return the path; raises `DataError` if it is not a folder."""
+    if path.is_file():
+        raise DataError(f"{what} {path} is a file, not a folder; check --src")
     if not path.is_dir():
         raise DataError(f"{what} {path} does not exist; check --src")
     return path

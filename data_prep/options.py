@@ -1,6 +1,6 @@
 """Options of data preparation, as the command line gives them and as plan and manifest record them.
 
-Imports only the standard library, so that `--help` is fast.
+Imports little, so that `--help` is fast.
 """
 
 import re
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data_prep.skipped_files import SkippedFiles
 from muomni.data.text.normalization import (
     QUOTES,
     remove_control,
@@ -41,18 +42,21 @@ _NAME_PREFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class ReaderOptions:
-    """Options that the readers of corpora take."""
+    """Options that the readers of corpora take; `skipped` counts the files that a reader does not take."""
 
     media_root: Path | None = None
     document: str = "line"
     group_by: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    delimiter: str = ""
+    quotes: str = ""
     annotations: str = ""
     subsets: tuple[str, ...] = ()
     keep_case: bool = False
     text_form: str = ""
     language: str = ""
     speaker: str = ""
+    skipped: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
 
     def as_text(self) -> dict[str, str]:
         """The non-default options, for the manifest; without paths, since data may be moved."""
@@ -60,6 +64,8 @@ class ReaderOptions:
             "document": self.document if self.document != "line" else "",
             "group_by": self.group_by,
             "columns": ",".join(f"{k}={v}" for k, v in sorted(self.columns.items())),
+            "delimiter": self.delimiter,
+            "quotes": self.quotes,
             "annotations": self.annotations,
             "subsets": ",".join(self.subsets),
             "keep_case": "yes" if self.keep_case else "",
@@ -73,13 +79,22 @@ class ReaderOptions:
     def from_text(cls, texts: dict[str, str], media_root: Path | None) -> "ReaderOptions":
         """Inverse of `as_text`; `media_root` is not in the texts."""
         columns = filter(None, texts.get("columns", "").split(","))
-        plain = ("annotations", "group_by", "text_form", "language", "speaker")
+        plain = (
+            "annotations",
+            "delimiter",
+            "quotes",
+            "group_by",
+            "text_form",
+            "language",
+            "speaker",
+        )
         return cls(
             media_root=media_root,
             document=texts.get("document", "line"),
             columns=dict(pair.split("=", 1) for pair in columns),
             subsets=tuple(filter(None, texts.get("subsets", "").split(","))),
             keep_case="keep_case" in texts,
+            skipped=SkippedFiles(),
             **{name: texts.get(name, "") for name in plain},
         )
 

@@ -5,8 +5,9 @@ captions. A missing value is empty; a value of another type raises `BadSampleErr
 """
 
 import math
+import reprlib
 
-from data_prep.corpus import BAD_RECORD, BadSampleError
+from data_prep.problems import BAD_RECORD, BadSampleError
 from muomni.data.text.graphemes import cut_text
 
 _MAX_SHOWN_CHARS = 80
@@ -53,7 +54,9 @@ def name_value(value: object, field: str) -> str:
 
 def shown(value: object) -> str:
     """A value for a message, cut to 80 characters."""
-    text = repr(value[: _MAX_SHOWN_CHARS + 1] if isinstance(value, str | bytes) else value)
+    is_text = isinstance(value, str | bytes)
+    # Of nested values, `reprlib` does not visit all.
+    text = repr(value[: _MAX_SHOWN_CHARS + 1]) if is_text else reprlib.repr(value)
     return cut_text(text, _MAX_SHOWN_CHARS)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.cli.dataset_verbs import default_name, print_tables
 from data_prep.cli.parser import add_verb, add_workers, fraction
@@ -49,6 +49,13 @@ _TASKS: "dict[Task, tuple[str, str]]" = {
         "--format llava --src llava.json --media images --out data/llava\n"
         "--format openai --src chats.jsonl --out data/chats",
     ),
+}
+
+# Options of tables, and the formats that take them.
+_TABLE_OPTIONS = {
+    "columns": ("csv", "tsv", "jsonl", "parquet"),
+    "delimiter": ("csv", "tsv"),
+    "quotes": ("csv", "tsv"),
 }
 
 
@@ -117,7 +124,19 @@ def _add_input(verb: argparse.ArgumentParser, task: "Task") -> None:
             "--columns",
             default="",
             metavar="NAME=COLUMN,...",
-            help="columns of a table that have other names",
+            help="columns of a table that have other names, or fields of objects, such as text=translation.en",
+        )
+        group.add_argument(
+            "--delimiter",
+            default="",
+            metavar="CHAR",
+            help="between the fields of csv (,) and tsv (tab)",
+        )
+        group.add_argument(
+            "--quotes",
+            choices=("yes", "no"),
+            default="",
+            help="whether quotation marks enclose fields (default: yes for csv, no for tsv)",
         )
 
 
@@ -216,11 +235,14 @@ def _run_task(arguments: argparse.Namespace) -> None:
     from data_prep.sharding.shard_plan import ShardingOptions
 
     given = vars(arguments)
+    _check_table_options(given)
     reader_options = ReaderOptions(
         media_root=given.get("media"),
         document=given.get("document", "line"),
         group_by=given.get("group", ""),
-        columns=_columns(given.get("columns", "")),
+        columns=_columns(given.get("columns") or ""),
+        delimiter=_delimiter(given.get("delimiter") or ""),
+        quotes=given.get("quotes") or "",
         annotations=given.get("annotations", ""),
         subsets=tuple(given.get("subsets", ())),
         keep_case=given.get("keep_case", False),
@@ -260,6 +282,8 @@ def _run_task(arguments: argparse.Namespace) -> None:
         print(f"task {array_task[0]} of {array_task[1]} is done; the last one writes the manifest")
     else:
         print_tables([manifest])
+    if skipped := reader_options.skipped.report():
+        print(skipped)
 
 
 def _array_task(text: str | None) -> tuple[int, int]:
@@ -280,6 +304,22 @@ def _array_task(text: str | None) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ConfigError(f"--array-task {text!r} is not I/N with 0 <= I < N")
     return int(index), int(count)
+
+
+def _check_table_options(given: dict[str, Any]) -> None:
+    """Raise `ConfigError` for an option of tables with a format that ignores it."""
+    for option, formats in _TABLE_OPTIONS.items():
+        if given.get(option) and given["format"] not in formats:
+            raise ConfigError(
+                f"--{option} applies to --format {', '.join(formats)}, not to {given['format']}"
+            )
+
+
+def _delimiter(text: str) -> str:
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+        raise ConfigError(f"--delimiter {text!r} is not a single character, or tab")
+    return delimiter
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ FLAC cannot represent the samples.
 import io
 import os
 import stat
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ from data_prep.corpus import (
     Clip,
     Media,
 )
+from data_prep.media.located import located
 from muomni.data.media.decode import MAX_VALUES
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
     its format is not in `known`.
     """
     if isinstance(media, Clip):
-        return _cut_segment(media, known)
+        return _cut_segment(replace(media, path=located(media.path)), known)
     if isinstance(media, Cell):
         data = read_cell(media)
         if data is not None:
@@ -67,6 +69,7 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
         if not media.file:
             raise BadSampleError(MISSING_MEDIA, f"{media} is empty")
         media = media.file
+    media = located(media)
     extension = os.path.splitext(media)[1].lower().lstrip(".")
     return _checked(media, extension, known, broken), _read_file(media)
 
@@ -127,7 +130,11 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read_row_group(row_group, columns=[column]).flatten().column(0)
+        values = file.read_row_group(row_group, columns=[column]).column(0)
+    # A field of structs is read alone, so each struct has one field.
+    while pyarrow.types.is_struct(values.type):
+        values = values.flatten()[0]
+    return values
 
 
 def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:

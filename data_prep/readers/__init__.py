@@ -1,5 +1,6 @@
 """Readers of corpus layouts, by task and format; a reader is imported when it is used."""
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -57,4 +58,6 @@ READERS: dict[str, dict[str, str]] = {
 def find_reader(task: str, corpus_format: str) -> "Reader":
     """Import the reader of a task's format."""
     module, _, function = READERS[task][corpus_format].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), function)
+    read = getattr(import_module(f"{__name__}.{module}"), function)
+    # The format, not the name of a file, determines how its tables are read.
+    return partial(read, table_format=corpus_format) if module == "table" else read

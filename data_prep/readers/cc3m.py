@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from data_prep.corpus import Item, Problem, declared_split, require_file
 from data_prep.options import ReaderOptions
+from data_prep.readers.opening import bounded_lines, open_text, plain_name
 from data_prep.readers.rows import Row, image_item
-from data_prep.readers.text_files import open_text, read_delimited
+from data_prep.readers.text_files import read_delimited
 from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
@@ -30,7 +31,7 @@ def read_cc3m(src: Path, options: ReaderOptions) -> Iterator[Item]:
     root = options.media_root or src.parent
     rows = read_delimited(src, "\t", None if has_header else names, has_quotes=False)
     for number, record in rows:
-        name, source = f"{src.stem}-{number:08d}", f"{src.name} row {number}"
+        name, source = f"{plain_name(src.name)}-{number:08d}", f"{src.name} row {number}"
         if isinstance(record, Problem):
             yield image_item(Row(name, source, {}, record), root)
             continue
@@ -45,7 +46,7 @@ def read_cc3m(src: Path, options: ReaderOptions) -> Iterator[Item]:
 def _columns(src: Path) -> tuple[list[str], bool]:
     """Our names of the columns, and whether the first row is a header."""
     with open_text(src) as file:
-        fields = file.readline().rstrip("\r\n").split("\t")
+        fields = next(bounded_lines(file, src), "").rstrip("\r\n").split("\t")
     by_header = [
         next((ours for ours, theirs in _HEADERS.items() if field.strip().lower() in theirs), "")
         for field in fields

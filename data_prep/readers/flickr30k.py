@@ -10,8 +10,10 @@ from pathlib import Path
 
 from data_prep.corpus import BAD_RECORD, Item, Problem
 from data_prep.options import ReaderOptions
+from data_prep.readers.opening import bounded_lines, open_text
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.text_files import read_delimited
+from data_prep.values import shown
 from muomni.errors import DataError
 
 _TABLES = ("results_20130124.token", "results.csv")
@@ -31,7 +33,7 @@ def read_flickr30k(src: Path, options: ReaderOptions) -> Iterator[Item]:
         if image:
             captions.setdefault(image, []).append(caption)
             continue
-        problem = Problem(BAD_RECORD, f"the line is not image, number, and caption: {caption!r}")
+        problem = Problem(BAD_RECORD, f"the line is not image, number, and caption: {caption}")
         source = f"{table.name} line {number}"
         yield image_item(Row(f"{table.stem}-{number:08d}", source, {}, problem), root)
     for image, texts in captions.items():
@@ -61,7 +63,8 @@ def _image_folder(beside: Path) -> Path:
 
 def _lines(table: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, image, and caption; a bad line has no image and its text as caption."""
-    is_csv = table.suffix == ".csv"
+    with open_text(table) as file:
+        is_csv = "|" in next(bounded_lines(file, table), "").partition("\t")[0]
     names = ["image", "number", "caption"] if is_csv else ["image", "caption"]
     header = None if is_csv else names
     rows = read_delimited(table, "|" if is_csv else "\t", header, has_quotes=False)
@@ -72,4 +75,4 @@ def _lines(table: Path) -> Iterator[tuple[int, str, str]]:
             continue
         fields = [str(value) for value in row.values()]
         image = fields[0].strip().partition("#")[0]
-        yield line, image, fields[-1].strip() if image else str(fields)
+        yield line, image, fields[-1].strip() if image else shown(fields)

@@ -6,29 +6,33 @@ read about once per split. The split is the column `split`, else declared by the
 folder (`train-00000-of-00012.parquet`, `validation/0000.parquet`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from data_prep.corpus import Cell, Item, declared_split
+import pyarrow
+from pyarrow import types
+from pyarrow.parquet import ParquetFile
+
+from data_prep.corpus import Cell, Item
 from data_prep.options import ReaderOptions
+from data_prep.readers.columns import standard_columns
+from data_prep.readers.media_paths import find_media
 from data_prep.readers.rows import (
     IMAGE_COLUMNS,
-    MORE_COLUMNS,
     SPEECH_COLUMNS,
     TEXT_COLUMNS,
     Row,
     image_item,
+    path_split,
     speech_item,
     text_item,
 )
-from data_prep.readers.text_files import require_columns
+from data_prep.readers.text_files import Record, columns_shown
+from data_prep.readers.walk import find_files
+from data_prep.values import is_missing, shown
 from muomni.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
 
 _ROWS_AT_A_TIME = 1024
 
@@ -56,55 +60,132 @@ def _media_root(src: Path, options: ReaderOptions) -> Path:
 
 def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterator[Row]:
     """The rows of all files; raises `DataError` if there are none, or a file is broken or lacks a column."""
+    columns = standard_columns(options.columns, needed)
     if not src.exists():
         raise DataError(f"Parquet source {src} does not exist; check --src")
-    paths = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
+    paths = find_files(src, (".parquet", ".pq"), options.skipped) if src.is_dir() else [src]
     if not paths:
         raise DataError(f"{src} contains no *.parquet file; check --src")
-    import pyarrow.parquet
-
     root = src if src.is_dir() else src.parent
     media_root = options.media_root or root
     for path in paths:
-        with _broken_files(path), pyarrow.parquet.ParquetFile(path) as file:
-            standard = {options.columns.get(name, name): name for name in (*needed, *MORE_COLUMNS)}
-            present = [str(name) for name in file.schema_arrow.names]
-            require_columns(path, tuple(standard.get(name, name) for name in present), needed)
-            names = {name: standard[name] for name in present if name in standard}
-            yield from _file_rows(file, path, path.relative_to(root), names, media_root)
+        with _broken_files(path), ParquetFile(path) as file:
+            present = _present(file.schema_arrow, columns, path, (*needed, *options.columns))
+            for column in ("text", "caption"):
+                if column in present:
+                    _require_text(present[column], column, path)
+            yield from _file_rows(file, path, path.relative_to(root), present, media_root)
 
 
 @contextmanager
 def _broken_files(path: Path) -> Iterator[None]:
-    import pyarrow
-
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}; download it again") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition(". ")[0]
+        raise DataError(f"cannot read {path}: {shown(reason)}; download it again") from error
+
+
+class _Column(NamedTuple):
+    """A column, or a field of structs: its name with dots, and its type."""
+
+    name: str
+    type: pyarrow.DataType
+
+    def value(self, row: Record) -> object:
+        """The value in a row of the batches."""
+        value: object = row
+        for part in _parts(self.name, row):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _parts(name: str, names: Container[str]) -> list[str]:
+    """A column whose name may contain dots, and the fields below it."""
+    return [name] if name in names else name.split(".")
+
+
+def _present(
+    schema: pyarrow.Schema, columns: dict[str, str], path: Path, needed: tuple[str, ...]
+) -> dict[str, _Column]:
+    """The columns of a file by standard name; raises `DataError` if one is missing or occurs twice."""
+    found: dict[str, _Column] = {}
+    for ours, theirs in columns.items():
+        first, *fields = _parts(theirs, schema.names)
+        if schema.names.count(first) > 1:
+            raise DataError(f"{path} has the column {first!r} twice; rename one of them")
+        kind = schema.field(first).type if first in schema.names else None
+        for field in fields:
+            index = kind.get_field_index(field) if kind and types.is_struct(kind) else -1
+            kind = kind.field(index).type if kind and index >= 0 else None
+        if kind is not None:
+            found[ours] = _Column(theirs, kind)
+        elif ours in needed:
+            names = columns_shown(tuple(schema.names))
+            raise DataError(
+                f"{path} has no column {theirs!r} ({names}); map one with --columns {ours}=NAME"
+            )
+    return found
+
+
+def _require_text(column: _Column, ours: str, path: Path) -> None:
+    """Raise `DataError` unless a column has texts, or for captions lists of texts."""
+    kind = column.type
+    if ours == "caption" and _is_list(kind):
+        kind = kind.value_type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_null(kind) or _is_text(kind) or _is_binary(kind):
+        return
+    inner = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
+    if inner and kind is column.type:
+        remedy = f"select a field with --columns {ours}={column.name}.{inner[0]}"
+        raise DataError(
+            f"column {column.name!r} of {path} has the fields {', '.join(inner)}, not a text; {remedy}"
+        )
+    raise DataError(
+        f"column {column.name!r} of {path} is {shown(str(column.type))[1:-1]}, not a text; select another "
+        f"one with --columns {ours}=NAME"
+    )
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_binary(kind: pyarrow.DataType) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _is_list(kind: pyarrow.DataType) -> bool:
+    return types.is_list(kind) or types.is_large_list(kind)
 
 
 def _file_rows(
-    file: "ParquetFile", path: Path, relative: Path, names: dict[str, str], root: Path
+    file: ParquetFile, path: Path, relative: Path, columns: dict[str, _Column], root: Path
 ) -> Iterator[Row]:
-    """The rows of one file; `names` maps the columns to read to standard names."""
-    split = declared_split(relative.name) or declared_split(relative.parent.name)
+    """The rows of one file; `columns` are those to read by standard name."""
+    split = path_split(relative)
     stem = str(relative.with_suffix(""))
-    media = next((column for column, name in names.items() if name in ("image", "audio")), "")
-    lazy, beside = _leaves(file.schema_arrow.field(media), path) if media else ("", "")
-    text = next((column for column, name in names.items() if name == "text" and not media), "")
-    eager = [column for column in names if column != media] + ([beside] if beside else [])
+    media = next((name for name in ("image", "audio") if name in columns), "")
+    lazy, beside = _leaves(columns[media], path) if media else ("", "")
+    text = columns["text"].name if not media else ""
+    read_now = {name: column for name, column in columns.items() if name != media}
+    if beside:
+        read_now[media] = _Column(beside, columns[media].type)
     number = 0
     for group in range(file.num_row_groups):
         num_bytes = _mean_bytes(file, group, lazy or text)
         in_group = 0
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, [group], eager):
+        names = list(dict.fromkeys(column.name for column in read_now.values()))
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, [group], names):
             for row in batch.to_pylist():
-                values = {names[column]: value for column, value in row.items()}
-                values["split"] = values.get("split") or split
+                values = {name: column.value(row) for name, column in read_now.items()}
+                if is_missing(values.get("split")):
+                    values["split"] = split
                 cell = Cell(str(path), group, in_group, lazy or text, "", num_bytes)
                 if lazy:
-                    values[names[media]] = _media_cell(cell, row.get(media), root)
+                    values[media] = _media_cell(cell, values.get(media), root)
                 number += 1
                 in_group += 1
                 yield Row(
@@ -116,35 +197,34 @@ def _file_rows(
                 )
 
 
-def _leaves(field: "pyarrow.Field", path: Path) -> tuple[str, str]:
+def _leaves(column: _Column, path: Path) -> tuple[str, str]:
     """Leaf columns of a media column: the one with bytes, read later, and the one with paths, read now.
 
     Raises `DataError` unless the column is a path, bytes, or {"bytes", "path"}.
     """
-    import pyarrow.types as types
-
-    kind, name = field.type, field.name
-    if types.is_string(kind) or types.is_large_string(kind):
+    kind, name = column.type, column.name
+    if _is_text(kind) or (types.is_dictionary(kind) and _is_text(kind.value_type)):
         return "", name
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if _is_binary(kind):
         return name, ""
     inner = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
     if "bytes" in inner:
         return f"{name}.bytes", f"{name}.path" if "path" in inner else ""
+    if "path" in inner:
+        return "", f"{name}.path"
     raise DataError(
-        f"column {name!r} of {path} is {kind}, not a path, bytes, or a struct of bytes and path; "
-        "select another one with --columns"
+        f"column {name!r} of {path} is {shown(str(kind))[1:-1]}, not a path, bytes, or a struct of bytes and "
+        "path; select another one with --columns"
     )
 
 
-def _media_cell(cell: Cell, value: object, root: Path) -> Cell:
+def _media_cell(cell: Cell, beside: object, root: Path) -> Cell:
     """The cell, with the path stored beside its bytes."""
-    beside = value.get("path") if isinstance(value, dict) else None
-    name = str(root / str(beside)) if beside else ""
+    name = find_media(root, beside) if isinstance(beside, str) and beside else ""
     return Cell(cell.path, cell.row_group, cell.row, cell.column, name, cell.num_bytes)
 
 
-def _mean_bytes(file: "ParquetFile", group: int, leaf: str) -> int:
+def _mean_bytes(file: ParquetFile, group: int, leaf: str) -> int:
     """Mean uncompressed size of the values of a leaf column in a row group."""
     row_group = file.metadata.row_group(group)
     chunks = (row_group.column(index) for index in range(row_group.num_columns))

@@ -17,14 +17,17 @@ from data_prep.corpus import (
     BadSampleError,
     Cell,
     Item,
+    PackedSpan,
     Problem,
     TextSpan,
+    text_problem,
 )
 from data_prep.filters import filter_image, filter_speech, filter_text
 from data_prep.media.checks import checked_audio, checked_image, decoded_audio
 from data_prep.media.convert import read_cell
 from data_prep.media.preprocessing import normalize_text
 from data_prep.options import Filters, Preprocessing
+from data_prep.readers.plain_text import read_packed
 from muomni.data.shards.manifest import Task
 from muomni.data.shards.writer import SampleCost
 from muomni.data.text.turns import Part, Turn, turns_as_json
@@ -80,8 +83,7 @@ def _encode_text(item: Item, filters: Filters, preprocessing: Preprocessing) -> 
     except UnicodeDecodeError as error:
         raise BadSampleError(BAD_UTF8, f"{item.source} is not valid UTF-8") from error
     original, text = text, normalize_text(preprocessing, text)
-    if not text.strip():
-        raise BadSampleError(EMPTY_TEXT, f"{item.source} is empty")
+    _raise_if(text_problem(text, item.source))
     _raise_if(filter_text(filters, text))
     metadata = dict(item.metadata)
     members = [("txt", data)]
@@ -96,6 +98,8 @@ def _encode_text(item: Item, filters: Filters, preprocessing: Preprocessing) -> 
 def _read_span(span: TextSpan | Cell) -> bytes:
     if isinstance(span, Cell):
         return read_cell(span) or b""
+    if isinstance(span, PackedSpan):
+        return read_packed(span)
     try:
         with open(span.path, "rb") as file:
             file.seek(span.start)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from data_prep.corpus import require_folder
 from data_prep.options import ReaderOptions
 from data_prep.readers import find_reader
 from data_prep.sharding.finalize import finalize
@@ -40,6 +41,8 @@ def prepare(
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; choose a folder")
+    if reader_options.media_root:
+        require_folder(reader_options.media_root, "media folder")
     read = find_reader(options.task, options.reader)
     plan = build_plan(read(options.source, reader_options), options)
     summary = store_plan_file(out, plan_file(plan))

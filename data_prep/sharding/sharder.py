@@ -21,6 +21,7 @@ from time import monotonic
 from data_prep.corpus import BadSampleError, Item
 from data_prep.curation.exclude import refuse_masks
 from data_prep.filters import split_dropped
+from data_prep.media.located import located
 from data_prep.options import FILTER_REASONS, Filters, Preprocessing
 from data_prep.sharding.encode import encode
 from data_prep.sharding.listings import FILTERED, QUARANTINE, all_listed, printable, store_listing
@@ -108,11 +109,13 @@ def digest_of_sources(items: tuple[Item, ...]) -> str:
     digest = hashlib.sha256()
     for path in dict.fromkeys(path for item in items for path in item.files):
         try:
-            stat = os.stat(path)
-            digest.update(f"{os.path.basename(path)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
-        except (OSError, ValueError):
+            stat = os.stat(located(path))
+            state = f"{stat.st_size}:{stat.st_mtime_ns}"
+        except (OSError, ValueError, BadSampleError):
             # Missing files and invalid names are part of the state: the sample is quarantined until it exists.
-            digest.update(f"{os.path.basename(path)}:missing\n".encode())
+            state = "missing"
+        line = f"{os.path.basename(path)}:{state}\n"
+        digest.update(line.encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

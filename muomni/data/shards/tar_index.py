@@ -33,6 +33,13 @@ _IGNORED_TYPES = b"5g"
 _MAX_NAME_PAYLOAD = 1 << 20
 _MAX_LENGTH_DIGITS = 20
 _SUM_MODULUS = 65521
+# Files and folders that operating systems leave among data, in lower case.
+_CLUTTER = frozenset(
+    [
+        *("__macosx", "icon\r", "@eadir", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,27 @@ def split_member_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
+def clutter_kind(name: str) -> str:
+    """The kind of a file or folder name that is not data; empty for data.
+
+    Hidden names and those of operating systems are not data, such as `._a.jpg` and `Thumbs.db`.
+    """
+    if name[:1] != ".":
+        return name if name.lower() in _CLUTTER else ""
+    if name in (".", ".."):
+        return ""
+    return "._*" if name.startswith("._") else "hidden"
+
+
+def member_clutter(name: str) -> str:
+    """The kind of a member path if a part of it is clutter; empty for data."""
+    if "/" not in name:
+        return clutter_kind(name)
+    return next(filter(None, map(clutter_kind, name.split("/"))), "")
+
+
 def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
-    """List the regular files in tar bytes as (name, data offset in `buffer`, size).
+    """List the regular files in tar bytes as (name, data offset in `buffer`, size), without clutter.
 
     Raises `DataError` that names `origin` if a header is damaged or a payload is truncated.
     """
@@ -90,7 +116,7 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
             payload = buffer[data : data + num_bytes]
             long_name = _long_name(payload, kind, origin) or long_name
         else:
-            if kind in _REGULAR_TYPES:
+            if kind in _REGULAR_TYPES and not member_clutter(long_name or name):
                 found.append((long_name or name, data, num_bytes))
             long_name = None
         position = data + padded(num_bytes)
@@ -98,7 +124,7 @@ def parse_members(buffer: bytes, origin: str) -> list[tuple[str, int, int]]:
 
 
 def scan_tar(path: Path) -> list[TarMember]:
-    """List all regular files of a tar; reads only the headers, one `pread` each.
+    """List all regular files of a tar, clutter included; reads only the headers, one `pread` each.
 
     Raises `DataError` if the file is missing, truncated, or has a damaged header.
     """
@@ -150,7 +176,7 @@ def _scan(descriptor: int, path: Path, tar_bytes: int) -> Iterator[TarMember]:
 
 
 def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
-    """Group adjacent members with the same key into samples.
+    """Group adjacent members with the same key into samples; clutter is skipped.
 
     Raises `DataError` if the members of a key are not adjacent, since an index describes contiguous
     samples, or if a sample has a member twice.
@@ -160,14 +186,16 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
     group: list[TarMember] = []
     group_key: str | None = None
 
+    end = 0
+
     def close() -> None:
-        if group_key is None:
-            return
-        last = group[-1]
-        end = last.data_offset + padded(last.num_bytes)
-        samples.append(SampleSpan(group_key, group[0].header_offset, end, tuple(group)))
+        if group_key is not None:
+            samples.append(SampleSpan(group_key, group[0].header_offset, end, tuple(group)))
 
     for member in members:
+        if member_clutter(member.name):
+            end = member.data_offset + padded(member.num_bytes)
+            continue
         key, extension = split_member_name(member.name)
         if not extension:
             raise DataError(f"{path}: member {member.name!r} has no extension, so it has no key")
@@ -185,6 +213,7 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
                 f"{path}: member {member.name!r} occurs twice; rebuild the shard with unique keys"
             )
         group.append(member)
+        end = member.data_offset + padded(member.num_bytes)
     close()
     return samples
 

@@ -188,12 +188,12 @@ def test_jsonl_tables(tmp_path: Path) -> None:
         {"text": "x"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
-    items = list(read_speech_table(path, OPTIONS))
+    items = list(read_speech_table(path, OPTIONS, "jsonl"))
     assert items[0].metadata["speaker"] == "me"
     assert items[0].declared_split == "test"
     assert items[0].key == clean_key("x y") != "x y"
     assert list(_reasons(items).values()) == ["empty-text", *["bad-record"] * 3]
-    assert next(item.texts for item in read_text_table(path, OPTIONS)) == ("Hello",)
+    assert next(item.texts for item in read_text_table(path, OPTIONS, "jsonl")) == ("Hello",)
 
 
 def _llava(path: Path, *records: dict) -> list[Item]:
@@ -256,7 +256,7 @@ def test_a_name_of_another_type_is_a_bad_record_that_names_the_field(
     rows = [{"id": str(n), "text": "words", field: value} for n, value in enumerate(values)]
     table = tmp_path / "t.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    texts = list(read_text_table(table, OPTIONS))
+    texts = list(read_text_table(table, OPTIONS, "jsonl"))
     for items in (_llava(tmp_path / "c.json", *chats), texts):
         problems = [item.problem for item in items]
         assert len(problems) == len(values)
