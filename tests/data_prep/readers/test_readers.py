@@ -364,7 +364,7 @@ def test_formats_give_a_document_the_same_group(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(text + "\n", encoding="utf-8")
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": nfd(text)}) + "\n")
     (plain,) = read_plain_text(tmp_path / "t.txt", ReaderOptions())
-    (row,) = read_text_table(tmp_path / "t.jsonl", ReaderOptions())
+    (row,) = read_text_table(tmp_path / "t.jsonl", ReaderOptions(), "jsonl")
     assert plain.group == row.group == text_group(text)
 
 
