@@ -171,6 +171,11 @@ def image_group(path: str) -> str:
     return f"picture:{Path(path).stem}"  # terms: allow
 
 
+def image_path_group(path: str) -> str:
+    """Group of an image whose file name is not unique: its path without suffix."""
+    return f"picture:{Path(path).with_suffix('').as_posix()}"  # terms: allow
+
+
 def transcript_group(text: str) -> str:
     """Group of a spoken text: its words in lower case, without punctuation except apostrophes."""
     return f"speech:{' '.join(words_of(folded(text), also=_APOSTROPHE))}"
