@@ -27,6 +27,8 @@ _VISIBLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u20
 _DECLARING = {
     "train": "train",
     "training": "train",
+    # The images of COCO's validation set that Karpathy's split adds to train.
+    "restval": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
