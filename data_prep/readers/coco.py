@@ -12,7 +12,6 @@ from data_prep.corpus import (
     BAD_RECORD,
     CAPTION_WITHOUT_IMAGE,
     EMPTY_TEXT,
-    MISSING_MEDIA,
     BadSampleError,
     Item,
     Problem,
@@ -28,6 +27,9 @@ from data_prep.readers.coco_files import AnnotationFile, annotation_files
 from data_prep.readers.text_files import Record, read_json
 from data_prep.values import name_value, shown, texts_value
 from muomni.errors import DataError
+
+# Id of an image, its record, its file name, and its captions.
+_Sample = tuple[str, Record, str, list[object]]
 
 
 def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
@@ -50,8 +52,8 @@ def read_coco(src: Path, options: ReaderOptions) -> Iterator[Item]:
             yield sample if isinstance(sample, Item) else _item(*sample, file, seen)
 
 
-def _samples(content: dict, images: list, file: AnnotationFile) -> Iterator:
-    """Id, image, and captions of each image; items for what is broken."""
+def _samples(content: dict, images: list, file: AnnotationFile) -> Iterator[Item | _Sample]:
+    """The images; items for what is broken."""
     path = file.path
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
@@ -86,7 +88,7 @@ def _samples(content: dict, images: list, file: AnnotationFile) -> Iterator:
         yield _bad(path, "image", image_id, CAPTION_WITHOUT_IMAGE, message)
 
 
-def _karpathy_samples(images: list, file: AnnotationFile) -> Iterator:
+def _karpathy_samples(images: list, file: AnnotationFile) -> Iterator[Item | _Sample]:
     """As `_samples`; the image folder of a COCO image is its `filepath`."""
     for number, image in enumerate(images):
         name = image.get("filename") if isinstance(image, dict) else None
@@ -96,7 +98,9 @@ def _karpathy_samples(images: list, file: AnnotationFile) -> Iterator:
             yield _bad(file.path, "image", f"{number} {shown(image)}", BAD_RECORD, message)
             continue
         folder = image.get("filepath")
-        captions = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
+        captions: list[object] = [
+            each.get("raw") if isinstance(each, dict) else each for each in sentences
+        ]
         image_id = next((i for key in ("cocoid", "imgid") if (i := _id(image, key))), str(number))
         yield image_id, image, f"{folder}/{name}" if folder else name, captions
 
@@ -119,21 +123,21 @@ def _item(
 ) -> Item:
     problem, split, texts = None, None, list[str]()
     metadata = {"image_id": image_id}
-    path = file.find(name)
+    media: tuple[str, ...] = ()
     try:
         split = recorded_split(image) or declared_split(file.subset) or declared_split(name)
         metadata |= type_of(image)
         texts = texts_value(captions, "caption")
         problem = next((p for p in map(_caption_problem, texts) if p), None)
+        media = (file.image(name),)
     except BadSampleError as error:
         problem = error.problem
-    if problem is None and path is None:
-        problem = Problem(MISSING_MEDIA, file.images.not_found(name))
     texts = [" ".join(text.split()) for text in texts if text.strip()]
     if problem is None and not texts:
         problem = Problem(EMPTY_TEXT, "the image has no caption")
     key = clean_key(Path(name).stem)
-    if seen.setdefault(key, name) != name:
+    if seen.setdefault(key, f"{file.path.name}:{name}") != f"{file.path.name}:{name}":
+        # Images of two subsets may have the same name.
         key = clean_key(f"{file.path.stem}/{name}")
     return Item(
         key=key,
@@ -141,7 +145,7 @@ def _item(
         source=f"{file.path.name} image {image_id}",
         declared_split=split,
         texts=() if problem else tuple(texts),
-        media=() if path is None else (path,),
+        media=media,
         metadata=metadata,
         problem=problem,
     )

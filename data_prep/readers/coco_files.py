@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.corpus import require_folder
+from data_prep.corpus import MISSING_MEDIA, BadSampleError, require_folder
 from data_prep.options import ReaderOptions
+from data_prep.readers.media_paths import find_media
 from data_prep.readers.walk import IMAGE_SUFFIXES, MediaFiles
 from muomni.errors import DataError
 
@@ -14,20 +15,28 @@ _PREFIX = "captions_"
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file, its subset (such as train2017), and the folder that has its images."""
+    """An annotation file, its subset (such as train2017), and the folder that has its images.
+
+    `is_searched` is whether the images are anywhere below the folder.
+    """
 
     path: Path
     subset: str
     folder: Path
+    is_searched: bool = False
 
     @cached_property
-    def images(self) -> MediaFiles:
+    def _images(self) -> MediaFiles:
         return MediaFiles(self.folder, IMAGE_SUFFIXES, self.subset)
 
-    def find(self, name: str) -> str | None:
-        """The path of an image by its `file_name`, with or without folder; None if it is not found."""
-        found = self.images.find(name)
-        return None if found is None else str(self.folder / found)
+    def image(self, name: str) -> str:
+        """The path of an image by its `file_name`; raises `BadSampleError` if it is searched in vain."""
+        if not self.is_searched:
+            return find_media(self.folder, name, "file_name")
+        found = self._images.find(name)
+        if found is None:
+            raise BadSampleError(MISSING_MEDIA, self._images.not_found(name))
+        return str(self.folder / found)
 
 
 def annotation_files(src: Path, options: ReaderOptions) -> list[AnnotationFile]:
@@ -64,4 +73,4 @@ def _annotation_file(path: Path, corpus: Path, options: ReaderOptions) -> Annota
         if (base / name).is_dir():
             return AnnotationFile(path, name, base / name)
         name = name.rpartition("_")[0]
-    return AnnotationFile(path, path.stem.removeprefix(_PREFIX), base)
+    return AnnotationFile(path, path.stem.removeprefix(_PREFIX), base, is_searched=True)
