@@ -74,13 +74,36 @@ class PackedSpan(TextSpan):
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A file in the tar `path`: `num_bytes` bytes from byte `start` on; `name` is its name in the tar."""
+
+    path: str
+    start: int
+    num_bytes: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """A segment of an audio file, in seconds; `channel` selects one of several channels."""
+    """A segment of an audio file, in seconds; `channel` selects one of several channels.
+
+    With `member`, the file is in the tar `path`.
+    """
 
     path: str
     start_s: float
     duration_s: float
     channel: int | None = None
+    # Not in `repr`, from which the digest of a dataset is computed.
+    member: Member | None = field(default=None, repr=False)
+
+    @property
+    def file_name(self) -> str:
+        """Path of the audio file, or its name in the tar."""
+        return self.path if self.member is None else self.member.name
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +111,7 @@ class Clip:
         return int(self.duration_s * _CLIP_BYTES_PER_S)
 
     def __str__(self) -> str:
-        return f"{self.path} from {self.start_s:g} s for {self.duration_s:g} s"
+        return f"{self.member or self.path} from {self.start_s:g} s for {self.duration_s:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +134,7 @@ class Cell:
 
 
 # A path stands for a file that is copied unchanged.
-Media = str | Clip | Cell
+Media = str | Clip | Cell | Member
 
 
 @dataclass(frozen=True, slots=True)
