@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _SAME_FORMAT = {"jpeg": "jpg", "opus": "ogg", "oga": "ogg"}
 # Neighboring rows are read in sequence; two row groups cover the border between them.
 _NUM_KEPT_ROW_GROUPS = 2
-# Annotations round the ends of segments.
+# Annotations round the ends of segments, so these may lie outside of the file.
+_MAX_BEFORE_START_S = 0.05
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
 # Subtype of an audio file: format and subtype of its segments, and the sample type that preserves them.
@@ -144,6 +145,8 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
 
 def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
     """Cut a segment; one that covers a whole file in a known format is copied."""
+    if -_MAX_BEFORE_START_S <= clip.start_s < 0:
+        clip = replace(clip, start_s=0.0, duration_s=clip.duration_s + clip.start_s)
     if clip.start_s < 0 or clip.duration_s <= 0:
         raise BadSampleError(BAD_RECORD, f"{clip} is not a valid segment")
     extension = Path(clip.file_name).suffix.lower().lstrip(".")

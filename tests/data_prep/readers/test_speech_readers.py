@@ -76,7 +76,7 @@ def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     items = list(read_nemo(write_nemo(tmp_path), OPTIONS))
     assert items[1].media == (Clip(str(tmp_path / "long.wav"), 0.5, 0.5),)
     assert {item.group for item in items[:6]} == {"recording:long"}
-    assert items[6].media == (str(tmp_path / "short.wav"),)
+    assert items[6].media == (Clip(str(tmp_path / "short.wav"), 0.0, 0.3),), "as NeMo reads it"
     assert items[6].group == transcript_group("whole file")
     assert items[6].metadata["language"] == "en"
     assert {item.declared_split for item in items} == {"train"}
