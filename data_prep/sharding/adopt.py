@@ -205,7 +205,7 @@ def _check_names(sample: SampleSpan, path: Path, task: Task) -> None:
             names = [member.name for member in sample.members if member.name.endswith(kind)]
             raise DataError(
                 f"{path}: {names[0]!r} and {names[1]!r} form one sample, since keys end at the first "
-                "dot; rewrite the shard with keys without dots"
+                "dot; rewrite the shard with keys without dots, or write new shards with --format webdataset"
             )
 
 
