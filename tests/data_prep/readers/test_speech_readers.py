@@ -201,6 +201,17 @@ def test_gigaspeech_invalid_description(tmp_path: Path) -> None:
     assert len(_reasons(list(read_gigaspeech(tmp_path, OPTIONS)))) == 1
 
 
+def test_gigaspeech_values_of_other_types(tmp_path: Path) -> None:
+    segments = [
+        {**gigaspeech_segment(n, "HI", "XL"), name: value}
+        for n, (name, value) in enumerate([("text_tn", ["HI"]), ("speaker", 0), ("text_tn", None)])
+    ]
+    items = list(read_gigaspeech(write_gigaspeech(tmp_path, segments), OPTIONS))
+    problems = [item.problem.message if item.problem else "" for item in items]
+    assert problems == ["'text_tn' is a list, not a text: ['HI']", "", "the transcript is empty"]
+    assert items[1].metadata["speaker"] == "0"
+
+
 def test_libritts(tmp_path: Path) -> None:
     write_libritts(tmp_path)
     chapter = tmp_path / "LibriTTS/dev-clean/84/121"
