@@ -56,9 +56,7 @@ class ReaderOptions:
     text_form: str = ""
     language: str = ""
     speaker: str = ""
-    skipped: SkippedFiles = field(
-        default_factory=SkippedFiles, init=False, compare=False, repr=False
-    )
+    skipped: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
 
     def as_text(self) -> dict[str, str]:
         """The non-default options, for the manifest; without paths, since data may be moved."""
