@@ -27,6 +27,8 @@ _VISIBLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u20
 _DECLARING = {
     "train": "train",
     "training": "train",
+    # The images of COCO's validation set that Karpathy's split adds to train.
+    "restval": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
@@ -72,13 +74,36 @@ class PackedSpan(TextSpan):
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A file in the tar `path`: `num_bytes` bytes from byte `start` on; `name` is its name in the tar."""
+
+    path: str
+    start: int
+    num_bytes: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """A segment of an audio file, in seconds; `channel` selects one of several channels."""
+    """A segment of an audio file, in seconds; `channel` selects one of several channels.
+
+    With `member`, the file is in the tar `path`.
+    """
 
     path: str
     start_s: float
     duration_s: float
     channel: int | None = None
+    # Not in `repr`, from which the digest of a dataset is computed.
+    member: Member | None = field(default=None, repr=False)
+
+    @property
+    def file_name(self) -> str:
+        """Path of the audio file, or its name in the tar."""
+        return self.path if self.member is None else self.member.name
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +111,7 @@ class Clip:
         return int(self.duration_s * _CLIP_BYTES_PER_S)
 
     def __str__(self) -> str:
-        return f"{self.path} from {self.start_s:g} s for {self.duration_s:g} s"
+        return f"{self.member or self.path} from {self.start_s:g} s for {self.duration_s:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +134,7 @@ class Cell:
 
 
 # A path stands for a file that is copied unchanged.
-Media = str | Clip | Cell
+Media = str | Clip | Cell | Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +194,11 @@ def image_group(path: str) -> str:
     Splits follow from the hash of the group, so another prefix would move samples between splits.
     """
     return f"picture:{Path(path).stem}"  # terms: allow
+
+
+def image_path_group(path: str) -> str:
+    """Group of an image whose file name is not unique: its path without suffix."""
+    return f"picture:{Path(path).with_suffix('').as_posix()}"  # terms: allow
 
 
 def transcript_group(text: str) -> str:

@@ -1,10 +1,10 @@
 """The members of a stored sample: its texts, its media, and its cost."""
 
-import json
-
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, audio_facts, image_size
 from muomni.data.shards.manifest import Task
 from muomni.data.shards.writer import SampleCost
+from muomni.data.text.sample_texts import sample_captions, sample_text
+from muomni.data.text.turns import read_turns
 from muomni.errors import DataError
 
 # A sample as `SplitReader.read` returns it.
@@ -12,15 +12,14 @@ Sample = dict[str, bytes | str]
 
 
 def sample_texts(sample: Sample, task: str) -> list[str]:
-    """The document, captions, transcript, or text parts of all turns of a sample."""
-    body = json.loads(sample["json"]) if "json" in sample else {}
+    """The document, captions, transcript, or text parts of all turns of a sample.
+
+    Raises `DataError` if it has none, or one of another type.
+    """
     if task == "sft":
-        parts = [part for turn in body["turns"] for part in turn["content"]]
-        return [part["text"] for part in parts if part["type"] == "text"]
-    if task == "image-caption" and "captions" in body:
-        return list(body["captions"])
-    text = sample.get("txt", b"")
-    return [text.decode() if isinstance(text, bytes) else text]
+        parts = [part for turn in read_turns(sample) for part in turn.parts]
+        return [part.value for part in parts if part.kind == "text"]
+    return sample_captions(sample) if task == "image-caption" else [sample_text(sample)]
 
 
 def media_of(sample: Sample, extensions: tuple[str, ...]) -> list[tuple[str, bytes]]:
@@ -43,10 +42,7 @@ def measure(sample: Sample, task: Task) -> SampleCost:
         raise DataError(f"it has no image (members: {_names(sample)})")
     if task in ("speech", "tts") and not audios:
         raise DataError(f"it has no audio clip (members: {_names(sample)})")
-    try:
-        texts = sample_texts(sample, task)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"its text members cannot be parsed ({error})") from error
+    texts = sample_texts(sample, task)
     if not any(text.strip() for text in texts):
         raise DataError(f"it has no text (members: {_names(sample)})")
     if task == "sft":
@@ -64,10 +60,10 @@ def measure(sample: Sample, task: Task) -> SampleCost:
 
 def _check_names(sample: Sample) -> None:
     """Each image or audio clip that a turn names must be a member."""
-    for turn in json.loads(sample["json"])["turns"]:
-        for part in turn["content"]:
-            if part["type"] != "text" and part["name"] not in sample:
-                raise DataError(f"a turn refers to {part['name']!r}, which is not a member")
+    for turn in read_turns(sample):
+        for part in turn.parts:
+            if part.kind != "text" and part.value not in sample:
+                raise DataError(f"a turn refers to {part.value!r}, which is not a member")
 
 
 def _names(sample: Sample) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.cli.parser import add_verb, add_workers, fraction, positive
 from data_prep.readers import READERS
+from data_prep.skipped_files import SkippedFiles
 from muomni.command_line import path
 from muomni.errors import DataError
 from muomni.io.count_progress import open_progress
@@ -142,6 +143,7 @@ def _run_index(arguments: argparse.Namespace) -> None:
     if not arguments.dir.is_dir():
         raise DataError(f"folder {arguments.dir} does not exist; pass a folder of *.tar shards")
     name = arguments.name or default_name(arguments.dir)
+    skipped = SkippedFiles()
     with open_progress(None, name) as progress:
         manifest = adopt(
             arguments.dir,
@@ -150,5 +152,8 @@ def _run_index(arguments: argparse.Namespace) -> None:
             arguments.license,
             arguments.max_bad_fraction,
             progress,
+            skipped,
         )
     print_tables([manifest])
+    if report := skipped.report():
+        print(report)

@@ -146,7 +146,7 @@ def _add_speech_input(group: "argparse._ArgumentGroup") -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="subsets of LibriSpeech, LibriTTS, GigaSpeech, or Common Voice (default: all)",
+        help="subsets of LibriSpeech, LibriTTS, MLS, AISHELL, GigaSpeech, or Common Voice (default: all)",
     )
     group.add_argument(
         "--group",

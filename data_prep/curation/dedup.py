@@ -210,7 +210,7 @@ def _read_traits(
     media = images + media_of(sample, AUDIO_EXTENSIONS)
     try:
         words = [plain_words(text) for text in sample_texts(sample, manifest.task)]
-    except (ValueError, KeyError, TypeError):
+    except DataError:
         # Adopted tars may have samples without valid text; only their content is compared.
         return
     digest = b"".join(hash64(data).to_bytes(8, "little") for _, data in media)

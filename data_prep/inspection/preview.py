@@ -134,7 +134,7 @@ def text_lines(sample: dict[str, bytes | str], task: str) -> list[str]:
             return sample_texts(sample, task)
         turns = json.loads(sample["json"])["turns"]
         return [f"{turn['role']}: {_parts(turn['content'])}" for turn in turns]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, DataError) as error:
         return [f"(unreadable text: {error})"]
 
 

@@ -23,8 +23,10 @@ from data_prep.corpus import (
     Cell,
     Clip,
     Media,
+    Member,
 )
 from data_prep.media.located import located
+from data_prep.media.tar_files import open_audio, read_member
 from muomni.data.media.decode import MAX_VALUES
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 _SAME_FORMAT = {"jpeg": "jpg", "opus": "ogg", "oga": "ogg"}
 # Neighboring rows are read in sequence; two row groups cover the border between them.
 _NUM_KEPT_ROW_GROUPS = 2
-# Annotations round the ends of segments.
+# Annotations round the ends of segments, so these may lie outside of the file.
+_MAX_BEFORE_START_S = 0.05
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
 # Subtype of an audio file: format and subtype of its segments, and the sample type that preserves them.
@@ -62,6 +65,9 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
     """
     if isinstance(media, Clip):
         return _cut_segment(replace(media, path=located(media.path)), known)
+    if isinstance(media, Member):
+        suffix = os.path.splitext(media.name)[1].lower().lstrip(".")
+        return _checked(media, suffix, known, broken), read_member(media)
     if isinstance(media, Cell):
         data = read_cell(media)
         if data is not None:
@@ -139,20 +145,25 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
 
 def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
     """Cut a segment; one that covers a whole file in a known format is copied."""
+    if -_MAX_BEFORE_START_S <= clip.start_s < 0:
+        clip = replace(clip, start_s=0.0, duration_s=clip.duration_s + clip.start_s)
     if clip.start_s < 0 or clip.duration_s <= 0:
         raise BadSampleError(BAD_RECORD, f"{clip} is not a valid segment")
-    extension = Path(clip.path).suffix.lower().lstrip(".")
+    extension = Path(clip.file_name).suffix.lower().lstrip(".")
     extension = _SAME_FORMAT.get(extension, extension)
     try:
-        with open(clip.path, "rb") as raw, soundfile.SoundFile(raw) as file:
+        with open_audio(clip) as raw, soundfile.SoundFile(raw) as file:
             if clip.channel is not None and not 0 <= clip.channel < file.channels:
-                raise BadSampleError(BAD_RECORD, f"{clip.path} has no channel {clip.channel}")
+                raise BadSampleError(
+                    BAD_RECORD, f"{clip.member or clip.path} has no channel {clip.channel}"
+                )
             rest_s = file.frames / file.samplerate - clip.start_s
             if clip.duration_s > rest_s + _MAX_BEYOND_END_S:
                 raise BadSampleError(BROKEN_AUDIO, f"{clip} exceeds the end of the audio file")
             is_all = clip.start_s == 0 and clip.duration_s > rest_s - _MAX_ROUNDING_S
             if is_all and extension in known and (clip.channel is None or file.channels == 1):
-                return extension, _read_file(clip.path)
+                raw.seek(0)
+                return extension, raw.read()
             return _encode_segment(clip, file)
     except (soundfile.SoundFileError, ValueError) as error:
         raise BadSampleError(BROKEN_AUDIO, f"{clip}: {str(error).strip()}") from error

@@ -9,19 +9,24 @@ if TYPE_CHECKING:
 
 # Tasks with audio and text share their readers.
 _SPEECH = {
+    "aishell": "aishell:read_aishell",
     "arctic": "arctic:read_arctic",
     "commonvoice": "commonvoice:read_commonvoice",
     "csv": "table:read_speech_table",
     "gigaspeech": "gigaspeech:read_gigaspeech",
     "jsonl": "table:read_speech_table",
+    "kaldi": "kaldi:read_kaldi",
     "lhotse": "lhotse:read_lhotse",
     "librispeech": "librispeech:read_librispeech",
     "libritts": "libritts:read_libritts",
     "ljspeech": "ljspeech:read_ljspeech",
+    "mls": "mls:read_mls",
     "nemo": "nemo:read_nemo",
     "parquet": "parquet:read_speech_parquet",
+    "shar": "lhotse_shar:read_lhotse_shar",
     "tsv": "table:read_speech_table",
     "vctk": "vctk:read_vctk",
+    "webdataset": "webdataset:read_speech_tars",
 }
 
 # Task: format: module in this package and function.
@@ -32,6 +37,7 @@ READERS: dict[str, dict[str, str]] = {
         "parquet": "parquet:read_text_parquet",
         "tsv": "table:read_text_table",
         "txt": "plain_text:read_plain_text",
+        "webdataset": "webdataset:read_text_tars",
     },
     "image-caption": {
         "cc3m": "cc3m:read_cc3m",
@@ -43,6 +49,7 @@ READERS: dict[str, dict[str, str]] = {
         "jsonl": "table:read_image_table",
         "parquet": "parquet:read_image_parquet",
         "tsv": "table:read_image_table",
+        "webdataset": "webdataset:read_image_tars",
     },
     "speech": _SPEECH,
     "tts": _SPEECH,

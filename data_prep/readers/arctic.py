@@ -3,6 +3,7 @@
 Group: the words of the text, since all speakers read the same prompts.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from data_prep.corpus import BAD_RECORD, Item, Problem
 from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import read_text
+from data_prep.readers.walk import audio_by_stem
+from data_prep.values import shown
 from muomni.errors import DataError
 
 _LINE = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
@@ -27,22 +30,24 @@ def read_arctic(src: Path, options: ReaderOptions) -> Iterator[Item]:
     for path in files:
         folder = path.parent.parent
         speaker = folder.resolve().name.removeprefix("cmu_us_").removesuffix("_arctic")
-        lines = read_text(path).splitlines()
+        wav = folder / "wav"
+        audio = audio_by_stem(os.listdir(wav) if wav.is_dir() else [])
+        lines = read_text(path).split("\n")
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                row = _row(line, speaker, f"{speaker} line {number}")
+                row = _row(line, speaker, audio, f"{speaker} line {number}")
                 yield speech_item(row, folder, options)
 
 
-def _row(line: str, speaker: str, source: str) -> Row:
+def _row(line: str, speaker: str, audio: dict[str, str], source: str) -> Row:
     match = _LINE.fullmatch(line.strip())
     if not match:
-        problem = Problem(BAD_RECORD, f'the line is not ( NAME "text" ): {line.strip()!r}')
+        problem = Problem(BAD_RECORD, f'the line is not ( NAME "text" ): {shown(line.strip())}')
         return Row(source, source, {}, problem)
     name, text = match[1], match[2].replace('\\"', '"')
     values: dict[str, object] = {
         "id": f"{speaker}-{name}",
-        "audio": f"wav/{name}.wav",
+        "audio": f"wav/{audio.get(name, f'{name}.wav')}",
         "text": text,
         "speaker": speaker,
         "language": "en",

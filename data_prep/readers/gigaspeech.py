@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpus import BAD_RECORD, NO_SPEECH, Clip, Item, Problem
+from data_prep.corpus import BAD_RECORD, NO_SPEECH, BadSampleError, Clip, Item, Problem
 from data_prep.options import ReaderOptions
+from data_prep.readers.media_paths import find_media
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import Record, read_json
+from data_prep.values import name_value, text_value
 from muomni.errors import DataError
 
 _SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
@@ -52,8 +54,12 @@ def _row(audio: Record, segment: object, source: str, root: Path, keep_case: boo
     subsets = segment.get("subsets")
     split = next((s for name, s in _DECLARED.items() if name in _subsets(subsets)), "train")
     begin, end = segment.get("begin_time"), segment.get("end_time")
-    text = str(segment.get("text_tn") or "")
-    speaker = str(segment.get("speaker") or "")
+    try:
+        text = text_value(segment.get("text_tn"), "text_tn")
+        speaker = name_value(segment.get("speaker"), "speaker")
+        path = find_media(root, text_value(audio.get("path"), "path"))
+    except BadSampleError as error:
+        return Row(source, source, {"id": segment.get("sid"), "subsets": subsets}, error.problem)
     values: dict[str, object] = {
         "id": segment.get("sid"),
         "text": _punctuate(text if keep_case else text.lower()),
@@ -69,7 +75,6 @@ def _row(audio: Record, segment: object, source: str, root: Path, keep_case: boo
     elif not isinstance(begin, int | float) or not isinstance(end, int | float):
         problem = Problem(BAD_RECORD, "begin_time and end_time are not both numbers")
     else:
-        path = str(root / str(audio.get("path")))
         values["audio"] = Clip(path, float(begin), round(float(end) - float(begin), 6))
     return Row(source, source, values, problem)
 

@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from data_prep.corpus import CAPTION_WITHOUT_IMAGE, Item, Problem, declared_spli
 from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.text_files import read_text
+from data_prep.readers.walk import walk
 from muomni.data.media.decode import IMAGE_EXTENSIONS
 from muomni.errors import DataError
 
@@ -25,8 +25,8 @@ def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
     Raises `DataError` if there is no image.
     """
-    nothing = f"{src} contains no image ({', '.join(IMAGE_EXTENSIONS)}); check --src"
-    for row in _rows(src, nothing):
+    nothing = f"{src} contains no image ({', '.join(IMAGE_EXTENSIONS)})"
+    for row in _rows(src, nothing, _TEXTS, options):
         folder, slash, _ = row.name.partition("/")
         row.values["caption"] = row.text("caption").splitlines()
         row.values["split"] = declared_split(folder) if slash else None
@@ -35,15 +35,16 @@ def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
     """List the downloaded images; raises `DataError` for other output formats of the tool."""
-    nothing = f"{src} contains no KEY.jpg of img2dataset (--output_format files); check --src"
+    nothing = f"{src} contains no KEY.jpg of img2dataset (--output_format files)"
     if src.is_dir() and next(src.glob("*.tar"), None) is not None:
         nothing = (
-            f"{src} contains img2dataset's webdataset output, which needs no conversion; run "
+            f"{src} contains img2dataset's webdataset output, which needs no conversion: run "
             f"'python -m data_prep index {src} --task image-caption'"
         )
-    for row in _rows(src, nothing):
+    for row in _rows(src, nothing, (*_TEXTS, ".json"), options):
         facts = _facts(src / f"{row.name}.json")
-        url = str(facts.get("url") or "")
+        url = facts.get("url")
+        url = url if isinstance(url, str) else ""
         row.metadata["url"] = url
         row.values["id"] = Path(row.name).name
         # Keys are numbers within a download, so they do not identify images.
@@ -52,31 +53,37 @@ def read_img2dataset(src: Path, options: ReaderOptions) -> Iterator[Item]:
         yield image_item(row, src)
 
 
-def _rows(src: Path, nothing: str) -> Iterator[Row]:
+def _rows(
+    src: Path, nothing: str, side_files: tuple[str, ...], options: ReaderOptions
+) -> Iterator[Row]:
     """A row for each image and each text without image, named by its path without extension.
 
-    Raises `DataError` with the message `nothing` if there is no image.
+    Files that are neither images nor `side_files` are counted. Raises `DataError` with the message
+    `nothing` if there is no image.
     """
     require_folder(src, "image folder")
     num_images = 0
-    for folder, subfolders, files in os.walk(src):
-        subfolders.sort()
-        relative = Path(folder).relative_to(src)
-        texts = {Path(file).stem: file for file in files if file.lower().endswith(_TEXTS)}
-        images = sorted(file for file in files if file.lower().endswith(_IMAGES))
+    for folder, names in walk(src, options.skipped):
+        relative = folder.relative_to(src)
+        texts = {Path(name).stem: name for name in names if name.lower().endswith(_TEXTS)}
+        images = [name for name in names if name.lower().endswith(_IMAGES)]
         num_images += len(images)
-        for file in images:
-            stem = Path(file).stem
+        for name in names:
+            if not name.lower().endswith((*_IMAGES, *side_files)):
+                options.skipped.add_other(name)
+        for name in images:
+            stem = Path(name).stem
             text = texts.get(stem)
-            caption = read_text(Path(folder, text)) if text else ""
-            values: dict[str, object] = {"image": str(relative / file), "caption": caption}
-            yield Row((relative / stem).as_posix(), str(relative / file), values)
-        for stem in sorted(texts.keys() - {Path(file).stem for file in images}):
+            caption = read_text(folder / text) if text else ""
+            values: dict[str, object] = {"image": str(relative / name), "caption": caption}
+            yield Row((relative / stem).as_posix(), str(relative / name), values)
+        for stem in sorted(texts.keys() - {Path(name).stem for name in images}):
             source = str(relative / texts[stem])
             problem = Problem(CAPTION_WITHOUT_IMAGE, f"{source} has no image beside it")
             yield Row((relative / stem).as_posix(), source, {"image": stem}, problem)
     if not num_images:
-        raise DataError(nothing)
+        report = options.skipped.report()
+        raise DataError(f"{nothing}{report and f' ({report})'}; check --src")
 
 
 def _facts(path: Path) -> dict[str, object]:

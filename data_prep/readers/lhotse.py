@@ -2,10 +2,11 @@
 
 Each supervision is a sample: a segment of its recording, cut out unless it covers the whole file. Paths
 are relative to the manifest's folder or to `--media`. Mixed and padded cuts and audio with transforms (from
-augmentation) are skipped, since they are not stored in files.
+augmentation) are skipped, since they are not stored in files. `lhotse_shar.py` reads the Shar format.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.corpus import (
@@ -18,8 +19,11 @@ from data_prep.corpus import (
     declared_split,
 )
 from data_prep.options import ReaderOptions
+from data_prep.readers.media_paths import find_media
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import Record, read_json_lines
+from data_prep.values import shown, text_value
+from muomni.data.shards.tar_index import clutter_kind
 from muomni.errors import DataError
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -49,8 +53,12 @@ def read_lhotse(src: Path, options: ReaderOptions) -> Iterator[Item]:
 
 
 def _manifests(src: Path) -> list[Path]:
-    inside = sorted(path for path in src.glob("*") if path.name.endswith(_SUFFIXES))
-    files = [src] if src.is_file() else inside
+    paths = (path for path in src.glob("*") if not clutter_kind(path.name))
+    files = (
+        [src] if src.is_file() else sorted(path for path in paths if path.name.endswith(_SUFFIXES))
+    )
+    if any(path.name.startswith("cuts.") for path in files) and any(src.glob("recording.*.tar")):
+        raise DataError(f"{src} is in Lhotse's Shar format; use --format shar")
     for kind in ("supervisions", "cuts"):
         found = [path for path in files if kind in path.name]
         if found:
@@ -76,64 +84,92 @@ def _read_pair(path: Path) -> Iterator[_Supervision]:
 
 def _read_cuts(path: Path) -> Iterator[_Supervision]:
     """The supervisions of cuts; their times are relative to the cut."""
+    for position, cut, supervisions in read_cuts(path):
+        for supervision in supervisions:
+            audio = cut.get("recording")
+            yield (
+                position,
+                supervision,
+                audio if isinstance(audio, dict) else None,
+                cut.get("start"),
+            )
+
+
+def read_cuts(path: Path) -> Iterator[tuple[str, Record, list[object]]]:
+    """Position, cut, and supervisions of each line; a problem stands for those of a line that has none."""
     for number, cut in read_json_lines(path, "cut manifest"):
         position = f"line {number}"
-        problem = cut if isinstance(cut, Problem) else _cut_problem(cut)
-        if isinstance(cut, Problem) or problem:
-            yield position, problem, None, None
+        if isinstance(cut, Problem):
+            yield position, {}, [cut]
             continue
-        audio, supervisions = cut["recording"], cut["supervisions"]
-        assert isinstance(audio, dict) and isinstance(supervisions, list)
-        for supervision in supervisions:
-            yield position, supervision, audio, cut.get("start")
-
-
-def _cut_problem(cut: Record) -> Problem | None:
-    kind = cut.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("recording"), dict):
-        return Problem(BAD_RECORD, f"the {kind} is not a segment of one recording")
-    supervisions = cut.get("supervisions")
-    if not isinstance(supervisions, list) or not supervisions:
-        return Problem(MISSING_TRANSCRIPT, "the cut has no supervision")
-    return None
+        kind = cut.get("type", "MonoCut")
+        supervisions = cut.get("supervisions")
+        if kind not in ("MonoCut", "MultiCut") or not isinstance(cut.get("recording"), dict):
+            problem = Problem(
+                BAD_RECORD, f"the {shown(kind)[1:-1]} is not a segment of one recording"
+            )
+            yield position, cut, [problem]
+        elif isinstance(supervisions, list) and supervisions:
+            yield position, cut, supervisions
+        else:
+            yield position, cut, [Problem(MISSING_TRANSCRIPT, "the cut has no supervision")]
 
 
 def _values(supervision: object, audio: Record | None, offset_s: object, root: Path) -> Record:
+    record = supervision_record(supervision)
+    if audio is None:
+        raise BadSampleError(BAD_RECORD, f"no recording {shown(record.get('recording_id'))}")
+    if audio.get("transforms"):
+        raise BadSampleError(BAD_RECORD, "the recording has transforms, so it is not a file")
+    source, channel = source_of(audio, record.get("channel"))
+    if source.get("type") != "file":
+        kind = shown(source.get("type"))[1:-1]
+        raise BadSampleError(BAD_RECORD, f"the recording is a {kind}, not a file")
+    path = find_media(root, text_value(source.get("source"), "source"), "source")
+    start_s = seconds(offset_s) + seconds(record.get("start"))
+    clip = segment(Clip(path, start_s, seconds(record.get("duration")), channel), audio)
+    return {**supervision_values(record), "audio": clip or path}
+
+
+def supervision_record(supervision: object) -> Record:
+    """A supervision as JSON object; raises `BadSampleError` for a problem and for other values."""
     if isinstance(supervision, Problem):
         raise BadSampleError(supervision.reason, supervision.message)
     if not isinstance(supervision, dict):
         raise BadSampleError(BAD_RECORD, "a supervision is not a JSON object")
-    if audio is None:
-        raise BadSampleError(BAD_RECORD, f"no recording {supervision.get('recording_id')!r}")
-    start_s = _seconds(offset_s) + _seconds(supervision.get("start"))
-    duration_s = _seconds(supervision.get("duration"))
-    path, channel = _source(audio, supervision.get("channel"))
-    is_all = start_s == 0 and duration_s > _seconds(audio.get("duration")) - _ROUNDING_S
-    clip = Clip(str(root / path), round(start_s, 6), duration_s, channel)
-    return {
-        "id": supervision.get("id"),
-        "audio": path if is_all and channel is None else clip,
-        **{column: supervision.get(column) for column in ("text", "speaker", "language")},
-    }
+    return supervision
 
 
-def _source(audio: Record, channel: object) -> tuple[str, int | None]:
-    """The file of a channel, and the channel's index if the file has several."""
-    if audio.get("transforms"):
-        raise BadSampleError(BAD_RECORD, "the recording has transforms, so it is not a file")
+def supervision_values(record: Record) -> Record:
+    """The columns of a supervision besides `audio`."""
+    return {column: record.get(column) for column in ("id", "text", "speaker", "language")}
+
+
+def segment(clip: Clip, audio: Record) -> Clip | None:
+    """The segment with rounded start; None if it is a whole recording."""
+    is_all = clip.start_s == 0 and clip.duration_s > seconds(audio.get("duration")) - _ROUNDING_S
+    return (
+        None if is_all and clip.channel is None else replace(clip, start_s=round(clip.start_s, 6))
+    )
+
+
+def source_of(audio: Record, channel: object) -> tuple[Record, int | None]:
+    """The source of a channel, and the channel's index if the source has several.
+
+    Raises `BadSampleError` if there is none.
+    """
     sources = audio.get("sources")
     for source in sources if isinstance(sources, list) else ():
         channels: list[object] = (isinstance(source, dict) and source.get("channels")) or [0]
         if not isinstance(source, dict) or (isinstance(channel, int) and channel not in channels):
             continue
-        if source.get("type") != "file":
-            raise BadSampleError(BAD_RECORD, f"the recording is a {source.get('type')}, not a file")
         is_one_of_many = isinstance(channel, int) and len(channels) > 1
-        return str(source.get("source")), channels.index(channel) if is_one_of_many else None
-    raise BadSampleError(BAD_RECORD, f"the recording has no source with channel {channel!r}")
+        return source, channels.index(channel) if is_one_of_many else None
+    raise BadSampleError(BAD_RECORD, f"the recording has no source with channel {shown(channel)}")
 
 
-def _seconds(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise BadSampleError(BAD_RECORD, f"a time is not a number of seconds: {value!r}")
+def seconds(value: object) -> float:
+    """A time of a manifest; raises `BadSampleError` if it is not a number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadSampleError(BAD_RECORD, f"a time is not a number of seconds: {shown(value)}")
     return float(value)

@@ -19,7 +19,10 @@ from data_prep.corpus import (
 )
 from data_prep.options import ReaderOptions
 from data_prep.readers.text_files import read_text
+from data_prep.readers.walk import audio_by_stem, walk
 from muomni.errors import DataError
+
+_TRANSCRIPT = ".trans.txt"
 
 
 def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
@@ -28,13 +31,23 @@ def read_librispeech(src: Path, options: ReaderOptions) -> Iterator[Item]:
     Raises `DataError` if there is no transcript file or a subset is missing.
     """
     root, folders = subset_folders(src, "LibriSpeech", options)
-    files = sorted(path for folder in folders for path in folder.rglob("*.trans.txt"))
-    if not files:
+    is_empty = True
+    for subset in folders:
+        for folder, names in walk(subset, options.skipped):
+            transcripts = [name for name in names if name.lower().endswith(_TRANSCRIPT)]
+            audio = audio_by_stem(names)
+            for name in set(names) - set(transcripts) - set(audio.values()):
+                options.skipped.add_other(name)
+            left = dict(audio)
+            for name in transcripts:
+                is_empty = False
+                yield from _read_chapter(folder / name, audio, left, root, options)
+            for name, file in left.items():
+                yield _without_transcript(name, folder.relative_to(root) / file, options)
+    if is_empty:
         raise DataError(
             f"{root} contains no transcript (SUBSET/SPEAKER/CHAPTER/*.trans.txt); check --src"
         )
-    for path in files:
-        yield from _read_chapter(path, root, options)
 
 
 def subset_folders(src: Path, corpus: str, options: ReaderOptions) -> tuple[Path, list[Path]]:
@@ -50,42 +63,56 @@ def subset_folders(src: Path, corpus: str, options: ReaderOptions) -> tuple[Path
     return root, [root / subset for subset in options.subsets] or [root]
 
 
-def _read_chapter(path: Path, root: Path, options: ReaderOptions) -> Iterator[Item]:
+def _read_chapter(
+    path: Path, audio: dict[str, str], left: dict[str, str], root: Path, options: ReaderOptions
+) -> Iterator[Item]:
+    """The utterances of a transcript file, which are removed from `left`."""
     relative = path.relative_to(root)
-    # SUBSET/SPEAKER/CHAPTER/FILE; SRC may also be a subset.
-    subset = relative.parts[0] if len(relative.parts) > 3 else ""
-    # Different subsets may reuse the numbers of speakers and chapters.
-    prefix = f"{subset}-" if subset else ""
-    chapter = path.name.removesuffix(".trans.txt")
+    subset = _subset(relative)
+    chapter = path.name[: -len(_TRANSCRIPT)]
     speaker = chapter.partition("-")[0]
-    audio_clips = {flac.stem: flac for flac in sorted(path.parent.glob("*.flac"))}
     text = read_text(path)
     for number, line in enumerate(text.split("\n"), start=1):
-        name, _, transcript = line.strip().partition(" ")
-        if not name:
+        if not line.strip():
             continue
-        audio_clips.pop(name, None)
+        name, transcript = [*line.split(maxsplit=1), ""][:2]
+        left.pop(name, None)
         problem = text_problem(transcript, "the transcript")
         transcript = " ".join(transcript.split())
         if not options.keep_case:
             transcript = transcript.lower()
         yield Item(
-            key=clean_key(f"{prefix}{name}"),
+            key=_key(subset, name),
             group=utterance_group(chapter, speaker, transcript, options.group_by),
             source=f"{relative} line {number}",
             declared_split=declared_split(subset),
             texts=() if problem else (transcript,),
-            media=(str(path.parent / f"{name}.flac"),),
+            media=(str(path.parent / audio.get(name, f"{name}.flac")),),
             metadata={"speaker": options.speaker or speaker, "language": options.language},
             problem=problem,
         )
-    for name, flac in audio_clips.items():
-        yield Item(
-            key=clean_key(f"{prefix}{name}"),
-            group=utterance_group(chapter, speaker, name, options.group_by),
-            source=str(flac.relative_to(root)),
-            problem=Problem(MISSING_TRANSCRIPT, f"{flac.name} has no line in {path.name}"),
-        )
+
+
+def _without_transcript(name: str, path: Path, options: ReaderOptions) -> Item:
+    chapter = name.rpartition("-")[0]
+    return Item(
+        key=_key(_subset(path), name),
+        group=utterance_group(chapter, chapter.partition("-")[0], name, options.group_by),
+        source=str(path),
+        problem=Problem(
+            MISSING_TRANSCRIPT, f"{path.name} has no line in a {_TRANSCRIPT} beside it"
+        ),
+    )
+
+
+def _subset(path: Path) -> str:
+    """The subset of SUBSET/SPEAKER/CHAPTER/FILE; empty if SRC is a subset itself."""
+    return path.parts[0] if len(path.parts) > 3 else ""
+
+
+def _key(subset: str, name: str) -> str:
+    # Different subsets may reuse the numbers of speakers and chapters.
+    return clean_key(f"{subset}-{name}" if subset else name)
 
 
 def utterance_group(chapter: str, speaker: str, transcript: str, group_by: str) -> str:

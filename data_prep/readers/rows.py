@@ -18,6 +18,7 @@ from data_prep.corpus import (
     Clip,
     Item,
     Media,
+    Member,
     Problem,
     clean_key,
     declared_split,
@@ -70,7 +71,7 @@ class Row:
     def media(self, column: str, root: Path) -> Media | None:
         """An image or audio clip, with paths relative to `root`; None if missing."""
         value = self.values.get(column)
-        if isinstance(value, Clip | Cell):
+        if isinstance(value, Clip | Cell | Member):
             return value
         name = value if isinstance(value, str) else name_value(value, column)
         return find_media(root, name, column) if name.strip() else None
@@ -116,7 +117,7 @@ def speech_item(row: Row, root: Path, options: ReaderOptions) -> Item:
             group = f"speaker:{speaker}"
         if not group and isinstance(media, Clip) and options.group_by != "transcript":
             # Splits follow from the hash of the group, so another prefix would move samples.
-            group = f"recording:{Path(media.path).stem}"
+            group = f"recording:{Path(media.file_name).stem}"
         group = group or transcript_group(text.encode(errors="replace").decode())
         return _item(row, group, (text,), media, problem or _no_media(media), metadata)
     except BadSampleError as error:

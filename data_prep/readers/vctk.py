@@ -13,9 +13,10 @@ from data_prep.corpus import MISSING_TRANSCRIPT, Item, Problem, require_folder
 from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, speech_item
 from data_prep.readers.text_files import read_text
+from data_prep.readers.walk import audio_by_stem, find_files, walk
 from muomni.errors import DataError
 
-_LAYOUTS = {"wav48_silence_trimmed": "_mic1.flac", "wav48": ".wav"}
+_LAYOUTS = {"wav48_silence_trimmed": "_mic1", "wav48": ""}
 _FACTS = ("age", "gender", "accent")
 
 
@@ -28,11 +29,15 @@ def read_vctk(src: Path, options: ReaderOptions) -> Iterator[Item]:
         raise DataError(f"{src} has neither {' nor '.join(_LAYOUTS)}; check --src")
     ending = _LAYOUTS[folder.name]
     facts = _speaker_facts(src / "speaker-info.txt")
-    with_text = {path.stem: path for path in texts.glob("*/*.txt")}
-    recorded = {path.name.removesuffix(ending) for path in folder.glob(f"*/*{ending}")}
-    for name in sorted(with_text.keys() | recorded):
+    with_text = {path.stem: path for path in find_files(texts, (".txt",), options.skipped)}
+    recorded: dict[str, str] = {}
+    for path, names in walk(folder, options.skipped):
+        for stem, file in audio_by_stem(names).items():
+            if stem.endswith(ending):
+                recorded[stem.removesuffix(ending)] = str((path / file).relative_to(src))
+    for name in sorted(with_text.keys() | recorded.keys()):
         speaker = name.partition("_")[0]
-        audio = f"{folder.name}/{speaker}/{name}{ending}"
+        audio = recorded.get(name, f"{folder.name}/{speaker}/{name}{ending}")
         values: dict[str, object] = {
             "id": name,
             "audio": audio,

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.members import measure
+from data_prep.readers.walk import find_files
 from data_prep.sharding.finalize import store_manifest
+from data_prep.skipped_files import SkippedFiles
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import (
     COLUMNS,
@@ -31,11 +33,18 @@ from muomni.data.shards.tar_index import (
     group_samples,
     index_offsets,
     index_path,
+    member_clutter,
     scan_tar,
     split_member_name,
     write_index,
 )
-from muomni.data.shards.writer import SampleCost, finish_record, load_record
+from muomni.data.shards.writer import (
+    SampleCost,
+    columns_path,
+    finish_record,
+    load_record,
+    record_path,
+)
 from muomni.errors import DataError
 from muomni.io.count_progress import Progress
 from muomni.io.hashing import sha256_bytes, sha256_file
@@ -49,16 +58,22 @@ class _BadSample:
 
 
 def adopt(
-    root: Path, task: Task, name: str, license: str, max_bad_fraction: float, progress: Progress
+    root: Path,
+    task: Task,
+    name: str,
+    license: str,
+    max_bad_fraction: float,
+    progress: Progress,
+    skipped: SkippedFiles,
 ) -> Manifest:
     """Index all tars in and below `root`; the folder of a tar determines its split (default: train).
 
-    Raises `DataError` if there are no tars, a tar is damaged, the dataset has a manifest, or too many
-    samples are bad.
+    Files and members that are not data are counted in `skipped`. Raises `DataError` if there are no tars, a
+    tar is damaged, the dataset has a manifest, or too many samples are bad; nothing is kept of them then.
     """
     if (root / MANIFEST_NAME).exists():
         raise DataError(f"{root} already has a {MANIFEST_NAME}; delete it to index the tars again")
-    paths = sorted(path for path in root.rglob("*.tar") if not path.name.startswith("."))
+    paths = find_files(root, (".tar",), skipped)
     if not paths:
         raise DataError(
             f"{root} contains no *.tar shard; pass the folder that does, or a parent folder"
@@ -72,7 +87,7 @@ def adopt(
         split = next(
             (part for part in path.relative_to(root).parts if part in SPLIT_NAMES), "train"
         )
-        record = _index_shard(path, root, task, split, bad, progress)
+        record = _index_shard(path, root, task, split, bad, skipped, progress)
         if record.num_samples:
             shards[split].append(record)
     splits = {split: Split(shards=tuple(records)) for split, records in shards.items() if records}
@@ -80,10 +95,13 @@ def adopt(
     if num_samples == 0:
         raise DataError(f"the tars in {root} contain no sample")
     if len(bad) > max_bad_fraction * num_samples:
+        for path in paths:
+            for side_file in (index_path(path), columns_path(path), record_path(path)):
+                side_file.unlink(missing_ok=True)
         raise DataError(
             f"{len(bad)} of {num_samples} samples cannot be used for task {task!r} "
             f"({len(bad) / num_samples:.2%}), more than --max-bad-fraction {max_bad_fraction:g}; "
-            f"the first is {bad[0].key!r} in {bad[0].path}: {bad[0].message}"
+            f"the first is {bad[0].key!r} in {bad[0].path}: {bad[0].message}{_hint(task)}"
         )
     manifest = Manifest(
         root=root,
@@ -98,6 +116,13 @@ def adopt(
     )
     store_manifest(manifest)
     return manifest
+
+
+def _hint(task: Task) -> str:
+    """How to use tars of other layouts."""
+    if task == "sft":
+        return ""
+    return f"; 'python -m data_prep {task} --format webdataset' reads more layouts, into new shards"
 
 
 def _check_record_name(path: Path) -> None:
@@ -115,10 +140,18 @@ def _check_record_name(path: Path) -> None:
 
 
 def _index_shard(
-    path: Path, root: Path, task: Task, split: str, bad: list[_BadSample], progress: Progress
+    path: Path,
+    root: Path,
+    task: Task,
+    split: str,
+    bad: list[_BadSample],
+    skipped: SkippedFiles,
+    progress: Progress,
 ) -> ShardRecord:
     """Write the index, columns, and record of one tar."""
-    samples = group_samples(scan_tar(path), path)
+    members = scan_tar(path)
+    skipped.clutter.update(filter(None, (member_clutter(member.name) for member in members)))
+    samples = group_samples(members, path)
     rows = []
     extensions: set[str] = set()
     with path.open("rb") as file:
@@ -172,7 +205,7 @@ def _check_names(sample: SampleSpan, path: Path, task: Task) -> None:
             names = [member.name for member in sample.members if member.name.endswith(kind)]
             raise DataError(
                 f"{path}: {names[0]!r} and {names[1]!r} form one sample, since keys end at the first "
-                "dot; rewrite the shard with keys without dots"
+                "dot; rewrite the shard with keys without dots, or write new shards with --format webdataset"
             )
 
 

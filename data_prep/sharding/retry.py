@@ -31,6 +31,7 @@ from data_prep.sharding.plan_file import (
     original_options,
     write_plan_file,
 )
+from data_prep.sharding.same_names import separate_same_names
 from data_prep.sharding.samples import unique_keys
 from data_prep.sharding.shard_plan import (
     PlannedShard,
@@ -80,7 +81,9 @@ def retry_bad(
         return RetryOutcome(finalize(root), 0, 0, ())
     options, reader_options = original_options(root, plan, source, media_root)
     # Captions of an image stay apart, since a joined item would repeat those that were stored.
-    items, _ = unique_keys(find_reader(plan.task, plan.reader)(options.source, reader_options))
+    read = find_reader(plan.task, plan.reader)
+    listing = separate_same_names(read(options.source, reader_options), options.roots)
+    items, _ = unique_keys(listing)
     assigned = assign_splits(items, options)
     found = _find(listed, assigned.items, _used_keys(root, plan))
     gone = tuple(entry["key"] for entry in listed if entry["key"] not in found)

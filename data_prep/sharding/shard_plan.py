@@ -16,6 +16,7 @@ import numpy as np
 
 from data_prep.corpus import Item, Media, TextSpan
 from data_prep.options import OVERLAPS, Filters, Preprocessing
+from data_prep.sharding.same_names import separate_same_names
 from data_prep.sharding.samples import collect
 from data_prep.sharding.splits import SPLIT_MOVED, Assignment, assign_splits
 from muomni.data.shards.manifest import SCHEMA_VERSION, SPLIT_NAMES, Task, hash64
@@ -70,6 +71,12 @@ class ShardingOptions:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"--max-bad-fraction must be in [0, 1], got {self.max_bad_fraction}")
         parse_shard_size(self.shard_size)
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that paths of items are relative to."""
+        base = self.source if self.source.is_dir() else self.source.parent
+        return [base] if self.media_root is None else [base, self.media_root]
 
     @property
     def split_rule(self) -> str:
@@ -142,7 +149,7 @@ def build_plan(items: Iterable[Item], options: ShardingOptions) -> ShardPlan:
 
     Raises `DataError` for an empty corpus, and as `assign_splits` does.
     """
-    samples, changed = collect(items, options.task)
+    samples, changed = collect(separate_same_names(items, options.roots), options.task)
     if not samples:
         raise DataError(f"{options.source} contains no sample for {options.task}; check --src")
     assigned = assign_splits(samples, options)
@@ -231,9 +238,7 @@ def _digest(ordered: list[Item], options: ShardingOptions, assigned: Assignment)
         settings["overlap"] = assigned.overlap
     settings["schema_version"] = SCHEMA_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    base = options.source if options.source.is_dir() else options.source.parent
-    roots = [root for root in (base, options.media_root) if root is not None]
-    prefixes = [repr(f"{root}{os.sep}")[1:-1] for root in roots]
+    prefixes = [repr(f"{root}{os.sep}")[1:-1] for root in options.roots]
     for item in ordered:
         text = repr(item)
         for prefix in prefixes:

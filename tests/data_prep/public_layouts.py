@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -301,18 +303,119 @@ def write_messages(root: Path) -> Path:
     return write_jsonl(root / "chats.jsonl", records)
 
 
+def write_tar(path: Path, members: Iterable[tuple[str, bytes | str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_mls(root: Path) -> Path:
+    lines = []
+    for number, text in enumerate(TEXTS):
+        name = f"12_{34 + number % 2}_{number:06d}"
+        write_file(
+            root / f"train/audio/12/{34 + number % 2}/{name}.flac", audio(number, fmt="FLAC")
+        )
+        lines.append(f"{name}\t{text}\n")
+    write_file(root / "train/transcripts.txt", "".join(lines))
+    write_file(root / "train/segments.txt", "12_34_000000\thttp://a.example/x.mp3\t0\t1\n")
+    return root
+
+
+def write_kaldi(root: Path) -> Path:
+    """A recipe's folder `data` with segments; paths are relative to the recipe."""
+    write_file(root / "audio/long.wav", audio(1, duration_s=3.0))
+    names = [f"anna-{number}" for number in range(NUM_SAMPLES)]
+    folder = root / "data/train"
+    write_file(folder / "wav.scp", "long audio/long.wav\n")
+    segments = [f"{name} long {n * 0.5} {n * 0.5 + 0.5}\n" for n, name in enumerate(names)]
+    write_file(folder / "segments", "".join(segments))
+    write_file(folder / "text", "".join(f"{n} {t}\n" for n, t in zip(names, TEXTS, strict=True)))
+    write_file(folder / "utt2spk", "".join(f"{name} anna\n" for name in names))
+    return root / "data"
+
+
+def write_aishell(root: Path) -> Path:
+    names = [f"BAC009S0002W{number:04d}" for number in range(NUM_SAMPLES)]
+    for number, name in enumerate(names):
+        write_file(root / f"data_aishell/wav/train/S0002/{name}.wav", audio(number))
+    lines = "".join(f"{name} 而 对 楼市 {'零一二三四五'[n]}\n" for n, name in enumerate(names))
+    write_file(root / "data_aishell/transcript/aishell_transcript_v0.8.txt", lines)
+    return root
+
+
+def shar_cut(number: int, supervisions: list[dict]) -> dict:
+    recording = lhotse_recording("long", "", 0.5)
+    recording["sources"] = [{"type": "shar", "channels": [0], "source": ""}]
+    return {
+        **{"id": f"cut-0.{number}", "type": "MonoCut", "start": 0, "duration": 0.5, "channel": 0},
+        **{"supervisions": supervisions, "recording": recording},
+    }
+
+
+def write_shar(root: Path) -> Path:
+    """Two cuts in each of three shards."""
+    cuts = [shar_cut(n, [lhotse_supervision(n, 0.0)]) for n in range(NUM_SAMPLES)]
+    for shard in range(3):
+        own = cuts[2 * shard : 2 * shard + 2]
+        write_jsonl(root / f"train/cuts.{shard:06d}.jsonl.gz", own)
+        members: list[tuple[str, bytes | str]] = []
+        for cut in own:
+            members.append((f"{cut['id']}.flac", audio(len(members), 0.5, fmt="FLAC")))
+            members.append((f"{cut['id']}.json", json.dumps(cut["recording"])))
+        write_tar(root / f"train/recording.{shard:06d}.tar", members)
+    return root
+
+
+def write_speech_tars(root: Path) -> Path:
+    """As Emilia: MP3 with the text in JSON."""
+    members: list[tuple[str, bytes | str]] = []
+    for number, text in enumerate(TEXTS):
+        name = f"EN_B00000_S0000{number}_W000000"
+        facts = {"id": name, "wav": "x.mp3", "text": f" {text}", "duration": 0.3, "dnsmos": 3.2}
+        members.append((f"{name}.mp3", audio(number, fmt="MP3")))
+        members.append(
+            (f"{name}.json", json.dumps({**facts, "speaker": "EN_S1", "language": "en"}))
+        )
+    write_tar(root / "EN-B000000.tar", members)
+    return root
+
+
+def write_image_tars(root: Path) -> Path:
+    """Captions after all images, with suffixes in capitals."""
+    images = [(f"IMG_{number}.PNG", image(number)) for number in range(NUM_SAMPLES)]
+    texts = [(f"IMG_{number}.TXT", text) for number, text in enumerate(TEXTS)]
+    write_tar(root / "train/0.tar", [*images, *texts])
+    return root
+
+
+def write_text_tars(root: Path) -> Path:
+    write_tar(root / "0.tar", [(f"{n}.json", json.dumps({"text": t})) for n, t in enumerate(TEXTS)])
+    return root
+
+
 _TABLES = ("csv", "tsv", "jsonl")
 _AUDIO_CLIPS: dict[str, Callable[[Path], Path]] = {
+    "aishell": write_aishell,
     "arctic": write_arctic,
     "commonvoice": write_commonvoice,
     "gigaspeech": write_gigaspeech,
+    "kaldi": write_kaldi,
     "lhotse": write_lhotse,
     "librispeech": write_librispeech,
     "libritts": write_libritts,
     "ljspeech": lambda root: write_ljspeech(root, TEXTS),
+    "mls": write_mls,
     "nemo": write_nemo,
     "parquet": write_speech_parquet,
+    "shar": write_shar,
     "vctk": write_vctk,
+    "webdataset": write_speech_tars,
     **{s: lambda root, s=s: write_table(root, s, _speech_rows(root)) for s in _TABLES},
 }
 LAYOUTS: dict[Task, dict[str, Callable[[Path], Path]]] = {
@@ -323,12 +426,14 @@ LAYOUTS: dict[Task, dict[str, Callable[[Path], Path]]] = {
         "folder": write_image_folder,
         "img2dataset": write_img2dataset,
         "parquet": write_image_parquet,
+        "webdataset": write_image_tars,
         **{s: lambda root, s=s: write_table(root, s, _image_rows(root)) for s in _TABLES},
     },
     "speech": _AUDIO_CLIPS,
     "tts": _AUDIO_CLIPS,
     "text": {
         "parquet": lambda root: write_parquet(root / "a.parquet", [{"text": t} for t in TEXTS]),
+        "webdataset": write_text_tars,
         "txt": lambda root: write_file(root / "a.txt", "\n".join(TEXTS)),
         **{
             s: lambda root, s=s: write_table(root, s, [{"text": t} for t in TEXTS]) for s in _TABLES

@@ -204,7 +204,7 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
             if key in seen:
                 raise DataError(
                     f"{path}: members of key {key!r} are not adjacent or the key occurs twice; "
-                    "rebuild the shard with the members of each sample adjacent"
+                    "write new shards with --format webdataset, which collects the members of a sample"
                 )
             seen.add(key)
             group_key, group = key, []

@@ -1,6 +1,5 @@
 """Image-caption pairs for contrastive pretraining."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from muomni.data.media.image import decode_image
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.manifest import hash64
 from muomni.data.shards.source import Source
+from muomni.data.text.sample_texts import sample_captions
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
@@ -67,7 +67,7 @@ class ImageTextView(View[Pair]):
         return Lengths(len(source), np.ones_like, "one each")
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Pair:
-        all_captions = captions(sample)
+        all_captions = sample_captions(sample)
         caption = all_captions[0 if random is None else int(random.integers(len(all_captions)))]
         name, content = _image_file(sample)
         try:
@@ -106,19 +106,6 @@ class ImageTextView(View[Pair]):
             "groups": groups,
             "units": torch.tensor(float(len(pairs))),
         }
-
-
-def captions(sample: dict[str, Any]) -> list[str]:
-    """All captions of a sample; raises DataError if it has none."""
-    try:
-        if "json" in sample:
-            found = [str(caption) for caption in json.loads(sample["json"]).get("captions", [])]
-        else:
-            found = []
-        found = found or [sample["txt"].decode("utf-8")]
-    except (KeyError, ValueError, AttributeError, TypeError):
-        raise DataError(f"sample '{sample['__key__']}' has no readable caption") from None
-    return found
 
 
 def image_group(sample: dict[str, Any]) -> int:

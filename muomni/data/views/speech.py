@@ -12,6 +12,7 @@ from muomni.data.media.resampling import resample
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
+from muomni.data.text.sample_texts import sample_text
 from muomni.data.views.base import EXACT, Batch, Padding, View
 from muomni.errors import DataError
 
@@ -48,7 +49,7 @@ class SpeechView(View[Utterance]):
         return mel_frames(source, _SLOWEST if self.perturb_speed else 1.0)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Utterance:
-        labels = self.units.encode(transcript(sample))
+        labels = self.units.encode(sample_text(sample))
         if not labels:
             raise DataError(f"the transcript of sample '{sample['__key__']}' has no words")
         waveform = read_audio(sample)
@@ -73,16 +74,6 @@ class SpeechView(View[Utterance]):
             "seeds": torch.tensor([utterance.seed for utterance in utterances] or [0]),
             "units": lengths.sum().float() / SAMPLE_RATE_HZ,
         }
-
-
-def transcript(sample: dict[str, Any]) -> str:
-    """The transcript of a sample; raises DataError if it is missing or not UTF-8."""
-    if "txt" not in sample:
-        raise DataError(f"sample '{sample['__key__']}' has no transcript (.txt)")
-    try:
-        return sample["txt"].decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"the transcript of sample '{sample['__key__']}' is not UTF-8") from None
 
 
 def change_speed(waveform: np.ndarray, numerator: int, denominator: int) -> np.ndarray:

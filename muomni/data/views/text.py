@@ -15,10 +15,10 @@ import torch
 from muomni.data.sampling.lengths import Lengths, evenly_spaced, measured_lengths
 from muomni.data.sampling.packing import document_starts, longest_document
 from muomni.data.shards.source import Source
+from muomni.data.text.sample_texts import sample_text
 from muomni.data.text.token_cache import TokenCache
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.data.views.base import Batch, ExampleReader, View
-from muomni.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ class TextView(View[Document]):
         return len(self._ids_and_bytes(sample)[0]) - 1
 
     def _ids_and_bytes(self, sample: dict[str, Any]) -> tuple[list[int], int]:
-        text = _text(sample)
+        text = sample_text(sample)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
-        return ids, len(sample["txt"])
+        return ids, len(text.encode())
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Document:
         return self.truncated(Document(*self._ids_and_bytes(sample)))
@@ -166,12 +166,3 @@ class _CachedTexts(ExampleReader[Document]):
     def expect(self, indices: np.ndarray) -> None:
         is_uncached = np.array([cache is None for cache in self._caches])
         super().expect(indices[is_uncached[self.source.datasets_of(indices)]])
-
-
-def _text(sample: dict[str, Any]) -> str:
-    if "txt" not in sample:
-        raise DataError(f"sample '{sample['__key__']}' has no .txt member")
-    try:
-        return sample["txt"].decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"the text of sample '{sample['__key__']}' is not UTF-8") from None

@@ -11,6 +11,7 @@ from muomni.config.models import SAMPLE_RATE_HZ
 from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
+from muomni.data.text.sample_texts import sample_text
 from muomni.data.text.tokenizer import Characters, Tokenizer
 from muomni.data.views.base import EXACT, Batch, Padding, View, round_up
 from muomni.errors import DataError
@@ -46,15 +47,9 @@ class TtsView(View[SpokenText]):
         return mel_frames(source)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> SpokenText:
-        key = sample["__key__"]
-        if "txt" not in sample:
-            raise DataError(f"sample '{key}' has no text (.txt)")
-        try:
-            ids = self.tokenizer.encode(sample["txt"].decode("utf-8"))
-        except UnicodeDecodeError:
-            raise DataError(f"the text of sample '{key}' is not UTF-8") from None
+        ids = self.tokenizer.encode(sample_text(sample))
         if not ids:
-            raise DataError(f"the text of sample '{key}' is empty")
+            raise DataError(f"the text of sample '{sample['__key__']}' is empty")
         characters, seed = self.tokenizer.characters(ids), augmentation_seed(random)
         return SpokenText(ids, characters, read_audio(sample), seed)
 

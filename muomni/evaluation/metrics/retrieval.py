@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from muomni.data.shards.source import Source
+from muomni.data.text.sample_texts import sample_captions
 from muomni.data.views.image_text import (
     CAPTION,
     IMAGE,
     NO_GROUP,
     NUM_GROUPS,
     ImageTextView,
-    captions,
     group_of,
     image_group,
 )
@@ -131,7 +131,7 @@ def majority_top1(features: SplitFeatures, train: Iterable[dict[str, Any]]) -> f
     counts: Counter[int] = Counter()
     for sample in train:
         try:
-            counts[group_of(captions(sample)[0])] += 1
+            counts[group_of(sample_captions(sample)[0])] += 1
         except DataError:
             continue  # training skips it, too
     frequent = most_common(sum_counts(counts))
@@ -146,7 +146,7 @@ def class_names(sources: Iterable[Source]) -> list[str]:
     for source in sources:
         for index in range(len(source)):
             try:
-                first = captions(source.read(index))[0]
+                first = sample_captions(source.read(index))[0]
             except DataError:
                 continue  # counted by the batches of the split
             names.setdefault(group_of(first), first)

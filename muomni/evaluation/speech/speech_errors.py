@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muomni.data.media.audio import read_audio
 from muomni.data.shards.source import Source
-from muomni.data.views.speech import transcript
+from muomni.data.text.sample_texts import sample_text
 from muomni.errors import DataError
 from muomni.evaluation.context import EvaluationContext, shard_indices
 from muomni.evaluation.metrics.error_rates import ErrorCounts
@@ -50,7 +50,7 @@ def audio_clips(context: EvaluationContext, source: Source, max_samples: int) ->
     for index in context.counted(indices, len(indices), f"{source.split} audio clips"):
         sample = source.read(index)
         try:
-            waveform, text = read_audio(sample), transcript(sample)
+            waveform, text = read_audio(sample), sample_text(sample)
         except DataError as error:
             logger.warning("skipped %s: %s", source.describe(index), error)
             continue

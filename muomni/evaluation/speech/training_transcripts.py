@@ -14,7 +14,7 @@ from muomni.data.shards.datasets import open_datasets
 from muomni.data.shards.source import Source
 from muomni.data.text.ctc_units import CtcUnits
 from muomni.data.text.normalization import spoken_form
-from muomni.data.views.speech import transcript
+from muomni.data.text.sample_texts import sample_text
 from muomni.errors import DataError
 from muomni.evaluation.context import MAX_BASELINE_SAMPLES, TRAIN, EvaluationContext, shard_indices
 from muomni.evaluation.metrics.tally import most_common, sum_counts
@@ -92,6 +92,6 @@ def _spoken(source: Source, index: int) -> str:
     """The spoken form of a transcript; empty if the sample has none."""
     sample = source.read(index)
     try:
-        return spoken_form(transcript(sample))
+        return spoken_form(sample_text(sample))
     except DataError:
         return ""

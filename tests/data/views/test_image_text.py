@@ -123,8 +123,8 @@ def test_empty_sequences_become_padding_pairs_at_the_end(view: ImageTextView) ->
     [
         ({"__key__": "k9", "png": b"x", "txt": b"t"}, "k9.png"),
         ({"__key__": "k9", "txt": b"t"}, "'k9' has no image"),
-        ({"__key__": "k9", "png": image("red", "bar")}, "'k9' has no readable caption"),
-        ({"__key__": "k9", "json": b"[1]", "png": b""}, "'k9' has no readable caption"),
+        ({"__key__": "k9", "png": image("red", "bar")}, "'k9' has no text"),
+        ({"__key__": "k9", "json": b"[1]", "png": b""}, "'k9': its .json is not a JSON object"),
     ],
 )
 def test_error_names_an_unusable_sample(

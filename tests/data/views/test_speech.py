@@ -95,8 +95,8 @@ def test_empty_batch_has_all_keys_and_no_weight(view: SpeechView) -> None:
     ("broken", "message"),
     [
         (sample(b"..."), "transcript of sample 'k1' has no words"),
-        (sample(b"\xff\xfe"), "'k1' is not UTF-8"),
-        ({"__key__": "k1", "flac": flac(np.zeros(9, np.float32))}, "'k1' has no transcript"),
+        (sample(b"\xff\xfe"), "'k1': its .txt is not UTF-8"),
+        ({"__key__": "k1", "flac": flac(np.zeros(9, np.float32))}, "'k1' has no text"),
         (sample(audio=b"junk"), "k1.flac"),
     ],
 )

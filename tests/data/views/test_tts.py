@@ -51,7 +51,7 @@ def test_empty_batch_has_one_empty_example(view: TtsView) -> None:
     [
         ({"wav": tone(200)}, "'x' has no text"),
         ({"wav": tone(200), "txt": b""}, "text of sample 'x' is empty"),
-        ({"wav": tone(200), "txt": b"\xff"}, "'x' is not UTF-8"),
+        ({"wav": tone(200), "txt": b"\xff"}, "'x': its .txt is not UTF-8"),
         ({"txt": b"low"}, "'x' has no audio clip"),
         ({"wav": b"RIFF", "txt": b"low"}, "x.wav: broken audio clip"),
     ],

@@ -129,6 +129,7 @@ def test_ljspeech_bad_records(tmp_path: Path) -> None:
     write_ljspeech(tmp_path, ["one"])
     (tmp_path / "metadata.csv").write_bytes(b"A|x|x\nB||\nonlyone\nC|\xff|\xff\n")
     assert _reasons(list(read_ljspeech(tmp_path, OPTIONS))) == {
+        "A": "missing-media",
         "B": "empty-text",
         "metadata-line-00000003": "bad-record",
         "C": "bad-utf8",

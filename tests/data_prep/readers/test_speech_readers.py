@@ -76,7 +76,7 @@ def test_nemo_segments_and_whole_files(tmp_path: Path) -> None:
     items = list(read_nemo(write_nemo(tmp_path), OPTIONS))
     assert items[1].media == (Clip(str(tmp_path / "long.wav"), 0.5, 0.5),)
     assert {item.group for item in items[:6]} == {"recording:long"}
-    assert items[6].media == (str(tmp_path / "short.wav"),)
+    assert items[6].media == (Clip(str(tmp_path / "short.wav"), 0.0, 0.3),), "as NeMo reads it"
     assert items[6].group == transcript_group("whole file")
     assert items[6].metadata["language"] == "en"
     assert {item.declared_split for item in items} == {"train"}
@@ -199,6 +199,17 @@ def test_gigaspeech_invalid_description(tmp_path: Path) -> None:
         list(read_gigaspeech(tmp_path, OPTIONS))
     write_file(tmp_path / "GigaSpeech.json", json.dumps({"audios": [{"aid": "a"}]}))
     assert len(_reasons(list(read_gigaspeech(tmp_path, OPTIONS)))) == 1
+
+
+def test_gigaspeech_values_of_other_types(tmp_path: Path) -> None:
+    segments = [
+        {**gigaspeech_segment(n, "HI", "XL"), name: value}
+        for n, (name, value) in enumerate([("text_tn", ["HI"]), ("speaker", 0), ("text_tn", None)])
+    ]
+    items = list(read_gigaspeech(write_gigaspeech(tmp_path, segments), OPTIONS))
+    problems = [item.problem.message if item.problem else "" for item in items]
+    assert problems == ["'text_tn' is a list, not a text: ['HI']", "", "the transcript is empty"]
+    assert items[1].metadata["speaker"] == "0"
 
 
 def test_libritts(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.tar_index import BLOCK_BYTES, scan_tar
 from muomni.errors import DataError
 from tests.data_prep.commands import Capture, fails
-from tests.data_prep.raw_corpora import image
+from tests.data_prep.raw_corpora import audio, image
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
@@ -150,3 +150,80 @@ def test_pickles_in_a_shard_are_bytes(tmp_path: Path) -> None:
     main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "set")])
     main(["inspect", str(tmp_path / "set"), "--png", str(tmp_path / "x.png")])
     assert not (tmp_path / "pwned").exists()
+
+
+def _adopted(root: Path, task: str) -> list[dict[str, bytes | str]]:
+    main(["index", str(root), "--task", task])
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(root)])
+    reader = SplitReader(Manifest.load(root), "train")
+    return [reader.read(index) for index in range(len(reader))]
+
+
+def test_clutter_is_skipped_and_counted(tmp_path: Path, capsys: Capture) -> None:
+    double = [(f"./._{n}.{kind}", b"\0\x05\x16\x07") for n in "ab" for kind in ("jpg", "txt")]
+    pairs = [
+        (f"./{n}.{kind}", data) for n in "ab" for kind, data in (("jpg", image(1)), ("txt", b"x"))
+    ]
+    # Before, between, and after the members of the samples.
+    mixed = [part for pair in zip(double, pairs, strict=True) for part in pair]
+    write_tar(tmp_path / "set/a.tar", [*mixed, (".DS_Store", b"x"), ("__MACOSX/a.jpg", b"x")])
+    write_tar(tmp_path / "set/._a.tar", [])
+    samples = _adopted(tmp_path / "set", "image-caption")
+    assert [sorted(sample) for sample in samples] == [["__key__", "jpg", "txt"]] * 2
+    printed = capsys.readouterr().out
+    assert "files not read: 7 that are not data (._* 5, __MACOSX 1, hidden 1)" in printed
+
+
+def test_folders_behind_links(tmp_path: Path) -> None:
+    write_tar(tmp_path / "store/0.tar", _PAIR)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/val").symlink_to(tmp_path / "store")
+    main(["index", str(tmp_path / "set"), "--task", "image-caption"])
+    assert Manifest.load(tmp_path / "set").split("val").num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "task", "num_chars"),
+    [
+        (("a.json", b'{"text": " six  w", "dnsmos": 3.1}'), "speech", 6),
+        (("a.text", b"words"), "speech", 5),
+        (("a.caption", b"a cat"), "image-caption", 5),
+        (("a.json", b'{"captions": "a tall cat"}'), "image-caption", 10),
+        (("a.json", b'{"captions": ["one", "three"]}'), "image-caption", 3),
+        (("a.json", b'{"text": "document"}'), "text", 8),
+    ],
+)
+def test_texts_in_other_members(
+    tmp_path: Path, member: tuple[str, bytes], task: str, num_chars: int
+) -> None:
+    media = {"speech": [("a.wav", audio(1))], "image-caption": [("a.png", image(1))], "text": []}
+    write_tar(tmp_path / "a.tar", [*media[task], member])
+    assert len(_adopted(tmp_path, task)) == 1
+    assert Manifest.load(tmp_path).split("train").totals.num_chars == num_chars
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"captions": [{"raw": "a cat"}]}', "of type dict with fields raw, not text"),
+        (b'{"captions": {"en": "a cat"}}', "of type dict with fields en, not text"),
+        (b'{"captions": [7]}', "of type int, not text"),
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+    ],
+)
+def test_captions_of_other_types_are_refused(
+    tmp_path: Path, capsys: Capture, content: bytes, message: str
+) -> None:
+    write_tar(tmp_path / "a.tar", [*_PAIR, ("a.json", content)])
+    error = fails(capsys, "index", str(tmp_path), "--task", "image-caption")
+    assert message in error
+    assert "--format webdataset" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"], "nothing is left behind"
+
+
+def test_members_apart_are_refused_with_a_remedy(tmp_path: Path, capsys: Capture) -> None:
+    members = [("a.jpg", image(1)), ("b.jpg", image(2)), ("a.txt", b"a"), ("b.txt", b"b")]
+    write_tar(tmp_path / "a.tar", members)
+    error = fails(capsys, "index", str(tmp_path), "--task", "image-caption")
+    assert "are not adjacent" in error and "--format webdataset" in error
