@@ -2,6 +2,7 @@
 
 import mmap
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.corpus import BAD_RECORD, BadSampleError, Blob, Cell, Media
@@ -59,13 +60,8 @@ class RecordMedia:
             raise BadSampleError(
                 BAD_RECORD, f"{field!r} is neither a path, base64, nor bytes: {shown(value)}"
             )
-        uri = _DATA_URI.match(value)
-        if uri and not uri[1]:
-            raise BadSampleError(
-                BAD_RECORD, f"{field!r} is a data URI without base64: {shown(value)}"
-            )
-        if uri or is_base64(value) or _is_long_base64(value):
-            return self._blob(value[uri.end() :] if uri else value, field)
+        if is_base64(value) or _is_long_base64(value) or _DATA_URI.match(value):
+            return self._blob(value, field)
         self._read.add(Path(value).name)
         return find_media(self.root, value, field)
 
@@ -88,18 +84,9 @@ class RecordMedia:
         for key in _BYTES_KEYS:
             data = value.get(key)
             if isinstance(data, Cell):
-                beside = find_media(self.root, path) if isinstance(path, str) and path else ""
-                return Cell(
-                    data.path,
-                    data.row_group,
-                    data.row,
-                    data.column,
-                    beside,
-                    data.num_bytes,
-                    data.index,
-                )
+                return replace(data, file=self._beside(path))
             if isinstance(data, str) and data:
-                return self._blob(data, field) if key == "bytes" else self.medium(data, field)
+                return self.medium(data, field) if key == "data" else self._blob(data, field)
             if not is_missing(data) and data != "":
                 raise BadSampleError(
                     BAD_RECORD, f"{key!r} of {field!r} is not base64: {shown(data)}"
@@ -110,7 +97,20 @@ class RecordMedia:
             )
         return self.medium(path, field)
 
+    def _beside(self, path: object) -> str:
+        """The path beside bytes, which is read if there are no bytes; empty if it is not of a local file."""
+        try:
+            return find_media(self.root, path) if isinstance(path, str) and path else ""
+        except BadSampleError:
+            return ""
+
     def _blob(self, text: str, field: str) -> Blob:
+        uri = _DATA_URI.match(text)
+        if uri and not uri[1]:
+            raise BadSampleError(
+                BAD_RECORD, f"{field!r} is a data URI without base64: {shown(text)}"
+            )
+        text = text[uri.end() :] if uri else text
         self._count += 1
         name = f"{self._source} {field} (base64 number {self._count})"
         content_hash = hash64(text.encode(errors="replace"))

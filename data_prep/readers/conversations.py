@@ -1,48 +1,37 @@
-"""Items of conversations, from records of any form: their messages (`chat_forms.py`), media
-(`chat_media.py`), and tags (`tags.py`).
+"""Items of conversations, from records of any form.
 
-Each tag takes the next image or audio clip of its message, else of the record. Media of a record without
-tags precede its first question. A record is rejected if tags and media do not agree, or if a field names a
-file that is not read. Turns after the last answer are dropped; the sample records how many. Empty system
-turns are dropped.
+`chat_forms.py` reads the messages of a record, `chat_media.py` its media, and `chat_placement.py` puts these
+at the tags of the messages. A record is rejected if one of its fields has a file that is not read. Turns after
+the last answer are dropped, and the sample records how many. Empty system turns are dropped.
 
 Group: the field `group`, else the first image, else the first audio clip, else the id.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from data_prep.corpus import (
     BAD_RECORD,
     EMPTY_TEXT,
     BadSampleError,
-    Blob,
-    Cell,
     Item,
-    Media,
     Problem,
     clean_key,
-    image_group,
     recorded_split,
-    text_problem,
     type_of,
 )
 from data_prep.options import ReaderOptions
 from data_prep.readers.chat_forms import (
     READ_KEYS,
     Message,
-    RawMedium,
-    media_values,
     messages_of,
     turn_objects,
 )
-from data_prep.readers.chat_media import RecordMedia, is_media_object
-from data_prep.readers.tags import TAG, Tag, stands_alone, tag_of, tags_in
+from data_prep.readers.chat_media import RecordMedia
+from data_prep.readers.chat_placement import Placement
 from data_prep.readers.text_files import Record
-from data_prep.values import is_missing, name_value, shown
-from muomni.data.text.turns import MEDIA_KINDS, MediaKind, Part, Role, Turn, split_text
+from data_prep.values import name_value
+from muomni.data.text.turns import Part, Turn
 
 # Fields whose values are read, and so may look like the name of a file.
 _NAME_KEYS = frozenset({"id", "group", "split", "type"})
@@ -98,12 +87,13 @@ def _item(record: Record, at: Position, media: RecordMedia, options: ReaderOptio
     name = name_value(record.get("id"), "id") or at.name
     metadata, split = type_of(record), recorded_split(record) or at.split
     messages = messages_of(record, options.keeps_tools)
-    placed = _Placement(record, messages, media)
+    placed = Placement(record, messages, media)
     turns = [(message, placed.parts(message)) for message in messages]
     placed.require_all_used()
     for fields in (record, *turn_objects(record)):
-        for key in fields.keys() - READ_KEYS - _NAME_KEYS:
-            media.refuse_unread(key, fields[key])
+        for key, value in fields.items():
+            if key not in READ_KEYS and key not in _NAME_KEYS:
+                media.refuse_unread(key, value)
     turns = [turn for turn in turns if turn[1] or turn[0].role != "system"]
     kept = _through_last_answer(turns)
     if len(kept) < len(turns):
@@ -126,10 +116,9 @@ def _item(record: Record, at: Position, media: RecordMedia, options: ReaderOptio
     )
 
 
-_Turns = list[tuple[Message, list[Part]]]
-
-
-def _through_last_answer(turns: _Turns) -> _Turns:
+def _through_last_answer(
+    turns: list[tuple[Message, list[Part]]],
+) -> list[tuple[Message, list[Part]]]:
     """The turns up to the last answer that is not empty; raises `BadSampleError` if one of them is empty."""
     answers = [n for n, (message, _) in enumerate(turns) if message.role == "assistant"]
     given = [n for n in answers if turns[n][1] or turns[n][0].spoken]
@@ -147,194 +136,3 @@ def _through_last_answer(turns: _Turns) -> _Turns:
     if empty:
         raise BadSampleError(EMPTY_TEXT, f"a turn of {empty} is empty")
     return kept
-
-
-class _Placement:
-    """Puts the media of one record at their tags.
-
-    `not_files` are the media besides files, by name.
-    """
-
-    def __init__(self, record: Record, messages: list[Message], media: RecordMedia) -> None:
-        self._media = media
-        self._files: dict[MediaKind, list[tuple[str, Media]]] = {kind: [] for kind in MEDIA_KINDS}
-        self._used: dict[MediaKind, set[int]] = {kind: set() for kind in MEDIA_KINDS}
-        self.not_files: dict[str, Media] = {}
-        for kind in MEDIA_KINDS:
-            for raw in media_values(record, kind):
-                self._files[kind] += _by_tag(raw, media)
-        self._asked = self._tags(messages, is_answer=False)
-        answered = self._tags(messages, is_answer=True)
-        self._unplaced: list[MediaKind] = [
-            kind
-            for kind in MEDIA_KINDS
-            if self._files[kind] and not self._asked[kind] and not answered[kind]
-        ]
-
-    @staticmethod
-    def _tags(messages: list[Message], is_answer: bool) -> dict[MediaKind, list[Tag]]:
-        """Tags in questions or answers by kind, including parts that have only a type."""
-        found: dict[MediaKind, list[Tag]] = {kind: [] for kind in MEDIA_KINDS}
-        for message in messages:
-            if (message.role == "assistant") == is_answer:
-                for part in message.parts:
-                    if isinstance(part, str):
-                        if "<" in part:
-                            for tag in tags_in(part):
-                                found[tag.kind].append(tag)
-                    elif part.value is None:
-                        found[part.kind].append(Tag(part.kind, part.field))
-        return found
-
-    def part(self, kind: MediaKind, raw: RawMedium) -> Part:
-        """The part of an image or audio clip with a value."""
-        return self._as_part(kind, self._media.medium(raw.value, raw.field))
-
-    def parts(self, message: Message) -> list[Part]:
-        """The parts of a message; the first question gets the media of a record without tags."""
-        parts: list[Part] = []
-        if message.role == "user":
-            for kind in self._unplaced:
-                parts += [self._as_part(kind, medium) for _, medium in self._files[kind]]
-                self._used[kind].update(range(len(self._files[kind])))
-            self._unplaced = []
-        own = self._own_files(message)
-        for entry in message.parts:
-            if isinstance(entry, RawMedium):
-                if entry.value is None:
-                    index = self._next(Tag(entry.kind, f"a part of type {entry.field!r}"))
-                    parts.append(self._as_part(entry.kind, self._files[entry.kind][index][1]))
-                elif entry.kind not in own:
-                    parts.append(self.part(entry.kind, entry))
-            elif entry.strip():
-                problem = text_problem(entry, "a turn")
-                if problem:
-                    raise BadSampleError(problem.reason, problem.message)
-                if "<" in entry:
-                    at_tag = partial(self._at_tag, role=message.role, own=own)
-                    parts += split_text(entry, TAG, at_tag)
-                else:
-                    parts.append(Part("text", entry.strip()))
-        left = next((kind for kind, files in own.items() if files), None)
-        if left:
-            raise BadSampleError(BAD_RECORD, f"a turn has fewer <{left}> tags than files")
-        return parts
-
-    def _own_files(self, message: Message) -> dict[MediaKind, list[Media]]:
-        """Media of a message that its texts have tags for, if the record has none."""
-        if all(isinstance(entry, str) for entry in message.parts):
-            return {}
-        found = self._tags([message], is_answer=False)
-        raw = [
-            entry
-            for entry in message.parts
-            if isinstance(entry, RawMedium) and entry.value is not None
-        ]
-        return {
-            kind: own
-            for kind in MEDIA_KINDS
-            if found[kind] and not self._files[kind]
-            if (
-                own := [
-                    self._media.medium(each.value, each.field) for each in raw if each.kind == kind
-                ]
-            )
-        }
-
-    def _at_tag(
-        self, match: re.Match[str], role: Role, own: dict[MediaKind, list[Media]]
-    ) -> Part | None:
-        """The part for a tag in a text; None if it is words."""
-        tag = tag_of(match)
-        if tag is None:
-            return None
-        files = self._files[tag.kind]
-        if tag.path:
-            return self._at_path(tag)
-        if tag.kind in own:
-            if not own[tag.kind]:
-                raise BadSampleError(BAD_RECORD, f"a turn has more {tag.words} tags than files")
-            return self._as_part(tag.kind, own[tag.kind].pop(0))
-        if not files and role != "assistant" and stands_alone(match):
-            raise BadSampleError(BAD_RECORD, f"{tag.words} has no file in {tag.kind!r}")
-        is_words = role == "assistant" and len(self._asked[tag.kind]) >= len(files)
-        if not files or is_words:
-            return None
-        index = self._next(tag)
-        return self._as_part(tag.kind, files[index][1])
-
-    def _at_path(self, tag: Tag) -> Part:
-        """The part of a tag around a path, which the record may list as well."""
-        medium = self._media.medium(tag.path, tag.words)
-        for index, (_, listed) in enumerate(self._files[tag.kind]):
-            if listed == medium:
-                self._used[tag.kind].add(index)
-        return self._as_part(tag.kind, medium)
-
-    def _next(self, tag: Tag) -> int:
-        """Index of the file for a tag: by its name or number, else the first one without a tag."""
-        files, used = self._files[tag.kind], self._used[tag.kind]
-        index = next((n for n, (name, _) in enumerate(files) if name == tag.words.lower()), None)
-        if index is None and tag.number is not None:
-            starts_at_0 = any(each.number == 0 for each in self._asked[tag.kind])
-            index = tag.number - (0 if starts_at_0 else 1)
-        elif index is None:
-            index = next((n for n in range(len(files)) if n not in used), len(files))
-        if not 0 <= index < len(files):
-            raise BadSampleError(
-                BAD_RECORD, f"{tag.words} has no file in {tag.kind!r}, which has {len(files)}"
-            )
-        used.add(index)
-        return index
-
-    def _as_part(self, kind: MediaKind, medium: Media) -> Part:
-        if not isinstance(medium, str):
-            self.not_files[str(medium)] = medium
-        return Part(kind, str(medium))
-
-    def require_all_used(self) -> None:
-        """Raise `BadSampleError` for a medium of the record without a tag."""
-        for kind, files in self._files.items():
-            for index, (_, medium) in enumerate(files):
-                if index not in self._used[kind]:
-                    raise BadSampleError(
-                        BAD_RECORD, f"{shown(str(medium))[1:-1]} is listed but has no <{kind}> tag"
-                    )
-
-    def listed(self, turns: list[Turn]) -> tuple[tuple[Media, ...], list[Turn]]:
-        """All media, and the turns with their positions in place of names; no change if all are files."""
-        if not self.not_files:
-            return (), turns
-        media: list[Media] = []
-        changed = []
-        for turn in turns:
-            parts = []
-            for part in turn.parts:
-                if part.kind != "text":
-                    media.append(self.not_files.get(part.value, part.value))
-                    part = Part(part.kind, str(len(media) - 1))
-                parts.append(part)
-            changed.append(Turn(turn.role, tuple(parts)))
-        return tuple(media), changed
-
-    def group(self, turns: _Turns) -> str:
-        """The group of the first image, else audio clip; empty without media that can be compared."""
-        media = [part for _, parts in turns for part in parts if part.kind != "text"]
-        media.sort(key=lambda part: part.kind != "image")
-        if not media:
-            return ""
-        medium = self.not_files.get(media[0].value, media[0].value)
-        if isinstance(medium, Blob):
-            return image_group(f"{medium.content_hash:016x}")
-        name = medium.file if isinstance(medium, Cell) else str(medium)
-        return image_group(name) if name else ""
-
-
-def _by_tag(raw: RawMedium, media: RecordMedia) -> Iterator[tuple[str, Media]]:
-    """The media of a value with the tags that name them, as in {"<image_00>": path}; else without a tag."""
-    if isinstance(raw.value, dict) and not is_media_object(raw.value):
-        for tag, value in raw.value.items():
-            if not is_missing(value):
-                yield tag.lower(), media.medium(value, f"{raw.field} {tag}")
-    else:
-        yield "", media.medium(raw.value, raw.field)

@@ -17,7 +17,7 @@ from muomni.data.text.turns import MediaKind
 
 _NAMES: dict[MediaKind, tuple[str, ...]] = {
     "image": (
-        *("image", "img", "picture", "imagehere", "image_here", "image_placeholder", "image_pad"),
+        *("image", "img", "imagehere", "image_here", "image_placeholder", "image_pad"),
         *("image_token", "image_soft_token", "start_of_image", "img_context"),
     ),
     "audio": (

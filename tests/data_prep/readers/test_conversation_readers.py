@@ -105,7 +105,7 @@ def test_openai_parts(tmp_path: Path) -> None:
     content = [
         {"type": "text", "text": "Look:"},
         {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
-        {"type": "image_url", "image_url": "file:///abs/b%20c.png"},
+        {"type": "image_url", "image_url": f"file://{tmp_path}/b%20c.png"},
         {"type": "input_audio", "input_audio": {"data": "q.wav", "format": "wav"}},
         {"type": "audio_url", "audio_url": {"url": "r.mp3"}},
     ]
@@ -114,7 +114,7 @@ def test_openai_parts(tmp_path: Path) -> None:
     assert item.turns[1].parts == (
         Part("text", "Look:"),
         Part("image", "/media/a.png"),
-        Part("image", "/abs/b c.png"),
+        Part("image", f"{tmp_path}/b c.png"),
         Part("audio", "/media/q.wav"),
         Part("audio", "/media/r.mp3"),
     )
