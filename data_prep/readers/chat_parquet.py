@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.corpus import Cell, Item, Problem, declared_split
+from data_prep.corpus import Cell, Item, Problem
 from data_prep.options import ReaderOptions
 from data_prep.readers.chat_media import RecordMedia
 from data_prep.readers.conversations import Position, conversation_items
 from data_prep.readers.parquet import open_parquet, parquet_files
+from data_prep.readers.rows import path_split
 from data_prep.readers.text_files import Record
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _Leaves:
 def read_chat_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
     """List the conversations of all files; raises `DataError` if there are none, or a file is broken."""
     root = src if src.is_dir() else src.parent
-    for path in parquet_files(src):
+    for path in parquet_files(src, options):
         media = RecordMedia(path, options.media_root or root, has_positions=False)
         with open_parquet(path) as file:
             records = _records(file, path, path.relative_to(root))
@@ -63,7 +64,7 @@ def read_chat_parquet(src: Path, options: ReaderOptions) -> Iterator[Item]:
 def _records(
     file: "ParquetFile", path: Path, relative: Path
 ) -> Iterator[tuple[Position, Record | Problem]]:
-    split = declared_split(relative.name) or declared_split(relative.parent.name)
+    split = path_split(relative)
     leaves = _Leaves.of(file)
     has_media = {names[0] for names in leaves.binary}
     num_rows = _ROWS_AT_A_TIME if leaves.lazy == leaves.binary.keys() else _FEW_ROWS_AT_A_TIME

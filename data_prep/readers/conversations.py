@@ -29,12 +29,14 @@ from data_prep.readers.chat_forms import (
 )
 from data_prep.readers.chat_media import RecordMedia
 from data_prep.readers.chat_placement import Placement
+from data_prep.readers.columns import ABSENT, field_of
 from data_prep.readers.text_files import Record
 from data_prep.values import name_value
 from muomni.data.text.turns import Part, Turn
+from muomni.errors import ConfigError, DataError
 
 # Fields whose values are read, and so may look like the name of a file.
-_NAME_KEYS = frozenset({"id", "group", "split", "type"})
+NAME_KEYS = frozenset({"id", "group", "split", "type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +52,44 @@ class Position:
 def conversation_items(
     records: Iterable[tuple[Position, Record | Problem]], media: RecordMedia, options: ReaderOptions
 ) -> Iterator[Item]:
-    """Items of the records of a file; a bad record becomes an item with its problem."""
-    for position, record in records:
+    """Items of the records of a file; a bad record becomes an item with its problem.
+
+    Raises `ConfigError` for a name in `--columns` that is not read, and `DataError` if no record has its field.
+    """
+    unknown = next((name for name in options.columns if name not in READ_KEYS | NAME_KEYS), None)
+    if unknown:
+        raise ConfigError(
+            f"--columns: {unknown!r} is not a field that is read, such as messages, image, or instruction"
+        )
+    unseen, at = set(options.columns), None
+    for at, record in records:
         try:
             if isinstance(record, Problem):
                 raise BadSampleError(record.reason, record.message)
-            yield _item(_renamed(record, options), position, media, options)
+            if options.columns:
+                record = _renamed(record, options.columns)
+                unseen -= record.keys()
+            yield _item(record, at, media, options)
         except BadSampleError as error:
             yield Item(
-                key=clean_key(_name(record) or position.name),
-                group=position.source,
-                source=position.source,
+                key=clean_key(_name(record) or at.name),
+                group=at.source,
+                source=at.source,
                 problem=error.problem,
-                block=position.block,
+                block=at.block,
             )
+    if unseen and at:
+        name = min(unseen)
+        raise DataError(
+            f"no record has {options.columns[name]!r} (the last one is {at.source}); check --columns {name}"
+        )
 
 
-def _renamed(record: Record, options: ReaderOptions) -> Record:
+def _renamed(record: Record, columns: dict[str, str]) -> Record:
     """A record with the names of `--columns`, which win over fields that have such a name already."""
-    standard = {theirs: ours for ours, theirs in options.columns.items()}
-    if not standard:
-        return record
-    kept = {key: value for key, value in record.items() if key not in options.columns}
-    return {standard.get(key, key): record[key] for key in record if key in standard or key in kept}
+    mapped = {ours: field_of(record, theirs) for ours, theirs in columns.items()}
+    kept = {key: value for key, value in record.items() if key not in {*columns, *columns.values()}}
+    return kept | {ours: value for ours, value in mapped.items() if value is not ABSENT}
 
 
 def _name(record: Record | Problem) -> str:
@@ -92,7 +109,7 @@ def _item(record: Record, at: Position, media: RecordMedia, options: ReaderOptio
     placed.require_all_used()
     for fields in (record, *turn_objects(record)):
         for key, value in fields.items():
-            if key not in READ_KEYS and key not in _NAME_KEYS:
+            if key not in READ_KEYS and key not in NAME_KEYS:
                 media.refuse_unread(key, value)
     turns = [turn for turn in turns if turn[1] or turn[0].role != "system"]
     kept = _through_last_answer(turns)

@@ -180,5 +180,5 @@ def test_folders_of_files_that_declare_splits(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert options.skipped.others == {".md": 1}
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=r"none contains no \.jsonl or \.json file"):
+    with pytest.raises(DataError, match=r"none contains no \.jsonl or"):
         list(find_reader("sft", "jsonl")(tmp_path / "none", options))
