@@ -132,7 +132,9 @@ class Placement:
                 raise BadSampleError(BAD_RECORD, f"a turn has more {tag.words} tags than files")
             return self._as_part(tag.kind, own[tag.kind].pop(0))
         if not files and role != "assistant" and stands_alone(match):
-            raise BadSampleError(BAD_RECORD, f"{tag.words} has no file in {tag.kind!r}")
+            raise BadSampleError(
+                BAD_RECORD, f"{tag.words} has no file; the record has no {tag.kind}"
+            )
         is_words = role == "assistant" and len(self._asked[tag.kind]) >= len(files)
         if not files or is_words:
             return None
@@ -158,7 +160,8 @@ class Placement:
             index = next((n for n in range(len(files)) if n not in used), len(files))
         if not 0 <= index < len(files):
             raise BadSampleError(
-                BAD_RECORD, f"{tag.words} has no file in {tag.kind!r}, which has {len(files)}"
+                BAD_RECORD,
+                f"{tag.words} has no file; the record has {len(files)} of type {tag.kind}",
             )
         used.add(index)
         return index

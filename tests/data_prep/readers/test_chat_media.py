@@ -79,7 +79,7 @@ def test_numbers_and_names_of_tags(tmp_path: Path) -> None:
     assert parts(items[0]) == ["b.png", "or", "a.png", "?", "b.png", "!"]
     assert parts(items[1]) == ["b.png", "or", "a.png", "?"]
     assert parts(items[2]) == ["a.png", "?"]
-    assert message(items[3]) == "<image_3> has no file in 'image', which has 2"
+    assert message(items[3]) == "<image_3> has no file; the record has 2 of type image"
 
 
 def test_paths_inside_of_texts(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_tags_and_files_that_do_not_agree(tmp_path: Path) -> None:
         chat([{"type": "image"}, {"type": "text", "text": "What?"}]),
         chat([{"type": "image", "image": "a.png"}, {"type": "text", "text": "<image> or <image>"}]),
     )
-    expected = ["<image> has no file", "<image> has no file", "which has 1",
+    expected = ["<image> has no file", "<image> has no file", "has 1 of type image",
                 "b.png is listed but has no <image> tag", "a part of type 'image' has no file",
                 "a turn has more <image> tags than files"]  # fmt: skip
     for item, text in zip(items, expected, strict=True):
