@@ -310,6 +310,7 @@ def _array_task(text: str | None) -> tuple[int, int]:
 def _check_table_options(given: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option of tables with a format that ignores it."""
     for option, formats in _TABLE_OPTIONS.items():
+        formats = sorted(READERS["sft"]) if given["task"] == "sft" else formats
         if given.get(option) and given["format"] not in formats:
             raise ConfigError(
                 f"--{option} applies to --format {', '.join(formats)}, not to {given['format']}"
