@@ -45,6 +45,7 @@ BROKEN_AUDIO = "broken-audio"
 CAPTION_WITHOUT_IMAGE = "caption-without-image"
 MISSING_TRANSCRIPT = "missing-transcript"
 NO_SPEECH = "no-speech"
+TOOL_TURN = "tool-turn"
 
 # Estimate for FLAC, mostly 16-bit at 16 kHz; affects only the size of shards.
 _CLIP_BYTES_PER_S = 24_000
@@ -119,7 +120,7 @@ class Cell:
     """A value in a Parquet file: row `row` of a row group in the leaf column `column`.
 
     `file` is the path stored beside the bytes, which is read if the cell is empty. `num_bytes` is the
-    mean size of the values in the row group.
+    mean size of the values in the row group. `index` is the position in each list around the value.
     """
 
     path: str
@@ -128,13 +129,40 @@ class Cell:
     column: str
     file: str = ""
     num_bytes: int = 0
+    # Excluded from `repr`, and so from the digests of plans, for cells that are not in lists.
+    index: tuple[int, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
-        return f"{self.path} row group {self.row_group} row {self.row} column {self.column}"
+        entry = "".join(f" entry {position}" for position in self.index)
+        return f"{self.path} row group {self.row_group} row {self.row} column {self.column}{entry}"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file in base64 inside of a record: the bytes `start` to `end` of the JSON file `path`.
+
+    The base64 text is read when the sample is written. `held` is that text where the file cannot be read in
+    part (a compressed file). `name` is its position, for messages.
+    """
+
+    path: str
+    name: str
+    start: int
+    end: int
+    content_hash: int
+    held: str = field(default="", repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimated size of the file."""
+        return (self.end - self.start) * 3 // 4
+
+    def __str__(self) -> str:
+        return self.name
 
 
 # A path stands for a file that is copied unchanged.
-Media = str | Clip | Cell | Member
+Media = str | Clip | Cell | Member | Blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +175,8 @@ class Item:
         source: position in the corpus, for messages.
         declared_split: split that the corpus assigns.
         texts: captions or transcript.
-        media: the image or audio clip.
+        media: the image or audio clip. Of a conversation, all its media, which the turns refer to by position;
+            without `media`, the turns refer to files by their path.
         span: the document, if it is read later.
         block: items of a block stay together in the shards because they are read together (rows of a
             Parquet row group).
@@ -169,7 +198,12 @@ class Item:
     def inputs(self) -> tuple[Media | TextSpan, ...]:
         """All files and parts of files that the sample is read from."""
         in_turns = (part.value for turn in self.turns for part in turn.parts if part.kind != "text")
-        return (*self.media, *in_turns, *(() if self.span is None else (self.span,)))
+        span = () if self.span is None else (self.span,)
+        return (*(self.media or in_turns), *span)
+
+    def medium(self, name: str) -> Media:
+        """The image or audio clip that a turn refers to."""
+        return self.media[int(name)] if self.media else name
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class ReaderOptions:
     text_form: str = ""
     language: str = ""
     speaker: str = ""
+    keeps_tools: bool = True
     skipped: SkippedFiles = field(default_factory=SkippedFiles, compare=False, repr=False)
 
     def as_text(self) -> dict[str, str]:
@@ -72,6 +73,7 @@ class ReaderOptions:
             "text_form": self.text_form,
             "language": self.language,
             "speaker": self.speaker,
+            "tool_turns": "" if self.keeps_tools else "reject",
         }
         return {name: text for name, text in texts.items() if text}
 
@@ -95,6 +97,7 @@ class ReaderOptions:
             subsets=tuple(filter(None, texts.get("subsets", "").split(","))),
             keep_case="keep_case" in texts,
             skipped=SkippedFiles(),
+            keeps_tools="tool_turns" not in texts,
             **{name: texts.get(name, "") for name in plain},
         )
 

@@ -47,7 +47,8 @@ _TASKS: "dict[Task, tuple[str, str]]" = {
     "sft": (
         "shard conversations with images and audio clips",
         "--format llava --src llava.json --media images --out data/llava\n"
-        "--format openai --src chats.jsonl --out data/chats",
+        "--format openai --src chats.jsonl --out data/chats\n"
+        "--format parquet --src the_cauldron --out data/cauldron",
     ),
 }
 
@@ -119,13 +120,21 @@ def _add_input(verb: argparse.ArgumentParser, task: "Task") -> None:
         )
     if task in ("speech", "tts"):
         _add_speech_input(group)
-    if task != "sft":
+    group.add_argument(
+        "--columns",
+        default="",
+        metavar="NAME=COLUMN,...",
+        help="columns of a table that have other names, or fields of objects, such as text=translation.en",
+    )
+    if task == "sft":
         group.add_argument(
-            "--columns",
-            default="",
-            metavar="NAME=COLUMN,...",
-            help="columns of a table that have other names, or fields of objects, such as text=translation.en",
+            "--tool-turns",
+            choices=("keep", "reject"),
+            default="keep",
+            help="keep tool calls as text of the assistant and their results as text of the user, or "
+            "reject conversations with tools",
         )
+    else:
         group.add_argument(
             "--delimiter",
             default="",
@@ -249,6 +258,7 @@ def _run_task(arguments: argparse.Namespace) -> None:
         text_form=given.get("text", ""),
         language=given.get("language", ""),
         speaker=given.get("speaker", ""),
+        keeps_tools=given.get("tool_turns", "keep") == "keep",
     )
     options = ShardingOptions(
         name=arguments.name or default_name(arguments.out),
@@ -309,6 +319,7 @@ def _array_task(text: str | None) -> tuple[int, int]:
 def _check_table_options(given: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option of tables with a format that ignores it."""
     for option, formats in _TABLE_OPTIONS.items():
+        formats = sorted(READERS["sft"]) if given["task"] == "sft" else formats
         if given.get(option) and given["format"] not in formats:
             raise ConfigError(
                 f"--{option} applies to --format {', '.join(formats)}, not to {given['format']}"

@@ -1,6 +1,7 @@
-"""Read the bytes of an image or audio clip from a file, a Parquet cell, or a segment of an audio file.
+"""Read the bytes of an image or audio clip from a file, a Parquet cell, a JSON record, or a segment of an
+audio file.
 
-Files and cells are copied unchanged. Segments are decoded and encoded losslessly as FLAC, or as WAV if
+All but segments are copied unchanged. Segments are decoded and encoded losslessly as FLAC, or as WAV if
 FLAC cannot represent the samples.
 """
 
@@ -10,7 +11,7 @@ import stat
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import soundfile
@@ -20,11 +21,13 @@ from data_prep.corpus import (
     BROKEN_AUDIO,
     MISSING_MEDIA,
     BadSampleError,
+    Blob,
     Cell,
     Clip,
     Media,
     Member,
 )
+from data_prep.media.blob import read_blob
 from data_prep.media.located import located
 from data_prep.media.tar_files import open_audio, read_member
 from muomni.data.media.decode import MAX_VALUES
@@ -68,6 +71,9 @@ def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, 
     if isinstance(media, Member):
         suffix = os.path.splitext(media.name)[1].lower().lstrip(".")
         return _checked(media, suffix, known, broken), read_member(media)
+    if isinstance(media, Blob):
+        data = read_blob(media)
+        return _checked(media, detect_format(data), known, broken), data
     if isinstance(media, Cell):
         data = read_cell(media)
         if data is not None:
@@ -126,9 +132,20 @@ def read_cell(cell: Cell) -> bytes | None:
 
     try:
         value = _read_column(cell.path, cell.row_group, cell.column)[cell.row].as_py()
-    except (OSError, pyarrow.ArrowException, IndexError) as error:
+        # Only the leaf column is read, so each struct has one field.
+        for position in cell.index:
+            value = _leaf(value)[position]
+        value = _leaf(value)
+    except (OSError, pyarrow.ArrowException, IndexError, TypeError) as error:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {cell}: {error}") from error
     return value if value is None or isinstance(value, bytes) else str(value).encode()
+
+
+def _leaf(value: Any) -> Any:
+    """The value inside of structs of one field."""
+    while isinstance(value, dict):
+        (value,) = value.values()
+    return value
 
 
 @lru_cache(maxsize=_NUM_KEPT_ROW_GROUPS)

@@ -54,10 +54,13 @@ READERS: dict[str, dict[str, str]] = {
     "speech": _SPEECH,
     "tts": _SPEECH,
     "sft": {
+        "alpaca": "instructions:read_instructions",
         "jsonl": "messages:read_messages",
         "llava": "placeholders:read_llava",
         "openai": "messages:read_openai",
+        "parquet": "chat_parquet:read_chat_parquet",
         "sharegpt": "placeholders:read_sharegpt",
+        "swift": "instructions:read_instructions",
     },
 }
 

@@ -49,7 +49,7 @@ class Columns:
             ours: record[theirs] for ours, theirs in self._columns.items() if theirs in record
         }
         for ours, theirs in self._fields.items():
-            if theirs not in record and (value := _field(record, theirs)) is not _ABSENT:
+            if theirs not in record and (value := field_of(record, theirs)) is not ABSENT:
                 values[ours] = value
         if self._unseen:
             self._unseen -= values.keys()
@@ -73,13 +73,13 @@ class Columns:
             )
 
 
-_ABSENT = object()
+ABSENT = object()
 
 
-def _field(record: Mapping[str, object], name: str) -> object:
-    """The field of an object in a column, or of an object inside of it."""
+def field_of(record: Mapping[str, object], name: str) -> object:
+    """The field of an object in a column, or of an object inside of it; `ABSENT` if there is none."""
     if name in record:
         return record[name]
     start, dot, rest = name.partition(".")
     inner = record.get(start) if dot else None
-    return _field(inner, rest) if isinstance(inner, dict) else _ABSENT
+    return field_of(inner, rest) if isinstance(inner, dict) else ABSENT

@@ -50,10 +50,14 @@ def find_media(root: Path, name: str, field: str = "path") -> str:
     return str(root / name) if _NOT_PLAIN.search(name) else f"{root}/{name}"
 
 
+def is_base64(text: str) -> bool:
+    """Whether a text is an image or audio clip in base64, rather than a path."""
+    return text.startswith(_BASE64_STARTS) and len(text) >= _MIN_BASE64_CHARS and "." not in text
+
+
 def _is_data(name: str) -> bool:
     """Whether a name is a data URI, or an image or audio clip in base64."""
-    is_base64 = name.startswith(_BASE64_STARTS) and len(name) >= _MIN_BASE64_CHARS
-    return name[:5].lower() == "data:" or (is_base64 and "." not in name)
+    return name[:5].lower() == "data:" or is_base64(name)
 
 
 @lru_cache(maxsize=4096)

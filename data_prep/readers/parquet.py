@@ -61,15 +61,10 @@ def _media_root(src: Path, options: ReaderOptions) -> Path:
 def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterator[Row]:
     """The rows of all files; raises `DataError` if there are none, or a file is broken or lacks a column."""
     columns = standard_columns(options.columns, needed)
-    if not src.exists():
-        raise DataError(f"Parquet source {src} does not exist; check --src")
-    paths = find_files(src, (".parquet", ".pq"), options.skipped) if src.is_dir() else [src]
-    if not paths:
-        raise DataError(f"{src} contains no *.parquet file; check --src")
     root = src if src.is_dir() else src.parent
     media_root = options.media_root or root
-    for path in paths:
-        with _broken_files(path), ParquetFile(path) as file:
+    for path in parquet_files(src, options):
+        with open_parquet(path) as file:
             present = _present(file.schema_arrow, columns, path, (*needed, *options.columns))
             for column in ("text", "caption"):
                 if column in present:
@@ -77,10 +72,22 @@ def _rows(src: Path, options: ReaderOptions, needed: tuple[str, ...]) -> Iterato
             yield from _file_rows(file, path, path.relative_to(root), present, media_root)
 
 
+def parquet_files(src: Path, options: ReaderOptions) -> list[Path]:
+    """A Parquet file, or all below a folder; raises `DataError` if there are none."""
+    if not src.exists():
+        raise DataError(f"Parquet source {src} does not exist; check --src")
+    paths = find_files(src, (".parquet", ".pq"), options.skipped) if src.is_dir() else [src]
+    if not paths:
+        raise DataError(f"{src} contains no *.parquet file; check --src")
+    return paths
+
+
 @contextmanager
-def _broken_files(path: Path) -> Iterator[None]:
+def open_parquet(path: Path) -> Iterator[ParquetFile]:
+    """Open a Parquet file; raises `DataError` if it is broken, also while it is read."""
     try:
-        yield
+        with ParquetFile(path) as file:
+            yield file
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition(". ")[0]
         raise DataError(f"cannot read {path}: {shown(reason)}; download it again") from error

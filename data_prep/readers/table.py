@@ -63,7 +63,7 @@ def _rows(
     In hub folders, a table of the whole folder may repeat those of its subfolders; a row is read once. Raises
     `DataError` if there is no table, or one lacks a needed column.
     """
-    tables = _Tables(_tables(src, options, table_format), needed)
+    tables = _Tables(table_files(src, options, table_format), needed)
     for path in tables:
         relative = path.relative_to(src) if src.is_dir() else Path(path.name)
         name = relative.with_name(plain_name(path.name)).as_posix()
@@ -86,7 +86,7 @@ def _rows(
         columns.require_found()
 
 
-def _tables(src: Path, options: ReaderOptions, table_format: str) -> list[Path]:
+def table_files(src: Path, options: ReaderOptions, table_format: str) -> list[Path]:
     """The table, or all tables below a folder: of JSON, files named `.json` only if there are no others."""
     if not src.is_dir():
         return [src]

@@ -180,12 +180,12 @@ def _encode_conversation(
                 num_chars += len(part.value)
                 continue
             if part.kind == "image":
-                medium = checked_image(part.value, preprocessing)
+                medium = checked_image(item.medium(part.value), preprocessing)
                 filtered = filtered or filter_image(filters, *medium.original_size)
                 num_pixels += medium.num_pixels
                 num_images += 1
             else:
-                medium = checked_audio(part.value, preprocessing)
+                medium = checked_audio(item.medium(part.value), preprocessing)
                 duration_ms += medium.facts.duration_ms
             name = f"{len(media)}.{medium.extension}"
             media.append((name, medium.data))
@@ -215,12 +215,12 @@ def _check_turns(item: Item) -> None:
 
 def _check_answer(parts: tuple[Part, ...]) -> None:
     kinds = [part.kind for part in parts]
+    if "image" in kinds:
+        raise BadSampleError(BAD_RECORD, "an answer has an image; answers are text and speech only")
     if "text" not in kinds:
         raise BadSampleError(
             EMPTY_TEXT, "an answer has no text (a spoken answer needs its transcript)"
         )
-    if "image" in kinds:
-        raise BadSampleError(BAD_RECORD, "an answer has an image; answers are text and speech only")
 
 
 def _present(metadata: dict[str, str]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """A tiny corpus in the layout of each registered format; every writer returns the value of --src."""
 
+import base64
 import csv
 import gzip
 import io
@@ -297,6 +298,51 @@ def write_llava(root: Path) -> Path:
     return write_file(root / "chats.json", json.dumps(records))
 
 
+def write_alpaca(root: Path) -> Path:
+    records = [{"instruction": _question(n), "input": "", "output": t} for n, t in enumerate(TEXTS)]
+    return write_file(root / "alpaca.json", json.dumps(records))
+
+
+def write_swift(root: Path) -> Path:
+    """Questions with earlier rounds and an image, in base64 for every other record."""
+    names = _images(root)
+    records = [
+        {
+            "query": f"<image>{_question(n)}",
+            "response": text,
+            "history": [["Ready?", "Yes."]],
+            "images": [names[n] if n % 2 else base64.b64encode(image(n)).decode()],
+        }
+        for n, text in enumerate(TEXTS)
+    ]
+    return write_jsonl(root / "swift.jsonl", records)
+
+
+def write_chat_parquet(root: Path) -> Path:
+    """The Cauldron and LLaVA-OneVision: several images per row, and one or none."""
+    several = [
+        {
+            "images": [{"bytes": image(n + k), "path": None} for k in range(1 + n % 2)],
+            "texts": [{"user": _question(n), "assistant": text, "source": "ai2d"}] * 2,
+        }
+        for n, text in enumerate(TEXTS)
+    ]
+    write_parquet(root / "ai2d/train-00000-of-00001.parquet", several)
+    one = [
+        {
+            "id": f"row-{n}",
+            "image": {"bytes": image(n), "path": f"{n}.png"} if n else None,
+            "conversations": [
+                {"from": "human", "value": ("<image>\n" if n else "") + _question(n)},
+                {"from": "gpt", "value": text},
+            ],
+        }
+        for n, text in enumerate(TEXTS)
+    ]
+    write_parquet(root / "chartqa/train-00000-of-00001.parquet", one)
+    return root
+
+
 def write_messages(root: Path) -> Path:
     roles = ("user", "assistant")
     records = [{"messages": [{"role": role, "content": text} for role in roles]} for text in TEXTS]
@@ -440,9 +486,12 @@ LAYOUTS: dict[Task, dict[str, Callable[[Path], Path]]] = {
         },
     },
     "sft": {
+        "alpaca": write_alpaca,
         "jsonl": write_messages,
         "llava": write_llava,
         "openai": write_openai,
+        "parquet": write_chat_parquet,
         "sharegpt": write_sharegpt,
+        "swift": write_swift,
     },
 }

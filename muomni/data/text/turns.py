@@ -5,7 +5,7 @@ Data preparation, training, and inference share these types. Nothing here import
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 MediaKind = Literal["image", "audio"]
 MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "audio")
 PartKind = Literal["text", "image", "audio"]
-_PLACEHOLDER = re.compile("(<image>|<audio>)")
+_PLACEHOLDER = re.compile("<image>|<audio>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,31 @@ def split_placeholders(text: str, files: Mapping[MediaKind, list[str]]) -> list[
 
     Text parts are stripped. Raises DataError for a placeholder whose list is empty.
     """
+
+    def next_file(tag: re.Match[str]) -> Part:
+        kind: MediaKind = "image" if tag[0] == "<image>" else "audio"
+        if not files[kind]:
+            raise DataError(f"{tag[0]} has no file in {kind!r}")
+        return Part(kind, files[kind].pop(0))
+
+    return split_text(text, _PLACEHOLDER, next_file)
+
+
+def split_text(
+    text: str, tag: re.Pattern[str], part_of: Callable[[re.Match[str]], Part | None]
+) -> list[Part]:
+    """Split a text at its tags, and replace each tag by its part; a tag without a part (None) stays text.
+
+    Text parts are stripped, and empty ones are dropped.
+    """
     parts: list[Part] = []
-    for piece in _PLACEHOLDER.split(text):
-        if _PLACEHOLDER.fullmatch(piece):
-            kind: MediaKind = "image" if piece == "<image>" else "audio"
-            if not files[kind]:
-                raise DataError(f"{piece} has no file in {kind!r}")
-            parts.append(Part(kind, files[kind].pop(0)))
-        elif piece.strip():
-            parts.append(Part("text", piece.strip()))
-    return parts
+    start = 0
+    for match in tag.finditer(text):
+        part = part_of(match)
+        if part is not None:
+            parts += [*_stripped(text[start : match.start()]), part]
+            start = match.end()
+    return [*parts, *_stripped(text[start:])]
 
 
 def find_medium(media: Mapping[str, bytes], name: str) -> bytes:
@@ -81,6 +96,10 @@ def find_medium(media: Mapping[str, bytes], name: str) -> bytes:
     if name not in media:
         raise DataError(f"a turn refers to {name}, which is not in the sample")
     return media[name]
+
+
+def _stripped(text: str) -> list[Part]:
+    return [Part("text", text.strip())] if text.strip() else []
 
 
 def _role(name: Any) -> Role:

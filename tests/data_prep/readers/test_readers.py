@@ -297,8 +297,8 @@ def test_llava_bad_records(tmp_path: Path) -> None:
         "d": "bad-record",
         "e": "bad-record",
     }
-    with pytest.raises(DataError, match="not a list"):
-        (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot read the LLaVA file"):
+        (tmp_path / "d.json").write_text("[{")
         list(read_llava(tmp_path / "d.json", OPTIONS))
 
 
