@@ -33,6 +33,7 @@ from data_prep.options import FetchOptions
 from data_prep.values import shown
 from muomni import __version__
 from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.errors import MachineError
 from muomni.io.atomic_write import open_atomic
 
 _EXTENSIONS = {"image": IMAGE_EXTENSIONS, "audio": AUDIO_EXTENSIONS}
@@ -284,7 +285,9 @@ def _translated(error: Exception) -> FetchError:
     if isinstance(error, aiohttp.ClientSSLError):
         return FetchError("tls", f"no secure connection: {text}")
     if isinstance(error, aiohttp.ClientOSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        raise error  # of this machine
+        raise MachineError(
+            "too many open files; use fewer --connections, or raise the limit (ulimit -n)"
+        )
     if isinstance(error, aiohttp.ClientConnectorError) and _NOT_PUBLIC in str(error.os_error):
         return FetchError("private-address", str(error.os_error))
     if isinstance(error, asyncio.TimeoutError):

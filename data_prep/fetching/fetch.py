@@ -26,7 +26,7 @@ from data_prep.fetching.url_table import BAD_URL, UrlTable, parse_url
 from data_prep.options import FetchOptions
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
-from muomni.io.count_progress import Progress
+from muomni.io.count_progress import Progress, counted
 from muomni.io.file_lock import exclusive_lock
 
 Retry = Literal["temporary", "all", "none"]
@@ -38,6 +38,8 @@ _WINDOW = 20_000
 # Few enough that running downloads do not wait.
 _ROWS_AT_A_TIME = 256
 _MAX_BACKOFF_S = 60.0
+# A server with too many requests; all URLs of the host wait.
+_BUSY = (429, 503)
 # Progress is shown at least this often while nothing is finished.
 _TICK_S = 5.0
 
@@ -89,7 +91,7 @@ def survey(table: UrlTable, journal: Journal | None, retry: Retry) -> Survey:
     """Read the whole table, which finds its errors before the first download."""
     found = Survey()
     seen: set[int] = set()
-    for row in table.rows():
+    for row in counted(table.rows(), None, f"{table.src.name} (check)", "rows"):
         found.num_rows += 1
         if row.target is None:
             found.bad_rows[row.problem.reason if row.problem else BAD_URL] += 1
@@ -220,6 +222,8 @@ class _Run:
         try:
             got = await client.request(target, stem)
         except FetchError as error:
+            if error.http_status in _BUSY and not error.wait_s:
+                error.wait_s = min(self._backoff_s(job), self._options.max_wait_s)
             if error.wait_s:
                 self._schedule.pause(name, error)
             self._schedule.finish(name, error, client.crawl_delay_s(target))
@@ -243,16 +247,19 @@ class _Run:
 
     def _retry(self, job: Job, error: FetchError) -> None:
         """Schedule another attempt from the URL of the table, or record the failure."""
-        job.num_attempts += 1
-        is_last = job.num_attempts >= self._options.num_attempts
+        is_last = job.num_attempts + 1 >= self._options.num_attempts
         if not error.is_temporary or is_last or error.wait_s > self._options.max_wait_s:
             self._end(job, error)
             return
-        backoff_s = self._options.first_wait_s * 2 ** (job.num_attempts - 1)
-        # A random part keeps clients apart that failed at the same time.
-        wait_s = max(error.wait_s, min(backoff_s, _MAX_BACKOFF_S) * random.uniform(0.5, 1))
+        wait_s = max(error.wait_s, self._backoff_s(job))
+        job.num_attempts += 1
         job.target, job.num_redirects = parse_url(job.url), 0
         self._schedule.add(job, wait_s)
+
+    def _backoff_s(self, job: Job) -> float:
+        """The wait before another attempt, partly random, so that URLs that failed together are kept apart."""
+        longest_s = min(self._options.first_wait_s * 2**job.num_attempts, _MAX_BACKOFF_S)
+        return longest_s * random.uniform(0.5, 1)
 
     def _store(self, job: Job, download: Download) -> None:
         result = {

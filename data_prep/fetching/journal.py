@@ -14,6 +14,7 @@ from data_prep.readers.text_files import Record
 from data_prep.values import is_missing
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
+from muomni.io.count_progress import counted
 from muomni.io.hashing import sha256_bytes
 
 JOURNAL, RESULTS, TABLE = "journal.jsonl", "results.jsonl", "table.jsonl"
@@ -47,7 +48,8 @@ class Journal:
         self._end = 0
         self._writer = path.open("ab")
         self._reader = path.open("rb")
-        for number, line in enumerate(self._reader, start=1):
+        lines = counted(self._reader, None, f"{folder.name} (journal)", "URLs")
+        for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 self._writer.truncate(self._end)
                 break
@@ -114,7 +116,7 @@ def write_tables(table: UrlTable, journal: Journal, folder: Path) -> Summary:
     summary = Summary()
     seen: set[int] = set()
     with open_atomic(folder / RESULTS) as results, open_atomic(folder / TABLE) as rows:
-        for row in table.rows():
+        for row in counted(table.rows(), None, f"{folder.name} (results)", "rows"):
             digest = digest_of(row.url)
             result = _row_result(row, journal, digest)
             results.write(json_line({"row": row.number, "url": row.url, **result}))

@@ -23,6 +23,7 @@ from tests.data_prep.commands import Capture, fails
 from tests.data_prep.fetching.bad_server import BadServer, bad_server
 from tests.data_prep.raw_corpora import audio, image
 
+WHOLE = ("--val-fraction", "0", "--test-fraction", "0")
 FAST = FetchOptions(
     allow_private=True,
     host_rate=1000,
@@ -313,7 +314,7 @@ def test_images_and_audio_become_datasets(
     assert "5 of 5 rows have a file (5 files" in printed
     command = printed[printed.index("-m data_prep ") :].split()[2:]
     assert command[-1] == "DATASET"
-    main([*command[:-1], str(tmp_path / "shards"), "--workers", "1", "--val-fraction", "0"])
+    main([*command[:-1], str(tmp_path / "shards"), "--workers", "1", *WHOLE])
     totals = Manifest.load(tmp_path / "shards").split("train").totals
     assert totals.num_samples == 5 and totals.num_images == 5
     assert lines_of(out / "table.jsonl")[0]["width"] == 24
@@ -326,7 +327,7 @@ def test_images_and_audio_become_datasets(
     assert (out / first["audio"]).read_bytes() == audio(0)
     printed = capsys.readouterr().out
     command = printed[printed.index("-m data_prep ") :].split()[2:]
-    main([*command[:-1], str(tmp_path / "speech"), "--workers", "1", "--val-fraction", "0"])
+    main([*command[:-1], str(tmp_path / "speech"), "--workers", "1", *WHOLE])
     assert Manifest.load(tmp_path / "speech").split("train").num_samples == 3
 
 

@@ -120,7 +120,7 @@ def test_folder_of_another_table_or_process(tmp_path: Path) -> None:
 def test_progress_without_a_terminal(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("muomni.io.count_progress.EVERY_S", 0.0)
+    monkeypatch.setattr("muomni.io.count_progress.EVERY_S", 0.001)
     with bad_server() as server:
         run(write_table(tmp_path / "u.csv", [server.url("/ok/1")]), tmp_path / "out")
     assert "out (fetch): 1/1 (100%) URLs" in capsys.readouterr().err
