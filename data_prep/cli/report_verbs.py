@@ -65,9 +65,16 @@ def _add_stats(verbs: "Verbs") -> None:
         verbs,
         "stats",
         "show statistics of datasets",
-        "data/coco\n--json data > stats.json",
+        "data/coco --content 1000\n--json data > stats.json",
     )
     verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument(
+        "--content",
+        type=positive,
+        metavar="N",
+        help="also read N samples of each split, for scripts of letters, languages, sample rates, clipping, "
+        "silence, and image sizes",
+    )
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_run_stats)
 
@@ -159,14 +166,23 @@ def _run_verify(arguments: argparse.Namespace) -> None:
 
 def _run_stats(arguments: argparse.Namespace) -> None:
     from data_prep.datasets import find_manifests
+    from data_prep.inspection.content import content_lines, content_stats
     from data_prep.inspection.stats import split_stats
 
     manifests = find_manifests(arguments.dirs)
-    if arguments.json:
-        stats = {str(manifest.root): split_stats(manifest) for manifest in manifests}
-        print(json.dumps(stats, indent=1))
-    else:
+    if not arguments.json:
         print_tables(manifests)
+    stats = {}
+    for manifest in manifests:
+        splits = stats[str(manifest.root)] = split_stats(manifest) if arguments.json else {}
+        for split in manifest.splits if arguments.content else ():
+            content = content_stats(manifest, split, arguments.content)
+            if arguments.json:
+                splits[split].update(content)
+            else:
+                print("\n".join([f"{manifest.root}", *content_lines(split, content)]))
+    if arguments.json:
+        print(json.dumps(stats, indent=1, ensure_ascii=False))
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
