@@ -13,6 +13,8 @@ TOKEN = "muomni"
 MAX_ROBOTS_BYTES = 500 * 1024
 # The directives that img2dataset obeys by default.
 _REFUSING = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+# Directives with a colon, which is otherwise that of an agent.
+_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,16 @@ def parse_robots(text: str) -> RobotsRules:
 def refusing_tag(values: Iterable[str]) -> str:
     """The first directive of X-Robots-Tag headers that refuses use for training; empty if there is none.
 
-    Directives for another agent (`otherbot: noindex`) do not count.
+    An agent holds for what follows it: those of `otherbot: noindex, nofollow` do not count.
     """
     for value in values:
-        agent, colon, rest = value.rpartition(":")
-        if colon and agent.strip().lower() != TOKEN:
-            continue
-        for directive in rest.lower().split(","):
-            if directive.strip() in _REFUSING:
-                return directive.strip()
+        agent = TOKEN
+        for part in value.lower().split(","):
+            name, colon, rest = part.partition(":")
+            if colon and name.strip() not in _WITH_VALUE:
+                agent, part = name.strip(), rest
+            if agent == TOKEN and part.strip() in _REFUSING:
+                return part.strip()
     return ""
 
 

@@ -103,10 +103,13 @@ class Schedule:
         return max(0.0, min(times) - self._clock(), self._next_s - self._clock()) if times else None
 
     def finish(self, name: str, failure: FetchError | None, crawl_delay_s: float = 0.0) -> None:
-        """End a job of a host. After too many failed connections in a row, the host is closed for this run."""
+        """End a job of a host, and close the host if it does not answer or asks for too long waits."""
         host = self._hosts[name]
         host.num_running -= 1
         host.interval_s = max(host.interval_s, crawl_delay_s)
+        if crawl_delay_s > self._options.max_wait_s and not host.closed:
+            message = f"robots.txt asks for {crawl_delay_s:g} s between requests"
+            host.closed = FetchError("robots", message, is_temporary=True)
         if failure is None or failure.reason not in FetchError.UNREACHABLE:
             host.is_known, host.num_failures = True, 0
         else:

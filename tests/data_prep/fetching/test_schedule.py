@@ -63,6 +63,16 @@ def test_rates_and_crawl_delay() -> None:
     assert started(schedule) == ["http://a/2"]
 
 
+def test_host_with_too_long_a_crawl_delay_is_closed() -> None:
+    schedule, clock = schedule_of("http://a/0", "http://a/1", max_wait_s=10.0)
+    schedule.start()
+    schedule.finish("a:80", None, crawl_delay_s=11.0)
+    clock.now += 0.1
+    assert started(schedule) == ["http://a/1"]
+    closed = schedule.closed("a:80")
+    assert closed and closed.reason == "robots" and closed.is_temporary
+
+
 def test_waits() -> None:
     schedule, clock = schedule_of("http://a/0")
     schedule.add(Job("http://b/", 9, URL("http://b/")), wait_s=5)
