@@ -27,6 +27,7 @@ class BadServer(ThreadingHTTPServer):
         self.agents: set[str] = set()
         self.num_open = self.max_open = 0
         self.robots: tuple[int, str] = (404, "")
+        self.num_robots_failures = 0
         self.delay_s = 0.0
         self.stopping = threading.Event()
         self.lock = threading.Lock()
@@ -64,7 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str) -> None:
         name, _, rest = path[1:].partition("/")
         number = self.server.hits[path]
-        if path == "/robots.txt":
+        if path == "/robots.txt" and number <= self.server.num_robots_failures:
+            self._send(b"", 503)
+        elif path == "/robots.txt":
             self._send(self.server.robots[1].encode(), self.server.robots[0], "text/plain")
         elif name in ("ok", "größe 1"):
             self._send(image(int(rest.partition("?")[0])))

@@ -279,6 +279,12 @@ def test_robots_txt_that_cannot_be_read(
     assert result["ok"] is is_ok and result["temporary"] is not is_ok
 
 
+def test_robots_txt_is_read_again_after_a_failure(server: BadServer, tmp_path: Path) -> None:
+    server.num_robots_failures = 1
+    _, (result,) = download_all([server.url("/ok/1")], tmp_path / "out")
+    assert result["ok"] and server.hits["/robots.txt"] == 2
+
+
 def test_limits_per_host(server: BadServer, tmp_path: Path) -> None:
     server.delay_s = 0.05
     urls = [server.url(f"/ok/{number}") for number in range(12)]
