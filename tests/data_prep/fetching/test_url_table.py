@@ -55,11 +55,11 @@ def test_columns_are_renamed_and_kept(tmp_path: Path) -> None:
 
 def test_bad_rows(tmp_path: Path) -> None:
     src = tmp_path / "rows.jsonl"
-    lines = ['{"url": "http://a/1"}', "{", '{"url": null}', '{"url": ["http://a"]}']
+    lines = ['{"url": "http://a/1"}', "{]", '{"url": null}', '{"url": ["http://a"]}']
     src.write_text("\n".join(lines))
     rows = list(UrlTable(src, "jsonl", {}, "image").rows())
     problems = [row.problem.message if row.problem else "" for row in rows]
-    assert problems[0] == "" and "not JSON" in problems[1] and "no URL" in problems[2]
+    assert problems[0] == "" and "JSON" in problems[1] and "no URL" in problems[2]
     assert "'url' is a list" in problems[3]
 
 
