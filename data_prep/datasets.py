@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from muomni.data.shards.manifest import MANIFEST_NAME, Manifest, Split
 from muomni.errors import MachineError
+from muomni.io.count_progress import counted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,16 +39,18 @@ def by_shard(manifest: Manifest) -> list[Manifest]:
     ]
 
 
-def map_shards(function: Callable[[T], R], shards: Sequence[T], num_workers: int) -> list[R]:
+def map_shards(
+    function: Callable[[T], R], shards: Sequence[T], num_workers: int, name: str
+) -> list[R]:
     """Apply a picklable function to each shard in worker processes; results keep their order.
 
-    Raises `MachineError` if a worker process is killed.
+    `name` is shown with the progress. Raises `MachineError` if a worker process is killed.
     """
     if num_workers <= 1 or len(shards) <= 1:
-        return [function(shard) for shard in shards]
+        return list(counted(map(function, shards), len(shards), name, "shards"))
     with ProcessPoolExecutor(min(num_workers, len(shards)), get_context("spawn")) as pool:
         try:
-            return list(pool.map(function, shards))
+            return list(counted(pool.map(function, shards), len(shards), name, "shards"))
         except BrokenProcessPool as error:
             raise MachineError(
                 "a worker process was killed (out of memory?); run again with fewer --workers"

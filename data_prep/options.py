@@ -318,3 +318,61 @@ class Comparison:
             )
         if self.is_near and not self.reads_text:
             raise ConfigError("--near reads the samples, so it cannot be used with --content-only")
+
+
+MediaKind = Literal["image", "audio"]
+Robots = Literal["all", "tags", "none"]
+ROBOTS: tuple[Robots, ...] = ("all", "tags", "none")
+_MAX_BYTES: dict[MediaKind, int] = {"image": 50 * 10**6, "audio": 500 * 10**6}
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """How `fetch` downloads; raises `ConfigError` for a contact that cannot be sent.
+
+    Args:
+        kind: what the URLs are expected to hold.
+        num_connections: requests at a time.
+        num_per_host: requests at a time to one host.
+        rate: requests per second; None for no limit.
+        host_rate: requests per second to one host.
+        num_attempts: requests per URL if failures are temporary.
+        first_wait_s: wait before the second attempt; each further wait is twice as long.
+        max_wait_s: longest wait that a server may ask for.
+        connect_timeout_s: limit for a connection.
+        read_timeout_s: limit without any bytes.
+        total_timeout_s: limit for a request.
+        max_redirects: redirects per URL.
+        max_bytes: limit for a file; 0 for the default of its kind.
+        contact: mail address or web page in the user agent.
+        robots: obey robots.txt and X-Robots-Tag (all), the latter only (tags), or none.
+        allow_private: also connect to addresses that are not public.
+    """
+
+    kind: MediaKind = "image"
+    num_connections: int = 64
+    num_per_host: int = 4
+    rate: float | None = None
+    host_rate: float = 10.0
+    num_attempts: int = 4
+    first_wait_s: float = 1.0
+    max_wait_s: float = 120.0
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
+    total_timeout_s: float = 300.0
+    max_redirects: int = 5
+    max_bytes: int = 0
+    contact: str = ""
+    robots: Robots = "all"
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[!-'*-~]*", self.contact):
+            raise ConfigError(
+                f"--contact {self.contact!r} must be a mail address or URL, in ASCII without spaces"
+            )
+
+    @property
+    def size_limit(self) -> int:
+        """Limit for a file, in bytes."""
+        return self.max_bytes or _MAX_BYTES[self.kind]

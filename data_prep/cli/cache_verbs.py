@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.cli.parser import add_verb, add_workers, positive
 from muomni.command_line import path
 from muomni.errors import DataError
+from muomni.io.count_progress import working
 
 if TYPE_CHECKING:
     from data_prep.cli.parser import Verbs
@@ -76,7 +77,9 @@ def _run_tokenize(arguments: argparse.Namespace) -> None:
         view = TextView(tokenizer, seq_len=1)
         for split in manifest.splits:
             source = Source([manifest], split)
-            missing = view.cache_tokens(source, arguments.workers)
+            what = f"{manifest.root}/{split}: tokenizing {len(source):,} texts"
+            with working(lambda what=what: what):
+                missing = view.cache_tokens(source, arguments.workers)
             if missing:
                 raise DataError(f"{missing[0]} cannot be written; make it writable, and rerun")
             (reader,) = source.readers
@@ -102,7 +105,9 @@ def _run_measure(arguments: argparse.Namespace) -> None:
     view = ConversationView(tokenizer, _sizes(arguments.preset, tokenizer), seq_len)
     for split in sorted({name for dataset in datasets for name in dataset.splits}):
         source = Source(datasets, split)
-        lengths = view.lengths(source, arguments.workers).all()
+        what = f"{arguments.dir} {split}: measuring {len(source):,} conversations"
+        with working(lambda what=what: what):
+            lengths = view.lengths(source, arguments.workers).all()
         print(
             f"{arguments.dir} {split}: {len(source):,} conversations, {lengths.sum():,} positions of at most "
             f"{seq_len}"

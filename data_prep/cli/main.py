@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from data_prep.cli.cache_verbs import add_cache_verbs
 from data_prep.cli.curation_verbs import add_curation_verbs
 from data_prep.cli.dataset_verbs import add_dataset_verbs
+from data_prep.cli.fetch_verb import add_fetch_verb
 from data_prep.cli.report_verbs import add_report_verbs
 from data_prep.cli.task_verbs import add_task_verbs
 from muomni.command_line import CommandParser
@@ -63,6 +64,7 @@ def build_parser(prog: str = "python -m data_prep") -> CommandParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     add_task_verbs(verbs)
+    add_fetch_verb(verbs)
     add_dataset_verbs(verbs)
     add_cache_verbs(verbs)
     add_report_verbs(verbs)

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, TypeAlias
 
 from muomni.command_line import MAX_INTEGER, CommandParser, integer, number
+from muomni.errors import ConfigError
 
 if TYPE_CHECKING:
     Verbs: TypeAlias = "argparse._SubParsersAction[CommandParser]"
@@ -49,3 +50,14 @@ def add_workers(group: "argparse._ActionsContainer", default: int | None = None)
 def num_cpus() -> int:
     """Number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Our names and those of a table from NAME=COLUMN,...; raises `ConfigError` for anything else."""
+    columns = {}
+    for pair in filter(None, text.split(",")):
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise ConfigError(f"--columns {text!r} is not NAME=COLUMN,...")
+        columns[name.strip()] = column.strip()
+    return columns

@@ -26,7 +26,10 @@ def add_report_verbs(verbs: "Verbs") -> None:
 
 def _add_verify(verbs: "Verbs") -> None:
     verb = add_verb(
-        verbs, "verify", "check datasets on disk", "data/coco\n--full --decode 1 data/coco data/asr"
+        verbs,
+        "verify",
+        "check datasets on disk",
+        "data/coco\n--full --decode 100 --quarantine data/asr",
     )
     verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
     checks = verb.add_argument_group("checks")
@@ -44,7 +47,13 @@ def _add_verify(verbs: "Verbs") -> None:
         metavar="P",
         help="percentage of samples to decode",
     )
-    verb.add_argument_group("output").add_argument(
+    output = verb.add_argument_group("output")
+    output.add_argument(
+        "--quarantine",
+        action="store_true",
+        help="write a mask of the bad samples, which training skips and verify no longer counts as problems",
+    )
+    output.add_argument(
         "--json", type=path, metavar="FILE", help="also write the report to this file"
     )
     add_workers(verb.add_argument_group("workers"))
@@ -53,9 +62,19 @@ def _add_verify(verbs: "Verbs") -> None:
 
 def _add_stats(verbs: "Verbs") -> None:
     verb = add_verb(
-        verbs, "stats", "show statistics of datasets", "data/coco\n--json data > stats.json"
+        verbs,
+        "stats",
+        "show statistics of datasets",
+        "data/coco --content 1000\n--json data > stats.json",
     )
     verb.add_argument("dirs", nargs="+", type=path, metavar="DIR", help="datasets or data roots")
+    verb.add_argument(
+        "--content",
+        type=positive,
+        metavar="N",
+        help="also read N samples of each split, for scripts of letters, languages, sample rates, clipping, "
+        "silence, and image sizes",
+    )
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_run_stats)
 
@@ -124,17 +143,21 @@ def _run_verify(arguments: argparse.Namespace) -> None:
     problems: list[str] = []
     reports = {}
     for manifest in find_manifests(arguments.dirs):
-        report = verify(manifest, arguments.full, arguments.decode, arguments.workers)
+        report = verify(
+            manifest, arguments.full, arguments.decode, arguments.workers, arguments.quarantine
+        )
         problems += report.problems
         reports[str(manifest.root)] = asdict(report)
         state = f"{len(report.problems)} problems" if report.problems else "ok"
         decoded = f", {report.num_decoded} decoded" if arguments.decode else ""
+        num_excluded = len(report.excluded)
+        excluded = f", {num_excluded} problems of samples under a mask" if num_excluded else ""
         print(
             f"{manifest.root}: {report.num_samples} samples in {report.num_shards} shards"
-            f"{decoded}: {state}"
+            f"{decoded}: {state}{excluded}"
         )
-        for problem in report.problems:
-            print(f"  {problem}")
+        for line in (*report.problems, *report.masks):
+            print(f"  {line}")
     if arguments.json:
         write_atomic(arguments.json, (json.dumps(reports, indent=1) + "\n").encode())
     if problems:
@@ -143,14 +166,23 @@ def _run_verify(arguments: argparse.Namespace) -> None:
 
 def _run_stats(arguments: argparse.Namespace) -> None:
     from data_prep.datasets import find_manifests
+    from data_prep.inspection.content import content_lines, content_stats
     from data_prep.inspection.stats import split_stats
 
     manifests = find_manifests(arguments.dirs)
-    if arguments.json:
-        stats = {str(manifest.root): split_stats(manifest) for manifest in manifests}
-        print(json.dumps(stats, indent=1))
-    else:
+    if not arguments.json:
         print_tables(manifests)
+    stats = {}
+    for manifest in manifests:
+        splits = stats[str(manifest.root)] = split_stats(manifest) if arguments.json else {}
+        for split in manifest.splits if arguments.content else ():
+            content = content_stats(manifest, split, arguments.content)
+            if arguments.json:
+                splits[split].update(content)
+            else:
+                print("\n".join([f"{manifest.root}", *content_lines(split, content)]))
+    if arguments.json:
+        print(json.dumps(stats, indent=1, ensure_ascii=False))
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:

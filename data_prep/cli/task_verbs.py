@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from data_prep.cli.dataset_verbs import default_name, print_tables
-from data_prep.cli.parser import add_verb, add_workers, fraction
+from data_prep.cli.parser import add_verb, add_workers, fraction, parse_columns
 from data_prep.cli.task_options import (
     add_filters,
     add_preprocessing,
@@ -249,7 +249,7 @@ def _run_task(arguments: argparse.Namespace) -> None:
         media_root=given.get("media"),
         document=given.get("document", "line"),
         group_by=given.get("group", ""),
-        columns=_columns(given.get("columns") or ""),
+        columns=parse_columns(given.get("columns") or ""),
         delimiter=_delimiter(given.get("delimiter") or ""),
         quotes=given.get("quotes") or "",
         annotations=given.get("annotations", ""),
@@ -331,13 +331,3 @@ def _delimiter(text: str) -> str:
     if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
         raise ConfigError(f"--delimiter {text!r} is not a single character, or tab")
     return delimiter
-
-
-def _columns(text: str) -> dict[str, str]:
-    columns = {}
-    for pair in filter(None, text.split(",")):
-        name, equals, column = pair.partition("=")
-        if not (name and equals and column):
-            raise ConfigError(f"--columns {text!r} is not NAME=COLUMN,...")
-        columns[name.strip()] = column.strip()
-    return columns

@@ -173,7 +173,8 @@ def _of_one_task(
 
 def _traits(manifests: list[Manifest], comparison: Comparison, num_workers: int) -> Traits:
     shards = [shard for manifest in manifests for shard in by_shard(manifest)]
-    return Traits.joined(map_shards(partial(_shard_traits, comparison), shards, num_workers))
+    name = f"dedup ({manifests[0].task})"
+    return Traits.joined(map_shards(partial(_shard_traits, comparison), shards, num_workers, name))
 
 
 def _shard_traits(comparison: Comparison, manifest: Manifest) -> Traits:

@@ -4,7 +4,6 @@ The tars stay unchanged and in place. An index cannot have gaps, so samples that
 decode stay in the dataset; they are counted, and too many of them are an error.
 """
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from muomni.data.shards.tar_index import (
 from muomni.data.shards.writer import (
     SampleCost,
     columns_path,
+    content_hash,
     finish_record,
     load_record,
     record_path,
@@ -211,14 +211,10 @@ def _check_names(sample: SampleSpan, path: Path, task: Task) -> None:
 
 def _row(sample: SampleSpan, content: dict[str, bytes | str], cost: SampleCost) -> tuple[int, ...]:
     members = {name: data for name, data in content.items() if isinstance(data, bytes)}
-    digest = hashlib.blake2b(digest_size=8)
-    for extension, data in members.items():
-        digest.update(f"{extension}:{len(data)}:".encode())
-        digest.update(data)
     return (
         hash64(sample.key),
         hash64(sample.key),
-        int.from_bytes(digest.digest(), "little"),
+        content_hash(members.items()),
         sum(len(data) for data in members.values()),
         cost.duration_ms,
         cost.num_chars,

@@ -22,7 +22,7 @@ from data_prep.sharding.sharder import write_shards
 from muomni.data.shards.exclusion_mask import FOLDER as EXCLUDE
 from muomni.data.shards.manifest import MANIFEST_NAME, SPLIT_NAMES, Manifest
 from muomni.errors import DataError
-from muomni.io.count_progress import Progress
+from muomni.io.count_progress import Progress, counted
 
 OpenProgress = Callable[[int | None, str], AbstractContextManager[Progress]]
 
@@ -44,7 +44,10 @@ def prepare(
     if reader_options.media_root:
         require_folder(reader_options.media_root, "media folder")
     read = find_reader(options.task, options.reader)
-    plan = build_plan(read(options.source, reader_options), options)
+    items = counted(
+        read(options.source, reader_options), None, f"{options.name} (listing)", "items"
+    )
+    plan = build_plan(items, options)
     summary = store_plan_file(out, plan_file(plan))
     for note in plan.notes:
         print(f"warning: {note}", flush=True)

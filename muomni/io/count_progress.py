@@ -1,6 +1,7 @@
 """Progress of a count: a bar on a terminal, otherwise a line every ten seconds, on standard error."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,14 @@ class ProgressLines:
         self._total, self._name, self._unit, self._every_s = total, name, unit, every_s
         self._count = self._num_shown = 0
         self._start_s = self._shown_s = time.monotonic()
+        self._lock = threading.Lock()
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more; zero keeps the line alive."""
+        """Count `n` more; zero keeps the line alive. May be called by several threads."""
+        with self._lock:
+            self._update(n)
+
+    def _update(self, n: int) -> None:
         self._count += n
         now = time.monotonic()
         if now - self._shown_s < self._every_s:
@@ -49,9 +55,18 @@ class ProgressLines:
 def open_progress(
     total: int | None, name: str, unit: str = "samples", is_shown: bool = True
 ) -> Iterator[Progress]:
-    """Show the progress of a count of `total`, which may be unknown."""
-    if not is_shown or not is_terminal(sys.stderr):
-        yield ProgressLines(total, name, unit, EVERY_S if is_shown else float("inf"))
+    """Show the progress of a count of `total`, which may be unknown, also while it does not change."""
+    if not is_shown:
+        yield ProgressLines(total, name, unit, float("inf"))
+        return
+    if not is_terminal(sys.stderr):
+        lines = ProgressLines(total, name, unit, EVERY_S)
+        ticker = Ticker(lambda: lines.update(0), EVERY_S)
+        ticker.start()
+        try:
+            yield lines
+        finally:
+            ticker.stop()
         return
     from tqdm import tqdm
 

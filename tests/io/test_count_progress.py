@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from muomni.io.count_progress import ProgressLines, counted, duration, working
+from muomni.io import count_progress
+from muomni.io.count_progress import ProgressLines, counted, duration, open_progress, working
 
 
 def test_lines_have_count_rate_and_remaining_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +27,17 @@ def test_an_unknown_total_has_no_remaining_time(capsys: pytest.CaptureFixture[st
 def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(counted(range(3), 3, "batches")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+def test_lines_appear_while_nothing_is_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count_progress, "EVERY_S", 0.05)
+    with open_progress(8, "shards", "shards") as progress:
+        progress.update(3)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and lines[-1].startswith("shards: 3/8 (38%) shards, 0.0/s")
 
 
 def test_work_without_a_count_says_how_long_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,15 @@ def record_path(tar_path: Path) -> Path:
     return tar_path.with_suffix(".json")
 
 
+def content_hash(members: Iterable[tuple[str, bytes]]) -> int:
+    """64-bit hash of the members of a sample as (extension, bytes), in order: the column `content_hash`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for extension, data in members:
+        digest.update(f"{extension}:{len(data)}:".encode())
+        digest.update(data)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def ustar_header(name: str, num_bytes: int) -> bytes:
     """The 512-byte header of a regular file with mode 644, owner 0, and time 0."""
     encoded = name.encode()
@@ -131,7 +140,6 @@ class ShardWriter:
             raise DataError(f"sample {key!r} has no members")
         self._keys.add(key)
         self._offsets.append(self._position)
-        content = hashlib.blake2b(digest_size=8)
         blocks = []
         for extension, data in members:
             if len(data) > _MAX_MEMBER_BYTES:
@@ -139,15 +147,13 @@ class ShardWriter:
             header = ustar_header(f"{key}.{extension}", len(data))
             blocks += (header, data, bytes(padded(len(data)) - len(data)))
             self._members.add(extension)
-            content.update(f"{extension}:{len(data)}:".encode())
-            content.update(data)
         # One write and hash per sample: for small files, calls cost more than bytes.
         self._write(b"".join(blocks))
         self._rows.append(
             (
                 hash64(key),
                 hash64(group),
-                int.from_bytes(content.digest(), "little"),
+                content_hash(members),
                 sum(len(data) for _, data in members),
                 cost.duration_ms,
                 cost.num_chars,

@@ -14,6 +14,7 @@ from tests.data_prep.commands import Capture, fails
 
 VERBS = [
     *TASKS,
+    "fetch",
     *("sample", "tokenizer", "finalize", "index"),
     *("tokenize", "measure"),
     *("verify", "stats", "inspect", "mix", "retry-bad", "dedup", "exclude"),
@@ -49,7 +50,7 @@ def test_help_of_verb(capsys: Capture, verb: str) -> None:
 def test_help_imports_no_heavy_package() -> None:
     code = (
         "import sys; from data_prep.cli.main import build_parser; build_parser().format_help(); "
-        "print(*{'torch', 'numpy', 'pydantic', 'PIL', 'soundfile', 'tqdm'} & set(sys.modules))"
+        "print(*{'torch', 'numpy', 'pydantic', 'PIL', 'soundfile', 'tqdm', 'aiohttp'} & set(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == ""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep.cli.main import main
+from data_prep.curation.exclude import write_mask
 from muomni.data.shards.manifest import Manifest, find_datasets
 from muomni.data.shards.reader import SplitReader
 from tests.corpora import write_tokenizer
@@ -108,6 +109,63 @@ def test_all_problems_are_reported(dataset: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stop:
         main(["verify", "--decode", "101", str(dataset)])
     assert stop.value.code == 2
+
+
+def _flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_quarantine_masks_changed_samples(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = dataset / "train/c-train-000001.tar"
+    offsets = np.fromfile(f"{tar}.idx", "<u8")
+    first = Manifest.load(dataset).split("train").shards[0].num_samples
+    _flip(tar, int(offsets[2]) + 530)  # in the image
+    _flip(tar, int(offsets[4]) + 5)  # in a header
+    arguments = ("--full", "--decode", "100", "--quarantine", str(dataset))
+    # The changed file stays a problem.
+    assert "SHA-256" in str(_verify(capsys, *arguments))
+    mask = np.load(dataset / "exclude/verify-train.npy")
+    assert mask.tolist() == [first + 2, first + 4]
+    report = dataset.parent / "report.json"
+    _verify(capsys, *arguments, "--json", str(report))
+    written = json.loads(report.read_text())[str(dataset)]
+    assert written["bad_samples"] == {"train": [first + 2, first + 4]}
+    assert len(written["excluded"]) == 2 and "has changed" in written["excluded"][0]
+    assert all("has changed" not in text for text in written["problems"])
+
+
+def test_quarantine_masks_what_does_not_decode(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (dataset / "train").glob("*.cols.npy"):  # sizes of another image
+        columns = np.load(path)
+        columns["num_pixels"][:1] += 1
+        np.save(path, columns)
+    counts = [shard.num_samples for shard in Manifest.load(dataset).split("train").shards]
+    expected = [0, counts[0], counts[0] + counts[1]]
+    # A check of one percent adds to the mask, and a complete one replaces it.
+    assert "num_pixels" in str(_verify(capsys, "--decode", "100", str(dataset)))
+    assert _verify(capsys, "--decode", "100", "--quarantine", str(dataset)) is None
+    assert "ok, 3 problems of samples under a mask" in capsys.readouterr().out
+    assert _verify(capsys, "--decode", "100", str(dataset)) is None
+    mask = dataset / "exclude/verify-train.npy"
+    assert np.load(mask).tolist() == expected
+    assert _verify(capsys, "--decode", "0.001", "--quarantine", str(dataset)) is None
+    assert np.load(mask).tolist() == expected
+    assert not (dataset / "exclude/verify-val.npy").exists()
+    assert "SHA-256" in str(_verify(capsys, "--full", str(dataset)))
+
+
+def test_quarantine_without_bad_samples(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mask(Manifest.load(dataset), "verify-train", "train", np.array([3]), "earlier")
+    assert _verify(capsys, "--full", "--decode", "1", "--quarantine", str(dataset)) is None
+    assert (dataset / "exclude/verify-train.npy").exists()
+    assert _verify(capsys, "--full", "--decode", "100", "--quarantine", str(dataset)) is None
+    assert not (dataset / "exclude/verify-train.npy").exists()
 
 
 def _foreign(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:

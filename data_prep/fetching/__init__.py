@@ -1,0 +1,1 @@
+"""Download the images or audio clips of a table of URLs."""
