@@ -53,7 +53,7 @@ _HEAD_BYTES = 1 << 12
 _NUM_KEPT_FILES = 1
 _SUPPORTED: dict[Kind, str] = {
     "image": "supported are PNG, JPEG, WebP, GIF, BMP, and AVIF",
-    "audio": "supported are FLAC, WAV, Ogg, MP3, and others listed in docs/formats.md",
+    "audio": "supported are FLAC, WAV, Ogg, MP3, and others listed in docs/media.md",
 }
 _BROKEN: dict[Kind, str] = {"image": BROKEN_IMAGE, "audio": BROKEN_AUDIO}
 

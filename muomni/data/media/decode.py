@@ -84,12 +84,15 @@ def identify_image(data: bytes) -> Image.Image:
 
 
 def load_image(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode the pixels of an opened image; a JPEG may lack its end marker, as long as all pixels are there."""
+    """Decode the pixels of an opened image.
+
+    A JPEG may lack its end marker if all pixels are there, which cannot be told of progressive ones.
+    """
     try:
         image.load()
         return image
     except OSError:
-        if not _lacks_only_its_end(data):
+        if image.info.get("progressive") or not _lacks_only_its_end(data):
             raise
     completed = identify_image(data + _JPEG_END)
     completed.draft(image.mode, image.size)

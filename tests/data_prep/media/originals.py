@@ -12,7 +12,7 @@ from muomni.data.media.formats import Kind
 
 RATE_HZ = 16_000
 NUM_SAMPLES = 4_800
-# Extension, and what ffmpeg is told.
+# Extension, and arguments of ffmpeg.
 _BY_FFMPEG = {
     "m4a": ("-c:a", "aac", "-f", "ipod", "-movflags", "+frag_keyframe+empty_moov"),
     "webm": ("-c:a", "libopus", "-f", "webm"),
