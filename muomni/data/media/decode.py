@@ -7,6 +7,7 @@ resampling, so data preparation stays light.
 """
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ _BLOCK_VALUES = 1 << 22
 _SMALL_BLOCK = 1 << 16
 # Limit on samples times channels of an audio clip: 4 GiB as float32, 18 hours of 16 kHz mono.
 MAX_VALUES = 1 << 30
+# Rates of recordings. An odd rate, such as 16,001 Hz, needs a filter of its own for each output sample.
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+_MAX_WEIGHTS = 1 << 26
 # libsndfile reports more for streams of unknown length.
 _MAX_SAMPLES = 1 << 40
 _JPEG_END = b"\xff\xd9"
@@ -199,9 +203,21 @@ def read_audio(data: bytes) -> tuple[np.ndarray, int]:
     samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if len(samples) == 0:
         raise DataError("audio clip of zero length")
+    _check_rate(*rates_hz)
     if not np.isfinite(samples).all():
         raise DataError("broken audio clip (non-finite samples)")
     return samples, rates_hz.pop()
+
+
+def _check_rate(rate_hz: int) -> None:
+    """Raise `DataError` for a rate that would need minutes or gigabytes to resample."""
+    divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    num_weights = rate_hz // divisor * (SAMPLE_RATE_HZ // divisor)
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ or num_weights > _MAX_WEIGHTS:
+        raise DataError(
+            f"audio clip with a sample rate of {rate_hz} Hz, which is not supported; resample it, for "
+            f"example with ffmpeg -ar {SAMPLE_RATE_HZ}"
+        )
 
 
 def _read_stream(stream: AudioStream) -> tuple[np.ndarray, int]:
@@ -260,6 +276,7 @@ def declared_length(data: bytes) -> tuple[int, int, int] | None:
             num_samples = file.frames if num_samples is None else num_samples
             if not 0 < num_samples < _MAX_SAMPLES:
                 return None
+            _check_rate(int(file.samplerate))
             return num_samples, int(file.samplerate), file.channels
     except (soundfile.SoundFileError, ValueError, OSError) as error:
         raise _not_decoded(data, error) from error

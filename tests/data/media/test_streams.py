@@ -225,3 +225,17 @@ def test_broken_headers_are_refused(kind: str, break_it: Callable[[bytes], bytes
             assert "broken audio clip" in str(error) or "zero length" in str(error)
         else:
             assert result is None
+
+
+@pytest.mark.parametrize("rate_hz", [1, 999, 16_001, 47_999, 1_000_000])
+def test_rates_that_cannot_be_resampled_are_refused(rate_hz: int) -> None:
+    data = WAV[:24] + struct.pack("<II", rate_hz, 2 * rate_hz) + WAV[32:]
+    for function in (read_audio, declared_length):
+        with pytest.raises(DataError, match=f"sample rate of {rate_hz} Hz, which is not supported"):
+            function(data)
+
+
+@pytest.mark.parametrize("rate_hz", [4_000, 11_025, 12_345, 44_056, 192_000])
+def test_unusual_rates_are_resampled(rate_hz: int) -> None:
+    data = WAV[:24] + struct.pack("<II", rate_hz, 2 * rate_hz) + WAV[32:]
+    assert len(decode_declared_length(data)) == resampled_length(data)

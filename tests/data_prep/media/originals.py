@@ -13,7 +13,7 @@ from muomni.data.media.formats import Kind
 RATE_HZ = 16_000
 NUM_SAMPLES = 4_800
 # Extension, and arguments of ffmpeg.
-_BY_FFMPEG = {
+BY_FFMPEG = {
     "m4a": ("-c:a", "aac", "-f", "ipod", "-movflags", "+frag_keyframe+empty_moov"),
     "webm": ("-c:a", "libopus", "-f", "webm"),
     "aac": ("-c:a", "aac", "-f", "adts"),
@@ -101,7 +101,7 @@ def originals() -> dict[str, tuple[Kind, bytes]]:
         "sphere": encoded("NIST", "PCM_16"),
     }
     if shutil.which("ffmpeg"):
-        for name, arguments in _BY_FFMPEG.items():
+        for name, arguments in BY_FFMPEG.items():
             audio[name] = by_ffmpeg(*arguments, data=wav)
     kinds: tuple[tuple[Kind, dict[str, bytes]], ...] = (("image", images), ("audio", audio))
     return {name: (kind, data) for kind, files in kinds for name, data in files.items()}
