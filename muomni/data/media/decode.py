@@ -19,7 +19,15 @@ import soundfile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from muomni.config.models import SAMPLE_RATE_HZ
-from muomni.data.media.formats import JPEG, MP3, Kind, MediaFormat, detect_format
+from muomni.data.media.formats import (
+    AUDIO_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    JPEG,
+    MP3,
+    Kind,
+    MediaFormat,
+    detect_format,
+)
 from muomni.data.media.streams import AudioStream, audio_streams, joined_streams
 from muomni.errors import DataError
 
@@ -170,9 +178,9 @@ def _not_decoded(data: bytes, error: Exception) -> DataError:
 
 def wrong_format(found: MediaFormat, kind: Kind) -> DataError:
     """That a file has a format that training does not decode as `kind`."""
-    known = "PNG, JPEG, or WebP" if kind == "image" else "FLAC, WAV, Ogg, or MP3"
+    known = ", ".join(IMAGE_EXTENSIONS if kind == "image" else AUDIO_EXTENSIONS)
     what = "broken image" if kind == "image" else "broken audio clip"
-    return DataError(f"{what} (it is {found.name}, not {known})")
+    return DataError(f"{what} (it is {found.name}, not one of {known})")
 
 
 def _reason(error: Exception) -> str:
