@@ -1,6 +1,7 @@
 """Images and audio clips that a user attaches to a turn, checked before the model sees them.
 
-Size, format, and duration are read from the file's header, so a huge file is refused without being decoded.
+Size and duration are read from the file's header if it tells them, so a huge file is refused without being
+decoded.
 """
 
 import io

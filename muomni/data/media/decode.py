@@ -23,7 +23,6 @@ from muomni.data.media.formats import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
     JPEG,
-    MP3,
     Kind,
     MediaFormat,
     detect_format,
@@ -271,12 +270,12 @@ def _read_samples(file: soundfile.SoundFile, num_expected: int | None) -> np.nda
 def declared_length(data: bytes) -> tuple[int, int, int] | None:
     """Samples, rate, and channels of an audio clip by its header; None if only decoding tells its length.
 
-    The headers of WAV, FLAC, and Ogg tell it, unless they are incomplete; those of MP3 do not. Raises
-    `DataError` if the header is broken.
+    Headers of files that were joined or written to a pipe do not tell it, nor those of MP3 without a Xing
+    header. Raises `DataError` if the header is broken.
     """
     streams = audio_streams(data)
     is_joined = len(streams) > 1 or len(joined_streams(data)) > 1
-    if is_joined or detect_format(data) is MP3 or streams[0].num_skipped:
+    if is_joined or streams[0].num_skipped:
         return None
     try:
         with soundfile.SoundFile(io.BytesIO(streams[0].data)) as file:

@@ -184,6 +184,8 @@ def _mp3_stream(data: bytes) -> AudioStream:
         if num_declared and _num_frames(data, first) <= num_declared + 1:
             return AudioStream(_with_xing_size(data, start, tag))
         start = first if _frame_bytes(data[first + 1 : first + 3]) else start
+    if len(data) < start + 4:
+        return AudioStream(data)
     second, third, fourth = data[start + 1 : start + 4]
     # The lowest bit rate, without checksum and padding.
     head = bytes([0xFF, second | 1, 0x10 | third & 0x0D, fourth])

@@ -180,6 +180,22 @@ def test_joined_mp3_has_all_samples(capfd: pytest.CaptureFixture[str]) -> None:
     assert not capfd.readouterr().err
 
 
+def test_xing_header_that_counts_all_frames_is_trusted() -> None:
+    data = _mp3(2, 44_100)
+    assert declared_length(data) == (len(read_audio(data)[0]), 44_100, 2)
+    for other in (data + data, without_first_frame(data)):
+        assert declared_length(other) is None
+
+
+@pytest.mark.parametrize("num_bytes", range(12))
+def test_mp3_that_ends_in_its_first_frame_is_refused(num_bytes: int) -> None:
+    data = _mp3()
+    first = data.index(data[:2], data.index(b"Info" if b"Info" in data else b"Xing") + 156)
+    for cut in (data[:num_bytes], data[: first + num_bytes], without_first_frame(data)[:num_bytes]):
+        with pytest.raises(DataError, match=r"broken audio clip|zero length"):
+            read_audio(cut)
+
+
 def test_truncated_mp3_with_xing_header_is_refused() -> None:
     data = _mp3()
     with pytest.raises(DataError, match=f"of {2 * RATE_HZ} samples"):
