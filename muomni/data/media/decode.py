@@ -36,7 +36,7 @@ _BLOCK_VALUES = 1 << 22
 _SMALL_BLOCK = 1 << 16
 # Limit on samples times channels of an audio clip: 4 GiB as float32, 18 hours of 16 kHz mono.
 MAX_VALUES = 1 << 30
-# Rates of recordings. An odd rate, such as 16,001 Hz, needs a filter of its own for each output sample.
+# Rates that microphones have. An odd rate, such as 16,001 Hz, needs a filter of its own for each output sample.
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 _MAX_WEIGHTS = 1 << 26
 # libsndfile reports more for streams of unknown length.
