@@ -18,7 +18,7 @@ test test-slow parity: export DS_ACCELERATOR := cpu
 PYTEST = python -m pytest $(PYTEST_ARGS)
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-slow test-slurm test-gpu parity lint types docs fmt lock bench bench-gpu clean
+.PHONY: help install quickstart test test-slow test-slurm test-gpu parity fuzz lint types docs fmt lock bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-gpu: install  ## tests that need CUDA devices; lists each one, and what was
 
 parity: install  ## compare all training layouts with plain PyTorch, into docs/parity.md (PARITY_ARGS="--only sft bf16")
 	@python -m tests.parity $(PARITY_ARGS)
+
+fuzz: install  ## decode 10,000 mutated images and audio clips, as sharding and training do (FUZZ_ARGS="--seed 1")
+	@python -m tests.data_prep.media.fuzz $(FUZZ_ARGS)
 
 lint: install types docs  ## style, types, spelling, terms, and links, as in CI
 	@ruff check .

@@ -27,7 +27,7 @@ from data_prep.curation.near_duplicates import (
 from data_prep.datasets import by_shard, map_shards
 from data_prep.members import media_of, sample_texts
 from data_prep.options import Comparison
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.exclusion_mask import FOLDER
 from muomni.data.shards.manifest import Manifest, hash64
 from muomni.data.shards.reader import SplitReader

@@ -9,6 +9,7 @@ import email.utils
 import errno
 import hashlib
 import ipaddress
+import mimetypes
 import socket
 import time
 from collections import OrderedDict
@@ -28,15 +29,13 @@ from data_prep.fetching.robots import (
     refusing_tag,
 )
 from data_prep.fetching.url_table import BAD_URL, parse_url
-from data_prep.media.convert import detect_format
 from data_prep.options import FetchOptions
 from data_prep.values import shown
 from muomni import __version__
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import detect_format
 from muomni.errors import MachineError
 from muomni.io.atomic_write import open_atomic
 
-_EXTENSIONS = {"image": IMAGE_EXTENSIONS, "audio": AUDIO_EXTENSIONS}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
 # Bytes from which the format is detected.
@@ -159,17 +158,18 @@ class Client:
     async def _store(self, response: aiohttp.ClientResponse, stem: Path) -> Download:
         status, content_type = response.status, response.headers.get("Content-Type", "")
         start = await _read(response, _START_BYTES)
-        extension = detect_format(start)
+        found = detect_format(start)
         if not start:
             raise FetchError("empty", "the body is empty", http_status=status)
-        if extension not in _EXTENSIONS[self._options.kind]:
+        if found is None or found.kind != self._options.kind or found.handling == "refused":
             raise FetchError(
                 f"not-{self._options.kind}",
-                f"the content is not {', '.join(_EXTENSIONS[self._options.kind])}: type {shown(content_type)}, "
-                f"first bytes {shown(start[:16])}",
+                f"the content is {found.name if found else 'in no known format'}, not {self._options.kind} that "
+                f"sharding takes: type {shown(content_type)}, first bytes {shown(start[:16])}",
                 http_status=status,
             )
-        path = stem.with_name(f"{stem.name}.{extension}")
+        suffix = f".{found.suffix}" if found.suffix else _suffix_of(content_type)
+        path = stem.with_name(f"{stem.name}{suffix}")
         digest, num_bytes, block = hashlib.sha256(), 0, start
         with ExitStack() as stack:
             file = stack.enter_context(open_atomic(path))
@@ -304,3 +304,8 @@ def _translated(error: Exception) -> FetchError:
             "bad-response", f"the answer is not valid HTTP: {text}", is_temporary=True
         )
     return FetchError("connection", f"the connection failed: {text}", is_temporary=True)
+
+
+def _suffix_of(content_type: str) -> str:
+    """The usual suffix of files of a type; sharding goes by the content."""
+    return mimetypes.guess_extension(content_type.partition(";")[0].strip()) or ".bin"

@@ -13,7 +13,8 @@ import soundfile
 from data_prep.inspection.audio_panel import audio_panel
 from data_prep.inspection.preview import text_lines
 from data_prep.members import Sample, media_of
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, image_size, read_audio
+from muomni.data.media.decode import image_size, read_audio
+from muomni.data.media.formats import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.errors import DataError

@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 from data_prep.inspection.audio_panel import HEIGHT, WIDTH, audio_panel
 from data_prep.inspection.fonts import Fonts
 from data_prep.members import media_of, sample_texts
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, open_image
+from muomni.data.media.decode import open_image
+from muomni.data.media.formats import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.data.text.graphemes import cut_text

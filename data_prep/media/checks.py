@@ -11,22 +11,21 @@ from functools import lru_cache
 import imagesize
 import numpy as np
 import soundfile
-from PIL import Image
 
 from data_prep.corpus import BROKEN_AUDIO, BROKEN_IMAGE, BadSampleError, Media
-from data_prep.media.convert import detect_format, read_media
+from data_prep.media.convert import read_media
 from data_prep.media.preprocessing import convert_audio, convert_image
 from data_prep.options import Preprocessing
 from muomni.data.media.decode import (
-    AUDIO_EXTENSIONS,
-    IMAGE_EXTENSIONS,
-    IMAGE_FORMATS,
     AudioFacts,
-    broken_audio,
+    declared_length,
+    identify_image,
     image_errors,
     image_size,
     read_audio,
 )
+from muomni.data.media.formats import FLAC, detect_format
+from muomni.data.media.streams import joined_streams, with_flac_samples
 from muomni.errors import DataError
 
 # Conversations may share media; the most recent ones are not decoded again.
@@ -62,7 +61,7 @@ class CheckedAudio:
 @lru_cache(maxsize=_CACHE_SIZE)
 def checked_image(media: Media, preprocessing: Preprocessing) -> CheckedImage:
     """Read, check, and convert an image."""
-    extension, data = read_media(media, IMAGE_EXTENSIONS, BROKEN_IMAGE)
+    extension, data = read_media(media, "image")
     try:
         if preprocessing.changes_images:
             return CheckedImage(*convert_image(preprocessing, extension, data))
@@ -76,17 +75,21 @@ def checked_image(media: Media, preprocessing: Preprocessing) -> CheckedImage:
 def checked_audio(media: Media, preprocessing: Preprocessing) -> CheckedAudio:
     """Read, check, and convert an audio clip; its samples are discarded to save memory."""
     if preprocessing.check == "header" and preprocessing.sample_rate_hz is None:
-        extension, data = read_media(media, AUDIO_EXTENSIONS, BROKEN_AUDIO)
-        facts = _header_facts(media, data)
+        extension, data = read_media(media, "audio")
+        try:
+            facts = _header_facts(data)
+        except DataError as error:
+            raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
         return CheckedAudio(extension, data, facts, facts.sample_rate_hz)
     return decoded_audio(media, preprocessing)[0]
 
 
 def decoded_audio(media: Media, preprocessing: Preprocessing) -> tuple[CheckedAudio, np.ndarray]:
     """An audio clip and the samples [num_samples, num_channels] of its original file."""
-    extension, data = read_media(media, AUDIO_EXTENSIONS, BROKEN_AUDIO)
+    extension, data = read_media(media, "audio")
     try:
         samples, original_rate_hz = read_audio(data)
+        data = with_right_length(data, len(samples))
         extension, data, converted, rate_hz = convert_audio(
             preprocessing, extension, data, samples, original_rate_hz
         )
@@ -96,25 +99,30 @@ def decoded_audio(media: Media, preprocessing: Preprocessing) -> tuple[CheckedAu
     return CheckedAudio(extension, data, facts, original_rate_hz), samples
 
 
+def with_right_length(data: bytes, num_samples: int) -> bytes:
+    """A FLAC file whose header declares the decoded length, since other tools rely on it; other files as is."""
+    if detect_format(data) is not FLAC:
+        return data
+    corrected = with_flac_samples(data, num_samples)
+    return corrected if corrected == data or len(joined_streams(data)) == 1 else data
+
+
 def header_size(data: bytes) -> tuple[int, int]:
     """Width and height of an image from its header; raises `DataError` for a broken header."""
     # imagesize also reads formats that training cannot decode, and returns (-1, -1) on failure.
-    if detect_format(data) in IMAGE_EXTENSIONS:
+    found = detect_format(data)
+    if found and found.kind == "image" and found.handling == "kept":
         width, height = imagesize.get(io.BytesIO(data), exif_rotation=False)
         if width > 0 and 0 < height <= _MAX_TRUSTED_PIXELS // width:
             return width, height
     with image_errors():
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).size
+        return identify_image(data).size
 
 
-def _header_facts(media: Media, data: bytes) -> AudioFacts:
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if not 0 < file.frames < 2**40:
-                raise DataError("its header does not give its length")
-            duration_ms = max(1, round(file.frames * 1000 / file.samplerate))
-            return AudioFacts(duration_ms, file.samplerate, file.channels)
-    except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise BadSampleError(BROKEN_AUDIO, f"{media}: {broken_audio(error)}") from error
-    except DataError as error:
-        raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
+def _header_facts(data: bytes) -> AudioFacts:
+    """Facts by the header; a clip whose length its header does not tell is decoded."""
+    declared = declared_length(data)
+    if declared is None:
+        return AudioFacts.of(*read_audio(data))
+    num_samples, rate_hz, num_channels = declared
+    return AudioFacts(max(1, round(num_samples * 1000 / rate_hz)), rate_hz, num_channels)

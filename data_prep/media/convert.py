@@ -1,17 +1,16 @@
-"""Read the bytes of an image or audio clip from a file, a Parquet cell, a JSON record, or a segment of an
-audio file.
+"""Read the bytes of an image or audio clip: from a file, a tar, a Parquet cell, or a JSON record, or a segment
+of an audio file.
 
-All but segments are copied unchanged. Segments are decoded and encoded losslessly as FLAC, or as WAV if
-FLAC cannot represent the samples.
+All but segments are copied unchanged if training reads their format, and converted otherwise (`foreign`).
+Segments are decoded and encoded losslessly as FLAC, or as WAV if FLAC cannot represent the samples.
 """
 
 import io
 import os
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
@@ -19,6 +18,7 @@ import soundfile
 from data_prep.corpus import (
     BAD_RECORD,
     BROKEN_AUDIO,
+    BROKEN_IMAGE,
     MISSING_MEDIA,
     BadSampleError,
     Blob,
@@ -28,69 +28,81 @@ from data_prep.corpus import (
     Member,
 )
 from data_prep.media.blob import read_blob
+from data_prep.media.foreign import (
+    convert_foreign_audio,
+    encode_audio,
+    exact_type,
+    image_as_png,
+    is_lossy,
+)
 from data_prep.media.located import located
-from data_prep.media.tar_files import open_audio, read_member
-from muomni.data.media.decode import MAX_VALUES
+from data_prep.media.tar_files import read_member
+from muomni.data.media.decode import MAX_VALUES, read_audio
+from muomni.data.media.formats import FLAC, MP3, Kind, detect_format
+from muomni.data.media.streams import audio_streams, with_flac_samples
+from muomni.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
 
-_SAME_FORMAT = {"jpeg": "jpg", "opus": "ogg", "oga": "ogg"}
 # Neighboring rows are read in sequence; two row groups cover the border between them.
 _NUM_KEPT_ROW_GROUPS = 2
 # Annotations round the ends of segments, so these may lie outside of the file.
 _MAX_BEFORE_START_S = 0.05
 _MAX_BEYOND_END_S = 0.1
 _MAX_ROUNDING_S = 0.001
-# Subtype of an audio file: format and subtype of its segments, and the sample type that preserves them.
-_SampleType = Literal["int16", "int32", "float32", "float64"]
-_EXACT: dict[str, tuple[str, str, _SampleType]] = {
-    "PCM_S8": ("FLAC", "PCM_S8", "int16"),
-    "PCM_U8": ("FLAC", "PCM_S8", "int16"),
-    "PCM_24": ("FLAC", "PCM_24", "int32"),
-    "PCM_32": ("WAV", "PCM_32", "int32"),
-    "FLOAT": ("WAV", "FLOAT", "float32"),
-    "DOUBLE": ("WAV", "DOUBLE", "float64"),
-}
-_SIXTEEN_BITS: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "int16")
-# Lossy decoders return floats that may exceed [-1, 1]; soundfile clips them when it writes 16 bits.
-_LOSSY: tuple[str, str, _SampleType] = ("FLAC", "PCM_16", "float32")
 # An MP3 frame needs bits of preceding frames: up to 0.5 s after a seek are decoded incorrectly.
 _LEAD_IN_S = 2
-_LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
+# Enough to detect a format; tags may be longer.
+_HEAD_BYTES = 1 << 12
+# Segments of a file are read in sequence.
+_NUM_KEPT_FILES = 1
+_SUPPORTED: dict[Kind, str] = {
+    "image": "supported are PNG, JPEG, WebP, GIF, BMP, and AVIF",
+    "audio": "supported are FLAC, WAV, Ogg, MP3, and others listed in docs/media.md",
+}
+_BROKEN: dict[Kind, str] = {"image": BROKEN_IMAGE, "audio": BROKEN_AUDIO}
 
 
-def read_media(media: Media, known: tuple[str, ...], broken: str) -> tuple[str, bytes]:
-    """Extension and bytes of an image or audio clip.
+def read_media(media: Media, kind: Kind) -> tuple[str, bytes]:
+    """Extension and bytes of an image or audio clip, as training reads it. The content decides, not the name.
 
-    Raises `BadSampleError` if it is missing or a segment exceeds its file, and with the reason `broken` if
-    its format is not in `known`.
+    Raises `BadSampleError` if it is missing, is in a format that cannot be converted, or if a segment exceeds
+    its file.
     """
     if isinstance(media, Clip):
-        return _cut_segment(replace(media, path=located(media.path)), known)
+        return _cut_segment(replace(media, path=located(media.path)))
     if isinstance(media, Member):
-        suffix = os.path.splitext(media.name)[1].lower().lstrip(".")
-        return _checked(media, suffix, known, broken), read_member(media)
+        return _readable(media, kind, read_member(media))
     if isinstance(media, Blob):
-        data = read_blob(media)
-        return _checked(media, detect_format(data), known, broken), data
+        return _readable(media, kind, read_blob(media))
     if isinstance(media, Cell):
         data = read_cell(media)
         if data is not None:
-            return _checked(media, detect_format(data), known, broken), data
+            return _readable(media, kind, data)
         if not media.file:
             raise BadSampleError(MISSING_MEDIA, f"{media} is empty")
         media = media.file
     media = located(media)
-    extension = os.path.splitext(media)[1].lower().lstrip(".")
-    return _checked(media, extension, known, broken), _read_file(media)
+    return _readable(media, kind, _read_file(media))
 
 
-def _checked(media: Media, extension: str, known: tuple[str, ...], broken: str) -> str:
-    extension = _SAME_FORMAT.get(extension, extension)
-    if extension not in known:
-        raise BadSampleError(broken, f"{media} is not one of {', '.join(known)}")
-    return extension
+def _readable(media: Media, kind: Kind, data: bytes) -> tuple[str, bytes]:
+    """Extension and bytes, converted if training does not read the format."""
+    found = detect_format(data)
+    if found is not None and found.kind == kind:
+        if found.handling == "kept":
+            return found.suffix, data
+        try:
+            if found.handling == "converted" and kind == "image":
+                return "png", image_as_png(found, data)
+            if found.handling != "refused":
+                return convert_foreign_audio(found, data)
+        except (DataError, soundfile.SoundFileError, ValueError, OSError) as error:
+            raise BadSampleError(_BROKEN[kind], f"{media}: {str(error).strip()}") from error
+    what = found.name if found else "not a known image or audio file" if data else "empty"
+    remedy = _SUPPORTED[kind] if found and found.kind == kind else f"{kind} file expected"
+    raise BadSampleError(_BROKEN[kind], f"{media} is {what}; {remedy}")
 
 
 def _read_file(path: str) -> bytes:
@@ -110,17 +122,6 @@ def _read_file(path: str) -> bytes:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-
-
-def detect_format(data: bytes) -> str:
-    """The extension that the first bytes imply; empty for unknown formats."""
-    if data[:4] == b"RIFF":
-        return {b"WAVE": "wav", b"WEBP": "webp"}.get(data[8:12], "")
-    # MPEG frames start with eleven set bits.
-    if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
-        return "mp3"
-    starts = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3"}
-    return next((name for start, name in starts.items() if data.startswith(start)), "")
 
 
 def read_cell(cell: Cell) -> bytes | None:
@@ -160,43 +161,89 @@ def _read_column(path: str, row_group: int, column: str) -> "pyarrow.ChunkedArra
     return values
 
 
-def _cut_segment(clip: Clip, known: tuple[str, ...]) -> tuple[str, bytes]:
-    """Cut a segment; one that covers a whole file in a known format is copied."""
+@dataclass(frozen=True, slots=True)
+class _AudioSource:
+    """A path or bytes that libsndfile opens and can seek in, samples to skip, and their number.
+
+    `extension` is empty if the file cannot be copied; `num_samples` is None if libsndfile knows it.
+    """
+
+    opened: str | bytes
+    extension: str
+    num_skipped: int = 0
+    num_samples: int | None = None
+
+
+def _audio_source(file: str | Member) -> _AudioSource:
+    if isinstance(file, Member):
+        opened: str | bytes = read_member(file)
+        head = opened[:_HEAD_BYTES]
+    else:
+        opened = file
+        with open(file, "rb") as raw:
+            head = raw.read(_HEAD_BYTES)
+    found = detect_format(head)
+    if found is not None and (found is MP3 or found.demuxer):
+        return _decodable(file)
+    if found is FLAC and with_flac_samples(head, 0) == head:
+        return _decodable(file)
+    return _AudioSource(opened, found.suffix if found else "")
+
+
+@lru_cache(maxsize=_NUM_KEPT_FILES)
+def _decodable(file: str | Member) -> _AudioSource:
+    """Bytes of a file whose length its header does not tell, or that only ffmpeg decodes."""
+    data = _whole(file)
+    found = detect_format(data)
+    if found is not None and found.demuxer:
+        return _AudioSource(_readable(file, "audio", data)[1], "")
+    if found is FLAC:
+        num_samples = len(read_audio(data)[0])
+        return _AudioSource(with_flac_samples(data, num_samples), "flac")
+    stream = audio_streams(data)[0]
+    return _AudioSource(stream.data, "mp3", stream.num_skipped, stream.num_counted or None)
+
+
+def _whole(file: str | Member) -> bytes:
+    return read_member(file) if isinstance(file, Member) else _read_file(file)
+
+
+def _cut_segment(clip: Clip) -> tuple[str, bytes]:
+    """Cut a segment; one that covers a whole file in a format that training reads is copied."""
     if -_MAX_BEFORE_START_S <= clip.start_s < 0:
         clip = replace(clip, start_s=0.0, duration_s=clip.duration_s + clip.start_s)
     if clip.start_s < 0 or clip.duration_s <= 0:
         raise BadSampleError(BAD_RECORD, f"{clip} is not a valid segment")
-    extension = Path(clip.file_name).suffix.lower().lstrip(".")
-    extension = _SAME_FORMAT.get(extension, extension)
+    whole = clip.member or clip.path
     try:
-        with open_audio(clip) as raw, soundfile.SoundFile(raw) as file:
+        source = _audio_source(whole)
+        opened = source.opened
+        with (
+            open(opened, "rb") if isinstance(opened, str) else io.BytesIO(opened) as raw,
+            soundfile.SoundFile(raw) as file,
+        ):
             if clip.channel is not None and not 0 <= clip.channel < file.channels:
-                raise BadSampleError(
-                    BAD_RECORD, f"{clip.member or clip.path} has no channel {clip.channel}"
-                )
-            rest_s = file.frames / file.samplerate - clip.start_s
+                raise BadSampleError(BAD_RECORD, f"{whole} has no channel {clip.channel}")
+            num_samples = source.num_samples or file.frames - source.num_skipped
+            rest_s = num_samples / file.samplerate - clip.start_s
             if clip.duration_s > rest_s + _MAX_BEYOND_END_S:
                 raise BadSampleError(BROKEN_AUDIO, f"{clip} exceeds the end of the audio file")
             is_all = clip.start_s == 0 and clip.duration_s > rest_s - _MAX_ROUNDING_S
-            if is_all and extension in known and (clip.channel is None or file.channels == 1):
-                raw.seek(0)
-                return extension, raw.read()
-            return _encode_segment(clip, file)
-    except (soundfile.SoundFileError, ValueError) as error:
+            if is_all and source.extension and (clip.channel is None or file.channels == 1):
+                return source.extension, _whole(whole)
+            return _encode_segment(clip, file, source.num_skipped)
+    except (DataError, soundfile.SoundFileError, ValueError) as error:
         raise BadSampleError(BROKEN_AUDIO, f"{clip}: {str(error).strip()}") from error
     except OSError as error:
         raise BadSampleError(MISSING_MEDIA, f"cannot read {clip.path}: {error.strerror}") from error
 
 
-def _encode_segment(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
+def _encode_segment(clip: Clip, file: soundfile.SoundFile, num_skipped: int) -> tuple[str, bytes]:
     start = round(clip.start_s * file.samplerate)
     num_samples = round((clip.start_s + clip.duration_s) * file.samplerate) - start
-    if file.subtype in _LOSSY_SUBTYPES:
-        kind, subtype, dtype = _LOSSY
-        lead_in = min(start, _LEAD_IN_S * file.samplerate)
-    else:
-        kind, subtype, dtype = _EXACT.get(file.subtype, _SIXTEEN_BITS)
-        lead_in = 0
+    start += num_skipped
+    kind, subtype, dtype = exact_type(file)
+    lead_in = min(start, _LEAD_IN_S * file.samplerate) if is_lossy(file) else 0
     if num_samples * file.channels > MAX_VALUES:
         raise BadSampleError(BAD_RECORD, f"{clip} exceeds the maximum length of an audio clip")
     file.seek(start - lead_in)
@@ -205,15 +252,4 @@ def _encode_segment(clip: Clip, file: soundfile.SoundFile) -> tuple[str, bytes]:
         raise BadSampleError(BROKEN_AUDIO, f"{clip} has {len(samples)} of {num_samples} samples")
     if clip.channel is not None:
         samples = samples[:, clip.channel]
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, file.samplerate, subtype, format=kind)
-    return kind.lower(), _clear_time_stamp(
-        buffer.getvalue()
-    ) if kind == "WAV" else buffer.getvalue()
-
-
-def _clear_time_stamp(data: bytes) -> bytes:
-    """Clear the time stamp in the PEAK chunk of a WAV, so that equal segments have equal bytes."""
-    # The chunk precedes the samples: name, size, and version of 4 bytes each, then the time stamp.
-    start = data.find(b"PEAK", 0, data.find(b"data"))
-    return data if start < 0 else data[: start + 12] + bytes(4) + data[start + 16 :]
+    return encode_audio(samples, file.samplerate, kind, subtype)

@@ -12,9 +12,9 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from data_prep.corpus import MISSING_MEDIA, BadSampleError
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_FILES, IMAGE_FILES
 
-_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS))
+_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_FILES, *AUDIO_FILES))
 _MAX_SHOWN_PLACES = 3
 _MAX_SHOWN_CHARS = 120
 # A large folder may have millions of names.

@@ -13,7 +13,7 @@ import soundfile
 from PIL import ExifTags, Image
 
 from data_prep.options import NORMALIZERS, Preprocessing
-from muomni.data.media.decode import IMAGE_FORMATS, flat, image_errors, upright
+from muomni.data.media.decode import flat, identify_image, image_errors, load_image, upright
 
 _PIL_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 # JPEGs are decoded at about twice the requested size, in steps of eighths.
@@ -43,7 +43,7 @@ def convert_image(
         DataError: the image is broken.
     """
     with image_errors():
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = identify_image(data)
         before = image.size
         scale = _scale(preprocessing, before)
         wanted = extension if preprocessing.image_format == "keep" else preprocessing.image_format
@@ -53,7 +53,7 @@ def convert_image(
         elif scale < 1:
             width, height = (int(_DRAFT_GAP * scale * side) for side in before)
             image.draft(image.mode, (width, height))
-        image.load()
+        image = load_image(image, data)
         if is_kept:
             return extension, data, before, before
         # The draft mode has rounded the sides, so the aspect ratio is that of the original.

@@ -1,11 +1,9 @@
 """Read files in tars that a corpus consists of."""
 
-import io
 import os
 from functools import lru_cache
-from typing import BinaryIO
 
-from data_prep.corpus import MISSING_MEDIA, BadSampleError, Clip, Member
+from data_prep.corpus import MISSING_MEDIA, BadSampleError, Member
 
 # Samples of a tar are read one after the other, in any order.
 _NUM_OPEN_TARS = 8
@@ -29,11 +27,6 @@ def read_member(member: Member) -> bytes:
     if len(data) < member.num_bytes:
         raise BadSampleError(MISSING_MEDIA, f"{member.path} ends inside {member.name}")
     return data
-
-
-def open_audio(clip: Clip) -> BinaryIO:
-    """The audio file that a segment is cut from; raises `OSError`, or as `read_member` does."""
-    return open(clip.path, "rb") if clip.member is None else io.BytesIO(read_member(clip.member))
 
 
 @lru_cache(maxsize=_NUM_OPEN_TARS)

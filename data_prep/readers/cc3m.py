@@ -14,7 +14,7 @@ from data_prep.options import ReaderOptions
 from data_prep.readers.opening import bounded_lines, open_text, plain_name
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.text_files import read_delimited
-from muomni.data.media.decode import IMAGE_EXTENSIONS
+from muomni.data.media.formats import IMAGE_FILES
 from muomni.errors import DataError
 
 _HEADERS = {
@@ -65,5 +65,5 @@ def _kind(field: str) -> str:
     field = field.strip()
     if field.startswith(("http://", "https://")):
         return "url"
-    is_file = field.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
+    is_file = field.lower().endswith(tuple(f".{extension}" for extension in IMAGE_FILES))
     return "image" if is_file and " " not in field else "caption"

@@ -13,11 +13,11 @@ from data_prep.options import ReaderOptions
 from data_prep.readers.rows import Row, image_item
 from data_prep.readers.text_files import read_text
 from data_prep.readers.walk import walk
-from muomni.data.media.decode import IMAGE_EXTENSIONS
+from muomni.data.media.formats import IMAGE_EXTENSIONS, IMAGE_FILES
 from muomni.errors import DataError
 
 _TEXTS = (".txt", ".caption")
-_IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_IMAGES = tuple(f".{extension}" for extension in IMAGE_FILES)
 
 
 def read_image_folder(src: Path, options: ReaderOptions) -> Iterator[Item]:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_prep.skipped_files import SkippedFiles
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_FILES, IMAGE_FILES
 from muomni.data.shards.tar_index import clutter_kind
 from muomni.errors import DataError
 
 # The preferred one first, if a corpus has a file in several formats.
-AUDIO_SUFFIXES = (*(f".{extension}" for extension in AUDIO_EXTENSIONS), ".opus", ".oga")
-IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+AUDIO_SUFFIXES = tuple(f".{extension}" for extension in AUDIO_FILES)
+IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_FILES)
 
 
 def walk(root: Path, skipped: SkippedFiles) -> Iterator[tuple[Path, list[str]]]:

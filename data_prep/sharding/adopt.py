@@ -14,7 +14,7 @@ from data_prep.members import measure
 from data_prep.readers.walk import find_files
 from data_prep.sharding.finalize import store_manifest
 from data_prep.skipped_files import SkippedFiles
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.shards.manifest import (
     COLUMNS,
     MANIFEST_NAME,
@@ -198,11 +198,11 @@ def _check_names(sample: SampleSpan, path: Path, task: Task) -> None:
             "folder; rewrite the shard with relative names"
         )
     extensions = [split_member_name(member.name)[1] for member in sample.members]
-    kinds = Counter(extension.rpartition(".")[2].lower() for extension in extensions)
+    kinds = Counter(extension.rpartition(".")[2] for extension in extensions)
     single = ["json", "txt", *(() if task == "sft" else IMAGE_EXTENSIONS + AUDIO_EXTENSIONS)]
     for kind in single:
         if kinds[kind] > 1:
-            names = [member.name for member in sample.members if member.name.endswith(kind)]
+            names = [member.name for member in sample.members if member.name.lower().endswith(kind)]
             raise DataError(
                 f"{path}: {names[0]!r} and {names[1]!r} form one sample, since keys end at the first "
                 "dot; rewrite the shard with keys without dots, or write new shards with --format webdataset"

@@ -1,6 +1,7 @@
 """Images and audio clips that a user attaches to a turn, checked before the model sees them.
 
-Size, format, and duration are read from the file's header, so a huge file is refused without being decoded.
+Size and duration are read from the file's header if it tells them, so a huge file is refused without being
+decoded.
 """
 
 import io
@@ -11,7 +12,7 @@ import imagesize
 
 from muomni.config.models import FRAME_RATE_HZ, SAMPLE_RATE_HZ, OmniConfig
 from muomni.data.media.audio import decode_declared_length, resampled_length
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_EXTENSIONS, EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.media.image import decode_image
 from muomni.data.text.turns import MediaKind
 from muomni.errors import DataError
@@ -21,10 +22,6 @@ MAX_FILE_BYTES = 100 << 20
 MAX_IMAGE_PIXELS = 64_000_000
 # <bos>, <user>, <audio_start>, <audio_end>, and <assistant>.
 _NUM_OTHER_POSITIONS = 5
-_EXTENSIONS: dict[MediaKind, tuple[str, ...]] = {
-    "image": IMAGE_EXTENSIONS,
-    "audio": AUDIO_EXTENSIONS,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Attachment:
 def media_kind(path: Path) -> MediaKind:
     """The kind of a file by its extension; raises DataError for one that is neither."""
     extension = path.suffix.lower().lstrip(".")
-    for kind, known in _EXTENSIONS.items():
+    for kind, known in EXTENSIONS.items():
         if extension in known:
             return kind
     known = ", ".join((*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS))
@@ -72,8 +69,8 @@ def read_attachment(kind: MediaKind, path: Path, limits: MediaLimits) -> Attachm
 
     Raises DataError if it cannot be read, is broken or empty, or exceeds a limit.
     """
-    if path.suffix.lower().lstrip(".") not in _EXTENSIONS[kind]:
-        known = ", ".join(_EXTENSIONS[kind])
+    if path.suffix.lower().lstrip(".") not in EXTENSIONS[kind]:
+        known = ", ".join(EXTENSIONS[kind])
         raise DataError(f"{path.name} is not a supported {kind} file; use one of {known}")
     data = _read(path, kind, limits.file_bytes)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muomni.data.media.decode import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
+from muomni.data.media.formats import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS
 from muomni.data.text.chat_template import Conversation
 from muomni.data.text.turns import MEDIA_KINDS, MediaKind, Part, Turn, split_placeholders
 from muomni.data.views.conversation import media_slots

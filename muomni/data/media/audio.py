@@ -1,19 +1,16 @@
 """Decodes the audio clips of samples and pads waveforms to batches."""
 
-import io
 import math
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from muomni.config.models import MEL_RATE_HZ, SAMPLE_RATE_HZ
-from muomni.data.media.decode import AUDIO_EXTENSIONS, broken_audio, decode_audio
+from muomni.data.media.decode import declared_length, decode_audio
+from muomni.data.media.formats import only_medium
 from muomni.errors import DataError
 
-# libsndfile reports at least this many frames for streams of unknown length.
-_UNKNOWN_FRAMES = 2**62
 # Resampling rounds the length; a larger difference means a wrong header.
 _MAX_SAMPLES_OFF = 8
 
@@ -23,27 +20,20 @@ def read_audio(sample: dict[str, Any]) -> np.ndarray:
 
     Raises DataError with the sample's key if the clip is missing or broken.
     """
-    for extension in AUDIO_EXTENSIONS:
-        if extension in sample:
-            try:
-                return decode_audio(sample[extension])
-            except DataError as error:
-                raise DataError(f"{sample['__key__']}.{extension}: {error}") from None
-    raise DataError(
-        f"sample '{sample['__key__']}' has no audio clip ({', '.join(AUDIO_EXTENSIONS)})"
-    )
+    name, data = only_medium(sample, "audio")
+    try:
+        return decode_audio(data)
+    except DataError as error:
+        raise DataError(f"{sample['__key__']}.{name}: {error}") from None
 
 
 def resampled_length(data: bytes) -> int:
     """Samples of an audio clip at `SAMPLE_RATE_HZ`, from its header if possible; raises DataError."""
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            num_frames, rate_hz = file.frames, int(file.samplerate)
-    except (soundfile.SoundFileError, ValueError, OSError) as error:
-        raise broken_audio(error) from None
-    if not 0 < num_frames < _UNKNOWN_FRAMES:
+    declared = declared_length(data)
+    if declared is None:
         return len(decode_audio(data))
-    return math.ceil(num_frames * SAMPLE_RATE_HZ / rate_hz)
+    num_samples, rate_hz, _ = declared
+    return math.ceil(num_samples * SAMPLE_RATE_HZ / rate_hz)
 
 
 def decode_declared_length(data: bytes) -> np.ndarray:
@@ -51,7 +41,10 @@ def decode_declared_length(data: bytes) -> np.ndarray:
 
     Raises DataError if it is broken or its length differs from its header.
     """
-    waveform, num_samples = decode_audio(data), resampled_length(data)
+    waveform, declared = decode_audio(data), declared_length(data)
+    if declared is None:
+        return waveform
+    num_samples = math.ceil(declared[0] * SAMPLE_RATE_HZ / declared[1])
     if abs(len(waveform) - num_samples) > _MAX_SAMPLES_OFF:
         raise DataError(
             f"broken audio clip (its header declares {num_samples} samples at 16 kHz, it has "

@@ -68,13 +68,13 @@ def padded(num_bytes: int) -> int:
 
 
 def split_member_name(name: str) -> tuple[str, str]:
-    """Split `folder/KEY.0.png` into the key `folder/KEY` and the extension `0.png`.
+    """Split `folder/KEY.0.PNG` into the key `folder/KEY` and the extension `0.png`.
 
-    As in WebDataset, the key ends at the first dot of the file name.
+    As in WebDataset, the key ends at the first dot of the file name, and extensions are in lower case.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension
+    return folder + slash + stem, extension.lower()
 
 
 def clutter_kind(name: str) -> str:
@@ -208,7 +208,7 @@ def group_samples(members: list[TarMember], path: Path) -> list[SampleSpan]:
                 )
             seen.add(key)
             group_key, group = key, []
-        if any(member.name == other.name for other in group):
+        if any(extension == split_member_name(other.name)[1] for other in group):
             raise DataError(
                 f"{path}: member {member.name!r} occurs twice; rebuild the shard with unique keys"
             )

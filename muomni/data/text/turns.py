@@ -92,10 +92,14 @@ def split_text(
 
 
 def find_medium(media: Mapping[str, bytes], name: str) -> bytes:
-    """The bytes of an image or audio clip; raises DataError if the sample lacks it."""
-    if name not in media:
+    """The bytes of an image or audio clip; raises DataError if the sample lacks it.
+
+    The names of a sample's members are in lower case, whatever the case in its tar.
+    """
+    found = media.get(name, media.get(name.lower()))
+    if found is None:
         raise DataError(f"a turn refers to {name}, which is not in the sample")
-    return media[name]
+    return found
 
 
 def _stripped(text: str) -> list[Part]:

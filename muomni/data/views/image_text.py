@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from muomni.config.models import Augmentation
-from muomni.data.media.decode import IMAGE_EXTENSIONS
+from muomni.data.media.formats import only_medium
 from muomni.data.media.image import decode_image
 from muomni.data.sampling.lengths import Lengths
 from muomni.data.shards.manifest import hash64
@@ -69,11 +69,11 @@ class ImageTextView(View[Pair]):
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> Pair:
         all_captions = sample_captions(sample)
         caption = all_captions[0 if random is None else int(random.integers(len(all_captions)))]
-        name, content = _image_file(sample)
+        name, content = only_medium(sample, "image")
         try:
             pixels = decode_image(content, self.image_size)
         except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+            raise DataError(f"{sample['__key__']}.{name}: {error}") from None
         if random is not None and self.augmentation is not None:
             pixels = _augmented(pixels, self.augmentation, random)
         groups = (_group(content), group_of(caption), group_of(*all_captions))
@@ -110,15 +110,7 @@ class ImageTextView(View[Pair]):
 
 def image_group(sample: dict[str, Any]) -> int:
     """The group id of the image of a sample; raises DataError if it has none."""
-    return _group(_image_file(sample)[1])
-
-
-def _image_file(sample: dict[str, Any]) -> tuple[str, bytes]:
-    """The name and content of the image of a sample; raises DataError if it has none."""
-    for extension in IMAGE_EXTENSIONS:
-        if extension in sample:
-            return f"{sample['__key__']}.{extension}", sample[extension]
-    raise DataError(f"sample '{sample['__key__']}' has no image ({', '.join(IMAGE_EXTENSIONS)})")
+    return _group(only_medium(sample, "image")[1])
 
 
 def _augmented(

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image, ImageOps
 
-from muomni.data.media.decode import audio_facts, decode_audio, open_image, read_audio
+from muomni.data.media.decode import AudioFacts, decode_audio, image_size, open_image, read_audio
 from muomni.data.media.image import center_square, decode_image, plain_jpeg
 from muomni.errors import DataError
 
@@ -140,6 +140,26 @@ def test_damaged_jpeg_is_treated_as_by_pillow(offset: int) -> None:
     assert pixels is None or np.array_equal(pixels, expected)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_may_lack_its_end_marker(mode: str) -> None:
+    data = _encode(open_image(jpeg(100, 80)).convert(mode), "JPEG")
+    for cut in (data[:-2], data[:-1]):
+        assert image_size(cut) == (100, 80)
+        np.testing.assert_array_equal(np.array(open_image(cut)), np.array(open_image(data)))
+        np.testing.assert_array_equal(decode_image(cut, 32), decode_image(data, 32))
+    for missing in (8, 60, 900):
+        for function in (image_size, open_image):
+            with pytest.raises(DataError, match="broken image"):
+                function(data[:-missing])
+
+
+def test_progressive_jpeg_needs_its_end_marker() -> None:
+    data = _encode(open_image(jpeg(100, 80)), "JPEG", progressive=True)
+    for missing in (1, 2, 60):
+        with pytest.raises(DataError, match="broken image"):
+            open_image(data[:-missing])
+
+
 def test_camera_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -159,7 +179,7 @@ def test_broken_images_are_rejected() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_audio_clips_become_mono_at_16_khz(rate: int, channels: int) -> None:
     data = _tone(rate, channels)
-    facts = audio_facts(data)
+    facts = AudioFacts.of(*read_audio(data))
     assert (facts.duration_ms, facts.sample_rate_hz, facts.num_channels) == (500, rate, channels)
     samples = decode_audio(data)
     assert samples.dtype == np.float32
@@ -171,7 +191,7 @@ def test_audio_clips_become_mono_at_16_khz(rate: int, channels: int) -> None:
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
 def test_audio_containers(form: str) -> None:
-    assert 450 <= audio_facts(_tone(16_000, form=form)).duration_ms <= 600
+    assert 450 <= AudioFacts.of(*read_audio(_tone(16_000, form=form))).duration_ms <= 600
 
 
 def test_broken_audio_clips_are_rejected() -> None:
@@ -195,9 +215,12 @@ def test_16_bit_gray_keeps_its_levels() -> None:
     assert np.abs(array[0].astype(int) - (ramp >> 8)).max() <= 1
 
 
-@pytest.mark.parametrize("form", ["GIF", "TIFF", "BMP", "EPS"])
-def test_other_formats_are_not_opened(form: str) -> None:
-    with pytest.raises(DataError, match="cannot identify"):
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("GIF", "a GIF"), ("TIFF", "a TIFF"), ("BMP", "a BMP"), ("EPS", "a PostScript")],
+)
+def test_other_formats_are_named_and_not_opened(form: str, name: str) -> None:
+    with pytest.raises(DataError, match=f"broken image .it is {name} "):
         open_image(_encode(Image.new("RGB", (8, 8)), form))
 
 

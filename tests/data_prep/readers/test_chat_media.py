@@ -19,8 +19,6 @@ from muomni.errors import DataError
 from tests.data_prep.public_layouts import write_file, write_jsonl, write_parquet
 from tests.data_prep.raw_corpora import audio, image
 
-KNOWN = ("png", "wav")
-
 
 def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
@@ -180,7 +178,8 @@ def test_base64_is_read_from_its_record(write: str, tmp_path: Path) -> None:
     items = list(read_chat_files(path, ReaderOptions(), "chats", "record"))
     for item in items:
         assert item.problem is None
-        assert [read_media(medium, KNOWN, "broken")[1] for medium in item.media] == DATA
+        stored = zip(item.media, ("image", "audio"), strict=True)
+        assert [read_media(medium, kind)[1] for medium, kind in stored] == DATA
         assert [item.medium(part.value) for part in item.turns[0].parts if part.kind != "text"] == [
             *item.media
         ]
@@ -198,7 +197,7 @@ def test_base64_that_is_cut_or_held_beyond_the_limit(
     png = encoded(image(1))
     (item,) = read(tmp_path, chat("<image>", image="data:image/png;base64,iVBO*"))
     with pytest.raises(Exception, match=r"image \(base64 number 1\) is not valid base64"):
-        read_media(item.media[0], KNOWN, "broken")
+        read_media(item.media[0], "image")
     (item,) = read(tmp_path, chat("<image>", image="data:image/png,iVBO"))
     assert "is a data URI without base64" in message(item)
     monkeypatch.setattr(chat_media, "_MAX_HELD_CHARS", 2 * len(png))
@@ -233,11 +232,7 @@ def test_parquet_cells_in_lists_and_messages(tmp_path: Path) -> None:
     items = list(read_chat_parquet(tmp_path / "src", ReaderOptions()))
     assert all(item.problem is None and item.declared_split == "test" for item in items)
     found = [
-        [
-            read_media(each, KNOWN, "broken")[1]
-            for each in item.inputs
-            if not isinstance(each, TextSpan)
-        ]
+        [read_media(each, "image")[1] for each in item.inputs if not isinstance(each, TextSpan)]
         for item in items
     ]
     assert found[:3] == [[image(n), image(n + 1)] for n in range(3)]

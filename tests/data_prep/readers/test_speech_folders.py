@@ -13,7 +13,7 @@ from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.libritts import read_libritts
 from data_prep.readers.mls import read_mls
 from data_prep.readers.nemo import read_nemo
-from muomni.data.media.decode import audio_facts
+from muomni.data.media.decode import AudioFacts, read_audio
 from muomni.errors import DataError
 from tests.data_prep.public_layouts import (
     TEXTS,
@@ -187,7 +187,7 @@ def test_nemo_fields(tmp_path: Path) -> None:
 
 def test_segments_that_begin_before_the_file(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.wav", audio(1, 1.0))
-    name, data = read_media(Clip(str(path), -0.005, 0.5), ("wav", "flac"), "broken-audio")
-    assert (name, audio_facts(data).duration_ms) == ("flac", 495)
+    name, data = read_media(Clip(str(path), -0.005, 0.5), "audio")
+    assert (name, AudioFacts.of(*read_audio(data)).duration_ms) == ("flac", 495)
     with pytest.raises(BadSampleError, match="is not a valid segment"):
-        read_media(Clip(str(path), -0.06, 0.5), ("wav", "flac"), "broken-audio")
+        read_media(Clip(str(path), -0.06, 0.5), "audio")

@@ -5,6 +5,7 @@ They never cause a hang, a traceback, missing samples, or code execution.
 
 import gzip
 import io
+import json
 import os
 import tarfile
 from collections.abc import Sequence
@@ -15,9 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cli.main import main
+from muomni.data.media.audio import read_audio
+from muomni.data.media.formats import only_medium
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.data.shards.tar_index import BLOCK_BYTES, scan_tar
+from muomni.data.text.sample_texts import sample_captions
+from muomni.data.text.turns import find_medium
 from muomni.errors import DataError
 from tests.data_prep.commands import Capture, fails
 from tests.data_prep.raw_corpora import audio, image
@@ -227,3 +232,62 @@ def test_members_apart_are_refused_with_a_remedy(tmp_path: Path, capsys: Capture
     write_tar(tmp_path / "a.tar", members)
     error = fails(capsys, "index", str(tmp_path), "--task", "image-caption")
     assert "are not adjacent" in error and "--format webdataset" in error
+
+
+def _indexed(
+    root: Path, task: str, *samples: list[tuple[str, bytes]]
+) -> list[dict[str, bytes | str]]:
+    """Samples of a tar that `index` and `verify` accept, as training reads them."""
+    write_tar(root / "set/a.tar", [member for sample in samples for member in sample])
+    main(["index", str(root / "set"), "--task", task])
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(root / "set")])
+    reader = SplitReader(Manifest.load(root / "set"), "train")
+    return [reader.read(number) for number in range(len(reader))]
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "image.jpg", "jfif", "IMAGE.PNG", "0.webp"])
+def test_training_reads_the_images_that_index_accepts(tmp_path: Path, suffix: str) -> None:
+    (sample,) = _indexed(
+        tmp_path, "image-caption", [(f"IMG_1.{suffix}", image(1)), ("IMG_1.TXT", b"a thing")]
+    )
+    name, data = only_medium(sample, "image")
+    assert (name, data, sample_captions(sample)) == (suffix.lower(), image(1), ["a thing"])
+
+
+@pytest.mark.parametrize("suffix", ["WAV", "Flac", "audio.wav", "opus", "OGA"])
+def test_training_reads_the_audio_that_index_accepts(tmp_path: Path, suffix: str) -> None:
+    (sample,) = _indexed(tmp_path, "speech", [(f"a.{suffix}", audio(1)), ("a.txt", b"words")])
+    assert len(read_audio(sample)) == 4_800
+
+
+def test_names_in_turns_may_differ_in_case(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": [{"type": "image", "name": "0.PNG"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A thing."}]},
+    ]
+    body = json.dumps({"turns": turns}).encode()
+    (sample,) = _indexed(tmp_path, "sft", [("a.json", body), ("a.0.PNG", image(1))])
+    members = {name: data for name, data in sample.items() if isinstance(data, bytes)}
+    assert find_medium(members, "0.PNG") == image(1)
+
+
+def test_samples_that_training_cannot_read_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    for name, members, message in (
+        (
+            "two",
+            [("a.jpg", image(1)), ("a.png", image(2))],
+            "2 members that could be its image (jpg, png)",
+        ),
+        ("gif", [("a.gif", image(1))], "has no image (png, jpg"),
+        (
+            "content",
+            [("a.jpg", b"GIF89a" + bytes(40))],
+            "broken image (it is a GIF image, not one of png",
+        ),
+    ):
+        write_tar(tmp_path / name / "a.tar", [*members, ("a.txt", b"a thing")])
+        assert message in fails(capsys, "index", str(tmp_path / name), "--task", "image-caption")
+    write_tar(tmp_path / "case/a.tar", [("a.jpg", image(1)), ("a.JPG", image(2))])
+    assert "'a.JPG' occurs twice" in fails(
+        capsys, "index", str(tmp_path / "case"), "--task", "text"
+    )
