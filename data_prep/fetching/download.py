@@ -164,7 +164,7 @@ class Client:
         if found is None or found.kind != self._options.kind or found.handling == "refused":
             raise FetchError(
                 f"not-{self._options.kind}",
-                f"the content is {found.name if found else 'in no known format'}, not {self._options.kind} that "
+                f"the content is {found.name if found else 'unknown'}, not {self._options.kind} that "
                 f"sharding takes: type {shown(content_type)}, first bytes {shown(start[:16])}",
                 http_status=status,
             )
