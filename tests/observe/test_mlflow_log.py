@@ -61,6 +61,21 @@ def test_steps_that_run_again_after_a_kill_appear_once(run: Path) -> None:
     assert len(client(run).search_runs([found.info.experiment_id])) == 2  # this one and its parent
 
 
+def test_other_stages_whose_process_was_killed_are_ended(run: Path) -> None:
+    talker = Start(run, "talker")
+    talker.die()
+    other = Start(run, "thinker")
+    other.die()
+    assert run_of(run, "talker").info.status == "RUNNING"
+    codec = Start(run, free_folders=lambda: [run / "talker", run / "codec"])
+    wait_until(lambda: run_of(run, "talker").info.status == "KILLED")
+    codec.close()
+    # A process trains the thinker, as far as this start knows.
+    assert run_of(run, "thinker").info.status == run_of(run, "").info.status == "RUNNING"
+    Start(run, free_folders=lambda: [run / "talker", run / "thinker"]).close()
+    assert run_of(run, "thinker").info.status == run_of(run, "").info.status == "KILLED"
+
+
 def test_a_repeated_step_with_another_loss_is_reported(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
