@@ -232,6 +232,7 @@ def build_request(
         arguments.upstream or arguments.run or SAMPLE_RUN,
         read_engine_json(arguments.deepspeed_config),
         arguments.resume,
+        arguments.allow_mix_change,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
         quiet=arguments.quiet,
         startup=startup,

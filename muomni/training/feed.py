@@ -80,6 +80,14 @@ class Feed(ABC):
         self.digest = digest
         self.fingerprint = fingerprint
         self.num_samples = num_samples
+        # The digest of the checkpoint to resume from: another one, if this start changes the mix.
+        self.resumed_digest = digest
+        self.mix: list[dict[str, Any]] = []  # the segments of a mix, for checkpoints
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the datasets that batches count; empty for a stream."""
+        return []
 
     @abstractmethod
     def num_micro_batches(self, step: int) -> int:
@@ -164,6 +172,10 @@ class PlannedFeed(Feed):
         self.plan = plan
         options = reading.loader_options
         self._counts = SharedCounts(plan, options["num_workers"] * options["prefetch"])
+
+    @property
+    def dataset_names(self) -> list[str]:
+        return [manifest.name for manifest in self.source.manifests]
 
     def num_micro_batches(self, step: int) -> int:
         return self.plan.num_micro_batches(step, self.reading.ranks.world_size)

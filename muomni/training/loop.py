@@ -232,7 +232,7 @@ class Loop:
         if not self._bad_samples.take_num_usable():
             return
         step, optim = self.state.step, self.config.optim
-        measured = self.throughput.take(step, self.loader)
+        measured = self.throughput.take(step, self.loader, self.parts.feed.dataset_names)
         self.state = replace(self.state, units_seen=self.state.units_seen + measured.units)
         metrics = self.stage.metrics(self._logs.take()) | measured.metrics
         metrics["lr"] = optim.lr * lr_factor(step - 1, self.parts.num_steps, optim)

@@ -9,8 +9,9 @@ import os
 import random
 import socket
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
-from muomni.data.sampling.mix import open_order
+from muomni.data.sampling.mix import MixSegment, configured_quotas, open_order
 from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_of
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
@@ -85,6 +86,7 @@ class Request:
     upstream: Path
     engine_json: dict[str, Any]
     resume: str = "auto"
+    allow_mix_change: bool = False  # else a resume with another mix is refused
     # Plan for GPUs that this machine may lack, so do not check its hardware.
     is_for_other_gpus: bool = False
     quiet: bool = False  # print the final result only
@@ -155,22 +157,51 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
-        feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
+        train = Source(datasets, "train", check_files=ranks.is_main)
+        feed = _open_plan(reading, stage, train, request)
     return Session(request, ranks, device, precision, stage, feed, val)
 
 
-def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
-    """Open sharded datasets, whose order of samples is exact."""
+def _open_plan(reading: Reading, stage: Stage, train: Source, request: Request) -> PlannedFeed:
+    """Open sharded datasets, whose order of samples is exact, with the mix that a checkpoint continues."""
     config = reading.config
     lengths, batching = reading.view.lengths(train), batching_of(config.batch)
-    order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
-    order_digest = _digest(
-        ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
-        stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
-    )  # fmt: skip
-    cache = CountCache(train.manifests[0].root / train.split, order_digest)
-    plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
-    return PlannedFeed(reading, order_digest, train, plan)
+
+    def opened(segments: Sequence[MixSegment]) -> PlannedFeed:
+        order = open_order(train, config.data, config.seed, batching.shuffle_window, segments)
+        order_digest = _digest(
+            ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
+            stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
+        )  # fmt: skip
+        cache = CountCache(train.manifests[0].root / train.split, order_digest)
+        plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
+        feed = PlannedFeed(reading, order_digest, train, plan)
+        feed.mix = [{**asdict(part), "quotas": list(part.quotas)} for part in segments]
+        return feed
+
+    if config.data.mix is None:
+        return opened([])
+    own = MixSegment(0, 0, configured_quotas(train, lengths, config.data.mix))
+    checkpoint = _newest_to_resume(RunFolder(request.run, config.stage), request.resume)
+    if checkpoint is None:
+        return opened([own])
+    # If it is damaged, an earlier one is loaded, whose order is the same up to this one's step.
+    state = TrainState.of(file_list.verify(checkpoint, with_hashes=False))
+    segments = [MixSegment(m["step"], m["start"], tuple(m["quotas"])) for m in state.mix]
+    if not segments:
+        return opened([own])
+    before = opened(segments)
+    if before.digest != state.plan_digest or segments[-1].quotas == own.quotas:
+        return before
+    if not request.allow_mix_change:
+        raise CheckpointError(
+            f"data.mix differs from that of checkpoint {checkpoint}; restore it, or add --allow-mix-change to "
+            f"continue with the new mix after step {state.step}"
+        )
+    start = before.plan.position_after(state.step)
+    changed = opened([*segments, MixSegment(state.step, start, own.quotas)])
+    changed.resumed_digest = before.digest
+    return changed
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
@@ -264,6 +295,7 @@ def open_loop(session: Session) -> Loop:
         "num_trained_parameters": num_trained,
         "data_digest": sha256_bytes(session.feed.fingerprint.encode()),
         "tokenizer_digest": session.stage.tokenizer.digest,
+        "mix": session.feed.mix,
         "datasets": dataset_facts(session.feed, session.val),
         "deepspeed": engine.settings,
         **provenance(),
@@ -368,7 +400,7 @@ def _load_state(
 ) -> tuple[Path | None, TrainState]:
     """Load the checkpoint to resume from, if any, into the engine; returns it and the state of the loop."""
     resume, shapes = session.request.resume, engine.shapes_digest()
-    fresh = None, TrainState(0, session.feed.digest, None, 0.0)
+    fresh = None, TrainState(0, session.feed.digest, None, 0.0, mix=session.feed.mix)
     if resume == "never":
         return fresh
     if resume == "auto":
@@ -390,7 +422,7 @@ def _load_state(
         engine.masters.set_average(average)
     _check_plan(state, session, checkpoint)
     _check_steps(state.step, session, checkpoint)
-    return checkpoint, state
+    return checkpoint, replace(state, plan_digest=session.feed.digest, mix=session.feed.mix)
 
 
 def _check_steps(step: int, session: Session, checkpoint: Path) -> None:
@@ -399,6 +431,13 @@ def _check_steps(step: int, session: Session, checkpoint: Path) -> None:
             f"checkpoint {checkpoint} is of step {step}, but this run has only {session.num_steps} steps; "
             "increase --max-steps, or resume an earlier checkpoint with --resume PATH"
         )
+
+
+def _newest_to_resume(folder: RunFolder, resume: str) -> Path | None:
+    """The checkpoint to resume from, if its files prove complete."""
+    if resume in ("auto", "never"):
+        return file_list.newest_complete(folder.checkpoints) if resume == "auto" else None
+    return Path(resume)
 
 
 def _check_resume(resume: str) -> None:
@@ -412,9 +451,9 @@ def _check_resume(resume: str) -> None:
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
-    if state.plan_digest != session.feed.digest:
+    if state.plan_digest != session.feed.resumed_digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes, or seed, "
+            f"checkpoint {checkpoint} was written with other data, mix, tokenizer, batch sizes, or seed, "
             f"or by a version with another sample order; restore them, or start over with --resume never"
         )
 

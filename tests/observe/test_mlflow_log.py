@@ -76,6 +76,17 @@ def test_other_stages_whose_process_was_killed_are_ended(run: Path) -> None:
     assert run_of(run, "thinker").info.status == run_of(run, "").info.status == "KILLED"
 
 
+def test_a_run_that_is_deleted_before_the_end_is_created_again(run: Path) -> None:
+    start = Start(run, wait_s=30.0)  # so that only the end sends more
+    start.log(10)
+    wait_until(lambda: start.mlflow.run_id and len(losses(run)) == 1)
+    client(run).delete_run(run_of(run).info.run_id)
+    start.log(20)
+    start.close()
+    assert losses(run) == [(10, 1 / 10), (20, 1 / 20)]
+    assert run_of(run).info.status == "FINISHED"
+
+
 def test_a_repeated_step_with_another_loss_is_reported(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from muomni.observe.tracking.store import Store
 
 RUN_FILE = "mlflow.json"
 _PARENT, _STARTS, _MODEL = "mlflow.parentRunId", "starts", "model"
-_LOGGED = "mlflow.loggedArtifacts"
+_LOGGED, _NOTE = "mlflow.loggedArtifacts", "mlflow.note.content"
 _MAX_PARAM_LENGTH = 500
 # MLflow's limits per request; large mixtures of experts have more metrics.
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -93,6 +93,7 @@ class TrackedRun:
             run_name=self._info.stage,
             tags={_PARENT: self.parent_id, **self._fork_tags()},
         )
+        self.store.client.set_tag(run.info.run_id, _NOTE, self.store.loss_note(run))
         path = self._info.folder / RUN_FILE
         _write_run_file(path, {"run_id": run.info.run_id, "start": start})
         return run
