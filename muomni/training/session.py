@@ -9,9 +9,8 @@ import os
 import random
 import socket
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,7 @@ from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
-from muomni.data.sampling.mix import MixSegment, configured_quotas, open_order
-from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_of
+from muomni.data.sampling.plan import batching_of
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -55,7 +53,9 @@ from muomni.training.feed import (
     Reading,
     StreamFeed,
     dataset_facts,
+    digest_of,
     num_workers,
+    open_plan,
     stream_sizes,
 )
 from muomni.training.loop import Loop, LoopParts
@@ -158,50 +158,9 @@ def prepare(request: Request, ranks: Ranks) -> Session:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
         train = Source(datasets, "train", check_files=ranks.is_main)
-        feed = _open_plan(reading, stage, train, request)
+        newest = _newest_to_resume(folder, request.resume)
+        feed = open_plan(reading, tokenizer.digest, train, newest, request.allow_mix_change)
     return Session(request, ranks, device, precision, stage, feed, val)
-
-
-def _open_plan(reading: Reading, stage: Stage, train: Source, request: Request) -> PlannedFeed:
-    """Open sharded datasets, whose order of samples is exact, with the mix that a checkpoint continues."""
-    config = reading.config
-    lengths, batching = reading.view.lengths(train), batching_of(config.batch)
-
-    def opened(segments: Sequence[MixSegment]) -> PlannedFeed:
-        order = open_order(train, config.data, config.seed, batching.shuffle_window, segments)
-        order_digest = _digest(
-            ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
-            stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
-        )  # fmt: skip
-        cache = CountCache(train.manifests[0].root / train.split, order_digest)
-        plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
-        feed = PlannedFeed(reading, order_digest, train, plan)
-        feed.mix = [{**asdict(part), "quotas": list(part.quotas)} for part in segments]
-        return feed
-
-    if config.data.mix is None:
-        return opened([])
-    own = MixSegment(0, 0, configured_quotas(train, lengths, config.data.mix))
-    checkpoint = _newest_to_resume(RunFolder(request.run, config.stage), request.resume)
-    if checkpoint is None:
-        return opened([own])
-    # If it is damaged, an earlier one is loaded, whose order is the same up to this one's step.
-    state = TrainState.of(file_list.verify(checkpoint, with_hashes=False))
-    segments = [MixSegment(m["step"], m["start"], tuple(m["quotas"])) for m in state.mix]
-    if not segments:
-        return opened([own])
-    before = opened(segments)
-    if before.digest != state.plan_digest or segments[-1].quotas == own.quotas:
-        return before
-    if not request.allow_mix_change:
-        raise CheckpointError(
-            f"data.mix differs from that of checkpoint {checkpoint}; restore it, or add --allow-mix-change to "
-            f"continue with the new mix after step {state.step}"
-        )
-    start = before.plan.position_after(state.step)
-    changed = opened([*segments, MixSegment(state.step, start, own.quotas)])
-    changed.resumed_digest = before.digest
-    return changed
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
@@ -210,7 +169,7 @@ def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> Strea
     if reading.ranks.is_main:
         check_local(shards)
     sizes = stream_sizes(stream, batching_of(reading.config.batch), stage.name)
-    digest = _digest(
+    digest = digest_of(
         STREAM_VERSION, fingerprint(shards), *sizes, stage.tokenizer.digest, reading.config.seed
     )
     return StreamFeed(reading, digest, shards, *sizes)
@@ -380,10 +339,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _digest(*parts: object) -> str:
-    return sha256_bytes("|".join(map(str, parts)).encode())
 
 
 def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: str) -> None:
