@@ -67,6 +67,22 @@ def held_by_this_process(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def free_folders(run: Path) -> list[Path]:
+    """Folders below `run` that no process holds, as far as that is known without waiting."""
+    return [folder for folder in sorted(run.iterdir()) if folder.is_dir() and _is_free(folder)]
+
+
+def _is_free(folder: Path) -> bool:
+    path = folder / OWNER_FILE
+    owner = _read(path)
+    if owner is None:
+        return not path.exists()
+    if owner.place == _this_process().place:
+        return not _is_alive(owner, path)
+    renewed_s = _renewed_s(path)
+    return renewed_s is None or time.time() - renewed_s > _STALE_S
+
+
 def _this_process() -> Owner:
     process = psutil.Process()
     parts = [socket.gethostname()]

@@ -14,7 +14,7 @@ import pytest
 
 from muomni import run_lock
 from muomni.errors import ConfigError
-from muomni.run_lock import OWNER_FILE, held_by_this_process
+from muomni.run_lock import OWNER_FILE, free_folders, held_by_this_process
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
@@ -60,6 +60,25 @@ def test_the_folder_of_a_killed_process_is_taken_over(
     assert (tmp_path / OWNER_FILE).exists()
     with held_by_this_process(tmp_path):
         assert json.loads((tmp_path / OWNER_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_folders_of_dead_processes_are_free(tmp_path: Path) -> None:
+    own = run_lock._this_process()
+    owners = {
+        "alive": own,
+        "dead": replace(own, start_s=own.start_s - 100),
+        "elsewhere": replace(own, place="another machine"),
+        "elsewhere_long_ago": replace(own, place="another machine"),
+    }
+    for name, owner in owners.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / OWNER_FILE).write_text(json.dumps(asdict(owner)))
+    os.utime(tmp_path / "elsewhere_long_ago" / OWNER_FILE, (0, time.time() - 700))
+    for name in ("ended", "damaged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / OWNER_FILE).write_text("[]")
+    (tmp_path / "mlflow.json").touch()
+    assert [path.name for path in free_folders(tmp_path)] == ["dead", "elsewhere_long_ago", "ended"]
 
 
 def test_a_reused_process_id_is_not_the_owner(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def build_page(assistant: Assistant, options: ChatOptions, folder: Path) -> Any:
     limits = ChatSession(assistant, options).limits
     with gradio.Blocks(title=_TITLE, analytics_enabled=False, fill_height=True) as page:
         conversation = gradio.State(None)
-        gradio.Markdown(f"### {_TITLE}: {assistant.export.path}")
+        gradio.Markdown(f"### {_TITLE}: {assistant.path}")
         history = gradio.Chatbot(
             show_label=False,
             scale=1,

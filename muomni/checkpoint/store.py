@@ -16,6 +16,7 @@ import pickle
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class TrainState:
     """State of the loop besides weights and optimizer.
 
     `step` counts finished optimizer steps; with the plan's digest it is the entire data cursor. `best_of`
-    identifies the samples on which `best` was measured.
+    identifies the samples on which `best` was measured. `mix` are the fields of the `MixSegment`s so far.
     """
 
     step: int
@@ -71,6 +72,7 @@ class TrainState:
     best: float | None
     units_seen: float
     best_of: str = ""
+    mix: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "TrainState":

@@ -35,9 +35,7 @@ from muomni.run_lock import held_by_this_process
 
 if TYPE_CHECKING:
     from muomni.config.run import RunConfig
-    from muomni.run_folder import RunFolder
-    from muomni.training.loop import Loop
-    from muomni.training.session import Request, Session
+    from muomni.training.session import Request
 
 SUMMARY = "Train one stage, or resume it."
 SAMPLE_RUN = Path("runs/quickstart")
@@ -184,6 +182,7 @@ def train(
         startup.begin("memory check")
         device = dry_run.find_device(first)
         dry_run.check_memory(first, dry_run.preview(first, device), device)
+    from muomni.inference.samples import record_samples, sample_at_validations
     from muomni.run_folder import RunFolder
     from muomni.training.engine.process_group import process_group
 
@@ -196,12 +195,10 @@ def train(
         startup.begin("process group")
         with process_group(session.device, config.training.collective_timeout_s):
             loop = sessions.open_loop(session)
-            _add_sampler(loop, session, folder)
+            sample_at_validations(loop)
             with _frozen_garbage():
                 result = loop.run()
         if ranks.is_main and session.val is not None:
-            from muomni.inference.samples import record_samples
-
             record_samples(session.stage, session.val, folder, loop.recorders, loop.run_info())
     if ranks.is_main and not arguments.quiet:
         best = loop.state.best
@@ -210,15 +207,6 @@ def train(
             outcome(config.stage, named, result["export"], startup.age_s, request.run), flush=True
         )
     return result
-
-
-def _add_sampler(loop: "Loop", session: "Session", folder: "RunFolder") -> None:
-    """Write samples at each validation, if that is quick and rank 0 holds all weights."""
-    from muomni.inference.samples import QUICK, ValidationSamples
-
-    is_whole = loop.engine.zero_stage < 3
-    if loop.is_main and session.val is not None and is_whole and session.stage.name in QUICK:
-        loop.sampler = ValidationSamples(session.stage, session.val, folder, loop.recorders)
 
 
 def _explain_surplus(config: "RunConfig", num_usable: int, num_ranks: int) -> str:
@@ -244,6 +232,7 @@ def build_request(
         arguments.upstream or arguments.run or SAMPLE_RUN,
         read_engine_json(arguments.deepspeed_config),
         arguments.resume,
+        arguments.allow_mix_change,
         is_for_other_gpus=arguments.gpus is not None or arguments.gpu_gib is not None,
         quiet=arguments.quiet,
         startup=startup,

@@ -79,11 +79,17 @@ def _resume(text: str) -> str:
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `muomni train`."""
-    add_run_options(parser).add_argument(
+    where = add_run_options(parser)
+    where.add_argument(
         "--resume",
         type=_resume,
         default="auto",
         help="auto, never, or a checkpoint folder (default: auto)",
+    )
+    where.add_argument(
+        "--allow-mix-change",
+        action="store_true",
+        help="resume with another data.mix, which applies to later steps",
     )
     plan = parser.add_argument_group("checks before a run")
     plan.add_argument(

@@ -66,7 +66,7 @@ def _row(
         view=f"muomni.data.views.{view}",
         evaluate=f"muomni.evaluation.stages.{name}:evaluate",
         recipe=RECIPES / f"{name}.yaml",
-        samples=samples and f"muomni.inference.samples:{samples}",
+        samples=samples and f"muomni.inference.stage_samples:{samples}",
         count=f"muomni.training.planning.model_counts:{count}",
     )
 
@@ -74,7 +74,7 @@ def _row(
 _ROWS = (
     _row(
         "thinker", "decoder language model", ThinkerRun, ("text",),
-        "thinker:ThinkerStage", "text:TextView", "THINKER",
+        "thinker:ThinkerStage", "text:TextView", "THINKER", "write_continuations",
     ),
     _row(
         "audio_encoder", "speech encoder, trained with CTC", AudioEncoderRun, ("speech",),

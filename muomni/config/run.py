@@ -308,6 +308,11 @@ class TrainingSection(Section):
         description="samples per validation, drawn by the seed from the entire split, the same each time; "
         "default: all",
     )
+    sample_outputs: bool | Literal["auto"] = Field(
+        default="auto",
+        description="write sample outputs at validations; auto: within a tenth of their time, and not if "
+        "ranks share the weights (ZeRO 3, experts); they are always written after training",
+    )
     save_every: Positive = Field(default=200, description="steps between checkpoints")
     keep_last: Positive = Field(
         default=2, description="checkpoints to keep; the best one is kept in addition"

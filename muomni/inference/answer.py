@@ -121,19 +121,16 @@ def answer_batch(
     generator: torch.Generator | None = None,
     on_token: Callable[[Tensor], None] | None = None,
 ) -> list[Answer]:
-    """Answer questions in one left-padded batch; the options are those of `OmniModel.generate`.
+    """Answer questions in one left-padded batch; the options are those of `generate_text`.
 
     The batch runs until its longest answer ends, so batch prompts with similar limits.
     """
-    width = max(len(prompt.encoded.ids) for prompt in prompts)
-    ids = torch.full((len(prompts), width), assistant.tokenizer.pad_id)
-    valid = torch.zeros(ids.shape, dtype=torch.bool)
-    offsets = []
-    for row, prompt in enumerate(prompts):
-        start = width - len(prompt.encoded.ids)
-        ids[row, start:] = torch.tensor(prompt.encoded.ids)
-        valid[row, start:] = True
-        offsets.append((row * width + start, prompt.encoded))
+    ids, valid = pad_left([prompt.encoded.ids for prompt in prompts], assistant.tokenizer.pad_id)
+    ends = range(ids.shape[1], ids.numel() + 1, ids.shape[1])
+    offsets = [
+        (end - len(prompt.encoded.ids), prompt.encoded)
+        for end, prompt in zip(ends, prompts, strict=True)
+    ]
     slots = media_slots(offsets, assistant.encoder, ids.numel())
     generated = assistant.model.generate(
         ids.to(assistant.device),
@@ -153,6 +150,16 @@ def answer_batch(
     ]
 
 
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T] that end at the last position, and where they are no padding [B, T] bool."""
+    ids = torch.full((len(prompts), max(map(len, prompts))), pad_id)
+    valid = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, -len(prompt) :] = torch.tensor(prompt)
+        valid[row, -len(prompt) :] = True
+    return ids, valid
+
+
 def answer(
     assistant: Assistant,
     question: Question,
@@ -164,7 +171,7 @@ def answer(
     generator: torch.Generator | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
-    """Answer one question; the options are those of `OmniModel.generate`.
+    """Answer one question; the options are those of `generate_text`.
 
     `on_text` receives the answer in pieces as it is generated; a repetition that is cut was part of them.
     Raises DataError for broken media or if the question exceeds the model's positions.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from muomni.checkpoint.export import Export, read_export
+from muomni.checkpoint.export import read_export
 from muomni.config.models import OmniConfig
 from muomni.data.text.chat_template import ConversationEncoder
 from muomni.data.text.tokenizer import Tokenizer
@@ -19,13 +19,13 @@ STAGE = "sft"
 
 @dataclass(frozen=True, slots=True)
 class Assistant:
-    """A fine-tuned omni model in eval mode, with its tokenizer."""
+    """A fine-tuned omni model in eval mode, with its tokenizer; `path` is its export or run folder."""
 
     model: OmniModel
     tokenizer: Tokenizer
     encoder: ConversationEncoder
     device: torch.device
-    export: Export
+    path: Path
 
 
 def open_assistant(run: Path, tf32: bool = True) -> Assistant:
@@ -57,4 +57,4 @@ def load_assistant(run: Path, device: torch.device) -> Assistant:
     model = OmniModel(config, with_codec=True)
     export.load_into(model)
     model.to(device).eval().requires_grad_(False)
-    return Assistant(model, tokenizer, ConversationEncoder(tokenizer, config), device, export)
+    return Assistant(model, tokenizer, ConversationEncoder(tokenizer, config), device, folder)

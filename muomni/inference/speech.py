@@ -16,7 +16,7 @@ def check_can_speak(assistant: Assistant) -> None:
     """Raise UpstreamError if the export has no Talker."""
     if assistant.model.talker is None or assistant.model.codec is None:
         raise UpstreamError(
-            f"the model in {assistant.export.path} has no Talker and cannot speak; train stage sft with one"
+            f"the model in {assistant.path} has no Talker and cannot speak; train stage sft with one"
         )
 
 

@@ -36,6 +36,8 @@ def recorder_name(kind: Kind, name: str) -> str | None:
         return short if kind == "train" else f"moe/val_{short.removeprefix('moe/')}"
     if kind == "val":
         return f"loss/val_{short}" if short in _HEADLINES else f"metric/val_{short}"
+    if short.startswith("data/"):
+        return mlflow_name(f"samples/{short.removeprefix('data/')}")
     if short.startswith("time/"):
         return None if _PERCENT.fullmatch(short) else short
     for pattern, group in _GROUP_OF.items():

@@ -29,6 +29,7 @@ _SEND_S, _SAMPLE_S = 5.0, 10.0  # between requests, and between samples of the m
 _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 60.0  # between attempts
 # How long the end of a finished run waits for MLflow, and that of a stopped one, or if MLflow is down.
 _FINISH_S, _STOP_S = 30.0, 2.0
+_LAST_WAIT_S = 0.5  # between the last attempts
 
 
 class MlflowLog:
@@ -136,12 +137,15 @@ class _Sender(threading.Thread):
             try:
                 self._turn(is_last)
                 wait_s, delay_s = 0.0, self._send_s
+                if is_last:
+                    return
             except Exception as error:  # MLflow and its stores raise anything; training continues
                 self._lose(error)
                 wait_s = delay_s = self._next_wait_s(wait_s)
-            if is_last:
-                return
-            self._stops.wait(delay_s)
+            if (
+                self._stops.wait(delay_s) and is_last
+            ):  # until `close` gives up: a lost run is created by the second attempt
+                time.sleep(min(delay_s, _LAST_WAIT_S))
 
     def _turn(self, is_last: bool) -> None:
         """Connect if necessary, and send what is new."""

@@ -27,6 +27,8 @@ class RunInfo:
     resume: str = "auto"  # or never, or a checkpoint folder: the start is not a continuation
     # Finished steps and the section of the step clock, at the time of the call; from any thread.
     position: Callable[[], tuple[int, str]] | None = None
+    # Folders of stages of the run that no process trains, at the time of the call; from any thread.
+    free_folders: Callable[[], Sequence[Path]] = tuple
 
 
 class Recorder(Protocol):

@@ -14,6 +14,7 @@ from muomni.distributed.deepspeed_import import import_deepspeed
 from muomni.errors import ConfigError, MuomniError, PreemptedError
 from muomni.io.table import format_table
 from muomni.observe.announce import BANNER_PRINTED, IN_PIPELINE
+from muomni.observe.tracking.sync import end_killed
 from muomni.pipeline.graph import Needs, next_stage, stage_needs, trains_alone
 from muomni.pipeline.local import (
     POLL_S,
@@ -205,6 +206,7 @@ class Pipeline:
                 f"stage {stage} was stopped and saved its state; rerun the same command to continue"
             )
         if code != 0:
+            end_killed(self.folder, stage)
             error = MuomniError(
                 f"stage {stage} failed with exit code {code}; fix the error at the end of "
                 f"{folder.log}, then rerun the same command"

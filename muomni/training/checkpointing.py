@@ -95,7 +95,7 @@ def export_stage(
     `fingerprint` identifies the training data, `resolved` are facts about the run to record.
     """
     with engine.masters.averaged():
-        state = engine.full_state(_model_prefix(stage, engine.task))
+        state = engine.full_state(model_prefix(stage, engine.task))
     if collectives.rank() != 0:
         return
     config = stage.config
@@ -119,7 +119,7 @@ def export_stage(
     )
 
 
-def _model_prefix(stage: Stage, task: nn.Module) -> str:
+def model_prefix(stage: Stage, task: nn.Module) -> str:
     """Prefix of the exported model in the parameter names of the task module."""
     model = stage.model(task)
     for name, module in task.named_modules():

@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from muomni.checkpoint import file_list
+from muomni.checkpoint.store import TrainState
 from muomni.config.run import DataSection, RunConfig, StreamSection
 from muomni.data.loading.loader import CountedBatches, Loader, PlannedDataset
 from muomni.data.loading.stream import (
@@ -18,12 +21,13 @@ from muomni.data.loading.stream import (
     StreamShard,
     fingerprint,
 )
-from muomni.data.sampling.plan import Batching, Plan
+from muomni.data.sampling.mix import MixSegment, configured_quotas, open_order
+from muomni.data.sampling.plan import ORDER_VERSION, Batching, CountCache, Plan, batching_of
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
 from muomni.distributed import collectives
 from muomni.distributed.discovery import Ranks, cores_of_rank
-from muomni.errors import ConfigError
+from muomni.errors import CheckpointError, ConfigError
 from muomni.io.hashing import sha256_bytes
 
 # Each one imports torch, and its batches wait in memory.
@@ -80,6 +84,14 @@ class Feed(ABC):
         self.digest = digest
         self.fingerprint = fingerprint
         self.num_samples = num_samples
+        # The digest of the checkpoint to resume from: another one, if this start changes the mix.
+        self.resumed_digest = digest
+        self.mix: list[dict[str, Any]] = []  # the segments of a mix, for checkpoints
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the datasets that batches count; empty for a stream."""
+        return []
 
     @abstractmethod
     def num_micro_batches(self, step: int) -> int:
@@ -165,6 +177,10 @@ class PlannedFeed(Feed):
         options = reading.loader_options
         self._counts = SharedCounts(plan, options["num_workers"] * options["prefetch"])
 
+    @property
+    def dataset_names(self) -> list[str]:
+        return [manifest.name for manifest in self.source.manifests]
+
     def num_micro_batches(self, step: int) -> int:
         return self.plan.num_micro_batches(step, self.reading.ranks.world_size)
 
@@ -201,6 +217,56 @@ class PlannedFeed(Feed):
 
     def _dataset(self) -> PlannedDataset:
         return PlannedDataset(self.source, self.reading.view, self.reading.config.seed)
+
+
+def open_plan(
+    reading: Reading,
+    tokenizer_digest: str,
+    train: Source,
+    checkpoint: Path | None,
+    allow_mix_change: bool,
+) -> PlannedFeed:
+    """Open sharded datasets, whose order of samples is exact, with the mix that a checkpoint continues.
+
+    Raises CheckpointError for another mix, unless `allow_mix_change`: then it applies to later steps.
+    """
+    config = reading.config
+    lengths, batching = reading.view.lengths(train), batching_of(config.batch)
+
+    def opened(segments: Sequence[MixSegment]) -> PlannedFeed:
+        order = open_order(train, config.data, config.seed, batching.shuffle_window, segments)
+        order_digest = digest_of(
+            ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
+            tokenizer_digest, batching.depends_on, config.seed, order.depends_on,
+        )  # fmt: skip
+        cache = CountCache(train.manifests[0].root / train.split, order_digest)
+        plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
+        feed = PlannedFeed(reading, order_digest, train, plan)
+        feed.mix = [{**asdict(part), "quotas": list(part.quotas)} for part in segments]
+        return feed
+
+    if config.data.mix is None:
+        return opened([])
+    own = MixSegment(0, 0, configured_quotas(train, lengths, config.data.mix))
+    if checkpoint is None:
+        return opened([own])
+    # If it is damaged, an earlier one is loaded, whose order is the same up to this one's step.
+    state = TrainState.of(file_list.verify(checkpoint, with_hashes=False))
+    segments = [MixSegment(m["step"], m["start"], tuple(m["quotas"])) for m in state.mix]
+    if not segments:
+        return opened([own])
+    before = opened(segments)
+    if before.digest != state.plan_digest or segments[-1].quotas == own.quotas:
+        return before
+    if not allow_mix_change:
+        raise CheckpointError(
+            f"data.mix differs from that of checkpoint {checkpoint}; restore it, or add --allow-mix-change to "
+            f"continue with the new mix after step {state.step}"
+        )
+    start = before.plan.position_after(state.step)
+    changed = opened([*segments, MixSegment(state.step, start, own.quotas)])
+    changed.resumed_digest = before.digest
+    return changed
 
 
 class StreamFeed(Feed):
@@ -258,6 +324,11 @@ class StreamFeed(Feed):
 
     def count_ahead(self, step: int, num_steps: int) -> None:
         """Nothing to do: a stream has no windows."""
+
+
+def digest_of(*parts: object) -> str:
+    """Hash of what determines the order of samples."""
+    return sha256_bytes("|".join(map(str, parts)).encode())
 
 
 def stream_sizes(stream: StreamSection, batching: Batching, stage: str) -> tuple[int, int]:

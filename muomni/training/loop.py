@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from muomni.errors import DataError, NonFiniteError, PreemptedError, StorageErro
 from muomni.observe.announce import Startup, row
 from muomni.observe.recorder import Kind, Recorder, RunInfo, Status
 from muomni.run_folder import RunFolder
+from muomni.run_lock import free_folders
 from muomni.training.checkpointing import Checkpoints, export_stage
 from muomni.training.engine.engine import Engine
 from muomni.training.feed import Feed
@@ -83,8 +85,8 @@ class Loop:
         self.is_main = collectives.rank() == 0
         self.unit = self.stage.view().unit
         self.last_metrics: dict[str, float] = {}
-        # Called at each validation with the model and the step; only rank 0 may have one.
-        self.sampler: Callable[[Any, int], None] | None = None
+        # Called at each validation with the engine, the step, and the seconds that validation took.
+        self.sampler: Callable[[Engine, int, float], None] | None = None
         self.loader = parts.feed.loader(state.step)
         self.throughput = Throughput(
             self.stage, self.engine, parts.folder.root, parts.device, state.step
@@ -230,7 +232,7 @@ class Loop:
         if not self._bad_samples.take_num_usable():
             return
         step, optim = self.state.step, self.config.optim
-        measured = self.throughput.take(step, self.loader)
+        measured = self.throughput.take(step, self.loader, self.parts.feed.dataset_names)
         self.state = replace(self.state, units_seen=self.state.units_seen + measured.units)
         metrics = self.stage.metrics(self._logs.take()) | measured.metrics
         metrics["lr"] = optim.lr * lr_factor(step - 1, self.parts.num_steps, optim)
@@ -254,9 +256,10 @@ class Loop:
             self._val_batches = subset_batches(self.stage, self.parts.val, self.parts.device)
         batches = self._val_batches
         with self.engine.evaluation():
+            start_s = time.monotonic()
             metrics = validate(self.stage, self.engine.forward, batches, batches.group_size)
             if self.sampler is not None:
-                self.sampler(self.stage.model(self.engine.task), self.state.step)
+                self.sampler(self.engine, self.state.step, time.monotonic() - start_s)
         self.last_metrics = {f"val/{name}": value for name, value in metrics.items()}
         self._record("val", self.last_metrics)
         value = metrics.get(self.stage.best_metric, math.nan)
@@ -280,6 +283,7 @@ class Loop:
             self.stage.name, self.unit, folder.run, folder.root, content, self.state.step,
             self.parts.num_steps, self.parts.resume,
             lambda: (self.state.step, self.throughput.clock.current),
+            lambda: free_folders(folder.run),
         )  # fmt: skip
 
     def _finish(self) -> dict[str, Any]:

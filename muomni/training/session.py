@@ -23,8 +23,7 @@ from muomni.checkpoint.store import Topology, TrainState
 from muomni.config.registry import load, stage_spec
 from muomni.config.run import RunConfig, StreamSection
 from muomni.data.loading.stream import STREAM_VERSION, check_local, fingerprint, stream_shards
-from muomni.data.sampling.mix import open_order
-from muomni.data.sampling.plan import ORDER_VERSION, CountCache, Plan, batching_of
+from muomni.data.sampling.plan import batching_of
 from muomni.data.shards.datasets import open_datasets, open_tokenizer
 from muomni.data.shards.source import Source
 from muomni.data.text.tokenizer import Tokenizer
@@ -54,7 +53,9 @@ from muomni.training.feed import (
     Reading,
     StreamFeed,
     dataset_facts,
+    digest_of,
     num_workers,
+    open_plan,
     stream_sizes,
 )
 from muomni.training.loop import Loop, LoopParts
@@ -85,6 +86,7 @@ class Request:
     upstream: Path
     engine_json: dict[str, Any]
     resume: str = "auto"
+    allow_mix_change: bool = False  # else a resume with another mix is refused
     # Plan for GPUs that this machine may lack, so do not check its hardware.
     is_for_other_gpus: bool = False
     quiet: bool = False  # print the final result only
@@ -155,22 +157,10 @@ def prepare(request: Request, ranks: Ranks) -> Session:
     if stream is not None:
         feed: Feed = _open_stream(reading, stage, stream)
     else:
-        feed = _open_plan(reading, stage, Source(datasets, "train", check_files=ranks.is_main))
+        train = Source(datasets, "train", check_files=ranks.is_main)
+        newest = _newest_to_resume(folder, request.resume)
+        feed = open_plan(reading, tokenizer.digest, train, newest, request.allow_mix_change)
     return Session(request, ranks, device, precision, stage, feed, val)
-
-
-def _open_plan(reading: Reading, stage: Stage, train: Source) -> PlannedFeed:
-    """Open sharded datasets, whose order of samples is exact."""
-    config = reading.config
-    lengths, batching = reading.view.lengths(train), batching_of(config.batch)
-    order = open_order(train, lengths, config.data, config.seed, batching.shuffle_window)
-    order_digest = _digest(
-        ORDER_VERSION, train.fingerprint, train.exclusion_digest, lengths.depends_on,
-        stage.tokenizer.digest, batching.depends_on, config.seed, order.depends_on,
-    )  # fmt: skip
-    cache = CountCache(train.manifests[0].root / train.split, order_digest)
-    plan = Plan(lengths, batching, config.seed, train.describe, order, cache)
-    return PlannedFeed(reading, order_digest, train, plan)
 
 
 def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> StreamFeed:
@@ -179,7 +169,7 @@ def _open_stream(reading: Reading, stage: Stage, stream: StreamSection) -> Strea
     if reading.ranks.is_main:
         check_local(shards)
     sizes = stream_sizes(stream, batching_of(reading.config.batch), stage.name)
-    digest = _digest(
+    digest = digest_of(
         STREAM_VERSION, fingerprint(shards), *sizes, stage.tokenizer.digest, reading.config.seed
     )
     return StreamFeed(reading, digest, shards, *sizes)
@@ -264,6 +254,7 @@ def open_loop(session: Session) -> Loop:
         "num_trained_parameters": num_trained,
         "data_digest": sha256_bytes(session.feed.fingerprint.encode()),
         "tokenizer_digest": session.stage.tokenizer.digest,
+        "mix": session.feed.mix,
         "datasets": dataset_facts(session.feed, session.val),
         "deepspeed": engine.settings,
         **provenance(),
@@ -350,10 +341,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _digest(*parts: object) -> str:
-    return sha256_bytes("|".join(map(str, parts)).encode())
-
-
 def _check_tokenizers(tokenizer: Tokenizer, upstream: dict[str, Export], root: str) -> None:
     for stage, export in upstream.items():
         if export.tokenizer_digest != tokenizer.digest:
@@ -368,7 +355,7 @@ def _load_state(
 ) -> tuple[Path | None, TrainState]:
     """Load the checkpoint to resume from, if any, into the engine; returns it and the state of the loop."""
     resume, shapes = session.request.resume, engine.shapes_digest()
-    fresh = None, TrainState(0, session.feed.digest, None, 0.0)
+    fresh = None, TrainState(0, session.feed.digest, None, 0.0, mix=session.feed.mix)
     if resume == "never":
         return fresh
     if resume == "auto":
@@ -390,7 +377,7 @@ def _load_state(
         engine.masters.set_average(average)
     _check_plan(state, session, checkpoint)
     _check_steps(state.step, session, checkpoint)
-    return checkpoint, state
+    return checkpoint, replace(state, plan_digest=session.feed.digest, mix=session.feed.mix)
 
 
 def _check_steps(step: int, session: Session, checkpoint: Path) -> None:
@@ -399,6 +386,13 @@ def _check_steps(step: int, session: Session, checkpoint: Path) -> None:
             f"checkpoint {checkpoint} is of step {step}, but this run has only {session.num_steps} steps; "
             "increase --max-steps, or resume an earlier checkpoint with --resume PATH"
         )
+
+
+def _newest_to_resume(folder: RunFolder, resume: str) -> Path | None:
+    """The checkpoint to resume from, if its files prove complete."""
+    if resume in ("auto", "never"):
+        return file_list.newest_complete(folder.checkpoints) if resume == "auto" else None
+    return Path(resume)
 
 
 def _check_resume(resume: str) -> None:
@@ -412,9 +406,9 @@ def _check_resume(resume: str) -> None:
 
 
 def _check_plan(state: TrainState, session: Session, checkpoint: Path) -> None:
-    if state.plan_digest != session.feed.digest:
+    if state.plan_digest != session.feed.resumed_digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was written with other data, tokenizer, batch sizes, or seed, "
+            f"checkpoint {checkpoint} was written with other data, mix, tokenizer, batch sizes, or seed, "
             f"or by a version with another sample order; restore them, or start over with --resume never"
         )
 

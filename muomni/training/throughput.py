@@ -4,7 +4,7 @@ The loop marks sections of a step and counts batches here; metrics are computed 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -76,21 +76,33 @@ class Throughput:
         """The units of all ranks since the last call of `take`; every rank must call it."""
         return float(collectives.sum_over_ranks(self._units.to(torch.float64, copy=True)))
 
-    def take(self, step: int, loader: CountedBatches) -> Measured:
+    def take(self, step: int, loader: CountedBatches, datasets: Sequence[str] = ()) -> Measured:
         """Return the measurements since the last call; every rank must call it.
 
-        Requests for profiles are exchanged in the same reduction.
+        Requests for profiles, and the samples of each of several `datasets` are summed in the same reduction.
         """
         own = [self._flops.model, self._flops.hardware]
         own += self.profiler.take_requests()
+        own += loader.take_num_of_dataset(len(datasets)) if len(datasets) > 1 else []
         table = torch.tensor([0.0, *own], dtype=torch.float64, device=self._device)
         table[0] += self._units
         self._flops, self._units = StepFlops(), torch.zeros_like(self._units)
         sums: list[float] = collectives.sum_over_ranks(table).tolist()
-        units, model, hardware, wants_trace, wants_memory = sums
+        units, model, hardware, wants_trace, wants_memory, *num_of_dataset = sums
         metrics = self._rates.take(step, units, loader.wait_s)
         num_steps, busy_s = self._rates.num_busy_steps, self._rates.busy_s
         metrics |= self.utilization.take(step, num_steps, model, hardware, busy_s)
         metrics |= step_breakdown(self.clock.take(), num_steps)
+        metrics |= realized_mix(datasets, num_of_dataset)
         self.profiler.request(wants_trace > 0, wants_memory > 0, step)
         return Measured(units, metrics)
+
+
+def realized_mix(datasets: Sequence[str], num_samples: Sequence[float]) -> dict[str, float]:
+    """The fraction of samples from each dataset, as `data/NAME_fraction`; datasets of one name are one."""
+    metrics: dict[str, float] = {}
+    # Samples of a single dataset are not counted.
+    for name, num in zip(datasets, num_samples, strict=False):
+        key = f"data/{name}_fraction"
+        metrics[key] = metrics.get(key, 0.0) + num / max(1.0, sum(num_samples))
+    return metrics

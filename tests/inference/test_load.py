@@ -22,7 +22,7 @@ def test_assistant_has_exported_weights(tmp_path: Path) -> None:
     assert not assistant.model.training
     assert not any(p.requires_grad for p in assistant.model.parameters())
     folder = load_assistant(tmp_path / "sft" / "export", CPU)
-    assert folder.export.path == assistant.export.path
+    assert folder.path == assistant.path
 
 
 def test_missing_export_names_command(tmp_path: Path) -> None:

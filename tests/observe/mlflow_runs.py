@@ -50,7 +50,9 @@ class Start:
     def die(self) -> None:
         """End like a killed process: MLflow has all lines, and does not hear of the end."""
         number = len(read_lines(self.info.folder / "metrics.jsonl"))
-        wait_until(lambda: self.mlflow.run_id and len(losses(self.info.run)) >= number)
+        wait_until(
+            lambda: self.mlflow.run_id and len(losses(self.info.run, self.info.stage)) >= number
+        )
         sender = self.mlflow._sender
         assert sender is not None
         sender.abandon()

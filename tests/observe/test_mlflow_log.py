@@ -61,6 +61,32 @@ def test_steps_that_run_again_after_a_kill_appear_once(run: Path) -> None:
     assert len(client(run).search_runs([found.info.experiment_id])) == 2  # this one and its parent
 
 
+def test_other_stages_whose_process_was_killed_are_ended(run: Path) -> None:
+    talker = Start(run, "talker")
+    talker.die()
+    other = Start(run, "thinker")
+    other.die()
+    assert run_of(run, "talker").info.status == "RUNNING"
+    codec = Start(run, free_folders=lambda: [run / "talker", run / "codec"])
+    wait_until(lambda: run_of(run, "talker").info.status == "KILLED")
+    codec.close()
+    # A process trains the thinker, as far as this start knows.
+    assert run_of(run, "thinker").info.status == run_of(run, "").info.status == "RUNNING"
+    Start(run, free_folders=lambda: [run / "talker", run / "thinker"]).close()
+    assert run_of(run, "thinker").info.status == run_of(run, "").info.status == "KILLED"
+
+
+def test_a_run_that_is_deleted_before_the_end_is_created_again(run: Path) -> None:
+    start = Start(run, wait_s=30.0)  # so that only the end sends more
+    start.log(10)
+    wait_until(lambda: start.mlflow.run_id and len(losses(run)) == 1)
+    client(run).delete_run(run_of(run).info.run_id)
+    start.log(20)
+    start.close()
+    assert losses(run) == [(10, 1 / 10), (20, 1 / 20)]
+    assert run_of(run).info.status == "FINISHED"
+
+
 def test_a_repeated_step_with_another_loss_is_reported(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

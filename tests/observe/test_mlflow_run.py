@@ -1,9 +1,11 @@
 """The MLflow record of a run: one experiment, a run per stage, parameters, tags, and the export."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 from urllib.request import urlopen
 
 import pytest
@@ -43,6 +45,18 @@ def _record(run: Path, stage: str = "codec", **info: Any) -> Any:
     start.log(start.info.step + 1)
     start.close()
     return run_of(run, stage)
+
+
+def test_a_run_links_to_its_losses_in_one_chart(run: Path) -> None:
+    found = _record(run)
+    note = found.data.tags["mlflow.note.content"]
+    address = re.fullmatch(r"\[Loss of [a-z ]+\]\(#/metric\?(\S+)\)", note)
+    assert address is not None
+    query = {name: value for name, (value,) in parse_qs(address[1]).items()}
+    assert json.loads(query["runs"]) == [found.info.run_id]
+    assert json.loads(query["plot_metric_keys"]) == ["loss/train", "loss/val"]
+    client(run).set_tag(found.info.run_id, "mlflow.note.content", "mine")
+    assert _record(run, step=1).data.tags["mlflow.note.content"] == "mine"
 
 
 def test_stages_are_children_of_one_run_in_one_experiment(run: Path) -> None:

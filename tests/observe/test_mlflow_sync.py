@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from muomni.cli.main import main
-from muomni.observe.tracking.sync import record_evaluation, sync
+from muomni.observe.tracking.sync import end_killed, record_evaluation, sync
 from tests.observe.mlflow_runs import Start, client, empty_mlflow_store, losses, run_of
 
 REPORT = {
@@ -76,6 +76,17 @@ def test_an_evaluation_is_added_once(run: Path) -> None:
     assert [point.value for point in history] == [0.25, 0.2]
 
 
+def test_a_killed_run_is_ended_once(run: Path) -> None:
+    end_killed(run, "codec")  # without a run in MLflow
+    sync(run, "codec")
+    end_killed(run, "codec")
+    assert run_of(run).info.status == "FINISHED"
+    for stage in ("codec", ""):
+        client(run).update_run(run_of(run, stage).info.run_id, status="RUNNING")
+    end_killed(run, "codec")
+    assert run_of(run).info.status == run_of(run, "").info.status == "KILLED"
+
+
 def test_failures_are_one_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -83,8 +94,10 @@ def test_failures_are_one_line(
     sync(run, "codec")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     record_evaluation(run, "codec")
-    (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("muomni")]
-    assert warning.endswith(f"add them with: muomni sync-mlflow {run}")
+    end_killed(run, "codec")
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("muomni")]
+    assert warnings[0].endswith(f"add them with: muomni sync-mlflow {run}")
+    assert warnings[1].endswith(f"correct that with: muomni sync-mlflow {run}")
     for argument, code, text in (
         (run, 7, "MLflow failed (http://127.0.0.1:9: connection refused)"),
         (tmp_path, 2, "no stage with metrics.jsonl"),

@@ -20,6 +20,7 @@ from muomni.config.run import RunConfig
 from muomni.data.shards.manifest import Manifest
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, MachineError
+from muomni.pipeline import runner
 from muomni.pipeline.local import RunningRanks, count_ranks, rank_environment, train_argv
 from muomni.pipeline.state import stage_state
 from tests.corpora import write_text_dataset, write_tokenizer
@@ -211,8 +212,11 @@ def test_the_first_failure_stops_the_rest_and_names_its_log(
     use_fake_stages(
         monkeypatch, {"codec": "print('no'); raise SystemExit(3)", "talker": "raise SystemExit(9)"}
     )
+    ended: list[tuple[Path, str]] = []
+    monkeypatch.setattr(runner, "end_killed", lambda *which: ended.append(which))
     common = ("--data", str(text_data), "--run", str(tmp_path), "--ranks", "1")
     assert run_main(*common, "--stages", "codec,talker") == 3
+    assert ended == [(tmp_path, "codec")]  # in MLflow, if its process could not
     log = tmp_path / "codec" / "train.log"
     captured = capfd.readouterr()
     assert (

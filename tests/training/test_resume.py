@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_topology_or_data_is_rejected(
     with pytest.raises(CheckpointError, match=r"1 ranks, ZeRO 1.*2 ranks, ZeRO 1.*--resume never"):
         two_ranks.run(train, config=config, run=tmp_path)
     other = thinker_config(text_data, {"training": {"max_steps": 4}, "seed": 5})
-    with pytest.raises(CheckpointError, match="other data, tokenizer, batch sizes, or seed"):
+    with pytest.raises(CheckpointError, match="other data, mix, tokenizer, batch sizes, or seed"):
         one_rank.run(train, config=other, run=tmp_path)
 
 

@@ -47,7 +47,9 @@ def test_a_finished_run_is_rejected_for_other_data_or_exports(
     config = thinker_config(text_data, {"training": {"max_steps": 2}})
     one_rank.run(train, config=config, run=tmp_path)
     other = thinker_config(text_data, {"training": {"max_steps": 2}, "seed": 5})
-    with pytest.raises(CheckpointError, match="written with other data, tokenizer, batch sizes"):
+    with pytest.raises(
+        CheckpointError, match="written with other data, mix, tokenizer, batch sizes"
+    ):
         finished_result(_session(other, tmp_path))
     session = _session(config, tmp_path)
     session.stage.context.upstream = {"codec": SimpleNamespace(digest="new")}  # type: ignore[dict-item]

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
@@ -37,11 +37,15 @@ _ANNOUNCE_EVERY = 32
 
 
 class LoadedBatch(NamedTuple):
-    """The tensors of a micro-batch, and what was read for it: `bad` of `num_samples` were dropped."""
+    """The tensors of a micro-batch, and what was read for it: `bad` of `num_samples` were dropped.
+
+    `num_of_dataset` counts the samples of each dataset by its number, without the dropped ones.
+    """
 
     tensors: Batch
     num_samples: int
     bad: tuple[BadSample, ...]
+    num_of_dataset: dict[int, int]
 
 
 class PlannedDataset(Dataset[LoadedBatch]):
@@ -54,7 +58,7 @@ class PlannedDataset(Dataset[LoadedBatch]):
         self.reader = view.reader(source)
 
     def __getitem__(self, batch: MicroBatch) -> LoadedBatch:
-        bad = []
+        bad, used = [], []
         sequences = []
         epochs = batch.epochs or [[None] * len(sequence) for sequence in batch.sequences]
         for sequence, sequence_epochs in zip(batch.sequences, epochs, strict=True):
@@ -65,11 +69,17 @@ class PlannedDataset(Dataset[LoadedBatch]):
                     random = generator(self.seed, epoch, index, AUGMENT_KEY)
                 try:
                     examples.append(self.reader(index, random))
+                    used.append(index)
                 except DataError as error:
                     bad.append(BadSample(self.source.describe(index), str(error)))
                     logger.warning("dropped %s: %s", *bad[-1])
             sequences.append(examples)
-        return LoadedBatch(self.view.collate(sequences), len(batch.ids), tuple(bad))
+        tensors = self.view.collate(sequences)
+        return LoadedBatch(tensors, len(batch.ids), tuple(bad), self._count_datasets(used))
+
+    def _count_datasets(self, ids: list[int]) -> dict[int, int]:
+        numbers = self.source.datasets_of(np.array(ids, dtype=np.int64))
+        return dict(Counter(numbers.tolist()))
 
 
 class LookAhead:
@@ -105,13 +115,14 @@ class LookAhead:
 class CountedBatches:
     """Iterates batches and measures the time spent waiting for them (`wait_s`).
 
-    `take_read` returns what was read for the batches since its last call.
+    `take_read` and `take_num_of_dataset` return what was read for the batches since their last call.
     """
 
     def __init__(self, loader: DataLoader[LoadedBatch]) -> None:
         self.wait_s = 0.0
         self._num_samples = 0
         self._bad: list[BadSample] = []
+        self._num_of_dataset: Counter[int] = Counter()
         self._loader = loader
 
     def take_read(self) -> tuple[int, list[BadSample]]:
@@ -119,6 +130,11 @@ class CountedBatches:
         taken = self._num_samples, self._bad
         self._num_samples, self._bad = 0, []
         return taken
+
+    def take_num_of_dataset(self, num_datasets: int) -> list[float]:
+        """Number of samples of each dataset, without the dropped ones."""
+        taken, self._num_of_dataset = self._num_of_dataset, Counter()
+        return [float(taken[number]) for number in range(num_datasets)]
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
@@ -131,6 +147,7 @@ class CountedBatches:
             self.wait_s += time.perf_counter() - start
             self._num_samples += batch.num_samples
             self._bad += batch.bad
+            self._num_of_dataset.update(batch.num_of_dataset)
             yield batch.tensors
 
 

@@ -202,7 +202,7 @@ class StreamDataset(IterableDataset[LoadedBatch]):
                 sequences.append([])
                 bad.append(BadSample(f"sample {key} of {sample['__url__']}", str(error)))
                 logger.warning("dropped %s: %s", *bad[-1])
-        return LoadedBatch(self.view.collate(sequences), len(samples), tuple(bad))
+        return LoadedBatch(self.view.collate(sequences), len(samples), tuple(bad), {})
 
 
 class StreamLoader(CountedBatches):

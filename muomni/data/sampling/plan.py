@@ -198,6 +198,17 @@ class Plan:
         num_units, most = self._size(step)
         return -(-num_units // (most * num_ranks))
 
+    def position_after(self, step: int) -> int:
+        """The position of the stream after the last shuffle window, or sample if `fixed`, of `step` steps."""
+        if self.batching.mode == "fixed" or step == 0:
+            return step * self.batching.global_size
+        item = step * self._items_per_step - 1
+        self._item(item)
+        epoch = int(np.searchsorted(self._ends, item, side="right")) - 1
+        starts = self._window_starts(epoch)
+        window = int(np.searchsorted(starts, item - self._ends[epoch], side="right")) - 1
+        return epoch * self.order.epoch_size + self.windows.bounds(window)[1]
+
     def rank_step(self, step: int, rank: int, num_ranks: int) -> list[MicroBatch]:
         """The micro-batches of one rank in optimizer step `step` (from 0).
 

@@ -21,7 +21,7 @@ from muomni.observe.tracking.store import Store
 
 RUN_FILE = "mlflow.json"
 _PARENT, _STARTS, _MODEL = "mlflow.parentRunId", "starts", "model"
-_LOGGED = "mlflow.loggedArtifacts"
+_LOGGED, _NOTE = "mlflow.loggedArtifacts", "mlflow.note.content"
 _MAX_PARAM_LENGTH = 500
 # MLflow's limits per request; large mixtures of experts have more metrics.
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -93,6 +93,7 @@ class TrackedRun:
             run_name=self._info.stage,
             tags={_PARENT: self.parent_id, **self._fork_tags()},
         )
+        self.store.client.set_tag(run.info.run_id, _NOTE, self.store.loss_note(run))
         path = self._info.folder / RUN_FILE
         _write_run_file(path, {"run_id": run.info.run_id, "start": start})
         return run
@@ -117,6 +118,7 @@ class TrackedRun:
         client.log_batch(self.id, tags=[RunTag(*item) for item in tags.items()])
         client.update_run(self.id, status="RUNNING")
         client.update_run(self.parent_id, status="RUNNING")
+        self._stage_statuses()
         self.run = client.get_run(self.id)
 
     def _fork_tags(self) -> dict[str, str]:
@@ -260,12 +262,24 @@ class TrackedRun:
         """End the run, and its parent unless another stage is running."""
         client = self.store.client
         client.set_terminated(self.id, status)
-        children = f"tags.`{_PARENT}` = '{self.parent_id}'"
-        stages = client.search_runs([self.run.info.experiment_id], children)
-        found = {run.info.status for run in stages}
+        found = self._stage_statuses()
         if "RUNNING" not in found:
             worst = next((each for each in ("FAILED", "KILLED") if each in found), "FINISHED")
             client.set_terminated(self.parent_id, worst)
+
+    def _stage_statuses(self) -> set[str]:
+        """The statuses of all stages of the pipeline; ends those whose process was killed."""
+        children = f"tags.`{_PARENT}` = '{self.parent_id}'"
+        stages = self.store.client.search_runs([self.run.info.experiment_id], children)
+        status = {run.info.run_id: run.info.status for run in stages}
+        free = {
+            read_run_file(folder / RUN_FILE).get("run_id") for folder in self._info.free_folders()
+        }
+        for run_id in free - {self.id}:
+            if status.get(run_id) == "RUNNING":
+                self.store.client.set_terminated(run_id, "KILLED")
+                status[run_id] = "KILLED"
+        return set(status.values())
 
     def delete(self) -> None:
         """Move the run to MLflow's trash."""

@@ -4,6 +4,7 @@ Artifacts of an SQLite store are in the folder `mlartifacts` beside its file. Th
 that both can be moved; `mlflow ui`, started beside the file, finds them.
 """
 
+import json
 import logging
 import os
 import re
@@ -13,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlencode, urlparse
 
 from muomni.io.file_lock import exclusive_lock_if_supported
+from muomni.observe.metric_names import LOSS
 
 ARTIFACTS = "mlartifacts"
 _PROXY = "mlflow-artifacts:/"
@@ -145,6 +147,20 @@ class Store:
         if self._file is None:
             return f"{_UI_URL}/{page}"
         return f"{_UI_URL}/{page} after: {self._ui_command(self._file)}"
+
+    def loss_note(self, run: Any) -> str:
+        """A description of an MLflow run: a link to its losses in one chart, which its own page cannot show."""
+        query = urlencode(
+            {
+                "runs": json.dumps([run.info.run_id]),
+                "experiments": json.dumps([run.info.experiment_id]),
+                "metric": json.dumps(LOSS["train"]),
+                "plot_metric_keys": json.dumps(list(LOSS.values())),
+                "x_axis": "step",
+                "workflowType": "machine_learning",
+            }
+        )
+        return f"[Loss of training and validation in one chart](#/metric?{query})"
 
     def _ui_command(self, file: Path) -> str:
         folder = shlex.quote(str(file.parent))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from muomni.config.loading import read_yaml
 from muomni.observe.metrics_log import METRICS_FILE, MetricsTail
 from muomni.observe.recorder import RunInfo, Status
+from muomni.observe.sample_files import artifact_of
 from muomni.observe.tracking.run import (
     RUN_FILE,
     Points,
@@ -21,7 +22,6 @@ from muomni.observe.tracking.store import Store, reason_of
 logger = logging.getLogger(__name__)
 
 _EVALUATION = "evaluation.json"
-_SAMPLE_KINDS = {".txt": "text", ".json": "table", ".png": "image", ".wav": "audio"}
 
 
 class Synced(NamedTuple):
@@ -84,6 +84,25 @@ def record_evaluation(run: Path, stage: str) -> None:
         )
 
 
+def end_killed(run: Path, stage: str) -> None:
+    """End the MLflow run of a stage whose processes were killed; a failure is one warning."""
+    run_id = read_run_file(run / stage / RUN_FILE).get("run_id")
+    if run_id is None:
+        return
+    try:
+        store = Store(run)
+        found = store.active_run(run_id)
+        if found is not None and found.info.status == "RUNNING":
+            TrackedRun(store, _info(run, stage)).end("KILLED")
+    except Exception as error:  # MLflow and its stores raise anything
+        logger.warning(
+            "MLflow shows %s as running (%s); correct that with: muomni sync-mlflow %s",
+            stage,
+            reason_of(error),
+            run,
+        )
+
+
 def _log_evaluation(tracked: TrackedRun, folder: Path) -> None:
     path, step = folder / _EVALUATION, _export_step(folder)
     if path.is_file() and step is not None:
@@ -112,8 +131,9 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     """The files of a stage that its recorders got, with their folders."""
     yield folder / "config.yaml", "config"
     for path in sorted((folder / "samples").rglob("*")):
-        if path.suffix in _SAMPLE_KINDS:
-            yield path, str(path.parent.relative_to(folder) / _SAMPLE_KINDS[path.suffix])
+        artifact = artifact_of(path, folder)
+        if artifact is not None:
+            yield path, artifact.folder
 
 
 def _status(folder: Path) -> Status:

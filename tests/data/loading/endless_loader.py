@@ -19,7 +19,7 @@ class Numbers(Dataset[LoadedBatch]):
     source = SimpleNamespace(is_remote=False)
 
     def __getitem__(self, index: int) -> LoadedBatch:
-        return LoadedBatch({}, 0, ())
+        return LoadedBatch({}, 0, (), {})
 
 
 if __name__ == "__main__":

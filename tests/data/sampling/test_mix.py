@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from muomni.config.loading import validate
 from muomni.config.run import DataSection, MixSection
 from muomni.data.sampling.lengths import Lengths
-from muomni.data.sampling.mix import CYCLE, MixedOrder, cycle_quotas, open_order, sampling_shares
-from muomni.data.sampling.order import SampleOrder
+from muomni.data.sampling.mix import (
+    CYCLE,
+    MixedOrder,
+    MixSegment,
+    configured_quotas,
+    cycle_quotas,
+    open_order,
+    sampling_shares,
+)
+from muomni.data.sampling.order import Order, SampleOrder
 from muomni.data.shards.exclusion_mask import IncludedSamples
 from muomni.data.shards.source import Source
 from muomni.errors import ConfigError
@@ -27,6 +35,44 @@ def mixed(sizes: list[int], weights: list[float], seed: int = 0) -> MixedOrder:
         for i, size in enumerate(sizes)
     ]
     return MixedOrder(orders, cycle_quotas((np.array(weights) / sum(weights)).tolist()))
+
+
+def changed(sizes: list[int], *parts: tuple[int, list[int]]) -> MixedOrder:
+    """A mix whose quotas change at positions of the stream; the first one is 0."""
+    order = mixed(sizes, [1.0] * len(sizes))
+    return MixedOrder(order.orders, parts[0][1], parts[1:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 200_000), st.integers(0, 3000), st.integers(0, 300_000))
+def test_corpora_continue_where_they_were_when_quotas_change(
+    first: int, more: int, start: int
+) -> None:
+    sizes = [50, 400, 70]
+    parts = [(0, [CYCLE // 2, CYCLE // 2, 0]), (first, [10, 0, 30]), (first + more, [1, 5, 2])]
+    order = changed(sizes, *parts)
+    before = changed(sizes, parts[0])
+    assert order.epoch_size == before.epoch_size == 450  # the third corpus had no quota
+    assert order.samples(0, first)[0].tolist() == before.samples(0, first)[0].tolist()
+    ids, epochs = order.samples(0, first + more + 4000)
+    bounds = np.cumsum([0, *sizes])
+    for number in range(3):  # the stream of each corpus is that of the corpus alone
+        is_its = (ids >= bounds[number]) & (ids < bounds[number + 1])
+        alone = order.orders[number].samples(0, int(is_its.sum()))
+        assert (ids[is_its] == alone[0]).all() and (epochs[is_its] == alone[1]).all()
+    of_corpus = np.searchsorted(bounds, ids[first + more :], side="right") - 1
+    assert np.bincount(of_corpus).tolist() == [500, 2500, 1000]
+    part = order.samples(start, start + 500)
+    longer = order.samples(max(0, start - 100), start + 500)
+    assert part[0].tolist() == longer[0][min(start, 100) :].tolist()
+
+
+def test_a_change_of_quotas_is_part_of_the_digest() -> None:
+    texts = {
+        changed([50, 70], *parts).depends_on
+        for parts in ([(0, [1, 2])], [(0, [1, 2]), (5, [2, 1])], [(0, [1, 2]), (6, [2, 1])])
+    }
+    assert len(texts) == 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,12 +169,17 @@ def test_source_is_mixed_according_to_its_config(tmp_path: Path) -> None:
     ]
     source = Source(found, "train")
     lengths = Lengths(len(source), np.ones_like, "one")
-    plain = open_order(source, lengths, DataSection(), 0, 64)
+
+    def opened(mix: MixSection) -> Order:
+        segment = MixSegment(0, 0, configured_quotas(source, lengths, mix))
+        return open_order(source, DataSection(), 0, 64, [segment])
+
+    plain = open_order(source, DataSection(), 0, 64)
     assert plain.epoch_size == 100 and sorted(plain.samples(0, 100)[0].tolist()) == list(range(100))
-    even = open_order(source, lengths, DataSection(mix=MixSection(alpha=0.0)), 0, 64)
+    even = opened(MixSection(alpha=0.0))
     ids, epochs = even.samples(0, 100)
     assert (ids < 20).sum() == 50 and epochs[ids < 20].max() == 2
     weights = {"aa": 0.0, "bb": 1.0}
-    alone = open_order(source, lengths, DataSection(mix=MixSection(weights=weights)), 0, 64)
+    alone = opened(MixSection(weights=weights))
     assert alone.sample_ids().tolist() == list(range(20, 100))
     assert len({order.depends_on for order in (plain, even, alone)}) == 3

@@ -9,7 +9,7 @@ import pytest
 from data_prep.cli.main import main
 from muomni.config.run import DataSection, MixSection
 from muomni.data.sampling.lengths import Lengths
-from muomni.data.sampling.mix import open_order
+from muomni.data.sampling.mix import MixSegment, configured_quotas, open_order
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.source import Source
 from tests.corpora import write_text_dataset
@@ -34,7 +34,8 @@ def test_report_matches_training(root: Path, capsys: pytest.CaptureFixture[str])
     source = Source([Manifest.load(root / name) for name in ("books", "web")], "train")
     lengths = Lengths(len(source), np.ones_like, "one")
     mix = MixSection(weights={"books": 1, "web": 2})
-    ids, epochs = open_order(source, lengths, DataSection(mix=mix), 0, 64).samples(0, 600)
+    segment = MixSegment(0, 0, configured_quotas(source, lengths, mix))
+    ids, epochs = open_order(source, DataSection(), 0, 64, [segment]).samples(0, 600)
     assert books["num_draws"] == (ids < 40).sum() == 200 and books["epochs"] == 5.0
     assert web["num_draws"] == (ids >= 40).sum() == 400 and web["epochs"] == 2.0
     assert set(epochs[ids < 40].tolist()) == set(range(5))
