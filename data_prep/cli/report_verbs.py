@@ -84,7 +84,7 @@ def _add_inspect(verbs: "Verbs") -> None:
         verbs,
         "inspect",
         "show samples of a dataset, or the content of a data root",
-        "data\ndata/coco --split val --count 32 --png sheet.png\ndata/asr --html samples",
+        "data/coco --split val --count 32 --png sheet.png\ndata/asr --html samples",
     )
     verb.add_argument("dir", type=path, metavar="DIR", help="dataset or data root")
     verb.add_argument("--split", default="train", help="split of the samples")
