@@ -30,6 +30,9 @@ _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000
 # Frames with a lower RMS are silent; a full-scale sine is at -3 dBFS.
 SILENCE_DBFS = -50
 FRAME_S = 0.02
+# Kept before the first and after the last frame that is not silent.
+TRIM_MARGIN_S = 0.1
+_MIN_TRIM_DBFS = -100
 MIN_SCRIPT_SHARE = 0.5
 
 # Unicode names of most characters start with their script; exceptions and additions.
@@ -231,6 +234,7 @@ class Preprocessing:
         image_format: format of the stored images.
         quality: of JPEG and WebP.
         sample_rate_hz: audio clips of other rates are resampled to this one.
+        trim_dbfs: quieter beginnings and ends of audio clips are cut off, except for `TRIM_MARGIN_S`.
         normalize: names of `NORMALIZERS`, applied in this order.
     """
 
@@ -240,6 +244,7 @@ class Preprocessing:
     image_format: ImageFormat = "keep"
     quality: int = 90
     sample_rate_hz: int | None = None
+    trim_dbfs: float | None = None
     normalize: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -254,11 +259,20 @@ class Preprocessing:
             raise ConfigError(
                 f"--sample-rate must be between {_MIN_RATE_HZ} and {_MAX_RATE_HZ} Hz, got {rate}"
             )
+        if self.trim_dbfs is not None and not _MIN_TRIM_DBFS <= self.trim_dbfs < 0:
+            raise ConfigError(
+                f"--trim-silence must be a level from {_MIN_TRIM_DBFS} to 0 dBFS, such as {SILENCE_DBFS}, got "
+                f"{self.trim_dbfs:g}"
+            )
         unknown = [name for name in self.normalize if name not in NORMALIZERS]
         if unknown:
             raise ConfigError(
                 f"--normalize {unknown[0]!r} is unknown; choose from {', '.join(NORMALIZERS)}"
             )
+
+    @property
+    def changes_audio(self) -> bool:
+        return self.sample_rate_hz is not None or self.trim_dbfs is not None
 
     @property
     def changes_images(self) -> bool:
@@ -283,6 +297,7 @@ class Preprocessing:
             "resize_shorter": int,
             "quality": int,
             "sample_rate_hz": int,
+            "trim_dbfs": float,
             "upscale": lambda text: text == "True",
             "normalize": lambda text: tuple(text.split(",")),
         }

@@ -14,6 +14,7 @@ from data_prep.options import (
     OUTPUT_FORMATS,
     RULES,
     SILENCE_DBFS,
+    TRIM_MARGIN_S,
     Filters,
     Preprocessing,
 )
@@ -111,6 +112,17 @@ def add_preprocessing(verb: argparse.ArgumentParser, task: "Task") -> None:
             metavar="HZ",
             help="resample audio clips of other rates, as 16-bit FLAC",
         )
+    if task in _SPEECH:
+        group.add_argument(
+            "--trim-silence",
+            dest="trim_dbfs",
+            type=any_number,
+            nargs="?",
+            const=float(SILENCE_DBFS),
+            metavar="DBFS",
+            help="cut off the beginning and end of audio clips below this level, except for "
+            f"{TRIM_MARGIN_S:g} s; without a value, below {SILENCE_DBFS} dBFS",
+        )
     if task != "sft":
         group.add_argument(
             "--normalize",
@@ -147,7 +159,15 @@ def _add_images(group: "argparse._ArgumentGroup") -> None:
 def parse_preprocessing(arguments: argparse.Namespace) -> Preprocessing:
     """The preprocessing of the command line; raises `ConfigError` as `Preprocessing` does."""
     given = vars(arguments)
-    names = ("check", "resize_shorter", "upscale", "image_format", "quality", "sample_rate_hz")
+    names = (
+        "check",
+        "resize_shorter",
+        "upscale",
+        "image_format",
+        "quality",
+        "sample_rate_hz",
+        "trim_dbfs",
+    )
     steps = given.get("normalize", "")
     return Preprocessing(
         **{name: given[name] for name in names if name in given},

@@ -50,12 +50,13 @@ class CheckedImage:
 
 @dataclass(frozen=True, slots=True)
 class CheckedAudio:
-    """An audio clip as stored in a shard, with the sample rate of its original file."""
+    """An audio clip as stored in a shard, with the sample rate and duration of its original file."""
 
     extension: str
     data: bytes
     facts: AudioFacts
     original_rate_hz: int
+    original_ms: int
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
@@ -74,13 +75,13 @@ def checked_image(media: Media, preprocessing: Preprocessing) -> CheckedImage:
 @lru_cache(maxsize=_CACHE_SIZE)
 def checked_audio(media: Media, preprocessing: Preprocessing) -> CheckedAudio:
     """Read, check, and convert an audio clip; its samples are discarded to save memory."""
-    if preprocessing.check == "header" and preprocessing.sample_rate_hz is None:
+    if preprocessing.check == "header" and not preprocessing.changes_audio:
         extension, data = read_media(media, "audio")
         try:
             facts = _header_facts(data)
         except DataError as error:
             raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
-        return CheckedAudio(extension, data, facts, facts.sample_rate_hz)
+        return CheckedAudio(extension, data, facts, facts.sample_rate_hz, facts.duration_ms)
     return decoded_audio(media, preprocessing)[0]
 
 
@@ -96,7 +97,8 @@ def decoded_audio(media: Media, preprocessing: Preprocessing) -> tuple[CheckedAu
     except (DataError, soundfile.SoundFileError, ValueError) as error:
         raise BadSampleError(BROKEN_AUDIO, f"{media}: {error}") from error
     facts = AudioFacts.of(converted, rate_hz)
-    return CheckedAudio(extension, data, facts, original_rate_hz), samples
+    original_ms = AudioFacts.of(samples, original_rate_hz).duration_ms
+    return CheckedAudio(extension, data, facts, original_rate_hz, original_ms), samples
 
 
 def with_right_length(data: bytes, num_samples: int) -> bytes:

@@ -12,12 +12,14 @@ import numpy as np
 import soundfile
 from PIL import ExifTags, Image
 
-from data_prep.options import NORMALIZERS, Preprocessing
+from data_prep.media.foreign import encode_audio
+from data_prep.options import FRAME_S, NORMALIZERS, TRIM_MARGIN_S, Preprocessing
 from muomni.data.media.decode import flat, identify_image, image_errors, load_image, upright
 
 _PIL_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 # JPEGs are decoded at about twice the requested size, in steps of eighths.
 _DRAFT_GAP = 2
+_MORE_THAN_24_BITS = ("PCM_32", "FLOAT", "DOUBLE")
 # EXIF orientations that swap width and height.
 _TRANSPOSED = (5, 6, 7, 8)
 
@@ -103,22 +105,63 @@ def convert_audio(
     samples: np.ndarray,
     sample_rate_hz: int,
 ) -> tuple[str, bytes, np.ndarray, int]:
-    """Resample a decoded audio clip [num_samples, num_channels] to the requested rate, as 16-bit FLAC.
+    """Trim and resample a decoded audio clip [num_samples, num_channels] as requested.
+
+    A trimmed clip is FLAC of 16 or 24 bits, or WAV of 32-bit floats if its samples have more than 24 bits; a
+    resampled one is 16-bit FLAC.
 
     Returns:
         Extension, bytes, samples, and rate; the arguments if nothing changes.
     """
+    kept = samples
+    if preprocessing.trim_dbfs is not None:
+        kept = trimmed(samples, sample_rate_hz, preprocessing.trim_dbfs)
     wanted = preprocessing.sample_rate_hz
     if wanted is None or wanted == sample_rate_hz:
-        return extension, data, samples, sample_rate_hz
+        if len(kept) == len(samples):
+            return extension, data, samples, sample_rate_hz
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            subtype = file.subtype
+        return *_encoded(kept, sample_rate_hz, subtype), kept, sample_rate_hz
     # Imported late, as in `_resized`.
     from muomni.data.media.resampling import resample
 
     with _one_thread():
-        resampled = resample(samples, sample_rate_hz, wanted)
+        resampled = resample(kept, sample_rate_hz, wanted)
     buffer = io.BytesIO()
     soundfile.write(buffer, resampled, wanted, "PCM_16", format="FLAC")
     return "flac", buffer.getvalue(), resampled, wanted
+
+
+def trimmed(samples: np.ndarray, sample_rate_hz: int, level_dbfs: float) -> np.ndarray:
+    """An audio clip [num_samples, num_channels] without the silence at both ends, except for `TRIM_MARGIN_S`.
+
+    A frame is silent if the RMS of its loudest channel is below the level; a clip of silence is kept whole.
+    """
+    size = max(1, round(FRAME_S * sample_rate_hz))
+    starts = np.arange(0, len(samples), size)
+    power = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=0).max(axis=1)
+    num_in_frame = np.diff(np.append(starts, len(samples)))
+    (loud,) = np.nonzero(power >= num_in_frame * 10 ** (level_dbfs / 10))
+    if not len(loud):
+        return samples
+    margin = round(TRIM_MARGIN_S * sample_rate_hz)
+    return samples[max(0, loud[0] * size - margin) : (loud[-1] + 1) * size + margin]
+
+
+def _encoded(samples: np.ndarray, sample_rate_hz: int, subtype: str) -> tuple[str, bytes]:
+    """Extension and bytes of samples that were decoded from a file of a subtype, without loss up to 24 bits.
+
+    soundfile scales floats so that full scale becomes 32767, so they are converted to integers here.
+    """
+    if subtype in _MORE_THAN_24_BITS:
+        return encode_audio(samples, sample_rate_hz, "WAV", "FLOAT")
+    num_bits = 24 if subtype == "PCM_24" else 16
+    scale = 1 << (num_bits - 1)
+    values = np.rint(samples * np.float64(scale)).clip(-scale, scale - 1)
+    if num_bits == 24:
+        return encode_audio(values.astype(np.int32) << 8, sample_rate_hz, "FLAC", "PCM_24")
+    return encode_audio(values.astype(np.int16), sample_rate_hz, "FLAC", "PCM_16")
 
 
 @contextmanager

@@ -159,6 +159,8 @@ def _encode_speech(item: Item, filters: Filters, preprocessing: Preprocessing) -
         content.setdefault("original_text", original)
     if audio.original_rate_hz != facts.sample_rate_hz:
         content["original_sample_rate_hz"] = audio.original_rate_hz
+    if preprocessing.trim_dbfs is not None and audio.original_ms != facts.duration_ms:
+        content["original_duration_s"] = audio.original_ms / 1000
     members = ((audio.extension, audio.data), ("json", _json(content)), ("txt", text.encode()))
     cost = SampleCost(duration_ms=facts.duration_ms, num_chars=len(text), num_audios=1)
     return EncodedSample(members, cost)

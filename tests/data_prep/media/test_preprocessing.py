@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.cli.main import main
-from data_prep.media.preprocessing import convert_image, normalize_text
+from data_prep.media.preprocessing import convert_audio, convert_image, normalize_text, trimmed
 from data_prep.options import CHECKS, NORMALIZERS, OUTPUT_FORMATS, Check, ImageFormat, Preprocessing
-from muomni.data.media.decode import image_size, open_image
+from muomni.data.media.decode import image_size, open_image, read_audio
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from tests.data_prep.raw_corpora import audio, write_coco, write_ljspeech
@@ -246,3 +246,86 @@ def test_preprocessing_text_round_trip(
     if not preprocessing.changes_images:
         preprocessing = Preprocessing(check, resize, False, form, 90, rate, tuple(steps))
     assert Preprocessing.from_text(preprocessing.as_text()) == preprocessing
+
+
+def _padded_tone(rate_hz: int, num_bits: int, channels: int = 1) -> np.ndarray:
+    """Half a second of silence, one of a tone, and half a second of silence, as integers."""
+    time = np.arange(rate_hz) / rate_hz
+    tone = np.rint(0.9 * (1 << (num_bits - 1)) * np.sin(2 * np.pi * 220 * time))
+    silence = np.zeros(rate_hz // 2)
+    return np.concatenate([silence, tone, silence])[:, None].repeat(channels, 1).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "num_bits", "stored"),
+    [
+        ("PCM_U8", 8, ("flac", "PCM_16")),
+        ("PCM_16", 16, ("flac", "PCM_16")),
+        ("PCM_24", 24, ("flac", "PCM_24")),
+        ("FLOAT", 24, ("wav", "FLOAT")),
+    ],
+)
+def test_trimming_keeps_the_samples(subtype: str, num_bits: int, stored: tuple[str, str]) -> None:
+    rate_hz = 8000
+    tone = _padded_tone(rate_hz, num_bits, channels=2)
+    buffer = io.BytesIO()
+    scaled = (tone << (32 - num_bits)).astype(np.int32)
+    soundfile.write(
+        buffer, scaled / 2.0**31 if subtype == "FLOAT" else scaled, rate_hz, subtype, format="WAV"
+    )
+    samples, _ = read_audio(buffer.getvalue())
+    extension, data, kept, _ = convert_audio(
+        Preprocessing(trim_dbfs=-50), "wav", buffer.getvalue(), samples, rate_hz
+    )
+    margin, frame = 800, 160
+    assert abs(len(kept) - (rate_hz + 2 * margin)) <= 2 * frame
+    assert (extension, soundfile.info(io.BytesIO(data)).subtype) == stored
+    np.testing.assert_array_equal(read_audio(data)[0], kept)
+    start = next(n for n in range(len(samples)) if np.array_equal(samples[n : n + len(kept)], kept))
+    np.testing.assert_array_equal(samples[start : start + len(kept)], kept)
+
+
+def test_what_is_not_trimmed_keeps_its_bytes() -> None:
+    trim = Preprocessing(trim_dbfs=-50)
+    for samples in (np.zeros(8000), np.sin(np.arange(8000))):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, 8000, format="WAV")
+        decoded, _ = read_audio(buffer.getvalue())
+        assert convert_audio(trim, "wav", buffer.getvalue(), decoded, 8000)[1] == buffer.getvalue()
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_a_loud_channel_is_not_silence(channel: int) -> None:
+    samples = np.zeros((16_000, 2), np.float32)
+    samples[4000:8000, channel] = 0.5
+    kept = trimmed(samples, 16_000, -50)
+    assert 4000 <= len(kept) <= 4000 + 2 * 1600 + 2 * 320
+    assert kept[:, channel].sum() == samples[:, channel].sum()
+
+
+def test_trimmed_clips_record_their_duration(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", _padded_tone(8000, 16).astype(np.int16), 8000)
+    (tmp_path / "t.jsonl").write_text('{"audio": "a.wav", "text": "hello"}\n')
+    command = ["tts", "--format", "jsonl", "--src", str(tmp_path / "t.jsonl"), "--workers", "1"]
+    command += ["--val-fraction", "0", "--test-fraction", "0", "--check", "header"]
+    main([*command, "--out", str(tmp_path / "out"), "--trim-silence"])
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.preprocessing["trim_dbfs"] == "-50.0"
+    reader = SplitReader(manifest, "train")
+    content = json.loads(reader.read(0)["json"])
+    assert content["original_duration_s"] == 2
+    assert content["duration_s"] == pytest.approx(1.2, abs=0.05)
+    assert reader.columns[0]["duration_ms"] == round(1000 * content["duration_s"])
+    main(["verify", "--full", "--decode", "100", "--workers", "1", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("level", ["0", "3", "-101", "nan"])
+def test_levels_that_no_clip_has_are_refused(
+    level: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jsonl").write_text("")
+    command = ["tts", "--format", "jsonl", "--src", str(tmp_path / "t.jsonl")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", str(tmp_path / "out"), "--trim-silence", level])
+    assert stop.value.code == 2
+    assert "--trim-silence" in capsys.readouterr().err
