@@ -234,8 +234,8 @@ class Preprocessing:
         image_format: format of the stored images.
         quality: of JPEG and WebP.
         sample_rate_hz: audio clips of other rates are resampled to this one.
-        trim_dbfs: quieter beginnings and ends of audio clips are cut off, except for `TRIM_MARGIN_S`.
         normalize: names of `NORMALIZERS`, applied in this order.
+        trim_dbfs: quieter beginnings and ends of audio clips are cut off, except for `TRIM_MARGIN_S`.
     """
 
     check: Check = "decode"
@@ -244,8 +244,8 @@ class Preprocessing:
     image_format: ImageFormat = "keep"
     quality: int = 90
     sample_rate_hz: int | None = None
-    trim_dbfs: float | None = None
     normalize: tuple[str, ...] = ()
+    trim_dbfs: float | None = None
 
     def __post_init__(self) -> None:
         if self.resize_shorter is not None and self.resize_shorter < 1:
