@@ -1,4 +1,4 @@
-"""Statistics of the content of datasets: scripts, levels, rates, and sizes, from a part of the samples."""
+"""Statistics of a part of the samples of datasets: scripts, speakers, levels, rates, and sizes."""
 
 import json
 import unicodedata
@@ -21,7 +21,9 @@ from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
 from muomni.errors import DataError
 from muomni.io.count_progress import counted
+from muomni.io.table import format_table
 
+_NUM_SHOWN_SPEAKERS = 20
 _PERCENTILES = (0, 5, 50, 95, 100)
 # First words of Unicode names that are not the name of a script.
 _SCRIPT_NAMES = {"CJK": "han", "IDEOGRAPHIC": "han", "KATAKANA-HIRAGANA": "katakana"}
@@ -34,6 +36,8 @@ class _Counts:
     num_bad: int = 0
     letters: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    speakers: Counter[str] = field(default_factory=Counter)
+    speaker_s: Counter[str] = field(default_factory=Counter)
     rates_hz: Counter[int] = field(default_factory=Counter)
     clipped: list[float] = field(default_factory=list)
     silent: list[float] = field(default_factory=list)
@@ -71,6 +75,10 @@ def content_stats(manifest: Manifest, split: str, num_samples: int) -> dict[str,
             name: round(count / num_letters, 4) for name, count in counts.letters.most_common()
         },
         "languages": dict(counts.languages.most_common()),
+        "speakers": {
+            name: {"samples": count, "seconds": round(counts.speaker_s[name], 3)}
+            for name, count in counts.speakers.most_common()
+        },
         "sample_rates_hz": {str(rate): count for rate, count in counts.rates_hz.most_common()},
         **{name: _percentiles(values) for name, values in percentiles.items() if values},
     }
@@ -88,6 +96,7 @@ def content_lines(split: str, stats: Mapping[str, object]) -> list[str]:
                 for key, value in values.items()
             )
             lines.append(f"  {name.replace('_', ' ')}: {', '.join(shown)}")
+    lines += _speaker_lines(stats["speakers"])
     for name, values in stats.items():
         if name.endswith("_percentiles") and isinstance(values, list):
             what = name.removesuffix("_percentiles").replace("_", " ")
@@ -107,8 +116,9 @@ def _add(counts: _Counts, sample: Sample, task: str) -> None:
     for text in sample_texts(sample, task):
         counts.letters.update(script_of(letter) for letter in text if letter.isalpha())
     body = json.loads(sample["json"]) if "json" in sample else {}
-    if body.get("language"):
-        counts.languages[str(body["language"])] += 1
+    for name, found in (("language", counts.languages), ("speaker", counts.speakers)):
+        if body.get(name):
+            found[str(body[name])] += 1
     for _, data in media_of(sample, IMAGE_EXTENSIONS):
         width, height = image_size(data)
         counts.widths.append(width)
@@ -116,8 +126,25 @@ def _add(counts: _Counts, sample: Sample, task: str) -> None:
     for _, data in media_of(sample, AUDIO_EXTENSIONS):
         samples, rate_hz = read_audio(data)
         counts.rates_hz[rate_hz] += 1
+        if body.get("speaker"):
+            counts.speaker_s[str(body["speaker"])] += len(samples) / rate_hz
         counts.clipped.append(clipped_fraction(samples))
         counts.silent.append(silence_fraction(samples, rate_hz))
+
+
+def _speaker_lines(speakers: object) -> list[str]:
+    """A table of the speakers with most samples."""
+    if not isinstance(speakers, dict) or not speakers:
+        return []
+    rows = [
+        (name, f"{about['samples']:,}", f"{about['seconds'] / 60:.1f}")
+        for name, about in list(speakers.items())[:_NUM_SHOWN_SPEAKERS]
+    ]
+    table = format_table(("speaker", "samples", "minutes"), rows, align="<>>")
+    title = f"{len(speakers):,} speakers" if len(speakers) > 1 else "1 speaker"
+    if len(speakers) > len(rows):
+        title += f", of which {len(rows)} are shown"
+    return [f"  {title}", *(f"    {line}" for line in table.splitlines())]
 
 
 def _percentiles(values: list[int] | list[float]) -> list[float]:

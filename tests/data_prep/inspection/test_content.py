@@ -58,6 +58,23 @@ def test_speech(tmp_path: Path, capsys: Capture) -> None:
     assert "train: 2 samples read" in printed and "languages: ru 2" in printed
 
 
+def test_speakers(tmp_path: Path, capsys: Capture) -> None:
+    rows = []
+    for number, speaker in enumerate([0, 1, 0, None]):
+        soundfile.write(tmp_path / f"{number}.wav", np.zeros(8_000 * (number + 1)), 8_000)
+        rows.append({"audio": f"{number}.wav", "text": f"word {number}", "speaker": speaker})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shard("tts", "jsonl", tmp_path / "rows.jsonl", tmp_path / "out")
+    speakers = stats_of(capsys, tmp_path / "out")["speakers"]
+    assert speakers == {
+        "0": {"samples": 2, "seconds": 4.0},
+        "1": {"samples": 1, "seconds": 2.0},
+    }
+    main(["stats", "--content", "100", str(tmp_path / "out")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["2", "speakers"] in lines and ["0", "2", "0.1"] in lines
+
+
 def test_images_and_damage(tmp_path: Path, capsys: Capture) -> None:
     rows = []
     for number, size in enumerate([(30, 20), (10, 40), (50, 20)]):
