@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,7 +37,7 @@ class _Counts:
     letters: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     speakers: Counter[str] = field(default_factory=Counter)
-    speaker_s: Counter[str] = field(default_factory=Counter)
+    speaker_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     rates_hz: Counter[int] = field(default_factory=Counter)
     clipped: list[float] = field(default_factory=list)
     silent: list[float] = field(default_factory=list)
