@@ -10,7 +10,7 @@ import torch
 from muomni.config.run import DataSection, MixSection
 from muomni.data.loading.loader import Loader, PlannedDataset
 from muomni.data.sampling.lengths import Lengths
-from muomni.data.sampling.mix import open_order
+from muomni.data.sampling.mix import MixSegment, configured_quotas, open_order
 from muomni.data.sampling.plan import Batching, Plan
 from muomni.data.shards.manifest import Manifest, Split, fingerprint
 from muomni.data.shards.source import Source
@@ -74,8 +74,11 @@ def open_plan(manifests: list[Manifest], kind: str) -> tuple[PlannedDataset, Pla
     view = NumberView()
     lengths = view.lengths(source)
     batching = BATCHINGS["bucket" if kind == "mixed" else kind]
-    mix = MixSection(weights={"one": 2, "two": 1}) if kind == "mixed" else None
-    order = open_order(source, lengths, DataSection(mix=mix), 3, batching.shuffle_window)
+    segments = []
+    if kind == "mixed":
+        mix = MixSection(weights={"one": 2, "two": 1})
+        segments = [MixSegment(0, 0, configured_quotas(source, lengths, mix))]
+    order = open_order(source, DataSection(), 3, batching.shuffle_window, segments)
     plan = Plan(lengths, batching, 3, source.describe, order)
     return PlannedDataset(source, view, 3), plan
 
