@@ -251,7 +251,8 @@ class OptimSection(Section):
     """Optimizer, gradient clipping, and learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: for linear layers in blocks; everything else uses adamw"
+        default="adamw",
+        description="muon: for linear layers and convolutions in stacks; everything else uses adamw",
     )
     lr: float = Field(gt=0, description="peak learning rate")
     muon_lr: float | None = Field(

@@ -85,7 +85,8 @@ def parameter_groups(module: nn.Module, optim: OptimSection) -> list[ParameterGr
             group.patterns.append(label)
     if optim.name == "muon" and not any(group.is_muon for group in groups.values()):
         raise ConfigError(
-            "optim.name=muon found no trainable linear layer in the blocks of this model; use optim.name=adamw"
+            "optim.name=muon found no trainable linear layer or convolution in the stacks of this model; "
+            "use optim.name=adamw"
         )
     return [group for _, group in sorted(groups.items(), reverse=True, key=lambda item: item[0])]
 

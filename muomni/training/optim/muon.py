@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for all other parameters, in one optimizer.
+"""Muon for hidden matrices and convolution kernels, AdamW for all other parameters, in one optimizer.
 
 DeepSpeed has its own Muon for ZeRO 1-3, but it orthogonalizes gradients before it clips them, so
 `optim.max_grad_norm` limits the size of updates and scales all other gradients of the step: in DeepSpeed
@@ -7,25 +7,35 @@ how small its gradient was. Here Muon runs without ZeRO, so that each rank holds
 first.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from muomni.errors import ConfigError
+from muomni.models.layers.blocks import BlockRunner
 
 
 def hidden_matrices(module: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers inside transformer blocks, which Muon is designed for.
+    """Ids of the weights of linear layers and convolutions inside stacks, which Muon is designed for.
 
-    Embeddings, input and output projections, heads, convolutions, and stacked experts [E, out, in] are not.
+    These are the layers in the module lists of transformer stacks and codec halves. Embeddings, input and
+    output projections, heads, depthwise convolutions, and stacked experts [E, out, in] are not.
     """
-    return {
-        id(layer.weight)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and "blocks" in name.split(".")
-    }
+    stacks = [part for part in module.modules() if isinstance(part, BlockRunner)]
+    lists = [
+        part for stack in stacks for part in stack.children() if isinstance(part, nn.ModuleList)
+    ]
+    return {id(layer.weight) for part in lists for layer in part.modules() if _is_dense(layer)}
+
+
+def _is_dense(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv1d | nn.Conv2d]:
+    """Whether each output depends on all inputs."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return layer.groups == 1
+    return isinstance(layer, nn.Linear)
 
 
 def check_support(zero_stage: int, has_expert_parallel: bool) -> None:
@@ -45,8 +55,9 @@ def check_support(zero_stage: int, has_expert_parallel: bool) -> None:
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) on groups with `is_muon`, AdamW on the others.
 
-    Muon updates are scaled by 0.2 * sqrt(max(rows, columns)), so that learning rate and decay match those of
-    AdamW (Liu et al., 2025, arXiv:2502.16982).
+    A convolution kernel [out, in, ...] is a matrix [out, in * ...]. Muon updates are scaled by
+    0.2 * sqrt(max(rows, columns)), so that learning rate and decay match those of AdamW (Liu et al., 2025,
+    arXiv:2502.16982).
     """
 
     def __init__(
@@ -59,7 +70,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": lr})
         self._muon = torch.optim.Muon(
-            self._groups(is_muon=True), lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+            self._matrix_groups(), lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"
         )
         self._adamw = torch.optim.AdamW(
             self._groups(is_muon=False), lr=lr, betas=betas, eps=eps, fused=True
@@ -67,6 +78,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def _groups(self, is_muon: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["is_muon"] is is_muon]
+
+    def _matrix_groups(self) -> list[dict[str, Any]]:
+        """Muon's groups with each weight as a matrix [out, rest] in the same memory."""
+        return [
+            {**group, "params": [_as_matrix(weight) for weight in group["params"]]}
+            for group in self._groups(is_muon=True)
+        ]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None if closure is None else closure()
@@ -76,29 +94,41 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if found_inf:
                 return loss
             found_inf = None
-        for optimizer, is_muon in ((self._muon, True), (self._adamw, False)):
-            # Loading a checkpoint, and engines with master weights, replace groups and state.
-            optimizer.param_groups = self._groups(is_muon)
-            optimizer.state = self.state
-        if found_inf is None:
-            self._muon.step()
-        else:
-            self._step_muon_unless(found_inf)
+        self._step_muon(found_inf)
+        # Loading a checkpoint, and engines with master weights, replace groups and state.
+        self._adamw.param_groups = self._groups(is_muon=False)
+        self._adamw.state = self.state
         self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self._adamw.step()
         return loss
 
     @torch.no_grad()
-    def _step_muon_unless(self, found_inf: Tensor) -> None:
-        """Update matrices one by one, and restore each if `found_inf`, which stays on the device."""
+    def _step_muon(self, found_inf: Tensor | None) -> None:
+        """Update the matrices, one by one, and restore each if `found_inf`, which stays on the device."""
+        weights = [weight for group in self._groups(is_muon=True) for weight in group["params"]]
+        groups = self._matrix_groups()
+        matrices = [matrix for group in groups for matrix in group["params"]]
+        states = {m: self.state[w] for w, m in zip(weights, matrices, strict=True)}
+        self._muon.state = defaultdict(dict, states)
+        if found_inf is None:
+            self._muon.param_groups = [{**self._muon.defaults, **group} for group in groups]
+            self._muon.step()
+            return
         is_bad = found_inf.bool()
-        for group in self._groups(is_muon=True):
-            for weight in group["params"]:
-                momentum = self.state[weight].setdefault(
-                    "momentum_buffer", torch.zeros_like(weight)
-                )
-                before = weight.clone(), momentum.clone()
-                self._muon.param_groups = [{**group, "params": [weight]}]
+        for group in groups:
+            for matrix in group["params"]:
+                momentum = states[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                before = matrix.clone(), momentum.clone()
+                self._muon.param_groups = [{**self._muon.defaults, **group, "params": [matrix]}]
                 self._muon.step()
-                for tensor, old in zip((weight, momentum), before, strict=True):
+                for tensor, old in zip((matrix, momentum), before, strict=True):
                     tensor.copy_(torch.where(is_bad, old, tensor))
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A convolution kernel [out, in, ...] as a matrix [out, in * ...]; others are matrices already."""
+    if weight.ndim == 2:
+        return weight
+    matrix = weight.detach().view(len(weight), -1)
+    matrix.grad = None if weight.grad is None else weight.grad.reshape(len(weight), -1)
+    return matrix

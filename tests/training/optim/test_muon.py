@@ -14,6 +14,7 @@ from muomni.config.run import OptimSection, RunConfig
 from muomni.data.loading.loader import PlannedDataset
 from muomni.distributed.discovery import discover
 from muomni.errors import CheckpointError, ConfigError
+from muomni.models.layers.blocks import BlockRunner
 from muomni.training.optim.groups import describe_parameters, parameter_groups
 from muomni.training.optim.muon import MuonWithAdamW
 from muomni.training.optim.schedule import lr_factor
@@ -149,28 +150,70 @@ def test_an_engine_that_cannot_run_muon_is_rejected_before_the_start(
 
 
 def test_a_model_without_hidden_matrices_and_a_rate_without_muon_are_rejected() -> None:
-    convolutions = nn.ModuleDict({"codec": nn.ModuleDict({"blocks": nn.Conv1d(3, 4, 1)})})
-    with pytest.raises(ConfigError, match="found no trainable linear layer in the blocks"):
-        parameter_groups(convolutions, OptimSection(lr=0.1, name="muon"))
+    depthwise = nn.ModuleDict({"codec": blocks(nn.Conv1d(4, 4, 3, groups=4))})
+    with pytest.raises(
+        ConfigError, match="found no trainable linear layer or convolution in the stacks"
+    ):
+        parameter_groups(depthwise, OptimSection(lr=0.1, name="muon"))
     with pytest.raises(ValueError, match=r"muon_lr needs optim\.name=muon"):
         OptimSection(lr=0.1, muon_lr=0.2)
 
 
-def test_muon_trains_only_linear_layers_in_blocks() -> None:
-    block = nn.ModuleDict({"proj": nn.Linear(3, 4), "norm": nn.LayerNorm(4)})
-    model = {
-        "blocks": nn.ModuleList([block]),
-        "head": nn.Linear(4, 9),
-        "tokens": nn.Embedding(9, 3),
-    }
-    task = nn.ModuleDict({"thinker": nn.ModuleDict(model)})
-    optim = OptimSection(lr=0.1, name="muon", muon_lr=0.4, lr_scales={"blocks.*": 0.5})
-    assert describe_parameters(task, optim) == [
-        "optimizes hidden matrices of blocks.*: 12 parameters, lr 0.2, weight decay 0.1 by Muon",
-        "optimizes matrices of all else: 36 parameters, lr 0.1, weight decay 0.1",
-        "optimizes vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
-        "optimizes vectors and embeddings of blocks.*: 12 parameters, lr 0.05, weight decay 0",
+def blocks(*layers: nn.Module) -> BlockRunner:
+    """A stack with one block of these layers."""
+    stack = BlockRunner()
+    stack.blocks = nn.ModuleList([nn.Sequential(*layers)])
+    return stack
+
+
+def test_muon_trains_only_linear_layers_and_convolutions_in_stacks() -> None:
+    layers = [
+        nn.Linear(3, 4),
+        nn.LayerNorm(4),
+        nn.Conv1d(2, 3, 5, bias=False),
+        nn.Conv1d(4, 4, 3, groups=4, bias=False),
     ]
+    model = {"stack": blocks(*layers), "head": nn.Linear(4, 9), "tokens": nn.Embedding(9, 3)}
+    task = nn.ModuleDict({"thinker": nn.ModuleDict(model)})
+    optim = OptimSection(lr=0.1, name="muon", muon_lr=0.4, lr_scales={"stack.*": 0.5})
+    assert describe_parameters(task, optim) == [
+        "optimizes hidden matrices of stack.*: 42 parameters, lr 0.2, weight decay 0.1 by Muon",
+        "optimizes matrices of all else: 36 parameters, lr 0.1, weight decay 0.1",
+        "optimizes matrices of stack.*: 12 parameters, lr 0.05, weight decay 0.1",
+        "optimizes vectors and embeddings of all else: 36 parameters, lr 0.1, weight decay 0",
+        "optimizes vectors and embeddings of stack.*: 12 parameters, lr 0.05, weight decay 0",
+    ]
+
+
+def groups(kernel: nn.Parameter) -> list[dict[str, Any]]:
+    """The kernel for Muon, and a vector without gradients for AdamW."""
+    vector = nn.Parameter(torch.zeros(1))
+    return [
+        {"params": [kernel], "is_muon": True, "weight_decay": 0.1},
+        {"params": [vector], "is_muon": False, "weight_decay": 0.0},
+    ]
+
+
+def test_a_convolution_kernel_is_updated_as_a_matrix_of_its_filters() -> None:
+    """As Muon by its definition, also after its state was saved and loaded."""
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 2, 5))
+    matrix = kernel.detach().flatten(1).clone()
+    momentum = torch.zeros_like(matrix)
+    rates = 0.1, (0.9, 0.95), 1e-8, 0.9
+    optimizer = MuonWithAdamW(groups(kernel), *rates)
+    for step in range(4):
+        kernel.grad = torch.randn_like(kernel)
+        optimizer.step()
+        gradient = kernel.grad.flatten(1)
+        momentum = 0.9 * momentum + 0.1 * gradient
+        update = orthogonalized(0.1 * gradient + 0.9 * momentum)
+        matrix = matrix * (1 - 0.1 * 0.1) - update * 0.1 * 0.2 * math.sqrt(10)
+        torch.testing.assert_close(kernel.detach().flatten(1), matrix, rtol=0, atol=5e-3)
+        if step == 1:
+            state = optimizer.state_dict()
+            optimizer = MuonWithAdamW(groups(kernel), *rates)
+            optimizer.load_state_dict(state)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -178,8 +221,9 @@ def test_a_step_with_non_finite_gradients_changes_nothing(on_cpu: bool) -> None:
     """Accelerators update and restore instead of reading the flag."""
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(5))
+    kernel = nn.Parameter(torch.randn(3, 2, 4))
     groups: list[dict[str, Any]] = [
-        {"params": [matrix], "is_muon": True, "weight_decay": 0.1},
+        {"params": [matrix, kernel], "is_muon": True, "weight_decay": 0.1},
         {"params": [vector], "is_muon": False, "weight_decay": 0.0},
     ]
     optimizer = MuonWithAdamW(groups, 0.1, (0.9, 0.95), 1e-8, 0.9)
