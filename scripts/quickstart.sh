@@ -20,10 +20,15 @@ step "Train all stages at nano size, each on the exports of its upstream stages"
 # Muon needs complete matrices, which ZeRO 0 has. Without a weight, one in thirty images would be an emoji.
 python launch/pipeline.py --preset nano --data "$data" --run "$run" --parallel-stages 2 -- \
     --deepspeed_config configs/deepspeed/zero0.json \
+    thinker.optim.name=muon thinker.optim.muon_lr=1e-2 thinker.training.max_steps=600 \
+    thinker.training.validate_every=300 thinker.training.save_every=300 \
+    audio_encoder.optim.name=muon audio_encoder.optim.muon_lr=7e-3 audio_encoder.optim.warmup_fraction=0.05 \
     vision_encoder.optim.name=muon vision_encoder.optim.lr=2e-3 vision_encoder.optim.muon_lr=5e-3 \
-    'vision_encoder.data.mix.weights={image_caption: 3, image_emoji: 1}' vision_encoder.training.max_steps=600 \
-    vision_encoder.training.validate_every=300 vision_encoder.training.save_every=300 \
-    audio_encoder.optim.name=muon audio_encoder.optim.muon_lr=1e-2 "$@"
+    'vision_encoder.data.mix.weights={image_caption: 3, image_emoji: 1}' vision_encoder.training.max_steps=800 \
+    vision_encoder.training.validate_every=400 vision_encoder.training.save_every=400 \
+    codec.optim.name=muon codec.optim.lr=4e-3 codec.optim.muon_lr=1e-2 \
+    talker.optim.name=muon talker.optim.lr=2e-3 talker.optim.muon_lr=7e-3 \
+    sft.optim.name=muon sft.optim.muon_lr=1e-2 "$@"
 
 step "Results on held-out data, with trivial baselines"
 # One process per stage, two at a time: starting ranks would take longer than the evaluation itself.

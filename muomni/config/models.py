@@ -21,6 +21,7 @@ MEL_HOP = 160
 MEL_RATE_HZ = SAMPLE_RATE_HZ // MEL_HOP
 FRAME_SUBSAMPLING = 4
 FRAME_RATE_HZ = MEL_RATE_HZ // FRAME_SUBSAMPLING
+FRAME_HOP = MEL_HOP * FRAME_SUBSAMPLING
 # Speech codes are sampled: greedy decoding ends in endless loops of silence.
 SPEECH_TEMPERATURE = 0.7
 

@@ -71,19 +71,20 @@ def evenly_spaced(num: int) -> np.ndarray:
     return np.arange(MAX_FULL_SCAN) * num // MAX_FULL_SCAN
 
 
-def mel_frames(source: Source, stretch: float = 1.0) -> Lengths:
+def mel_frames(source: Source, stretch: float = 1.0, extra: int = 0) -> Lengths:
     """Mel frames of each sample, from the durations in the column files.
 
-    `stretch` is the largest factor by which augmentation lengthens an audio clip. Rounded up, so that
-    no audio clip is longer than planned.
+    `stretch` is the largest factor by which augmentation lengthens an audio clip, `extra` the most frames
+    that it adds. Rounded up, so that no audio clip is longer than planned.
     """
 
     def read(ids: np.ndarray) -> np.ndarray:
         duration_ms = source.column("duration_ms", ids)
         frames = np.ceil((duration_ms + 0.5) * stretch * MEL_RATE_HZ / 1000)
-        return np.maximum(1, frames.astype(np.int64))
+        return np.maximum(1, frames.astype(np.int64)) + extra
 
-    return Lengths(len(source), read, f"mel frames stretch={stretch}")
+    depends_on = f"mel frames stretch={stretch}" + (f" extra={extra}" if extra else "")
+    return Lengths(len(source), read, depends_on)
 
 
 def measured_lengths(

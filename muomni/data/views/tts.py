@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni.config.models import SAMPLE_RATE_HZ
+from muomni.config.models import FRAME_HOP, FRAME_SUBSAMPLING, SAMPLE_RATE_HZ
 from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
@@ -33,7 +33,8 @@ class SpokenText:
 class TtsView(View[SpokenText]):
     """Batches of `pad_characters` [B, Tl], `waveform` [B, N], `lengths` [B] in samples, and `seeds` [B].
 
-    Lengths are mel frames. A batch without a usable sample has one empty example.
+    Lengths are mel frames. In training, a random silence of less than a code frame precedes each clip. A batch
+    without a usable sample has one empty example.
     """
 
     unit = "audio_s"
@@ -44,14 +45,18 @@ class TtsView(View[SpokenText]):
         self.padding = padding
 
     def lengths(self, source: Source) -> Lengths:
-        return mel_frames(source)
+        return mel_frames(source, extra=FRAME_SUBSAMPLING)
 
     def example(self, sample: dict[str, Any], random: np.random.Generator | None) -> SpokenText:
         ids = self.tokenizer.encode(sample_text(sample))
         if not ids:
             raise DataError(f"the text of sample '{sample['__key__']}' is empty")
         characters, seed = self.tokenizer.characters(ids), augmentation_seed(random)
-        return SpokenText(ids, characters, read_audio(sample), seed)
+        waveform = read_audio(sample)
+        if random is not None:
+            # Frames that start elsewhere have other codes, so that few clips are not memorized.
+            waveform = np.pad(waveform, (int(random.integers(FRAME_HOP)), 0))
+        return SpokenText(ids, characters, waveform, seed)
 
     def collate(self, sequences: list[list[SpokenText]]) -> Batch:
         examples = [example for sequence in sequences for example in sequence]

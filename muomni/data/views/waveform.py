@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni.config.models import FRAME_SUBSAMPLING, MEL_HOP, MEL_RATE_HZ, SAMPLE_RATE_HZ
+from muomni.config.models import FRAME_HOP, MEL_RATE_HZ, SAMPLE_RATE_HZ
 from muomni.data.media.audio import augmentation_seed, pad_waveforms, read_audio
 from muomni.data.sampling.lengths import Lengths, mel_frames
 from muomni.data.shards.source import Source
 from muomni.data.views.base import Batch, View
-
-CODE_HOP = MEL_HOP * FRAME_SUBSAMPLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class WaveformView(View[Crop]):
     augments = True
 
     def __init__(self, crop_s: float) -> None:
-        self.num_samples = max(1, round(crop_s * SAMPLE_RATE_HZ / CODE_HOP)) * CODE_HOP
+        self.num_samples = max(1, round(crop_s * SAMPLE_RATE_HZ / FRAME_HOP)) * FRAME_HOP
 
     def lengths(self, source: Source) -> Lengths:
         longest = self.num_samples * MEL_RATE_HZ // SAMPLE_RATE_HZ

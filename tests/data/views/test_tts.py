@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from muomni.data.sampling.plan import Batching, Plan
@@ -30,13 +31,28 @@ def test_text_matches_audio(tmp_path: Path, view: TtsView, tokenizer: Tokenizer)
     assert float(batch["units"]) == pytest.approx(0.8)
 
 
+def test_training_clips_start_within_a_frame(tmp_path: Path, view: TtsView) -> None:
+    """The codec then gives other codes for the same speech; the planned length includes the silence."""
+    source = Source([write_tts_dataset(tmp_path / "tts")], "train")
+    plain = view.example(source.read(0), None).waveform
+    shifts = set()
+    for seed in range(20):
+        shifted = view.example(source.read(0), np.random.default_rng(seed)).waveform
+        shift = len(shifted) - len(plain)
+        assert not shifted[:shift].any() and np.array_equal(shifted[shift:], plain)
+        assert len(shifted) <= view.lengths(source)[np.array([0])][0] * 160
+        shifts.add(shift)
+    assert 0 <= min(shifts) < 160 and 480 <= max(shifts) < 640
+
+
 def test_micro_batches_respect_their_duration_limit(tmp_path: Path, view: TtsView) -> None:
     source = Source([write_tts_dataset(tmp_path / "tts", num_each=8)], "train")
     lengths = view.lengths(source)
     plan = Plan(lengths, Batching("bucket", 200, 200), seed=0)
     for step in range(plan.num_steps(1)):
         ids = plan.rank_step(step, 0, 1)[0].ids
-        batch = view.collate([[view.example(source.read(i), None)] for i in ids])
+        examples = [view.example(source.read(i), np.random.default_rng(i)) for i in ids]
+        batch = view.collate([[example] for example in examples])
         assert batch["waveform"].numel() <= 2.0 * 16_000
 
 
