@@ -36,7 +36,7 @@ def test_a_run_reports_accuracies(root: Path, tmp_path: Path, one_rank: RankPool
 def test_it_learns_words_lengths_and_stops(root: Path) -> None:
     """After a short run, codes depend on the text, another text is unlikely, and speech stops."""
     batch = {"global_seconds": 3, "micro_seconds": 3}
-    changes = {"training": {"max_steps": 150}, "batch": batch, "optim": {"lr": 5e-3}}
+    changes = {"training": {"max_steps": 250}, "batch": batch, "optim": {"lr": 5e-3}}
     curve, task = reference_curve(omni_run("talker", root, changes), root / "run")
     session = open_session(root, changes)
     stage, view = session.stage, session.stage.view()
@@ -56,7 +56,8 @@ def test_it_learns_words_lengths_and_stops(root: Path) -> None:
     text = (spoken[key] for key in ("text_ids", "character_ids", "text_mask"))
     made = talker.generate(*text, max_frames=40, temperature=0)
     assert bool(made.stopped.all())
-    assert set(made.lengths.tolist()) <= {8, 13}  # 0.3 and 0.5 s
+    # 0.3 and 0.5 s, and in training a silence of up to a frame
+    assert set(made.lengths.tolist()) <= {8, 9, 13, 14}
 
 
 def ratio(pair: torch.Tensor) -> float:
