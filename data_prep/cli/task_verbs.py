@@ -47,7 +47,6 @@ _TASKS: "dict[Task, tuple[str, str]]" = {
     "sft": (
         "shard conversations with images and audio clips",
         "--format llava --src llava.json --media images --out data/llava\n"
-        "--format openai --src chats.jsonl --out data/chats\n"
         "--format parquet --src the_cauldron --out data/cauldron",
     ),
 }

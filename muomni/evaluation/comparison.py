@@ -88,6 +88,8 @@ def _read(run: Path, stage: str) -> Recorded:
     path, evaluation = folder / METRICS_FILE, folder / REPORT_NAME
     try:
         lines = read_lines(path)
+        if not lines:
+            raise ValueError(f"{path.name} has no complete line")
         report = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(

@@ -111,7 +111,7 @@ def test_mlflow_has_one_run_per_stage_with_metrics_and_samples(run: Path) -> Non
         assert found.data.params["stage"] == stage
         files = run.parent / "mlartifacts" / run.name / found.info.run_id / "artifacts"
         assert (files / "config" / "config.yaml").is_file()
-        assert (files / "samples").is_dir() == (stage != "thinker")
+        assert (files / "samples").is_dir()
 
 
 def test_finished_stage_is_reported_and_a_lost_checkpoint_is_retrained(

@@ -1,7 +1,6 @@
 """A real MLflow server in this process that fails as told."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import pytest
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+    """Closing it waits for its requests: MLflow's handlers change the environment of this process."""
+
+    daemon_threads = False
 
 
 class _Quiet(WSGIRequestHandler):
@@ -43,14 +44,15 @@ def mlflow_server(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[str
     patch.setenv(mlflow.SERVE_ARTIFACTS_ENV_VAR, "true")
     for name in ("_tracking_store", "_model_registry_store", "_artifact_repo"):
         patch.setattr(mlflow.handlers, name, None)
-    faults = Faults()
+    faults, closing = Faults(), threading.Event()
 
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         if faults.only in environ["PATH_INFO"]:
-            time.sleep(faults.delay_s)
-            if faults.status is not None:
+            is_closing = closing.wait(faults.delay_s)
+            status = 503 if is_closing else faults.status
+            if status is not None:
                 faults.num_failed += 1
-                start_response(f"{faults.status} fault", [("Content-Type", "text/plain")])
+                start_response(f"{status} fault", [("Content-Type", "text/plain")])
                 return [b"fault"]
         return mlflow.app(environ, start_response)
 
@@ -59,5 +61,6 @@ def mlflow_server(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[str
     try:
         yield f"http://127.0.0.1:{server.server_port}", faults
     finally:
+        closing.set()
         server.shutdown()
         server.server_close()

@@ -86,8 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"")
         elif name == "type":  # an image with a wrong content type
             self._send(image(3), kind="text/plain")
-        elif name == "gif":
-            self._send(b"GIF89a" + bytes(600), kind="image/gif")
+        elif name == "tiff":
+            self._send(b"II*\0" + bytes(600), kind="image/tiff")
         elif name == "tag":
             self._send(image(4), headers={"X-Robots-Tag": rest})
         elif name == "to":

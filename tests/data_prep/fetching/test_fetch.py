@@ -78,7 +78,7 @@ def changed(**values: object) -> FetchOptions:
         ("/status/500", "http-500", 500, True, 2),
         ("/status/503", "http-503", 503, True, 2),
         ("/html", "not-image", 200, False, 1),
-        ("/gif", "not-image", 200, False, 1),
+        ("/tiff", "not-image", 200, False, 1),
         ("/empty", "empty", 200, False, 1),
         ("/tag/noai", "robots-tag", 200, False, 1),
         ("/tag/nofollow, NoImageIndex", "robots-tag", 200, False, 1),
