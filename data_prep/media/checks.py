@@ -24,7 +24,7 @@ from muomni.data.media.decode import (
     image_size,
     read_audio,
 )
-from muomni.data.media.formats import FLAC, detect_format
+from muomni.data.media.formats import FLAC, MP3, detect_format
 from muomni.data.media.streams import joined_streams, with_flac_samples
 from muomni.errors import DataError
 
@@ -122,8 +122,11 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 
 def _header_facts(data: bytes) -> AudioFacts:
-    """Facts by the header; a clip whose length its header does not tell is decoded."""
-    declared = declared_length(data)
+    """Facts by the header; a clip whose length its header does not tell is decoded.
+
+    So is every MP3: its header counts frames that a truncated file no longer has.
+    """
+    declared = None if detect_format(data) is MP3 else declared_length(data)
     if declared is None:
         return AudioFacts.of(*read_audio(data))
     num_samples, rate_hz, num_channels = declared

@@ -2,13 +2,18 @@
 
 import io
 from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.media.checks import header_size
+from data_prep.corpus import BadSampleError
+from data_prep.media.checks import checked_audio, header_size
+from data_prep.options import Preprocessing
 from muomni.errors import DataError
 
 
@@ -63,3 +68,14 @@ def test_other_formats_are_rejected(kind: str) -> None:
 def test_arbitrary_bytes(start: bytes, rest: bytes) -> None:
     with suppress(DataError):
         assert min(header_size(start + rest)) > 0
+
+
+def test_the_header_of_a_truncated_mp3_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, 0.3 * np.sin(np.arange(32_000) / 7), 16_000, format="MP3")
+    trusting = Preprocessing(check="header")
+    assert checked_audio(str(path), trusting).facts.duration_ms == 2000
+    whole = path.read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadSampleError, match="broken audio clip"):
+        checked_audio(str(tmp_path / "cut.mp3"), trusting)
