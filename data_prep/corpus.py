@@ -19,6 +19,8 @@ from muomni.data.text.turns import Turn
 from muomni.errors import DataError
 
 MAX_KEY_LENGTH = 90
+# The metadata of a conversation without its last turns: their number.
+DROPPED_TURNS = "dropped_turns"
 _APOSTROPHE = "'"
 
 # A character that is not white space, control, or format (such as zero-width space and byte order mark).

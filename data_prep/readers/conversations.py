@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from data_prep.corpus import (
     BAD_RECORD,
+    DROPPED_TURNS,
     EMPTY_TEXT,
     BadSampleError,
     Item,
@@ -114,7 +115,7 @@ def _item(record: Record, at: Position, media: RecordMedia, options: ReaderOptio
     turns = [turn for turn in turns if turn[1] or turn[0].role != "system"]
     kept = _through_last_answer(turns)
     if len(kept) < len(turns):
-        metadata["dropped_turns"] = str(len(turns) - len(kept))
+        metadata[DROPPED_TURNS] = str(len(turns) - len(kept))
     group = name_value(record.get("group"), "group") or placed.group(kept) or f"id:{name}"
     finished = [
         Turn(message.role, (*parts, *(placed.part("audio", raw) for raw in message.spoken)))

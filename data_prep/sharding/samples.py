@@ -9,12 +9,13 @@ from itertools import chain
 
 import numpy as np
 
-from data_prep.corpus import Item, clean_key
+from data_prep.corpus import DROPPED_TURNS, Item, clean_key
 from muomni.data.shards.manifest import Task, hash64
 
 # What `changed` of a manifest counts.
 CAPTION_JOINED = "caption-joined"
 KEY_RENAMED = "key-renamed"
+TURNS_DROPPED = "turns-dropped"
 
 
 def collect(items: Iterable[Item], task: Task) -> tuple[list[Item], dict[str, int]]:
@@ -24,6 +25,7 @@ def collect(items: Iterable[Item], task: Task) -> tuple[list[Item], dict[str, in
     counts = {
         CAPTION_JOINED: len(listed) - len(samples),
         KEY_RENAMED: sum(item.key in renamed for item in samples) if renamed else 0,
+        TURNS_DROPPED: sum(DROPPED_TURNS in item.metadata for item in samples),
     }
     return samples, {name: count for name, count in counts.items() if count}
 

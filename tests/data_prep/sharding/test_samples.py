@@ -108,6 +108,28 @@ def read(manifest: Manifest) -> list[dict[str, bytes | str]]:
     return [reader.read(index) for index in range(len(reader))]
 
 
+def test_dropped_turns_are_counted(tmp_path: Path, capsys: Capture) -> None:
+    answered = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "One."}]
+    rows = [answered, [*answered, {"role": "user", "content": "More?"}]]
+    src = tmp_path / "chats.jsonl"
+    src.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in rows))
+    main(
+        [
+            "sft",
+            "--format",
+            "jsonl",
+            "--src",
+            str(src),
+            "--out",
+            str(tmp_path / "out"),
+            "--workers",
+            "1",
+        ]
+    )
+    assert Manifest.load(tmp_path / "out").changed == {"turns-dropped": 1}
+    assert "changed: turns-dropped 1" in capsys.readouterr().out
+
+
 def test_a_renamed_sample_is_retried_under_its_name(tmp_path: Path) -> None:
     def write(second: str) -> None:
         rows = [{"id": "same", "text": text} for text in ("first", second, "third")]
