@@ -75,7 +75,8 @@ def test_state_is_sharded_by_zero_stage(
 def test_a_plan_exists_for_any_number_of_gpus(
     num_gpus: int, text_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = dry_run(text_data, "--gpus", str(num_gpus), "batch.global_tokens=640")
+    flags = ("batch.global_tokens=640", "batch.micro_sequences=2")
+    found = dry_run(text_data, "--gpus", str(num_gpus), *flags)
     printed = capsys.readouterr().out
     assert found["ranks"] == min(num_gpus, 10)
     assert ("trains on 10 of" in printed) == (num_gpus > 10)
@@ -159,7 +160,15 @@ def test_the_sums_of_bf16_gradients_need_memory(text_data: Path, tmp_path: Path)
     for name in ("fp32", "bf16"):
         content = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": name}}
         engine = write_json(tmp_path / f"{name}.json", content)
-        flags = ("--precision", "bf16", "--deepspeed_config", engine, "--gpus", "16")
+        flags = (
+            "--precision",
+            "bf16",
+            "--deepspeed_config",
+            engine,
+            "--gpus",
+            "16",
+            "batch.micro_sequences=2",
+        )
         (plan,) = (p for p in dry_run(text_data, *flags)["memory"] if p["zero_stage"] == 1)
         peaks.append(plan["parts_bytes"]["gradients"])
     assert 1.5 * peaks[1] < peaks[0] <= 2 * peaks[1]
