@@ -218,7 +218,7 @@ def _print_survey(found: "Survey", options: FetchOptions) -> None:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.bad_rows.most_common())
         print(f"{num_bad:,} rows that cannot be fetched: {reasons}")
     print(
-        f"{len(found.todo):,} URLs to fetch, {found.num_stored:,} already stored, "
+        f"{len(found.pending):,} URLs to fetch, {found.num_stored:,} already stored, "
         f"{found.num_failed:,} that failed earlier"
     )
     for host, count in found.hosts.most_common(_NUM_SHOWN_HOSTS):

@@ -20,14 +20,22 @@ from filelock import Timeout
 from yarl import URL
 
 from data_prep.fetching.download import Client, Download, FetchError
-from data_prep.fetching.journal import Journal, Summary, digest_of, failed, stem_of, write_tables
+from data_prep.fetching.journal import (
+    Journal,
+    Summary,
+    digest_of,
+    failed,
+    json_line,
+    stem_of,
+    write_tables,
+)
 from data_prep.fetching.schedule import Job, Schedule
 from data_prep.fetching.url_table import BAD_URL, UrlTable, parse_url
 from data_prep.options import FetchOptions
 from muomni.errors import DataError
 from muomni.io.atomic_write import write_atomic
 from muomni.io.count_progress import Progress, counted
-from muomni.io.file_lock import exclusive_lock
+from muomni.io.file_lock import exclusive_lock_if_supported
 
 Retry = Literal["temporary", "all", "none"]
 RETRIES: tuple[Retry, ...] = ("temporary", "all", "none")
@@ -54,7 +62,7 @@ class OpenProgress(Protocol):
 
 @dataclass(slots=True)
 class Survey:
-    """What a table holds, and what of it a run has to fetch. `todo` are digests of URLs."""
+    """What a table holds, and what of it a run has to fetch. `pending` are digests of URLs."""
 
     num_rows: int = 0
     num_repeated: int = 0
@@ -62,7 +70,7 @@ class Survey:
     num_failed: int = 0
     bad_rows: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
-    todo: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
 
 
 @contextmanager
@@ -74,11 +82,9 @@ def open_folder(folder: Path, table: UrlTable) -> Iterator[Journal]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive_lock(folder / ".lock", blocking=False))
+            stack.enter_context(exclusive_lock_if_supported(folder / ".lock", blocking=False))
         except Timeout:
             raise DataError(f"another fetch writes {folder}; wait for it") from None
-        except OSError:
-            pass  # a file system without locks
         _check_source(folder, table)
         for path in folder.glob(f"{MEDIA_FOLDERS[table.path_column]}/*/.*.tmp-*"):
             path.unlink(missing_ok=True)  # of a run that was killed
@@ -93,6 +99,7 @@ def survey(table: UrlTable, journal: Journal | None, retry: Retry) -> Survey:
     seen: set[int] = set()
     for row in counted(table.rows(), None, f"{table.src.name} (check)", "rows"):
         found.num_rows += 1
+        json_line(row.values)  # else the results could not be written after all downloads
         if row.target is None:
             found.bad_rows[row.problem.reason if row.problem else BAD_URL] += 1
             continue
@@ -107,7 +114,7 @@ def survey(table: UrlTable, journal: Journal | None, retry: Retry) -> Survey:
         elif result and (retry == "none" or (retry == "temporary" and not result["temporary"])):
             found.num_failed += 1
         else:
-            found.todo.add(digest)
+            found.pending.add(digest)
             found.hosts[row.target.raw_host or ""] += 1
     if not found.num_rows:
         raise DataError(f"{table.src} has no rows; check --src")
@@ -123,10 +130,10 @@ def fetch(
 ) -> Summary:
     """Download what is missing, and write the tables; raises `DataError` as `open_folder` and the table do."""
     with open_folder(folder, table) as journal:
-        todo = survey(table, journal, retry).todo
+        pending = survey(table, journal, retry).pending
         _record_source(folder, table)
-        with open_progress(len(todo), f"{folder.name} (fetch)", "URLs") as progress:
-            asyncio.run(_Run(table, folder, options, journal, progress).run(todo))
+        with open_progress(len(pending), f"{folder.name} (fetch)", "URLs") as progress:
+            asyncio.run(_Run(table, folder, options, journal, progress).run(pending))
         return write_tables(table, journal, folder)
 
 
@@ -146,9 +153,9 @@ class _Run:
         self._media = MEDIA_FOLDERS[options.kind]
         self._schedule = Schedule(options, time.monotonic)
 
-    async def run(self, todo: set[int]) -> None:
-        """Download all URLs of the table whose digests are in `todo`."""
-        jobs = self._jobs(todo)
+    async def run(self, pending: set[int]) -> None:
+        """Download all URLs of the table whose digests are in `pending`."""
+        jobs = self._jobs(pending)
         running: set[asyncio.Task[None]] = set()
         # Threads look up hosts and sync files.
         executor = ThreadPoolExecutor(self._options.num_connections)
@@ -168,15 +175,15 @@ class _Run:
                 running = await self._wait(running, is_read)
                 self._progress.update(0)
 
-    def _jobs(self, todo: set[int]) -> Iterator[Job | None]:
+    def _jobs(self, pending: set[int]) -> Iterator[Job | None]:
         """The URLs to download, each once, and None for other rows."""
         for row in self._table.rows():
-            if row.target is None or (digest := digest_of(row.url)) not in todo:
+            if row.target is None or (digest := digest_of(row.url)) not in pending:
                 yield None
             else:
-                todo.remove(digest)
+                pending.remove(digest)
                 yield Job(row.url, digest, row.target)
-            if not todo:
+            if not pending:
                 return
 
     def _read(self, jobs: Iterator[Job | None]) -> bool:

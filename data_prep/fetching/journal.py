@@ -7,11 +7,13 @@ downloading. Files are named after the SHA-256 of their URL, so the table may gr
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from data_prep.fetching.url_table import UrlRow, UrlTable
 from data_prep.readers.text_files import Record
-from data_prep.values import is_missing
+from data_prep.values import is_missing, shown
 from muomni.errors import DataError
 from muomni.io.atomic_write import open_atomic
 from muomni.io.count_progress import counted
@@ -92,10 +94,38 @@ class Journal:
 
 
 def json_line(record: Record) -> bytes:
-    """A record as one line of JSON; NaN becomes null, and invalid UTF-8 is kept."""
+    """A record as one line of JSON; NaN becomes null, dates and decimals texts, and invalid UTF-8 is kept.
+
+    Raises `DataError` that names a field with a value that JSON does not have, such as bytes.
+    """
     values = {name: None if is_missing(value) else value for name, value in record.items()}
-    text = json.dumps(values, ensure_ascii=False, default=str)  # dates and decimals
+    try:
+        text = _encode(values)
+    except (TypeError, ValueError):
+        name = next(name for name, value in values.items() if not _is_json(value))
+        raise DataError(
+            f"the table of results is JSON, which cannot hold {name!r}: {shown(values[name])}; remove this "
+            "column from the table of URLs"
+        ) from None
     return f"{text}\n".encode(errors="surrogatepass")
+
+
+def _encode(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_text)
+
+
+def _is_json(value: object) -> bool:
+    try:
+        _encode(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, date | time | timedelta | Decimal):
+        return str(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 @dataclass(slots=True)

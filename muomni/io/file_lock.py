@@ -3,11 +3,14 @@
 The kernel releases the lock of a process that dies, and the next holder reuses the file it leaves.
 """
 
+import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.01
 
@@ -27,11 +30,18 @@ def exclusive_lock(path: Path, blocking: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive_lock_if_supported(path: Path) -> Iterator[None]:
-    """`exclusive_lock`, or no lock if it raises OSError: some cluster file systems have no locks."""
+def exclusive_lock_if_supported(path: Path, blocking: bool = True) -> Iterator[None]:
+    """`exclusive_lock`, or no lock where it cannot be taken: some cluster file systems have no locks.
+
+    Raises `filelock.Timeout` if it is held and not `blocking`.
+    """
     with ExitStack() as stack:
-        with suppress(OSError):
-            stack.enter_context(exclusive_lock(path))
+        try:
+            stack.enter_context(exclusive_lock(path, blocking))
+        except Timeout:
+            raise
+        except OSError as error:
+            logger.info("no lock on %s (%s)", path, error)
         yield
 
 

@@ -9,6 +9,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from muomni.io import file_lock
 from muomni.io.file_lock import exclusive_lock, exclusive_lock_if_supported, try_exclusive_lock
@@ -75,4 +76,14 @@ def test_file_systems_without_locks_run_unlocked(
     with exclusive_lock_if_supported(tmp_path / "lock"):
         assert not (tmp_path / "lock").exists()
     with pytest.raises(OSError, match="no locks"), exclusive_lock(tmp_path / "lock"):
+        pass
+
+
+def test_a_held_lock_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with (
+        exclusive_lock(lock),
+        pytest.raises(Timeout),
+        exclusive_lock_if_supported(lock, blocking=False),
+    ):
         pass

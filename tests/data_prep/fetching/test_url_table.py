@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep.fetching.fetch import survey
 from data_prep.fetching.journal import json_line
 from data_prep.fetching.url_table import UrlTable, parse_url
 from muomni.errors import DataError
@@ -85,3 +86,19 @@ def test_parquet_folder_without_bytes(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="no column 'url'"):
         list(UrlTable(tmp_path, "parquet", {"url": "link"}, "image").rows())
+
+
+@pytest.mark.parametrize("value", [b"\xff", [float("nan")], {"a": {1, 2}}, float("inf")])
+def test_a_value_that_json_does_not_have_is_refused(value: object) -> None:
+    with pytest.raises(DataError, match=r"cannot hold 'thumb': .*remove this column"):
+        json_line({"caption": "a cat", "thumb": value})
+
+
+def test_a_table_whose_results_cannot_be_written_is_refused_before_downloads(
+    tmp_path: Path,
+) -> None:
+    src = tmp_path / "urls.jsonl"
+    src.write_text('{"url": "http://a.example/1", "scores": [NaN]}\n')
+    table = UrlTable(src, "jsonl", {}, "image")
+    with pytest.raises(DataError, match="cannot hold 'scores'"):
+        survey(table, None, "temporary")
