@@ -18,7 +18,7 @@ from data_prep.readers.parquet import read_image_parquet, read_text_parquet
 from data_prep.sharding.shard_plan import ShardingOptions, build_plan
 from muomni.data.shards.manifest import Manifest
 from muomni.data.shards.reader import SplitReader
-from tests.data_prep.public_layouts import write_file, write_parquet
+from tests.data_prep.corpus_files import write_file, write_parquet
 from tests.data_prep.raw_corpora import audio, image
 
 RATE = 16_000

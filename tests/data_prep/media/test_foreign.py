@@ -16,6 +16,7 @@ from data_prep.options import Preprocessing
 from muomni.data.media.audio import decode_declared_length
 from muomni.data.media.decode import open_image, read_audio
 from muomni.data.media.formats import Kind
+from tests.data_prep.corpus_files import write_file
 from tests.data_prep.media.originals import (
     NUM_SAMPLES,
     RATE_HZ,
@@ -24,7 +25,6 @@ from tests.data_prep.media.originals import (
     originals,
     tone,
 )
-from tests.data_prep.public_layouts import write_file
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 

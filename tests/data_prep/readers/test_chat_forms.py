@@ -12,7 +12,7 @@ from data_prep.readers import find_reader
 from data_prep.readers.chat_files import read_chat_files
 from muomni.errors import DataError
 from tests.data_prep.commands import quarantined, shard
-from tests.data_prep.public_layouts import write_file, write_jsonl
+from tests.data_prep.corpus_files import write_file, write_jsonl
 
 U = {"role": "user", "content": "Why?"}
 A = {"role": "assistant", "content": "Since it rained."}

@@ -16,7 +16,7 @@ from data_prep.readers import chat_media
 from data_prep.readers.chat_files import read_chat_files
 from data_prep.readers.chat_parquet import read_chat_parquet
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import write_file, write_jsonl, write_parquet
+from tests.data_prep.corpus_files import write_file, write_jsonl, write_parquet
 from tests.data_prep.raw_corpora import audio, image
 
 

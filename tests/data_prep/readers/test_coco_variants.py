@@ -10,7 +10,7 @@ from data_prep.corpus import Item
 from data_prep.options import ReaderOptions
 from data_prep.readers.coco import read_coco
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import write_file
+from tests.data_prep.corpus_files import write_file
 from tests.data_prep.raw_corpora import image
 
 OPTIONS = ReaderOptions()

@@ -11,7 +11,7 @@ from data_prep.readers.messages import read_openai
 from data_prep.readers.placeholders import read_sharegpt
 from muomni.data.text.turns import Part
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import write_file, write_jsonl
+from tests.data_prep.corpus_files import write_file, write_jsonl
 
 OPTIONS = ReaderOptions()
 

@@ -12,16 +12,14 @@ from data_prep.readers.flickr30k import read_flickr30k
 from data_prep.readers.image_folder import read_image_folder, read_img2dataset
 from data_prep.readers.parquet import read_image_parquet
 from muomni.errors import DataError
+from tests.data_prep.corpus_files import TEXTS, write_file, write_parquet
 from tests.data_prep.public_layouts import (
-    TEXTS,
     write_cc3m,
-    write_file,
     write_flickr30k,
     write_flickr30k_csv,
     write_image_folder,
     write_image_parquet,
     write_img2dataset,
-    write_parquet,
 )
 from tests.data_prep.raw_corpora import image
 

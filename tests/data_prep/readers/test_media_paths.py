@@ -8,7 +8,7 @@ import pytest
 from data_prep.corpus import BadSampleError
 from data_prep.media.located import located
 from data_prep.readers.media_paths import find_media
-from tests.data_prep.public_layouts import write_file
+from tests.data_prep.corpus_files import write_file
 
 _FILES = (
     "clips/one.wav",

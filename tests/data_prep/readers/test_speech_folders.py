@@ -15,16 +15,9 @@ from data_prep.readers.mls import read_mls
 from data_prep.readers.nemo import read_nemo
 from muomni.data.media.decode import AudioFacts, read_audio
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import (
-    TEXTS,
-    write_aishell,
-    write_file,
-    write_jsonl,
-    write_kaldi,
-    write_libritts,
-    write_mls,
-)
+from tests.data_prep.corpus_files import TEXTS, write_file, write_jsonl
 from tests.data_prep.raw_corpora import audio, write_librispeech
+from tests.data_prep.speech_layouts import write_aishell, write_kaldi, write_libritts, write_mls
 
 OPTIONS = ReaderOptions()
 

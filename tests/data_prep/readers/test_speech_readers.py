@@ -16,23 +16,20 @@ from data_prep.readers.nemo import read_nemo
 from data_prep.readers.parquet import read_speech_parquet
 from data_prep.readers.vctk import read_vctk
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import (
-    TEXTS,
+from tests.data_prep.corpus_files import TEXTS, write_file, write_jsonl, write_parquet
+from tests.data_prep.raw_corpora import audio
+from tests.data_prep.speech_layouts import (
     gigaspeech_segment,
     lhotse_recording,
     lhotse_supervision,
     write_arctic,
     write_commonvoice,
-    write_file,
     write_gigaspeech,
-    write_jsonl,
     write_lhotse,
     write_libritts,
     write_nemo,
-    write_parquet,
     write_vctk,
 )
-from tests.data_prep.raw_corpora import audio
 
 OPTIONS = ReaderOptions()
 

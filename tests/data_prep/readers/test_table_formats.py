@@ -13,15 +13,10 @@ from data_prep.cli.main import main
 from data_prep.readers import READERS
 from muomni.data.shards.manifest import TASKS, Manifest, Task
 from muomni.data.shards.reader import SplitReader
-from tests.data_prep.public_layouts import (
-    LAYOUTS,
-    NUM_SAMPLES,
-    TEXTS,
-    write_image_parquet,
-    write_libritts,
-    write_nemo,
-    write_sharegpt,
-)
+from tests.data_prep.chat_layouts import write_sharegpt
+from tests.data_prep.corpus_files import NUM_SAMPLES, TEXTS
+from tests.data_prep.public_layouts import LAYOUTS, write_image_parquet
+from tests.data_prep.speech_layouts import write_libritts, write_nemo
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMATS = [(task, name) for task in TASKS for name in sorted(READERS[task])]

@@ -19,7 +19,7 @@ from data_prep.options import ReaderOptions
 from data_prep.readers import find_reader
 from muomni.errors import ConfigError, DataError
 from tests.data_prep.commands import Capture, fails, quarantined, shard
-from tests.data_prep.public_layouts import write_file, write_jsonl
+from tests.data_prep.corpus_files import write_file, write_jsonl
 from tests.data_prep.raw_corpora import audio, image
 
 TEXTS = ["One morning.", "Two cats, one dog.", 'A "quoted" word.']

@@ -14,17 +14,15 @@ from data_prep.readers.nemo import read_nemo
 from data_prep.readers.webdataset import read_image_tars, read_speech_tars, read_text_tars
 from muomni.errors import DataError
 from tests.data_prep.commands import shard
-from tests.data_prep.public_layouts import (
-    TEXTS,
+from tests.data_prep.corpus_files import TEXTS, write_jsonl, write_tar
+from tests.data_prep.public_layouts import write_image_tars
+from tests.data_prep.raw_corpora import audio, image
+from tests.data_prep.speech_layouts import (
     lhotse_supervision,
     shar_cut,
-    write_image_tars,
-    write_jsonl,
     write_shar,
     write_speech_tars,
-    write_tar,
 )
-from tests.data_prep.raw_corpora import audio, image
 
 
 def _messages(items: list[Item]) -> list[str]:

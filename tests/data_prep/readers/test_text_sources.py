@@ -22,7 +22,7 @@ from data_prep.readers.plain_text import read_packed, read_plain_text
 from data_prep.sharding.encode import _read_span
 from muomni.errors import DataError
 from tests.data_prep.commands import Capture, fails, quarantined, shard
-from tests.data_prep.public_layouts import write_file
+from tests.data_prep.corpus_files import write_file
 
 Pack = Callable[[bytes], bytes]
 

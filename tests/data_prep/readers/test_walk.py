@@ -8,7 +8,7 @@ import pytest
 from data_prep.readers.walk import find_files, walk
 from data_prep.skipped_files import SkippedFiles
 from muomni.errors import DataError
-from tests.data_prep.public_layouts import write_file
+from tests.data_prep.corpus_files import write_file
 
 
 def _found(root: Path, *suffixes: str) -> tuple[list[str], SkippedFiles]:

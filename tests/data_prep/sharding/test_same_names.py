@@ -6,7 +6,7 @@ from data_prep.corpus import Cell, Item, image_group
 from data_prep.sharding.same_names import separate_same_names
 from muomni.data.text.turns import Part, Turn
 from tests.data_prep.commands import shard
-from tests.data_prep.public_layouts import write_file
+from tests.data_prep.corpus_files import write_file
 from tests.data_prep.raw_corpora import image
 
 
